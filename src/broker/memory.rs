@@ -1,0 +1,50 @@
+//! The embedded broker: hands what is published to this process's own subscriptions. For trying things out and for
+//! tests; nothing is kept, and nothing leaves the process.
+
+use std::collections::HashSet;
+
+use tokio::sync::mpsc;
+
+use super::{Command, Event, Message};
+use crate::topic::Filter;
+
+/// Runs until the command channel or the event channel closes. A full event channel holds publishers up; nothing is lost.
+pub(super) async fn run(mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
+    let mut topics: HashSet<Filter> = HashSet::new();
+    let mut patterns: HashSet<Filter> = HashSet::new();
+    if events.send(Event::Up).await.is_err() {
+        return;
+    }
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Subscribe { filter, done } => {
+                if filter.is_pattern() {
+                    patterns.insert(filter)
+                } else {
+                    topics.insert(filter)
+                };
+                let _ = done.send(Ok(()));
+            }
+            Command::Unsubscribe { filter } => {
+                topics.remove(&filter);
+                patterns.remove(&filter);
+            }
+            Command::Publish { topic, payload, headers, done } => {
+                let exact = topics.get(&Filter::from(topic.clone()));
+                for filter in exact.into_iter().chain(patterns.iter().filter(|filter| filter.matches(&topic)))
+                {
+                    let message = Message {
+                        filter: filter.clone(),
+                        topic: topic.clone(),
+                        payload: payload.clone(),
+                        headers: headers.clone(),
+                    };
+                    if events.send(Event::Message(message)).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = done.send(Ok(()));
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Configuration: what may be set, its defaults, and what is wrong with what was set.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::topic::Filter;
+
+/// Everything that can be configured, ready to use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `listen`: where browsers connect.
+    pub listen: SocketAddr,
+    /// `hosts`: names that a request's `Host` may carry. Empty: any, but only loopback names while `listen` is loopback.
+    pub hosts: Vec<String>,
+    /// `drain`: how long open streams are given to be closed in batches after SIGTERM.
+    pub drain: Duration,
+    /// `[admin]`.
+    pub admin: Admin,
+    /// `[broker]`.
+    pub broker: Broker,
+    /// `[[topics]]`: what is exposed, first match wins.
+    pub topics: Vec<Rule>,
+    /// `[streams]`.
+    pub streams: Streams,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[cors]`.
+    pub cors: Cors,
+    /// `[log]`.
+    pub log: Log,
+}
+
+/// `[admin]`: the listener for probes and metrics, never public.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    /// `admin.listen`.
+    pub listen: SocketAddr,
+}
+
+/// `[broker]`: where messages come from, and who we are there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Broker {
+    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`.
+    pub url: Secret,
+    /// `broker.user`.
+    pub user: Option<String>,
+    /// `broker.password`.
+    pub password: Option<Secret>,
+    /// `broker.token` (NATS).
+    pub token: Option<Secret>,
+    /// `broker.nkey`: an NKey seed (NATS).
+    pub nkey: Option<Secret>,
+    /// `broker.credentials`: path of a `.creds` file (NATS).
+    pub credentials: Option<PathBuf>,
+    /// `broker.separator`: what separates segments of a channel (Redis); NATS has `.`.
+    pub separator: char,
+    /// `[broker.tls]`.
+    pub tls: BrokerTls,
+}
+
+/// `[broker.tls]`: beside the system's roots.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BrokerTls {
+    /// `broker.tls.ca`: path of a PEM file with the authorities to trust.
+    pub ca: Option<PathBuf>,
+    /// `broker.tls.cert`: path of our certificate, PEM.
+    pub cert: Option<PathBuf>,
+    /// `broker.tls.key`: path of its key, PEM.
+    pub key: Option<PathBuf>,
+}
+
+/// A value that no output shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("\"***\"")
+    }
+}
+
+/// `[[topics]]`: one rule.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// `match`: the topics that this rule decides.
+    pub filter: Filter,
+    /// `source`.
+    pub source: Source,
+    /// `read`: who may subscribe.
+    pub read: Access,
+    /// `publish`: who may publish.
+    pub publish: Access,
+    /// `id`: where a publisher's own message id is found.
+    pub id: Field,
+    /// `type`: where the event type is found.
+    pub kind: Field,
+    /// `replay`.
+    pub replay: Replay,
+}
+
+/// What feeds a rule's topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Plain publish/subscribe.
+    Pubsub,
+}
+
+/// Who may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anyone who reaches the listener.
+    Anyone,
+    /// Nobody.
+    Nobody,
+}
+
+/// Where a field of a message is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    /// In the header field of this name.
+    Header(String),
+    /// In a JSON payload, at this JSON pointer (RFC 6901).
+    Pointer(String),
+}
+
+/// `replay`: how much of each topic is held for those who reconnect. Whichever bound is met first counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes, as held in memory.
+    pub bytes: u64,
+    /// Age.
+    pub age: Duration,
+    /// How long a topic is held, and stays subscribed, after its last reader left.
+    pub linger: Duration,
+    /// Subscribe to `match` from the start, without waiting for a reader.
+    pub warm: bool,
+}
+
+/// `[streams]`: the behaviour of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Streams {
+    /// Silence after which a comment is sent.
+    pub heartbeat: Duration,
+    /// Middle of the reconnection delay that clients are told; each stream is told 50 % to 150 % of it.
+    pub retry: Duration,
+    /// How long a reader may take nothing before its stream is closed.
+    pub write_timeout: Duration,
+    /// Age at which a stream is asked to reconnect, 90 % to 110 % of it. `None`: never.
+    pub max_age: Option<Duration>,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Open streams.
+    pub streams: usize,
+    /// Open connections, streams among them.
+    pub connections: usize,
+    /// Topics and patterns held at once.
+    pub topics: usize,
+    /// Topics and patterns on one stream.
+    pub topics_per_stream: usize,
+    /// Bytes of a topic.
+    pub topic_length: usize,
+    /// Bytes of a payload, published or received.
+    pub message: u64,
+    /// Bytes of all replay buffers together.
+    pub buffer: u64,
+    /// Bytes of a request head.
+    pub head: u64,
+    /// Time in which a request head, or a published body, must have arrived.
+    pub head_timeout: Duration,
+}
+
+/// `[cors]`: pages of other origins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cors {
+    /// Origins that may read and publish, exact: scheme, host and port.
+    pub origins: Vec<String>,
+    /// Whether they may send cookies.
+    pub credentials: bool,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// A level, or a filter such as `info,topicgate=debug`.
+    pub level: String,
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line of text an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}

@@ -1,0 +1,7 @@
+//! topicgate: a gateway from topics of a message broker (NATS, Redis) to browsers, over Server-Sent Events.
+//!
+//! The binary is a thin shell over this library. `docs/architecture.md` draws the pipeline and says who may import whom.
+
+pub mod broker;
+pub mod config;
+pub mod topic;

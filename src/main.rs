@@ -1,0 +1,3 @@
+//! The `topicgate` binary.
+
+fn main() {}

@@ -1,0 +1,388 @@
+//! Topics and filters: what a topic may be called, what a pattern matches, and which patterns cover which.
+//!
+//! A [`Topic`] is a path of segments, `orders/eu/42`. A [`Filter`] is a topic or a pattern: `*` as a whole segment
+//! matches one segment, `**` as the last one matches one or more. Both are kept in one canonical form with `/` between
+//! the segments; a broker's own separator is translated at its edge ([`Topic::from_subject`], [`Filter::to_subject`]).
+//!
+//! This file knows nothing of who may read a topic (that is [`crate::config`]'s rules), nor how a broker spells a
+//! wildcard (that is each broker's file).
+
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// First segments with a meaning of their own on a broker: NATS' `$SYS`, `$JS`, `$KV` and `_INBOX`, Redis'
+/// `__keyspace@0__` and `__keyevent@0__`. A wildcard never matches them.
+const RESERVED_PREFIXES: [&str; 3] = ["$", "_INBOX", "__key"];
+
+/// Characters that are a wildcard or a glob on NATS or Redis. They are refused on every broker, so that a topic means
+/// the same wherever it is read. `%` is among them because a client that sends it has encoded its topic twice.
+const FORBIDDEN: [char; 7] = ['*', '>', '?', '[', ']', '\\', '%'];
+
+/// Why a topic or a pattern was refused. The text is written for the person who sent it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TopicError {
+    /// Nothing was named.
+    #[error("the topic is empty; name one, such as orders/eu")]
+    Empty,
+    /// Two separators in a row, or one at an end.
+    #[error(
+        "the topic has an empty segment; write orders/eu, without a separator at either end or twice in a row"
+    )]
+    EmptySegment,
+    /// Longer than the configured limit.
+    #[error("the topic is {length} bytes long and at most {limit} are allowed (limits.topic_length)")]
+    TooLong {
+        /// Bytes that were sent.
+        length: usize,
+        /// Bytes that are allowed.
+        limit: usize,
+    },
+    /// A control character or white space.
+    #[error("the topic has white space or a control character; segments are printable text without spaces")]
+    Unprintable,
+    /// A wildcard inside a segment, or a character that is a wildcard on a broker.
+    #[error(
+        "the topic has the character {0:?}, which cannot be part of a segment; * and ** stand alone in theirs"
+    )]
+    Forbidden(char),
+    /// `**` before the last segment.
+    #[error("** must be the last segment of a pattern")]
+    RestNotLast,
+    /// `.` or `..` as a segment, which browsers and proxies resolve away.
+    #[error("a segment cannot be . or .., which browsers and proxies resolve before they send the request")]
+    Dots,
+    /// `%2F` in a URL path, of which nobody can say whether it separates.
+    #[error("the topic has an encoded slash; write / between segments")]
+    EncodedSlash,
+    /// Bytes that are not UTF-8 once decoded.
+    #[error("the topic is not UTF-8 once percent-decoded")]
+    NotUtf8,
+    /// A pattern where a topic was needed.
+    #[error("a pattern was sent where one topic is needed; name it without * and **")]
+    Pattern,
+}
+
+/// One topic in canonical form. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Topic(Arc<str>);
+
+impl Topic {
+    /// Reads a topic in canonical form (`/` between segments). `limit` is in bytes.
+    ///
+    /// # Errors
+    /// What the grammar refuses, as [`TopicError`]; a pattern is [`TopicError::Pattern`].
+    pub fn parse(text: &str, limit: usize) -> Result<Self, TopicError> {
+        let filter = Filter::parse(text, limit)?;
+        filter.topic().ok_or(TopicError::Pattern)
+    }
+
+    /// The topic that a broker's subject or channel names, or `None` if the grammar has no name for it.
+    pub fn from_subject(subject: &str, separator: char) -> Option<Self> {
+        let translated;
+        let text = if separator == '/' {
+            subject
+        } else if subject.contains('/') {
+            return None; // it would read as two segments here, and could not be written back
+        } else {
+            translated = subject.replace(separator, "/");
+            &translated
+        };
+        Topic::parse(text, usize::MAX).ok()
+    }
+
+    /// The canonical text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The subject or channel of this topic on a broker whose separator is `separator`.
+    pub fn to_subject(&self, separator: char) -> String {
+        self.0.replace('/', separator.encode_utf8(&mut [0; 4]))
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A topic or a pattern in canonical form. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Filter(Arc<str>);
+
+impl Filter {
+    /// Reads a topic or a pattern in canonical form (`/` between segments). `limit` is in bytes.
+    ///
+    /// # Errors
+    /// What the grammar refuses, as [`TopicError`].
+    pub fn parse(text: &str, limit: usize) -> Result<Self, TopicError> {
+        if text.is_empty() {
+            return Err(TopicError::Empty);
+        }
+        if text.len() > limit {
+            return Err(TopicError::TooLong { length: text.len(), limit });
+        }
+        let mut segments = text.split('/').peekable();
+        while let Some(segment) = segments.next() {
+            match segment {
+                "" => return Err(TopicError::EmptySegment),
+                "." | ".." => return Err(TopicError::Dots),
+                "*" => continue,
+                "**" if segments.peek().is_none() => continue,
+                "**" => return Err(TopicError::RestNotLast),
+                _ => {}
+            }
+            for c in segment.chars() {
+                if c.is_control() || c.is_whitespace() || c == '\u{feff}' {
+                    return Err(TopicError::Unprintable);
+                }
+                if FORBIDDEN.contains(&c) {
+                    return Err(TopicError::Forbidden(c));
+                }
+            }
+        }
+        Ok(Filter(text.into()))
+    }
+
+    /// The canonical text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is a pattern rather than one topic.
+    pub fn is_pattern(&self) -> bool {
+        self.segments().any(|segment| segment == "*" || segment == "**")
+    }
+
+    /// The one topic that this filter names, or `None` if it is a pattern.
+    pub fn topic(&self) -> Option<Topic> {
+        (!self.is_pattern()).then(|| Topic(self.0.clone()))
+    }
+
+    /// The segments, wildcards included.
+    pub fn segments(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// Whether a message on `topic` belongs to this filter. A wildcard as the first segment matches no reserved one.
+    pub fn matches(&self, topic: &Topic) -> bool {
+        covers(&self.0, topic.as_str())
+    }
+
+    /// Whether every topic that `other` can match is matched by this filter too.
+    pub fn covers(&self, other: &Filter) -> bool {
+        covers(&self.0, &other.0)
+    }
+
+    /// Whether some topic is matched by both.
+    pub fn overlaps(&self, other: &Filter) -> bool {
+        overlaps(&self.0, &other.0)
+    }
+
+    /// The subject of this filter on a broker that separates with `separator` and spells `**` as `rest`. `*` stays.
+    pub fn to_subject(&self, separator: char, rest: &str) -> String {
+        let mut subject = String::with_capacity(self.0.len());
+        for (index, segment) in self.segments().enumerate() {
+            if index > 0 {
+                subject.push(separator);
+            }
+            subject.push_str(if segment == "**" { rest } else { segment });
+        }
+        subject
+    }
+}
+
+impl From<Topic> for Filter {
+    fn from(topic: Topic) -> Self {
+        Filter(topic.0)
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_reserved(segment: &str) -> bool {
+    RESERVED_PREFIXES.iter().any(|prefix| segment.starts_with(prefix))
+}
+
+/// Whether the set of topics of `outer` contains that of `inner`. A topic is a pattern without wildcards here.
+fn covers(outer: &str, inner: &str) -> bool {
+    let mut outer = outer.split('/');
+    let mut inner = inner.split('/');
+    let mut first = true;
+    loop {
+        match (outer.next(), inner.next()) {
+            (None, None) => return true,
+            (Some("**"), Some(segment)) => return !(first && is_reserved(segment)),
+            (Some("*"), Some(segment)) if segment != "**" => {
+                if first && is_reserved(segment) {
+                    return false;
+                }
+            }
+            (Some(a), Some(b)) if a == b => {}
+            _ => return false,
+        }
+        first = false;
+    }
+}
+
+fn overlaps(a: &str, b: &str) -> bool {
+    let mut a = a.split('/');
+    let mut b = b.split('/');
+    let mut first = true;
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(x), Some(y)) => {
+                let wild = |segment| segment == "*" || segment == "**";
+                let reserved = first && (is_reserved(x) || is_reserved(y));
+                if x != y && (reserved || !(wild(x) || wild(y))) {
+                    return false;
+                }
+                if x == "**" || y == "**" {
+                    return true;
+                }
+            }
+            _ => return false,
+        }
+        first = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn filter(text: &str) -> Filter {
+        Filter::parse(text, 200).unwrap()
+    }
+
+    fn topic(text: &str) -> Topic {
+        Topic::parse(text, 200).unwrap()
+    }
+
+    #[test]
+    fn the_grammar_refuses_what_a_broker_would_read_otherwise() {
+        for (text, error) in [
+            ("", TopicError::Empty),
+            ("a//b", TopicError::EmptySegment),
+            ("/a", TopicError::EmptySegment),
+            ("a/", TopicError::EmptySegment),
+            ("a b", TopicError::Unprintable),
+            ("a\tb", TopicError::Unprintable),
+            ("a\0b", TopicError::Unprintable),
+            ("a\r\nPUB x 1\r\ny", TopicError::Unprintable),
+            ("a\u{a0}b", TopicError::Unprintable),
+            ("orders*", TopicError::Forbidden('*')),
+            ("orders/>", TopicError::Forbidden('>')),
+            ("news[a-z]", TopicError::Forbidden('[')),
+            ("news?", TopicError::Forbidden('?')),
+            ("a\\b", TopicError::Forbidden('\\')),
+            ("%2e%2e", TopicError::Forbidden('%')),
+            ("**/a", TopicError::RestNotLast),
+            ("../etc", TopicError::Dots),
+            ("a/./b", TopicError::Dots),
+        ] {
+            assert_eq!(Filter::parse(text, 200), Err(error), "{text:?}");
+        }
+        let long = "a".repeat(201);
+        assert_eq!(Filter::parse(&long, 200), Err(TopicError::TooLong { length: 201, limit: 200 }));
+        assert_eq!(Topic::parse("a/*", 200), Err(TopicError::Pattern));
+        assert!(Filter::parse("commandes/été/42", 200).is_ok());
+    }
+
+    #[test]
+    fn wildcards_match_one_segment_or_the_rest() {
+        assert!(filter("orders/*").matches(&topic("orders/eu")));
+        assert!(!filter("orders/*").matches(&topic("orders/eu/42")));
+        assert!(!filter("orders/*").matches(&topic("orders")));
+        assert!(filter("orders/**").matches(&topic("orders/eu/42")));
+        assert!(!filter("orders/**").matches(&topic("orders")));
+        assert!(filter("*/eu/*").matches(&topic("orders/eu/42")));
+        assert!(filter("**").matches(&topic("orders")));
+    }
+
+    #[test]
+    fn a_wildcard_matches_nothing_that_a_broker_reserves() {
+        for reserved in ["$SYS/ACCOUNT", "$JS/API", "_INBOX/abc", "__keyspace@0__:x"] {
+            assert!(!filter("**").matches(&topic(reserved)), "{reserved}");
+            assert!(!filter("*/**").matches(&topic(reserved)), "{reserved}");
+            assert!(!filter("**").covers(&filter(reserved)), "{reserved}");
+            assert!(!filter("**").overlaps(&filter(reserved)), "{reserved}");
+        }
+        assert!(filter("$SYS/**").matches(&topic("$SYS/ACCOUNT")));
+        assert!(filter("$SYS/*").covers(&filter("$SYS/ACCOUNT")));
+    }
+
+    #[test]
+    fn subjects_translate_both_ways() {
+        assert_eq!(Topic::from_subject("orders.eu.42", '.'), Some(topic("orders/eu/42")));
+        assert_eq!(topic("orders/eu/42").to_subject(':'), "orders:eu:42");
+        assert_eq!(Topic::from_subject("a/b:c", ':'), None);
+        assert_eq!(Topic::from_subject("orders..eu", '.'), None);
+        assert_eq!(filter("orders/*/**").to_subject('.', ">"), "orders.*.>");
+        assert_eq!(filter("orders/**").to_subject(':', "*"), "orders:*");
+    }
+
+    fn segments(wild: bool) -> impl Strategy<Value = Vec<&'static str>> {
+        let words = if wild { vec!["a", "b", "$S", "*"] } else { vec!["a", "b", "$S"] };
+        (proptest::collection::vec(proptest::sample::select(words), 1..4), any::<bool>()).prop_map(
+            move |(mut words, rest)| {
+                if wild && rest {
+                    words.push("**");
+                }
+                words
+            },
+        )
+    }
+
+    /// Every topic of up to five segments over a small alphabet: enough to tell two of the patterns above apart.
+    fn universe() -> Vec<Topic> {
+        let mut all: Vec<String> = vec![];
+        let mut layer = vec![String::new()];
+        for _ in 0..5 {
+            layer = layer
+                .iter()
+                .flat_map(|head| {
+                    ["a", "b", "c", "$S"]
+                        .map(|s| if head.is_empty() { s.into() } else { format!("{head}/{s}") })
+                })
+                .collect();
+            all.extend(layer.iter().cloned());
+        }
+        all.iter().map(|text| topic(text)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn covers_and_overlaps_agree_with_brute_force(a in segments(true), b in segments(true)) {
+            let (a, b) = (filter(&a.join("/")), filter(&b.join("/")));
+            let universe = universe();
+            let both = universe.iter().any(|t| a.matches(t) && b.matches(t));
+            let inside = universe.iter().filter(|t| b.matches(t)).all(|t| a.matches(t));
+            prop_assert_eq!(a.overlaps(&b), both);
+            prop_assert_eq!(a.covers(&b), inside);
+        }
+    }
+}
