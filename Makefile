@@ -1,0 +1,27 @@
+# What there is to do. `make test` is what CI runs.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help test tools run fmt
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+# The tests proper come last, so that cargo's `test result:` lines end the output, and doc tests before them,
+# since there may be none. A thousand streams need more descriptors than the usual soft limit of 1024.
+test: tools ## install what the tests need; formatting, clippy, every test
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	npm test --silent --prefix tests/clients
+	cargo test --locked --doc
+	ulimit -S -n "$$(ulimit -H -n)" || true; cargo test --locked --no-fail-fast --lib --bins --tests
+
+tools: ## install what the tests need, where it is missing
+	@scripts/tools
+
+run: ## the gateway on its embedded broker, http://127.0.0.1:8080
+	cargo run --release
+
+fmt: ## format the code
+	cargo fmt
