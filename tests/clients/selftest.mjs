@@ -37,7 +37,8 @@ const OPEN = 'event: stream-open\nid: e-0\nretry: 50\ndata: {"topics":["t"],"res
 const LAST = 12;
 const number = (n) => `id: e-${n}\ndata: ${n}\n\n`;
 
-// Each path is one behaviour. Seven connections to /cut each give two numbers and end in another way.
+// Each path is one behaviour. A connection to /cut gives two numbers and then ends, each in another way: cleanly or
+// with a reset, at the end of an event or inside one.
 const behaviours = {
   "/payloads": (_, response) => {
     response.write(OPEN);
@@ -172,9 +173,10 @@ for (const client of CLIENTS) {
         numbers.map((event) => [event.data, event.lastEventId]),
         Array.from({ length: LAST }, (_, n) => [String(n + 1), `e-${n + 1}`]),
       );
+      // On a slow machine a reset can come before the client has seen the response head: such a visit opens nothing.
       const ups = things.filter((thing) => thing.kind === "open").length;
       const downs = things.filter((thing) => thing.kind === "error");
-      assert.equal(ups, visits.get("/cut"));
+      assert.ok(ups > 1 && ups <= visits.get("/cut"), `${ups} opens`);
       assert.ok(downs.length >= ups - 1 && downs.every((down) => down.readyState === 0));
     });
 
