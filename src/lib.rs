@@ -4,4 +4,14 @@
 
 pub mod broker;
 pub mod config;
+pub mod gateway;
+mod http;
+pub mod ingest;
+pub mod log;
+pub mod message;
+pub mod metrics;
+pub mod position;
+pub mod server;
+pub mod signal;
+pub mod sse;
 pub mod topic;

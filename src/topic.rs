@@ -153,6 +153,37 @@ impl Filter {
         Ok(Filter(text.into()))
     }
 
+    /// Reads what a person wrote, who may use the broker's own `separator` instead of `/`. `limit` is in bytes.
+    ///
+    /// # Errors
+    /// What the grammar refuses, as [`TopicError`].
+    pub fn read(text: &str, separator: Option<char>, limit: usize) -> Result<Self, TopicError> {
+        match separator {
+            Some(separator) => Filter::parse(&text.replace(separator, "/"), limit),
+            None => Filter::parse(text, limit),
+        }
+    }
+
+    /// Reads the path of a URL, still percent-encoded. Each segment is decoded once; an encoded slash never separates.
+    ///
+    /// # Errors
+    /// What the grammar refuses, as [`TopicError`].
+    pub fn read_path(path: &str, separator: Option<char>, limit: usize) -> Result<Self, TopicError> {
+        let mut decoded = String::with_capacity(path.len());
+        for (index, segment) in path.split('/').enumerate() {
+            if index > 0 {
+                decoded.push('/');
+            }
+            let segment =
+                percent_encoding::percent_decode_str(segment).decode_utf8().map_err(|_| TopicError::NotUtf8)?;
+            if segment.contains('/') {
+                return Err(TopicError::EncodedSlash);
+            }
+            decoded.push_str(&segment);
+        }
+        Filter::read(&decoded, separator, limit)
+    }
+
     /// The canonical text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -309,6 +340,20 @@ mod tests {
         assert_eq!(Filter::parse(&long, 200), Err(TopicError::TooLong { length: 201, limit: 200 }));
         assert_eq!(Topic::parse("a/*", 200), Err(TopicError::Pattern));
         assert!(Filter::parse("commandes/été/42", 200).is_ok());
+    }
+
+    #[test]
+    fn a_path_is_decoded_once_and_may_use_the_brokers_separator() {
+        let read = |path| Filter::read_path(path, Some('.'), 200);
+        assert_eq!(read("orders.eu/42"), Ok(filter("orders/eu/42")));
+        assert_eq!(read("%6frders/%C3%A9t%C3%A9"), Ok(filter("orders/été")));
+        assert_eq!(read("a%2Fb"), Err(TopicError::EncodedSlash));
+        assert_eq!(read("%252e%252e"), Err(TopicError::Forbidden('%')));
+        assert_eq!(read("%zz"), Err(TopicError::Forbidden('%')));
+        assert_eq!(read("%ff%fe"), Err(TopicError::NotUtf8));
+        assert_eq!(read("%c0%ae"), Err(TopicError::NotUtf8));
+        assert_eq!(read(".."), Err(TopicError::EmptySegment));
+        assert_eq!(Filter::read_path("a.b", None, 200), Ok(filter("a.b")));
     }
 
     #[test]

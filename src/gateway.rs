@@ -1,0 +1,277 @@
+//! The gateway as HTTP sees it: open a stream, publish a message, tell how things stand.
+//!
+//! Here the parts meet: rules decide, the registry gives logs, the broker is asked to subscribe. It knows neither
+//! requests nor sockets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::broker::{Broker, BrokerError, Headers};
+use crate::config::{Access, Config, Field, Rule};
+use crate::ingest::Upstream;
+use crate::log::{Bounds, Registry, Subscription};
+use crate::message::{Fields, Format};
+use crate::metrics::{HttpVersion, Metrics};
+use crate::position::Start;
+use crate::signal::CloseCode;
+use crate::sse::stream::{Shared, Stream};
+use crate::sse::table::Table;
+use crate::topic::{Filter, Topic};
+
+/// How long a broker may take to confirm before the one who waits is told to come back.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How often a warm topic is asked for again when the broker says no.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
+
+/// Why a stream was not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenError {
+    /// No rule lets anyone read this.
+    NotExposed,
+    /// Not now: the client should come back.
+    ComeBack(CloseCode),
+}
+
+/// Why a message was not published.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// No rule lets anyone publish this.
+    #[error("no rule lets you publish to this topic")]
+    NotExposed,
+    /// An id or a type was given, and the rule or the broker has no place for it.
+    #[error("{0}")]
+    NoPlace(String),
+    /// The broker did not take it.
+    #[error(transparent)]
+    Broker(BrokerError),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Gateway {
+    config: Config,
+    broker: Broker,
+    streams: Arc<Shared>,
+    table: Arc<Table>,
+    upstream: watch::Receiver<Upstream>,
+    draining: AtomicBool,
+}
+
+impl Gateway {
+    /// Puts the parts together. Warm topics are subscribed to in the background, for as long as it takes.
+    pub fn new(
+        config: Config,
+        broker: Broker,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        upstream: watch::Receiver<Upstream>,
+    ) -> Arc<Self> {
+        for rule in config.topics.iter().filter(|rule| rule.replay.warm) {
+            let (bounds, fields) = log_settings(rule);
+            let subscription = registry.warm(&rule.filter, &bounds, &fields);
+            tokio::spawn(keep_warm(broker.clone(), subscription, upstream.clone()));
+        }
+        let table = Table::new(config.limits.streams);
+        let streams = Arc::new(Shared {
+            registry,
+            metrics,
+            heartbeat: config.streams.heartbeat,
+            retry: config.streams.retry,
+            max_age: config.streams.max_age,
+        });
+        Arc::new(Gateway { config, broker, streams, table, upstream, draining: AtomicBool::new(false) })
+    }
+
+    /// The configuration it runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.streams.metrics
+    }
+
+    /// The open streams.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// A reconnection delay for a client that is to come back, in milliseconds.
+    pub fn jittered_retry(&self) -> u64 {
+        self.streams.jittered_retry()
+    }
+
+    /// Whether every one of `filters` may be read.
+    pub fn is_readable(&self, filters: &[Filter]) -> bool {
+        filters.iter().all(|filter| self.readable(filter).is_some())
+    }
+
+    fn readable(&self, filter: &Filter) -> Option<&Rule> {
+        self.config.decide(filter).filter(|rule| rule.read == Access::Anyone)
+    }
+
+    /// Opens a stream over `filters`, which do not overlap. Returns once the broker has confirmed every subscription:
+    /// what is published after that reaches the stream.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(
+        &self,
+        filters: &[Filter],
+        start: &Start,
+        format: Format,
+        http: HttpVersion,
+    ) -> Result<Stream, OpenError> {
+        if self.is_draining() {
+            return Err(OpenError::ComeBack(CloseCode::Draining));
+        }
+        let ticket = self.table.enter().ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let mut leases = Vec::with_capacity(filters.len());
+        for filter in filters {
+            let rule = self.readable(filter).ok_or(OpenError::NotExposed)?;
+            let (bounds, fields) = log_settings(rule);
+            let warm = rule.replay.warm.then_some(&rule.filter);
+            let (lease, subscription) = self
+                .streams
+                .registry
+                .lease(filter, &bounds, &fields, warm)
+                .map_err(|_| OpenError::ComeBack(CloseCode::Overloaded))?;
+            if let Some(subscription) = subscription {
+                // A task of its own: others may wait for the same subscription, whatever becomes of this request.
+                tokio::spawn(subscribe(self.broker.clone(), subscription));
+            }
+            leases.push(lease);
+        }
+        let confirmed = async {
+            for lease in &leases {
+                lease.ready().await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(BROKER_TIMEOUT, confirmed)
+            .await
+            .unwrap_or(Err(CloseCode::Unavailable))
+            .map_err(OpenError::ComeBack)?;
+        Ok(Stream::open(self.streams.clone(), ticket, leases, start, format, http))
+    }
+
+    /// Publishes a message. Returns once the broker has it.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub async fn publish(
+        &self,
+        topic: &Topic,
+        payload: Bytes,
+        id: Option<String>,
+        kind: Option<String>,
+    ) -> Result<(), PublishError> {
+        let filter = Filter::from(topic.clone());
+        let rule = self.config.decide(&filter).filter(|rule| rule.publish == Access::Anyone);
+        let rule = rule.ok_or(PublishError::NotExposed)?;
+        let mut headers = Headers::default();
+        for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
+            match (field, value) {
+                (_, None) => {}
+                (Field::Pointer(pointer), Some(_)) => {
+                    return Err(PublishError::NoPlace(format!(
+                        "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
+                    )));
+                }
+                (Field::Header(_), Some(_)) if !self.config.broker.has_headers() => {
+                    return Err(PublishError::NoPlace(format!(
+                        "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
+                         put it into the payload"
+                    )));
+                }
+                (Field::Header(name), Some(value)) => headers.insert(name, value),
+            }
+        }
+        let published = self.broker.publish(topic.clone(), payload, headers);
+        let away = || Err(BrokerError::Away("it did not confirm in time".into()));
+        tokio::time::timeout(BROKER_TIMEOUT, published).await.unwrap_or_else(|_| away()).map_err(PublishError::Broker)
+    }
+
+    /// `Ok` if new streams are served; else why not.
+    ///
+    /// # Errors
+    /// One line for `/readyz`.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.is_draining() {
+            return Err("draining".into());
+        }
+        match &*self.upstream.borrow() {
+            Upstream::Up => Ok(()),
+            Upstream::Down(why) => Err(format!("broker away: {why}")),
+        }
+    }
+
+    /// From now on no stream is opened.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
+    pub fn sweep(&self) {
+        self.streams.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
+        self.metrics().topics.set(self.streams.registry.topics() as i64);
+        self.metrics().buffer_bytes.set(self.streams.registry.bytes() as i64);
+    }
+}
+
+fn log_settings(rule: &Rule) -> (Bounds, Arc<Fields>) {
+    let replay = &rule.replay;
+    let bounds = Bounds {
+        messages: replay.messages,
+        bytes: usize::try_from(replay.bytes).unwrap_or(usize::MAX),
+        age: replay.age,
+        linger: replay.linger,
+    };
+    (bounds, Arc::new(Fields { id: rule.id.clone(), kind: rule.kind.clone() }))
+}
+
+async fn subscribe(broker: Broker, subscription: Subscription) {
+    match broker.subscribe(subscription.filter().clone()).await {
+        Ok(()) => subscription.confirm(),
+        Err(BrokerError::Away(why)) => {
+            tracing::debug!(topic = subscription.filter().as_str(), why, "not subscribed");
+            subscription.fail(CloseCode::Unavailable);
+        }
+        Err(BrokerError::Refused(why)) => {
+            tracing::error!(
+                topic = subscription.filter().as_str(),
+                why,
+                "the broker does not let the gateway read this topic; see to its permissions, or take it out of the rules"
+            );
+            subscription.fail(CloseCode::Refused);
+        }
+    }
+}
+
+async fn keep_warm(broker: Broker, subscription: Subscription, mut upstream: watch::Receiver<Upstream>) {
+    loop {
+        if upstream.wait_for(|state| *state == Upstream::Up).await.is_err() {
+            return; // the process is ending
+        }
+        match broker.subscribe(subscription.filter().clone()).await {
+            Ok(()) => return subscription.confirm(),
+            // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
+            Err(BrokerError::Away(_)) => tokio::time::sleep(Duration::from_millis(200)).await,
+            Err(BrokerError::Refused(why)) => {
+                tracing::error!(topic = subscription.filter().as_str(), why, "a warm topic is refused by the broker");
+                tokio::time::sleep(REFUSED_RETRY).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! One connection: which version of HTTP it speaks, hyper for as long as it is needed, then the hand-over.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use bytes::{Buf, Bytes, BytesMut};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tower::ServiceExt;
+
+use super::handoff::{Delivery, Handoff, Stalls};
+use crate::sse::table::Clock;
+
+/// What an HTTP/2 client says first when it knows that we speak it (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Streams on one HTTP/2 connection, ours and those of plain requests.
+const HTTP2_STREAMS: u32 = 256;
+
+/// Bytes that hyper may hold for a stream of HTTP/2 whose client does not take them.
+const HTTP2_SEND_BUFFER: usize = 64 * 1024;
+
+/// What every connection is held to.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// Bytes of a request head.
+    pub(super) max_head: usize,
+    /// Time for a request head to arrive, and for a connection to begin one.
+    pub(super) head_timeout: Duration,
+    /// Time in which a reader must take something.
+    pub(super) write_timeout: Duration,
+    /// The clock of all streams.
+    pub(super) clock: Clock,
+}
+
+/// Serves one connection to its end. `permit` is held until then.
+pub(super) async fn serve<P: Send + Unpin + 'static>(
+    mut socket: TcpStream,
+    router: Router,
+    settings: Arc<Settings>,
+    permit: P,
+) {
+    let Ok(Ok(Preface { is_http2, bytes })) =
+        tokio::time::timeout(settings.head_timeout, Preface::read(&mut socket)).await
+    else {
+        return; // it said nothing, or left
+    };
+    if is_http2 {
+        return serve_http2(Transport::new(socket, bytes, None), router, &settings).await;
+    }
+    let handoff = Handoff::default();
+    let transport = Transport::new(socket, bytes, Some(handoff.clone()));
+    if let Some((socket, stream, coding)) = serve_http1(transport, router, handoff, &settings).await {
+        // A task of its own, because this one has the size of hyper's connection for as long as it lives.
+        tokio::spawn(Delivery::new(socket, stream, coding, settings.write_timeout, permit));
+    }
+}
+
+type Delivered = (TcpStream, crate::sse::stream::Stream, crate::sse::frame::Coding);
+
+/// Serves requests until the connection ends, or one of them becomes a stream, which is returned with its socket.
+async fn serve_http1(
+    transport: Transport,
+    router: Router,
+    handoff: Handoff,
+    settings: &Settings,
+) -> Option<Delivered> {
+    let for_requests = handoff.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(for_requests.clone());
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.head_timeout)
+        .max_buf_size(settings.max_head)
+        .serve_connection(TokioIo::new(transport), service);
+    let stream = std::future::poll_fn(|cx| {
+        let ended = connection.poll_without_shutdown(cx);
+        match (handoff.take(), ended) {
+            (Some(stream), _) => Poll::Ready(Some(stream)),
+            (None, Poll::Ready(_)) => Poll::Ready(None), // a client's mistake or its leave; hyper has answered
+            (None, Poll::Pending) => Poll::Pending,
+        }
+    })
+    .await;
+    let transport = connection.into_parts().io.into_inner();
+    let (stream, coding) = stream?;
+    Some((transport.socket, stream, coding))
+}
+
+async fn serve_http2(transport: Transport, router: Router, settings: &Settings) {
+    let stalls = Stalls::default();
+    let for_requests = stalls.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(for_requests.clone());
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(settings.write_timeout / 2)
+        .keep_alive_timeout(settings.write_timeout / 2)
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
+        .max_send_buf_size(HTTP2_SEND_BUFFER)
+        .serve_connection(TokioIo::new(transport), service);
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        match tokio::time::timeout(settings.write_timeout / 4, connection.as_mut()).await {
+            Ok(_) => return,
+            // A client that takes nothing on one stream takes the others with it: it comes back for all of them.
+            Err(_) if stalls.stalled(settings.clock.now(), settings.write_timeout) => return,
+            Err(_) => {}
+        }
+    }
+}
+
+/// The first bytes of a connection, read to tell its version. They are given to hyper again.
+struct Preface {
+    is_http2: bool,
+    bytes: Bytes,
+}
+
+impl Preface {
+    async fn read(socket: &mut TcpStream) -> io::Result<Self> {
+        let mut bytes = BytesMut::with_capacity(HTTP2_PREFACE.len());
+        loop {
+            let mut rest = (&mut *socket).take((HTTP2_PREFACE.len() - bytes.len()) as u64);
+            if rest.read_buf(&mut bytes).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let is_http2 = bytes == HTTP2_PREFACE;
+            if is_http2 || !HTTP2_PREFACE.starts_with(&bytes) {
+                return Ok(Preface { is_http2, bytes: bytes.freeze() });
+            }
+        }
+    }
+}
+
+/// The socket as hyper sees it: with the first bytes once more, and with a note of every flush.
+struct Transport {
+    socket: TcpStream,
+    first: Bytes,
+    handoff: Option<Handoff>,
+}
+
+impl Transport {
+    fn new(socket: TcpStream, first: Bytes, handoff: Option<Handoff>) -> Self {
+        Transport { socket, first, handoff }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(cx, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first[..length]);
+        self.first.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        if let Some(handoff) = &self.handoff {
+            handoff.flushed();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

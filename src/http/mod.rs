@@ -1,0 +1,167 @@
+//! HTTP: the routes, the accept loop, and nothing of brokers: what is asked for goes to the [`Gateway`].
+//!
+//! axum routes and hyper speaks HTTP; a stream on HTTP/1 leaves both once its head is sent (`handoff`).
+
+mod admin;
+mod connection;
+mod handoff;
+mod origin;
+mod problem;
+mod publish;
+mod subscribe;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::gateway::Gateway;
+
+/// The page at `/` of the embedded broker.
+const PAGE: &str = include_str!("page.html");
+
+/// What the page may do: its own style and script, and requests to where it came from.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                           img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// When a silent connection is probed, and how often, before it is given up.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
+
+/// The routes of the public listener. `address` is where it listens.
+pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
+    let config = gateway.config();
+    let loopback = address.is_some_and(|address| address.ip().is_loopback());
+    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors.origins, loopback));
+    let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
+    let mut router = Router::new()
+        .route("/topics", subscribe.clone())
+        .route("/topics/{*topic}", subscribe.post(publish::publish))
+        .fallback(|| async { problem::Problem::not_exposed() })
+        .method_not_allowed_fallback(|| async {
+            problem::Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "bad_method",
+                "GET reads a topic, POST publishes to one where a rule allows it",
+            )
+        });
+    if config.broker.is_memory() {
+        router = router.route("/", get(page));
+    }
+    let cors = origin::cors_layer(&config.cors);
+    let router = router
+        .layer(middleware::from_fn_with_state(allowed, origin::check))
+        .layer(middleware::from_fn_with_state(gateway.clone(), count_refusals))
+        .with_state(gateway);
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+}
+
+/// The routes of the admin listener.
+pub(crate) fn admin(gateway: Arc<Gateway>) -> Router {
+    admin::router(gateway)
+}
+
+async fn page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, PAGE).into_response()
+}
+
+async fn count_refusals(State(gateway): State<Arc<Gateway>>, request: axum::extract::Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    if let Some(problem::Code(code)) = response.extensions().get() {
+        gateway.metrics().refused_request(code);
+    }
+    response
+}
+
+/// Accepts connections for ever. At `limits.connections` it stops accepting until one ends: who waits in the system's
+/// queue is served late, who is turned away by a browser's EventSource may be lost for good.
+pub(crate) fn serve(
+    listener: TcpListener,
+    router: Router,
+    gateway: &Arc<Gateway>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let gateway = gateway.clone();
+    let limits = &gateway.config().limits;
+    let settings = Arc::new(connection::Settings {
+        max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
+        head_timeout: limits.head_timeout,
+        write_timeout: gateway.config().streams.write_timeout,
+        clock: gateway.table().clock(),
+    });
+    let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+    async move {
+        let mut failing = false;
+        loop {
+            // The semaphore is never closed.
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((socket, _)) => {
+                    failing = false;
+                    prepare(&socket, settings.write_timeout);
+                    let open = Open::new(gateway.clone(), permit);
+                    tokio::spawn(connection::serve(socket, router.clone(), settings.clone(), open));
+                }
+                Err(error) => {
+                    gateway.metrics().accept_errors.inc();
+                    // Said once, not ten times a second for as long as it lasts.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "connections cannot be accepted; is the limit on open files too low?");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// A connection that is open, for the limit and the metric.
+struct Open {
+    gateway: Arc<Gateway>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(gateway: Arc<Gateway>, permit: tokio::sync::OwnedSemaphorePermit) -> Self {
+        gateway.metrics().connections.inc();
+        Open { gateway, _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.gateway.metrics().connections.dec();
+    }
+}
+
+/// No delay for small events; and a peer that vanished without a word is found, whether there is something to send
+/// (user timeout) or not (keep-alive). Best effort: a connection without them still works.
+fn prepare(socket: &TcpStream, write_timeout: Duration) {
+    let _ = socket.set_nodelay(true);
+    let socket = SockRef::from(socket);
+    let _ = socket.set_tcp_keepalive(&KEEPALIVE);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(write_timeout));
+    #[cfg(not(target_os = "linux"))]
+    let _ = write_timeout;
+}

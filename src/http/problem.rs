@@ -1,0 +1,76 @@
+//! Refusals, as problem details (RFC 9457): what is wrong, and what would be right. For requests that will never work
+//! as they are; what passes is [`come_back`], since a browser's EventSource gives up for good on any status but 200.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::gateway::Gateway;
+use crate::signal::CloseCode;
+use crate::sse::frame::{self, Coding};
+use crate::topic::TopicError;
+
+/// A refusal.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+}
+
+/// The machine code of a refusal, for the metrics. Travels in the response's extensions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Code(pub(super) &'static str);
+
+impl Problem {
+    /// `code` is for machines and stays the same; `detail` is for the person who sent the request.
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Problem { status, code, detail: detail.into() }
+    }
+
+    /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business.
+    pub(super) fn not_exposed() -> Self {
+        Problem::new(StatusCode::NOT_FOUND, "not_found", "nothing is exposed here under this name")
+    }
+}
+
+impl From<TopicError> for Problem {
+    fn from(error: TopicError) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, "bad_topic", error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            title: &'a str,
+            status: u16,
+            code: &'a str,
+            detail: &'a str,
+        }
+        let body = Body {
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: &self.detail,
+        };
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response.extensions_mut().insert(Code(self.code));
+        response
+    }
+}
+
+/// A stream that ends at once and asks to be opened again: for a fault that passes.
+pub(super) fn come_back(gateway: &Gateway, code: CloseCode) -> Response {
+    gateway.metrics().not_opened(code);
+    let goodbye = frame::stream_close(None, gateway.jittered_retry(), code.as_str());
+    let mut response = goodbye.bytes(Coding::Plain).into_response();
+    super::subscribe::stream_headers(response.headers_mut());
+    response
+}

@@ -1,0 +1,114 @@
+//! `POST /topics/<path>`: the body is the payload. Answered 202 once the broker has the message, never before.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use serde::Serialize;
+
+use super::problem::Problem;
+use crate::broker::BrokerError;
+use crate::gateway::{Gateway, PublishError};
+use crate::position::is_publisher_id;
+use crate::sse::frame::is_event_type;
+use crate::topic::{Filter, Topic, TopicError};
+
+/// Seconds after which a publisher should try again when the broker is away: about as long as reconnecting takes.
+const RETRY_AFTER: &str = "2";
+
+/// The handler of POST.
+pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let result = publish_message(&gateway, &head.uri, &head.headers, body).await;
+    gateway.metrics().published(match &result {
+        Ok(_) => "accepted",
+        Err((status, _)) if *status == StatusCode::SERVICE_UNAVAILABLE => "broker_away",
+        Err((status, _)) if *status == StatusCode::BAD_GATEWAY => "broker_refused",
+        Err(_) => "refused",
+    });
+    result.unwrap_or_else(|(_, response)| response)
+}
+
+async fn publish_message(
+    gateway: &Gateway,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, (StatusCode, Response)> {
+    let refused = |status: StatusCode, code, detail: String| {
+        (status, Problem::new(status, code, detail).into_response())
+    };
+    let bad = |detail: &str| refused(StatusCode::BAD_REQUEST, "bad_request", detail.into());
+    let topic = topic(gateway, uri)
+        .map_err(|error| (StatusCode::BAD_REQUEST, Problem::from(error).into_response()))?;
+    let query = |name| {
+        let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+        pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    };
+    let header = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let id = query("id").or_else(|| header("event-id"));
+    let kind = query("type").or_else(|| header("event-type"));
+    if id.as_deref().is_some_and(|id| !is_publisher_id(id)) {
+        return Err(bad("the id must be 1 to 128 visible ASCII characters, without spaces"));
+    }
+    if kind.as_deref().is_some_and(|kind| !is_event_type(kind)) {
+        return Err(bad("the type must be 1 to 128 bytes without line ends or NUL, and not begin with stream-"));
+    }
+    let payload = payload(gateway, body).await.map_err(|problem| (StatusCode::BAD_REQUEST, problem.into_response()))?;
+    match gateway.publish(&topic, payload, id.clone(), kind).await {
+        Ok(()) => {
+            #[derive(Serialize)]
+            struct Accepted<'a> {
+                topic: &'a str,
+                #[serde(skip_serializing_if = "Option::is_none")]
+                id: Option<String>,
+            }
+            Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
+        }
+        Err(PublishError::NotExposed) => Err((StatusCode::NOT_FOUND, Problem::not_exposed().into_response())),
+        Err(PublishError::NoPlace(why)) => Err(bad(&why)),
+        Err(PublishError::Broker(BrokerError::Refused(why))) => {
+            tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
+            let detail = "the broker refused the message; its reason is in the gateway's log".into();
+            Err(refused(StatusCode::BAD_GATEWAY, "broker_refused", detail))
+        }
+        Err(PublishError::Broker(BrokerError::Away(_))) => {
+            let detail = "the broker is away and the message was not confirmed; try again";
+            let (status, mut response) = refused(StatusCode::SERVICE_UNAVAILABLE, "broker_away", detail.into());
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+            Err((status, response))
+        }
+    }
+}
+
+fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {
+    let config = gateway.config();
+    let path = uri.path().strip_prefix("/topics/").unwrap_or_default();
+    let filter = Filter::read_path(path, config.broker.alias(), config.limits.topic_length)?;
+    filter.topic().ok_or(TopicError::Pattern)
+}
+
+async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
+    let limits = &gateway.config().limits;
+    let limit = usize::try_from(limits.message).unwrap_or(usize::MAX);
+    let collected = tokio::time::timeout(limits.head_timeout, Limited::new(body, limit).collect());
+    match collected.await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format!("a message may be {limit} bytes long (limits.message)"),
+        )),
+        Ok(Err(_)) => Err(Problem::new(StatusCode::BAD_REQUEST, "bad_body", "the body broke off")),
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            "the body did not arrive in time (limits.head_timeout)",
+        )),
+    }
+}

@@ -1,0 +1,267 @@
+//! `GET /topics…`: reads what is asked for, and answers with a stream.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
+use axum::response::{IntoResponse, Response};
+
+use super::handoff::{Handoff, Stalls, StreamBody};
+use super::problem::{Problem, come_back};
+use crate::gateway::{Gateway, OpenError};
+use crate::message::Format;
+use crate::metrics::HttpVersion;
+use crate::position::{MAX_EVENT_ID, Start};
+use crate::topic::{Filter, TopicError};
+
+/// The names under which a cursor comes in a query: ours and Mercure's, and those of the polyfills.
+const CURSOR_NAMES: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
+
+/// What a request asks for.
+#[derive(Debug)]
+struct Asked {
+    filters: Vec<Filter>,
+    start: Start,
+    format: Format,
+}
+
+/// The handler of GET and HEAD.
+pub(super) async fn subscribe(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, Problem> {
+    if !accepts_event_stream(request.headers()) {
+        return Err(Problem::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "not_acceptable",
+            "this is an event stream; send Accept: text/event-stream, or no Accept at all",
+        ));
+    }
+    let asked = Asked::read(&gateway, request.uri(), request.headers())?;
+    if !gateway.is_readable(&asked.filters) {
+        return Err(Problem::not_exposed());
+    }
+    let mut response = Response::new(Body::empty());
+    stream_headers(response.headers_mut());
+    if request.method() == Method::HEAD {
+        return Ok(response);
+    }
+    let version = match request.version() {
+        Version::HTTP_2 => HttpVersion::Http2,
+        Version::HTTP_11 => HttpVersion::Http11,
+        _ => HttpVersion::Http10,
+    };
+    let stream = match gateway.open(&asked.filters, &asked.start, asked.format, version).await {
+        Ok(stream) => stream,
+        Err(OpenError::NotExposed) => return Err(Problem::not_exposed()),
+        Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, code)),
+    };
+    if version != HttpVersion::Http2 {
+        // Nothing else will come over this connection, whoever ends the stream. HTTP/2 forbids the field.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
+    *response.body_mut() = Body::new(StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version));
+    Ok(response)
+}
+
+/// The head of every stream.
+pub(super) fn stream_headers(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache, no-store, no-transform"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}
+
+impl Asked {
+    fn read(gateway: &Gateway, uri: &Uri, headers: &HeaderMap) -> Result<Self, Problem> {
+        let config = gateway.config();
+        let (separator, limit) = (config.broker.alias(), config.limits.topic_length);
+        let mut filters = Vec::new();
+        if let Some(path) = uri.path().strip_prefix("/topics/") {
+            filters.push(Filter::read_path(path, separator, limit)?);
+        }
+        let mut cursor = None;
+        let mut since = None;
+        let mut last = None;
+        let mut format = Format::Raw;
+        for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+            match &*name {
+                "topic" => {
+                    // The decoder writes U+FFFD where bytes are not UTF-8.
+                    if value.contains(char::REPLACEMENT_CHARACTER) {
+                        return Err(TopicError::NotUtf8.into());
+                    }
+                    filters.push(Filter::read(&value, separator, limit)?);
+                }
+                "since" => since = Some(read_since(&value)?),
+                "last" => last = Some(read_last(&value)?),
+                "format" => {
+                    format = match &*value {
+                        "raw" => Format::Raw,
+                        "cloudevents" => Format::CloudEvents,
+                        _ => return Err(bad_query("format is raw or cloudevents")),
+                    };
+                }
+                name if CURSOR_NAMES.contains(&name) => cursor = Some(value.into_owned()),
+                _ => {} // pages and proxies add what they like
+            }
+        }
+        let filters = without_overlaps(filters, config.limits.topics_per_stream)?;
+        // The header wins: a page's URL keeps its old query at every reconnect. An empty cursor is none.
+        let cursor = match headers.get("last-event-id").map(HeaderValue::as_bytes) {
+            Some([]) | None => cursor.filter(|id| !id.is_empty()).map(|id| Some(id).filter(|id| id.len() <= MAX_EVENT_ID)),
+            Some(bytes) => Some(
+                std::str::from_utf8(bytes).ok().filter(|id| id.len() <= MAX_EVENT_ID).map(str::to_owned),
+            ),
+        };
+        let start = match (cursor, since, last) {
+            (Some(cursor), ..) => Start::After(cursor),
+            (None, Some(since), _) => since,
+            (None, None, Some(last)) => last,
+            (None, None, None) => Start::Now,
+        };
+        Ok(Asked { filters, start, format })
+    }
+}
+
+fn bad_query(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_query", detail)
+}
+
+/// A duration back from now (`10m`), an RFC 3339 time, a unix time in seconds, or `all`.
+fn read_since(value: &str) -> Result<Start, Problem> {
+    if value == "all" {
+        return Ok(Start::All);
+    }
+    let unix = || value.parse().ok().and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    let ago = || {
+        let duration = humantime::parse_duration(value).ok()?;
+        // Longer ago than time goes back is as long ago as there was time.
+        Some(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH))
+    };
+    unix()
+        .or_else(|| humantime::parse_rfc3339(value).ok())
+        .or_else(ago)
+        .map(Start::Since)
+        .ok_or_else(|| bad_query("since is a duration such as 10m, a time such as 2026-11-22T18:00:00Z, unix seconds, or all"))
+}
+
+fn read_last(value: &str) -> Result<Start, Problem> {
+    value.parse().map(Start::Last).map_err(|_| bad_query("last is a number of messages, such as 10"))
+}
+
+/// What another covers is dropped, so that each message comes once. Where two overlap and neither covers the other, that
+/// cannot be had by dropping one.
+fn without_overlaps(asked: Vec<Filter>, limit: usize) -> Result<Vec<Filter>, Problem> {
+    if asked.is_empty() {
+        return Err(TopicError::Empty.into());
+    }
+    let mut kept: Vec<Filter> = Vec::new();
+    for filter in asked {
+        if kept.iter().any(|other| other.covers(&filter)) {
+            continue;
+        }
+        kept.retain(|other| !filter.covers(other));
+        kept.push(filter);
+        // Checked within the loop: comparing each with each is the work of one request.
+        if kept.len() > limit {
+            return Err(bad_query(format!(
+                "at most {limit} topics may share a stream (limits.topics_per_stream); use a pattern, or several streams"
+            )));
+        }
+    }
+    for (index, filter) in kept.iter().enumerate() {
+        if let Some(other) = kept[index + 1..].iter().find(|other| filter.overlaps(other)) {
+            return Err(bad_query(format!(
+                "{filter} and {other} overlap and neither covers the other, so messages would come twice; ask for a pattern \
+                 that covers both, or use two streams"
+            )));
+        }
+    }
+    Ok(kept)
+}
+
+/// Whether an event stream is among what the client takes (RFC 9110, section 12.5.1), nearly: the most specific range
+/// that names it decides.
+fn accepts_event_stream(headers: &HeaderMap) -> bool {
+    let mut best: Option<(u8, bool)> = None;
+    let mut any = false;
+    for value in headers.get_all(header::ACCEPT) {
+        for range in value.to_str().unwrap_or_default().split(',') {
+            any = true;
+            let mut parts = range.split(';').map(str::trim);
+            let specificity = match parts.next().map(str::to_ascii_lowercase).as_deref() {
+                Some("text/event-stream") => 3,
+                Some("text/*") => 2,
+                Some("*/*") => 1,
+                _ => continue,
+            };
+            let refused = parts.any(|part| {
+                part.strip_prefix("q=").is_some_and(|q| q.trim().parse::<f32>().is_ok_and(|q| q <= 0.0))
+            });
+            if best.is_none_or(|(other, _)| specificity > other) {
+                best = Some((specificity, !refused));
+            }
+        }
+    }
+    !any || best.is_some_and(|(_, accepted)| accepted)
+}
+
+/// The handler of OPTIONS outside of a CORS preflight.
+pub(super) async fn options() -> Response {
+    (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD, POST, OPTIONS")]).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn only_an_accept_that_excludes_event_streams_is_refused() {
+        for yes in ["text/event-stream", "*/*", "text/*", "text/html, */*;q=0.1", "TEXT/EVENT-STREAM;q=0.5"] {
+            assert!(accepts_event_stream(&accept(yes)), "{yes}");
+        }
+        for no in ["application/json", "text/html", "text/event-stream;q=0, */*", "*/*;q=0"] {
+            assert!(!accepts_event_stream(&accept(no)), "{no}");
+        }
+        assert!(accepts_event_stream(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn since_reads_durations_times_and_all() {
+        assert_eq!(read_since("all").unwrap(), Start::All);
+        assert_eq!(
+            read_since("1700000000").unwrap(),
+            Start::Since(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+        );
+        assert_eq!(read_since("2023-11-14T22:13:20Z").unwrap(), read_since("1700000000").unwrap());
+        let Start::Since(time) = read_since("10m").unwrap() else { panic!() };
+        let ago = SystemTime::now().duration_since(time).unwrap();
+        assert!((599..=601).contains(&ago.as_secs()), "{ago:?}");
+        assert_eq!(read_since("99999999999years").is_ok(), read_since("9999999years").is_ok());
+        for bad in ["", "yesterday", "-5", "10", "18446744073709551616"].into_iter().filter(|text| *text != "10") {
+            assert!(read_since(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_topic_covers_is_dropped_and_half_overlaps_are_refused() {
+        let read = |texts: &[&str]| {
+            let filters = texts.iter().map(|text| Filter::parse(text, 99).unwrap()).collect();
+            without_overlaps(filters, 3).map(|kept| kept.iter().map(|f| f.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(read(&["a/b", "a/**", "a/*", "a/b"]).unwrap(), ["a/**"]);
+        assert_eq!(read(&["a", "b", "a"]).unwrap(), ["a", "b"]);
+        assert!(read(&["a/*", "*/b"]).is_err());
+        assert!(read(&["a", "b", "c", "d"]).is_err());
+        assert!(read(&[]).is_err());
+    }
+}

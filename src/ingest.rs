@@ -1,0 +1,111 @@
+//! Ingest: takes what the broker tells and writes it into the logs. The only writer.
+//!
+//! It assigns positions (through the registry), has each message encoded once, and turns every loss into a gap in the
+//! logs concerned. It does not talk back to the broker.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::broker::{self, Event};
+use crate::log::{EntryKind, Registry};
+use crate::message::Message;
+use crate::metrics::Metrics;
+use crate::sse::frame::GapReason;
+
+/// Events taken at once. Readers are woken once for all of them.
+const BATCH: usize = 256;
+
+/// Whether the broker can be relied on now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstream {
+    /// Connected, and everything is subscribed.
+    Up,
+    /// Not connected, and why.
+    Down(String),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Ingest {
+    /// Where entries go.
+    pub registry: Arc<Registry>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// `limits.message`, in bytes.
+    pub max_message: usize,
+    /// Told of every change of the broker's state.
+    pub upstream: watch::Sender<Upstream>,
+}
+
+impl Ingest {
+    /// Runs until the broker's task has ended.
+    pub async fn run(self, mut events: mpsc::Receiver<Event>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while events.recv_many(&mut batch, BATCH).await > 0 {
+            batch.drain(..).for_each(|event| self.take(event));
+            self.registry.wake();
+        }
+    }
+
+    fn take(&self, event: Event) {
+        match event {
+            Event::Message(message) => self.append(message),
+            Event::Lost { filter, why } => {
+                let gaps = self.registry.append_gap(filter.as_ref(), GapReason::Broker);
+                self.metrics.gaps(GapReason::Broker, gaps);
+                let topics = filter.as_ref().map_or("all", |filter| filter.as_str());
+                tracing::warn!(topics, gaps, why, "messages may be missing");
+            }
+            Event::Up => {
+                tracing::info!("broker connected");
+                self.metrics.upstream_up.set(1);
+                self.upstream.send_replace(Upstream::Up);
+            }
+            Event::Down { why } => {
+                self.metrics.upstream_up.set(0);
+                let was_up = *self.upstream.borrow() == Upstream::Up;
+                if was_up {
+                    self.metrics.upstream_losses.inc();
+                }
+                // Every failed attempt to come back is told; one line for the first is enough.
+                if self.upstream.send_replace(Upstream::Down(why.clone())) != Upstream::Down(why.clone()) {
+                    tracing::warn!(why, "broker away");
+                }
+            }
+            Event::Refused { filter, why } => {
+                tracing::error!(topic = filter.as_str(), why, "the broker does not let the gateway read this topic");
+                self.registry.refuse(&filter);
+            }
+        }
+    }
+
+    fn append(&self, message: broker::Message) {
+        let broker::Message { filter, topic, payload, headers } = message;
+        self.metrics.messages_received.inc();
+        self.metrics.bytes_received.inc_by(payload.len() as u64);
+        if payload.len() > self.max_message {
+            self.metrics.rejected("message");
+            let gaps = self.registry.append_gap(Some(&filter), GapReason::TooLarge);
+            self.metrics.gaps(GapReason::TooLarge, gaps);
+            tracing::warn!(
+                topic = topic.as_str(),
+                bytes = payload.len(),
+                limit = self.max_message,
+                "a message is larger than limits.message and was left out"
+            );
+            return;
+        }
+        self.registry.append(&filter, &topic, |sequence, time, fields| {
+            let found = fields.find(&headers, &payload);
+            for (bad, what) in [(found.bad_id, "id"), (found.bad_kind, "type")] {
+                if bad {
+                    self.metrics.rejected(what);
+                    tracing::debug!(topic = topic.as_str(), what, "this field cannot be carried and was left out");
+                }
+            }
+            let event_id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
+            EntryKind::Message(Message::new(topic.clone(), time, event_id, found, &payload))
+        });
+    }
+}

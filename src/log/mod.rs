@@ -1,0 +1,379 @@
+//! The topic log: the one structure for live delivery and for replay.
+//!
+//! A log holds the last entries of one filter, each once and encoded, in the order of the process-wide sequence. A gap
+//! is an entry too, so every reader meets it at its place. Reading past what was evicted is an outcome of its own
+//! ([`Item::Evicted`]), never a jump.
+//!
+//! One writer appends ([`Registry`], for ingest); any number of readers read at positions of their own. The log knows
+//! nothing of brokers, HTTP or configuration.
+
+mod cursor;
+mod registry;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use slab::Slab;
+
+pub use self::cursor::{Batch, Cursors, Opened};
+pub use self::registry::{Full, Lease, Registry, Subscription};
+use crate::message::{Format, Message};
+use crate::signal::Signal;
+use crate::sse::frame::{Coding, Frame, GapReason};
+use crate::topic::Filter;
+
+/// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds
+/// on to it; large enough that a write call is cheap beside what it writes.
+const BATCH_BYTES: usize = 32 * 1024;
+
+/// How much a log holds. Whichever bound is met first counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Entries.
+    pub messages: usize,
+    /// Bytes, as held in memory.
+    pub bytes: usize,
+    /// Age of the oldest entry.
+    pub age: Duration,
+    /// How long a log outlives its last reader.
+    pub linger: Duration,
+}
+
+/// One entry. Shared between logs that both hold it.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its number in the process-wide sequence.
+    pub sequence: u64,
+    /// When it was taken in.
+    pub time: SystemTime,
+    /// What it is.
+    pub kind: EntryKind,
+}
+
+/// What an entry is.
+#[derive(Debug)]
+pub enum EntryKind {
+    /// A message.
+    Message(Message),
+    /// Messages are missing here.
+    Gap(GapReason, Frame),
+}
+
+impl Entry {
+    fn frame(&self, format: Format) -> &Frame {
+        match &self.kind {
+            EntryKind::Message(message) => message.frame(format),
+            EntryKind::Gap(_, frame) => frame,
+        }
+    }
+
+    fn weight(&self) -> usize {
+        size_of::<Self>()
+            + match &self.kind {
+                EntryKind::Message(message) => message.weight(),
+                EntryKind::Gap(_, frame) => frame.weight(),
+            }
+    }
+
+    fn message(&self) -> Option<&Message> {
+        match &self.kind {
+            EntryKind::Message(message) => Some(message),
+            EntryKind::Gap(..) => None,
+        }
+    }
+}
+
+/// What a reader finds next in a log.
+#[derive(Debug, Clone)]
+enum Item {
+    /// An entry.
+    Entry(Arc<Entry>),
+    /// Everything up to this sequence is gone, and the reader had not read it all.
+    Evicted(u64),
+}
+
+impl Item {
+    /// Its place in the order of the sequence. What was evicted stands where its last entry stood: no later entry of
+    /// the log can come before it. It stands before another log's entry of the same number.
+    fn place(&self) -> (u64, bool) {
+        match self {
+            Item::Entry(entry) => (entry.sequence, true),
+            Item::Evicted(through) => (*through, false),
+        }
+    }
+}
+
+/// Bytes held by all logs together.
+#[derive(Debug, Default)]
+pub struct Usage(AtomicUsize);
+
+impl Usage {
+    /// Bytes now.
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The log of one filter. Shared as an `Arc`; the lock is held for a few lines at a time and never across an await.
+#[derive(Debug)]
+pub struct TopicLog {
+    filter: Filter,
+    bounds: Bounds,
+    usage: Arc<Usage>,
+    state: Mutex<State>,
+    /// Apart from `state`, so that waking thousands does not hold up the first of them in reading.
+    readers: Mutex<Slab<Arc<Signal>>>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// In ascending order of sequence.
+    entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+    /// Entries up to this sequence were evicted, or were published before the log began: what is at or before it is not
+    /// all here.
+    evicted: u64,
+    /// The time of the entry `evicted`, or when the log began.
+    evicted_time: SystemTime,
+    /// Where a publisher's id stands. The first of several equal ids, since to resume there repeats what to resume at
+    /// the last would lose.
+    publisher_ids: HashMap<Box<str>, u64>,
+    /// The last piece that was put together, for the other readers at the same place.
+    piece: Option<Piece>,
+}
+
+/// Consecutive entries in one allocation.
+#[derive(Debug, Clone)]
+struct Piece {
+    first: u64,
+    last: u64,
+    entries: usize,
+    format: Format,
+    coding: Coding,
+    bytes: Bytes,
+}
+
+impl TopicLog {
+    /// An empty log that is complete from `evicted` on.
+    fn new(filter: Filter, bounds: Bounds, usage: Arc<Usage>, evicted: u64, evicted_time: SystemTime) -> Self {
+        let state = State {
+            entries: VecDeque::new(),
+            bytes: 0,
+            evicted,
+            evicted_time,
+            publisher_ids: HashMap::new(),
+            piece: None,
+        };
+        TopicLog { filter, bounds, usage, state: Mutex::new(state), readers: Mutex::default() }
+    }
+
+    /// The filter whose messages it holds.
+    pub fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// Appends, and evicts what is then beyond the bounds. Readers see the entry once it is published.
+    fn append(&self, entry: Arc<Entry>) {
+        let mut state = self.state.lock();
+        let weight = entry.weight();
+        if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
+            state.publisher_ids.entry(publisher_id.into()).or_insert(entry.sequence);
+        }
+        let now = entry.time;
+        state.entries.push_back(entry);
+        state.bytes += weight;
+        self.usage.0.fetch_add(weight, Ordering::Relaxed);
+        while state.entries.len() > self.bounds.messages || state.bytes > self.bounds.bytes {
+            self.evict_oldest(&mut state);
+        }
+        self.evict_aged(&mut state, now);
+    }
+
+    fn evict_oldest(&self, state: &mut State) {
+        let Some(entry) = state.entries.pop_front() else { return };
+        let weight = entry.weight();
+        state.bytes -= weight;
+        self.usage.0.fetch_sub(weight, Ordering::Relaxed);
+        state.evicted = entry.sequence;
+        state.evicted_time = entry.time;
+        if let Some(publisher_id) = entry.message().and_then(Message::publisher_id)
+            && state.publisher_ids.get(publisher_id) == Some(&entry.sequence)
+        {
+            state.publisher_ids.remove(publisher_id);
+        }
+    }
+
+    fn evict_aged(&self, state: &mut State, now: SystemTime) {
+        while let Some(oldest) = state.entries.front()
+            && now.duration_since(oldest.time).is_ok_and(|age| age > self.bounds.age)
+        {
+            self.evict_oldest(state);
+        }
+    }
+
+    /// Drops what has grown too old, and memory that quiet logs need no more.
+    fn sweep(&self, now: SystemTime) {
+        let mut state = self.state.lock();
+        state.piece = None;
+        self.evict_aged(&mut state, now);
+        if state.entries.capacity() > 64 && state.entries.len() * 4 < state.entries.capacity() {
+            state.entries.shrink_to_fit();
+        }
+    }
+
+    /// Evicts every entry up to and with `sequence`.
+    fn evict_through(&self, sequence: u64) {
+        let mut state = self.state.lock();
+        while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
+            self.evict_oldest(&mut state);
+        }
+    }
+
+    /// The oldest entry's sequence.
+    fn oldest(&self) -> Option<u64> {
+        self.state.lock().entries.front().map(|entry| entry.sequence)
+    }
+
+    /// The newest entry's sequence.
+    fn newest(&self) -> Option<u64> {
+        self.state.lock().entries.back().map(|entry| entry.sequence)
+    }
+
+    /// Where the log begins to be complete, and when that was.
+    fn evicted(&self) -> (u64, SystemTime) {
+        let state = self.state.lock();
+        (state.evicted, state.evicted_time)
+    }
+
+    /// Where the first message stands that its publisher called so.
+    fn find_publisher_id(&self, publisher_id: &str) -> Option<u64> {
+        self.state.lock().publisher_ids.get(publisher_id).copied()
+    }
+
+    /// The last sequence before `time`: a reader there reads on with what came at `time` or later.
+    fn position_before(&self, time: SystemTime) -> u64 {
+        let state = self.state.lock();
+        let index = state.entries.partition_point(|entry| entry.time < time);
+        if index == 0 { state.evicted } else { state.entries[index - 1].sequence }
+    }
+
+    /// The sequences of the last `count` messages up to `head`, newest first.
+    fn last_messages(&self, count: usize, head: u64) -> Vec<u64> {
+        let state = self.state.lock();
+        let newest_first = state.entries.iter().rev();
+        newest_first
+            .filter(|entry| entry.sequence <= head && entry.message().is_some())
+            .take(count)
+            .map(|entry| entry.sequence)
+            .collect()
+    }
+
+    /// A log of `filter`, which lies inside this one's, that begins with what this one holds of it. A gap here concerns
+    /// all of it, so the new log is complete from the last gap on.
+    fn narrowed(&self, filter: &Filter, bounds: &Bounds) -> TopicLog {
+        let state = self.state.lock();
+        let last_gap = state.entries.iter().rposition(|entry| entry.message().is_none());
+        let (evicted, time) = match last_gap.map(|index| &state.entries[index]) {
+            Some(gap) => (gap.sequence, gap.time),
+            None => (state.evicted, state.evicted_time),
+        };
+        let log = TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), evicted, time);
+        let complete = state.entries.range(last_gap.map_or(0, |index| index + 1)..);
+        complete
+            .filter(|entry| entry.message().is_some_and(|message| filter.matches(message.topic())))
+            .for_each(|entry| log.append(entry.clone()));
+        log
+    }
+
+    /// Puts into `items` what follows `position` up to `head`, about [`BATCH_BYTES`] of it. Returns how far that is
+    /// everything.
+    fn collect(&self, position: u64, head: u64, format: Format, items: &mut Vec<Item>) -> u64 {
+        let state = self.state.lock();
+        if state.evicted > position {
+            items.push(Item::Evicted(state.evicted));
+        }
+        let index = state.entries.partition_point(|entry| entry.sequence <= position);
+        let mut bytes = 0;
+        for entry in state.entries.range(index..) {
+            if entry.sequence > head {
+                break;
+            }
+            items.push(Item::Entry(entry.clone()));
+            bytes += entry.frame(format).weight();
+            if bytes >= BATCH_BYTES {
+                return entry.sequence;
+            }
+        }
+        head
+    }
+
+    /// The entries that follow `position` up to `head`, in one piece that the readers at the same place share.
+    fn piece(&self, position: u64, head: u64, format: Format, coding: Coding) -> Result<Option<Piece>, u64> {
+        let mut state = self.state.lock();
+        if state.evicted > position {
+            return Err(state.evicted);
+        }
+        let index = state.entries.partition_point(|entry| entry.sequence <= position);
+        let Some(first) = state.entries.get(index).filter(|entry| entry.sequence <= head) else { return Ok(None) };
+        if let Some(piece) = &state.piece
+            && piece.first == first.sequence
+            && (piece.format, piece.coding) == (format, coding)
+        {
+            return Ok(Some(piece.clone()));
+        }
+        let frame = first.frame(format).bytes(coding);
+        let mut piece =
+            Piece { first: first.sequence, last: first.sequence, entries: 1, format, coding, bytes: frame };
+        let more = state.entries.range(index + 1..).take_while(|entry| entry.sequence <= head);
+        let mut joined = BytesMut::new();
+        for entry in more {
+            if joined.is_empty() {
+                if piece.bytes.len() >= BATCH_BYTES {
+                    break;
+                }
+                joined.extend_from_slice(&piece.bytes);
+            }
+            joined.extend_from_slice(&entry.frame(format).bytes(coding));
+            piece.last = entry.sequence;
+            piece.entries += 1;
+            if joined.len() >= BATCH_BYTES {
+                break;
+            }
+        }
+        // One entry alone is handed over as it is, without a copy.
+        if !joined.is_empty() {
+            piece.bytes = joined.freeze();
+            state.piece = Some(piece.clone());
+        }
+        Ok(Some(piece))
+    }
+
+    fn join(&self, signal: Arc<Signal>) -> usize {
+        self.readers.lock().insert(signal)
+    }
+
+    fn leave(&self, key: usize) {
+        let mut readers = self.readers.lock();
+        readers.try_remove(key);
+        if readers.is_empty() {
+            readers.shrink_to_fit();
+        }
+    }
+
+    /// Wakes the readers that wait.
+    fn wake(&self) {
+        for (_, signal) in &*self.readers.lock() {
+            signal.entry();
+        }
+    }
+}
+
+impl Drop for TopicLog {
+    fn drop(&mut self) {
+        self.usage.0.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,422 @@
+//! The registry of logs: which filters are held, who reads them, and the one writer's way to them.
+//!
+//! It says what should be subscribed (through what it returns to its caller) and never talks to a broker itself. All
+//! writing goes through its lock: one writer assigns a sequence and appends before it takes the next, so whoever sees
+//! entry *n* can see every entry before it, in any log.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Bounds, Entry, EntryKind, TopicLog, Usage};
+use crate::message::Fields;
+use crate::position::Sequence;
+use crate::signal::CloseCode;
+use crate::sse::frame::{self, GapReason};
+use crate::topic::{Filter, Topic};
+
+/// When the logs together hold too much, they are brought to this part of the bound, so that it is not looked at again
+/// for the very next message.
+const RECLAIM_TO: f64 = 0.9;
+
+/// As many topics are held as may be (`limits.topics`). Those without a reader are about to be given up.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("as many topics are held as may be (limits.topics)")]
+pub struct Full;
+
+/// Every log of the process.
+#[derive(Debug)]
+pub struct Registry {
+    sequence: Sequence,
+    usage: Arc<Usage>,
+    max_topics: usize,
+    max_bytes: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    slots: HashMap<Filter, Slot>,
+    /// Logs appended to since readers were last woken.
+    touched: Vec<Arc<TopicLog>>,
+    /// Times never run backwards within the logs, whatever the system's clock does: `since=` searches them.
+    last_time: Option<SystemTime>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    log: Arc<TopicLog>,
+    fields: Arc<Fields>,
+    readers: usize,
+    /// Since when it has no reader.
+    idle_since: Instant,
+    subscribed: watch::Sender<Subscribed>,
+    feed: Feed,
+}
+
+/// Where a log's messages come from.
+#[derive(Debug)]
+enum Feed {
+    /// A subscription of its own, for as long as it is held.
+    Own,
+    /// A subscription of its own, from the start and for good. It feeds other logs inside its pattern too.
+    Warm(Fed),
+    /// The warm log of this filter.
+    By(Filter),
+}
+
+/// Logs that a warm one feeds.
+#[derive(Debug, Default)]
+struct Fed {
+    topics: HashMap<Filter, Arc<TopicLog>>,
+    patterns: Vec<Arc<TopicLog>>,
+}
+
+/// How far the subscription of a log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subscribed {
+    Pending,
+    Confirmed,
+    Failed(CloseCode),
+}
+
+/// A reader's hold on a log: as long as there is one, the log stays subscribed.
+#[derive(Debug)]
+pub struct Lease {
+    registry: Arc<Registry>,
+    log: Arc<TopicLog>,
+}
+
+impl Lease {
+    /// The log.
+    pub(super) fn log(&self) -> &TopicLog {
+        &self.log
+    }
+
+    /// Waits until the log's subscription is confirmed.
+    ///
+    /// # Errors
+    /// Why it could not be subscribed.
+    pub async fn ready(&self) -> Result<(), CloseCode> {
+        let receiver = {
+            let inner = self.registry.inner.lock();
+            inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log)).map(|slot| slot.subscribed.subscribe())
+        };
+        // Taken out of the registry meanwhile: its subscription has failed.
+        let Some(mut receiver) = receiver else { return Err(CloseCode::Unavailable) };
+        match receiver.wait_for(|state| *state != Subscribed::Pending).await.as_deref() {
+            Ok(Subscribed::Failed(code)) => Err(*code),
+            Ok(_) => Ok(()),
+            Err(_) => Err(CloseCode::Unavailable),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut inner = self.registry.inner.lock();
+        if let Some(slot) = inner.slots.get_mut(&self.log.filter)
+            && Arc::ptr_eq(&slot.log, &self.log)
+        {
+            slot.readers -= 1;
+            slot.idle_since = Instant::now();
+        }
+    }
+}
+
+/// The duty to subscribe to a new log's filter. Dropped without a word it counts as failed, so nobody waits for ever.
+#[derive(Debug)]
+pub struct Subscription {
+    registry: Arc<Registry>,
+    log: Arc<TopicLog>,
+    outcome: Subscribed,
+}
+
+impl Subscription {
+    /// What to subscribe to.
+    pub fn filter(&self) -> &Filter {
+        &self.log.filter
+    }
+
+    /// The broker has confirmed.
+    pub fn confirm(mut self) {
+        self.outcome = Subscribed::Confirmed;
+    }
+
+    /// The broker could not or would not.
+    pub fn fail(mut self, code: CloseCode) {
+        self.outcome = Subscribed::Failed(code);
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut inner = self.registry.inner.lock();
+        let Some(slot) = inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log)) else {
+            return;
+        };
+        slot.subscribed.send_replace(self.outcome);
+        if let Subscribed::Failed(_) = self.outcome {
+            inner.slots.remove(&self.log.filter);
+        }
+    }
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new(sequence: Sequence, max_topics: usize, max_bytes: usize) -> Arc<Self> {
+        Arc::new(Registry {
+            sequence,
+            usage: Arc::default(),
+            max_topics,
+            max_bytes,
+            inner: Mutex::default(),
+        })
+    }
+
+    /// The process-wide counter.
+    pub fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
+    /// Topics and patterns held.
+    pub fn topics(&self) -> usize {
+        self.inner.lock().slots.len()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.usage.bytes()
+    }
+
+    /// A hold on the log of `filter`. If the log is new, also the duty to subscribe to it.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn lease(
+        self: &Arc<Self>,
+        filter: &Filter,
+        bounds: &Bounds,
+        fields: &Arc<Fields>,
+        warm: Option<&Filter>,
+    ) -> Result<(Lease, Option<Subscription>), Full> {
+        let mut inner = self.inner.lock();
+        if let Some(slot) = inner.slots.get_mut(filter) {
+            slot.readers += 1;
+            return Ok((Lease { registry: self.clone(), log: slot.log.clone() }, None));
+        }
+        if inner.slots.len() >= self.max_topics {
+            return Err(Full);
+        }
+        let warm = warm.filter(|warm| matches!(inner.slots.get(*warm).map(|slot| &slot.feed), Some(Feed::Warm(_))));
+        let (log, feed) = match warm {
+            Some(warm) => (self.feed_from(&mut inner, warm, filter, bounds), Feed::By(warm.clone())),
+            None => (self.empty_log(filter, bounds), Feed::Own),
+        };
+        let subscribed = match warm.and_then(|warm| inner.slots.get(warm)) {
+            Some(warm) => warm.subscribed.clone(),
+            None => watch::Sender::new(Subscribed::Pending),
+        };
+        let own = matches!(feed, Feed::Own);
+        let slot =
+            Slot { log: log.clone(), fields: fields.clone(), readers: 1, idle_since: Instant::now(), subscribed, feed };
+        inner.slots.insert(filter.clone(), slot);
+        let subscription = own.then(|| self.subscription(log.clone()));
+        Ok((Lease { registry: self.clone(), log }, subscription))
+    }
+
+    /// Makes the warm log of a rule, which stays for good. The caller confirms the
+    /// subscription when the broker is there.
+    pub fn warm(self: &Arc<Self>, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Subscription {
+        let log = self.empty_log(filter, bounds);
+        let slot = Slot {
+            log: log.clone(),
+            fields: fields.clone(),
+            readers: 0,
+            idle_since: Instant::now(),
+            subscribed: watch::Sender::new(Subscribed::Pending),
+            feed: Feed::Warm(Fed::default()),
+        };
+        self.inner.lock().slots.insert(filter.clone(), slot);
+        self.subscription(log)
+    }
+
+    fn subscription(self: &Arc<Self>, log: Arc<TopicLog>) -> Subscription {
+        Subscription { registry: self.clone(), log, outcome: Subscribed::Failed(CloseCode::Unavailable) }
+    }
+
+    fn empty_log(&self, filter: &Filter, bounds: &Bounds) -> Arc<TopicLog> {
+        let (now, head) = (SystemTime::now(), self.sequence.head());
+        Arc::new(TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), head, now))
+    }
+
+    /// A log that begins with what the warm one holds of its filter, and is fed by it from now on. Under the writer's
+    /// lock, so that no message falls between the two.
+    fn feed_from(&self, inner: &mut Inner, warm: &Filter, filter: &Filter, bounds: &Bounds) -> Arc<TopicLog> {
+        let Some(Slot { log: source, feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(warm) else {
+            return self.empty_log(filter, bounds);
+        };
+        let log = Arc::new(source.narrowed(filter, bounds));
+        if filter.is_pattern() {
+            fed.patterns.push(log.clone());
+        } else {
+            fed.topics.insert(filter.clone(), log.clone());
+        }
+        log
+    }
+
+    /// Appends a message of `topic` that came by the subscription of `filter`. `encode` is given its sequence.
+    /// Returns whether anything holds that filter.
+    pub fn append(
+        &self,
+        filter: &Filter,
+        topic: &Topic,
+        encode: impl FnOnce(u64, SystemTime, &Fields) -> EntryKind,
+    ) -> bool {
+        let mut inner = self.inner.lock();
+        let Inner { slots, touched, last_time } = &mut *inner;
+        let Some(slot) = slots.get(filter) else { return false };
+        let time = next_time(last_time);
+        let sequence = self.sequence.next();
+        let entry = Arc::new(Entry { sequence, time, kind: encode(sequence, time, &slot.fields) });
+        if let Feed::Warm(fed) = &slot.feed {
+            let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
+            for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
+                log.append(entry.clone());
+                touched.push(log.clone());
+            }
+        }
+        slot.log.append(entry);
+        touched.push(slot.log.clone());
+        self.sequence.publish(sequence);
+        true
+    }
+
+    /// Marks that messages may be missing here: in the log of `filter`, or in every log. Returns how many gaps that is.
+    pub fn append_gap(&self, filter: Option<&Filter>, reason: GapReason) -> usize {
+        let mut inner = self.inner.lock();
+        let Inner { slots, touched, last_time } = &mut *inner;
+        let time = next_time(last_time);
+        let mut gaps = 0;
+        let concerned = |slot: &&Slot| match filter {
+            None => true,
+            Some(filter) => slot.log.filter == *filter || matches!(&slot.feed, Feed::By(warm) if warm == filter),
+        };
+        for slot in slots.values().filter(concerned) {
+            // Each has a number of its own, though they are one event: an id must tell which of them a client has seen.
+            let sequence = self.sequence.next();
+            let id = self.sequence.event_id(sequence, None);
+            let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
+            slot.log.append(Arc::new(Entry { sequence, time, kind: EntryKind::Gap(reason, frame) }));
+            touched.push(slot.log.clone());
+            self.sequence.publish(sequence);
+            gaps += 1;
+        }
+        gaps
+    }
+
+    /// Wakes those who wait for what was appended since this was last called: once for many entries.
+    pub fn wake(&self) {
+        let mut touched = std::mem::take(&mut self.inner.lock().touched);
+        touched.sort_unstable_by_key(Arc::as_ptr);
+        touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        touched.iter().for_each(|log| log.wake());
+        if self.usage.bytes() > self.max_bytes {
+            self.reclaim();
+        }
+    }
+
+    /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
+    pub fn refuse(&self, filter: &Filter) {
+        let removed = self.inner.lock().slots.remove(filter);
+        if let Some(slot) = removed {
+            for (_, signal) in &*slot.log.readers.lock() {
+                signal.close(CloseCode::Refused);
+            }
+        }
+    }
+
+    /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
+    /// then the oldest entries wherever they are.
+    fn reclaim(&self) {
+        let target = (self.max_bytes as f64 * RECLAIM_TO) as usize;
+        let (mut idle, busy): (Vec<_>, Vec<_>) = {
+            let inner = self.inner.lock();
+            let logs = inner.slots.values().map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone()));
+            logs.partition(|(read, ..)| !read)
+        };
+        idle.sort_unstable_by_key(|(_, since, _)| *since);
+        for (_, _, log) in &idle {
+            if self.usage.bytes() <= target {
+                return;
+            }
+            if let Some(newest) = log.newest() {
+                log.evict_through(newest);
+            }
+        }
+        let mut oldest_first: BinaryHeap<_> = busy
+            .iter()
+            .enumerate()
+            .filter_map(|(index, (_, _, log))| log.oldest().map(|oldest| Reverse((oldest, index))))
+            .collect();
+        while self.usage.bytes() > target
+            && let Some(Reverse((oldest, index))) = oldest_first.pop()
+        {
+            let log = &busy[index].2;
+            log.evict_through(oldest);
+            oldest_first.extend(log.oldest().map(|oldest| Reverse((oldest, index))));
+        }
+    }
+
+    /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` is called under
+    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later.
+    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter) -> bool) {
+        let now = Instant::now();
+        let logs: Vec<_> = {
+            let mut inner = self.inner.lock();
+            // Short of room for new topics, nothing lingers.
+            let crowded = inner.slots.len() * 10 >= self.max_topics * 9;
+            let idle = |slot: &Slot| {
+                slot.readers == 0
+                    && *slot.subscribed.borrow() != Subscribed::Pending
+                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.bounds.linger)
+            };
+            let ended: Vec<Filter> = inner
+                .slots
+                .iter()
+                .filter(|(filter, slot)| match slot.feed {
+                    Feed::Warm(_) => false,
+                    Feed::By(_) => idle(slot),
+                    Feed::Own => idle(slot) && unsubscribe(filter),
+                })
+                .map(|(filter, _)| filter.clone())
+                .collect();
+            for filter in ended {
+                let Some(Slot { feed: Feed::By(warm), .. }) = inner.slots.remove(&filter) else { continue };
+                if let Some(Slot { feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(&warm) {
+                    fed.topics.remove(&filter);
+                    fed.patterns.retain(|log| log.filter != filter);
+                }
+            }
+            if inner.slots.capacity() > 1024 && inner.slots.len() * 4 < inner.slots.capacity() {
+                inner.slots.shrink_to_fit();
+            }
+            inner.slots.values().map(|slot| slot.log.clone()).collect()
+        };
+        let now = SystemTime::now();
+        logs.iter().for_each(|log| log.sweep(now));
+    }
+}
+
+fn next_time(last: &mut Option<SystemTime>) -> SystemTime {
+    let now = SystemTime::now();
+    let time = last.map_or(now, |last| last.max(now));
+    *last = Some(time);
+    time
+}

@@ -1,0 +1,146 @@
+//! The process: build (bind, fail with a reason), run until told to stop, drain under a deadline.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::broker::{Broker, EVENT_CAPACITY};
+use crate::config::Config;
+use crate::gateway::Gateway;
+use crate::http;
+use crate::ingest::{Ingest, Upstream};
+use crate::log::Registry;
+use crate::metrics::Metrics;
+use crate::position::{Epoch, Sequence};
+use crate::signal::CloseCode;
+use crate::sse::table::TICK;
+
+/// How often idle logs are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Streams are closed in steps of this length while draining, and at least so many a step.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+const DRAIN_BATCH: usize = 32;
+
+/// Why the gateway could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// An address could not be bound.
+    #[error("{key} = \"{address}\": cannot listen there: {source}")]
+    Listen {
+        /// The configuration key.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The broker's configuration cannot work.
+    #[error("{0}")]
+    Broker(String),
+}
+
+/// A gateway that is bound and not running yet.
+#[derive(Debug)]
+pub struct Server {
+    gateway: Arc<Gateway>,
+    public: TcpListener,
+    admin: TcpListener,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Binds the listeners and starts to connect to the broker. A broker that is merely away is no error.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn build(config: Config) -> Result<Self, BuildError> {
+        let public = bind("listen", config.listen).await?;
+        let admin = bind("admin.listen", config.admin.listen).await?;
+        let metrics = Arc::new(Metrics::new());
+        metrics.limit("streams", config.limits.streams as u64);
+        metrics.limit("connections", config.limits.connections as u64);
+        metrics.limit("topics", config.limits.topics as u64);
+        metrics.limit("buffer", config.limits.buffer);
+        let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
+        let registry = Registry::new(Sequence::new(Epoch::random()), config.limits.topics, max_buffer);
+        let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
+        let broker = Broker::start(&config.broker, events).map_err(BuildError::Broker)?;
+        let (upstream, upstream_receiver) = watch::channel(Upstream::Down("not connected yet".into()));
+        let ingest = Ingest {
+            registry: registry.clone(),
+            metrics: metrics.clone(),
+            max_message: usize::try_from(config.limits.message).unwrap_or(usize::MAX),
+            upstream,
+        };
+        let gateway = Gateway::new(config, broker, registry, metrics, upstream_receiver);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(ingest.run(events_receiver));
+        tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
+        tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
+        Ok(Server { gateway, public, admin, tasks })
+    }
+
+    /// Where browsers connect, with the port that the system chose if it was asked to.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.public.local_addr()
+    }
+
+    /// Where probes and metrics are.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// Serves until `shutdown` is done, then drains. Ends within the drain window, whatever streams are open.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let gateway = self.gateway.clone();
+        let public = http::public(gateway.clone(), self.public.local_addr().ok());
+        self.tasks.spawn(http::serve(self.public, public, &gateway));
+        self.tasks.spawn(http::serve(self.admin, http::admin(gateway.clone()), &gateway));
+        shutdown.await;
+        drain(&gateway).await;
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+    TcpListener::bind(address).await.map_err(|source| BuildError::Listen { key, address, source })
+}
+
+async fn every(period: Duration, gateway: Arc<Gateway>, work: fn(&Gateway)) {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        work(&gateway);
+    }
+}
+
+/// Closes the streams in small batches over four fifths of the window, so that their clients do not come back to the
+/// other replicas all at once. The last fifth is for what is still being written.
+async fn drain(gateway: &Gateway) {
+    gateway.start_draining();
+    let (begin, window) = (Instant::now(), gateway.config().drain);
+    let steps = (window.mul_f64(0.8).as_millis() / DRAIN_STEP.as_millis()).max(1) as usize;
+    let batch = gateway.table().len().div_ceil(steps).max(DRAIN_BATCH);
+    tracing::info!(streams = gateway.table().len(), ?window, "draining");
+    while !gateway.table().is_empty() && begin.elapsed() < window {
+        gateway.table().close(batch, CloseCode::Draining);
+        tokio::time::sleep(DRAIN_STEP).await;
+    }
+    tracing::info!(left = gateway.table().len(), took = ?begin.elapsed(), "drained");
+}

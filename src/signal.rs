@@ -1,0 +1,112 @@
+//! What wakes a stream: a new entry in one of its logs, an order to close, or the clock.
+//!
+//! One small allocation per stream, shared by the stream, its logs and the table of streams. It carries no data: what
+//! there is to read stands in the logs.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::Waker;
+
+use futures_util::task::AtomicWaker;
+
+/// Why the server ends a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum CloseCode {
+    /// The process is ending.
+    Draining = 1,
+    /// A limit is reached.
+    Overloaded = 2,
+    /// The broker is away, so that the stream cannot promise anything.
+    Unavailable = 3,
+    /// The broker does not let the gateway read this topic.
+    Refused = 4,
+    /// `streams.max_age` is reached.
+    MaxAge = 5,
+    /// The reader took nothing for `streams.write_timeout`. Nothing can be said to it.
+    Slow = 6,
+    /// The reader left.
+    Gone = 7,
+}
+
+impl CloseCode {
+    /// Every code, for metrics that show zero before the first one.
+    pub const ALL: [CloseCode; 7] = [
+        CloseCode::Draining,
+        CloseCode::Overloaded,
+        CloseCode::Unavailable,
+        CloseCode::Refused,
+        CloseCode::MaxAge,
+        CloseCode::Slow,
+        CloseCode::Gone,
+    ];
+
+    /// As on the wire, in metrics and in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CloseCode::Draining => "draining",
+            CloseCode::Overloaded => "overloaded",
+            CloseCode::Unavailable => "unavailable",
+            CloseCode::Refused => "refused",
+            CloseCode::MaxAge => "max_age",
+            CloseCode::Slow => "slow",
+            CloseCode::Gone => "gone",
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Signal {
+    waker: AtomicWaker,
+    /// The stream has read everything and waits for more. Only then is it woken for an entry: a stream whose socket is
+    /// full costs nothing however much is published meanwhile.
+    waiting: AtomicBool,
+    /// A [`CloseCode`], or 0.
+    close: AtomicU8,
+    /// When the stream wants to be woken by the clock, in milliseconds of [`crate::sse::table::Clock`].
+    due: AtomicU64,
+}
+
+impl Signal {
+    /// Remembers whom to wake.
+    pub fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Announces that the stream will wait for entries. It must look for entries once more after this and before it
+    /// sleeps: `swap` orders that look after any [`Signal::entry`] that came too early to wake it.
+    pub fn await_entries(&self) {
+        self.waiting.swap(true, Ordering::AcqRel);
+    }
+
+    /// An entry was committed.
+    pub fn entry(&self) {
+        if self.waiting.swap(false, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+    }
+
+    /// Orders the stream to close. The first order counts.
+    pub fn close(&self, code: CloseCode) {
+        let _ = self.close.compare_exchange(0, code as u8, Ordering::AcqRel, Ordering::Relaxed);
+        self.waker.wake();
+    }
+
+    /// The order to close, if there is one.
+    pub fn closing(&self) -> Option<CloseCode> {
+        let code = self.close.load(Ordering::Acquire);
+        CloseCode::ALL.into_iter().find(|known| *known as u8 == code)
+    }
+
+    /// Asks to be woken by the clock at `due`.
+    pub fn wake_at(&self, due: u64) {
+        self.due.store(due, Ordering::Relaxed);
+    }
+
+    /// The clock: wakes the stream if it asked for a time that has come.
+    pub fn tick(&self, now: u64) {
+        if self.due.load(Ordering::Relaxed) <= now {
+            self.waker.wake();
+        }
+    }
+}

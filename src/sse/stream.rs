@@ -1,0 +1,194 @@
+//! One subscriber's stream: its cursors, its heartbeat, its end. It hands out bytes when it is asked to and knows
+//! neither sockets nor HTTP nor brokers; what it holds for its subscriber is a few words and no message.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::frame::{self, Coding, Frame};
+use super::table::Ticket;
+use crate::log::{Cursors, Lease, Opened, Registry};
+use crate::message::Format;
+use crate::metrics::{HttpVersion, Metrics};
+use crate::position::Start;
+use crate::signal::CloseCode;
+
+/// Browsers that are told less reconnect in a loop that harms both sides.
+const MIN_RETRY_MS: u64 = 500;
+
+/// What all streams have in common.
+#[derive(Debug)]
+pub struct Shared {
+    /// The logs.
+    pub registry: Arc<Registry>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Silence after which a comment is sent.
+    pub heartbeat: Duration,
+    /// Middle of the reconnection delay that clients are told.
+    pub retry: Duration,
+    /// Age at which a stream is asked to reconnect, within 10 %.
+    pub max_age: Option<Duration>,
+}
+
+impl Shared {
+    /// A reconnection delay in milliseconds, different for each stream: told the same, all would come back at once.
+    pub fn jittered_retry(&self) -> u64 {
+        let middle = self.retry.as_millis() as u64;
+        fastrand::u64(middle / 2..=middle + middle / 2).max(MIN_RETRY_MS)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stream {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+    cursors: Cursors,
+    format: Format,
+    http: HttpVersion,
+    /// `stream-open` and the gaps before the first message, until they are handed out.
+    opening: Option<Frame>,
+    /// When a heartbeat is due, in milliseconds of the table's clock.
+    heartbeat_due: u64,
+    /// When the stream has lived long enough.
+    expires: u64,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Live,
+    /// Ordered to close: first what was published before the order, up to this sequence.
+    Closing(CloseCode, u64),
+    Ended(CloseCode),
+}
+
+impl Stream {
+    /// A stream over `leases`, whose subscriptions are confirmed.
+    pub fn open(
+        shared: Arc<Shared>,
+        ticket: Ticket,
+        leases: Vec<Lease>,
+        start: &Start,
+        format: Format,
+        http: HttpVersion,
+    ) -> Self {
+        let sequence = shared.registry.sequence();
+        let Opened { cursors, position, resumed, gaps } = Cursors::open(leases, ticket.signal(), start, sequence);
+        if matches!(start, Start::After(_)) {
+            shared.metrics.resumed(resumed);
+        }
+        // The id says "complete from here on", which holds only once every gap is told: so the last of them carries it.
+        // A client that is cut off before that comes back with the cursor it had, and is told again.
+        let id = sequence.event_id(position, None);
+        let topics: Vec<&str> = cursors.filters().map(|filter| filter.as_str()).collect();
+        let open_id = gaps.is_empty().then_some(id.as_str());
+        let mut frames = vec![frame::stream_open(open_id, shared.jittered_retry(), &topics, resumed)];
+        for (index, (filter, reason)) in gaps.iter().enumerate() {
+            let id = (index + 1 == gaps.len()).then_some(id.as_str());
+            frames.push(frame::stream_gap(id, filter.as_str(), *reason));
+            shared.metrics.gaps(*reason, 1);
+        }
+        shared.metrics.stream_opened(http);
+        let now = ticket.clock().now();
+        let expires = shared.max_age.map_or(u64::MAX, |age| {
+            let age = age.as_millis() as u64;
+            now + fastrand::u64(age - age / 10..=age + age / 10)
+        });
+        Stream {
+            opening: Some(Frame::concat(&frames)),
+            heartbeat_due: now,
+            expires,
+            shared,
+            ticket,
+            cursors,
+            format,
+            http,
+            phase: Phase::Live,
+        }
+    }
+
+    /// The next bytes: whole events, or a heartbeat. `None` once the stream has ended.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>, coding: Coding) -> Poll<Option<Bytes>> {
+        self.ticket.signal().register(cx.waker());
+        if let Some(opening) = self.opening.take() {
+            return Poll::Ready(Some(self.hand_out(opening.bytes(coding))));
+        }
+        loop {
+            if self.phase == Phase::Live
+                && let Some(code) = self.ticket.signal().closing()
+            {
+                self.phase = Phase::Closing(code, self.shared.registry.sequence().head());
+            }
+            match self.phase {
+                Phase::Live => {}
+                Phase::Closing(code, until) if self.cursors.position() >= until => {
+                    return Poll::Ready(Some(self.say_goodbye(code, coding)));
+                }
+                Phase::Closing(..) => {}
+                Phase::Ended(_) => return Poll::Ready(None),
+            }
+            self.ticket.signal().await_entries();
+            if let Some(batch) = self.cursors.read(self.shared.registry.sequence(), self.format, coding) {
+                self.shared.metrics.events_sent.inc_by(batch.entries as u64);
+                batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
+                return Poll::Ready(Some(self.hand_out(batch.bytes)));
+            }
+            if let Phase::Closing(code, _) = self.phase {
+                return Poll::Ready(Some(self.say_goodbye(code, coding)));
+            }
+            let now = self.ticket.clock().now();
+            if now >= self.expires {
+                self.ticket.signal().close(CloseCode::MaxAge);
+                continue;
+            }
+            if now >= self.heartbeat_due {
+                return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
+            }
+            self.ticket.signal().wake_at(self.heartbeat_due.min(self.expires));
+            return Poll::Pending;
+        }
+    }
+
+    /// Asks to be woken at `due` by the clock alone: for a way out that cannot take bytes now.
+    pub fn wake_at(&self, cx: &mut Context<'_>, due: u64) {
+        self.ticket.signal().register(cx.waker());
+        self.ticket.signal().wake_at(due);
+    }
+
+    /// Milliseconds of the clock that [`Stream::wake_at`] means.
+    pub fn now(&self) -> u64 {
+        self.ticket.clock().now()
+    }
+
+    /// The reader took nothing for too long; nothing more can be said to it.
+    pub fn give_up(&mut self) {
+        self.phase = Phase::Ended(CloseCode::Slow);
+    }
+
+    fn hand_out(&mut self, bytes: Bytes) -> Bytes {
+        self.shared.metrics.bytes_sent.inc_by(bytes.len() as u64);
+        self.heartbeat_due = self.ticket.clock().now() + self.shared.heartbeat.as_millis() as u64;
+        bytes
+    }
+
+    fn say_goodbye(&mut self, code: CloseCode, coding: Coding) -> Bytes {
+        self.phase = Phase::Ended(code);
+        let id = self.shared.registry.sequence().event_id(self.cursors.position(), None);
+        let goodbye = frame::stream_close(Some(&id), self.shared.jittered_retry(), code.as_str());
+        self.hand_out(goodbye.bytes(coding))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let code = match self.phase {
+            Phase::Ended(code) => code,
+            Phase::Live | Phase::Closing(..) => CloseCode::Gone,
+        };
+        self.shared.metrics.stream_closed(self.http, code);
+    }
+}

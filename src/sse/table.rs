@@ -1,0 +1,110 @@
+//! The table of open streams: the limit on them, the clock that wakes them, and the way to close them.
+//!
+//! One clock for all instead of a timer each: a timer per stream costs memory, and a lock of the runtime at every reset.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::time::Instant;
+
+use crate::signal::{CloseCode, Signal};
+
+/// How often the clock looks whose time has come. Heartbeats and write timeouts are late by at most this much.
+pub const TICK: Duration = Duration::from_millis(500);
+
+/// Milliseconds since the gateway began.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Milliseconds now.
+    pub fn now(self) -> u64 {
+        self.0.elapsed().as_millis() as u64
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Table {
+    limit: usize,
+    clock: Clock,
+    signals: Mutex<Slab<Arc<Signal>>>,
+}
+
+impl Table {
+    /// An empty table for at most `limit` streams.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Table { limit, clock: Clock(Instant::now()), signals: Mutex::default() })
+    }
+
+    /// The clock of all streams.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Open streams.
+    pub fn len(&self) -> usize {
+        self.signals.lock().len()
+    }
+
+    /// Whether no stream is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A place for one more stream, or `None` at the limit.
+    pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
+        let signal = Arc::new(Signal::default());
+        signal.wake_at(u64::MAX);
+        let mut signals = self.signals.lock();
+        (signals.len() < self.limit)
+            .then(|| Ticket { key: signals.insert(signal.clone()), table: self.clone(), signal })
+    }
+
+    /// Wakes every stream whose time has come.
+    pub fn tick(&self) {
+        let now = self.clock.now();
+        for (_, signal) in &*self.signals.lock() {
+            signal.tick(now);
+        }
+    }
+
+    /// Orders up to `count` of the streams that are not closing yet to close. Returns how many that were.
+    pub fn close(&self, count: usize, code: CloseCode) -> usize {
+        let signals = self.signals.lock();
+        let open = signals.iter().map(|(_, signal)| signal).filter(|signal| signal.closing().is_none());
+        open.take(count).map(|signal| signal.close(code)).count()
+    }
+}
+
+/// A stream's place in the table.
+#[derive(Debug)]
+pub struct Ticket {
+    table: Arc<Table>,
+    key: usize,
+    signal: Arc<Signal>,
+}
+
+impl Ticket {
+    /// The stream's signal.
+    pub fn signal(&self) -> &Arc<Signal> {
+        &self.signal
+    }
+
+    /// The clock of all streams.
+    pub fn clock(&self) -> Clock {
+        self.table.clock
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut signals = self.table.signals.lock();
+        signals.try_remove(self.key);
+        if signals.is_empty() {
+            signals.shrink_to_fit();
+        }
+    }
+}
