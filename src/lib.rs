@@ -3,11 +3,13 @@
 //! The binary is a thin shell over this library. `docs/architecture.md` draws the pipeline and says who may import whom.
 
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod gateway;
 mod http;
 pub mod ingest;
 pub mod log;
+pub mod logging;
 pub mod message;
 pub mod metrics;
 pub mod position;

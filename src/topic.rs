@@ -120,6 +120,11 @@ impl fmt::Display for Topic {
 pub struct Filter(Arc<str>);
 
 impl Filter {
+    /// `**`: every topic but the reserved ones.
+    pub fn everything() -> Self {
+        Filter("**".into())
+    }
+
     /// Reads a topic or a pattern in canonical form (`/` between segments). `limit` is in bytes.
     ///
     /// # Errors

@@ -1,17 +1,38 @@
-//! Configuration: what may be set, its defaults, and what is wrong with what was set.
+//! Configuration: what may be set, its defaults, and which rule decides a topic.
+//!
+//! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
+//! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
+//! the shape of what people write, `parse.rs` and `rule.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
+//! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
 
-use std::net::SocketAddr;
+mod advice;
+mod error;
+mod explain;
+mod load;
+mod parse;
+mod raw;
+mod rule;
+mod url;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::topic::Filter;
+use serde::{Serialize, Serializer};
+
+pub use self::error::{ConfigError, ConfigErrors};
+pub use self::load::Sources;
+pub use self::url::{BrokerKind, masked};
+use crate::topic::{Filter, Topic};
 
 /// Everything that can be configured, ready to use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `listen`: where browsers connect.
     pub listen: SocketAddr,
-    /// `hosts`: names that a request's `Host` may carry. Empty: any, but only loopback names while `listen` is loopback.
+    /// `hosts`: names that a request's `Host` may carry, without port, in lower case. Empty: any, but only loopback
+    /// names while `listen` is loopback.
     pub hosts: Vec<String>,
     /// `drain`: how long open streams are given to be closed in batches after SIGTERM.
     pub drain: Duration,
@@ -74,9 +95,21 @@ pub struct BrokerTls {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"***\"")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
     }
 }
 
@@ -201,3 +234,120 @@ pub enum LogFormat {
     /// One JSON object an event.
     Json,
 }
+
+/// What holds where nothing is set. `config/topicgate.toml` says the same with explanations; a test compares them.
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            hosts: vec![],
+            drain: Duration::from_secs(10),
+            admin: Admin { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)) },
+            broker: Broker {
+                url: Secret("memory:".into()),
+                user: None,
+                password: None,
+                token: None,
+                nkey: None,
+                credentials: None,
+                separator: ':',
+                tls: BrokerTls::default(),
+            },
+            topics: vec![Rule::everything()],
+            streams: Streams {
+                heartbeat: Duration::from_secs(15),
+                retry: Duration::from_secs(3),
+                write_timeout: Duration::from_secs(30),
+                max_age: None,
+            },
+            limits: Limits {
+                streams: 10_000,
+                connections: 12_000,
+                topics: 100_000,
+                topics_per_stream: 100,
+                topic_length: 200,
+                message: 256 * 1024,
+                buffer: 256 * 1024 * 1024,
+                head: 16 * 1024,
+                head_timeout: Duration::from_secs(10),
+            },
+            cors: Cors::default(),
+            log: Log { level: "info".into(), format: LogFormat::Text },
+        }
+    }
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Replay {
+            messages: 1000,
+            bytes: 1024 * 1024,
+            age: Duration::from_secs(5 * 60),
+            linger: Duration::from_secs(60),
+            warm: false,
+        }
+    }
+}
+
+impl Replay {
+    /// The default where messages of `largest` bytes are allowed: one of them must fit.
+    fn for_messages_of(largest: u64) -> Self {
+        let default = Replay::default();
+        Replay { bytes: default.bytes.max(largest), ..default }
+    }
+}
+
+impl Rule {
+    /// The rule that is implied for the embedded broker on loopback: everything, for everyone.
+    fn everything() -> Self {
+        Rule {
+            filter: Filter::everything(),
+            source: Source::Pubsub,
+            read: Access::Anyone,
+            publish: Access::Anyone,
+            id: Field::Header("Nats-Msg-Id".into()),
+            kind: Field::Header("Event-Type".into()),
+            replay: Replay::default(),
+        }
+    }
+}
+
+impl Broker {
+    /// Which broker `url` means.
+    pub fn kind(&self) -> BrokerKind {
+        // A configuration whose URL has no known scheme is refused while it is read.
+        BrokerKind::of(&self.url.0).unwrap_or(BrokerKind::Memory)
+    }
+
+    /// `url` as it may be shown: `nats://***@host:4222`.
+    pub fn masked_url(&self) -> String {
+        masked(&self.url.0)
+    }
+}
+
+impl Config {
+    /// The rule that decides `filter`, or `None` if nothing of it may be exposed. First match wins.
+    ///
+    /// A pattern must lie wholly inside what may be read: the first rule that covers all of it decides, but if a rule
+    /// before that one forbids reading only a part of it, the whole is refused rather than that part left out.
+    pub fn decide(&self, filter: &Filter) -> Option<&Rule> {
+        for rule in &self.topics {
+            if rule.filter.covers(filter) {
+                return Some(rule);
+            }
+            // Never true of a single topic, which a rule covers or does not touch.
+            if rule.read == Access::Nobody && rule.filter.overlaps(filter) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// As [`Config::decide`], for one topic.
+    pub fn decide_topic(&self, topic: &Topic) -> Option<&Rule> {
+        self.topics.iter().find(|rule| rule.filter.matches(topic))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! Gathers what was set where, lays it in layers and remembers the origin of every value: built-in defaults, a file,
+//! the environment, flags; later wins.
+//!
+//! Nothing here knows what a value means; that is `parse.rs`. The environment is an argument, so that tests need not
+//! change that of the process.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use figment::error::{Actual, Kind};
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::Deserialize;
+
+use super::error::{ConfigError, ConfigErrors, nearest};
+use super::raw::{self, Raw};
+use super::{Config, parse};
+
+/// The file that is read from the working directory if no other is named.
+const FILE: &str = "topicgate.toml";
+
+const PREFIX: &str = "TOPICGATE_";
+
+/// What was set, and where, before anything of it is understood.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The name of the configuration file, and its text.
+    pub file: Option<(String, String)>,
+    /// Environment variables. Those without the prefix `TOPICGATE_` are ignored.
+    pub environment: Vec<(String, String)>,
+    /// Flags: the key that each sets, its name as typed, and its value.
+    pub flags: Vec<(&'static str, &'static str, String)>,
+}
+
+impl Sources {
+    /// Reads the file and the environment of this process. A `file` that is named must exist; else `topicgate.toml` in
+    /// the working directory is read if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a variable is not UTF-8.
+    pub fn gather(
+        file: Option<&Path>,
+        flags: Vec<(&'static str, &'static str, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let path = file.unwrap_or(Path::new(FILE));
+        let name = path.display().to_string();
+        let mut errors = vec![];
+        let file = match std::fs::read_to_string(path) {
+            Ok(text) => Some((name, text)),
+            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => None,
+            Err(error) => {
+                let problem = format!("cannot be read: {error}; name a file that can be, with --config");
+                errors.push(ConfigError::at("", name, problem));
+                None
+            }
+        };
+        let mut environment = vec![];
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            if !name.starts_with(PREFIX) {
+                continue;
+            }
+            match value.into_string() {
+                Ok(value) => environment.push((name, value)),
+                Err(_) => {
+                    let origin = format!("environment variable {name}");
+                    errors.push(ConfigError::at("", origin, "is not UTF-8; write it in UTF-8"));
+                }
+            }
+        }
+        if errors.is_empty() { Ok(Sources { file, environment, flags }) } else { Err(ConfigErrors(errors)) }
+    }
+}
+
+impl Config {
+    /// Lays the sources over the built-in defaults and checks the whole.
+    ///
+    /// # Errors
+    /// Everything that is wrong, not only the first.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
+        let layers = layers(sources)?;
+        let (mut values, mut errors, mut failed) = (layers.values.clone(), vec![], BTreeSet::new());
+        // serde stops at the first error. So each bad value is reported, taken out, and the rest is read again.
+        let raw = loop {
+            let error = match Raw::deserialize(&values) {
+                Ok(raw) => break raw,
+                Err(error) => error,
+            };
+            let path = error.path.join(".");
+            errors.push(ConfigError::at(
+                &path,
+                layers.origin(&path),
+                describe(&error, &layers.origin(&path)),
+            ));
+            if !remove(&mut values, &error.path) {
+                return Err(ConfigErrors(errors));
+            }
+            failed.insert(path);
+        };
+        let config = parse::config(raw, &layers, &failed, &mut errors);
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
+    }
+
+    /// The built-in defaults with `text` over them, and nothing from outside. For tests, mostly.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_toml(text: &str) -> Result<Self, ConfigErrors> {
+        Config::load(&Sources { file: Some((FILE.into(), text.into())), ..Sources::default() })
+    }
+}
+
+/// All sources as one tree, of which every value still knows its origin.
+pub(super) struct Layers {
+    figment: Figment,
+    values: Value,
+}
+
+impl Layers {
+    /// Where the value at `path` came from; if it was not set, where the table around it came from.
+    pub(super) fn origin(&self, path: &str) -> String {
+        let mut value = &self.values;
+        let mut origin = None;
+        for segment in path.split('.') {
+            let next = match value {
+                Value::Dict(_, dict) => dict.get(segment),
+                Value::Array(_, items) => segment.parse::<usize>().ok().and_then(|index| items.get(index)),
+                _ => None,
+            };
+            let Some(next) = next else { break };
+            value = next;
+            origin = self.figment.get_metadata(value.tag());
+        }
+        origin.map_or_else(|| "built-in default".to_owned(), |metadata| metadata.name.to_string())
+    }
+}
+
+/// One source, or one variable or flag of it, under the name that errors give it.
+struct Layer {
+    name: String,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Map::from([(Profile::Default, self.values.clone())]))
+    }
+}
+
+fn layers(sources: &Sources) -> Result<Layers, ConfigErrors> {
+    let mut figment = Figment::new();
+    let mut errors = vec![];
+    if let Some((name, text)) = &sources.file {
+        match toml(text) {
+            Ok(values) => figment = figment.merge(Layer { name: name.clone(), values }),
+            Err(problem) => errors.push(ConfigError::at("", name.clone(), problem)),
+        }
+    }
+    for (variable, text) in &sources.environment {
+        let Some(name) = variable.strip_prefix(PREFIX) else { continue };
+        // An empty variable is how compose files and charts say "not set".
+        if text.is_empty() || is_service_link(name, text) {
+            continue;
+        }
+        let path = name.to_lowercase().replace("__", ".");
+        let origin = format!("environment variable {variable}");
+        if path == "topics" {
+            match toml(&format!("topics = {text}")) {
+                Ok(values) => figment = figment.merge(Layer { name: origin, values }),
+                Err(_) => errors.push(ConfigError::at(
+                    &path,
+                    origin,
+                    "cannot be read; write the whole list in TOML on one line, such as \
+                     [{ match = \"orders/**\", read = \"anyone\" }]",
+                )),
+            }
+            continue;
+        }
+        figment = figment.merge(Layer { name: origin, values: nested(&path, text) });
+    }
+    for (path, flag, text) in &sources.flags {
+        figment = figment.merge(Layer { name: format!("flag {flag}"), values: nested(path, text) });
+    }
+    if !errors.is_empty() {
+        return Err(ConfigErrors(errors));
+    }
+    match figment.find_value("") {
+        Ok(values) => Ok(Layers { figment, values }),
+        // Our own layers do not fail; figment's signature allows it.
+        Err(error) => Err(ConfigError::at("", "configuration".into(), error.to_string()).into()),
+    }
+}
+
+/// The message and the line, but never the line's text, which may hold a secret.
+fn toml(text: &str) -> Result<Dict, String> {
+    Toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+        let message = error.message().trim_end().replace('\n', ", ");
+        format!("line {line} is not TOML: {message}")
+    })
+}
+
+fn nested(path: &str, text: &str) -> Dict {
+    let mut segments: Vec<&str> = path.split('.').collect();
+    let last = segments.pop().unwrap_or_default();
+    let leaf = Dict::from([(last.to_owned(), Value::from(text))]);
+    segments.into_iter().rev().fold(leaf, |inner, key| Dict::from([(key.to_owned(), Value::from(inner))]))
+}
+
+/// Kubernetes tells every container of the services around it: a service called `topicgate` becomes
+/// `TOPICGATE_SERVICE_HOST`, `TOPICGATE_PORT=tcp://…`, `TOPICGATE_PORT_8080_TCP_ADDR`. Nobody wrote those for us.
+fn is_service_link(name: &str, text: &str) -> bool {
+    if name.contains("__") {
+        return false;
+    }
+    let port =
+        name.split_once("PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
+    name.ends_with("SERVICE_HOST")
+        || name.contains("SERVICE_PORT")
+        || port
+        || (name.ends_with("PORT") && text.contains("://"))
+}
+
+/// Takes the value at `path` out of a tree. An item of a list stays, since the others would change their numbers.
+fn remove(value: &mut Value, path: &[String]) -> bool {
+    match (value, path) {
+        (Value::Dict(_, dict), [key]) => dict.remove(key).is_some(),
+        (Value::Dict(_, dict), [key, rest @ ..]) => {
+            dict.get_mut(key).is_some_and(|value| remove(value, rest))
+        }
+        (Value::Array(_, items), [index, rest @ ..]) => {
+            let item = index.parse::<usize>().ok().and_then(|index| items.get_mut(index));
+            item.is_some_and(|value| remove(value, rest))
+        }
+        _ => false,
+    }
+}
+
+fn describe(error: &figment::Error, origin: &str) -> String {
+    match &error.kind {
+        Kind::UnknownField(_, siblings) => unknown(&error.path, siblings, origin),
+        // The value is not repeated: `broker = "nats://user:password@host"` would show a password.
+        Kind::InvalidType(actual, expected) => {
+            let expected =
+                expected.replace("a sequence", "a list of tables").replace("path string", "a path");
+            format!("is {}; write {expected}", kind(actual))
+        }
+        Kind::Message(message) => message.clone(),
+        _ => "cannot be read; see the annotated topicgate.toml for its form".to_owned(),
+    }
+}
+
+fn kind(actual: &Actual) -> &'static str {
+    match actual {
+        Actual::Bool(_) => "true or false",
+        Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_) => "a number",
+        Actual::Char(_) | Actual::Str(_) => "text",
+        Actual::Seq => "a list",
+        Actual::Map => "a table",
+        _ => "something else",
+    }
+}
+
+/// The near name may be in another table: people write `heartbeat` for `streams.heartbeat`, and
+/// `TOPICGATE_LOG_LEVEL` for `TOPICGATE_LOG__LEVEL`.
+fn unknown(path: &[String], siblings: &[&str], origin: &str) -> String {
+    let path: Vec<&str> =
+        path.iter().map(String::as_str).filter(|key| key.parse::<usize>().is_err()).collect();
+    let Some((name, parents)) = path.split_last() else { return "no such key".to_owned() };
+    let keys = raw::keys();
+    let elsewhere = keys.iter().map(String::as_str).find(|key| {
+        key.replace('.', "_") == path.join("_") || key.rsplit_once('.').is_some_and(|(_, leaf)| leaf == *name)
+    });
+    let sibling = || {
+        let near = nearest(name, siblings.iter().copied())?;
+        Some([parents, &[near]].concat().join("."))
+    };
+    match elsewhere.map(str::to_owned).or_else(sibling) {
+        Some(key) if origin.starts_with("environment variable") => {
+            format!("no such key; did you mean {PREFIX}{}?", key.to_uppercase().replace('.', "__"))
+        }
+        Some(key) => format!("no such key; did you mean {key}?"),
+        None => format!("no such key; the keys here are {}", siblings.join(", ")),
+    }
+}

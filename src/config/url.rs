@@ -1,0 +1,144 @@
+//! Broker URLs: which broker one means, whether it can work, and how it is shown without what is secret in it.
+
+use ::url::Url;
+
+/// Which broker a URL means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerKind {
+    /// The embedded broker, `memory:`.
+    Memory,
+    /// NATS, `nats://` or `tls://`.
+    Nats,
+    /// Redis, `redis://` or `rediss://`.
+    Redis,
+}
+
+impl BrokerKind {
+    /// The name that people know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            BrokerKind::Memory => "the embedded broker",
+            BrokerKind::Nats => "NATS",
+            BrokerKind::Redis => "Redis",
+        }
+    }
+
+    pub(super) fn of(url: &str) -> Option<Self> {
+        match url.split_once(':')?.0 {
+            "memory" => Some(BrokerKind::Memory),
+            "nats" | "tls" => Some(BrokerKind::Nats),
+            "redis" | "rediss" => Some(BrokerKind::Redis),
+            _ => None,
+        }
+    }
+}
+
+/// Says which broker `text` means, or what is wrong with it without repeating any of it that may be secret.
+pub(super) fn check(text: &str) -> Result<BrokerKind, String> {
+    const FORMS: &str =
+        "write memory:, nats://host:4222, tls://host:4222, redis://host:6379 or rediss://host:6379";
+    if text == "memory:" {
+        return Ok(BrokerKind::Memory);
+    }
+    let mut kind = None;
+    for part in text.split(',').map(str::trim) {
+        if !part.contains("://") {
+            return Err(format!("has no scheme that is known here; {FORMS}"));
+        }
+        let this = BrokerKind::of(part).filter(|this| *this != BrokerKind::Memory);
+        let Some(this) = this else { return Err(format!("has a scheme that is not known here; {FORMS}")) };
+        if kind.is_some_and(|kind| kind != this) {
+            return Err("names brokers of several kinds; name servers of one".to_owned());
+        }
+        if kind.is_some() && this == BrokerKind::Redis {
+            return Err(
+                "names several servers; Redis takes one (a comma in a password is written %2C)".to_owned()
+            );
+        }
+        kind = Some(this);
+        server(part, this)?;
+    }
+    kind.ok_or_else(|| format!("is empty; {FORMS}"))
+}
+
+fn server(text: &str, kind: BrokerKind) -> Result<(), String> {
+    let url = Url::parse(text).map_err(|error| {
+        format!("is not a URL ({error}); characters such as @ / # in a password are percent-encoded")
+    })?;
+    if url.host_str().unwrap_or_default().is_empty() {
+        return Err("names no host; write one after the scheme, as in nats://127.0.0.1:4222".to_owned());
+    }
+    if url.port() == Some(0) {
+        return Err("has port 0, where no server can be; write its port or none".to_owned());
+    }
+    if url.fragment().is_some() {
+        return Err("has a # in it; in a password, write it %23".to_owned());
+    }
+    let path = url.path().trim_start_matches('/');
+    match kind {
+        BrokerKind::Redis if !path.is_empty() && path.parse::<u32>().is_err() => {
+            Err("has a path that is not the number of a database; write none, or /0".to_owned())
+        }
+        BrokerKind::Nats if !path.is_empty() || url.query().is_some() => {
+            Err("has a path or a query, which NATS has no use for; end it after the port".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether `text` carries a user, a password or a token.
+pub(super) fn has_user_info(text: &str) -> bool {
+    text.split(',').filter_map(|part| Url::parse(part.trim()).ok()).any(|url| is_signed_in(&url))
+}
+
+fn is_signed_in(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
+/// `text`, a broker URL or several with commas between, without what is secret: `nats://***@host:4222`. A query is
+/// masked too, since it may name a password; of what is not a URL nothing is shown.
+pub fn masked(text: &str) -> String {
+    let mask = |part: &str| {
+        let Ok(url) = Url::parse(part.trim()) else { return "***".to_owned() };
+        let Some(host) = url.host_str() else {
+            return if url.scheme() == "memory" { "memory:".to_owned() } else { "***".to_owned() };
+        };
+        let user = if is_signed_in(&url) { "***@" } else { "" };
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let query = if url.query().is_some() { "?***" } else { "" };
+        format!("{}://{user}{host}{port}{}{query}", url.scheme(), url.path())
+    };
+    text.split(',').map(mask).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_url_is_shown_without_what_is_secret_in_it() {
+        for (url, shown) in [
+            ("memory:", "memory:"),
+            ("nats://host:4222", "nats://host:4222"),
+            ("nats://s3cret@host:4222", "nats://***@host:4222"),
+            ("nats://me:s3cret@a:1, tls://s3cret@b", "nats://***@a:1,tls://***@b"),
+            ("redis://:s3cret@host/2?password=s3cret", "redis://***@host/2?***"),
+            ("redis://host/2#s3cret", "redis://host/2"),
+            ("nats://me:s3,cret@host", "***,***"),
+            ("s3cret", "***"),
+            ("data:s3cret", "***"),
+        ] {
+            assert_eq!(masked(url), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_told_without_repeating_it() {
+        for url in
+            ["s3cret", "s3cret://h", "nats://s3cret@", "nats://a:s3cret/x", "redis://s3cret@h/s3cret", ""]
+        {
+            let problem = check(url).unwrap_err();
+            assert!(!problem.contains("s3cret"), "{url}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! What may be configured, what is refused and in which words, and which source wins. Through the library where that
+//! is enough, through the binary where its environment, its output or its exit code are the point.
+
+// Clippy's leave to unwrap in tests stops at the helpers of a test.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use topicgate::config::{Access, Config, ConfigErrors, Sources};
+
+fn files(folder: &str) -> BTreeMap<PathBuf, String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let paths = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let files: BTreeMap<_, _> = paths.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect();
+    assert!(!files.is_empty(), "{} has no files", folder.display());
+    files
+}
+
+fn load(environment: &[(&str, &str)], file: &str) -> Result<Config, ConfigErrors> {
+    Config::load(&Sources {
+        file: Some(("topicgate.toml".into(), file.into())),
+        environment: environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        flags: vec![],
+    })
+}
+
+/// The words in which `file` is refused.
+fn refusal(file: &str) -> String {
+    Config::from_toml(file).unwrap_err().to_string()
+}
+
+/// The binary in a directory of its own, with nothing in its environment but what is given.
+fn topicgate(directory: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_topicgate"));
+    command.current_dir(directory).env_clear().envs(environment.iter().copied()).args(arguments);
+    command.output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn valid_files_load() {
+    for (path, text) in files("tests/config/valid").into_iter().chain(files("config")) {
+        Config::from_toml(&text).unwrap_or_else(|errors| panic!("{}: {errors}", path.display()));
+    }
+}
+
+#[test]
+fn invalid_files_are_refused_in_the_words_of_their_first_line() {
+    let mut faults = vec![];
+    for (path, text) in files("tests/config/invalid") {
+        let name = path.file_name().unwrap().display();
+        let phrase = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap();
+        let phrase = phrase.replace("FILE", "topicgate.toml");
+        match Config::from_toml(&text).map_err(|errors| errors.to_string()) {
+            Ok(_) => faults.push(format!("{name} was accepted")),
+            Err(words) if words.contains("s3cret") => faults.push(format!("{name} shows a secret: {words}")),
+            Err(words) if !words.contains(&phrase) => {
+                faults.push(format!("{name}: no {phrase:?} in {words}"))
+            }
+            Err(words) if words.lines().count() > 1 => {
+                faults.push(format!("{name} has one fault only: {words}"))
+            }
+            Err(_) => {}
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_set_is_the_default_and_opens_the_embedded_broker_on_loopback() {
+    let config = Config::from_toml("").unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config, Config::load(&Sources::default()).unwrap());
+    let [rule] = config.topics.as_slice() else { panic!("one rule is implied") };
+    assert_eq!((rule.filter.as_str(), rule.read, rule.publish), ("**", Access::Anyone, Access::Anyone));
+    assert_eq!(config.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_exposed_by_itself_on_a_real_broker_or_a_public_listener() {
+    for file in [
+        "broker = { url = \"nats://h\" }",
+        "broker = { url = \"redis://h\" }",
+        "listen = \"0.0.0.0:80\"",
+        "topics = []",
+    ] {
+        let config = Config::from_toml(file).unwrap();
+        assert_eq!(config.topics, vec![], "{file}");
+        assert!(config.warnings().concat().contains("nothing is exposed"), "{file}");
+    }
+}
+
+#[test]
+fn a_rule_lets_nobody_in_until_it_says_so() {
+    let config = Config::from_toml("[[topics]]\nmatch = \"a\"").unwrap();
+    assert_eq!((config.topics[0].read, config.topics[0].publish), (Access::Nobody, Access::Nobody));
+}
+
+#[test]
+fn replay_given_in_part_keeps_the_other_defaults() {
+    let config = Config::from_toml("[[topics]]\nmatch = \"a\"\nreplay = { messages = 7 }").unwrap();
+    let default = Config::default().topics[0].replay.clone();
+    assert_eq!(config.topics[0].replay, topicgate::config::Replay { messages: 7, ..default });
+}
+
+#[test]
+fn every_fault_is_reported_at_once() {
+    let words = refusal(
+        "lisen = \"x\"\ndrain = 5\n[limits]\nstreams = 0\nhead = \"x\"\n[broker]\nurl = \"nope\"\nseparator = \":\"\n\
+         [[topics]]\nmatch = \"a b\"\nread = \"everyone\"\n",
+    );
+    for key in ["lisen", "drain", "limits.streams", "limits.head", "broker.url", "#1 match", "#1 read"] {
+        assert!(words.contains(key), "{key} is not in:\n{words}");
+    }
+    assert_eq!(words.lines().count(), 7, "{words}");
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
+    let file = "limits = { streams = 1, topics = 2 }";
+    let config = load(&[("TOPICGATE_LIMITS__STREAMS", "3"), ("OTHER", "x")], file).unwrap();
+    assert_eq!((config.limits.streams, config.limits.topics), (3, 2));
+
+    let words = load(&[("TOPICGATE_LIMITS__STREAMS", "0")], file).unwrap_err().to_string();
+    assert!(
+        words.starts_with("limits.streams (environment variable TOPICGATE_LIMITS__STREAMS): 0 is too"),
+        "{words}"
+    );
+}
+
+#[test]
+fn the_environment_holds_every_type_as_text() {
+    let config = load(
+        &[
+            ("TOPICGATE_BROKER__URL", "redis://h"),
+            ("TOPICGATE_BROKER__PASSWORD", "0077"), // text, not the number 77
+            ("TOPICGATE_STREAMS__RETRY", "2s"),
+            ("TOPICGATE_LIMITS__MESSAGE", "1KiB"),
+            ("TOPICGATE_CORS__ORIGINS", "https://a.example.com, https://b.example.com"),
+            ("TOPICGATE_CORS__CREDENTIALS", "true"),
+            ("TOPICGATE_TOPICS", "[{ match = \"a/**\", read = \"anyone\", replay = { messages = 5 } }]"),
+            ("TOPICGATE_LISTEN", ""), // how a compose file says "not set"
+        ],
+        "",
+    )
+    .unwrap();
+    assert_eq!(config.broker.password.unwrap().0, "0077");
+    assert_eq!(config.cors.origins, ["https://a.example.com", "https://b.example.com"]);
+    assert!(config.cors.credentials);
+    assert_eq!(config.topics[0].replay.messages, 5);
+    assert_eq!(config.listen, Config::default().listen);
+}
+
+#[test]
+fn a_misspelt_variable_is_told_the_near_one() {
+    for (wrong, right) in [
+        ("TOPICGATE_LOG_LEVEL", "TOPICGATE_LOG__LEVEL"),
+        ("TOPICGATE_LIMITS__STREAM", "TOPICGATE_LIMITS__STREAMS"),
+        ("TOPICGATE_LISTN", "TOPICGATE_LISTEN"),
+    ] {
+        let words = load(&[(wrong, "1")], "").unwrap_err().to_string();
+        assert!(words.contains(wrong), "{words}");
+        assert!(words.ends_with(&format!("did you mean {right}?")), "{words}");
+    }
+}
+
+#[test]
+fn what_kubernetes_says_of_a_service_called_topicgate_is_not_ours() {
+    let config = load(
+        &[
+            ("TOPICGATE_SERVICE_HOST", "10.0.0.1"),
+            ("TOPICGATE_SERVICE_PORT", "8080"),
+            ("TOPICGATE_SERVICE_PORT_HTTP", "8080"),
+            ("TOPICGATE_PORT", "tcp://10.0.0.1:8080"),
+            ("TOPICGATE_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+            ("TOPICGATE_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("TOPICGATE_ADMIN_PORT_9090_TCP_PROTO", "tcp"),
+        ],
+        "",
+    );
+    assert_eq!(config.unwrap(), Config::default());
+    assert!(load(&[("TOPICGATE_PORT", "8080")], "").is_err());
+}
+
+#[test]
+fn a_rule_that_an_earlier_one_covers_is_warned_of() {
+    let config = Config::from_toml(
+        "[[topics]]\nmatch = \"a/**\"\nread = \"anyone\"\n[[topics]]\nmatch = \"a/b\"\nread = \"nobody\"",
+    )
+    .unwrap();
+    let warnings = config.warnings();
+    assert!(warnings[0].contains("[[topics]] #2 (a/b) is never reached: #1 (a/**)"), "{warnings:?}");
+}
+
+#[test]
+fn what_is_allowed_but_unwise_is_warned_of() {
+    for (file, phrase) in [
+        ("listen = \"0.0.0.0:80\"\n[[topics]]\nmatch = \"a\"\npublish = \"anyone\"", "publish"),
+        (
+            "listen = \"0.0.0.0:80\"\nbroker = { url = \"nats://h\" }\n[[topics]]\nmatch = \"**\"\nread = \"anyone\"",
+            "everything",
+        ),
+        ("cors = { origins = [\"*\"] }", "every web page"),
+        ("admin = { listen = \"0.0.0.0:9090\" }", "admin.listen"),
+        ("streams = { heartbeat = \"2m\" }", "silent connection"),
+        ("streams = { retry = \"1m\" }", "is forgotten 1m after"),
+        ("limits = { streams = 20000 }", "limits.connections"),
+        ("cors = { credentials = true }", "cors.origins"),
+        (
+            "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
+            "Redis",
+        ),
+    ] {
+        let warnings = Config::from_toml(file).unwrap().warnings();
+        assert_eq!(warnings.len(), 1, "{file}: {warnings:?}");
+        assert!(warnings[0].contains(phrase), "{file}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_secret_is_masked_however_it_is_shown() {
+    let config = Config::from_toml(
+        "broker = { url = \"nats://me:s3cret@h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"",
+    )
+    .unwrap();
+    let shown = [
+        format!("{config:?}"),
+        config.broker.url.to_string(),
+        serde_json::to_string(&config.broker.url).unwrap(),
+        config.broker.masked_url(),
+        config.explain(),
+    ];
+    for text in shown {
+        assert!(!text.contains("s3cret") && text.contains("***"), "{text}");
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_over_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file =
+        "listen = \"127.0.0.1:1001\"\nadmin = { listen = \"127.0.0.1:2001\" }\nlog = { level = \"warn\" }";
+    fs::write(directory.path().join("topicgate.toml"), file).unwrap();
+    let environment = [("TOPICGATE_LISTEN", "127.0.0.1:1002"), ("TOPICGATE_ADMIN__LISTEN", "127.0.0.1:2002")];
+    let page = stdout(&topicgate(directory.path(), &environment, &["check", "--listen", "127.0.0.1:1003"]));
+    for part in ["127.0.0.1:1003", "127.0.0.1:2002", "level warn"] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+}
+
+#[test]
+fn check_says_what_is_wrong_and_where_it_came_from_with_code_64() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("mine.toml"), "[limits]\nstreams = 0\n").unwrap();
+    let output = topicgate(
+        directory.path(),
+        &[("TOPICGATE_STREAMS__RETRY", "0s")],
+        &["check", "--config", "mine.toml", "--listen", "nowhere"],
+    );
+    assert_eq!(output.status.code(), Some(64));
+    let words = stderr(&output);
+    for part in [
+        "limits.streams (mine.toml)",
+        "(environment variable TOPICGATE_STREAMS__RETRY)",
+        "listen (flag --listen)",
+    ] {
+        assert!(words.contains(part), "{part} is not in:\n{words}");
+    }
+}
+
+#[test]
+fn a_named_file_must_exist_and_an_unknown_flag_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = topicgate(directory.path(), &[], &["check", "--config", "missing.toml"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("missing.toml: cannot be read"), "{}", stderr(&output));
+    assert_eq!(topicgate(directory.path(), &[], &["--lisen", "x"]).status.code(), Some(64));
+    assert_eq!(topicgate(directory.path(), &[], &["check"]).status.code(), Some(0));
+}
+
+#[test]
+fn check_shows_no_secret() {
+    let directory = tempfile::tempdir().unwrap();
+    let rule = ("TOPICGATE_TOPICS", "[{ match = \"a\", read = \"anyone\" }]");
+    let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+    for environment in [
+        vec![rule, ("TOPICGATE_BROKER__URL", "nats://me:s3cret@h:4222")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "redis://h?password=s3cret")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "nats://h"), ("TOPICGATE_BROKER__TOKEN", "s3cret")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "nats://h"), ("TOPICGATE_BROKER__NKEY", seed)],
+        vec![rule, ("TOPICGATE_BROKER__URL", "redis://h"), ("TOPICGATE_BROKER__PASSWORD", "s3cret")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "s3cret"), ("TOPICGATE_BROKER__PASSWORD", "s3cret")],
+    ] {
+        let output = topicgate(directory.path(), &environment, &["check"]);
+        let all = String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output);
+        assert!(!all.is_empty() && !all.contains("s3cret") && !all.contains(seed), "{environment:?}:\n{all}");
+    }
+}
+
+#[test]
+fn help_shows_the_three_ways_to_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let help = stdout(&topicgate(directory.path(), &[], &["--help"]));
+    for part in ["nats://", "redis://", "curl -N", "topicgate check"] {
+        assert!(help.contains(part), "{part} is not in:\n{help}");
+    }
+    assert!(stdout(&topicgate(directory.path(), &[], &["--version"])).contains(env!("CARGO_PKG_VERSION")));
+}
