@@ -196,7 +196,10 @@ impl Gateway {
         }
         let published = self.broker.publish(topic.clone(), payload, headers);
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
-        tokio::time::timeout(BROKER_TIMEOUT, published).await.unwrap_or_else(|_| away()).map_err(PublishError::Broker)
+        tokio::time::timeout(BROKER_TIMEOUT, published)
+            .await
+            .unwrap_or_else(|_| away())
+            .map_err(PublishError::Broker)
     }
 
     /// `Ok` if new streams are served; else why not.
@@ -269,7 +272,11 @@ async fn keep_warm(broker: Broker, subscription: Subscription, mut upstream: wat
             // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
             Err(BrokerError::Away(_)) => tokio::time::sleep(Duration::from_millis(200)).await,
             Err(BrokerError::Refused(why)) => {
-                tracing::error!(topic = subscription.filter().as_str(), why, "a warm topic is refused by the broker");
+                tracing::error!(
+                    topic = subscription.filter().as_str(),
+                    why,
+                    "a warm topic is refused by the broker"
+                );
                 tokio::time::sleep(REFUSED_RETRY).await;
             }
         }

@@ -74,7 +74,11 @@ impl Ingest {
                 }
             }
             Event::Refused { filter, why } => {
-                tracing::error!(topic = filter.as_str(), why, "the broker does not let the gateway read this topic");
+                tracing::error!(
+                    topic = filter.as_str(),
+                    why,
+                    "the broker does not let the gateway read this topic"
+                );
                 self.registry.refuse(&filter);
             }
         }
@@ -101,7 +105,11 @@ impl Ingest {
             for (bad, what) in [(found.bad_id, "id"), (found.bad_kind, "type")] {
                 if bad {
                     self.metrics.rejected(what);
-                    tracing::debug!(topic = topic.as_str(), what, "this field cannot be carried and was left out");
+                    tracing::debug!(
+                        topic = topic.as_str(),
+                        what,
+                        "this field cannot be carried and was left out"
+                    );
                 }
             }
             let event_id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());

@@ -1,13 +1,16 @@
 //! The `topicgate` binary: reads the command line, hands on to the library, and turns outcomes into exit codes.
 
 use std::error::Error;
-use std::io::{Write as _, stderr, stdout};
+use std::io::{self, Write as _, stderr, stdout};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use topicgate::cli::{Cli, Command};
 use topicgate::config::Config;
 use topicgate::logging;
+use topicgate::server::Server;
 
 /// `EX_USAGE` of sysexits: starting again will not help until a person has changed something.
 const BAD_CONFIGURATION: u8 = 64;
@@ -49,5 +52,32 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    Err("the gateway is not wired yet".into())
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let broker = config.broker.masked_url();
+        let server = Server::build(config).await?;
+        tracing::info!(listen = %server.address()?, admin = %server.admin_address()?, broker, "topicgate is listening");
+        server.run(stop_signal()?).await;
+        Ok(())
+    })
+}
+
+/// Ends at the first SIGTERM or SIGINT. A second one ends the process at once.
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // Nobody reloads yet, and a terminal that goes away is no reason to stop: without a handler SIGHUP would end us.
+    let hangup = signal(SignalKind::hangup())?;
+    let (stop, stopped) = oneshot::channel();
+    tokio::spawn(async move {
+        let _hangup = hangup;
+        let mut next = async || tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () };
+        next().await;
+        let _ = stop.send(());
+        next().await;
+        tracing::warn!("told to stop twice; ending at once");
+        std::process::exit(1);
+    });
+    Ok(async move {
+        let _ = stopped.await;
+    })
 }

@@ -126,7 +126,8 @@ impl Message {
     /// it is of the payload's size again.
     pub fn weight(&self) -> usize {
         // A payload of one line is a slice of its frame; any other is an allocation of its own.
-        let own_payload = if memchr::memchr2(b'\r', b'\n', &self.payload).is_some() { self.payload.len() } else { 0 };
+        let own_payload =
+            if memchr::memchr2(b'\r', b'\n', &self.payload).is_some() { self.payload.len() } else { 0 };
         size_of::<Self>() + self.event_id.len() + self.raw.weight() + own_payload
     }
 
@@ -166,7 +167,10 @@ impl Message {
         let envelope = Envelope {
             specversion: "1.0",
             id: self.publisher_id().unwrap_or(&self.event_id),
-            source: format!("/topics/{}", percent_encoding::utf8_percent_encode(self.topic.as_str(), URI_UNSAFE)),
+            source: format!(
+                "/topics/{}",
+                percent_encoding::utf8_percent_encode(self.topic.as_str(), URI_UNSAFE)
+            ),
             subject: self.topic.as_str(),
             r#type: self.kind.as_deref().unwrap_or("message"),
             time: humantime::format_rfc3339_millis(self.time).to_string(),
@@ -181,8 +185,15 @@ impl Message {
 }
 
 /// What a path of a URI reference must not hold as it is (RFC 3986), beside what the topic grammar refuses anyway.
-const URI_UNSAFE: &percent_encoding::AsciiSet =
-    &percent_encoding::CONTROLS.add(b'"').add(b'#').add(b'<').add(b'`').add(b'{').add(b'}').add(b'^').add(b'|');
+const URI_UNSAFE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'^')
+    .add(b'|');
 
 #[cfg(test)]
 mod tests {
@@ -223,7 +234,8 @@ mod tests {
     }
 
     fn cloud_event(payload: &'static [u8], publisher_id: Option<&str>) -> (String, serde_json::Value) {
-        let found = Found { publisher_id: publisher_id.map(Into::into), kind: Some("k".into()), ..Found::default() };
+        let found =
+            Found { publisher_id: publisher_id.map(Into::into), kind: Some("k".into()), ..Found::default() };
         let id = format!("e-1{}", publisher_id.map(|id| format!("-{id}")).unwrap_or_default());
         let topic = Topic::parse("a/{b}", 99).unwrap();
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);

@@ -104,7 +104,11 @@ impl Metrics {
             messages_received: register!("messages_received", "Messages from the broker", Counter::default()),
             bytes_received: register!("received_bytes", "Payload bytes from the broker", Counter::default()),
             connections: register!("connections", "Open connections, streams among them", Gauge::default()),
-            accept_errors: register!("accept_errors", "Connections that could not be accepted", Counter::default()),
+            accept_errors: register!(
+                "accept_errors",
+                "Connections that could not be accepted",
+                Counter::default()
+            ),
             topics: register!("topics", "Topics and patterns held", Gauge::default()),
             buffer_bytes: register!("buffer_bytes", "Bytes of all replay buffers", Gauge::default()),
             upstream_up: register!("upstream_up", "1 while the broker is connected", Gauge::default()),

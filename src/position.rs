@@ -159,8 +159,15 @@ mod tests {
         assert_eq!(sequence.read_event_id("k3x9q2m7-58"), EventId::Unknown);
         assert_eq!(sequence.read_event_id("aaaaaaaa-3"), EventId::Foreign { publisher_id: None });
         assert_eq!(sequence.read_event_id("aaaaaaaa-3-x-1"), EventId::Foreign { publisher_id: Some("x-1") });
-        for other in ["order-7", "", "k3x9q2m7", "k3x9q2m7-", "k3x9q2m7--1", "k3x9q2m7-+5", "k3x9q2m7-99999999999999999999"]
-        {
+        for other in [
+            "order-7",
+            "",
+            "k3x9q2m7",
+            "k3x9q2m7-",
+            "k3x9q2m7--1",
+            "k3x9q2m7-+5",
+            "k3x9q2m7-99999999999999999999",
+        ] {
             assert_eq!(sequence.read_event_id(other), EventId::Publisher(other), "{other:?}");
         }
     }

@@ -179,8 +179,9 @@ impl Filter {
             if index > 0 {
                 decoded.push('/');
             }
-            let segment =
-                percent_encoding::percent_decode_str(segment).decode_utf8().map_err(|_| TopicError::NotUtf8)?;
+            let segment = percent_encoding::percent_decode_str(segment)
+                .decode_utf8()
+                .map_err(|_| TopicError::NotUtf8)?;
             if segment.contains('/') {
                 return Err(TopicError::EncodedSlash);
             }

@@ -27,6 +27,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::{self, BrokerKind};
 use crate::topic::{Filter, Topic};
 
 /// Commands that wait for the broker's task. Beyond it senders wait.
@@ -148,6 +149,18 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Starts the broker that the configuration names. One that is merely away is no error.
+    ///
+    /// # Errors
+    /// What can never work, with the configuration key.
+    pub fn start(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, String> {
+        match config.kind() {
+            BrokerKind::Memory => Ok(Broker::memory(events)),
+            BrokerKind::Nats => Err("nats".into()),
+            BrokerKind::Redis => Err("redis".into()),
+        }
+    }
+
     /// Starts the embedded broker: messages go from `publish` to the subscribed filters of this process.
     pub fn memory(events: mpsc::Sender<Event>) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);

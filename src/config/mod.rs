@@ -319,6 +319,20 @@ impl Broker {
         BrokerKind::of(&self.url.0).unwrap_or(BrokerKind::Memory)
     }
 
+    /// What people may write instead of `/` between the segments of a topic: the separator that the broker itself has.
+    pub fn alias(&self) -> Option<char> {
+        match self.kind() {
+            BrokerKind::Memory => None,
+            BrokerKind::Nats => Some('.'),
+            BrokerKind::Redis => Some(self.separator),
+        }
+    }
+
+    /// Whether messages have header fields.
+    pub fn has_headers(&self) -> bool {
+        self.kind() != BrokerKind::Redis
+    }
+
     /// `url` as it may be shown: `nats://***@host:4222`.
     pub fn masked_url(&self) -> String {
         masked(&self.url.0)

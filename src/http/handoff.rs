@@ -93,7 +93,12 @@ impl Drop for Stall {
 
 impl StreamBody {
     /// A body that is handed over where it can be.
-    pub(super) fn new(stream: Stream, handoff: Option<Handoff>, stalls: Option<Stalls>, http: HttpVersion) -> Self {
+    pub(super) fn new(
+        stream: Stream,
+        handoff: Option<Handoff>,
+        stalls: Option<Stalls>,
+        http: HttpVersion,
+    ) -> Self {
         let coding = if http == HttpVersion::Http11 { Coding::Chunked } else { Coding::Plain };
         let stall = stalls.map(|stalls| {
             let offered = Arc::new(AtomicU64::new(u64::MAX));
@@ -217,7 +222,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
                     let now = this.stream.now();
-                    let deadline = *this.blocked_since.get_or_insert(now) + this.write_timeout.as_millis() as u64;
+                    let deadline =
+                        *this.blocked_since.get_or_insert(now) + this.write_timeout.as_millis() as u64;
                     if now >= deadline {
                         this.stream.give_up();
                         return Poll::Ready(());

@@ -24,6 +24,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::config::BrokerKind;
 use crate::gateway::Gateway;
 
 /// The page at `/` of the embedded broker.
@@ -37,8 +38,10 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// When a silent connection is probed, and how often, before it is given up.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
 
 /// The routes of the public listener. `address` is where it listens.
 pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
@@ -57,7 +60,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
                 "GET reads a topic, POST publishes to one where a rule allows it",
             )
         });
-    if config.broker.is_memory() {
+    if config.broker.kind() == BrokerKind::Memory {
         router = router.route("/", get(page));
     }
     let cors = origin::cors_layer(&config.cors);
@@ -86,7 +89,11 @@ async fn page() -> Response {
     (headers, PAGE).into_response()
 }
 
-async fn count_refusals(State(gateway): State<Arc<Gateway>>, request: axum::extract::Request, next: Next) -> Response {
+async fn count_refusals(
+    State(gateway): State<Arc<Gateway>>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
     let response = next.run(request).await;
     if let Some(problem::Code(code)) = response.extensions().get() {
         gateway.metrics().refused_request(code);

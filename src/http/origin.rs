@@ -50,9 +50,8 @@ impl Allowed {
         let allowed = match &self.hosts {
             None => true,
             Some(Hosts::Loopback) => host.is_some_and(is_loopback),
-            Some(Hosts::Listed(listed)) => {
-                host.is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host))))
-            }
+            Some(Hosts::Listed(listed)) => host
+                .is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))),
         };
         if !allowed {
             return Err(Problem::new(
@@ -63,14 +62,19 @@ impl Allowed {
             ));
         }
         // A preflight carries no credentials and changes nothing; the CORS layer answers it.
-        let Some(origin) = headers.get(header::ORIGIN).filter(|_| method != Method::OPTIONS) else { return Ok(()) };
+        let Some(origin) = headers.get(header::ORIGIN).filter(|_| method != Method::OPTIONS) else {
+            return Ok(());
+        };
         // Written by the browser alone. It holds behind a proxy too, where Host may be another than the page's.
-        let same_site = headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin" || site == "none");
+        let same_site =
+            headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin" || site == "none");
         let same_host = || {
             let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
             origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host))
         };
-        if same_site || self.origins.iter().any(|listed| listed == "*" || listed.as_bytes() == origin.as_bytes()) || same_host()
+        if same_site
+            || self.origins.iter().any(|listed| listed == "*" || listed.as_bytes() == origin.as_bytes())
+            || same_host()
         {
             return Ok(());
         }
@@ -96,8 +100,13 @@ pub(super) fn cors_layer(cors: &Cors) -> Option<CorsLayer> {
         return None;
     }
     let origins: Vec<HeaderValue> = cors.origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-    let origins = if cors.origins.iter().any(|origin| origin == "*") { AllowOrigin::any() } else { AllowOrigin::list(origins) };
-    let asked_for = ["last-event-id", "authorization", "cache-control", "content-type", "event-id", "event-type"];
+    let origins = if cors.origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins)
+    };
+    let asked_for =
+        ["last-event-id", "authorization", "cache-control", "content-type", "event-id", "event-type"];
     Some(
         CorsLayer::new()
             .allow_origin(origins)
@@ -128,7 +137,9 @@ fn is_loopback(host: &str) -> bool {
     let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     let lower = name.to_ascii_lowercase();
     // Names under .localhost never leave the machine (RFC 6761, section 6.3).
-    lower == "localhost" || lower.ends_with(".localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    lower == "localhost"
+        || lower.ends_with(".localhost")
+        || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -145,10 +156,19 @@ mod tests {
     #[test]
     fn on_loopback_only_loopback_names_are_answered() {
         let allowed = Allowed::new(&[], &[], true);
-        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "app.localhost:1"] {
+        for host in
+            ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "app.localhost:1"]
+        {
             assert!(verdict(&allowed, host, None), "{host}");
         }
-        for host in ["attacker.example", "127.0.0.1.attacker.example", "localhost.attacker.example", "[::2]", "10.0.0.1", ""] {
+        for host in [
+            "attacker.example",
+            "127.0.0.1.attacker.example",
+            "localhost.attacker.example",
+            "[::2]",
+            "10.0.0.1",
+            "",
+        ] {
             assert!(!verdict(&allowed, host, None), "{host}");
         }
     }

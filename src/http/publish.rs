@@ -57,9 +57,12 @@ async fn publish_message(
         return Err(bad("the id must be 1 to 128 visible ASCII characters, without spaces"));
     }
     if kind.as_deref().is_some_and(|kind| !is_event_type(kind)) {
-        return Err(bad("the type must be 1 to 128 bytes without line ends or NUL, and not begin with stream-"));
+        return Err(bad(
+            "the type must be 1 to 128 bytes without line ends or NUL, and not begin with stream-",
+        ));
     }
-    let payload = payload(gateway, body).await.map_err(|problem| (StatusCode::BAD_REQUEST, problem.into_response()))?;
+    let payload =
+        payload(gateway, body).await.map_err(|problem| (StatusCode::BAD_REQUEST, problem.into_response()))?;
     match gateway.publish(&topic, payload, id.clone(), kind).await {
         Ok(()) => {
             #[derive(Serialize)]
@@ -79,7 +82,8 @@ async fn publish_message(
         }
         Err(PublishError::Broker(BrokerError::Away(_))) => {
             let detail = "the broker is away and the message was not confirmed; try again";
-            let (status, mut response) = refused(StatusCode::SERVICE_UNAVAILABLE, "broker_away", detail.into());
+            let (status, mut response) =
+                refused(StatusCode::SERVICE_UNAVAILABLE, "broker_away", detail.into());
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
             Err((status, response))
         }

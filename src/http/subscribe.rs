@@ -28,7 +28,10 @@ struct Asked {
 }
 
 /// The handler of GET and HEAD.
-pub(super) async fn subscribe(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn subscribe(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+) -> Result<Response, Problem> {
     if !accepts_event_stream(request.headers()) {
         return Err(Problem::new(
             StatusCode::NOT_ACCEPTABLE,
@@ -113,10 +116,12 @@ impl Asked {
         let filters = without_overlaps(filters, config.limits.topics_per_stream)?;
         // The header wins: a page's URL keeps its old query at every reconnect. An empty cursor is none.
         let cursor = match headers.get("last-event-id").map(HeaderValue::as_bytes) {
-            Some([]) | None => cursor.filter(|id| !id.is_empty()).map(|id| Some(id).filter(|id| id.len() <= MAX_EVENT_ID)),
-            Some(bytes) => Some(
-                std::str::from_utf8(bytes).ok().filter(|id| id.len() <= MAX_EVENT_ID).map(str::to_owned),
-            ),
+            Some([]) | None => {
+                cursor.filter(|id| !id.is_empty()).map(|id| Some(id).filter(|id| id.len() <= MAX_EVENT_ID))
+            }
+            Some(bytes) => {
+                Some(std::str::from_utf8(bytes).ok().filter(|id| id.len() <= MAX_EVENT_ID).map(str::to_owned))
+            }
         };
         let start = match (cursor, since, last) {
             (Some(cursor), ..) => Start::After(cursor),
@@ -137,17 +142,22 @@ fn read_since(value: &str) -> Result<Start, Problem> {
     if value == "all" {
         return Ok(Start::All);
     }
-    let unix = || value.parse().ok().and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    let unix = || {
+        value
+            .parse()
+            .ok()
+            .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
+    };
     let ago = || {
         let duration = humantime::parse_duration(value).ok()?;
         // Longer ago than time goes back is as long ago as there was time.
         Some(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH))
     };
-    unix()
-        .or_else(|| humantime::parse_rfc3339(value).ok())
-        .or_else(ago)
-        .map(Start::Since)
-        .ok_or_else(|| bad_query("since is a duration such as 10m, a time such as 2026-11-22T18:00:00Z, unix seconds, or all"))
+    unix().or_else(|| humantime::parse_rfc3339(value).ok()).or_else(ago).map(Start::Since).ok_or_else(|| {
+        bad_query(
+            "since is a duration such as 10m, a time such as 2026-11-22T18:00:00Z, unix seconds, or all",
+        )
+    })
 }
 
 fn read_last(value: &str) -> Result<Start, Problem> {
@@ -247,7 +257,9 @@ mod tests {
         let ago = SystemTime::now().duration_since(time).unwrap();
         assert!((599..=601).contains(&ago.as_secs()), "{ago:?}");
         assert_eq!(read_since("99999999999years").is_ok(), read_since("9999999years").is_ok());
-        for bad in ["", "yesterday", "-5", "10", "18446744073709551616"].into_iter().filter(|text| *text != "10") {
+        for bad in
+            ["", "yesterday", "-5", "10", "18446744073709551616"].into_iter().filter(|text| *text != "10")
+        {
             assert!(read_since(bad).is_err(), "{bad:?}");
         }
     }

@@ -81,12 +81,15 @@ impl Cursors {
             Start::After(None) => opened.start_at_oldest(Some(GapReason::UnknownId)),
             Start::After(Some(id)) => match sequence.read_event_id(id) {
                 EventId::Own(position) => {
-                    opened.resumed = opened.cursors.logs().all(|cursor| cursor.lease.log().evicted().0 <= position);
+                    opened.resumed =
+                        opened.cursors.logs().all(|cursor| cursor.lease.log().evicted().0 <= position);
                     opened.start_at(position);
                 }
                 EventId::Unknown => opened.start_at_oldest(Some(GapReason::UnknownId)),
                 EventId::Foreign { publisher_id: None } => opened.start_at_oldest(Some(GapReason::Restarted)),
-                EventId::Foreign { publisher_id: Some(id) } => opened.start_after_publisher_id(id, GapReason::Restarted),
+                EventId::Foreign { publisher_id: Some(id) } => {
+                    opened.start_after_publisher_id(id, GapReason::Restarted)
+                }
                 EventId::Publisher(id) => opened.start_after_publisher_id(id, GapReason::UnknownId),
             },
             Start::Since(time) => {
@@ -103,8 +106,11 @@ impl Cursors {
             Start::All => opened.start_at_oldest(None),
             Start::Last(count) => {
                 let head = sequence.head();
-                let mut last: Vec<u64> =
-                    opened.cursors.logs().flat_map(|cursor| cursor.lease.log().last_messages(*count, head)).collect();
+                let mut last: Vec<u64> = opened
+                    .cursors
+                    .logs()
+                    .flat_map(|cursor| cursor.lease.log().last_messages(*count, head))
+                    .collect();
                 last.sort_unstable_by(|a, b| b.cmp(a));
                 last.truncate(*count);
                 opened.start_at(last.last().map_or(sequence.head(), |oldest| oldest - 1));
@@ -173,7 +179,9 @@ impl Cursors {
                     let filter = self.cursors[index].lease.log().filter();
                     // Two logs can have lost the same number. An id that says "read up to here" is for the last of them.
                     let id = sequence.event_id(if followed { through - 1 } else { through }, None);
-                    joined.extend_from_slice(&frame::stream_gap(Some(&id), filter.as_str(), reason).bytes(coding));
+                    joined.extend_from_slice(
+                        &frame::stream_gap(Some(&id), filter.as_str(), reason).bytes(coding),
+                    );
                     batch.gaps.push(reason);
                 }
             }

@@ -159,7 +159,13 @@ struct Piece {
 
 impl TopicLog {
     /// An empty log that is complete from `evicted` on.
-    fn new(filter: Filter, bounds: Bounds, usage: Arc<Usage>, evicted: u64, evicted_time: SystemTime) -> Self {
+    fn new(
+        filter: Filter,
+        bounds: Bounds,
+        usage: Arc<Usage>,
+        evicted: u64,
+        evicted_time: SystemTime,
+    ) -> Self {
         let state = State {
             entries: VecDeque::new(),
             bytes: 0,
@@ -318,7 +324,9 @@ impl TopicLog {
             return Err(state.evicted);
         }
         let index = state.entries.partition_point(|entry| entry.sequence <= position);
-        let Some(first) = state.entries.get(index).filter(|entry| entry.sequence <= head) else { return Ok(None) };
+        let Some(first) = state.entries.get(index).filter(|entry| entry.sequence <= head) else {
+            return Ok(None);
+        };
         if let Some(piece) = &state.piece
             && piece.first == first.sequence
             && (piece.format, piece.coding) == (format, coding)

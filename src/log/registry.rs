@@ -106,7 +106,11 @@ impl Lease {
     pub async fn ready(&self) -> Result<(), CloseCode> {
         let receiver = {
             let inner = self.registry.inner.lock();
-            inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log)).map(|slot| slot.subscribed.subscribe())
+            inner
+                .slots
+                .get(&self.log.filter)
+                .filter(|slot| Arc::ptr_eq(&slot.log, &self.log))
+                .map(|slot| slot.subscribed.subscribe())
         };
         // Taken out of the registry meanwhile: its subscription has failed.
         let Some(mut receiver) = receiver else { return Err(CloseCode::Unavailable) };
@@ -158,7 +162,8 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut inner = self.registry.inner.lock();
-        let Some(slot) = inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log)) else {
+        let Some(slot) = inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log))
+        else {
             return;
         };
         slot.subscribed.send_replace(self.outcome);
@@ -171,13 +176,7 @@ impl Drop for Subscription {
 impl Registry {
     /// An empty one.
     pub fn new(sequence: Sequence, max_topics: usize, max_bytes: usize) -> Arc<Self> {
-        Arc::new(Registry {
-            sequence,
-            usage: Arc::default(),
-            max_topics,
-            max_bytes,
-            inner: Mutex::default(),
-        })
+        Arc::new(Registry { sequence, usage: Arc::default(), max_topics, max_bytes, inner: Mutex::default() })
     }
 
     /// The process-wide counter.
@@ -214,7 +213,8 @@ impl Registry {
         if inner.slots.len() >= self.max_topics {
             return Err(Full);
         }
-        let warm = warm.filter(|warm| matches!(inner.slots.get(*warm).map(|slot| &slot.feed), Some(Feed::Warm(_))));
+        let warm =
+            warm.filter(|warm| matches!(inner.slots.get(*warm).map(|slot| &slot.feed), Some(Feed::Warm(_))));
         let (log, feed) = match warm {
             Some(warm) => (self.feed_from(&mut inner, warm, filter, bounds), Feed::By(warm.clone())),
             None => (self.empty_log(filter, bounds), Feed::Own),
@@ -224,8 +224,14 @@ impl Registry {
             None => watch::Sender::new(Subscribed::Pending),
         };
         let own = matches!(feed, Feed::Own);
-        let slot =
-            Slot { log: log.clone(), fields: fields.clone(), readers: 1, idle_since: Instant::now(), subscribed, feed };
+        let slot = Slot {
+            log: log.clone(),
+            fields: fields.clone(),
+            readers: 1,
+            idle_since: Instant::now(),
+            subscribed,
+            feed,
+        };
         inner.slots.insert(filter.clone(), slot);
         let subscription = own.then(|| self.subscription(log.clone()));
         Ok((Lease { registry: self.clone(), log }, subscription))
@@ -306,7 +312,9 @@ impl Registry {
         let mut gaps = 0;
         let concerned = |slot: &&Slot| match filter {
             None => true,
-            Some(filter) => slot.log.filter == *filter || matches!(&slot.feed, Feed::By(warm) if warm == filter),
+            Some(filter) => {
+                slot.log.filter == *filter || matches!(&slot.feed, Feed::By(warm) if warm == filter)
+            }
         };
         for slot in slots.values().filter(concerned) {
             // Each has a number of its own, though they are one event: an id must tell which of them a client has seen.

@@ -61,7 +61,9 @@ impl Frame {
     /// Several frames as one.
     pub fn concat(frames: &[Frame]) -> Self {
         let parts: Vec<Bytes> = frames.iter().map(|frame| frame.bytes(Coding::Plain)).collect();
-        Frame::build(parts.iter().map(Bytes::len).sum(), |out| parts.iter().for_each(|part| out.extend_from_slice(part)))
+        Frame::build(parts.iter().map(Bytes::len).sum(), |out| {
+            parts.iter().for_each(|part| out.extend_from_slice(part))
+        })
     }
 
     /// The bytes for a connection of that coding.
@@ -291,7 +293,10 @@ mod tests {
     #[test]
     fn what_is_not_utf8_is_marked_and_in_base64() {
         let (frame, payload) = message("1", Some("blob"), &Bytes::from_static(b"\xff\xfe\0A"));
-        assert_eq!(text(&frame), "id: 1\nevent: blob\ndata: data:application/octet-stream;base64,//4AQQ==\n\n");
+        assert_eq!(
+            text(&frame),
+            "id: 1\nevent: blob\ndata: data:application/octet-stream;base64,//4AQQ==\n\n"
+        );
         assert_eq!(&payload[..], b"\xff\xfe\0A");
     }
 

@@ -77,7 +77,8 @@ impl Stream {
         http: HttpVersion,
     ) -> Self {
         let sequence = shared.registry.sequence();
-        let Opened { cursors, position, resumed, gaps } = Cursors::open(leases, ticket.signal(), start, sequence);
+        let Opened { cursors, position, resumed, gaps } =
+            Cursors::open(leases, ticket.signal(), start, sequence);
         if matches!(start, Start::After(_)) {
             shared.metrics.resumed(resumed);
         }

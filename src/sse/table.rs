@@ -59,8 +59,11 @@ impl Table {
         let signal = Arc::new(Signal::default());
         signal.wake_at(u64::MAX);
         let mut signals = self.signals.lock();
-        (signals.len() < self.limit)
-            .then(|| Ticket { key: signals.insert(signal.clone()), table: self.clone(), signal })
+        (signals.len() < self.limit).then(|| Ticket {
+            key: signals.insert(signal.clone()),
+            table: self.clone(),
+            signal,
+        })
     }
 
     /// Wakes every stream whose time has come.
