@@ -1,0 +1,148 @@
+//! Clients: hyper for HTTP and an independent parser for the events, neither of them ours.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use eventsource_stream::{Event, Eventsource};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper::header::HeaderMap;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::LIMIT;
+
+/// A whole response.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Response {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+async fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> hyper::Response<hyper::body::Incoming> {
+    let socket = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path);
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        request = request.header("host", address.to_string());
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
+    tokio::time::timeout(LIMIT, sender.send_request(request)).await.expect("no response").unwrap()
+}
+
+/// One request, and all of its response.
+pub async fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Response {
+    let response = send(address, method, path, headers, body).await;
+    let (head, body) = response.into_parts();
+    let body = tokio::time::timeout(LIMIT, body.collect())
+        .await
+        .expect("the response has no end")
+        .unwrap()
+        .to_bytes();
+    Response { status: head.status.as_u16(), headers: head.headers, body }
+}
+
+/// A subscriber.
+pub struct Reader {
+    pub headers: HeaderMap,
+    events: Pin<Box<dyn Stream<Item = Result<Event, String>> + Send>>,
+    /// The id of the last event, with which it would resume.
+    pub last_id: String,
+}
+
+impl Reader {
+    /// Opens a stream and insists on 200 and the content type. Does not wait for an event.
+    pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
+        let response = send(address, "GET", path, headers, b"").await;
+        let (head, body) = response.into_parts();
+        assert_eq!(head.status, 200, "{path}");
+        assert_eq!(head.headers["content-type"], "text/event-stream; charset=utf-8");
+        let bytes = body.into_data_stream().map_err(|error| error.to_string());
+        let events = bytes.eventsource().map_err(|error| error.to_string());
+        Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() }
+    }
+
+    /// The next event; `None` at a clean end of the stream. Fails if it takes longer than [`LIMIT`] or the stream breaks.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.try_next().await.unwrap()
+    }
+
+    /// As [`Reader::next`], with a broken stream as an error.
+    pub async fn try_next(&mut self) -> Result<Option<Event>, String> {
+        let event = tokio::time::timeout(LIMIT, self.events.next()).await.expect("no event").transpose()?;
+        if let Some(event) = &event
+            && !event.id.is_empty()
+        {
+            self.last_id.clone_from(&event.id);
+        }
+        Ok(event)
+    }
+
+    /// The next event, which must be of this type.
+    pub async fn expect(&mut self, kind: &str) -> Event {
+        let event = self.next().await.unwrap_or_else(|| panic!("the stream ended before a {kind}"));
+        assert_eq!(event.event, kind, "{event:?}");
+        event
+    }
+
+    /// The data of the next event, which must be an ordinary message.
+    pub async fn message(&mut self) -> String {
+        self.expect("message").await.data
+    }
+
+    /// The data of a control event, read as JSON.
+    pub async fn control(&mut self, kind: &str) -> serde_json::Value {
+        serde_json::from_str(&self.expect(kind).await.data).unwrap()
+    }
+
+    /// The next so many messages' data.
+    pub async fn messages(&mut self, count: usize) -> Vec<String> {
+        let mut all = Vec::with_capacity(count);
+        for _ in 0..count {
+            all.push(self.message().await);
+        }
+        all
+    }
+
+    /// Insists that nothing comes for a while.
+    pub async fn quiet(&mut self, time: Duration) {
+        if let Ok(event) = tokio::time::timeout(time, self.events.next()).await {
+            panic!("unexpected {event:?}");
+        }
+    }
+}

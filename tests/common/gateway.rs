@@ -1,0 +1,96 @@
+//! A gateway inside the test's process, behind real sockets.
+
+use std::net::SocketAddr;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use topicgate::config::Config;
+use topicgate::server::Server;
+
+use super::client::{self, Reader, Response};
+
+/// A running gateway. Dropped, it is gone without draining.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<()>,
+}
+
+impl Gateway {
+    /// On the embedded broker, with everything exposed.
+    pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// With this much of a configuration file; listeners are chosen here, and must not stand in it.
+    pub async fn with(toml: &str) -> Self {
+        let text = format!("listen = \"127.0.0.1:0\"\n{}\n[admin]\nlisten = \"127.0.0.1:0\"\n", toml);
+        let config = Config::from_toml(&text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
+        let server = Server::build(config).await.unwrap();
+        let (address, admin) = (server.address().unwrap(), server.admin_address().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let running = tokio::spawn(server.run(async {
+            let _ = stopped.await;
+        }));
+        Gateway { address, admin, stop: Some(stop), running }
+    }
+
+    /// As SIGTERM does. Returns at once; [`Gateway::ended`] waits.
+    pub fn begin_to_stop(&mut self) {
+        self.stop.take().map(|stop| stop.send(()));
+    }
+
+    /// Waits for the drain to end.
+    pub async fn ended(mut self) {
+        self.begin_to_stop();
+        (&mut self.running).await.unwrap();
+    }
+
+    /// A stream on `path`, such as `/topics/a?last=3`.
+    pub async fn open(&self, path: &str) -> Reader {
+        Reader::open(self.address, path, &[]).await
+    }
+
+    /// A stream that resumes after the event `id`.
+    pub async fn resume(&self, path: &str, id: &str) -> Reader {
+        Reader::open(self.address, path, &[("last-event-id", id)]).await
+    }
+
+    /// Publishes through the gateway and insists that it was accepted.
+    pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) {
+        let response = self.post(&format!("/topics/{topic}"), payload).await;
+        assert_eq!(response.status, 202, "{}", response.text());
+    }
+
+    pub async fn post(&self, path: &str, payload: impl AsRef<[u8]>) -> Response {
+        client::request(self.address, "POST", path, &[], payload.as_ref()).await
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        client::request(self.address, "GET", path, &[], b"").await
+    }
+
+    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        client::request(self.address, method, path, headers, b"").await
+    }
+
+    /// `/readyz`: `Ok` if ready, else the reason.
+    pub async fn ready(&self) -> Result<(), String> {
+        let response = client::request(self.admin, "GET", "/readyz", &[], b"").await;
+        if response.status == 200 { Ok(()) } else { Err(response.text()) }
+    }
+
+    /// One sample of `/metrics`, by its whole name with labels: `topicgate_gaps_total{reason="slow"}`.
+    pub async fn metric(&self, sample: &str) -> f64 {
+        let text = client::request(self.admin, "GET", "/metrics", &[], b"").await.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {sample} in\n{text}")).trim().parse().unwrap()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
