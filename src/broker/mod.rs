@@ -22,11 +22,13 @@
 //! - It ends when the command channel closes.
 
 mod memory;
+mod redis;
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config;
 use crate::topic::{Filter, Topic};
 
 /// Commands that wait for the broker's task. Beyond it senders wait.
@@ -113,6 +115,16 @@ pub enum BrokerError {
     Refused(String),
 }
 
+/// A setting with which the broker can never work.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{key}: {why}")]
+pub struct SettingError {
+    /// The key in the configuration, such as `broker.tls.ca`.
+    pub key: &'static str,
+    /// What is wrong with it: one line, without secrets.
+    pub why: String,
+}
+
 /// What a broker is asked to do. `done` receivers may be gone; that is not an error.
 #[derive(Debug)]
 pub enum Command {
@@ -153,6 +165,17 @@ impl Broker {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(memory::run(receiver, events));
         Broker { commands }
+    }
+
+    /// Starts the connection to a Redis server. One that is away is waited for.
+    ///
+    /// # Errors
+    /// Settings or files that can never work.
+    pub fn redis(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
+        let client = redis::client(config)?;
+        let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
+        tokio::spawn(redis::run(client, config.separator, receiver, events));
+        Ok(Broker { commands })
     }
 
     /// Subscribes; returns once the server has confirmed.
