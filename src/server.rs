@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::broker::{Broker, EVENT_CAPACITY};
+use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::http;
@@ -44,8 +44,8 @@ pub enum BuildError {
         source: io::Error,
     },
     /// The broker's configuration cannot work.
-    #[error("{0}")]
-    Broker(String),
+    #[error(transparent)]
+    Broker(#[from] SettingError),
 }
 
 /// A gateway that is bound and not running yet.
@@ -73,7 +73,7 @@ impl Server {
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
         let registry = Registry::new(Sequence::new(Epoch::random()), config.limits.topics, max_buffer);
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
-        let broker = Broker::start(&config.broker, events).map_err(BuildError::Broker)?;
+        let broker = Broker::start(&config.broker, events)?;
         let (upstream, upstream_receiver) = watch::channel(Upstream::Down("not connected yet".into()));
         let ingest = Ingest {
             registry: registry.clone(),

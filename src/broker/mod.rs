@@ -22,6 +22,7 @@
 //! - It ends when the command channel closes.
 
 mod memory;
+mod redis;
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -114,6 +115,16 @@ pub enum BrokerError {
     Refused(String),
 }
 
+/// A setting with which the broker can never work.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{key}: {why}")]
+pub struct SettingError {
+    /// The key in the configuration, such as `broker.tls.ca`.
+    pub key: &'static str,
+    /// What is wrong with it: one line, without secrets.
+    pub why: String,
+}
+
 /// What a broker is asked to do. `done` receivers may be gone; that is not an error.
 #[derive(Debug)]
 pub enum Command {
@@ -153,11 +164,11 @@ impl Broker {
     ///
     /// # Errors
     /// What can never work, with the configuration key.
-    pub fn start(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, String> {
+    pub fn start(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
         match config.kind() {
             BrokerKind::Memory => Ok(Broker::memory(events)),
-            BrokerKind::Nats => Err("nats".into()),
-            BrokerKind::Redis => Err("redis".into()),
+            BrokerKind::Nats => Err(SettingError { key: "broker.url", why: "NATS is not merged yet".into() }),
+            BrokerKind::Redis => Broker::redis(config, events),
         }
     }
 
@@ -166,6 +177,17 @@ impl Broker {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(memory::run(receiver, events));
         Broker { commands }
+    }
+
+    /// Starts the connection to a Redis server. One that is away is waited for.
+    ///
+    /// # Errors
+    /// Settings or files that can never work.
+    pub fn redis(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
+        let client = redis::client(config)?;
+        let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
+        tokio::spawn(redis::run(client, config.separator, receiver, events));
+        Ok(Broker { commands })
     }
 
     /// Subscribes; returns once the server has confirmed.

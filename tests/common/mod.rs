@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod gateway;
+pub mod redis;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -1,0 +1,132 @@
+//! The way to the event channel, which never waits and never loses in silence.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::mpsc;
+
+use crate::broker::{Event, Message};
+use crate::topic::Filter;
+
+/// The way to the event channel, which never waits: what finds no room is dropped and marked, and the mark goes first
+/// as soon as there is room again. Bounded by one mark a filter and a few for the connection.
+pub(super) struct Outbox {
+    events: mpsc::Sender<Event>,
+    down: Option<String>,
+    refused: BTreeMap<Filter, String>,
+    lost_all: Option<String>,
+    up: bool,
+    /// Dropped messages of each filter that has any.
+    lost: BTreeMap<Filter, u64>,
+    /// What was told last, while down: a reason is told once, not at every attempt.
+    told: Option<String>,
+}
+
+impl Outbox {
+    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+        Outbox {
+            events,
+            down: None,
+            refused: BTreeMap::new(),
+            lost_all: None,
+            up: false,
+            lost: BTreeMap::new(),
+            told: None,
+        }
+    }
+
+    /// The connection ended, or could not be made.
+    pub(super) fn down(&mut self, why: &str) {
+        // What was marked is told by the Lost for all that follows the next connection: told now it would come before
+        // the subscriptions are whole.
+        self.up = false;
+        self.lost_all = None;
+        self.lost.clear();
+        if self.told.as_deref() != Some(why) {
+            self.told = Some(why.into());
+            self.down = Some(why.into());
+        }
+        self.flush();
+    }
+
+    /// The connection is whole; `lost` is why the one before it ended, if there was one.
+    pub(super) fn up(&mut self, lost: Option<&str>) {
+        self.told = None;
+        self.lost_all = lost.map(|why| format!("the connection to Redis was lost: {why}"));
+        self.up = true;
+        self.flush();
+    }
+
+    /// The server no longer allows a filter.
+    pub(super) fn refused(&mut self, filter: Filter, why: &str) {
+        self.lost.remove(&filter);
+        self.refused.insert(filter, why.into());
+    }
+
+    /// Forgets what was marked of a filter that is subscribed no longer, or anew.
+    pub(super) fn forget(&mut self, filter: &Filter) {
+        self.lost.remove(filter);
+        self.refused.remove(filter);
+    }
+
+    /// Hands a message on, or drops and marks it.
+    pub(super) fn forward(&mut self, filter: &Filter, message: impl FnOnce() -> Message) {
+        if self.is_pending() {
+            self.flush();
+        }
+        // A mark of another filter holds nothing up; one of the connection holds everything.
+        if !self.is_connection_pending() && !self.lost.contains_key(filter) {
+            match self.events.try_reserve() {
+                Ok(permit) => return permit.send(Event::Message(message())),
+                Err(mpsc::error::TrySendError::Closed(())) => return,
+                Err(mpsc::error::TrySendError::Full(())) => {}
+            }
+        }
+        match self.lost.get_mut(filter) {
+            Some(count) => *count += 1,
+            None => {
+                self.lost.insert(filter.clone(), 1);
+            }
+        }
+    }
+
+    fn is_connection_pending(&self) -> bool {
+        self.down.is_some() || !self.refused.is_empty() || self.lost_all.is_some() || self.up
+    }
+
+    /// Whether a mark waits for room.
+    pub(super) fn is_pending(&self) -> bool {
+        self.is_connection_pending() || !self.lost.is_empty()
+    }
+
+    /// Sends the marks for which there is room.
+    pub(super) fn flush(&mut self) {
+        while self.is_pending() {
+            let Ok(permit) = self.events.try_reserve() else { return };
+            let event = if let Some(why) = self.down.take() {
+                Event::Down { why }
+            } else if let Some((filter, why)) = self.refused.pop_first() {
+                Event::Refused { filter, why }
+            } else if let Some(why) = self.lost_all.take() {
+                Event::Lost { filter: None, why }
+            } else if std::mem::take(&mut self.up) {
+                Event::Up
+            } else if let Some((filter, count)) = self.lost.pop_first() {
+                let why = format!("{count} messages were dropped: they came faster than they were taken");
+                Event::Lost { filter: Some(filter), why }
+            } else {
+                return;
+            };
+            permit.send(event);
+        }
+    }
+
+    /// Whether nobody takes events any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Waits for room. `false` if nobody takes events any more.
+    pub(super) async fn room(&self) -> bool {
+        self.events.reserve().await.is_ok()
+    }
+}

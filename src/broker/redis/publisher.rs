@@ -1,0 +1,99 @@
+//! Publishing, on a connection of its own: one that is subscribed takes no other commands.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisError, Value};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::answers::{fault, is_answer, words};
+use super::session::Done;
+use super::{BATCH, CONNECT_LIMIT};
+use crate::broker::BrokerError;
+
+/// How long a PUBLISH may take.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
+
+/// A publishing connection that has been idle for this is tried with a PING first: a publish that fails on a connection
+/// found dead could not be sent again, for it may have arrived.
+const PUBLISH_IDLE: Duration = Duration::from_secs(1);
+
+/// Bytes of payload that one pipeline carries: it is copied twice on its way.
+const PUBLISH_BATCH_BYTES: usize = 1024 * 1024;
+
+/// Publishes that wait for their connection. Beyond it the command channel waits.
+pub(super) const PUBLISH_CAPACITY: usize = 1024;
+
+/// A message to publish.
+pub(super) struct Publish {
+    pub(super) channel: String,
+    pub(super) payload: Bytes,
+    pub(super) done: Done,
+}
+
+/// Publishes in the order received, on a connection that is made when it is needed. Ends with its channel.
+pub(super) async fn publish_all(client: Client, mut publishes: mpsc::Receiver<Publish>) {
+    let mut connection: Option<(MultiplexedConnection, Instant)> = None;
+    let mut batch = Vec::new();
+    while publishes.recv_many(&mut batch, BATCH).await > 0 {
+        while !batch.is_empty() {
+            let mut bytes = 0;
+            let count = batch.iter().take_while(|publish| {
+                let fits = bytes < PUBLISH_BATCH_BYTES;
+                bytes += publish.payload.len();
+                fits
+            });
+            let count = count.count();
+            let part: Vec<Publish> = batch.drain(..count).collect();
+            match publish_pipeline(&client, &mut connection, &part).await {
+                Ok(answers) => {
+                    for (publish, answer) in part.into_iter().zip(answers) {
+                        let _ = publish.done.send(answer.map(drop).map_err(|error| fault(&error)));
+                    }
+                }
+                Err(error) => {
+                    // Those that wait would meet the same silence, one time limit after the other.
+                    connection = None;
+                    while let Ok(publish) = publishes.try_recv() {
+                        batch.push(publish);
+                    }
+                    for publish in part.into_iter().chain(batch.drain(..)) {
+                        let _ = publish.done.send(Err(BrokerError::Away(words(&error))));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn publish_pipeline(
+    client: &Client,
+    connection: &mut Option<(MultiplexedConnection, Instant)>,
+    publishes: &[Publish],
+) -> Result<Vec<Result<i64, RedisError>>, RedisError> {
+    if let Some((idle, used)) = connection
+        && used.elapsed() > PUBLISH_IDLE
+        && redis::cmd("PING").query_async::<Value>(idle).await.is_err_and(|why| !is_answer(&why))
+    {
+        *connection = None;
+    }
+    let (ready, used) = match connection {
+        Some(ready) => ready,
+        None => {
+            let settings = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(CONNECT_LIMIT))
+                .set_response_timeout(Some(PUBLISH_LIMIT));
+            let new = client.get_multiplexed_async_connection_with_config(&settings).await?;
+            connection.insert((new, Instant::now()))
+        }
+    };
+    let mut pipeline = redis::Pipeline::with_capacity(publishes.len());
+    for publish in publishes {
+        pipeline.cmd("PUBLISH").arg(&publish.channel).arg(&publish.payload[..]);
+    }
+    let answers = pipeline.ignore_errors().query_async(ready).await?;
+    *used = Instant::now();
+    Ok(answers)
+}

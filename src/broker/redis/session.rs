@@ -1,0 +1,223 @@
+//! One connection for subscriptions: how it is established, and what it is asked.
+
+use std::collections::HashSet;
+use std::future::{Future, pending};
+use std::pin::{Pin, pin};
+
+use futures_util::future::{FutureExt, join_all};
+use futures_util::stream::{ReadyChunks, StreamExt};
+use redis::aio::{PubSubSink, PubSubStream};
+use redis::{Client, Msg, RedisError, Value};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use super::answers::{fault, is_answer, words};
+use super::table::Name;
+use super::{BATCH, CONNECT_LIMIT, End, SILENCE_LIMIT};
+use crate::broker::BrokerError;
+use crate::topic::Filter;
+
+/// Messages of a resubscription that are kept until every filter is confirmed.
+const HELD_LIMIT: usize = 4096;
+
+/// A connection on which every filter is confirmed.
+pub(super) struct Session {
+    pub(super) sink: PubSubSink,
+    pub(super) stream: ReadyChunks<PubSubStream>,
+    /// What came before the last confirmation.
+    pub(super) held: Vec<Msg>,
+    /// What the server no longer allows.
+    pub(super) refused: Vec<(Name, String)>,
+}
+
+/// Connects and subscribes to everything, in that order and within the limits.
+pub(super) async fn establish(
+    client: &Client,
+    channels: Vec<String>,
+    globs: Vec<String>,
+) -> Result<Session, End> {
+    let address = client.get_connection_info().addr();
+    let connected = timeout(CONNECT_LIMIT, client.get_async_pubsub()).await;
+    let pubsub = connected
+        .map_err(|_| End::Unreachable(format!("{address}: no answer within {CONNECT_LIMIT:?}")))?
+        .map_err(|why| End::Unreachable(format!("{address}: {}", words(&why))))?;
+    let (sink, stream) = pubsub.split();
+    let mut stream = stream.ready_chunks(BATCH);
+    let mut held = Vec::new();
+
+    let subscribe = async {
+        // A server that was stopped still accepts connections (its kernel does), and one that wants a password or has
+        // too many clients says so only now. A narrow ACL may well not grant PING: that is an answer like any other.
+        let answer = timeout(SILENCE_LIMIT, ping(sink.clone())).await.map_err(|_| End::Silent)?;
+        if let Some(why) = answer.err().filter(|why| why.code() != Some("NOPERM")) {
+            return Err(if is_answer(&why) { End::Rejected(words(&why)) } else { End::Closed });
+        }
+        let mut refused = Vec::new();
+        for (names, name) in
+            [(&channels, Name::Channel as fn(String) -> Name), (&globs, Name::Glob as fn(String) -> Name)]
+        {
+            for chunk in names.chunks(BATCH) {
+                let chunk = chunk.iter().cloned().map(name).collect();
+                let denied = timeout(SILENCE_LIMIT, subscribe(sink.clone(), chunk)).await;
+                for (name, fault) in denied.map_err(|_| End::Silent)?.map_err(|_| End::Closed)? {
+                    match fault {
+                        BrokerError::Refused(why) => refused.push((name, why)),
+                        BrokerError::Away(why) => return Err(End::Rejected(why)),
+                    }
+                }
+            }
+        }
+        Ok(refused)
+    };
+    let mut subscribe = pin!(subscribe);
+    let refused = loop {
+        tokio::select! {
+            refused = &mut subscribe => break refused?,
+            chunk = stream.next() => {
+                // What comes now goes out after the Lost for all. If there is too much of it, that Lost covers it too,
+                // as long as whatever is kept is the latest.
+                held.append(&mut chunk.ok_or(End::Closed)?);
+                if held.len() > HELD_LIMIT {
+                    held.clear();
+                }
+            }
+        }
+    };
+    Ok(Session { sink: sink.clone(), stream, held, refused })
+}
+
+async fn ping(mut sink: PubSubSink) -> Result<(), RedisError> {
+    sink.ping::<Value>().await?.extract_error().map(drop)
+}
+
+/// Subscribes to all of one kind with one command. Returns those that are not subscribed now.
+///
+/// The server checks a command's channels before it acts on any, so one that is refused fails all of them: they are then
+/// tried one by one.
+async fn subscribe(sink: PubSubSink, names: Vec<Name>) -> Result<Vec<(Name, BrokerError)>, RedisError> {
+    let Err(error) = subscribe_command(sink.clone(), &names).await else { return Ok(Vec::new()) };
+    if !is_answer(&error) {
+        return Err(error);
+    }
+    let all = fault(&error);
+    if names.len() <= 1 || matches!(all, BrokerError::Away(_)) {
+        return Ok(names.into_iter().map(|name| (name, all.clone())).collect());
+    }
+    let singly = names.into_iter().map(|name| {
+        let sink = sink.clone();
+        async move {
+            let answer = subscribe_command(sink, std::slice::from_ref(&name)).await;
+            (name, answer)
+        }
+    });
+    let mut faults = Vec::new();
+    for (name, answer) in join_all(singly).await {
+        match answer {
+            Ok(()) => {}
+            Err(error) if is_answer(&error) => faults.push((name, fault(&error))),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(faults)
+}
+
+async fn subscribe_command(mut sink: PubSubSink, names: &[Name]) -> Result<(), RedisError> {
+    let (channels, globs) = by_kind(names.iter());
+    if !channels.is_empty() {
+        sink.subscribe(channels).await?;
+    }
+    if !globs.is_empty() {
+        sink.psubscribe(globs).await?;
+    }
+    Ok(())
+}
+
+fn by_kind<'a>(names: impl Iterator<Item = &'a Name>) -> (Vec<&'a str>, Vec<&'a str>) {
+    let (mut channels, mut globs) = (Vec::new(), Vec::new());
+    for name in names {
+        match name {
+            Name::Channel(channel) => channels.push(channel.as_str()),
+            Name::Glob(glob) => globs.push(glob.as_str()),
+        }
+    }
+    (channels, globs)
+}
+
+pub(super) type Done = oneshot::Sender<Result<(), BrokerError>>;
+
+/// A subscriber that waits for the server's confirmation.
+pub(super) type Waiting = (Filter, Name, Done);
+
+/// One round of subscribing and unsubscribing. No name is in both, so their order on the wire does not matter.
+#[derive(Default)]
+pub(super) struct Change {
+    pub(super) subscribe: HashSet<Name>,
+    pub(super) unsubscribe: HashSet<Name>,
+    pub(super) waiting: Vec<Waiting>,
+}
+
+impl Change {
+    pub(super) fn is_empty(&self) -> bool {
+        self.subscribe.is_empty() && self.unsubscribe.is_empty()
+    }
+
+    async fn carry_out(
+        mut sink: PubSubSink,
+        subscribe_to: Vec<Name>,
+        unsubscribe_from: Vec<Name>,
+    ) -> Result<Vec<(Name, BrokerError)>, RedisError> {
+        let (channels, globs) = by_kind(unsubscribe_from.iter());
+        // An unsubscription that is refused costs messages that are dropped on arrival, nothing else.
+        if !channels.is_empty() {
+            sink.unsubscribe(channels)
+                .await
+                .or_else(|why| if is_answer(&why) { Ok(()) } else { Err(why) })?;
+        }
+        if !globs.is_empty() {
+            sink.punsubscribe(globs).await.or_else(|why| if is_answer(&why) { Ok(()) } else { Err(why) })?;
+        }
+        let (channels, globs): (Vec<_>, Vec<_>) =
+            subscribe_to.into_iter().partition(|name| matches!(name, Name::Channel(_)));
+        let mut faults = Vec::new();
+        for names in [channels, globs] {
+            if !names.is_empty() {
+                faults.extend(subscribe(sink.clone(), names).await?);
+            }
+        }
+        Ok(faults)
+    }
+}
+
+pub(super) type Answer = Result<Vec<(Name, BrokerError)>, RedisError>;
+
+/// What the server was asked and has not answered yet. One at a time, so that a name is never on its way twice.
+pub(super) struct Request {
+    answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
+    pub(super) change: Change,
+    pub(super) sent: Instant,
+}
+
+impl Request {
+    pub(super) fn change(sink: &PubSubSink, mut change: Change) -> Self {
+        let subscribe = std::mem::take(&mut change.subscribe).into_iter().collect();
+        let unsubscribe = std::mem::take(&mut change.unsubscribe).into_iter().collect();
+        let answer = Box::pin(Change::carry_out(sink.clone(), subscribe, unsubscribe));
+        Request { answer, change, sent: Instant::now() }
+    }
+
+    pub(super) fn ping(sink: &PubSubSink) -> Self {
+        let answer = ping(sink.clone()).map(|answer| match answer {
+            Err(why) if !is_answer(&why) => Err(why),
+            _ => Ok(Vec::new()),
+        });
+        Request { answer: Box::pin(answer), change: Change::default(), sent: Instant::now() }
+    }
+}
+
+/// The answer to what was asked; never, if nothing was. Safe to drop and call again.
+pub(super) async fn answer_of(request: &mut Option<Request>) -> Answer {
+    match request {
+        Some(request) => request.answer.as_mut().await,
+        None => pending().await,
+    }
+}

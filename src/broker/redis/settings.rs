@@ -1,0 +1,116 @@
+//! What the configuration says of a Redis server, read and checked once.
+
+use redis::{Client, IntoConnectionInfo};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::answers::words;
+use crate::broker::SettingError;
+use crate::config;
+
+/// Reads the settings and the files they name, so that what can never work fails here rather than at every attempt.
+pub(in crate::broker) fn client(config: &config::Broker) -> Result<Client, SettingError> {
+    let error = |key, why: String| SettingError { key, why };
+    // The redis crate takes rustls' process-wide provider and no other. One that is installed already serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+
+    let separator = config.separator;
+    if separator.is_whitespace() || separator.is_control() || "*>?[]\\%^".contains(separator) {
+        return Err(error("broker.separator", format!("{separator:?} means something else in a channel")));
+    }
+    // The reason of url::ParseError never quotes the text, which may hold a password.
+    let url = url::Url::parse(&config.url.0).map_err(|why| error("broker.url", why.to_string()))?;
+    let encrypted = match url.scheme() {
+        "redis" => false,
+        "rediss" => true,
+        other => return Err(error("broker.url", format!("{other}:// is not redis:// or rediss://"))),
+    };
+    if url.fragment().is_some() {
+        return Err(error("broker.url", "has a # fragment; certificates are always verified".into()));
+    }
+    let info = url.into_connection_info().map_err(|why| error("broker.url", words(&why)))?;
+
+    let mut login = info.redis_settings().clone().set_protocol(redis::ProtocolVersion::RESP2);
+    // Naming the library would be denied by a narrow ACL, at every connection, into the server's ACL log.
+    login = login.set_skip_set_lib_name();
+    if let Some(user) = &config.user {
+        login = login.set_username(user);
+    }
+    if let Some(password) = &config.password {
+        login = login.set_password(&password.0);
+    }
+    if login.username().is_some() && login.password().is_none() {
+        return Err(error(
+            "broker.user",
+            "is set without broker.password; Redis takes both or neither".into(),
+        ));
+    }
+    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    let info = info.set_redis_settings(login).set_tcp_settings(tcp);
+
+    let tls = &config.tls;
+    if !encrypted {
+        for (key, file) in
+            [("broker.tls.ca", &tls.ca), ("broker.tls.cert", &tls.cert), ("broker.tls.key", &tls.key)]
+        {
+            if file.is_some() {
+                return Err(error(key, "is set, but broker.url is not encrypted; write rediss://".into()));
+            }
+        }
+        return Client::open(info).map_err(|why| error("broker.url", words(&why)));
+    }
+    let certificates = certificates(tls)?;
+    Client::build_with_tls(info, certificates).map_err(|why| error("broker.tls", words(&why)))
+}
+
+/// Reads the certificates. The library would find a key that does not fit only when it connects.
+fn certificates(tls: &config::BrokerTls) -> Result<redis::TlsCertificates, SettingError> {
+    let error = |key, file: &std::path::Path, why: String| SettingError {
+        key,
+        why: format!("{}: {why}", file.display()),
+    };
+    let read =
+        |key, file: &std::path::Path| std::fs::read(file).map_err(|why| error(key, file, why.to_string()));
+    let chain = |key, file: &std::path::Path, pem: &[u8]| {
+        let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+        let chain = chain.map_err(|why| error(key, file, why.to_string()))?;
+        if chain.is_empty() {
+            return Err(error(key, file, "holds no certificate".into()));
+        }
+        Ok(chain)
+    };
+
+    let mut roots = rustls::RootCertStore::empty();
+    let root_cert = match &tls.ca {
+        None => None,
+        Some(file) => {
+            let pem = read("broker.tls.ca", file)?;
+            for certificate in chain("broker.tls.ca", file, &pem)? {
+                roots.add(certificate).map_err(|why| error("broker.tls.ca", file, why.to_string()))?;
+            }
+            Some(pem)
+        }
+    };
+    let client_tls = match (&tls.cert, &tls.key) {
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(SettingError { key: "broker.tls.cert", why: "is set without broker.tls.key".into() });
+        }
+        (None, Some(_)) => {
+            return Err(SettingError { key: "broker.tls.key", why: "is set without broker.tls.cert".into() });
+        }
+        (Some(cert), Some(key)) => {
+            let client_cert = read("broker.tls.cert", cert)?;
+            let client_key = read("broker.tls.key", key)?;
+            let chain = chain("broker.tls.cert", cert, &client_cert)?;
+            let private = PrivateKeyDer::from_pem_slice(&client_key)
+                .map_err(|why| error("broker.tls.key", key, why.to_string()))?;
+            rustls::ClientConfig::builder()
+                .with_root_certificates(roots)
+                .with_client_auth_cert(chain, private)
+                .map_err(|why| error("broker.tls.key", key, why.to_string()))?;
+            Some(redis::ClientTlsConfig { client_cert, client_key })
+        }
+    };
+    Ok(redis::TlsCertificates { client_tls, root_cert })
+}

@@ -1,0 +1,93 @@
+//! Which filters are subscribed, and what Redis calls them.
+
+use std::collections::HashMap;
+
+use crate::broker::BrokerError;
+use crate::topic::{Filter, Topic};
+
+/// What the server knows a filter by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Name {
+    Channel(String),
+    Glob(String),
+}
+
+/// The filters that are subscribed, by what the server calls them.
+pub(super) struct Table {
+    pub(super) separator: char,
+    pub(super) channels: HashMap<String, (Filter, Topic)>,
+    /// `orders/*` and `orders/**` are both `orders:*`, since a glob crosses separators: subscribed once, and each message
+    /// is handed to every filter that matches it.
+    pub(super) globs: HashMap<String, Vec<Filter>>,
+}
+
+impl Table {
+    pub(super) fn new(separator: char) -> Self {
+        Table { separator, channels: HashMap::new(), globs: HashMap::new() }
+    }
+
+    /// What the server calls a filter. One that it could not be told from another by is refused.
+    pub(super) fn name(&self, filter: &Filter) -> Result<Name, BrokerError> {
+        if self.separator != '/' && filter.as_str().contains(self.separator) {
+            // Its channel would read as another topic on the way back.
+            let separator = self.separator;
+            return Err(BrokerError::Refused(format!(
+                "a segment has the separator {separator:?}; write / for it"
+            )));
+        }
+        let subject = filter.to_subject(self.separator, "*");
+        Ok(if filter.is_pattern() { Name::Glob(subject) } else { Name::Channel(subject) })
+    }
+
+    pub(super) fn contains(&self, name: &Name) -> bool {
+        match name {
+            Name::Channel(channel) => self.channels.contains_key(channel),
+            Name::Glob(glob) => self.globs.contains_key(glob),
+        }
+    }
+
+    /// Adds a filter. Returns whether it is new.
+    pub(super) fn insert(&mut self, name: &Name, filter: Filter) -> bool {
+        match (name, filter.topic()) {
+            (Name::Channel(channel), Some(topic)) => {
+                self.channels.insert(channel.clone(), (filter, topic)).is_none()
+            }
+            (Name::Channel(_), None) => false, // name() never calls a pattern a channel
+            (Name::Glob(glob), _) => {
+                let filters = self.globs.entry(glob.clone()).or_default();
+                let new = !filters.contains(&filter);
+                if new {
+                    filters.push(filter);
+                }
+                new
+            }
+        }
+    }
+
+    /// Removes a filter. Returns whether nothing is left that needs the name.
+    pub(super) fn remove(&mut self, name: &Name, filter: &Filter) -> bool {
+        match name {
+            Name::Channel(channel) => self.channels.remove(channel).is_some(),
+            Name::Glob(glob) => {
+                let Some(filters) = self.globs.get_mut(glob) else { return false };
+                filters.retain(|other| other != filter);
+                filters.is_empty() && self.globs.remove(glob).is_some()
+            }
+        }
+    }
+
+    /// Removes every filter of a name.
+    pub(super) fn remove_name(&mut self, name: &Name) -> Vec<Filter> {
+        match name {
+            Name::Channel(channel) => {
+                self.channels.remove(channel).map(|(filter, _)| filter).into_iter().collect()
+            }
+            Name::Glob(glob) => self.globs.remove(glob).unwrap_or_default(),
+        }
+    }
+
+    /// Every channel and every glob.
+    pub(super) fn names(&self) -> (Vec<String>, Vec<String>) {
+        (self.channels.keys().cloned().collect(), self.globs.keys().cloned().collect())
+    }
+}
