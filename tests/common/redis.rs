@@ -13,7 +13,7 @@ use redis::aio::MultiplexedConnection;
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// A `redis-server`, from `REDIS_SERVER` or the path. Killed when dropped.
-pub(crate) struct RedisServer {
+pub struct RedisServer {
     child: Option<Child>,
     port: u16,
     lines: Vec<String>,
@@ -22,12 +22,12 @@ pub(crate) struct RedisServer {
 
 impl RedisServer {
     /// Starts a server on a free port.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// Starts a server with lines added to its configuration.
-    pub(crate) fn start_with(lines: &[&str]) -> Self {
+    pub fn start_with(lines: &[&str]) -> Self {
         for _ in 0..5 {
             let mut server = Self::absent(lines);
             // Another process may have taken the port since; then ours has ended.
@@ -39,7 +39,7 @@ impl RedisServer {
     }
 
     /// A server that is not running yet; [`RedisServer::restart`] starts it.
-    pub(crate) fn absent(lines: &[&str]) -> Self {
+    pub fn absent(lines: &[&str]) -> Self {
         RedisServer {
             child: None,
             port: free_port(),
@@ -49,12 +49,12 @@ impl RedisServer {
     }
 
     /// Its URL.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// Kills it without a word to anyone (SIGKILL).
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -62,30 +62,30 @@ impl RedisServer {
     }
 
     /// Starts it again on the same port, empty.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.stop();
         assert!(self.launch(), "redis-server did not come back on port {}", self.port);
     }
 
     /// Stops the process where it stands (SIGSTOP): its connections stay open and silent.
-    pub(crate) fn pause(&self) {
+    pub fn pause(&self) {
         self.signal("-STOP");
     }
 
     /// Lets it go on (SIGCONT).
-    pub(crate) fn resume(&self) {
+    pub fn resume(&self) {
         self.signal("-CONT");
     }
 
     /// A connection of the test's own.
-    pub(crate) async fn connect(&self) -> MultiplexedConnection {
+    pub async fn connect(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
         let settings = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(5)));
         client.get_multiplexed_async_connection_with_config(&settings).await.unwrap()
     }
 
     /// How many connections are subscribed to `channel`.
-    pub(crate) async fn channel_subscribers(&self, channel: &str) -> i64 {
+    pub async fn channel_subscribers(&self, channel: &str) -> i64 {
         let counts: Vec<(String, i64)> = redis::cmd("PUBSUB")
             .arg("NUMSUB")
             .arg(channel)
@@ -96,19 +96,19 @@ impl RedisServer {
     }
 
     /// How many channels anyone is subscribed to.
-    pub(crate) async fn channels(&self) -> usize {
+    pub async fn channels(&self) -> usize {
         let names: Vec<String> =
             redis::cmd("PUBSUB").arg("CHANNELS").query_async(&mut self.connect().await).await.unwrap();
         names.len()
     }
 
     /// How many different patterns anyone is subscribed to.
-    pub(crate) async fn patterns(&self) -> i64 {
+    pub async fn patterns(&self) -> i64 {
         redis::cmd("PUBSUB").arg("NUMPAT").query_async(&mut self.connect().await).await.unwrap()
     }
 
     /// How many pub/sub connections there are.
-    pub(crate) async fn pubsub_clients(&self) -> usize {
+    pub async fn pubsub_clients(&self) -> usize {
         let mut list = redis::cmd("CLIENT");
         list.arg("LIST").arg("TYPE").arg("pubsub");
         let list: String = list.query_async(&mut self.connect().await).await.unwrap();
@@ -160,7 +160,7 @@ impl Drop for RedisServer {
 }
 
 /// A port that nothing listens on now.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
