@@ -22,11 +22,13 @@
 //! - It ends when the command channel closes.
 
 mod memory;
+mod nats;
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config;
 use crate::topic::{Filter, Topic};
 
 /// Commands that wait for the broker's task. Beyond it senders wait.
@@ -35,7 +37,7 @@ const COMMAND_CAPACITY: usize = 1024;
 /// Events that wait for ingest. Filled lazily, so the capacity itself costs nothing.
 pub const EVENT_CAPACITY: usize = 16 * 1024;
 
-/// Header fields of a message, in the order received. Names compare without case. Redis has none.
+/// Header fields of a message. Values of one name keep their order. Names compare without case. Redis has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(String, String)>);
 
@@ -88,7 +90,7 @@ pub enum Event {
     },
     /// The connection is up and every filter is subscribed.
     Up,
-    /// The connection is down; the broker is trying to come back.
+    /// The connection is down; the broker is trying to come back. Told again when the reason changes.
     Down {
         /// Why, for the log and for `/readyz`: one line, without secrets.
         why: String,
@@ -153,6 +155,17 @@ impl Broker {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(memory::run(receiver, events));
         Broker { commands }
+    }
+
+    /// Starts a NATS connection. A server that is merely away is no error: it is retried, and told by [`Event::Down`].
+    ///
+    /// # Errors
+    /// What can never work, with the name of the key: a malformed URL, credentials or certificates that cannot be read.
+    pub fn nats(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, String> {
+        let settings = nats::Settings::read(config)?;
+        let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
+        tokio::spawn(nats::run(settings, receiver, events));
+        Ok(Broker { commands })
     }
 
     /// Subscribes; returns once the server has confirmed.
