@@ -1,6 +1,8 @@
 //! Real clients through the gateway from real brokers: Chromium, npm `eventsource` and undici read hard payloads as they
 //! were sent or as documented, and are cut off and resume with nothing missing.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use base64::Engine;

@@ -22,6 +22,7 @@
 //! - It ends when the command channel closes.
 
 mod memory;
+mod nats;
 mod redis;
 
 use bytes::Bytes;
@@ -37,7 +38,7 @@ const COMMAND_CAPACITY: usize = 1024;
 /// Events that wait for ingest. Filled lazily, so the capacity itself costs nothing.
 pub const EVENT_CAPACITY: usize = 16 * 1024;
 
-/// Header fields of a message, in the order received. Names compare without case. Redis has none.
+/// Header fields of a message. Values of one name keep their order. Names compare without case. Redis has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(String, String)>);
 
@@ -90,7 +91,7 @@ pub enum Event {
     },
     /// The connection is up and every filter is subscribed.
     Up,
-    /// The connection is down; the broker is trying to come back.
+    /// The connection is down; the broker is trying to come back. Told again when the reason changes.
     Down {
         /// Why, for the log and for `/readyz`: one line, without secrets.
         why: String,
@@ -115,15 +116,10 @@ pub enum BrokerError {
     Refused(String),
 }
 
-/// A setting with which the broker can never work.
+/// A setting that can never work: its key in the configuration and what is wrong with it, one line, without secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{key}: {why}")]
-pub struct SettingError {
-    /// The key in the configuration, such as `broker.tls.ca`.
-    pub key: &'static str,
-    /// What is wrong with it: one line, without secrets.
-    pub why: String,
-}
+#[error("{0}")]
+pub struct SettingError(pub String);
 
 /// What a broker is asked to do. `done` receivers may be gone; that is not an error.
 #[derive(Debug)]
@@ -167,7 +163,7 @@ impl Broker {
     pub fn start(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
         match config.kind() {
             BrokerKind::Memory => Ok(Broker::memory(events)),
-            BrokerKind::Nats => Err(SettingError { key: "broker.url", why: "NATS is not merged yet".into() }),
+            BrokerKind::Nats => Broker::nats(config, events),
             BrokerKind::Redis => Broker::redis(config, events),
         }
     }
@@ -187,6 +183,17 @@ impl Broker {
         let client = redis::client(config)?;
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(redis::run(client, config.separator, receiver, events));
+        Ok(Broker { commands })
+    }
+
+    /// Starts a NATS connection. A server that is merely away is no error: it is retried, and told by [`Event::Down`].
+    ///
+    /// # Errors
+    /// What can never work, with the name of the key: a malformed URL, credentials or certificates that cannot be read.
+    pub fn nats(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
+        let settings = nats::Settings::read(config).map_err(SettingError)?;
+        let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
+        tokio::spawn(nats::run(settings, receiver, events));
         Ok(Broker { commands })
     }
 

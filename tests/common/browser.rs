@@ -49,7 +49,8 @@ impl Client {
         loop {
             let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await;
             let line = line.unwrap_or_else(|_| panic!("{}: no event", self.name)).unwrap();
-            let line: Value = serde_json::from_str(&line.unwrap_or_else(|| panic!("{} ended", self.name))).unwrap();
+            let line: Value =
+                serde_json::from_str(&line.unwrap_or_else(|| panic!("{} ended", self.name))).unwrap();
             assert_ne!(line["readyState"], 2, "{} gave up for good", self.name);
             if line["kind"] == "event" {
                 let text = |key: &str| line[key].as_str().unwrap().to_owned();

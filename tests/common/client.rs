@@ -44,9 +44,9 @@ async fn send(
     path: &str,
     headers: &[(&str, &str)],
     body: &[u8],
-) -> hyper::Response<hyper::body::Incoming> {
+) -> hyper::Result<hyper::Response<hyper::body::Incoming>> {
     let socket = TcpStream::connect(address).await.unwrap();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
     tokio::spawn(connection);
     let mut request = Request::builder().method(method).uri(path);
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
@@ -56,7 +56,7 @@ async fn send(
         request = request.header(*name, *value);
     }
     let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
-    tokio::time::timeout(LIMIT, sender.send_request(request)).await.expect("no response").unwrap()
+    tokio::time::timeout(LIMIT, sender.send_request(request)).await.expect("no response")
 }
 
 /// One request, and all of its response.
@@ -67,7 +67,7 @@ pub async fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Response {
-    let response = send(address, method, path, headers, body).await;
+    let response = send(address, method, path, headers, body).await.unwrap();
     let (head, body) = response.into_parts();
     let body = tokio::time::timeout(LIMIT, body.collect())
         .await
@@ -88,13 +88,18 @@ pub struct Reader {
 impl Reader {
     /// Opens a stream and insists on 200 and the content type. Does not wait for an event.
     pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
-        let response = send(address, "GET", path, headers, b"").await;
+        Self::try_open(address, path, headers).await.unwrap()
+    }
+
+    /// As [`Reader::open`], with a connection that breaks within the response head as an error.
+    pub async fn try_open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
+        let response = send(address, "GET", path, headers, b"").await?;
         let (head, body) = response.into_parts();
         assert_eq!(head.status, 200, "{path}");
         assert_eq!(head.headers["content-type"], "text/event-stream; charset=utf-8");
         let bytes = body.into_data_stream().map_err(|error| error.to_string());
         let events = bytes.eventsource().map_err(|error| error.to_string());
-        Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() }
+        Ok(Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() })
     }
 
     /// The next event; `None` at a clean end of the stream. Fails if it takes longer than [`LIMIT`] or the stream breaks.

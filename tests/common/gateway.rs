@@ -23,8 +23,16 @@ impl Gateway {
         Self::with("").await
     }
 
-    /// With this much of a configuration file; listeners are chosen here, and must not stand in it.
+    /// With this much of a configuration file; listeners are chosen here, and must not stand in it. Waits until it is
+    /// ready.
     pub async fn with(toml: &str) -> Self {
+        let gateway = Self::unready(toml).await;
+        super::eventually("the gateway is ready", async || gateway.ready().await.is_ok()).await;
+        gateway
+    }
+
+    /// As [`Gateway::with`], whether or not its broker is there.
+    pub async fn unready(toml: &str) -> Self {
         let text = format!("listen = \"127.0.0.1:0\"\n{}\n[admin]\nlisten = \"127.0.0.1:0\"\n", toml);
         let config = Config::from_toml(&text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
         let server = Server::build(config).await.unwrap();

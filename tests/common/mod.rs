@@ -1,22 +1,45 @@
 //! What the tests share: a gateway on a port of its own, clients that go through its door, brokers as child processes.
-//! Each test file uses a part of it.
+//! Each test file is a crate of its own and uses a part of it.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod browser;
 pub mod client;
 pub mod gateway;
+pub mod nats;
+pub mod proxy;
 pub mod redis;
+pub mod upstream;
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test says that it never will.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Waits until `condition` holds, looking every few milliseconds; fails after [`LIMIT`] with `what`.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let begin = Instant::now();
     while !condition().await {
         assert!(begin.elapsed() < LIMIT, "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until `probe` yields something; fails after `limit` with `what`.
+pub async fn found<T>(what: &str, limit: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(begin.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for `future`; fails after `limit` with `what`.
+pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(limit, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {limit:?}: {what}"),
     }
 }

@@ -39,7 +39,13 @@ impl Proxy {
     }
 }
 
-async fn pass(client: TcpStream, upstream: SocketAddr, mut budget: usize, reset: bool, cuts: Arc<AtomicUsize>) {
+async fn pass(
+    client: TcpStream,
+    upstream: SocketAddr,
+    mut budget: usize,
+    reset: bool,
+    cuts: Arc<AtomicUsize>,
+) {
     let Ok(server) = TcpStream::connect(upstream).await else { return };
     let (mut from_server, mut to_server) = server.into_split();
     let (mut from_client, mut to_client) = client.into_split();

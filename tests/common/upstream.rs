@@ -63,6 +63,14 @@ impl Upstream {
         }
     }
 
+    /// Subscriptions that the server counts, whoever has them.
+    pub async fn subscriptions(&self) -> u64 {
+        match self {
+            Upstream::Nats { server, .. } => server.subscriptions().iter().sum(),
+            Upstream::Redis { server, .. } => server.channels().await as u64 + server.patterns().await as u64,
+        }
+    }
+
     /// SIGKILL.
     pub fn stop(&mut self) {
         match self {

@@ -10,7 +10,7 @@ use crate::config;
 
 /// Reads the settings and the files they name, so that what can never work fails here rather than at every attempt.
 pub(in crate::broker) fn client(config: &config::Broker) -> Result<Client, SettingError> {
-    let error = |key, why: String| SettingError { key, why };
+    let error = |key: &str, why: String| SettingError(format!("{key}: {why}"));
     // The redis crate takes rustls' process-wide provider and no other. One that is installed already serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
@@ -65,9 +65,8 @@ pub(in crate::broker) fn client(config: &config::Broker) -> Result<Client, Setti
 
 /// Reads the certificates. The library would find a key that does not fit only when it connects.
 fn certificates(tls: &config::BrokerTls) -> Result<redis::TlsCertificates, SettingError> {
-    let error = |key, file: &std::path::Path, why: String| SettingError {
-        key,
-        why: format!("{}: {why}", file.display()),
+    let error = |key: &str, file: &std::path::Path, why: String| {
+        SettingError(format!("{key}: {}: {why}", file.display()))
     };
     let read =
         |key, file: &std::path::Path| std::fs::read(file).map_err(|why| error(key, file, why.to_string()));
@@ -94,10 +93,10 @@ fn certificates(tls: &config::BrokerTls) -> Result<redis::TlsCertificates, Setti
     let client_tls = match (&tls.cert, &tls.key) {
         (None, None) => None,
         (Some(_), None) => {
-            return Err(SettingError { key: "broker.tls.cert", why: "is set without broker.tls.key".into() });
+            return Err(SettingError("broker.tls.cert: is set without broker.tls.key".into()));
         }
         (None, Some(_)) => {
-            return Err(SettingError { key: "broker.tls.key", why: "is set without broker.tls.cert".into() });
+            return Err(SettingError("broker.tls.key: is set without broker.tls.cert".into()));
         }
         (Some(cert), Some(key)) => {
             let client_cert = read("broker.tls.cert", cert)?;

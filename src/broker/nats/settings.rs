@@ -1,0 +1,196 @@
+//! What the configuration says about a NATS connection: read and checked once at build, so that what can never work
+//! ends the process with the name of the key, and read again for every session, so that rotated files are picked up.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_nats::rustls::pki_types::pem::PemObject;
+use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use async_nats::rustls::{ClientConfig, RootCertStore, crypto};
+use async_nats::{ConnectOptions, ServerAddr};
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use crate::config::{self, BrokerTls};
+
+/// Where to connect, and as whom.
+pub(in crate::broker) struct Settings {
+    servers: Vec<(ServerAddr, Login)>,
+    tls: BrokerTls,
+}
+
+/// Who we are on one server.
+#[derive(Clone)]
+enum Login {
+    Nobody,
+    User { user: String, password: String },
+    Token(String),
+    Nkey(String),
+    Credentials(std::path::PathBuf),
+}
+
+impl Settings {
+    /// Reads `[broker]` and every file it names.
+    pub(in crate::broker) fn read(config: &config::Broker) -> Result<Self, String> {
+        let common = common_login(config)?;
+        let mut servers = Vec::new();
+        for text in config.url.0.split(',') {
+            let (address, own) = server(text.trim())?;
+            let login = match (own, &common) {
+                (Login::Nobody, common) => common.clone(),
+                (own, Login::Nobody) => own,
+                _ => {
+                    return Err("broker.url: it names a user, and another key of [broker] does too; \
+                         keep one"
+                        .into());
+                }
+            };
+            servers.push((address, login));
+        }
+        let settings = Settings { servers, tls: config.tls.clone() };
+        tls(&settings.tls)?;
+        Ok(settings)
+    }
+
+    /// How many servers there are; at least one.
+    pub(super) fn len(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// The address of server `index`, and options that log in there.
+    pub(super) fn server(&self, index: usize) -> Result<(ServerAddr, ConnectOptions), String> {
+        let (address, login) = &self.servers[index % self.servers.len()];
+        let options = ConnectOptions::new()
+            .tls_client_config(tls(&self.tls)?)
+            // Whoever names an authority or a certificate means TLS: without this, a server that does not ask for it
+            // would be sent the password in the clear.
+            .require_tls(self.tls != BrokerTls::default());
+        let options = match login.clone() {
+            Login::Nobody => options,
+            Login::User { user, password } => options.user_and_password(user, password),
+            Login::Token(token) => options.token(token),
+            Login::Nkey(seed) => options.nkey(seed),
+            Login::Credentials(path) => {
+                let text = read(&path, "broker.credentials")?;
+                options.credentials(&text).map_err(|error| explain("broker.credentials", &path, error))?
+            }
+        };
+        Ok((address.clone(), options))
+    }
+}
+
+/// The login that the keys beside `broker.url` give, checked.
+fn common_login(config: &config::Broker) -> Result<Login, String> {
+    let mut logins = Vec::new();
+    match (&config.user, &config.password) {
+        (Some(user), Some(password)) => {
+            logins.push(Login::User { user: user.clone(), password: password.0.clone() });
+        }
+        (Some(_), None) => return Err("broker.user: set broker.password beside it".into()),
+        (None, Some(_)) => return Err("broker.password: set broker.user beside it".into()),
+        (None, None) => {}
+    }
+    if let Some(token) = &config.token {
+        logins.push(Login::Token(token.0.clone()));
+    }
+    if let Some(seed) = &config.nkey {
+        nkeys::KeyPair::from_seed(&seed.0).map_err(|error| {
+            format!("broker.nkey: not the seed of an NKey, which starts with SU: {error}")
+        })?;
+        logins.push(Login::Nkey(seed.0.clone()));
+    }
+    if let Some(path) = &config.credentials {
+        let text = read(path, "broker.credentials")?;
+        ConnectOptions::new()
+            .credentials(&text)
+            .map_err(|error| explain("broker.credentials", path, error))?;
+        logins.push(Login::Credentials(path.clone()));
+    }
+    if logins.len() > 1 {
+        return Err(
+            "broker: give one of user and password, token, nkey, credentials; there are several".into()
+        );
+    }
+    Ok(logins.pop().unwrap_or(Login::Nobody))
+}
+
+/// One server of `broker.url`. The login is taken out of the address: async-nats prints addresses in its debug log, and
+/// does not read a login from them.
+fn server(text: &str) -> Result<(ServerAddr, Login), String> {
+    // The text may hold a password, so it is in no message.
+    let mut url = Url::parse(text).map_err(|error| format!("broker.url: {error}"))?;
+    if !matches!(url.scheme(), "nats" | "tls") {
+        return Err(format!("broker.url: {}:// is not NATS; write nats:// or tls://", url.scheme()));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("broker.url: it names no host; write nats://host:4222".into());
+    }
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return Err("broker.url: nothing may follow the port; write nats://host:4222".into());
+    }
+    let decode = |text: &str| {
+        percent_decode_str(text)
+            .decode_utf8()
+            .map(|text| text.into_owned())
+            .map_err(|_| "broker.url: the user or the password is not UTF-8 once percent-decoded".to_owned())
+    };
+    let login = match (url.username(), url.password()) {
+        ("", None) => Login::Nobody,
+        // NATS' own convention: a name alone is a token.
+        (token, None) => Login::Token(decode(token)?),
+        (user, Some(password)) => Login::User { user: decode(user)?, password: decode(password)? },
+    };
+    let unusable = |()| "broker.url: it cannot carry a user".to_owned();
+    url.set_username("").map_err(unusable)?;
+    url.set_password(None).map_err(unusable)?;
+    let address = ServerAddr::from_url(url).map_err(|error| format!("broker.url: {error}"))?;
+    Ok((address, login))
+}
+
+/// The TLS side of a connection: the system's roots, those of `broker.tls.ca`, and our certificate if we have one.
+fn tls(settings: &BrokerTls) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    // A system without roots is no fault as long as no certificate needs them; then the handshake says so.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = &settings.ca {
+        for certificate in certificates(path, "broker.tls.ca")? {
+            roots.add(certificate).map_err(|error| explain("broker.tls.ca", path, error))?;
+        }
+    }
+    // Named here rather than taken from the process, so that no other library's choice can make it ambiguous.
+    let builder = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("broker.tls: {error}"))?
+        .with_root_certificates(roots);
+    match (&settings.cert, &settings.key) {
+        (Some(cert), Some(key)) => {
+            let chain = certificates(cert, "broker.tls.cert")?;
+            let pem = read(key, "broker.tls.key")?;
+            let secret = PrivateKeyDer::from_pem_slice(pem.as_bytes())
+                .map_err(|error| explain("broker.tls.key", key, error))?;
+            builder
+                .with_client_auth_cert(chain, secret)
+                .map_err(|error| explain("broker.tls.key", key, error))
+        }
+        (Some(_), None) => Err("broker.tls.cert: set broker.tls.key beside it".into()),
+        (None, Some(_)) => Err("broker.tls.key: set broker.tls.cert beside it".into()),
+        (None, None) => Ok(builder.with_no_client_auth()),
+    }
+}
+
+fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = read(path, key)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| explain(key, path, error))?;
+    if certificates.is_empty() { Err(explain(key, path, "no certificate in it")) } else { Ok(certificates) }
+}
+
+/// Small local files, at build and once a session: not worth a thread of their own.
+fn read(path: &Path, key: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| explain(key, path, error))
+}
+
+fn explain(key: &str, path: &Path, reason: impl std::fmt::Display) -> String {
+    format!("{key}: {}: {reason}", path.display())
+}

@@ -1,0 +1,183 @@
+//! A `nats-server` of one's own, as a child process.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use topicgate::config::{Broker, BrokerTls, Secret};
+
+/// A server on ports of its own. It ends with the value.
+pub struct NatsServer {
+    child: Option<Child>,
+    directory: tempfile::TempDir,
+    /// Where clients connect.
+    pub port: u16,
+    /// Where monitoring answers, over plain HTTP.
+    pub monitoring: u16,
+}
+
+/// `NATS_SERVER`, what the tools script installed, or what is on the path.
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("NATS_SERVER") {
+        return path.into();
+    }
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin/nats-server");
+    if installed.exists() { installed } else { "nats-server".into() }
+}
+
+impl NatsServer {
+    /// A server that lets everyone in.
+    pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// A server with more lines of configuration.
+    pub fn with(extra: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut server = NatsServer { child: None, directory, port: 0, monitoring: 0 };
+        server.configure(extra);
+        server.restart();
+        server
+    }
+
+    /// Replaces the extra lines; they count from the next `restart` or `reload`.
+    pub fn configure(&self, extra: &str) {
+        std::fs::write(self.directory.path().join("server.conf"), extra)
+            .expect("the configuration is written");
+    }
+
+    /// A directory that lives as long as the server, for certificates and the like.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts it, on the ports it had before if it ran before.
+    pub fn restart(&mut self) {
+        self.stop();
+        let ports = self.directory.path().join("ports");
+        let _ = std::fs::remove_dir_all(&ports);
+        std::fs::create_dir(&ports).expect("a directory for the ports file");
+        let known = |port: u16| if port == 0 { "-1".to_owned() } else { port.to_string() };
+        let log = std::fs::File::create(self.directory.path().join("log")).expect("a log file");
+        let child = Command::new(binary())
+            .args(["-a", "127.0.0.1", "-p", &known(self.port), "-m", &known(self.monitoring)])
+            .arg("--ports_file_dir")
+            .arg(&ports)
+            .arg("-c")
+            .arg(self.directory.path().join("server.conf"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("nats-server starts; set NATS_SERVER to its path");
+        self.child = Some(child);
+        let start = Instant::now();
+        let found = loop {
+            let file = std::fs::read_dir(&ports).ok().and_then(|mut files| files.next()?.ok());
+            let text = file.and_then(|file| std::fs::read_to_string(file.path()).ok());
+            if let Some(found) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+                break found;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "nats-server came up: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let port = |kind: &str| -> u16 {
+            let url = found[kind][0].as_str().expect("an address in the ports file");
+            url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
+        };
+        (self.port, self.monitoring) = (port("nats"), port("monitoring"));
+    }
+
+    /// What it has logged since it was started.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Kills it at once.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Stops it in its tracks: its connections stay open and nothing answers on them.
+    pub fn pause(&self) {
+        self.signal("STOP");
+        // The signal is sent, which is not to say that every thread has stopped.
+        let id = self.child.as_ref().expect("it runs").id();
+        let stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+            let stat = thread.and_then(|thread| std::fs::read_to_string(thread.path().join("stat")));
+            stat.is_ok_and(|stat| {
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            })
+        };
+        let start = Instant::now();
+        while !std::fs::read_dir(format!("/proc/{id}/task")).expect("Linux").all(stopped) {
+            assert!(start.elapsed() < Duration::from_secs(5), "it stopped");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    /// Has it read its configuration again.
+    pub fn reload(&self) {
+        self.signal("HUP");
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.as_ref().expect("it runs").id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &id]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// The plain URL.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// What a monitoring path such as `/connz?subs=1` answers.
+    pub fn monitor(&self, path: &str) -> Value {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.monitoring)).expect("monitoring answers");
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit is set");
+        write!(socket, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").expect("the request is sent");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("an answer");
+        let body = answer.split_once("\r\n\r\n").expect("a body").1;
+        serde_json::from_str(body).expect("JSON")
+    }
+
+    /// Subscriptions of each connection that topicgate has open.
+    pub fn subscriptions(&self) -> Vec<u64> {
+        let connections = self.monitor("/connz");
+        let ours = |connection: &&Value| connection["name"] == "topicgate";
+        let count = |connection: &Value| connection["subscriptions"].as_u64().unwrap_or(0);
+        connections["connections"].as_array().expect("connections").iter().filter(ours).map(count).collect()
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// `[broker]` with nothing but a URL.
+pub fn config(url: &str) -> Broker {
+    Broker {
+        url: Secret(url.into()),
+        user: None,
+        password: None,
+        token: None,
+        nkey: None,
+        credentials: None,
+        separator: '.',
+        tls: BrokerTls::default(),
+    }
+}
