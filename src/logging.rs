@@ -52,7 +52,9 @@ fn filter(level: &str) -> Result<Targets, tracing_subscriber::filter::ParseError
     let ours = ours.unwrap_or(LevelFilter::INFO);
     let named: Targets = named.join(",").parse()?;
     // Later targets of one name win, so what is named takes the place of the bare level.
-    let base = [(env!("CARGO_PKG_NAME"), ours)].into_iter().chain(named.iter());
+    // async-nats logs each attempt of ours to connect as an error of its own; broker/nats.rs says what there is to say.
+    let base =
+        [(env!("CARGO_PKG_NAME"), ours), ("async_nats", LevelFilter::OFF)].into_iter().chain(named.iter());
     Ok(Targets::new().with_default(ours.min(LevelFilter::WARN)).with_targets(base.collect::<Vec<_>>()))
 }
 
@@ -68,6 +70,7 @@ mod tests {
         assert!(filter.would_enable("topicgate::http", &Level::DEBUG));
         assert!(!filter.would_enable("hyper", &Level::INFO));
         assert!(filter.would_enable("hyper", &Level::WARN));
+        assert!(!filter.would_enable("async_nats", &Level::ERROR));
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub struct Message {
 
 impl Message {
     /// Encodes a message. `event_id` ends with the publisher's id, if there is one.
-    pub fn new(topic: Topic, time: SystemTime, event_id: String, found: Found, payload: &Bytes) -> Self {
+    pub fn new(topic: Topic, time: SystemTime, event_id: String, found: Found, payload: &[u8]) -> Self {
         let (raw, payload) = frame::message(&event_id, found.kind.as_deref(), payload);
         Message {
             topic,
@@ -239,7 +239,7 @@ mod tests {
         let id = format!("e-1{}", publisher_id.map(|id| format!("-{id}")).unwrap_or_default());
         let topic = Topic::parse("a/{b}", 99).unwrap();
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
-        let message = Message::new(topic, time, id, found, &Bytes::from_static(payload));
+        let message = Message::new(topic, time, id, found, payload);
         let bytes = message.frame(Format::CloudEvents).bytes(Coding::Plain);
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect::<Vec<_>>().join("\n");

@@ -129,3 +129,13 @@ async fn chromium_and_two_libraries_lose_nothing_of_nats_when_cut_off() {
 async fn chromium_and_two_libraries_lose_nothing_of_redis_when_cut_off() {
     clients_that_are_cut_off_resume(Upstream::redis().await).await;
 }
+
+#[tokio::test]
+async fn the_page_of_the_embedded_broker_publishes_and_shows_what_arrives() {
+    let gateway = Gateway::start().await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/page.mjs");
+    let url = format!("http://{}/", gateway.address);
+    let output = tokio::process::Command::new("node").args([script, &url]).output().await.unwrap();
+    let (shown, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && shown.starts_with("hello from the form"), "{shown}{errors}");
+}

@@ -99,7 +99,6 @@ impl Nats {
                 Err(why) => why,
             };
             if told.as_ref() != Some(&why) {
-                tracing::warn!(%why, "NATS is away");
                 self.tell(Event::Down { why: why.clone() }).await?;
                 told = Some(why.clone());
             }

@@ -6,6 +6,7 @@ mod admin;
 mod connection;
 mod handoff;
 mod origin;
+mod page;
 mod problem;
 mod publish;
 mod subscribe;
@@ -16,9 +17,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,13 +27,6 @@ use tokio::sync::Semaphore;
 
 use crate::config::BrokerKind;
 use crate::gateway::Gateway;
-
-/// The page at `/` of the embedded broker.
-const PAGE: &str = include_str!("page.html");
-
-/// What the page may do: its own style and script, and requests to where it came from.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-                           img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -61,7 +55,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
             )
         });
     if config.broker.kind() == BrokerKind::Memory {
-        router = router.route("/", get(page));
+        router = router.route("/", get(page::page));
     }
     let cors = origin::cors_layer(&config.cors);
     let router = router
@@ -77,16 +71,6 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
 /// The routes of the admin listener.
 pub(crate) fn admin(gateway: Arc<Gateway>) -> Router {
     admin::router(gateway)
-}
-
-async fn page() -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
-        (header::CACHE_CONTROL, "no-cache"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    (headers, PAGE).into_response()
 }
 
 async fn count_refusals(

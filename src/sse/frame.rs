@@ -96,17 +96,18 @@ fn lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A message as one event, and its payload: where that stands in the event as it was sent, the returned bytes are a
-/// slice of the event and take no memory of their own.
+/// slice of the event and take no memory of their own. Else they are a copy: what a client library hands out may be a
+/// slice of a read buffer many times its size, which the log would hold for as long as the message.
 ///
 /// `kind` must satisfy [`is_event_type`] and `id` must be an event id of [`crate::position`].
-pub fn message(id: &str, kind: Option<&str>, payload: &Bytes) -> (Frame, Bytes) {
+pub fn message(id: &str, kind: Option<&str>, payload: &[u8]) -> (Frame, Bytes) {
     if std::str::from_utf8(payload).is_err() {
         let text = format!("{BINARY_MARK}{}", STANDARD.encode(payload));
-        return (event(id, kind, text.as_bytes()), payload.clone());
+        return (event(id, kind, text.as_bytes()), Bytes::copy_from_slice(payload));
     }
     let frame = event(id, kind, payload);
     if memchr::memchr2(b'\r', b'\n', payload).is_some() {
-        return (frame, payload.clone());
+        return (frame, Bytes::copy_from_slice(payload));
     }
     let end = frame.chunk.len() - 2 - 2; // the blank line's LF and the data line's, the chunk's CRLF
     let shared = frame.chunk.slice(end - payload.len()..end);
@@ -276,14 +277,14 @@ mod tests {
             ("\r\n\r", "id: 1\ndata: \ndata: \ndata: \n\n"),
             ("a\u{2028}b\u{85}c", "id: 1\ndata: a\u{2028}b\u{85}c\n\n"),
         ] {
-            assert_eq!(text(&message("1", None, &Bytes::from(payload)).0), expected, "{payload:?}");
+            assert_eq!(text(&message("1", None, payload.as_bytes()).0), expected, "{payload:?}");
         }
     }
 
     #[test]
     fn a_forged_event_stays_data() {
         let payload = "x\rid: 999\revent: evil\r\rdata: forged\n\n:\n";
-        let (frame, _) = message("7", None, &Bytes::from(payload));
+        let (frame, _) = message("7", None, payload.as_bytes());
         let events = parse(&frame.bytes(Coding::Plain));
         assert_eq!(events.len(), 1);
         assert_eq!((events[0].id.as_str(), events[0].event.as_str()), ("7", "message"));
@@ -292,7 +293,7 @@ mod tests {
 
     #[test]
     fn what_is_not_utf8_is_marked_and_in_base64() {
-        let (frame, payload) = message("1", Some("blob"), &Bytes::from_static(b"\xff\xfe\0A"));
+        let (frame, payload) = message("1", Some("blob"), b"\xff\xfe\0A");
         assert_eq!(
             text(&frame),
             "id: 1\nevent: blob\ndata: data:application/octet-stream;base64,//4AQQ==\n\n"
@@ -302,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_payload_of_one_line_takes_no_memory_of_its_own() {
-        let (frame, payload) = message("1", None, &Bytes::from("one line"));
+        let (frame, payload) = message("1", None, b"one line");
         let (chunk, slice) = (frame.chunk.as_ptr_range(), payload.as_ptr_range());
         assert!(chunk.start <= slice.start && slice.end <= chunk.end);
         assert_eq!(&payload[..], b"one line");
@@ -344,7 +345,7 @@ mod tests {
                 ], 0..12).prop_map(|parts| parts.concat()),
             kind in proptest::option::of("[a-z]{1,9}"),
         ) {
-            let (frame, kept) = message("id-1", kind.as_deref(), &Bytes::from(payload.clone()));
+            let (frame, kept) = message("id-1", kind.as_deref(), payload.as_bytes());
             prop_assert_eq!(&kept[..], payload.as_bytes());
             let twice = Frame::concat(&[frame.clone(), frame.clone()]);
             let events = parse(&twice.bytes(Coding::Plain));

@@ -1,0 +1,40 @@
+//! The page at `/` of the embedded broker: the first thing a newcomer sees working. Nobody who runs a real broker gets it.
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+const PAGE: &str = include_str!("page.html");
+
+/// What the page may do: its own style and script, which are named by their hashes, and requests to where it came from.
+const POLICY: &str = "default-src 'none'; style-src 'sha256-Is9T1L3F4YERVfHQpn73vEEf1rIwiqfQhuECe3w0gkU='; script-src 'sha256-1C+2IIe+S/Q7a7TsgqJxbas6QE6NIrqrmNQ+qIYXVPs='; connect-src 'self'; \
+                      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The handler.
+pub(super) async fn page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, PAGE).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    #[test]
+    fn the_policy_names_the_style_and_the_script_that_the_page_has() {
+        for (element, directive) in [("style", "style-src"), ("script", "script-src")] {
+            let inner = PAGE.split_once(&format!("<{element}>")).unwrap().1;
+            let inner = inner.split_once(&format!("</{element}>")).unwrap().0;
+            let hash = STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, inner.as_bytes()));
+            let expected = format!("{directive} 'sha256-{hash}'");
+            assert!(POLICY.contains(&expected), "the page has changed; the policy must say {expected}");
+        }
+    }
+}
