@@ -15,6 +15,7 @@ use crate::broker::{Broker, BrokerError, Headers};
 use crate::config::{Access, Config, Field, Rule};
 use crate::ingest::Upstream;
 use crate::log::{Bounds, Registry, Subscription};
+use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Metrics};
 use crate::position::Start;
@@ -61,6 +62,8 @@ pub struct Gateway {
     table: Arc<Table>,
     upstream: watch::Receiver<Upstream>,
     draining: AtomicBool,
+    /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
+    refusals: Arc<Throttle>,
 }
 
 impl Gateway {
@@ -85,7 +88,15 @@ impl Gateway {
             retry: config.streams.retry,
             max_age: config.streams.max_age,
         });
-        Arc::new(Gateway { config, broker, streams, table, upstream, draining: AtomicBool::new(false) })
+        Arc::new(Gateway {
+            config,
+            broker,
+            streams,
+            table,
+            upstream,
+            draining: AtomicBool::new(false),
+            refusals: Arc::default(),
+        })
     }
 
     /// The configuration it runs with.
@@ -145,7 +156,7 @@ impl Gateway {
                 .map_err(|_| OpenError::ComeBack(CloseCode::Overloaded))?;
             if let Some(subscription) = subscription {
                 // A task of its own: others may wait for the same subscription, whatever becomes of this request.
-                tokio::spawn(subscribe(self.broker.clone(), subscription));
+                tokio::spawn(subscribe(self.broker.clone(), subscription, self.refusals.clone()));
             }
             leases.push(lease);
         }
@@ -244,7 +255,7 @@ fn log_settings(rule: &Rule) -> (Bounds, Arc<Fields>) {
     (bounds, Arc::new(Fields { id: rule.id.clone(), kind: rule.kind.clone() }))
 }
 
-async fn subscribe(broker: Broker, subscription: Subscription) {
+async fn subscribe(broker: Broker, subscription: Subscription, refusals: Arc<Throttle>) {
     match broker.subscribe(subscription.filter().clone()).await {
         Ok(()) => subscription.confirm(),
         Err(BrokerError::Away(why)) => {
@@ -252,11 +263,13 @@ async fn subscribe(broker: Broker, subscription: Subscription) {
             subscription.fail(CloseCode::Unavailable);
         }
         Err(BrokerError::Refused(why)) => {
-            tracing::error!(
-                topic = subscription.filter().as_str(),
-                why,
-                "the broker does not let the gateway read this topic; see to its permissions, or take it out of the rules"
-            );
+            if refusals.allows() {
+                tracing::error!(
+                    topic = subscription.filter().as_str(),
+                    why,
+                    "the broker does not let the gateway read this topic; see to its permissions, or to the rule"
+                );
+            }
             subscription.fail(CloseCode::Refused);
         }
     }

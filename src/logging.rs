@@ -5,7 +5,9 @@
 //! crate alone, and libraries are heard from `warn` on; whoever wants more of them names them (`debug,hyper=debug`).
 
 use std::io::{self, IsTerminal as _};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -38,6 +40,25 @@ pub fn init(log: &Log) -> Result<(), LoggingError> {
     };
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
     Ok(())
+}
+
+/// Lets a line through now and then: for what clients can cause as often as they like.
+#[derive(Debug, Default)]
+pub struct Throttle(Mutex<Option<Instant>>);
+
+impl Throttle {
+    /// The least time between two lines.
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    /// Whether to say it this time.
+    pub fn allows(&self) -> bool {
+        let mut last = self.0.lock();
+        let allowed = last.is_none_or(|last| last.elapsed() >= Self::PAUSE);
+        if allowed {
+            *last = Some(Instant::now());
+        }
+        allowed
+    }
 }
 
 fn filter(level: &str) -> Result<Targets, tracing_subscriber::filter::ParseError> {

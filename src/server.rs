@@ -109,8 +109,9 @@ impl Server {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
+        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
         self.tasks.spawn(http::serve(self.public, public, &gateway));
-        self.tasks.spawn(http::serve(self.admin, http::admin(gateway.clone()), &gateway));
+        self.tasks.spawn(http::serve(self.admin, admin, &gateway));
         shutdown.await;
         drain(&gateway).await;
         self.tasks.shutdown().await;

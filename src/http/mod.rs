@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::BrokerKind;
 use crate::gateway::Gateway;
+use crate::logging::Throttle;
 
 /// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -40,8 +41,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// The routes of the public listener. `address` is where it listens.
 pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
     let config = gateway.config();
-    let loopback = address.is_some_and(|address| address.ip().is_loopback());
-    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors.origins, loopback));
+    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors.origins, is_loopback(address)));
     let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
@@ -68,9 +68,14 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     }
 }
 
-/// The routes of the admin listener.
-pub(crate) fn admin(gateway: Arc<Gateway>) -> Router {
-    admin::router(gateway)
+/// The routes of the admin listener. `address` is where it listens.
+pub(crate) fn admin(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
+    let allowed = Arc::new(origin::Allowed::new(&[], &[], is_loopback(address)));
+    admin::router(gateway).layer(middleware::from_fn_with_state(allowed, origin::check))
+}
+
+fn is_loopback(address: Option<SocketAddr>) -> bool {
+    address.is_some_and(|address| address.ip().is_loopback())
 }
 
 async fn count_refusals(
@@ -102,21 +107,19 @@ pub(crate) fn serve(
     });
     let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     async move {
-        let mut failing = false;
+        let failures = Throttle::default();
         loop {
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((socket, _)) => {
-                    failing = false;
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
                     tokio::spawn(connection::serve(socket, router.clone(), settings.clone(), open));
                 }
                 Err(error) => {
                     gateway.metrics().accept_errors.inc();
-                    // Said once, not ten times a second for as long as it lasts.
-                    if !std::mem::replace(&mut failing, true) {
+                    if failures.allows() {
                         tracing::warn!(%error, "connections cannot be accepted; is the limit on open files too low?");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
