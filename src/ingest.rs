@@ -57,6 +57,10 @@ impl Ingest {
                 let topics = filter.as_ref().map_or("all", |filter| filter.as_str());
                 tracing::warn!(topics, gaps, why, "messages may be missing");
             }
+            Event::Unnameable { filter } => {
+                self.metrics.rejected("topic");
+                tracing::debug!(filter = filter.as_str(), "a message's subject is no topic; it was left out");
+            }
             Event::Up => {
                 tracing::info!("broker connected");
                 self.metrics.upstream_up.set(1);

@@ -55,7 +55,7 @@ pub struct Metrics {
     pub messages_received: Counter,
     /// Their payload bytes.
     pub bytes_received: Counter,
-    /// Open connections, streams among them.
+    /// Open connections of both listeners, streams among them.
     pub connections: Gauge,
     /// Connections that could not be accepted, most often for want of file descriptors.
     pub accept_errors: Counter,
@@ -72,7 +72,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero, and all of them present from the start.
+    /// All at zero, and present from the start but for the codes of refused requests.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("topicgate");
         macro_rules! register {
@@ -103,7 +103,11 @@ impl Metrics {
             bytes_sent: register!("sent_bytes", "Bytes of events written to subscribers", Counter::default()),
             messages_received: register!("messages_received", "Messages from the broker", Counter::default()),
             bytes_received: register!("received_bytes", "Payload bytes from the broker", Counter::default()),
-            connections: register!("connections", "Open connections, streams among them", Gauge::default()),
+            connections: register!(
+                "connections",
+                "Open connections of both listeners, streams among them",
+                Gauge::default()
+            ),
             accept_errors: register!(
                 "accept_errors",
                 "Connections that could not be accepted",
@@ -126,10 +130,13 @@ impl Metrics {
         for reason in GapReason::ALL {
             drop(metrics.gaps.get_or_create(&[("reason", reason.as_str())]));
         }
+        for result in ["accepted", "refused", "broker_away", "broker_refused"] {
+            drop(metrics.publishes.get_or_create(&[("result", result)]));
+        }
         for outcome in ["exact", "gap"] {
             drop(metrics.resumes.get_or_create(&[("outcome", outcome)]));
         }
-        for what in ["message", "id", "type"] {
+        for what in ["message", "topic", "id", "type"] {
             drop(metrics.rejected.get_or_create(&[("what", what)]));
         }
         metrics

@@ -110,8 +110,8 @@ impl Server {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
-        self.tasks.spawn(http::serve(self.public, public, &gateway));
-        self.tasks.spawn(http::serve(self.admin, admin, &gateway));
+        self.tasks.spawn(http::serve(self.public, public, &gateway, gateway.config().limits.connections));
+        self.tasks.spawn(http::serve(self.admin, admin, &gateway, http::ADMIN_CONNECTIONS));
         shutdown.await;
         drain(&gateway).await;
         self.tasks.shutdown().await;

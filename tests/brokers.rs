@@ -30,6 +30,8 @@ struct Fixture {
     server: Server,
     broker: Broker,
     events: mpsc::Receiver<Event>,
+    /// Messages so far whose subject was no topic.
+    unnameable: usize,
 }
 
 impl Fixture {
@@ -53,7 +55,7 @@ impl Fixture {
     }
 
     async fn up(server: Server, broker: Broker, events: mpsc::Receiver<Event>) -> Self {
-        let mut fixture = Fixture { server, broker, events };
+        let mut fixture = Fixture { server, broker, events, unnameable: 0 };
         assert!(matches!(next(&mut fixture.events).await, Event::Up));
         fixture
     }
@@ -83,9 +85,12 @@ impl Fixture {
 
     /// The next event, which must be a message.
     async fn message(&mut self) -> Message {
-        match next(&mut self.events).await {
-            Event::Message(message) => message,
-            other => panic!("{other:?}"),
+        loop {
+            match next(&mut self.events).await {
+                Event::Message(message) => return message,
+                Event::Unnameable { .. } => self.unnameable += 1,
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -317,7 +322,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn subjects_that_the_grammar_has_no_name_for_are_dropped() {
+    async fn subjects_that_the_grammar_has_no_name_for_are_dropped_and_told() {
         let mut broker = Fixture::nats().await;
         broker.subscribe("**").await;
         let Server::Real(Upstream::Nats { client, .. }) = &broker.server else { panic!() };
@@ -325,6 +330,7 @@ mod nats_server {
             client.publish(subject, "x".into()).await.unwrap();
         }
         assert_eq!(broker.topics_until("end").await, Vec::<String>::new());
+        assert_eq!(broker.unnameable, 4);
         let dotted = broker.broker.subscribe(filter("a.b/c")).await;
         assert!(matches!(dotted, Err(BrokerError::Refused(_))), "{dotted:?}");
     }
@@ -440,7 +446,7 @@ mod nats_server {
     async fn the_connection_ends_with_the_last_handle() {
         let broker = Fixture::nats().await;
         broker.subscribe("orders").await;
-        let Fixture { server, broker, mut events } = broker;
+        let Fixture { server, broker, mut events, .. } = broker;
         drop(broker);
         assert!(within("the end of the events", SOON, events.recv()).await.is_none());
         let Server::Real(Upstream::Nats { server, .. }) = server else { panic!() };

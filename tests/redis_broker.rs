@@ -457,7 +457,9 @@ async fn every_number_comes_in_order_or_after_a_loss_when_the_server_cuts_the_cl
                     next = [None; 2];
                     losses += 1;
                 }
-                Event::Lost { .. } | Event::Refused { .. } => panic!("the event channel had room"),
+                event @ (Event::Lost { .. } | Event::Refused { .. } | Event::Unnameable { .. }) => {
+                    panic!("{event:?}")
+                }
                 Event::Up | Event::Down { .. } => {}
             }
         }

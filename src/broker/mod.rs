@@ -9,7 +9,8 @@
 //!   arrives as an [`Event::Message`].
 //! - **Ordered.** Messages of one topic keep their order within a filter. Commands take effect in the order sent.
 //! - **Once a filter.** A message arrives once for each subscribed filter that matches it, and names that filter. A
-//!   message whose subject the filter or the topic grammar does not match is dropped here.
+//!   message whose subject the filter does not match is dropped here; one that the topic grammar has no name for is told
+//!   as [`Event::Unnameable`].
 //! - **No silent loss.** Wherever the client library or the server can drop messages (a full channel, a slow-consumer
 //!   cut, a lost connection), [`Event::Lost`] follows on the same channel, after the last message from before the loss
 //!   and before the first one after it, and after the subscription is whole again, so that a reader who fetches state
@@ -88,6 +89,11 @@ pub enum Event {
         filter: Option<Filter>,
         /// Why, for the log: one line.
         why: String,
+    },
+    /// A message came by `filter` on a subject that the topic grammar has no name for. It cannot be passed on.
+    Unnameable {
+        /// The subscribed filter it came by.
+        filter: Filter,
     },
     /// The connection is up and every filter is subscribed.
     Up,

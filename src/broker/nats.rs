@@ -576,7 +576,7 @@ async fn forward(filter: Filter, mut subscriber: Subscriber, events: mpsc::Sende
         tokio::select! {
             message = subscriber.next() => {
                 let Some(message) = message else { break };
-                let Some(event) = read_message(&filter, message) else { continue };
+                let Some(event) = read_message(&filter, message, &events) else { continue };
                 if queue.events.is_empty() {
                     match events.try_send(Event::Message(event)) {
                         Ok(()) => {}
@@ -637,8 +637,19 @@ fn weight(message: &Message) -> usize {
 }
 
 /// A message as the contract has it; `None` if the filter or the grammar does not match its subject.
-fn read_message(filter: &Filter, message: async_nats::Message) -> Option<Message> {
-    let topic = Topic::from_subject(&message.subject, '.').filter(|topic| filter.matches(topic))?;
+fn read_message(
+    filter: &Filter,
+    message: async_nats::Message,
+    events: &mpsc::Sender<Event>,
+) -> Option<Message> {
+    let Some(topic) = Topic::from_subject(&message.subject, '.') else {
+        // For a counter only: not worth waiting for.
+        let _ = events.try_send(Event::Unnameable { filter: filter.clone() });
+        return None;
+    };
+    if !filter.matches(&topic) {
+        return None; // a reserved subject, which NATS' wildcards match and ours do not
+    }
     let headers = message.headers.as_ref().map(read_headers).unwrap_or_default();
     Some(Message { filter: filter.clone(), topic, payload: message.payload, headers })
 }

@@ -386,6 +386,7 @@ impl Task {
         let Ok(glob) = message.get_pattern::<String>() else { return };
         let Some(filters) = self.table.globs.get(&glob) else { return };
         let Some(topic) = Topic::from_subject(message.get_channel_name(), self.table.separator) else {
+            filters.iter().for_each(|filter| self.outbox.unnameable(filter));
             return;
         };
         for filter in filters.iter().filter(|filter| filter.matches(&topic)) {

@@ -29,6 +29,9 @@ use crate::config::BrokerKind;
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
 
+/// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
+pub(crate) const ADMIN_CONNECTIONS: usize = 64;
+
 /// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -90,12 +93,13 @@ async fn count_refusals(
     response
 }
 
-/// Accepts connections for ever. At `limits.connections` it stops accepting until one ends: who waits in the system's
+/// Accepts connections for ever. At `max_connections` it stops accepting until one ends: who waits in the system's
 /// queue is served late, who is turned away by a browser's EventSource may be lost for good.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
+    max_connections: usize,
 ) -> impl Future<Output = ()> + Send + use<> {
     let gateway = gateway.clone();
     let limits = &gateway.config().limits;
@@ -105,7 +109,7 @@ pub(crate) fn serve(
         write_timeout: gateway.config().streams.write_timeout,
         clock: gateway.table().clock(),
     });
-    let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+    let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     async move {
         let failures = Throttle::default();
         loop {

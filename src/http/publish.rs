@@ -46,6 +46,9 @@ async fn publish_message(
     let bad = |detail: &str| refused(StatusCode::BAD_REQUEST, "bad_request", detail.into());
     let topic = topic(gateway, uri)
         .map_err(|error| (StatusCode::BAD_REQUEST, Problem::from(error).into_response()))?;
+    if !gateway.is_publishable(&topic) {
+        return Err((StatusCode::NOT_FOUND, Problem::not_exposed().into_response()));
+    }
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())

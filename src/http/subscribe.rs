@@ -222,8 +222,9 @@ fn accepts_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// The handler of OPTIONS outside of a CORS preflight.
-pub(super) async fn options() -> Response {
-    (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD, POST, OPTIONS")]).into_response()
+pub(super) async fn options(uri: Uri) -> Response {
+    let allow = if uri.path() == "/topics" { "GET, HEAD, OPTIONS" } else { "GET, HEAD, POST, OPTIONS" };
+    (StatusCode::NO_CONTENT, [(header::ALLOW, allow)]).into_response()
 }
 
 #[cfg(test)]

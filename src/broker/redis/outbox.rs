@@ -89,6 +89,11 @@ impl Outbox {
         }
     }
 
+    /// A channel has no name in the topic grammar. For a counter only: not worth a mark.
+    pub(super) fn unnameable(&self, filter: &Filter) {
+        let _ = self.events.try_send(Event::Unnameable { filter: filter.clone() });
+    }
+
     fn is_connection_pending(&self) -> bool {
         self.down.is_some() || !self.refused.is_empty() || self.lost_all.is_some() || self.up
     }
