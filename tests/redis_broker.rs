@@ -167,6 +167,13 @@ async fn what_a_glob_lets_across_a_separator_is_dropped() {
     for channel in ["orders:eu:42", "orders::", "orders:a b", "orders:a/b", "__keyspace@0__:eu", "a:b:eu"] {
         command(&server, &["PUBLISH", channel, "no"]).await;
     }
+    // Three of them are no topics at all, which is told; the others are somebody else's.
+    for _ in 0..3 {
+        let unnameable =
+            |event: &Event| matches!(event, Event::Unnameable { filter } if filter.as_str() == "orders/*");
+        let (_, before) = gate.until(LIMIT, unnameable).await;
+        assert!(before.is_empty(), "{before:?}");
+    }
     gate.delivers("orders/us", "orders/*").await;
 }
 
