@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod gateway;
+pub mod raw;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
