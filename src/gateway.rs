@@ -113,6 +113,15 @@ impl Gateway {
         filters.iter().all(|filter| self.readable(filter).is_some())
     }
 
+    /// Whether `topic` may be published to.
+    pub fn is_publishable(&self, topic: &Topic) -> bool {
+        self.publishable(topic).is_some()
+    }
+
+    fn publishable(&self, topic: &Topic) -> Option<&Rule> {
+        self.config.decide(&Filter::from(topic.clone())).filter(|rule| rule.publish == Access::Anyone)
+    }
+
     fn readable(&self, filter: &Filter) -> Option<&Rule> {
         self.config.decide(filter).filter(|rule| rule.read == Access::Anyone)
     }
@@ -173,9 +182,7 @@ impl Gateway {
         id: Option<String>,
         kind: Option<String>,
     ) -> Result<(), PublishError> {
-        let filter = Filter::from(topic.clone());
-        let rule = self.config.decide(&filter).filter(|rule| rule.publish == Access::Anyone);
-        let rule = rule.ok_or(PublishError::NotExposed)?;
+        let rule = self.publishable(topic).ok_or(PublishError::NotExposed)?;
         let mut headers = Headers::default();
         for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
             match (field, value) {
