@@ -66,6 +66,10 @@ pub(super) async fn subscribe(
         // Nothing else will come over this connection, whoever ends the stream. HTTP/2 forbids the field.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    if version == HttpVersion::Http10 {
+        // Else hyper grants a client's wish for keep-alive beside our `close`.
+        *response.version_mut() = Version::HTTP_10;
+    }
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
     *response.body_mut() = Body::new(StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version));
     Ok(response)
