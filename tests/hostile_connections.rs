@@ -1,5 +1,6 @@
 //! Connections that mean harm: slow or endless heads, too many of anything, and bytes where none belong. A connection
 //! costs little, and not for long.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -110,7 +111,8 @@ async fn a_length_beside_chunks_smuggles_no_second_request() {
     let gateway = Gateway::start().await;
     let mut raw = Raw::connect(gateway.address).await;
     let smuggled = "0\r\n\r\nPOST /topics/smuggled HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
-    let fields = format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n{smuggled}", smuggled.len());
+    let fields =
+        format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n{smuggled}", smuggled.len());
     let request = ask("POST", "/topics/a", &fields);
     raw.send(&request[..request.len() - 2]).await.unwrap();
     // Refused, or read by its chunks with the connection closed after it (RFC 9112, section 6.1).
@@ -123,12 +125,18 @@ async fn a_length_beside_chunks_smuggles_no_second_request() {
 async fn what_follows_the_request_of_a_stream_is_neither_answered_nor_endless() {
     let gateway = Gateway::start().await;
     for (what, first) in [
-        ("pipelined", [ask("GET", "/topics/a", ""), ask("POST", "/topics/a", "Content-Length: 0\r\n")].concat()),
+        (
+            "pipelined",
+            [ask("GET", "/topics/a", ""), ask("POST", "/topics/a", "Content-Length: 0\r\n")].concat(),
+        ),
         ("a body", ask("GET", "/topics/a", "Content-Length: 5\r\n\r\nhello")),
         ("a part of a body", ask("GET", "/topics/a", "Content-Length: 50000\r\n\r\nhello")),
         ("chunks", ask("GET", "/topics/a", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")),
         ("an expectation", ask("GET", "/topics/a", "Expect: 100-continue\r\nContent-Length: 5\r\n")),
-        ("an upgrade", ask("GET", "/topics/a", "Connection: upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0\r\n")),
+        (
+            "an upgrade",
+            ask("GET", "/topics/a", "Connection: upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0\r\n"),
+        ),
     ] {
         let mut raw = Raw::connect(gateway.address).await;
         raw.send(first).await.unwrap();

@@ -1,4 +1,5 @@
 //! Requests that mean harm: methods, Accept, hosts and origins, and what a refusal gives away.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -96,7 +97,8 @@ async fn an_accept_that_excludes_event_streams_is_refused_and_any_other_is_serve
         assert_eq!(reply.header("content-type"), Some("application/problem+json"));
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
     }
-    for yes in ["", "Accept: */*\r\n", "Accept: text/*\r\n", "accept: TEXT/Event-Stream; q=0.1\r\n", "Accept:\r\n"]
+    for yes in
+        ["", "Accept: */*\r\n", "Accept: text/*\r\n", "accept: TEXT/Event-Stream; q=0.1\r\n", "Accept:\r\n"]
     {
         let mut raw = Raw::connect(gateway.address).await;
         raw.send(ask("GET", "/topics/open/alive", yes)).await.unwrap();
@@ -110,7 +112,8 @@ async fn an_unknown_topic_and_a_forbidden_one_are_answered_alike_to_the_byte() {
     let gateway = Gateway::with(HIDDEN).await;
     let unknown = without_date(&send(&gateway, "GET", "/topics/unknown/a", "").await);
     assert!(unknown.0.starts_with("http/1.1 404"), "{unknown:?}");
-    for target in ["/topics/hidden/a", "/topics?topic=hidden/a", "/topics/$SYS/a", "/topics/**", "/elsewhere"] {
+    for target in ["/topics/hidden/a", "/topics?topic=hidden/a", "/topics/$SYS/a", "/topics/**", "/elsewhere"]
+    {
         assert_eq!(without_date(&send(&gateway, "GET", target, "").await), unknown, "{target}");
     }
     for topic in ["unknown/a", "hidden/a", "hidden/b"] {
@@ -212,7 +215,8 @@ async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_pu
         }
         let link = "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n";
         assert_eq!(send(&gateway, "GET", "/", link).await.status, 200);
-        let own = send(&gateway, "POST", "/topics/own", "Origin: http://localhost\r\nContent-Length: 0\r\n").await;
+        let own =
+            send(&gateway, "POST", "/topics/own", "Origin: http://localhost\r\nContent-Length: 0\r\n").await;
         assert_eq!(own.status, 202);
         assert_eq!(gateway.metric("topicgate_messages_received_total").await, 0.0);
         assert_alive_and_nothing_subscribed(&gateway).await;
@@ -246,7 +250,8 @@ async fn a_preflight_allows_what_event_sources_send_and_subscribes_to_nothing() 
     for name in ["last-event-id", "authorization", "cache-control"] {
         assert!(reply.header("access-control-allow-headers").unwrap().contains(name), "{name}");
     }
-    let reply = send(&gateway, "OPTIONS", "/topics/a", &format!("Origin: https://evil.example\r\n{asked}")).await;
+    let reply =
+        send(&gateway, "OPTIONS", "/topics/a", &format!("Origin: https://evil.example\r\n{asked}")).await;
     assert_eq!(reply.header("access-control-allow-origin"), None);
     // Nothing is allowed where nobody is listed.
     let gateway = Gateway::start().await;

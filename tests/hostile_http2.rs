@@ -1,5 +1,6 @@
 //! HTTP/2 that means harm, by prior knowledge: too many streams, streams that are dropped at once, windows that never
 //! open, connections that want nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -18,7 +19,8 @@ use tokio::task::JoinHandle;
 const STREAMS: &str = "topicgate_streams{http=\"2\"}";
 
 /// A write timeout of a second, late by what the clocks look away for.
-const IMPATIENT: &str = "streams = { write_timeout = \"1s\", heartbeat = \"1s\" }\nlimits = { head_timeout = \"1s\" }\n";
+const IMPATIENT: &str =
+    "streams = { write_timeout = \"1s\", heartbeat = \"1s\" }\nlimits = { head_timeout = \"1s\" }\n";
 const SLACK: Duration = Duration::from_secs(4);
 
 async fn connect(gateway: &Gateway, builder: &Builder) -> (SendRequest<Bytes>, JoinHandle<()>) {
@@ -71,7 +73,8 @@ async fn streams_share_a_connection_and_refusals_come_over_it_too() {
         let (response, _) = client.send_request(get(&gateway, path), true).unwrap();
         assert_eq!(response.await.unwrap().status(), status, "{path}");
     }
-    let attacker = Request::get("http://attacker.example/topics/a").header("host", "localhost").body(()).unwrap();
+    let attacker =
+        Request::get("http://attacker.example/topics/a").header("host", "localhost").body(()).unwrap();
     let (response, _) = client.send_request(attacker, true).unwrap();
     assert_eq!(response.await.unwrap().status(), 421);
     let tunnel = Request::connect("attacker.example:443").body(()).unwrap();

@@ -1,4 +1,5 @@
 //! Cursors and payloads that mean harm: they may not break the framing, leak another topic or cost more than a gap.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -126,7 +127,8 @@ async fn a_cursor_of_another_topic_leaks_neither_its_events_nor_its_ids() {
     .await;
     let epoch = mine.split('-').next().unwrap();
     let hidden = format!("{epoch}-2-invoice-4711");
-    for cursor in [hidden.as_str(), "invoice-4711", "aaaaaaaa-7-invoice-4711", &format!("{epoch}-1-invoice-4711")]
+    for cursor in
+        [hidden.as_str(), "invoice-4711", "aaaaaaaa-7-invoice-4711", &format!("{epoch}-1-invoice-4711")]
     {
         let mut reader = gateway.resume("/topics/open/a", cursor).await;
         gateway.publish("open/a", "next").await;
@@ -195,7 +197,11 @@ async fn an_id_or_a_type_that_cannot_be_carried_is_refused_and_nothing_is_publis
         "type=%ff%fe",
     ] {
         let response = gateway.post(&format!("/topics/a?{query}"), "x").await;
-        assert_eq!((response.status, response.json()["code"].as_str()), (400, Some("bad_request")), "{query}");
+        assert_eq!(
+            (response.status, response.json()["code"].as_str()),
+            (400, Some("bad_request")),
+            "{query}"
+        );
         assert_eq!(response.header("x-content-type-options"), "nosniff");
     }
     let long = "x".repeat(129);

@@ -1,5 +1,6 @@
 //! Topics that mean harm: wildcards and protocol lines smuggled in, encodings that hide them, names that are reserved,
 //! too long or too many. Each is refused before anything is subscribed or published, and the gateway lives on.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -121,7 +122,8 @@ async fn a_malformed_topic_is_refused_in_every_spelling_and_nothing_is_subscribe
 #[tokio::test]
 async fn bytes_that_are_no_uri_are_refused_and_nothing_is_subscribed() {
     let gateway = Gateway::start().await;
-    for target in [&b"/topics/\xff\xfe"[..], b"/topics/a\0b", b"/topics/a\x01b", b"/topics/a b", b"topics/a", b""]
+    for target in
+        [&b"/topics/\xff\xfe"[..], b"/topics/a\0b", b"/topics/a\x01b", b"/topics/a b", b"topics/a", b""]
     {
         let reply = raw::exchange(gateway.address, ask("GET", target, "")).await;
         assert_eq!(reply.status, 400, "{target:?}");
@@ -141,7 +143,11 @@ async fn a_reserved_topic_does_not_exist_unless_a_rule_spells_it_out() {
         // On this broker `.` separates nothing, so the rules with orders/** are asked for what is not theirs either.
         for topic in RESERVED {
             assert_refused(&get(&gateway, &format!("/topics/{topic}")).await, 404, topic);
-            assert_refused(&get(&gateway, &format!("/topics?topic=orders/1&topic={topic}")).await, 404, topic);
+            assert_refused(
+                &get(&gateway, &format!("/topics?topic=orders/1&topic={topic}")).await,
+                404,
+                topic,
+            );
             if !topic.contains('*') {
                 assert_refused(&post(&gateway, &format!("/topics/{topic}")).await, 404, topic);
             }

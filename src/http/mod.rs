@@ -23,6 +23,7 @@ use axum::routing::get;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::config::BrokerKind;
 use crate::gateway::Gateway;
@@ -36,6 +37,9 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
 
 /// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long nothing more is said of accepts that fail.
+const ACCEPT_SILENCE: Duration = Duration::from_secs(60);
 
 /// When a silent connection is probed, and how often, before it is given up.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
@@ -118,21 +122,22 @@ pub(crate) fn serve(
     });
     let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     async move {
-        let mut failing = false;
+        let mut said: Option<Instant> = None;
         loop {
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((socket, _)) => {
-                    failing = false;
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
                     tokio::spawn(connection::serve(socket, router.clone(), settings.clone(), open));
                 }
                 Err(error) => {
                     gateway.metrics().accept_errors.inc();
-                    // Said once, not ten times a second for as long as it lasts.
-                    if !std::mem::replace(&mut failing, true) {
+                    // Not at every failure, nor at each that follows a success: at the limit every client that leaves
+                    // makes room for one, and then there is none again.
+                    if said.is_none_or(|said| said.elapsed() >= ACCEPT_SILENCE) {
+                        said = Some(Instant::now());
                         tracing::warn!(%error, "connections cannot be accepted; is the limit on open files too low?");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;

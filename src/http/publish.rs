@@ -63,7 +63,8 @@ async fn publish_message(
         return Err(bad("the id must be 1 to 128 visible ASCII characters, without spaces"));
     }
     // Both ways of decoding above write U+FFFD where bytes are not UTF-8.
-    if kind.as_deref().is_some_and(|kind| !is_event_type(kind) || kind.contains(char::REPLACEMENT_CHARACTER)) {
+    if kind.as_deref().is_some_and(|kind| !is_event_type(kind) || kind.contains(char::REPLACEMENT_CHARACTER))
+    {
         return Err(bad(
             "the type must be 1 to 128 bytes of UTF-8 without line ends or NUL, and not begin with stream-",
         ));
