@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -100,9 +101,12 @@ async fn serve_http1(
 }
 
 async fn serve_http2(transport: Transport, router: Router, settings: &Settings) {
+    let clock = settings.clock;
     let stalls = Stalls::default();
-    let for_requests = stalls.clone();
+    let last_request = Arc::new(AtomicU64::new(clock.now()));
+    let (for_requests, requested) = (stalls.clone(), last_request.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
+        requested.store(clock.now(), Ordering::Relaxed);
         request.extensions_mut().insert(for_requests.clone());
         router.clone().oneshot(request.map(Body::new))
     });
@@ -115,12 +119,22 @@ async fn serve_http2(transport: Transport, router: Router, settings: &Settings) 
         .max_send_buf_size(HTTP2_SEND_BUFFER)
         .serve_connection(TokioIo::new(transport), service);
     let mut connection = std::pin::pin!(connection);
-    loop {
-        match tokio::time::timeout(settings.write_timeout / 4, connection.as_mut()).await {
-            Ok(_) => return,
-            // A client that takes nothing on one stream takes the others with it: it comes back for all of them.
-            Err(_) if stalls.stalled(settings.clock.now(), settings.write_timeout) => return,
-            Err(_) => {}
+    let step = settings.write_timeout.min(settings.head_timeout) / 4;
+    let mut busy = clock.now();
+    while tokio::time::timeout(step, connection.as_mut()).await.is_err() {
+        let now = clock.now();
+        // A client that takes nothing on one stream takes the others with it: it comes back for all of them.
+        if stalls.stalled(now, settings.write_timeout) {
+            return;
+        }
+        busy = busy.max(last_request.load(Ordering::Relaxed));
+        if !stalls.is_empty() {
+            busy = now;
+        }
+        // Nothing asked for and nothing open. HTTP/1 has the same timeout for the next request; here it must be ours,
+        // because answering pings is enough for hyper. Whatever is still in work gets its answer.
+        if now.saturating_sub(busy) >= settings.head_timeout.as_millis() as u64 {
+            connection.as_mut().graceful_shutdown();
         }
     }
 }

@@ -61,6 +61,11 @@ impl Handoff {
 pub(super) struct Stalls(Arc<Mutex<slab::Slab<Arc<AtomicU64>>>>);
 
 impl Stalls {
+    /// Whether the connection has no stream.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
     /// Whether some stream has not been taken from since before `now - timeout`. In milliseconds of the clock.
     pub(super) fn stalled(&self, now: u64, timeout: Duration) -> bool {
         let limit = now.saturating_sub(timeout.as_millis() as u64);

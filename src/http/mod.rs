@@ -123,6 +123,8 @@ pub(crate) fn serve(
                 }
                 Err(error) => {
                     gateway.metrics().accept_errors.inc();
+                    // Not at every failure, nor at each that follows a success: at the limit every client that leaves
+                    // makes room for one, and then there is none again.
                     if failures.allows() {
                         tracing::warn!(%error, "connections cannot be accepted; is the limit on open files too low?");
                     }

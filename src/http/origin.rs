@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -62,12 +62,24 @@ impl Allowed {
             ));
         }
         // A preflight carries no credentials and changes nothing; the CORS layer answers it.
-        let Some(origin) = headers.get(header::ORIGIN).filter(|_| method != Method::OPTIONS) else {
+        if method == Method::OPTIONS {
             return Ok(());
-        };
+        }
         // Written by the browser alone. It holds behind a proxy too, where Host may be another than the page's.
-        let same_site =
-            headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin" || site == "none");
+        let site = headers.get("sec-fetch-site");
+        let same_site = site.is_some_and(|site| site == "same-origin" || site == "none");
+        let refused = || {
+            Problem::new(
+                StatusCode::FORBIDDEN,
+                "bad_origin",
+                "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
+            )
+        };
+        let Some(origin) = headers.get(header::ORIGIN) else {
+            // An <img> or a <script> sends no Origin. Its page cannot read the answer, but a stream would stay open.
+            let embedded = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "no-cors");
+            return if embedded && site.is_some() && !same_site { Err(refused()) } else { Ok(()) };
+        };
         let same_host = || {
             let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
             origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host))
@@ -78,16 +90,17 @@ impl Allowed {
         {
             return Ok(());
         }
-        Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "bad_origin",
-            "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
-        ))
+        Err(refused())
     }
 }
 
 /// The middleware: refuses before anything is subscribed or published.
 pub(super) async fn check(State(allowed): State<Arc<Allowed>>, request: Request, next: Next) -> Response {
+    // RFC 9112, section 3.2. With two of them a proxy before us may have gone by the other one.
+    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        let detail = "a request of HTTP/1.1 has exactly one Host";
+        return Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail).into_response();
+    }
     match allowed.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),

@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 
@@ -46,8 +47,10 @@ async fn publish_message(
     let bad = |detail: &str| refused(StatusCode::BAD_REQUEST, "bad_request", detail.into());
     let topic = topic(gateway, uri)
         .map_err(|error| (StatusCode::BAD_REQUEST, Problem::from(error).into_response()))?;
+    let not_exposed = || (StatusCode::NOT_FOUND, Problem::not_exposed().into_response());
+    // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
     if !gateway.is_publishable(&topic) {
-        return Err((StatusCode::NOT_FOUND, Problem::not_exposed().into_response()));
+        return Err(not_exposed());
     }
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
@@ -59,9 +62,11 @@ async fn publish_message(
     if id.as_deref().is_some_and(|id| !is_publisher_id(id)) {
         return Err(bad("the id must be 1 to 128 visible ASCII characters, without spaces"));
     }
-    if kind.as_deref().is_some_and(|kind| !is_event_type(kind)) {
+    // Both ways of decoding above write U+FFFD where bytes are not UTF-8.
+    if kind.as_deref().is_some_and(|kind| !is_event_type(kind) || kind.contains(char::REPLACEMENT_CHARACTER))
+    {
         return Err(bad(
-            "the type must be 1 to 128 bytes without line ends or NUL, and not begin with stream-",
+            "the type must be 1 to 128 bytes of UTF-8 without line ends or NUL, and not begin with stream-",
         ));
     }
     let payload =
@@ -76,7 +81,7 @@ async fn publish_message(
             }
             Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
         }
-        Err(PublishError::NotExposed) => Err((StatusCode::NOT_FOUND, Problem::not_exposed().into_response())),
+        Err(PublishError::NotExposed) => Err(not_exposed()),
         Err(PublishError::NoPlace(why)) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(why))) => {
             tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
@@ -103,14 +108,21 @@ fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {
 async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
     let limits = &gateway.config().limits;
     let limit = usize::try_from(limits.message).unwrap_or(usize::MAX);
-    let collected = tokio::time::timeout(limits.head_timeout, Limited::new(body, limit).collect());
-    match collected.await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
+    let too_large = || {
+        Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_large",
             format!("a message may be {limit} bytes long (limits.message)"),
-        )),
+        )
+    };
+    // As announced: not a byte of it need be sent.
+    if body.size_hint().lower() > limits.message {
+        return Err(too_large());
+    }
+    let collected = tokio::time::timeout(limits.head_timeout, Limited::new(body, limit).collect());
+    match collected.await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(Problem::new(StatusCode::BAD_REQUEST, "bad_body", "the body broke off")),
         Err(_) => Err(Problem::new(
             StatusCode::REQUEST_TIMEOUT,

@@ -1,5 +1,6 @@
 //! `GET /topics…`: reads what is asked for, and answers with a stream.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
@@ -46,6 +48,8 @@ pub(super) async fn subscribe(
     let mut response = Response::new(Body::empty());
     stream_headers(response.headers_mut());
     if request.method() == Method::HEAD {
+        // Of no known length, as the stream's: an empty body would announce one of 0.
+        *response.body_mut() = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
         return Ok(response);
     }
     let version = match request.version() {
@@ -61,6 +65,10 @@ pub(super) async fn subscribe(
     if version != HttpVersion::Http2 {
         // Nothing else will come over this connection, whoever ends the stream. HTTP/2 forbids the field.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if version == HttpVersion::Http10 {
+        // Else hyper grants a client's wish for keep-alive beside our `close`.
+        *response.version_mut() = Version::HTTP_10;
     }
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
     *response.body_mut() = Body::new(StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version));
@@ -201,7 +209,8 @@ fn accepts_event_stream(headers: &HeaderMap) -> bool {
     let mut best: Option<(u8, bool)> = None;
     let mut any = false;
     for value in headers.get_all(header::ACCEPT) {
-        for range in value.to_str().unwrap_or_default().split(',') {
+        // An empty list excludes nothing, and neither does one that is not text.
+        for range in value.to_str().unwrap_or_default().split(',').filter(|range| !range.trim().is_empty()) {
             any = true;
             let mut parts = range.split(';').map(str::trim);
             let specificity = match parts.next().map(str::to_ascii_lowercase).as_deref() {
@@ -223,7 +232,8 @@ fn accepts_event_stream(headers: &HeaderMap) -> bool {
 
 /// The handler of OPTIONS outside of a CORS preflight.
 pub(super) async fn options(uri: Uri) -> Response {
-    let allow = if uri.path() == "/topics" { "GET, HEAD, OPTIONS" } else { "GET, HEAD, POST, OPTIONS" };
+    let one_topic = uri.path().starts_with("/topics/");
+    let allow = if one_topic { "GET, HEAD, POST, OPTIONS" } else { "GET, HEAD, OPTIONS" };
     (StatusCode::NO_CONTENT, [(header::ALLOW, allow)]).into_response()
 }
 

@@ -7,6 +7,7 @@ pub mod client;
 pub mod gateway;
 pub mod nats;
 pub mod proxy;
+pub mod raw;
 pub mod redis;
 pub mod upstream;
 

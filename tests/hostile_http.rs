@@ -1,0 +1,261 @@
+//! Requests that mean harm: methods, Accept, hosts and origins, and what a refusal gives away.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::eventually;
+use common::gateway::Gateway;
+use common::raw::{self, Raw, Reply, ask};
+
+const HIDDEN: &str = "[[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\npublish = \"anyone\"\n\
+                      [[topics]]\nmatch = \"hidden/**\"\nread = \"nobody\"\n";
+
+const CORS: &str = "[cors]\norigins = [\"https://app.example.com\"]\ncredentials = true\n";
+
+async fn send(gateway: &Gateway, method: &str, target: &str, more: &str) -> Reply {
+    raw::exchange(gateway.address, ask(method, target, more)).await
+}
+
+/// Nothing was subscribed but the topic of an ordinary stream, which still works.
+async fn assert_alive_and_nothing_subscribed(gateway: &Gateway) {
+    let mut reader = gateway.open("/topics/open/alive").await;
+    gateway.publish("open/alive", "yes").await;
+    reader.expect("stream-open").await;
+    assert_eq!(reader.message().await, "yes");
+    eventually("one topic is held, and only one", || async {
+        gateway.metric("topicgate_topics").await == 1.0
+    })
+    .await;
+}
+
+fn without_date(reply: &Reply) -> (String, String) {
+    let head = reply.head.lines().filter(|line| !line.starts_with("date:")).collect::<Vec<_>>().join("\n");
+    (head, reply.text())
+}
+
+#[tokio::test]
+async fn other_methods_are_refused_and_told_which_would_do() {
+    let gateway = Gateway::start().await;
+    for method in ["PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND", "get"] {
+        for (target, allowed) in [
+            ("/topics/a", &["GET", "HEAD", "OPTIONS", "POST"][..]),
+            ("/topics?topic=a", &["GET", "HEAD", "OPTIONS"]),
+        ] {
+            let reply = send(&gateway, method, target, "X-Secret: echo-me\r\n").await;
+            assert_eq!(reply.status, 405, "{method} {target}");
+            let mut allow: Vec<_> = reply.header("allow").unwrap().split(',').map(str::trim).collect();
+            allow.sort_unstable();
+            assert_eq!(allow.join(" ").to_uppercase(), allowed.join(" "), "{method} {target}");
+            assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+            assert!(!reply.text().contains("echo-me"));
+        }
+    }
+    let reply = send(&gateway, "CONNECT", "attacker.example:443", "").await;
+    assert!((400..500).contains(&reply.status), "{}", reply.status);
+    let reply = send(&gateway, "POST", "/topics?topic=a", "Content-Length: 0\r\n").await;
+    assert_eq!(reply.status, 405);
+    for target in ["/topics/a", "/topics?topic=a"] {
+        let reply = send(&gateway, "OPTIONS", target, "").await;
+        assert_eq!(reply.status, 204);
+        assert_eq!(reply.header("allow").unwrap().contains("post"), target == "/topics/a", "{target}");
+    }
+    assert_alive_and_nothing_subscribed(&gateway).await;
+}
+
+#[tokio::test]
+async fn head_answers_as_get_would_and_subscribes_to_nothing() {
+    let gateway = Gateway::with(HIDDEN).await;
+    let mut raw = Raw::connect(gateway.address).await;
+    raw.send(ask("HEAD", "/topics/open/a", "")).await.unwrap();
+    let (status, head) = raw.head().await;
+    assert_eq!(status, 200);
+    assert!(head.contains("\r\ncontent-type: text/event-stream; charset=utf-8\r\n"), "{head}");
+    assert!(head.contains("\r\nx-accel-buffering: no\r\n"), "{head}");
+    // A GET would announce no length (RFC 9110, section 8.6), least of all this one.
+    assert!(!head.contains("content-length"), "{head}");
+    for (target, expected) in [("/topics/hidden/a", 404), ("/topics/%3E", 400), ("/topics", 400)] {
+        raw.send(ask("HEAD", target, "")).await.unwrap();
+        assert_eq!(raw.head().await.0, expected, "{target}");
+    }
+    assert_eq!(gateway.metric("topicgate_streams_opened_total{http=\"1.1\"}").await, 0.0);
+    assert_alive_and_nothing_subscribed(&gateway).await;
+}
+
+#[tokio::test]
+async fn an_accept_that_excludes_event_streams_is_refused_and_any_other_is_served() {
+    let gateway = Gateway::start().await;
+    for no in [
+        "application/json",
+        "text/html",
+        "text/event-stream;q=0",
+        "*/*;q=0",
+        "text/event-streamer",
+        "\"text/event-stream\"",
+    ] {
+        let reply = send(&gateway, "GET", "/topics/refused", &format!("Accept: {no}\r\n")).await;
+        assert_eq!(reply.status, 406, "{no}");
+        assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+    }
+    for yes in
+        ["", "Accept: */*\r\n", "Accept: text/*\r\n", "accept: TEXT/Event-Stream; q=0.1\r\n", "Accept:\r\n"]
+    {
+        let mut raw = Raw::connect(gateway.address).await;
+        raw.send(ask("GET", "/topics/open/alive", yes)).await.unwrap();
+        assert_eq!(raw.head().await.0, 200, "{yes:?}");
+    }
+    assert_alive_and_nothing_subscribed(&gateway).await;
+}
+
+#[tokio::test]
+async fn an_unknown_topic_and_a_forbidden_one_are_answered_alike_to_the_byte() {
+    let gateway = Gateway::with(HIDDEN).await;
+    let unknown = without_date(&send(&gateway, "GET", "/topics/unknown/a", "").await);
+    assert!(unknown.0.starts_with("http/1.1 404"), "{unknown:?}");
+    for target in ["/topics/hidden/a", "/topics?topic=hidden/a", "/topics/$SYS/a", "/topics/**", "/elsewhere"]
+    {
+        assert_eq!(without_date(&send(&gateway, "GET", target, "").await), unknown, "{target}");
+    }
+    for topic in ["unknown/a", "hidden/a", "hidden/b"] {
+        let more = "Content-Length: 6\r\n\r\nsecret";
+        let reply = send(&gateway, "POST", &format!("/topics/{topic}"), more).await;
+        assert_eq!(without_date(&reply), unknown, "{topic}");
+    }
+    for path in ["/metrics", "/livez", "/readyz", "/debug", "/topics/", "/%2e%2e/metrics"] {
+        assert_eq!(send(&gateway, "GET", path, "").await.status, 404, "{path}");
+    }
+    assert_alive_and_nothing_subscribed(&gateway).await;
+}
+
+#[tokio::test]
+async fn on_loopback_a_host_that_is_not_is_refused() {
+    let gateway = Gateway::start().await;
+    for host in [
+        "attacker.example",
+        "attacker.example:8080",
+        "127.0.0.1.attacker.example",
+        "localhost.attacker.example",
+        "attacker.example#localhost",
+        "0.0.0.0",
+        "192.168.0.1",
+        "[::ffff:8.8.8.8]",
+        "",
+    ] {
+        for (method, more) in [("GET", ""), ("HEAD", ""), ("POST", "Content-Length: 1\r\n\r\nx")] {
+            let request = format!("{method} /topics/a HTTP/1.1\r\nHost: {host}\r\n{more}\r\n");
+            let mut raw = Raw::connect(gateway.address).await;
+            raw.send(request).await.unwrap();
+            let (status, head) = raw.head().await;
+            assert_eq!(status, 421, "{method} {host:?}");
+            assert!(!head.contains("attacker"), "{head}");
+        }
+    }
+    for host in ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:8080", "127.1.2.3", "app.localhost"] {
+        let mut raw = Raw::connect(gateway.address).await;
+        raw.send(format!("GET /topics/open/alive HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.unwrap();
+        assert_eq!(raw.head().await.0, 200, "{host}");
+    }
+    assert_alive_and_nothing_subscribed(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
+    for rules in ["", "hosts = [\"localhost\", \"127.0.0.1\"]\n"] {
+        let gateway = Gateway::with(rules).await;
+        for hosts in ["", "Host: localhost\r\nHost: localhost\r\n", "Host: attacker\r\nHost: localhost\r\n"] {
+            let request = format!("GET /topics/a HTTP/1.1\r\n{hosts}\r\n");
+            assert_eq!(raw::exchange(gateway.address, request).await.status, 400, "{hosts:?}");
+        }
+        // The form that proxies are sent. Its authority counts, and Host does not (RFC 9112, section 3.2.2).
+        for (target, host, status) in [
+            ("http://localhost/topics/open/alive", "attacker.example", 200),
+            ("http://attacker.example/topics/a", "localhost", 421),
+            ("http://localhost@attacker.example/topics/a", "localhost", 421),
+            ("http://localhost:1@attacker.example/topics/a", "localhost", 421),
+        ] {
+            let mut raw = Raw::connect(gateway.address).await;
+            raw.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.unwrap();
+            assert_eq!(raw.head().await.0, status, "{target}");
+        }
+        assert_alive_and_nothing_subscribed(&gateway).await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_published() {
+    for rules in ["", CORS] {
+        let gateway = Gateway::with(rules).await;
+        for origin in [
+            "https://evil.example",
+            "null",
+            "https://app.example.com.evil.com",
+            "https://appXexample.com",
+            "http://app.example.com",
+            "https://app.example.com:8443",
+            "https://APP.example.com",
+            "https://app.example.com/",
+            "http://localhost:1",
+            "http://localhost.evil.example",
+            "localhost",
+            "",
+            "http://",
+        ] {
+            for (method, body) in [("GET", ""), ("HEAD", ""), ("POST", "Content-Length: 1\r\n\r\nx")] {
+                let mut raw = Raw::connect(gateway.address).await;
+                raw.send(ask(method, "/topics/a", &format!("Origin: {origin}\r\n{body}"))).await.unwrap();
+                let (status, head) = raw.head().await;
+                assert_eq!(status, 403, "{method} {origin:?}");
+                assert!(!head.contains("access-control-allow-origin"), "{origin:?}: {head}");
+            }
+        }
+        // What <img src> and <script src> send, and what a link sends that a person follows.
+        for site in ["cross-site", "same-site"] {
+            let fetch = format!("Sec-Fetch-Site: {site}\r\nSec-Fetch-Mode: no-cors\r\n");
+            assert_eq!(send(&gateway, "GET", "/topics/a", &fetch).await.status, 403);
+        }
+        let link = "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n";
+        assert_eq!(send(&gateway, "GET", "/", link).await.status, 200);
+        let own =
+            send(&gateway, "POST", "/topics/own", "Origin: http://localhost\r\nContent-Length: 0\r\n").await;
+        assert_eq!(own.status, 202);
+        assert_eq!(gateway.metric("topicgate_messages_received_total").await, 0.0);
+        assert_alive_and_nothing_subscribed(&gateway).await;
+    }
+}
+
+#[tokio::test]
+async fn a_listed_origin_may_read_the_stream_and_refusals_too() {
+    let gateway = Gateway::with(CORS).await;
+    for (target, status) in [("/topics/open/alive", 200), ("/topics/%3E", 400), ("/topics/$SYS/a", 404)] {
+        let mut raw = Raw::connect(gateway.address).await;
+        raw.send(ask("GET", target, "Origin: https://app.example.com\r\n")).await.unwrap();
+        let (answered, head) = raw.head().await;
+        assert_eq!(answered, status);
+        assert!(head.contains("\r\naccess-control-allow-origin: https://app.example.com\r\n"), "{head}");
+        assert!(head.contains("\r\naccess-control-allow-credentials: true\r\n"), "{head}");
+        let vary = head.lines().find_map(|line| line.strip_prefix("vary:")).unwrap();
+        assert!(vary.contains("origin"), "{head}");
+    }
+    assert_alive_and_nothing_subscribed(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_preflight_allows_what_event_sources_send_and_subscribes_to_nothing() {
+    let gateway = Gateway::with(CORS).await;
+    let asked = "Access-Control-Request-Method: GET\r\nAccess-Control-Request-Headers: last-event-id\r\n";
+    let preflight = format!("Origin: https://app.example.com\r\n{asked}");
+    let reply = send(&gateway, "OPTIONS", "/topics/a", &preflight).await;
+    assert!([200, 204].contains(&reply.status));
+    assert_eq!(reply.header("access-control-allow-origin"), Some("https://app.example.com"));
+    for name in ["last-event-id", "authorization", "cache-control"] {
+        assert!(reply.header("access-control-allow-headers").unwrap().contains(name), "{name}");
+    }
+    let reply =
+        send(&gateway, "OPTIONS", "/topics/a", &format!("Origin: https://evil.example\r\n{asked}")).await;
+    assert_eq!(reply.header("access-control-allow-origin"), None);
+    // Nothing is allowed where nobody is listed.
+    let gateway = Gateway::start().await;
+    let reply = send(&gateway, "OPTIONS", "/topics/a", &preflight).await;
+    assert_eq!((reply.status, reply.header("access-control-allow-origin")), (204, None));
+    assert_alive_and_nothing_subscribed(&gateway).await;
+}
