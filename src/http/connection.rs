@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::handoff::{Delivery, Handoff, Stalls};
@@ -41,6 +42,8 @@ pub(super) struct Settings {
     pub(super) write_timeout: Duration,
     /// The clock of all streams.
     pub(super) clock: Clock,
+    /// Cancelled when no further request shall be begun.
+    pub(super) closing: CancellationToken,
 }
 
 /// Serves one connection to its end. `permit` is held until then.
@@ -50,8 +53,8 @@ pub(super) async fn serve<P: Send + Unpin + 'static>(
     settings: Arc<Settings>,
     permit: P,
 ) {
-    let Ok(Ok(Preface { is_http2, bytes })) =
-        tokio::time::timeout(settings.head_timeout, Preface::read(&mut socket)).await
+    let preface = tokio::time::timeout(settings.head_timeout, Preface::read(&mut socket));
+    let Some(Ok(Ok(Preface { is_http2, bytes }))) = settings.closing.run_until_cancelled(preface).await
     else {
         return; // it said nothing, or left
     };
@@ -85,7 +88,13 @@ async fn serve_http1(
         .header_read_timeout(settings.head_timeout)
         .max_buf_size(settings.max_head)
         .serve_connection(TokioIo::new(transport), service);
+    let mut closing = std::pin::pin!(settings.closing.cancelled());
+    let mut told = false;
     let stream = std::future::poll_fn(|cx| {
+        if !told && closing.as_mut().poll(cx).is_ready() {
+            told = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
         let ended = connection.poll_without_shutdown(cx);
         match (handoff.take(), ended) {
             (Some(stream), _) => Poll::Ready(Some(stream)),
@@ -115,12 +124,19 @@ async fn serve_http2(transport: Transport, router: Router, settings: &Settings) 
         .max_send_buf_size(HTTP2_SEND_BUFFER)
         .serve_connection(TokioIo::new(transport), service);
     let mut connection = std::pin::pin!(connection);
+    let mut told = false;
     loop {
-        match tokio::time::timeout(settings.write_timeout / 4, connection.as_mut()).await {
-            Ok(_) => return,
-            // A client that takes nothing on one stream takes the others with it: it comes back for all of them.
-            Err(_) if stalls.stalled(settings.clock.now(), settings.write_timeout) => return,
-            Err(_) => {}
+        tokio::select! {
+            ended = tokio::time::timeout(settings.write_timeout / 4, connection.as_mut()) => match ended {
+                Ok(_) => return,
+                // A client that takes nothing on one stream takes the others with it: it comes back for all of them.
+                Err(_) if stalls.stalled(settings.clock.now(), settings.write_timeout) => return,
+                Err(_) => {}
+            },
+            () = settings.closing.cancelled(), if !told => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ use axum::routing::get;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::BrokerKind;
 use crate::gateway::Gateway;
@@ -101,23 +102,26 @@ async fn count_refusals(
     response
 }
 
-/// Accepts connections for ever. At `limits.connections` it stops accepting until one ends: who waits in the system's
+/// Accepts connections until `closing`. At `limits.connections` it stops accepting until one ends: who waits in the system's
 /// queue is served late, who is turned away by a browser's EventSource may be lost for good.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
+    closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let gateway = gateway.clone();
+    let closing = closing.clone();
     let limits = &gateway.config().limits;
     let settings = Arc::new(connection::Settings {
         max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
         clock: gateway.table().clock(),
+        closing: closing.clone(),
     });
     let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-    async move {
+    let accept = async move {
         let mut failing = false;
         loop {
             // The semaphore is never closed.
@@ -139,6 +143,9 @@ pub(crate) fn serve(
                 }
             }
         }
+    };
+    async move {
+        closing.run_until_cancelled(accept).await;
     }
 }
 

@@ -4,6 +4,9 @@
 
 pub mod client;
 pub mod gateway;
+#[cfg(unix)]
+pub mod process;
+pub mod wire;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
