@@ -38,6 +38,12 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
 /// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Bytes that may wait in the system for a reader that does not take them. Left to itself it takes in 4 MiB and more for
+/// each, memory that no bound of ours knows of; what waits longer waits in the log, once for all. Two pieces: one to send
+/// while the next is asked for.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 64 * 1024;
+
 /// When a silent connection is probed, and how often, before it is given up.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(30))
@@ -169,13 +175,16 @@ impl Drop for Open {
 }
 
 /// No delay for small events; and a peer that vanished without a word is found, whether there is something to send
-/// (user timeout) or not (keep-alive). Best effort: a connection without them still works.
+/// (user timeout) or not (keep-alive); and a bound on what waits in the system. Best effort: a connection without them still works.
 fn prepare(socket: &TcpStream, write_timeout: Duration) {
     let _ = socket.set_nodelay(true);
     let socket = SockRef::from(socket);
     let _ = socket.set_tcp_keepalive(&KEEPALIVE);
     #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(write_timeout));
+    {
+        let _ = socket.set_tcp_user_timeout(Some(write_timeout));
+        let _ = socket.set_tcp_notsent_lowat(UNSENT);
+    }
     #[cfg(not(target_os = "linux"))]
     let _ = write_timeout;
 }

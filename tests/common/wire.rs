@@ -47,7 +47,10 @@ impl Wire {
 
     /// Reads until these bytes have come.
     pub async fn until(&mut self, needle: &[u8]) {
-        while !self.body.windows(needle.len()).any(|window| window == needle) {
+        let mut seen = 0;
+        while !self.body[seen..].windows(needle.len()).any(|window| window == needle) {
+            seen = (self.body.len() + 1).saturating_sub(needle.len());
+            self.body.reserve(64 * 1024);
             let read =
                 timeout(LIMIT, self.socket.read_buf(&mut self.body)).await.expect("too little").unwrap();
             assert!(read > 0, "the connection ended early: {}", String::from_utf8_lossy(&self.body));
