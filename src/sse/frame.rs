@@ -74,6 +74,11 @@ impl Frame {
         }
     }
 
+    /// Whether `bytes` are a slice of this frame.
+    pub fn holds(&self, bytes: &Bytes) -> bool {
+        self.chunk.as_ptr_range().contains(&bytes.as_ptr())
+    }
+
     /// Bytes that this frame holds in memory.
     pub fn weight(&self) -> usize {
         self.chunk.len()
@@ -96,17 +101,18 @@ fn lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A message as one event, and its payload: where that stands in the event as it was sent, the returned bytes are a
-/// slice of the event and take no memory of their own.
+/// slice of the event and take no memory of their own. Else they are a copy: what a broker or a client library hands out
+/// can be a slice of its whole read buffer, which would live on with a payload of a few bytes.
 ///
 /// `kind` must satisfy [`is_event_type`] and `id` must be an event id of [`crate::position`].
 pub fn message(id: &str, kind: Option<&str>, payload: &Bytes) -> (Frame, Bytes) {
     if std::str::from_utf8(payload).is_err() {
         let text = format!("{BINARY_MARK}{}", STANDARD.encode(payload));
-        return (event(id, kind, text.as_bytes()), payload.clone());
+        return (event(id, kind, text.as_bytes()), Bytes::copy_from_slice(payload));
     }
     let frame = event(id, kind, payload);
     if memchr::memchr2(b'\r', b'\n', payload).is_some() {
-        return (frame, payload.clone());
+        return (frame, Bytes::copy_from_slice(payload));
     }
     let end = frame.chunk.len() - 2 - 2; // the blank line's LF and the data line's, the chunk's CRLF
     let shared = frame.chunk.slice(end - payload.len()..end);
@@ -306,6 +312,16 @@ mod tests {
         let (chunk, slice) = (frame.chunk.as_ptr_range(), payload.as_ptr_range());
         assert!(chunk.start <= slice.start && slice.end <= chunk.end);
         assert_eq!(&payload[..], b"one line");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_payload_does_not_keep_the_buffer_that_it_was_read_into() {
+        let read = Bytes::from(vec![b'\n'; 8192]);
+        for payload in [read.slice(..10), Bytes::from(vec![0xff; 8192]).slice(..10)] {
+            let (_, kept) = message("1", None, &payload);
+            assert_eq!(kept, payload);
+            assert_ne!(kept.as_ptr(), payload.as_ptr());
+        }
     }
 
     #[test]
