@@ -194,6 +194,11 @@ impl Registry {
         self.usage.bytes()
     }
 
+    /// Whether that is more than may be held. [`Registry::wake`] sees to it.
+    pub fn is_over_bound(&self) -> bool {
+        self.bytes() > self.max_bytes
+    }
+
     /// A hold on the log of `filter`. If the log is new, also the duty to subscribe to it.
     ///
     /// # Errors
@@ -339,7 +344,7 @@ impl Registry {
         touched.sort_unstable_by_key(Arc::as_ptr);
         touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
         touched.iter().for_each(|log| log.wake());
-        if self.usage.bytes() > self.max_bytes {
+        if self.is_over_bound() {
             self.reclaim();
         }
     }
