@@ -119,5 +119,53 @@ impl Ingest {
             let event_id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
             EntryKind::Message(Message::new(topic.clone(), time, event_id, found, &payload))
         });
+        // A batch of large messages must not take the buffers far beyond their bound before it is looked at.
+        if self.registry.is_over_bound() {
+            self.registry.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::broker::Headers;
+    use crate::config::Field;
+    use crate::log::Bounds;
+    use crate::message::Fields;
+    use crate::position::{Epoch, Sequence};
+    use crate::topic::{Filter, Topic};
+
+    const BOUND: usize = 256 * 1024;
+    const MESSAGE: usize = 16 * 1024;
+
+    fn ingest() -> Ingest {
+        Ingest {
+            registry: Registry::new(Sequence::new(Epoch::random()), 10, BOUND),
+            metrics: Arc::new(Metrics::new()),
+            max_message: MESSAGE,
+            upstream: watch::channel(Upstream::Up).0,
+        }
+    }
+
+    #[test]
+    fn the_bound_on_all_buffers_holds_within_a_batch_too() {
+        let ingest = ingest();
+        let topic = Topic::parse("a", 9).unwrap();
+        let filter = Filter::from(topic.clone());
+        let minute = Duration::from_secs(60);
+        let bounds = Bounds { messages: 1000, bytes: 10 * BOUND, age: minute, linger: minute };
+        let fields = Arc::new(Fields { id: Field::Header("a".into()), kind: Field::Header("b".into()) });
+        let (_lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
+        subscription.unwrap().confirm();
+        for _ in 0..BATCH {
+            let payload = vec![b'x'; MESSAGE].into();
+            let (filter, topic, headers) = (filter.clone(), topic.clone(), Headers::default());
+            ingest.take(Event::Message(broker::Message { filter, topic, payload, headers }));
+            assert!(ingest.registry.bytes() <= BOUND);
+        }
+        assert!(ingest.registry.bytes() > BOUND / 2);
     }
 }

@@ -54,10 +54,12 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
+        // Before anyone can know that we run, and so before anyone can mean us with a signal.
+        let stop = stop_signal()?;
         let broker = config.broker.masked_url();
         let server = Server::build(config).await?;
         tracing::info!(listen = %server.address()?, admin = %server.admin_address()?, broker, "topicgate is listening");
-        server.run(stop_signal()?).await;
+        server.run(stop).await;
         Ok(())
     });
     // Not by dropping it: that would wait for a look-up of the broker's name, which can take as long as it likes.

@@ -125,9 +125,7 @@ impl Message {
     /// Bytes held in memory, nearly: what the buffer bounds count. An envelope that a reader asks for later is not in it;
     /// it is of the payload's size again.
     pub fn weight(&self) -> usize {
-        // A payload of one line is a slice of its frame; any other is an allocation of its own.
-        let own_payload =
-            if memchr::memchr2(b'\r', b'\n', &self.payload).is_some() { self.payload.len() } else { 0 };
+        let own_payload = if self.raw.holds(&self.payload) { 0 } else { self.payload.len() };
         size_of::<Self>() + self.event_id.len() + self.raw.weight() + own_payload
     }
 
@@ -201,6 +199,20 @@ mod tests {
 
     use super::*;
     use crate::sse::frame::Coding;
+
+    #[test]
+    fn a_payload_that_is_held_beside_its_frame_has_its_weight() {
+        let weight = |payload: Vec<u8>| {
+            let topic = Topic::parse("a", 9).unwrap();
+            let payload = Bytes::from(payload);
+            Message::new(topic, SystemTime::UNIX_EPOCH, "1".into(), Found::default(), &payload).weight()
+        };
+        assert!((9_000..10_000).contains(&weight(vec![b'x'; 9_000])));
+        let mut lines = vec![b'x'; 9_000];
+        lines[0] = b'\n';
+        assert!((18_000..19_000).contains(&weight(lines)));
+        assert!((21_000..22_000).contains(&weight(vec![0xff; 9_000])), "base64 and the bytes");
+    }
 
     fn fields(id: Field, kind: Field) -> Fields {
         Fields { id, kind }

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
 use crate::config::Config;
@@ -29,6 +30,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// Streams are closed in steps of this length while draining, and at least so many a step.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 const DRAIN_BATCH: usize = 32;
+
+/// How often, once no stream is left, it is looked whether the connections have ended.
+const CLOSING_STEP: Duration = Duration::from_millis(5);
 
 /// Why the gateway could not be built.
 #[derive(Debug, Error)]
@@ -110,10 +114,12 @@ impl Server {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
-        self.tasks.spawn(http::serve(self.public, public, &gateway, gateway.config().limits.connections));
-        self.tasks.spawn(http::serve(self.admin, admin, &gateway, http::ADMIN_CONNECTIONS));
+        let max_connections = gateway.config().limits.connections;
+        let closing = CancellationToken::new();
+        self.tasks.spawn(http::serve(self.public, public, &gateway, max_connections, &closing));
+        self.tasks.spawn(http::serve(self.admin, admin, &gateway, http::ADMIN_CONNECTIONS, &closing));
         shutdown.await;
-        drain(&gateway).await;
+        drain(&gateway, &closing).await;
         self.tasks.shutdown().await;
     }
 }
@@ -132,8 +138,10 @@ async fn every(period: Duration, gateway: Arc<Gateway>, work: fn(&Gateway)) {
 }
 
 /// Closes the streams in small batches over four fifths of the window, so that their clients do not come back to the
-/// other replicas all at once. The last fifth is for what is still being written.
-async fn drain(gateway: &Gateway) {
+/// other replicas all at once. The last fifth is for what is still being written. Until then both listeners answer:
+/// who comes is told to come back, and a probe that we are not ready. Then, with no stream left, the connections close:
+/// requests in service are answered, and HTTP/2 writes out what its streams have ended with.
+async fn drain(gateway: &Gateway, closing: &CancellationToken) {
     gateway.start_draining();
     let (begin, window) = (Instant::now(), gateway.config().drain);
     let steps = (window.mul_f64(0.8).as_millis() / DRAIN_STEP.as_millis()).max(1) as usize;
@@ -142,6 +150,10 @@ async fn drain(gateway: &Gateway) {
     while !gateway.table().is_empty() && begin.elapsed() < window {
         gateway.table().close(batch, CloseCode::Draining);
         tokio::time::sleep(DRAIN_STEP).await;
+    }
+    closing.cancel();
+    while gateway.metrics().connections.get() > 0 && begin.elapsed() < window {
+        tokio::time::sleep(CLOSING_STEP).await;
     }
     tracing::info!(left = gateway.table().len(), took = ?begin.elapsed(), "drained");
 }

@@ -22,7 +22,7 @@ pub enum CloseCode {
     Refused = 4,
     /// `streams.max_age` is reached.
     MaxAge = 5,
-    /// The reader took nothing for `streams.write_timeout`. Nothing can be said to it.
+    /// The reader took nothing for `streams.write_timeout`, or cannot be reached any more. Nothing can be said to it.
     Slow = 6,
     /// The reader left.
     Gone = 7,

@@ -1,4 +1,5 @@
 //! The life of a stream: what it opens with, what it carries, where it starts and resumes.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

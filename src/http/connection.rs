@@ -17,6 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::handoff::{Delivery, Handoff, Stalls};
@@ -42,6 +43,8 @@ pub(super) struct Settings {
     pub(super) write_timeout: Duration,
     /// The clock of all streams.
     pub(super) clock: Clock,
+    /// Cancelled when no further request shall be begun.
+    pub(super) closing: CancellationToken,
 }
 
 /// Serves one connection to its end. `permit` is held until then.
@@ -51,8 +54,8 @@ pub(super) async fn serve<P: Send + Unpin + 'static>(
     settings: Arc<Settings>,
     permit: P,
 ) {
-    let Ok(Ok(Preface { is_http2, bytes })) =
-        tokio::time::timeout(settings.head_timeout, Preface::read(&mut socket)).await
+    let preface = tokio::time::timeout(settings.head_timeout, Preface::read(&mut socket));
+    let Some(Ok(Ok(Preface { is_http2, bytes }))) = settings.closing.run_until_cancelled(preface).await
     else {
         return; // it said nothing, or left
     };
@@ -86,7 +89,13 @@ async fn serve_http1(
         .header_read_timeout(settings.head_timeout)
         .max_buf_size(settings.max_head)
         .serve_connection(TokioIo::new(transport), service);
+    let mut closing = std::pin::pin!(settings.closing.cancelled());
+    let mut told = false;
     let stream = std::future::poll_fn(|cx| {
+        if !told && closing.as_mut().poll(cx).is_ready() {
+            told = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
         let ended = connection.poll_without_shutdown(cx);
         match (handoff.take(), ended) {
             (Some(stream), _) => Poll::Ready(Some(stream)),
@@ -121,7 +130,19 @@ async fn serve_http2(transport: Transport, router: Router, settings: &Settings) 
     let mut connection = std::pin::pin!(connection);
     let step = settings.write_timeout.min(settings.head_timeout) / 4;
     let mut busy = clock.now();
-    while tokio::time::timeout(step, connection.as_mut()).await.is_err() {
+    let mut told = false;
+    loop {
+        tokio::select! {
+            ended = tokio::time::timeout(step, connection.as_mut()) => {
+                if ended.is_ok() {
+                    return;
+                }
+            }
+            () = settings.closing.cancelled(), if !told => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
         let now = clock.now();
         // A client that takes nothing on one stream takes the others with it: it comes back for all of them.
         if stalls.stalled(now, settings.write_timeout) {

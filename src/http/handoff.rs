@@ -9,6 +9,7 @@
 //! HTTP/2 has no such moment: there the body hands the stream's bytes to hyper.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -176,6 +177,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
         }
     }
 
+    /// The system gives a peer up that acknowledges nothing, or opens no window, at about the time we would
+    /// (`TCP_USER_TIMEOUT`). Which of us is first does not change what it is.
+    fn broken(&mut self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::TimedOut {
+            self.stream.give_up();
+        }
+    }
+
     /// Whether the client has closed its side. Like hyper, and like every proxy, we take that for the end of both.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
         let mut bytes = [0; 512];
@@ -183,7 +192,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
             let mut buffer = ReadBuf::new(&mut bytes);
             match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
                 Poll::Pending => return false,
-                Poll::Ready(Err(_)) => return true,
+                Poll::Ready(Err(error)) => {
+                    self.broken(&error);
+                    return true;
+                }
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => return true,
                 Poll::Ready(Ok(())) => self.stray_bytes += buffer.filled().len(),
             }
@@ -224,7 +236,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
                     this.pending.advance(written);
                     this.blocked_since = None;
                 }
-                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Ready(outcome) => {
+                    if let Err(error) = outcome {
+                        this.broken(&error);
+                    }
+                    return Poll::Ready(());
+                }
                 Poll::Pending => {
                     let now = this.stream.now();
                     let deadline =

@@ -24,6 +24,7 @@ use axum::routing::get;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::BrokerKind;
 use crate::gateway::Gateway;
@@ -34,6 +35,12 @@ pub(crate) const ADMIN_CONNECTIONS: usize = 64;
 
 /// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes that may wait in the system for a reader that does not take them. Left to itself it takes in 4 MiB and more for
+/// each, memory that no bound of ours knows of; what waits longer waits in the log, once for all. Two pieces: one to send
+/// while the next is asked for.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 64 * 1024;
 
 /// When a silent connection is probed, and how often, before it is given up.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
@@ -93,24 +100,27 @@ async fn count_refusals(
     response
 }
 
-/// Accepts connections for ever. At `max_connections` it stops accepting until one ends: who waits in the system's
+/// Accepts connections until `closing`. At `max_connections` it stops accepting until one ends: who waits in the system's
 /// queue is served late, who is turned away by a browser's EventSource may be lost for good.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
     max_connections: usize,
+    closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let gateway = gateway.clone();
+    let closing = closing.clone();
     let limits = &gateway.config().limits;
     let settings = Arc::new(connection::Settings {
         max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
         clock: gateway.table().clock(),
+        closing: closing.clone(),
     });
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-    async move {
+    let accept = async move {
         let failures = Throttle::default();
         loop {
             // The semaphore is never closed.
@@ -132,6 +142,9 @@ pub(crate) fn serve(
                 }
             }
         }
+    };
+    async move {
+        closing.run_until_cancelled(accept).await;
     }
 }
 
@@ -155,13 +168,16 @@ impl Drop for Open {
 }
 
 /// No delay for small events; and a peer that vanished without a word is found, whether there is something to send
-/// (user timeout) or not (keep-alive). Best effort: a connection without them still works.
+/// (user timeout) or not (keep-alive); and a bound on what waits in the system. Best effort: a connection without them still works.
 fn prepare(socket: &TcpStream, write_timeout: Duration) {
     let _ = socket.set_nodelay(true);
     let socket = SockRef::from(socket);
     let _ = socket.set_tcp_keepalive(&KEEPALIVE);
     #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(write_timeout));
+    {
+        let _ = socket.set_tcp_user_timeout(Some(write_timeout));
+        let _ = socket.set_tcp_notsent_lowat(UNSENT);
+    }
     #[cfg(not(target_os = "linux"))]
     let _ = write_timeout;
 }

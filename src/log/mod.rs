@@ -193,7 +193,13 @@ impl TopicLog {
         state.entries.push_back(entry);
         state.bytes += weight;
         self.usage.0.fetch_add(weight, Ordering::Relaxed);
-        while state.entries.len() > self.bounds.messages || state.bytes > self.bounds.bytes {
+        let over = |state: &State| {
+            // The newest stays even if it is more than the bound alone: its payload was allowed, and in memory it is more
+            // than that. Evicted before it was read, it would be a gap for everyone.
+            state.entries.len() > self.bounds.messages
+                || (state.bytes > self.bounds.bytes && state.entries.len() > 1)
+        };
+        while over(&state) {
             self.evict_oldest(&mut state);
         }
         self.evict_aged(&mut state, now);

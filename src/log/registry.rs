@@ -194,6 +194,11 @@ impl Registry {
         self.usage.bytes()
     }
 
+    /// Whether that is more than may be held. [`Registry::wake`] sees to it.
+    pub fn is_over_bound(&self) -> bool {
+        self.bytes() > self.max_bytes
+    }
+
     /// A hold on the log of `filter`. If the log is new, also the duty to subscribe to it.
     ///
     /// # Errors
@@ -240,6 +245,7 @@ impl Registry {
     /// Makes the warm log of a rule, which stays for good. The caller confirms the
     /// subscription when the broker is there.
     pub fn warm(self: &Arc<Self>, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Subscription {
+        let mut inner = self.inner.lock();
         let log = self.empty_log(filter, bounds);
         let slot = Slot {
             log: log.clone(),
@@ -249,7 +255,7 @@ impl Registry {
             subscribed: watch::Sender::new(Subscribed::Pending),
             feed: Feed::Warm(Fed::default()),
         };
-        self.inner.lock().slots.insert(filter.clone(), slot);
+        inner.slots.insert(filter.clone(), slot);
         self.subscription(log)
     }
 
@@ -257,9 +263,12 @@ impl Registry {
         Subscription { registry: self.clone(), log, outcome: Subscribed::Failed(CloseCode::Unavailable) }
     }
 
+    /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what
+    /// was published to the filter while there was no log took none, and would not show. Under the writer's lock.
     fn empty_log(&self, filter: &Filter, bounds: &Bounds) -> Arc<TopicLog> {
-        let (now, head) = (SystemTime::now(), self.sequence.head());
-        Arc::new(TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), head, now))
+        let (now, begin) = (SystemTime::now(), self.sequence.next());
+        self.sequence.publish(begin);
+        Arc::new(TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), begin, now))
     }
 
     /// A log that begins with what the warm one holds of its filter, and is fed by it from now on. Under the writer's
@@ -335,7 +344,7 @@ impl Registry {
         touched.sort_unstable_by_key(Arc::as_ptr);
         touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
         touched.iter().for_each(|log| log.wake());
-        if self.usage.bytes() > self.max_bytes {
+        if self.is_over_bound() {
             self.reclaim();
         }
     }

@@ -74,6 +74,11 @@ impl Frame {
         }
     }
 
+    /// Whether `bytes` are a slice of this frame.
+    pub fn holds(&self, bytes: &Bytes) -> bool {
+        self.chunk.as_ptr_range().contains(&bytes.as_ptr())
+    }
+
     /// Bytes that this frame holds in memory.
     pub fn weight(&self) -> usize {
         self.chunk.len()
@@ -307,6 +312,16 @@ mod tests {
         let (chunk, slice) = (frame.chunk.as_ptr_range(), payload.as_ptr_range());
         assert!(chunk.start <= slice.start && slice.end <= chunk.end);
         assert_eq!(&payload[..], b"one line");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_payload_does_not_keep_the_buffer_that_it_was_read_into() {
+        let read = Bytes::from(vec![b'\n'; 8192]);
+        for payload in [read.slice(..10), Bytes::from(vec![0xff; 8192]).slice(..10)] {
+            let (_, kept) = message("1", None, &payload);
+            assert_eq!(kept, payload);
+            assert_ne!(kept.as_ptr(), payload.as_ptr());
+        }
     }
 
     #[test]

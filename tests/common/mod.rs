@@ -6,10 +6,13 @@ pub mod browser;
 pub mod client;
 pub mod gateway;
 pub mod nats;
+#[cfg(unix)]
+pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod upstream;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 
