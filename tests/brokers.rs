@@ -342,7 +342,8 @@ mod nats_server {
         broker.subscribe("other/**").await;
         for round in 0..3 {
             broker.publish("count", "before").await;
-            assert_eq!(broker.message().await.payload, "before");
+            // The publisher of the round before may have left a last word.
+            while broker.message().await.payload != "before" {}
             broker.nats_server().stop();
             down(&mut broker.events, SOON).await;
             let away = broker.broker.subscribe(filter("late")).await;

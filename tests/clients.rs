@@ -86,9 +86,10 @@ async fn chromium_and_two_libraries_get_hard_payloads_from_redis() {
     every_client_gets_hard_payloads(Upstream::redis().await).await;
 }
 
-/// Where the first connections of a client are cut: within the head, within `stream-open`, and at and inside messages.
+/// Where the first connections of a client are cut: within `stream-open`, and at and inside messages, and one within the
+/// head. That one ends with RST: Chromium takes a head that ends with FIN for a whole one, whatever is missing of it.
 fn cut_after(connection: usize) -> usize {
-    [40, 330, 521, 700, 903, 1117][connection]
+    [521, 40, 330, 700, 903, 1117][connection]
 }
 
 async fn clients_that_are_cut_off_resume(upstream: Upstream) {

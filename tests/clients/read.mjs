@@ -20,6 +20,9 @@ import { createServer } from "node:http";
 
 const TYPES = ["message", "stream-open", "stream-gap", "stream-close"];
 
+// With an icon of its own: the browser would ask the server for one, on the connection that the stream then uses.
+const BLANK = '<!doctype html><link rel="icon" href="data:,">';
+
 const FLAGS = [
   "--headless",
   "--no-sandbox",
@@ -82,7 +85,7 @@ async function inChromium({ page: where, ...options }) {
   let blank;
   if (where === "same-origin") {
     const address = new URL("/topicgate-blank-page", options.url).href;
-    await page.route(address, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
+    await page.route(address, (route) => route.fulfill({ contentType: "text/html", body: BLANK }));
     await page.goto(address);
     // Without any route the browser no longer asks us about requests: the stream is its own affair.
     await page.unroute(address);
@@ -90,7 +93,7 @@ async function inChromium({ page: where, ...options }) {
     await page.goto(where);
   } else {
     blank = createServer((_, response) => {
-      response.writeHead(200, { "Content-Type": "text/html" }).end("<!doctype html>");
+      response.writeHead(200, { "Content-Type": "text/html" }).end(BLANK);
     });
     await new Promise((resolve) => blank.listen(0, "127.0.0.1", resolve));
     await page.goto(`http://127.0.0.1:${blank.address().port}/`);

@@ -59,12 +59,13 @@ async fn pass(
         }
         budget -= part;
     }
+    requests.abort();
     if budget == 0 {
         cuts.fetch_add(1, Ordering::Relaxed);
         if reset {
-            // A linger of zero makes the close an RST.
+            // A linger of zero makes the close an RST; but a half that is dropped says FIN first.
             let _ = socket2::SockRef::from(to_client.as_ref()).set_linger(Some(Duration::ZERO));
+            to_client.forget();
         }
     }
-    requests.abort();
 }
