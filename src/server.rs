@@ -110,7 +110,8 @@ impl Server {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
         self.tasks.spawn(http::serve(self.public, public, &gateway));
-        self.tasks.spawn(http::serve(self.admin, http::admin(gateway.clone()), &gateway));
+        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
+        self.tasks.spawn(http::serve(self.admin, admin, &gateway));
         shutdown.await;
         drain(&gateway).await;
         self.tasks.shutdown().await;

@@ -159,6 +159,26 @@ async fn on_loopback_a_host_that_is_not_is_refused() {
 }
 
 #[tokio::test]
+async fn no_page_can_ask_the_admin_listener_and_a_bare_probe_can() {
+    let gateway = Gateway::start().await;
+    for path in ["/metrics", "/livez", "/readyz"] {
+        for (fields, status) in [
+            ("Host: attacker.example\r\n", 421),
+            ("Host: localhost\r\nOrigin: https://evil.example\r\n", 403),
+            ("", 400),
+        ] {
+            let request = format!("GET {path} HTTP/1.1\r\n{fields}\r\n");
+            assert_eq!(raw::exchange(gateway.admin, request).await.status, status, "{path} {fields:?}");
+        }
+        let probe = raw::exchange(gateway.admin, format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        assert_eq!(probe.status, 200, "{path}");
+    }
+    let mut raw = Raw::connect(gateway.address).await;
+    raw.send("GET /topics/open/alive HTTP/1.0\r\n\r\n").await.unwrap();
+    assert_eq!(raw.head().await.0, 200);
+}
+
+#[tokio::test]
 async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
     for rules in ["", "hosts = [\"localhost\", \"127.0.0.1\"]\n"] {
         let gateway = Gateway::with(rules).await;

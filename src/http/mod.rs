@@ -50,8 +50,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// The routes of the public listener. `address` is where it listens.
 pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
     let config = gateway.config();
-    let loopback = address.is_some_and(|address| address.ip().is_loopback());
-    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors.origins, loopback));
+    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors.origins, is_loopback(address)));
     let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
@@ -78,9 +77,15 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     }
 }
 
-/// The routes of the admin listener.
-pub(crate) fn admin(gateway: Arc<Gateway>) -> Router {
-    admin::router(gateway)
+/// The routes of the admin listener. `address` is where it listens: on loopback, no page that a person visits may ask
+/// it what the gateway carries. The configured names and origins are for the public listener.
+pub(crate) fn admin(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
+    let allowed = Arc::new(origin::Allowed::new(&[], &[], is_loopback(address)));
+    admin::router(gateway).layer(middleware::from_fn_with_state(allowed, origin::check))
+}
+
+fn is_loopback(address: Option<SocketAddr>) -> bool {
+    address.is_some_and(|address| address.ip().is_loopback())
 }
 
 async fn page() -> Response {
