@@ -6,6 +6,7 @@ mod common;
 use common::eventually;
 use common::gateway::Gateway;
 use common::raw::{self, Raw, Reply, ask};
+use futures_util::future::join_all;
 
 const HIDDEN: &str = "[[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\npublish = \"anyone\"\n\
                       [[topics]]\nmatch = \"hidden/**\"\nread = \"nobody\"\n";
@@ -180,7 +181,7 @@ async fn no_page_can_ask_the_admin_listener_and_a_bare_probe_can() {
 
 #[tokio::test]
 async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
-    for rules in ["", "hosts = [\"localhost\", \"127.0.0.1\"]\n"] {
+    join_all(["", "hosts = [\"localhost\", \"127.0.0.1\"]\n"].map(|rules| async move {
         let gateway = Gateway::with(rules).await;
         for hosts in ["", "Host: localhost\r\nHost: localhost\r\n", "Host: attacker\r\nHost: localhost\r\n"] {
             let request = format!("GET /topics/a HTTP/1.1\r\n{hosts}\r\n");
@@ -198,12 +199,13 @@ async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
             assert_eq!(raw.head().await.0, status, "{target}");
         }
         assert_alive_and_nothing_subscribed(&gateway).await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
 async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_published() {
-    for rules in ["", CORS] {
+    join_all(["", CORS].map(|rules| async move {
         let gateway = Gateway::with(rules).await;
         for origin in [
             "https://evil.example",
@@ -240,7 +242,8 @@ async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_pu
         assert_eq!(own.status, 202);
         assert_eq!(gateway.metric("topicgate_messages_received_total").await, 0.0);
         assert_alive_and_nothing_subscribed(&gateway).await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
