@@ -107,6 +107,32 @@ async fn a_head_that_is_too_large_or_ambiguous_is_refused_and_its_connection_clo
 }
 
 #[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let gateway = Gateway::with(SHORT_HEADS).await;
+    for (target, field, status) in [
+        ("/topics/$SYS/a", "Content-Length: 33554432", 404),
+        ("/topics/a", "Content-Length: 33554432", 413),
+        ("/topics/a", "Transfer-Encoding: chunked", 413),
+    ] {
+        let mut raw = Raw::connect(gateway.address).await;
+        raw.send(ask("POST", target, &format!("{field}\r\n"))).await.unwrap();
+        let chunk = format!("100000\r\n{}\r\n", "x".repeat(0x100000));
+        for _ in 0..8 {
+            raw.send(&chunk).await.expect("it was reset"); // 8 MiB: more than lies between two sockets
+        }
+        assert_eq!(raw.reply().await.status, status);
+        if field.starts_with("Transfer") {
+            // That does not go on for ever.
+            let begin = Instant::now();
+            while raw.send([b'x'; 4096]).await.is_ok() {
+                assert!(begin.elapsed() < SLACK, "it takes and takes");
+            }
+        }
+    }
+    assert_alive(&gateway).await;
+}
+
+#[tokio::test]
 async fn a_length_beside_chunks_smuggles_no_second_request() {
     let gateway = Gateway::start().await;
     let mut raw = Raw::connect(gateway.address).await;

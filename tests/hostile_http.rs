@@ -6,6 +6,7 @@ mod common;
 use common::eventually;
 use common::gateway::Gateway;
 use common::raw::{self, Raw, Reply, ask};
+use futures_util::future::join_all;
 
 const HIDDEN: &str = "[[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\npublish = \"anyone\"\n\
                       [[topics]]\nmatch = \"hidden/**\"\nread = \"nobody\"\n";
@@ -159,8 +160,28 @@ async fn on_loopback_a_host_that_is_not_is_refused() {
 }
 
 #[tokio::test]
+async fn no_page_can_ask_the_admin_listener_and_a_bare_probe_can() {
+    let gateway = Gateway::start().await;
+    for path in ["/metrics", "/livez", "/readyz"] {
+        for (fields, status) in [
+            ("Host: attacker.example\r\n", 421),
+            ("Host: localhost\r\nOrigin: https://evil.example\r\n", 403),
+            ("", 400),
+        ] {
+            let request = format!("GET {path} HTTP/1.1\r\n{fields}\r\n");
+            assert_eq!(raw::exchange(gateway.admin, request).await.status, status, "{path} {fields:?}");
+        }
+        let probe = raw::exchange(gateway.admin, format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        assert_eq!(probe.status, 200, "{path}");
+    }
+    let mut raw = Raw::connect(gateway.address).await;
+    raw.send("GET /topics/open/alive HTTP/1.0\r\n\r\n").await.unwrap();
+    assert_eq!(raw.head().await.0, 200);
+}
+
+#[tokio::test]
 async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
-    for rules in ["", "hosts = [\"localhost\", \"127.0.0.1\"]\n"] {
+    join_all(["", "hosts = [\"localhost\", \"127.0.0.1\"]\n"].map(|rules| async move {
         let gateway = Gateway::with(rules).await;
         for hosts in ["", "Host: localhost\r\nHost: localhost\r\n", "Host: attacker\r\nHost: localhost\r\n"] {
             let request = format!("GET /topics/a HTTP/1.1\r\n{hosts}\r\n");
@@ -178,12 +199,13 @@ async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
             assert_eq!(raw.head().await.0, status, "{target}");
         }
         assert_alive_and_nothing_subscribed(&gateway).await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
 async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_published() {
-    for rules in ["", CORS] {
+    join_all(["", CORS].map(|rules| async move {
         let gateway = Gateway::with(rules).await;
         for origin in [
             "https://evil.example",
@@ -220,7 +242,8 @@ async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_pu
         assert_eq!(own.status, 202);
         assert_eq!(gateway.metric("topicgate_messages_received_total").await, 0.0);
         assert_alive_and_nothing_subscribed(&gateway).await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]

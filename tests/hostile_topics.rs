@@ -7,6 +7,7 @@ mod common;
 use common::gateway::Gateway;
 use common::raw::{self, Reply};
 use common::{eventually, raw::ask};
+use futures_util::future::join_all;
 
 /// Nobody's topic: refused whatever the rules say, in a path and, if it can stand there, in a query.
 const MALFORMED: [&str; 36] = [
@@ -102,7 +103,7 @@ async fn assert_alive_and_only_subscribed(gateway: &Gateway, topic: &str) {
 
 #[tokio::test]
 async fn a_malformed_topic_is_refused_in_every_spelling_and_nothing_is_subscribed() {
-    for rules in ["", RULES] {
+    join_all(["", RULES].map(|rules| async move {
         let gateway = Gateway::with(rules).await;
         for topic in MALFORMED {
             assert_refused(&get(&gateway, &format!("/topics/{topic}")).await, 400, topic);
@@ -116,7 +117,8 @@ async fn a_malformed_topic_is_refused_in_every_spelling_and_nothing_is_subscribe
         assert_refused(&get(&gateway, "/topics?topic=").await, 400, "empty");
         assert_refused(&get(&gateway, "/topics").await, 400, "none");
         assert_alive_and_only_subscribed(&gateway, "orders/1").await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
@@ -138,22 +140,25 @@ async fn bytes_that_are_no_uri_are_refused_and_nothing_is_subscribed() {
 
 #[tokio::test]
 async fn a_reserved_topic_does_not_exist_unless_a_rule_spells_it_out() {
-    for rules in ["", RULES, "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n"] {
-        let gateway = Gateway::with(rules).await;
-        // On this broker `.` separates nothing, so the rules with orders/** are asked for what is not theirs either.
-        for topic in RESERVED {
-            assert_refused(&get(&gateway, &format!("/topics/{topic}")).await, 404, topic);
-            assert_refused(
-                &get(&gateway, &format!("/topics?topic=orders/1&topic={topic}")).await,
-                404,
-                topic,
-            );
-            if !topic.contains('*') {
-                assert_refused(&post(&gateway, &format!("/topics/{topic}")).await, 404, topic);
+    join_all(["", RULES, "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n"].map(
+        |rules| async move {
+            let gateway = Gateway::with(rules).await;
+            // On this broker `.` separates nothing, so the rules with orders/** are asked for what is not theirs either.
+            for topic in RESERVED {
+                assert_refused(&get(&gateway, &format!("/topics/{topic}")).await, 404, topic);
+                assert_refused(
+                    &get(&gateway, &format!("/topics?topic=orders/1&topic={topic}")).await,
+                    404,
+                    topic,
+                );
+                if !topic.contains('*') {
+                    assert_refused(&post(&gateway, &format!("/topics/{topic}")).await, 404, topic);
+                }
             }
-        }
-        assert_alive_and_only_subscribed(&gateway, "orders/1").await;
-    }
+            assert_alive_and_only_subscribed(&gateway, "orders/1").await;
+        },
+    ))
+    .await;
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -98,15 +98,30 @@ async fn serve_http1(
         }
         let ended = connection.poll_without_shutdown(cx);
         match (handoff.take(), ended) {
-            (Some(stream), _) => Poll::Ready(Some(stream)),
-            (None, Poll::Ready(_)) => Poll::Ready(None), // a client's mistake or its leave; hyper has answered
+            (Some(stream), _) => Poll::Ready(Ok(stream)),
+            (None, Poll::Ready(ended)) => Poll::Ready(Err(ended)), // a client's mistake or its leave; hyper has answered
             (None, Poll::Pending) => Poll::Pending,
         }
     })
     .await;
-    let transport = connection.into_parts().io.into_inner();
-    let (stream, coding) = stream?;
-    Some((transport.socket, stream, coding))
+    let socket = connection.into_parts().io.into_inner().socket;
+    match stream {
+        Ok((stream, coding)) => Some((socket, stream, coding)),
+        Err(Err(error)) if error.is_timeout() => None,
+        Err(_) => {
+            let _ = tokio::time::timeout(settings.head_timeout, read_off(socket)).await;
+            None
+        }
+    }
+}
+
+/// Closes our side, and throws away what the client still sends, until it closes its own. Closed with a part of a
+/// request unread, the system would send a reset, which can take a refusal away from a client that is still sending.
+async fn read_off(mut socket: TcpStream) -> io::Result<()> {
+    socket.shutdown().await?;
+    let mut bytes = vec![0; 4096];
+    while socket.read(&mut bytes).await? > 0 {}
+    Ok(())
 }
 
 async fn serve_http2(transport: Transport, router: Router, settings: &Settings) {

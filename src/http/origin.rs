@@ -49,7 +49,8 @@ impl Allowed {
         let host = host(uri, headers);
         let allowed = match &self.hosts {
             None => true,
-            Some(Hosts::Loopback) => host.is_some_and(is_loopback),
+            // No browser leaves it out, and HTTP/1.0 may: some health checks do.
+            Some(Hosts::Loopback) => host.is_none_or(is_loopback),
             Some(Hosts::Listed(listed)) => host
                 .is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))),
         };
