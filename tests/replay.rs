@@ -1,5 +1,7 @@
 //! Replay: how much is held, for how long, from where a stream can start, and what it is told when that is not all.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are no tests to clippy
+
 mod common;
 
 use std::time::{Duration, SystemTime};

@@ -22,3 +22,10 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// This process's own memory, in bytes. The gateway is in it, and so are its readers.
+#[cfg(target_os = "linux")]
+pub fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
