@@ -34,7 +34,7 @@ async fn sigterm_ends_a_thousand_streams_within_the_window_each_at_an_event_boun
     for _ in 0..STREAMS {
         let mut wire = Wire::open(process.address, "/topics/a").await;
         readers.push(tokio::spawn(async move {
-            wire.rest().await;
+            wire.until_end().await;
             (wire.body, Instant::now())
         }));
     }
@@ -131,7 +131,7 @@ async fn a_request_that_was_begun_before_sigterm_is_answered() {
     let mut socket = TcpStream::connect(process.address).await.unwrap();
     let head = format!("POST /topics/a HTTP/1.1\r\nHost: {}\r\nContent-Length: 4\r\n\r\n12", process.address);
     socket.write_all(head.as_bytes()).await.unwrap();
-    eventually("accepted", async || connections(&process).await == 2.0).await;
+    eventually("accepted", async || process.connections().await == 2.0).await;
     process.signal("TERM");
     eventually("draining", async || process.log().contains("draining")).await;
     socket.write_all(b"34").await.unwrap();
@@ -139,13 +139,6 @@ async fn a_request_that_was_begun_before_sigterm_is_answered() {
     socket.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer:?}");
     assert_eq!(process.ended().await.code, Some(0));
-}
-
-/// Open connections, that of the question itself among them.
-async fn connections(process: &Process) -> f64 {
-    let text = client::request(process.admin, "GET", "/metrics", &[], b"").await.text();
-    let sample = text.lines().find_map(|line| line.strip_prefix("topicgate_connections "));
-    sample.unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -197,7 +190,7 @@ async fn hangups_broken_pipes_and_readers_that_reset_end_nothing() {
         assert!(reader.messages(2).await.iter().all(|message| *message == payload));
     }
     assert!(process.runs());
-    eventually("only this reader and the question are left", async || connections(&process).await == 2.0)
+    eventually("only this reader and the question are left", async || process.connections().await == 2.0)
         .await;
 }
 

@@ -69,9 +69,12 @@ impl Stalls {
 
     /// Whether some stream has not been taken from since before `now - timeout`. In milliseconds of the clock.
     pub(super) fn stalled(&self, now: u64, timeout: Duration) -> bool {
-        let limit = now.saturating_sub(timeout.as_millis() as u64);
-        self.0.lock().iter().any(|(_, offered)| offered.load(Ordering::Relaxed) < limit)
+        self.0.lock().iter().any(|(_, offered)| is_stalled(offered, now, timeout))
     }
+}
+
+fn is_stalled(offered: &AtomicU64, now: u64, timeout: Duration) -> bool {
+    offered.load(Ordering::Relaxed) < now.saturating_sub(timeout.as_millis() as u64)
 }
 
 /// The body of a stream's response.
@@ -81,6 +84,7 @@ pub(super) struct StreamBody {
     coding: Coding,
     handoff: Option<Handoff>,
     stall: Option<Stall>,
+    write_timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -104,6 +108,7 @@ impl StreamBody {
         handoff: Option<Handoff>,
         stalls: Option<Stalls>,
         http: HttpVersion,
+        write_timeout: Duration,
     ) -> Self {
         let coding = if http == HttpVersion::Http11 { Coding::Chunked } else { Coding::Plain };
         let stall = stalls.map(|stalls| {
@@ -111,7 +116,18 @@ impl StreamBody {
             let key = stalls.0.lock().insert(offered.clone());
             Stall { stalls, key, offered }
         });
-        StreamBody { stream: Some(stream), coding, handoff, stall }
+        StreamBody { stream: Some(stream), coding, handoff, stall, write_timeout }
+    }
+}
+
+/// Dropped while the client had not taken from it for so long, it ends for that reason, whoever dropped it.
+impl Drop for StreamBody {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(stall)) = (&mut self.stream, &self.stall)
+            && is_stalled(&stall.offered, stream.now(), self.write_timeout)
+        {
+            stream.give_up();
+        }
     }
 }
 

@@ -71,7 +71,9 @@ pub(super) async fn subscribe(
         *response.version_mut() = Version::HTTP_10;
     }
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
-    *response.body_mut() = Body::new(StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version));
+    let write_timeout = gateway.config().streams.write_timeout;
+    let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version, write_timeout);
+    *response.body_mut() = Body::new(body);
     Ok(response)
 }
 

@@ -47,3 +47,10 @@ pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output =
         Err(_) => panic!("not within {limit:?}: {what}"),
     }
 }
+
+/// This process's own memory, in bytes. The gateway is in it, and so are its readers.
+#[cfg(target_os = "linux")]
+pub fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}

@@ -121,6 +121,13 @@ impl Process {
         client::request(self.admin, "GET", "/readyz", &[], b"").await
     }
 
+    /// Open connections, that of the question itself among them.
+    pub async fn connections(&self) -> f64 {
+        let text = client::request(self.admin, "GET", "/metrics", &[], b"").await.text();
+        let sample = text.lines().find_map(|line| line.strip_prefix("topicgate_connections "));
+        sample.unwrap().parse().unwrap()
+    }
+
     pub async fn publish(&self, topic: &str, payload: &str) {
         let path = format!("/topics/{topic}");
         let response = client::request(self.address, "POST", &path, &[], payload.as_bytes()).await;

@@ -26,10 +26,15 @@ impl Wire {
         Self::over(socket, address, path, "1.1").await
     }
 
-    /// A stream to a client whose receive buffer is small, so that it is soon full.
+    /// A stream to a client whose receive buffer is so small that it is soon full, and which then reads badly.
     pub async fn narrow(address: SocketAddr, path: &str) -> Self {
+        Self::buffered(address, path, 4 * 1024).await
+    }
+
+    /// A stream to a client with a receive buffer of this size.
+    pub async fn buffered(address: SocketAddr, path: &str, bytes: u32) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
         Self::over(socket, address, path, "1.1").await
     }
 
@@ -66,7 +71,7 @@ impl Wire {
     }
 
     /// Reads to the end of the connection.
-    pub async fn rest(&mut self) -> &[u8] {
+    pub async fn until_end(&mut self) -> &[u8] {
         timeout(LIMIT, self.socket.read_to_end(&mut self.body)).await.expect("no end").unwrap();
         &self.body
     }
