@@ -167,9 +167,42 @@ impl Drop for Subscription {
             return;
         };
         slot.subscribed.send_replace(self.outcome);
-        if let Subscribed::Failed(_) = self.outcome {
-            inner.slots.remove(&self.log.filter);
+        match self.outcome {
+            Subscribed::Failed(_) => drop(inner.remove(&self.log.filter)),
+            _ => slot.logs().for_each(|log| log.begins(SystemTime::now())),
         }
+    }
+}
+
+impl Slot {
+    /// The log, and those that it feeds.
+    fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
+        let fed = match &self.feed {
+            Feed::Warm(fed) => Some(fed),
+            Feed::Own | Feed::By(_) => None,
+        };
+        let fed = fed.into_iter().flat_map(|fed| fed.topics.values().chain(&fed.patterns));
+        std::iter::once(&self.log).chain(fed)
+    }
+}
+
+impl Inner {
+    /// Takes a log out, and with a warm one those that it feeds: nothing would reach them any more. Returns them all.
+    fn remove(&mut self, filter: &Filter) -> Vec<Arc<TopicLog>> {
+        let Some(slot) = self.slots.remove(filter) else { return Vec::new() };
+        match &slot.feed {
+            Feed::Own => {}
+            Feed::Warm(_) => {
+                self.slots.retain(|_, other| !matches!(&other.feed, Feed::By(warm) if warm == filter));
+            }
+            Feed::By(warm) => {
+                if let Some(Slot { feed: Feed::Warm(fed), .. }) = self.slots.get_mut(warm) {
+                    fed.topics.remove(filter);
+                    fed.patterns.retain(|log| log.filter != *filter);
+                }
+            }
+        }
+        slot.logs().cloned().collect()
     }
 }
 
@@ -240,6 +273,7 @@ impl Registry {
     /// Makes the warm log of a rule, which stays for good. The caller confirms the
     /// subscription when the broker is there.
     pub fn warm(self: &Arc<Self>, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Subscription {
+        let mut inner = self.inner.lock();
         let log = self.empty_log(filter, bounds);
         let slot = Slot {
             log: log.clone(),
@@ -249,7 +283,7 @@ impl Registry {
             subscribed: watch::Sender::new(Subscribed::Pending),
             feed: Feed::Warm(Fed::default()),
         };
-        self.inner.lock().slots.insert(filter.clone(), slot);
+        inner.slots.insert(filter.clone(), slot);
         self.subscription(log)
     }
 
@@ -257,9 +291,12 @@ impl Registry {
         Subscription { registry: self.clone(), log, outcome: Subscribed::Failed(CloseCode::Unavailable) }
     }
 
+    /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what
+    /// was published to the filter while there was no log took none, and would not show. Under the writer's lock.
     fn empty_log(&self, filter: &Filter, bounds: &Bounds) -> Arc<TopicLog> {
-        let (now, head) = (SystemTime::now(), self.sequence.head());
-        Arc::new(TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), head, now))
+        let (now, begin) = (SystemTime::now(), self.sequence.next());
+        self.sequence.publish(begin);
+        Arc::new(TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), begin, now))
     }
 
     /// A log that begins with what the warm one holds of its filter, and is fed by it from now on. Under the writer's
@@ -321,7 +358,8 @@ impl Registry {
             let sequence = self.sequence.next();
             let id = self.sequence.event_id(sequence, None);
             let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
-            slot.log.append(Arc::new(Entry { sequence, time, kind: EntryKind::Gap(reason, frame) }));
+            let kind = EntryKind::Gap(reason, frame);
+            slot.log.append(Arc::new(Entry { sequence, time, kind }));
             touched.push(slot.log.clone());
             self.sequence.publish(sequence);
             gaps += 1;
@@ -342,12 +380,11 @@ impl Registry {
 
     /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
     pub fn refuse(&self, filter: &Filter) {
-        let removed = self.inner.lock().slots.remove(filter);
-        if let Some(slot) = removed {
-            for (_, signal) in &*slot.log.readers.lock() {
-                signal.close(CloseCode::Refused);
-            }
-        }
+        let mut inner = self.inner.lock();
+        let removed = inner.remove(filter);
+        removed.iter().for_each(|log| log.seal(self.sequence.head()));
+        drop(inner);
+        removed.iter().for_each(|log| log.close(CloseCode::Refused));
     }
 
     /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
@@ -392,7 +429,6 @@ impl Registry {
             let crowded = inner.slots.len() * 10 >= self.max_topics * 9;
             let idle = |slot: &Slot| {
                 slot.readers == 0
-                    && *slot.subscribed.borrow() != Subscribed::Pending
                     && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.bounds.linger)
             };
             let ended: Vec<Filter> = inner
@@ -401,17 +437,14 @@ impl Registry {
                 .filter(|(filter, slot)| match slot.feed {
                     Feed::Warm(_) => false,
                     Feed::By(_) => idle(slot),
-                    Feed::Own => idle(slot) && unsubscribe(filter),
+                    // While one waits to be confirmed, its subscription is not there to be ended yet.
+                    Feed::Own => {
+                        idle(slot) && *slot.subscribed.borrow() != Subscribed::Pending && unsubscribe(filter)
+                    }
                 })
                 .map(|(filter, _)| filter.clone())
                 .collect();
-            for filter in ended {
-                let Some(Slot { feed: Feed::By(warm), .. }) = inner.slots.remove(&filter) else { continue };
-                if let Some(Slot { feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(&warm) {
-                    fed.topics.remove(&filter);
-                    fed.patterns.retain(|log| log.filter != filter);
-                }
-            }
+            ended.iter().for_each(|filter| drop(inner.remove(filter)));
             if inner.slots.capacity() > 1024 && inner.slots.len() * 4 < inner.slots.capacity() {
                 inner.slots.shrink_to_fit();
             }

@@ -79,7 +79,7 @@ impl Life {
                 let gap: serde_json::Value = serde_json::from_str(&event.data).unwrap();
                 let filter = Filter::parse(gap["topic"].as_str().unwrap(), 99).unwrap();
                 for (topic, seen) in self.topics.iter_mut().filter(|(topic, _)| filter.matches(topic)) {
-                    seen.told = Told { published: published(topic), rewind: foreign };
+                    seen.told = Told { published: published(topic), rewind: foreign || seen.told.rewind };
                 }
             }
             _ => self.message(event),

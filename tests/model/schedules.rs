@@ -85,12 +85,15 @@ struct Client {
     life: Life,
 }
 
+/// Payloads and publisher ids.
+type Unheard = VecDeque<Option<(String, Option<String>)>>;
+
 struct World {
     /// The first hears each message at once, the second when it is told to, in another order across topics.
     replicas: [Replica; 2],
     published: BTreeMap<Topic, usize>,
     /// What the second has still to hear; `None` was lost on its way.
-    unheard: BTreeMap<Topic, VecDeque<Option<(String, Option<String>)>>>,
+    unheard: BTreeMap<Topic, Unheard>,
     clients: [Option<Client>; CLIENTS],
     publisher_ids: usize,
 }
