@@ -35,7 +35,7 @@ const BATCH_BYTES: usize = 32 * 1024;
 pub struct Bounds {
     /// Entries.
     pub messages: usize,
-    /// Bytes, as held in memory.
+    /// Bytes, as held in memory. Envelopes count only among what all logs hold together: readers make them, not writers.
     pub bytes: usize,
     /// Age of the oldest entry.
     pub age: Duration,
@@ -52,6 +52,8 @@ pub struct Entry {
     pub time: SystemTime,
     /// What it is.
     pub kind: EntryKind,
+    /// Counts its envelope, which may be made at any time and lives as long as the last log that holds it.
+    usage: Arc<Usage>,
 }
 
 /// What an entry is.
@@ -64,9 +66,18 @@ pub enum EntryKind {
 }
 
 impl Entry {
+    fn new(sequence: u64, time: SystemTime, kind: EntryKind, usage: &Arc<Usage>) -> Arc<Self> {
+        let entry = Entry { sequence, time, kind, usage: usage.clone() };
+        let envelope = entry.message().map_or(0, Message::envelope_weight);
+        usage.0.fetch_add(envelope, Ordering::Relaxed);
+        Arc::new(entry)
+    }
+
     fn frame(&self, format: Format) -> &Frame {
         match &self.kind {
-            EntryKind::Message(message) => message.frame(format),
+            EntryKind::Message(message) => {
+                message.frame_counted(format, |weight| _ = self.usage.0.fetch_add(weight, Ordering::Relaxed))
+            }
             EntryKind::Gap(_, frame) => frame,
         }
     }
@@ -84,6 +95,13 @@ impl Entry {
             EntryKind::Message(message) => Some(message),
             EntryKind::Gap(..) => None,
         }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let envelope = self.message().map_or(0, Message::envelope_weight);
+        self.usage.0.fetch_sub(envelope, Ordering::Relaxed);
     }
 }
 

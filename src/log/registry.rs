@@ -327,7 +327,7 @@ impl Registry {
         let Some(slot) = slots.get(filter) else { return false };
         let time = next_time(last_time);
         let sequence = self.sequence.next();
-        let entry = Arc::new(Entry { sequence, time, kind: encode(sequence, time, &slot.fields) });
+        let entry = Entry::new(sequence, time, encode(sequence, time, &slot.fields), &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
             let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
             for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
@@ -359,7 +359,7 @@ impl Registry {
             let id = self.sequence.event_id(sequence, None);
             let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
             let kind = EntryKind::Gap(reason, frame);
-            slot.log.append(Arc::new(Entry { sequence, time, kind }));
+            slot.log.append(Entry::new(sequence, time, kind, &self.usage));
             touched.push(slot.log.clone());
             self.sequence.publish(sequence);
             gaps += 1;
@@ -452,6 +452,10 @@ impl Registry {
         };
         let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
+        // Readers can fill memory too, with envelopes.
+        if self.usage.bytes() > self.max_bytes {
+            self.reclaim();
+        }
     }
 }
 

@@ -272,6 +272,28 @@ fn topics_of_a_warm_pattern_that_was_never_confirmed_are_given_up() {
 }
 
 #[test]
+fn envelopes_count_among_the_bytes_that_are_held() {
+    let replica = Replica::bounded(ample(), 100_000);
+    let filters = [filter("a")];
+    let mut raw = Reader::new(replica.open(&filters, &Start::Now, Format::Raw).unwrap());
+    for _ in 0..5 {
+        replica.deliver(&topic("a"), &"\u{1}".repeat(5_000), None); // six bytes each in JSON
+    }
+    let before = replica.registry.bytes();
+    assert!(before < 50_000);
+    let mut reader = Reader::new(replica.open(&filters, &Start::All, Format::CloudEvents).unwrap());
+    while let Poll::Ready(Some(_)) = reader.poll() {}
+    assert!(replica.registry.bytes() > before + 5 * 30_000);
+    replica.sweep();
+    assert!(replica.registry.bytes() <= 100_000);
+    // What is counted when it is made is uncounted when it goes.
+    raw.read_all();
+    drop((raw, reader));
+    replica.sweep();
+    assert_eq!(replica.registry.bytes(), 0);
+}
+
+#[test]
 fn a_message_that_the_log_has_no_room_for_is_told_to_those_who_wait_for_it() {
     let replica = Replica::new(Bounds { bytes: 2_000, ..ample() });
     for names in [&["a"][..], &["a", "b"]] {
