@@ -150,15 +150,18 @@ pub struct Reader {
     pub flag: Arc<Flag>,
     /// It slept when it was last polled.
     pub asleep: bool,
+    polls: usize,
 }
 
 impl Reader {
     pub fn new(stream: Stream) -> Self {
-        Reader { stream, flag: Arc::default(), asleep: false }
+        Reader { stream, flag: Arc::default(), asleep: false, polls: 0 }
     }
 
     /// The events of one hand-out. `Ready(None)` at the end; a stream that slept and has something must have been woken.
     pub fn poll(&mut self) -> Poll<Option<Vec<Event>>> {
+        self.polls += 1;
+        assert!(self.polls < 5_000, "a stream without end");
         let woken = self.flag.is_raised();
         self.flag.0.store(false, Ordering::SeqCst);
         let waker = Waker::from(self.flag.clone());
