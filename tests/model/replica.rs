@@ -19,7 +19,7 @@ use topicgate::sse::table::Table;
 use topicgate::topic::{Filter, Topic};
 
 /// The pattern that is held warm.
-pub const WARM: &str = "w/*";
+pub const WARM: &str = "w/**";
 
 pub fn filter(text: &str) -> Filter {
     Filter::parse(text, 99).unwrap()

@@ -11,16 +11,17 @@ use topicgate::position::Start;
 use topicgate::topic::{Filter, Topic};
 
 use crate::client::{Life, Reader};
-use crate::replica::{Replica, ample, at_most, filter, topic};
+use crate::replica::{Replica, WARM, ample, at_most, filter, topic};
 
 const TOPICS: [&str; 5] = ["a/1", "a/2", "b", "w/1", "w/2"];
-const STREAMS: [&[&str]; 8] = [
+const STREAMS: [&[&str]; 9] = [
     &["a/1"],
     &["a/1", "a/2", "b"],
     &["a/*"],
     &["w/1"],
     &["w/1", "w/2"],
     &["w/*"],
+    &["w/**"],
     &["w/1", "b"],
     &["a/*", "w/2", "b"],
 ];
@@ -239,7 +240,7 @@ impl World {
             Step::Cut { client, seen } => self.read(client, 1, Some(seen)),
             Step::Resume { client, cursor, rotate } => self.resume(client, cursor, rotate),
             Step::Sweep(replica) => self.replicas[replica].sweep(),
-            Step::Refuse(which) => self.replicas[0].refuse(&filter(["a/1", "a/*", "w/*", "b"][which])),
+            Step::Refuse(which) => self.replicas[0].refuse(&filter(["a/1", "a/*", WARM, "b"][which])),
         }
     }
 

@@ -23,6 +23,9 @@ const STREAMS: [&[&str]; 4] = [&["a"], &["a", "b", "w/1"], &["w/1", "w/2"], &["w
 /// How long the last message may take to reach those who sleep.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Messages that each come as their reader falls asleep.
+const ROUNDS: usize = 30_000;
+
 type Counts = BTreeMap<Topic, AtomicUsize>;
 
 struct World {
@@ -33,6 +36,8 @@ struct World {
     done: Counts,
     stopping: AtomicBool,
     stopped: AtomicBool,
+    /// Messages that the one reader has read, where there is one.
+    read: AtomicUsize,
 }
 
 impl World {
@@ -44,6 +49,7 @@ impl World {
             done: counts(),
             stopping: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            read: AtomicUsize::new(0),
         }
     }
 
@@ -163,4 +169,33 @@ async fn nobody_misses_a_message_or_sleeps_through_the_last_one() {
     while let Some(ended) = tokio::time::timeout(LIMIT, tasks.join_next()).await.expect("somebody sleeps") {
         ended.unwrap();
     }
+}
+
+/// The next message is published the moment the last one has come, while its reader is about to sleep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_comes_as_its_reader_falls_asleep_wakes_it() {
+    let world = Arc::new(World::new());
+    let a = topic("a");
+    let (mut stream, _) = world.join(&[filter("a")]);
+    let writer = world.clone();
+    let writer = tokio::task::spawn_blocking(move || {
+        for number in 0..ROUNDS {
+            writer.publish(&a, false);
+            let begin = Instant::now();
+            while writer.read.load(Ordering::SeqCst) <= number {
+                assert!(begin.elapsed() < LIMIT, "asleep with message {number} to read");
+                std::hint::spin_loop();
+            }
+        }
+    });
+    let reader = tokio::spawn(async move {
+        while world.read.load(Ordering::SeqCst) < ROUNDS {
+            let bytes = poll_fn(|cx| stream.poll_next(cx, Coding::Plain)).await.unwrap();
+            let messages = parse(&bytes).iter().filter(|event| event.event == "message").count();
+            world.read.fetch_add(messages, Ordering::SeqCst);
+        }
+    });
+    let ended = writer.await;
+    reader.abort();
+    ended.unwrap();
 }
