@@ -116,14 +116,28 @@ impl Message {
 
     /// The event in that format.
     pub fn frame(&self, format: Format) -> &Frame {
+        self.frame_counted(format, |_| {})
+    }
+
+    /// The same; `count` is told the bytes of an envelope that is made for it, so once in a message's life.
+    pub fn frame_counted(&self, format: Format, count: impl FnOnce(usize)) -> &Frame {
         match format {
             Format::Raw => &self.raw,
-            Format::CloudEvents => self.cloud_event.get_or_init(|| self.encode_cloud_event()),
+            Format::CloudEvents => self.cloud_event.get_or_init(|| {
+                let frame = self.encode_cloud_event();
+                count(frame.weight());
+                frame
+            }),
         }
     }
 
-    /// Bytes held in memory, nearly: what the buffer bounds count. An envelope that a reader asks for later is not in it;
-    /// it is of the payload's size again.
+    /// Bytes of its envelope, if one was made.
+    pub fn envelope_weight(&self) -> usize {
+        self.cloud_event.get().map_or(0, Frame::weight)
+    }
+
+    /// Bytes held in memory, nearly: what the buffer bounds count. Always the same; an envelope that a reader asks for
+    /// later is not in it, and is counted when it is made.
     pub fn weight(&self) -> usize {
         let own_payload = if self.raw.holds(&self.payload) { 0 } else { self.payload.len() };
         size_of::<Self>() + self.event_id.len() + self.raw.weight() + own_payload

@@ -93,12 +93,20 @@ impl Cursors {
                 EventId::Publisher(id) => opened.start_after_publisher_id(id, GapReason::UnknownId),
             },
             Start::Since(time) => {
+                let mut before = 0;
                 for cursor in &mut opened.cursors.cursors {
                     let log = cursor.lease.log();
                     cursor.position = log.position_before(*time);
                     if log.evicted().1 >= *time {
                         opened.gaps.push((log.filter().clone(), GapReason::Evicted));
+                    } else {
+                        before = before.max(cursor.position);
                     }
+                }
+                // What came at that time or later has a higher number than all that came before, in whichever log. So
+                // the one id that stands for all cursors brings nothing older to a client that comes back with it.
+                for cursor in &mut opened.cursors.cursors {
+                    cursor.position = cursor.position.max(before);
                 }
                 opened.resumed = opened.gaps.is_empty();
                 opened.position = opened.cursors.position();
@@ -120,6 +128,7 @@ impl Cursors {
                 }
             }
         }
+        opened.stop_at_the_end();
         opened
     }
 
@@ -226,6 +235,16 @@ impl Cursor {
 }
 
 impl Opened {
+    /// A log whose subscription ended just now is not complete up to the head, and no id may say so.
+    fn stop_at_the_end(&mut self) {
+        for cursor in &mut self.cursors.cursors {
+            if let Some(end) = cursor.lease.log().sealed() {
+                cursor.position = cursor.position.min(end);
+                self.position = self.position.min(end);
+            }
+        }
+    }
+
     fn start_at(&mut self, position: u64) {
         self.position = position;
         self.cursors.cursors.iter_mut().for_each(|cursor| cursor.position = position);
@@ -241,21 +260,24 @@ impl Opened {
         self.position = self.cursors.position();
     }
 
-    /// After the message that its publisher gave this id. It tells the place in its own log only: another process took
-    /// messages of other topics in at other places, so for those it is a gap.
+    /// After the message that its publisher gave this id. It tells the place in its own topic only: another process took
+    /// messages of other topics in at other places, so for those it is a gap, and for a pattern too.
     fn start_after_publisher_id(&mut self, id: &str, otherwise: GapReason) {
         let place = self.cursors.logs().enumerate().find_map(|(index, cursor)| {
             cursor.lease.log().find_publisher_id(id).map(|position| (index, position))
         });
         let Some((found, position)) = place else { return self.start_at_oldest(Some(otherwise)) };
         self.start_at(position);
+        let mut evicted = false;
         for (index, cursor) in self.cursors.cursors.iter_mut().enumerate() {
-            if index != found {
-                let log = cursor.lease.log();
+            let log = cursor.lease.log();
+            if index != found || log.filter().is_pattern() {
                 cursor.position = position.max(log.evicted().0);
                 self.gaps.push((log.filter().clone(), otherwise));
+            } else {
+                evicted = log.evicted().0 > position;
             }
         }
-        self.resumed = self.gaps.is_empty();
+        self.resumed = self.gaps.is_empty() && !evicted;
     }
 }

@@ -22,7 +22,7 @@ use slab::Slab;
 pub use self::cursor::{Batch, Cursors, Opened};
 pub use self::registry::{Full, Lease, Registry, Subscription};
 use crate::message::{Format, Message};
-use crate::signal::Signal;
+use crate::signal::{CloseCode, Signal};
 use crate::sse::frame::{Coding, Frame, GapReason};
 use crate::topic::Filter;
 
@@ -35,7 +35,7 @@ const BATCH_BYTES: usize = 32 * 1024;
 pub struct Bounds {
     /// Entries.
     pub messages: usize,
-    /// Bytes, as held in memory.
+    /// Bytes, as held in memory. Envelopes count only among what all logs hold together: readers make them, not writers.
     pub bytes: usize,
     /// Age of the oldest entry.
     pub age: Duration,
@@ -52,6 +52,8 @@ pub struct Entry {
     pub time: SystemTime,
     /// What it is.
     pub kind: EntryKind,
+    /// Counts its envelope, which may be made at any time and lives as long as the last log that holds it.
+    usage: Arc<Usage>,
 }
 
 /// What an entry is.
@@ -64,9 +66,18 @@ pub enum EntryKind {
 }
 
 impl Entry {
+    fn new(sequence: u64, time: SystemTime, kind: EntryKind, usage: &Arc<Usage>) -> Arc<Self> {
+        let entry = Entry { sequence, time, kind, usage: usage.clone() };
+        let envelope = entry.message().map_or(0, Message::envelope_weight);
+        usage.0.fetch_add(envelope, Ordering::Relaxed);
+        Arc::new(entry)
+    }
+
     fn frame(&self, format: Format) -> &Frame {
         match &self.kind {
-            EntryKind::Message(message) => message.frame(format),
+            EntryKind::Message(message) => {
+                message.frame_counted(format, |weight| _ = self.usage.0.fetch_add(weight, Ordering::Relaxed))
+            }
             EntryKind::Gap(_, frame) => frame,
         }
     }
@@ -84,6 +95,13 @@ impl Entry {
             EntryKind::Message(message) => Some(message),
             EntryKind::Gap(..) => None,
         }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let envelope = self.message().map_or(0, Message::envelope_weight);
+        self.usage.0.fetch_sub(envelope, Ordering::Relaxed);
     }
 }
 
@@ -126,7 +144,14 @@ pub struct TopicLog {
     usage: Arc<Usage>,
     state: Mutex<State>,
     /// Apart from `state`, so that waking thousands does not hold up the first of them in reading.
-    readers: Mutex<Slab<Arc<Signal>>>,
+    readers: Mutex<Readers>,
+}
+
+#[derive(Debug, Default)]
+struct Readers {
+    signals: Slab<Arc<Signal>>,
+    /// Nothing will be appended any more. Whoever joins is told so like those who had joined.
+    ended: Option<CloseCode>,
 }
 
 #[derive(Debug)]
@@ -137,11 +162,13 @@ struct State {
     /// Entries up to this sequence were evicted, or were published before the log began: what is at or before it is not
     /// all here.
     evicted: u64,
+    /// Its subscription ended when the sequence was here.
+    sealed: Option<u64>,
     /// The time of the entry `evicted`, or when the log began.
     evicted_time: SystemTime,
-    /// Where a publisher's id stands. The first of several equal ids, since to resume there repeats what to resume at
-    /// the last would lose.
-    publisher_ids: HashMap<Box<str>, u64>,
+    /// Where a publisher's id stands, and how many entries have it. The first of several equal ids, since to resume
+    /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
+    publisher_ids: HashMap<Box<str>, (u64, usize)>,
     /// The last piece that was put together, for the other readers at the same place.
     piece: Option<Piece>,
 }
@@ -170,6 +197,7 @@ impl TopicLog {
             entries: VecDeque::new(),
             bytes: 0,
             evicted,
+            sealed: None,
             evicted_time,
             publisher_ids: HashMap::new(),
             piece: None,
@@ -187,7 +215,7 @@ impl TopicLog {
         let mut state = self.state.lock();
         let weight = entry.weight();
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
-            state.publisher_ids.entry(publisher_id.into()).or_insert(entry.sequence);
+            state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0)).1 += 1;
         }
         let now = entry.time;
         state.entries.push_back(entry);
@@ -213,9 +241,12 @@ impl TopicLog {
         state.evicted = entry.sequence;
         state.evicted_time = entry.time;
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id)
-            && state.publisher_ids.get(publisher_id) == Some(&entry.sequence)
+            && let Some((_, held)) = state.publisher_ids.get_mut(publisher_id)
         {
-            state.publisher_ids.remove(publisher_id);
+            *held -= 1;
+            if *held == 0 {
+                state.publisher_ids.remove(publisher_id);
+            }
         }
     }
 
@@ -263,7 +294,7 @@ impl TopicLog {
 
     /// Where the first message stands that its publisher called so.
     fn find_publisher_id(&self, publisher_id: &str) -> Option<u64> {
-        self.state.lock().publisher_ids.get(publisher_id).copied()
+        self.state.lock().publisher_ids.get(publisher_id).map(|(sequence, _)| *sequence)
     }
 
     /// The last sequence before `time`: a reader there reads on with what came at `time` or later.
@@ -305,6 +336,7 @@ impl TopicLog {
     /// everything.
     fn collect(&self, position: u64, head: u64, format: Format, items: &mut Vec<Item>) -> u64 {
         let state = self.state.lock();
+        let head = head.min(state.sealed.unwrap_or(head));
         if state.evicted > position {
             items.push(Item::Evicted(state.evicted));
         }
@@ -366,12 +398,38 @@ impl TopicLog {
         Ok(Some(piece))
     }
 
+    /// Its subscription is confirmed: what came before is not all here.
+    fn begins(&self, now: SystemTime) {
+        let mut state = self.state.lock();
+        let begin = state.entries.front().map_or(now, |oldest| oldest.time.min(now));
+        state.evicted_time = state.evicted_time.max(begin);
+    }
+
+    /// Its subscription has ended, and it is complete up to `head` only: no reader may say that it has read further.
+    fn seal(&self, head: u64) {
+        self.state.lock().sealed = Some(head);
+    }
+
+    /// Up to where it is complete, if its subscription has ended.
+    fn sealed(&self) -> Option<u64> {
+        self.state.lock().sealed
+    }
+
+    /// Tells its readers to come back.
+    fn close(&self, code: CloseCode) {
+        let mut readers = self.readers.lock();
+        readers.ended = Some(code);
+        readers.signals.iter().for_each(|(_, signal)| signal.close(code));
+    }
+
     fn join(&self, signal: Arc<Signal>) -> usize {
-        self.readers.lock().insert(signal)
+        let mut readers = self.readers.lock();
+        readers.ended.into_iter().for_each(|code| signal.close(code));
+        readers.signals.insert(signal)
     }
 
     fn leave(&self, key: usize) {
-        let mut readers = self.readers.lock();
+        let readers = &mut self.readers.lock().signals;
         readers.try_remove(key);
         if readers.is_empty() {
             readers.shrink_to_fit();
@@ -380,7 +438,7 @@ impl TopicLog {
 
     /// Wakes the readers that wait.
     fn wake(&self) {
-        for (_, signal) in &*self.readers.lock() {
+        for (_, signal) in &self.readers.lock().signals {
             signal.entry();
         }
     }

@@ -167,9 +167,42 @@ impl Drop for Subscription {
             return;
         };
         slot.subscribed.send_replace(self.outcome);
-        if let Subscribed::Failed(_) = self.outcome {
-            inner.slots.remove(&self.log.filter);
+        match self.outcome {
+            Subscribed::Failed(_) => drop(inner.remove(&self.log.filter)),
+            _ => slot.logs().for_each(|log| log.begins(SystemTime::now())),
         }
+    }
+}
+
+impl Slot {
+    /// The log, and those that it feeds.
+    fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
+        let fed = match &self.feed {
+            Feed::Warm(fed) => Some(fed),
+            Feed::Own | Feed::By(_) => None,
+        };
+        let fed = fed.into_iter().flat_map(|fed| fed.topics.values().chain(&fed.patterns));
+        std::iter::once(&self.log).chain(fed)
+    }
+}
+
+impl Inner {
+    /// Takes a log out, and with a warm one those that it feeds: nothing would reach them any more. Returns them all.
+    fn remove(&mut self, filter: &Filter) -> Vec<Arc<TopicLog>> {
+        let Some(slot) = self.slots.remove(filter) else { return Vec::new() };
+        match &slot.feed {
+            Feed::Own => {}
+            Feed::Warm(_) => {
+                self.slots.retain(|_, other| !matches!(&other.feed, Feed::By(warm) if warm == filter));
+            }
+            Feed::By(warm) => {
+                if let Some(Slot { feed: Feed::Warm(fed), .. }) = self.slots.get_mut(warm) {
+                    fed.topics.remove(filter);
+                    fed.patterns.retain(|log| log.filter != *filter);
+                }
+            }
+        }
+        slot.logs().cloned().collect()
     }
 }
 
@@ -299,7 +332,7 @@ impl Registry {
         let Some(slot) = slots.get(filter) else { return false };
         let time = next_time(last_time);
         let sequence = self.sequence.next();
-        let entry = Arc::new(Entry { sequence, time, kind: encode(sequence, time, &slot.fields) });
+        let entry = Entry::new(sequence, time, encode(sequence, time, &slot.fields), &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
             let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
             for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
@@ -330,7 +363,8 @@ impl Registry {
             let sequence = self.sequence.next();
             let id = self.sequence.event_id(sequence, None);
             let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
-            slot.log.append(Arc::new(Entry { sequence, time, kind: EntryKind::Gap(reason, frame) }));
+            let kind = EntryKind::Gap(reason, frame);
+            slot.log.append(Entry::new(sequence, time, kind, &self.usage));
             touched.push(slot.log.clone());
             self.sequence.publish(sequence);
             gaps += 1;
@@ -351,12 +385,11 @@ impl Registry {
 
     /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
     pub fn refuse(&self, filter: &Filter) {
-        let removed = self.inner.lock().slots.remove(filter);
-        if let Some(slot) = removed {
-            for (_, signal) in &*slot.log.readers.lock() {
-                signal.close(CloseCode::Refused);
-            }
-        }
+        let mut inner = self.inner.lock();
+        let removed = inner.remove(filter);
+        removed.iter().for_each(|log| log.seal(self.sequence.head()));
+        drop(inner);
+        removed.iter().for_each(|log| log.close(CloseCode::Refused));
     }
 
     /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
@@ -401,7 +434,6 @@ impl Registry {
             let crowded = inner.slots.len() * 10 >= self.max_topics * 9;
             let idle = |slot: &Slot| {
                 slot.readers == 0
-                    && *slot.subscribed.borrow() != Subscribed::Pending
                     && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.bounds.linger)
             };
             let ended: Vec<Filter> = inner
@@ -410,17 +442,14 @@ impl Registry {
                 .filter(|(filter, slot)| match slot.feed {
                     Feed::Warm(_) => false,
                     Feed::By(_) => idle(slot),
-                    Feed::Own => idle(slot) && unsubscribe(filter),
+                    // While one waits to be confirmed, its subscription is not there to be ended yet.
+                    Feed::Own => {
+                        idle(slot) && *slot.subscribed.borrow() != Subscribed::Pending && unsubscribe(filter)
+                    }
                 })
                 .map(|(filter, _)| filter.clone())
                 .collect();
-            for filter in ended {
-                let Some(Slot { feed: Feed::By(warm), .. }) = inner.slots.remove(&filter) else { continue };
-                if let Some(Slot { feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(&warm) {
-                    fed.topics.remove(&filter);
-                    fed.patterns.retain(|log| log.filter != filter);
-                }
-            }
+            ended.iter().for_each(|filter| drop(inner.remove(filter)));
             if inner.slots.capacity() > 1024 && inner.slots.len() * 4 < inner.slots.capacity() {
                 inner.slots.shrink_to_fit();
             }
@@ -428,6 +457,10 @@ impl Registry {
         };
         let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
+        // Readers can fill memory too, with envelopes.
+        if self.usage.bytes() > self.max_bytes {
+            self.reclaim();
+        }
     }
 }
 

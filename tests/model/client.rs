@@ -1,0 +1,182 @@
+//! A client over its whole life, and the check of what it was told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+use eventsource_stream::{Event, Eventsource};
+use futures_util::{FutureExt, StreamExt};
+use topicgate::message::Format;
+use topicgate::sse::frame::Coding;
+use topicgate::sse::stream::Stream;
+use topicgate::topic::{Filter, Topic};
+
+/// Events as an independent parser reads them. One without an id of its own has the id of the one before it, or none.
+pub fn parse(bytes: &Bytes) -> Vec<Event> {
+    let chunks = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.to_vec())]);
+    chunks.eventsource().map(|event| event.unwrap()).collect().now_or_never().unwrap()
+}
+
+/// What one client knows: the check of promise 1.
+#[derive(Debug)]
+pub struct Life {
+    format: Format,
+    topics: BTreeMap<Topic, Seen>,
+    pub last_id: Option<String>,
+    /// Gap events so far.
+    pub gaps: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// The next message it must be given, or be told that it is missing.
+    next: usize,
+    /// Nothing came yet, so what was published before the first head may.
+    fresh: bool,
+    /// The oldest that may come to a stream that started at its head.
+    least: usize,
+    told: Told,
+    /// As of the last event with an id: all that a client which is cut off keeps.
+    told_at_id: Told,
+}
+
+/// The gap since the topic's last message.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// How many messages had been published when it was told: of those, any may be missing.
+    published: usize,
+    /// It was told because the cursor meant nothing here, so older messages may come again.
+    rewind: bool,
+}
+
+impl Life {
+    /// `least` and `due` of each topic: the oldest message that may come, and the first that must.
+    pub fn begin(format: Format, topics: impl IntoIterator<Item = (Topic, usize, usize)>) -> Self {
+        let seen = |least, next| Seen {
+            next,
+            fresh: true,
+            least,
+            told: Told::default(),
+            told_at_id: Told::default(),
+        };
+        let topics = topics.into_iter().map(|(topic, least, due)| (topic, seen(least, due))).collect();
+        Life { format, topics, last_id: None, gaps: 0 }
+    }
+
+    /// The connection is cut: what was told since the last id is to be told again.
+    pub fn cut(&mut self) {
+        self.topics.values_mut().for_each(|seen| seen.told = seen.told_at_id);
+    }
+
+    /// An event came, when `published` counted what was published. `foreign`: the stream's cursor was not of its process.
+    pub fn take(&mut self, event: &Event, foreign: bool, published: impl Fn(&Topic) -> usize) {
+        match event.event.as_str() {
+            "stream-open" | "stream-close" => {}
+            "stream-gap" => {
+                self.gaps += 1;
+                let gap: serde_json::Value = serde_json::from_str(&event.data).unwrap();
+                let filter = Filter::parse(gap["topic"].as_str().unwrap(), 99).unwrap();
+                for (topic, seen) in self.topics.iter_mut().filter(|(topic, _)| filter.matches(topic)) {
+                    seen.told = Told { published: published(topic), rewind: foreign || seen.told.rewind };
+                }
+            }
+            _ => self.message(event),
+        }
+        let new = !event.id.is_empty() && self.last_id.as_ref() != Some(&event.id);
+        if new {
+            self.last_id = Some(event.id.clone());
+            self.topics.values_mut().for_each(|seen| seen.told_at_id = seen.told);
+        }
+    }
+
+    fn message(&mut self, event: &Event) {
+        let envelope: serde_json::Value;
+        let payload = match self.format {
+            Format::Raw => event.data.as_str(),
+            Format::CloudEvents => {
+                envelope = serde_json::from_str(&event.data).unwrap();
+                envelope["data"].as_str().unwrap()
+            }
+        };
+        let (topic, number) = payload.split_once('#').unwrap();
+        let number: usize = number.trim_end_matches('.').parse().unwrap();
+        let topic = Topic::parse(topic, 99).unwrap();
+        let seen = self.topics.get_mut(&topic).expect("a topic that was asked for");
+        if seen.told.rewind {
+            seen.least = 0;
+        }
+        assert!(number >= seen.least, "{topic} {number} is from before the head; {seen:?}");
+        if number > seen.next {
+            assert!(number <= seen.told.published, "LOST IN SILENCE: {topic} {number}; {seen:?}");
+        } else if number < seen.next {
+            assert!(seen.fresh || seen.told.rewind, "TWICE: {topic} {number}; {seen:?}");
+        }
+        *seen = Seen { next: number + 1, fresh: false, told: Told::default(), ..*seen };
+    }
+
+    /// Whether it has all of it, or was told.
+    pub fn is_whole(&self, published: impl Fn(&Topic) -> usize) -> bool {
+        self.topics.iter().all(|(topic, seen)| seen.next.max(seen.told.published) >= published(topic))
+    }
+
+    /// The client has read everything there is.
+    pub fn caught_up(&self, published: impl Fn(&Topic) -> usize) {
+        let counts: Vec<usize> = self.topics.keys().map(&published).collect();
+        assert!(self.is_whole(published), "LOST IN SILENCE: of {counts:?}; {:?}", self.topics);
+    }
+}
+
+/// Whether a stream's task would run.
+#[derive(Default)]
+pub struct Flag(AtomicBool);
+
+impl Flag {
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// An open stream, polled by hand.
+pub struct Reader {
+    pub stream: Stream,
+    pub flag: Arc<Flag>,
+    /// It slept when it was last polled.
+    pub asleep: bool,
+    polls: usize,
+}
+
+impl Reader {
+    pub fn new(stream: Stream) -> Self {
+        Reader { stream, flag: Arc::default(), asleep: false, polls: 0 }
+    }
+
+    /// The events of one hand-out. `Ready(None)` at the end; a stream that slept and has something must have been woken.
+    pub fn poll(&mut self) -> Poll<Option<Vec<Event>>> {
+        self.polls += 1;
+        assert!(self.polls < 5_000, "a stream without end");
+        let woken = self.flag.is_raised();
+        self.flag.0.store(false, Ordering::SeqCst);
+        let waker = Waker::from(self.flag.clone());
+        let polled = self.stream.poll_next(&mut Context::from_waker(&waker), Coding::Plain);
+        assert!(!self.asleep || woken || polled.is_pending(), "a stream sleeps with something to read");
+        self.asleep = polled.is_pending();
+        polled.map(|bytes| bytes.map(|bytes| parse(&bytes)))
+    }
+
+    /// Everything there is to read.
+    pub fn read_all(&mut self) -> Vec<Event> {
+        let mut all = Vec::new();
+        while let Poll::Ready(Some(events)) = self.poll() {
+            all.extend(events);
+        }
+        all
+    }
+}

@@ -1,0 +1,161 @@
+//! One gateway process without its doors: the logs, and a broker that keeps to its contract.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use topicgate::broker::Headers;
+use topicgate::config::Field;
+use topicgate::log::{Bounds, EntryKind, Lease, Registry, Subscription};
+use topicgate::message::{Fields, Format, Message};
+use topicgate::metrics::{HttpVersion, Metrics};
+use topicgate::position::{Epoch, Sequence, Start};
+use topicgate::sse::frame::GapReason;
+use topicgate::sse::stream::{Shared, Stream};
+use topicgate::sse::table::Table;
+use topicgate::topic::{Filter, Topic};
+
+/// The pattern that is held warm.
+pub const WARM: &str = "w/**";
+
+pub fn filter(text: &str) -> Filter {
+    Filter::parse(text, 99).unwrap()
+}
+
+pub fn topic(text: &str) -> Topic {
+    Topic::parse(text, 99).unwrap()
+}
+
+/// Room for everything a test publishes, and logs that end with the first sweep after their last reader.
+pub fn ample() -> Bounds {
+    Bounds { messages: 100_000, bytes: 1 << 30, age: Duration::from_secs(9_999), linger: Duration::ZERO }
+}
+
+pub fn at_most(messages: usize) -> Bounds {
+    Bounds { messages, ..ample() }
+}
+
+pub struct Replica {
+    pub shared: Arc<Shared>,
+    pub registry: Arc<Registry>,
+    pub table: Arc<Table>,
+    pub epoch: String,
+    bounds: Bounds,
+    fields: Arc<Fields>,
+    /// What the broker has subscribed. Never locked while the registry is called, which locks it in a sweep.
+    subscribed: Mutex<BTreeSet<Filter>>,
+}
+
+impl Replica {
+    pub fn new(bounds: Bounds) -> Self {
+        Replica::bounded(bounds, usize::MAX)
+    }
+
+    /// With at most `max_bytes` in all logs together, and a warm log.
+    pub fn bounded(bounds: Bounds, max_bytes: usize) -> Self {
+        let (replica, subscription) = Replica::before_warm(bounds, max_bytes);
+        replica.confirm(subscription);
+        replica
+    }
+
+    /// With the subscription of its warm log still to be confirmed.
+    pub fn before_warm(bounds: Bounds, max_bytes: usize) -> (Self, Subscription) {
+        let epoch = Epoch::random();
+        let registry = Registry::new(Sequence::new(epoch.clone()), 1_000, max_bytes);
+        let hour = Duration::from_secs(3_600);
+        let shared = Arc::new(Shared {
+            registry: registry.clone(),
+            metrics: Arc::new(Metrics::new()),
+            heartbeat: hour,
+            retry: hour,
+            max_age: None,
+        });
+        let fields = Arc::new(Fields { id: Field::Header("id".into()), kind: Field::Header("type".into()) });
+        let subscription = registry.warm(&filter(WARM), &bounds, &fields);
+        let replica = Replica {
+            shared,
+            registry,
+            table: Table::new(1_000),
+            epoch: epoch.to_string(),
+            bounds,
+            fields,
+            subscribed: Mutex::default(),
+        };
+        (replica, subscription)
+    }
+
+    pub fn confirm(&self, subscription: Subscription) {
+        self.subscribed.lock().insert(subscription.filter().clone());
+        subscription.confirm();
+    }
+
+    pub fn lease(&self, filter: &Filter) -> Lease {
+        let warm = self::filter(WARM);
+        let warm = warm.covers(filter).then_some(&warm);
+        let (lease, subscription) = self.registry.lease(filter, &self.bounds, &self.fields, warm).unwrap();
+        subscription.into_iter().for_each(|subscription| self.confirm(subscription));
+        lease
+    }
+
+    pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
+        let ticket = self.table.enter().unwrap();
+        Stream::open(self.shared.clone(), ticket, leases, start, format, HttpVersion::Http11)
+    }
+
+    /// A stream over `filters`, or `None` if the broker has just ended a subscription of it.
+    pub fn open(&self, filters: &[Filter], start: &Start, format: Format) -> Option<Stream> {
+        let leases: Vec<Lease> = filters.iter().map(|filter| self.lease(filter)).collect();
+        let ready =
+            leases.iter().all(|lease| lease.ready().now_or_never().is_some_and(|ready| ready.is_ok()));
+        ready.then(|| self.open_leases(leases, start, format))
+    }
+
+    /// The broker delivers a message to each subscription that it matches. Returns when it was taken in.
+    pub fn deliver(&self, topic: &Topic, payload: &str, publisher_id: Option<&str>) -> SystemTime {
+        let mut headers = Headers::default();
+        publisher_id.into_iter().for_each(|id| headers.insert("id", id));
+        let payload = Bytes::from(payload.to_owned());
+        let mut taken = SystemTime::now();
+        for filter in self.matching(topic) {
+            self.registry.append(&filter, topic, |sequence, time, fields| {
+                taken = time;
+                let found = fields.find(&headers, &payload);
+                let id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
+                EntryKind::Message(Message::new(topic.clone(), time, id, found, &payload))
+            });
+        }
+        self.registry.wake();
+        taken
+    }
+
+    /// The broker says that it may have lost messages of each subscription that matches `topic`; of all, for `None`.
+    pub fn lose(&self, topic: Option<&Topic>) {
+        match topic {
+            None => _ = self.registry.append_gap(None, GapReason::Broker),
+            Some(topic) => self.matching(topic).iter().for_each(|filter| {
+                self.registry.append_gap(Some(filter), GapReason::Broker);
+            }),
+        }
+        self.registry.wake();
+    }
+
+    /// The broker ends a subscription on its own.
+    pub fn refuse(&self, filter: &Filter) {
+        let subscribed = self.subscribed.lock().remove(filter);
+        if subscribed {
+            self.registry.refuse(filter);
+        }
+    }
+
+    /// Gives up logs that nobody reads.
+    pub fn sweep(&self) {
+        self.registry.sweep(|filter| self.subscribed.lock().remove(filter));
+    }
+
+    fn matching(&self, topic: &Topic) -> Vec<Filter> {
+        self.subscribed.lock().iter().filter(|filter| filter.matches(topic)).cloned().collect()
+    }
+}

@@ -1,0 +1,201 @@
+//! The same check with real tasks on real threads, against lost wake-ups and half-seen appends.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use eventsource_stream::Event;
+use topicgate::message::Format;
+use topicgate::position::Start;
+use topicgate::sse::frame::Coding;
+use topicgate::sse::stream::Stream;
+use topicgate::topic::{Filter, Topic};
+
+use crate::client::{Life, parse};
+use crate::replica::{Replica, at_most, filter, topic};
+
+const TOPICS: [&str; 4] = ["a", "b", "w/1", "w/2"];
+const STREAMS: [&[&str]; 4] = [&["a"], &["a", "b", "w/1"], &["w/1", "w/2"], &["w/*"]];
+
+/// How long the last message may take to reach those who sleep.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Messages that each come as their reader falls asleep.
+const ROUNDS: usize = 30_000;
+
+type Counts = BTreeMap<Topic, AtomicUsize>;
+
+struct World {
+    replica: Replica,
+    /// Messages of each topic, counted before they are appended ...
+    started: Counts,
+    /// ... and after.
+    done: Counts,
+    stopping: AtomicBool,
+    stopped: AtomicBool,
+    /// Messages that the one reader has read, where there is one.
+    read: AtomicUsize,
+}
+
+impl World {
+    fn new() -> Self {
+        let counts = || TOPICS.iter().map(|name| (topic(name), AtomicUsize::new(0))).collect();
+        World {
+            replica: Replica::new(at_most(50)),
+            started: counts(),
+            done: counts(),
+            stopping: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            read: AtomicUsize::new(0),
+        }
+    }
+
+    fn started(&self, topic: &Topic) -> usize {
+        self.started[topic].load(Ordering::SeqCst)
+    }
+
+    fn publish(&self, topic: &Topic, lost: bool) {
+        let number = self.started[topic].fetch_add(1, Ordering::SeqCst);
+        if lost {
+            self.replica.lose(Some(topic));
+        } else {
+            self.replica.deliver(topic, &format!("{topic}#{number}"), None);
+        }
+        self.done[topic].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The one writer. It sweeps too, so that no message is on its way while its subscription ends and begins anew.
+    fn write(&self) {
+        let begin = Instant::now();
+        let topics: Vec<Topic> = TOPICS.iter().map(|name| topic(name)).collect();
+        while begin.elapsed() < Duration::from_secs(2) {
+            for _ in 0..fastrand::usize(1..20) {
+                self.publish(&topics[fastrand::usize(..topics.len())], fastrand::usize(..200) == 0);
+            }
+            if fastrand::usize(..20) == 0 {
+                self.replica.sweep();
+            }
+            std::thread::yield_now();
+        }
+        self.stopping.store(true, Ordering::SeqCst);
+        // The last word, which nobody may sleep through.
+        topics.iter().for_each(|topic| self.publish(topic, false));
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// A new client's stream, and what it is promised.
+    fn join(&self, filters: &[Filter]) -> (Stream, Life) {
+        let topics = self.started.keys().filter(|topic| filters.iter().any(|filter| filter.matches(topic)));
+        let topics: Vec<(Topic, usize)> =
+            topics.map(|topic| (topic.clone(), self.done[topic].load(Ordering::SeqCst))).collect();
+        let stream = self.replica.open(filters, &Start::Now, Format::Raw).unwrap();
+        let topics = topics.into_iter().map(|(topic, least)| {
+            let due = self.started(&topic);
+            (topic, least, due)
+        });
+        (stream, Life::begin(Format::Raw, topics))
+    }
+}
+
+/// What there is to read now.
+fn read(stream: &mut Stream) -> Option<Vec<Event>> {
+    match stream.poll_next(&mut Context::from_waker(Waker::noop()), Coding::Plain) {
+        Poll::Ready(bytes) => bytes.map(|bytes| parse(&bytes)),
+        Poll::Pending => None,
+    }
+}
+
+/// Joins, reads, is cut off, comes back, until the writer has stopped.
+async fn come_and_go(world: Arc<World>, names: &'static [&'static str]) {
+    let filters: Vec<Filter> = names.iter().map(|name| filter(name)).collect();
+    let (mut stream, mut life) = world.join(&filters);
+    loop {
+        let stopped = world.stopped.load(Ordering::SeqCst);
+        for _ in 0..fastrand::usize(1..30) {
+            let Some(events) = read(&mut stream) else { break };
+            let cut = fastrand::usize(..5) == 0;
+            let seen = if cut { fastrand::usize(..=events.len()) } else { events.len() };
+            events[..seen].iter().for_each(|event| life.take(event, false, |topic| world.started(topic)));
+            if cut {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(stream);
+        life.cut();
+        match life.last_id.clone() {
+            Some(id) if fastrand::usize(..20) > 0 || stopped => {
+                let start = Start::After(Some(id));
+                stream = world.replica.open(&filters, &start, Format::Raw).unwrap();
+            }
+            _ => (stream, life) = world.join(&filters),
+        }
+        if stopped {
+            while let Some(events) = read(&mut stream) {
+                events.iter().for_each(|event| life.take(event, false, |topic| world.started(topic)));
+            }
+            return life.caught_up(|topic| world.started(topic));
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Stays, and sleeps until it is woken, until it has everything.
+async fn stay(world: Arc<World>, names: &'static [&'static str]) {
+    let filters: Vec<Filter> = names.iter().map(|name| filter(name)).collect();
+    let (mut stream, mut life) = world.join(&filters);
+    loop {
+        let bytes = poll_fn(|cx| stream.poll_next(cx, Coding::Plain)).await.unwrap();
+        parse(&bytes).iter().for_each(|event| life.take(event, false, |topic| world.started(topic)));
+        if world.stopping.load(Ordering::SeqCst) && life.is_whole(|topic| world.started(topic)) {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_misses_a_message_or_sleeps_through_the_last_one() {
+    let world = Arc::new(World::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    for names in STREAMS.iter().cycle().take(8) {
+        tasks.spawn(stay(world.clone(), names));
+        tasks.spawn(come_and_go(world.clone(), names));
+    }
+    let writer = world.clone();
+    tokio::task::spawn_blocking(move || writer.write()).await.unwrap();
+    while let Some(ended) = tokio::time::timeout(LIMIT, tasks.join_next()).await.expect("somebody sleeps") {
+        ended.unwrap();
+    }
+}
+
+/// The next message is published the moment the last one has come, while its reader is about to sleep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_comes_as_its_reader_falls_asleep_wakes_it() {
+    let world = Arc::new(World::new());
+    let a = topic("a");
+    let (mut stream, _) = world.join(&[filter("a")]);
+    let writer = world.clone();
+    let writer = tokio::task::spawn_blocking(move || {
+        for number in 0..ROUNDS {
+            writer.publish(&a, false);
+            let begin = Instant::now();
+            while writer.read.load(Ordering::SeqCst) <= number {
+                assert!(begin.elapsed() < LIMIT, "asleep with message {number} to read");
+                std::hint::spin_loop();
+            }
+        }
+    });
+    let reader = tokio::spawn(async move {
+        while world.read.load(Ordering::SeqCst) < ROUNDS {
+            let bytes = poll_fn(|cx| stream.poll_next(cx, Coding::Plain)).await.unwrap();
+            let messages = parse(&bytes).iter().filter(|event| event.event == "message").count();
+            world.read.fetch_add(messages, Ordering::SeqCst);
+        }
+    });
+    let ended = writer.await;
+    reader.abort();
+    ended.unwrap();
+}
