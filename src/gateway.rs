@@ -27,8 +27,9 @@ use crate::topic::{Filter, Topic};
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How often a warm topic is asked for again when the broker says no.
+/// How long a warm topic is not asked for again when the broker says no, and when it was away after all.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
+const AWAY_RETRY: Duration = Duration::from_millis(200);
 
 /// Why a stream was not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +78,12 @@ impl Gateway {
     ) -> Arc<Self> {
         for rule in config.topics.iter().filter(|rule| rule.replay.warm) {
             let (bounds, fields) = log_settings(rule);
-            let subscription = registry.warm(&rule.filter, &bounds, &fields);
-            tokio::spawn(keep_warm(broker.clone(), subscription, upstream.clone()));
+            let warm = {
+                let (registry, filter) = (registry.clone(), rule.filter.clone());
+                move || registry.warm(&filter, &bounds, &fields)
+            };
+            // The first here, so that it is there before the first reader.
+            tokio::spawn(keep_warm(broker.clone(), warm(), warm, upstream.clone()));
         }
         let table = Table::new(config.limits.streams);
         let streams = Arc::new(Shared {
@@ -282,23 +287,31 @@ async fn subscribe(broker: Broker, subscription: Subscription, refusals: Arc<Thr
     }
 }
 
-async fn keep_warm(broker: Broker, subscription: Subscription, mut upstream: watch::Receiver<Upstream>) {
+/// Subscribes to a warm topic, for as long as it takes, and anew with `again` whenever the broker has ended it.
+async fn keep_warm(
+    broker: Broker,
+    mut subscription: Subscription,
+    again: impl Fn() -> Subscription,
+    mut upstream: watch::Receiver<Upstream>,
+) {
     loop {
-        if upstream.wait_for(|state| *state == Upstream::Up).await.is_err() {
-            return; // the process is ending
-        }
-        match broker.subscribe(subscription.filter().clone()).await {
-            Ok(()) => return subscription.confirm(),
-            // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
-            Err(BrokerError::Away(_)) => tokio::time::sleep(Duration::from_millis(200)).await,
-            Err(BrokerError::Refused(why)) => {
-                tracing::error!(
-                    topic = subscription.filter().as_str(),
-                    why,
-                    "a warm topic is refused by the broker"
-                );
-                tokio::time::sleep(REFUSED_RETRY).await;
+        let (filter, ended) = (subscription.filter().clone(), subscription.ended());
+        loop {
+            if upstream.wait_for(|state| *state == Upstream::Up).await.is_err() {
+                return; // the process is ending
+            }
+            match broker.subscribe(filter.clone()).await {
+                Ok(()) => break subscription.confirm(),
+                // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
+                Err(BrokerError::Away(_)) => tokio::time::sleep(AWAY_RETRY).await,
+                Err(BrokerError::Refused(why)) => {
+                    tracing::error!(topic = filter.as_str(), why, "a warm topic is refused by the broker");
+                    tokio::time::sleep(REFUSED_RETRY).await;
+                }
             }
         }
+        ended.await;
+        tokio::time::sleep(REFUSED_RETRY).await;
+        subscription = again();
     }
 }

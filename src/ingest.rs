@@ -52,7 +52,7 @@ impl Ingest {
         match event {
             Event::Message(message) => self.append(message),
             Event::Lost { filter, why } => {
-                let gaps = self.registry.append_gap(filter.as_ref(), GapReason::Broker);
+                let gaps = self.registry.append_gap(filter.as_ref(), None, GapReason::Broker);
                 self.metrics.gaps(GapReason::Broker, gaps);
                 let topics = filter.as_ref().map_or("all", |filter| filter.as_str());
                 tracing::warn!(topics, gaps, why, "messages may be missing");
@@ -94,7 +94,7 @@ impl Ingest {
         self.metrics.bytes_received.inc_by(payload.len() as u64);
         if payload.len() > self.max_message {
             self.metrics.rejected("message");
-            let gaps = self.registry.append_gap(Some(&filter), GapReason::TooLarge);
+            let gaps = self.registry.append_gap(Some(&filter), Some(&topic), GapReason::TooLarge);
             self.metrics.gaps(GapReason::TooLarge, gaps);
             tracing::warn!(
                 topic = topic.as_str(),

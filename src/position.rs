@@ -80,7 +80,7 @@ impl Sequence {
             return EventId::Foreign { publisher_id };
         }
         // Beyond what was ever published here: forged, or garbled on its way.
-        if sequence > self.head() { EventId::Unknown } else { EventId::Own(sequence) }
+        if sequence > self.head() { EventId::Unknown } else { EventId::Own { sequence, publisher_id } }
     }
 }
 
@@ -88,7 +88,12 @@ impl Sequence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventId<'a> {
     /// This process wrote it.
-    Own(u64),
+    Own {
+        /// The number of that entry.
+        sequence: u64,
+        /// The publisher's id of that message, if it had one; as the client says.
+        publisher_id: Option<&'a str>,
+    },
     /// Another process wrote it, perhaps this one before a restart.
     Foreign {
         /// The publisher's id of that message, if it had one.
@@ -146,11 +151,12 @@ mod tests {
     fn what_this_process_wrote_is_read_back() {
         let sequence = sequence(57);
         assert_eq!(sequence.event_id(57, None), "k3x9q2m7-57");
-        assert_eq!(sequence.read_event_id("k3x9q2m7-57"), EventId::Own(57));
-        assert_eq!(sequence.read_event_id("k3x9q2m7-0"), EventId::Own(0));
+        let own = |sequence, publisher_id| EventId::Own { sequence, publisher_id };
+        assert_eq!(sequence.read_event_id("k3x9q2m7-57"), own(57, None));
+        assert_eq!(sequence.read_event_id("k3x9q2m7-0"), own(0, None));
         let id = sequence.event_id(12, Some("order-7-b"));
         assert_eq!(id, "k3x9q2m7-12-order-7-b");
-        assert_eq!(sequence.read_event_id(&id), EventId::Own(12));
+        assert_eq!(sequence.read_event_id(&id), own(12, Some("order-7-b")));
     }
 
     #[test]
@@ -184,6 +190,7 @@ mod tests {
     fn epochs_differ_and_have_the_form_that_is_read_back() {
         let (a, b) = (Epoch::random(), Epoch::random());
         assert_ne!(a, b);
-        assert_eq!(Sequence::new(a.clone()).read_event_id(&format!("{a}-0")), EventId::Own(0));
+        let id = format!("{a}-0");
+        assert_eq!(Sequence::new(a).read_event_id(&id), EventId::Own { sequence: 0, publisher_id: None });
     }
 }

@@ -251,3 +251,84 @@ async fn ids_and_types_from_redis_payloads_reach_the_page() {
     assert_eq!(refused.status, 400);
     assert!(refused.text().contains("/kind"), "{}", refused.text());
 }
+
+async fn a_message_that_is_too_large_is_a_gap_in_its_place(upstream: Upstream) {
+    let toml = format!("{}replay = {{ warm = true }}\n", upstream.toml());
+    let gateway = Gateway::with(&toml).await;
+    let mut concerned = reader_of(&gateway, "/topics/a").await;
+    let mut other = reader_of(&gateway, "/topics/b").await;
+    upstream.publish("a", "before").await;
+    upstream.publish("a", vec![b'x'; 256 * 1024 + 1]).await;
+    upstream.publish("a", "after").await;
+    upstream.publish("b", "untouched").await;
+    assert_eq!(concerned.message().await, "before");
+    assert_eq!(concerned.control("stream-gap").await["reason"], "too_large");
+    assert_eq!(concerned.message().await, "after");
+    assert_eq!(other.message().await, "untouched");
+    assert_eq!(gateway.metric("topicgate_rejected_total{what=\"message\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_message_from_nats_that_is_too_large_is_a_gap_in_its_place() {
+    a_message_that_is_too_large_is_a_gap_in_its_place(Upstream::nats().await).await;
+}
+
+#[tokio::test]
+async fn a_message_from_redis_that_is_too_large_is_a_gap_in_its_place() {
+    a_message_that_is_too_large_is_a_gap_in_its_place(Upstream::redis().await).await;
+}
+
+/// Two gateways on one NATS, both warm, and a publisher that gives ids: what one knows the other finds.
+#[tokio::test]
+async fn a_reader_with_publisher_ids_goes_on_at_another_replica_after_a_planned_stop() {
+    let upstream = Upstream::nats().await;
+    let toml = format!("{}replay = {{ warm = true }}\n", upstream.toml());
+    let (first, second) = (Gateway::with(&toml).await, Gateway::with(&toml).await);
+    eventually("both are subscribed", async || upstream.subscriptions().await == 2).await;
+    let Upstream::Nats { client, .. } = &upstream else { unreachable!() };
+    let publish = async |number: u32| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("m-{number}"));
+        client.publish_with_headers("a", headers, number.to_string().into()).await.unwrap();
+    };
+    let mut reader = reader_of(&first, "/topics/a").await;
+    publish(1).await;
+    publish(2).await;
+    assert_eq!(reader.messages(2).await, ["1", "2"]);
+    // Resumed once on its own gateway, without a message since: the publisher's id must not get lost on the way.
+    let mut reader = first.resume("/topics/a", &reader.last_id).await;
+    assert_eq!(reader.control("stream-open").await["resumed"], true);
+    let stopping = tokio::spawn(first.ended());
+    assert_eq!(reader.control("stream-close").await["code"], "draining");
+    publish(3).await;
+    let mut reader = second.resume("/topics/a", &reader.last_id).await;
+    assert_eq!(reader.control("stream-open").await["resumed"], true);
+    assert_eq!(reader.message().await, "3");
+    stopping.await.unwrap();
+}
+
+/// The broker takes the right to read away from a warm rule: its readers are told, and none is left mute.
+#[tokio::test]
+async fn readers_of_a_warm_rule_are_told_when_the_broker_withdraws_it() {
+    let users = |deny: &str| {
+        format!(
+            "authorization {{ users = [ {{ user: gate, password: pass, permissions: {{ subscribe: {{ allow: [\">\"], deny: [{deny}] }} }} }} ] }}"
+        )
+    };
+    let server = common::nats::NatsServer::with(&users("\"nothing\""));
+    let url = server.url().replace("nats://", "nats://gate:pass@");
+    let toml = format!(
+        "broker.url = \"{url}\"\n[[topics]]\nmatch = \"orders/**\"\nread = \"anyone\"\nreplay = {{ warm = true }}\n"
+    );
+    let gateway = Gateway::with(&toml).await;
+    let mut one = reader_of(&gateway, "/topics/orders/eu").await;
+    let mut all = reader_of(&gateway, "/topics/orders/**").await;
+    server.configure(&users("\"orders.>\""));
+    server.reload();
+    for reader in [&mut one, &mut all] {
+        assert_eq!(reader.control("stream-close").await["code"], "refused");
+        assert!(reader.next().await.is_none());
+    }
+    let mut refused = gateway.open("/topics/orders/**").await;
+    assert_eq!(refused.control("stream-close").await["code"], "refused");
+}

@@ -32,6 +32,9 @@ const HTTP2_STREAMS: u32 = 256;
 /// Bytes that hyper may hold for a stream of HTTP/2 whose client does not take them.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
+/// How long a client is given to close its side when the process is ending.
+const CLOSING_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What every connection is held to.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -109,7 +112,14 @@ async fn serve_http1(
         Ok((stream, coding)) => Some((socket, stream, coding)),
         Err(Err(error)) if error.is_timeout() => None,
         Err(_) => {
-            let _ = tokio::time::timeout(settings.head_timeout, read_off(socket)).await;
+            let hurry = async {
+                settings.closing.cancelled().await;
+                tokio::time::sleep(CLOSING_PATIENCE).await;
+            };
+            tokio::select! {
+                _ = tokio::time::timeout(settings.head_timeout, read_off(socket)) => {}
+                () = hurry => {} // the end of the process does not wait for a client that is merely idle
+            }
             None
         }
     }

@@ -69,7 +69,7 @@ impl IntoResponse for Problem {
 /// A stream that ends at once and asks to be opened again: for a fault that passes.
 pub(super) fn come_back(gateway: &Gateway, code: CloseCode) -> Response {
     gateway.metrics().not_opened(code);
-    let goodbye = frame::stream_close(None, gateway.jittered_retry(), code.as_str());
+    let goodbye = frame::stream_close(gateway.jittered_retry(), code.as_str());
     let mut response = goodbye.bytes(Coding::Plain).into_response();
     super::subscribe::stream_headers(response.headers_mut());
     response

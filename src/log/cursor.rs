@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::registry::Lease;
 use super::{BATCH_BYTES, Item};
 use crate::message::Format;
-use crate::position::{EventId, Sequence, Start};
+use crate::position::{EventId, Sequence, Start, is_publisher_id};
 use crate::signal::Signal;
 use crate::sse::frame::{self, Coding, GapReason};
 use crate::topic::Filter;
@@ -46,6 +46,9 @@ pub struct Opened {
     pub cursors: Cursors,
     /// The position from which the stream is complete, once `gaps` have been told.
     pub position: u64,
+    /// What the publisher called the message there, if the client came with that. To be handed back with the position:
+    /// an id without it would take from the client what another process can find the place by.
+    pub publisher_id: Option<String>,
     /// Whether the stream goes on exactly where the client asked, with nothing missing.
     pub resumed: bool,
     /// Topics of which messages are missing before the first that will be read.
@@ -73,6 +76,7 @@ impl Cursors {
         let mut opened = Opened {
             cursors: Cursors { cursors, caught_up: false },
             position: 0,
+            publisher_id: None,
             resumed: false,
             gaps: Vec::new(),
         };
@@ -80,10 +84,11 @@ impl Cursors {
             Start::Now => opened.start_at(sequence.head()),
             Start::After(None) => opened.start_at_oldest(Some(GapReason::UnknownId)),
             Start::After(Some(id)) => match sequence.read_event_id(id) {
-                EventId::Own(position) => {
+                EventId::Own { sequence, publisher_id } => {
                     opened.resumed =
-                        opened.cursors.logs().all(|cursor| cursor.lease.log().evicted().0 <= position);
-                    opened.start_at(position);
+                        opened.cursors.logs().all(|cursor| cursor.lease.log().evicted().0 <= sequence);
+                    opened.start_at(sequence);
+                    opened.publisher_id = publisher_id.filter(|id| is_publisher_id(id)).map(str::to_owned);
                 }
                 EventId::Unknown => opened.start_at_oldest(Some(GapReason::UnknownId)),
                 EventId::Foreign { publisher_id: None } => opened.start_at_oldest(Some(GapReason::Restarted)),
@@ -240,7 +245,9 @@ impl Opened {
         for cursor in &mut self.cursors.cursors {
             if let Some(end) = cursor.lease.log().sealed() {
                 cursor.position = cursor.position.min(end);
-                self.position = self.position.min(end);
+                if end < self.position {
+                    (self.position, self.publisher_id) = (end, None);
+                }
             }
         }
     }
@@ -268,6 +275,7 @@ impl Opened {
         });
         let Some((found, position)) = place else { return self.start_at_oldest(Some(otherwise)) };
         self.start_at(position);
+        self.publisher_id = Some(id.to_owned());
         let mut evicted = false;
         for (index, cursor) in self.cursors.cursors.iter_mut().enumerate() {
             let log = cursor.lease.log();

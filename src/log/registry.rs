@@ -153,6 +153,19 @@ impl Subscription {
         self.outcome = Subscribed::Confirmed;
     }
 
+    /// Waits until the log is given up: nothing is subscribed for it any more.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let inner = self.registry.inner.lock();
+        let slot = inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log));
+        let subscribed = slot.map(|slot| slot.subscribed.subscribe());
+        async move {
+            // Its sender goes with the slot.
+            if let Some(mut subscribed) = subscribed {
+                while subscribed.changed().await.is_ok() {}
+            }
+        }
+    }
+
     /// The broker could not or would not.
     pub fn fail(mut self, code: CloseCode) {
         self.outcome = Subscribed::Failed(code);
@@ -275,20 +288,30 @@ impl Registry {
         Ok((Lease { registry: self.clone(), log }, subscription))
     }
 
-    /// Makes the warm log of a rule, which stays for good. The caller confirms the
-    /// subscription when the broker is there.
+    /// Makes the log of a rule warm: it stays, subscribed, until the broker ends its subscription
+    /// ([`Subscription::ended`]). The caller confirms the subscription when the broker is there.
     pub fn warm(self: &Arc<Self>, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Subscription {
         let mut inner = self.inner.lock();
-        let log = self.empty_log(filter, bounds);
-        let slot = Slot {
-            log: log.clone(),
-            fields: fields.clone(),
-            readers: 0,
-            idle_since: Instant::now(),
-            subscribed: watch::Sender::new(Subscribed::Pending),
-            feed: Feed::Warm(Fed::default()),
+        // After the broker has ended it once, a reader may have been here first.
+        let log = match inner.slots.get_mut(filter) {
+            Some(slot) => {
+                slot.feed = Feed::Warm(Fed::default());
+                slot.log.clone()
+            }
+            None => {
+                let log = self.empty_log(filter, bounds);
+                let slot = Slot {
+                    log: log.clone(),
+                    fields: fields.clone(),
+                    readers: 0,
+                    idle_since: Instant::now(),
+                    subscribed: watch::Sender::new(Subscribed::Pending),
+                    feed: Feed::Warm(Fed::default()),
+                };
+                inner.slots.insert(filter.clone(), slot);
+                log
+            }
         };
-        inner.slots.insert(filter.clone(), slot);
         self.subscription(log)
     }
 
@@ -346,16 +369,19 @@ impl Registry {
         true
     }
 
-    /// Marks that messages may be missing here: in the log of `filter`, or in every log. Returns how many gaps that is.
-    pub fn append_gap(&self, filter: Option<&Filter>, reason: GapReason) -> usize {
+    /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,
+    /// or in every log. Returns how many gaps that is.
+    pub fn append_gap(&self, filter: Option<&Filter>, topic: Option<&Topic>, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
         let Inner { slots, touched, last_time } = &mut *inner;
         let time = next_time(last_time);
         let mut gaps = 0;
         let concerned = |slot: &&Slot| match filter {
             None => true,
+            Some(filter) if slot.log.filter == *filter => true,
             Some(filter) => {
-                slot.log.filter == *filter || matches!(&slot.feed, Feed::By(warm) if warm == filter)
+                matches!(&slot.feed, Feed::By(warm) if warm == filter)
+                    && topic.is_none_or(|topic| slot.log.filter.matches(topic))
             }
         };
         for slot in slots.values().filter(concerned) {

@@ -214,14 +214,14 @@ pub fn stream_gap(id: Option<&str>, topic: &str, reason: GapReason) -> Frame {
     control(id, "stream-gap", None, &Gap { topic, reason: reason.as_str() })
 }
 
-/// `stream-close`: the server ends the stream on purpose. Without an id the client keeps the one it has.
-pub fn stream_close(id: Option<&str>, retry_ms: u64, code: &str) -> Frame {
+/// `stream-close`: the server ends the stream on purpose. It has no id: the client keeps the one it has.
+pub fn stream_close(retry_ms: u64, code: &str) -> Frame {
     #[derive(Serialize)]
     struct Close<'a> {
         code: &'a str,
         reconnect: bool,
     }
-    control(id, "stream-close", Some(retry_ms), &Close { code, reconnect: true })
+    control(None, "stream-close", Some(retry_ms), &Close { code, reconnect: true })
 }
 
 fn control(id: Option<&str>, name: &str, retry_ms: Option<u64>, data: &impl Serialize) -> Frame {
@@ -343,7 +343,7 @@ mod tests {
             "event: stream-gap\nid: k-1\ndata: {\"topic\":\"a\\\"b\",\"reason\":\"evicted\"}\n\n"
         );
         assert_eq!(
-            text(&stream_close(None, 700, "draining")),
+            text(&stream_close(700, "draining")),
             "event: stream-close\nretry: 700\ndata: {\"code\":\"draining\",\"reconnect\":true}\n\n"
         );
     }

@@ -77,14 +77,14 @@ impl Stream {
         http: HttpVersion,
     ) -> Self {
         let sequence = shared.registry.sequence();
-        let Opened { cursors, position, resumed, gaps } =
+        let Opened { cursors, position, publisher_id, resumed, gaps } =
             Cursors::open(leases, ticket.signal(), start, sequence);
         if matches!(start, Start::After(_)) {
             shared.metrics.resumed(resumed);
         }
         // The id says "complete from here on", which holds only once every gap is told: so the last of them carries it.
         // A client that is cut off before that comes back with the cursor it had, and is told again.
-        let id = sequence.event_id(position, None);
+        let id = sequence.event_id(position, publisher_id.as_deref());
         let topics: Vec<&str> = cursors.filters().map(|filter| filter.as_str()).collect();
         let open_id = gaps.is_empty().then_some(id.as_str());
         let mut frames = vec![frame::stream_open(open_id, shared.jittered_retry(), &topics, resumed)];
@@ -178,8 +178,9 @@ impl Stream {
 
     fn say_goodbye(&mut self, code: CloseCode, coding: Coding) -> Bytes {
         self.phase = Phase::Ended(code);
-        let id = self.shared.registry.sequence().event_id(self.cursors.position(), None);
-        let goodbye = frame::stream_close(Some(&id), self.shared.jittered_retry(), code.as_str());
+        // Without an id: the client keeps that of its last event, which is as good here and better elsewhere, since it may
+        // end with a publisher's id.
+        let goodbye = frame::stream_close(self.shared.jittered_retry(), code.as_str());
         self.hand_out(goodbye.bytes(coding))
     }
 }

@@ -134,9 +134,9 @@ impl Replica {
     /// The broker says that it may have lost messages of each subscription that matches `topic`; of all, for `None`.
     pub fn lose(&self, topic: Option<&Topic>) {
         match topic {
-            None => _ = self.registry.append_gap(None, GapReason::Broker),
+            None => _ = self.registry.append_gap(None, None, GapReason::Broker),
             Some(topic) => self.matching(topic).iter().for_each(|filter| {
-                self.registry.append_gap(Some(filter), GapReason::Broker);
+                self.registry.append_gap(Some(filter), None, GapReason::Broker);
             }),
         }
         self.registry.wake();
