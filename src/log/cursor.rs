@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::registry::Lease;
+use super::lease::Lease;
 use super::{BATCH_BYTES, Item};
 use crate::message::Format;
 use crate::position::{EventId, Sequence, Start, is_publisher_id};

@@ -8,6 +8,7 @@
 //! nothing of brokers, HTTP or configuration.
 
 mod cursor;
+mod lease;
 mod registry;
 
 use std::collections::{HashMap, VecDeque};
@@ -20,7 +21,8 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 pub use self::cursor::{Batch, Cursors, Opened};
-pub use self::registry::{Full, Lease, Registry, Subscription};
+pub use self::lease::{Lease, Subscription};
+pub use self::registry::{Full, Registry};
 use crate::message::{Format, Message};
 use crate::signal::{CloseCode, Signal};
 use crate::sse::frame::{Coding, Frame, GapReason};

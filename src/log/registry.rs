@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::lease::{Lease, Subscribed, Subscription};
 use super::{Bounds, Entry, EntryKind, TopicLog, Usage};
 use crate::message::Fields;
 use crate::position::Sequence;
@@ -49,14 +50,15 @@ struct Inner {
     last_time: Option<SystemTime>,
 }
 
+/// A log, and what the registry knows of it.
 #[derive(Debug)]
-struct Slot {
+pub(super) struct Slot {
     log: Arc<TopicLog>,
     fields: Arc<Fields>,
-    readers: usize,
+    pub(super) readers: usize,
     /// Since when it has no reader.
-    idle_since: Instant,
-    subscribed: watch::Sender<Subscribed>,
+    pub(super) idle_since: Instant,
+    pub(super) subscribed: watch::Sender<Subscribed>,
     feed: Feed,
 }
 
@@ -78,118 +80,9 @@ struct Fed {
     patterns: Vec<Arc<TopicLog>>,
 }
 
-/// How far the subscription of a log is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Subscribed {
-    Pending,
-    Confirmed,
-    Failed(CloseCode),
-}
-
-/// A reader's hold on a log: as long as there is one, the log stays subscribed.
-#[derive(Debug)]
-pub struct Lease {
-    registry: Arc<Registry>,
-    log: Arc<TopicLog>,
-}
-
-impl Lease {
-    /// The log.
-    pub(super) fn log(&self) -> &TopicLog {
-        &self.log
-    }
-
-    /// Waits until the log's subscription is confirmed.
-    ///
-    /// # Errors
-    /// Why it could not be subscribed.
-    pub async fn ready(&self) -> Result<(), CloseCode> {
-        let receiver = {
-            let inner = self.registry.inner.lock();
-            inner
-                .slots
-                .get(&self.log.filter)
-                .filter(|slot| Arc::ptr_eq(&slot.log, &self.log))
-                .map(|slot| slot.subscribed.subscribe())
-        };
-        // Taken out of the registry meanwhile: its subscription has failed.
-        let Some(mut receiver) = receiver else { return Err(CloseCode::Unavailable) };
-        match receiver.wait_for(|state| *state != Subscribed::Pending).await.as_deref() {
-            Ok(Subscribed::Failed(code)) => Err(*code),
-            Ok(_) => Ok(()),
-            Err(_) => Err(CloseCode::Unavailable),
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let mut inner = self.registry.inner.lock();
-        if let Some(slot) = inner.slots.get_mut(&self.log.filter)
-            && Arc::ptr_eq(&slot.log, &self.log)
-        {
-            slot.readers -= 1;
-            slot.idle_since = Instant::now();
-        }
-    }
-}
-
-/// The duty to subscribe to a new log's filter. Dropped without a word it counts as failed, so nobody waits for ever.
-#[derive(Debug)]
-pub struct Subscription {
-    registry: Arc<Registry>,
-    log: Arc<TopicLog>,
-    outcome: Subscribed,
-}
-
-impl Subscription {
-    /// What to subscribe to.
-    pub fn filter(&self) -> &Filter {
-        &self.log.filter
-    }
-
-    /// The broker has confirmed.
-    pub fn confirm(mut self) {
-        self.outcome = Subscribed::Confirmed;
-    }
-
-    /// Waits until the log is given up: nothing is subscribed for it any more.
-    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
-        let inner = self.registry.inner.lock();
-        let slot = inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log));
-        let subscribed = slot.map(|slot| slot.subscribed.subscribe());
-        async move {
-            // Its sender goes with the slot.
-            if let Some(mut subscribed) = subscribed {
-                while subscribed.changed().await.is_ok() {}
-            }
-        }
-    }
-
-    /// The broker could not or would not.
-    pub fn fail(mut self, code: CloseCode) {
-        self.outcome = Subscribed::Failed(code);
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        let mut inner = self.registry.inner.lock();
-        let Some(slot) = inner.slots.get(&self.log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &self.log))
-        else {
-            return;
-        };
-        slot.subscribed.send_replace(self.outcome);
-        match self.outcome {
-            Subscribed::Failed(_) => drop(inner.remove(&self.log.filter)),
-            _ => slot.logs().for_each(|log| log.begins(SystemTime::now())),
-        }
-    }
-}
-
 impl Slot {
     /// The log, and those that it feeds.
-    fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
+    pub(super) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
         let fed = match &self.feed {
             Feed::Warm(fed) => Some(fed),
             Feed::Own | Feed::By(_) => None,
@@ -220,6 +113,20 @@ impl Inner {
 }
 
 impl Registry {
+    /// What `work` makes of the slot of `log`; `None` if the log was given up.
+    pub(super) fn with_slot<T>(&self, log: &Arc<TopicLog>, work: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        let mut inner = self.inner.lock();
+        inner.slots.get_mut(&log.filter).filter(|slot| Arc::ptr_eq(&slot.log, log)).map(work)
+    }
+
+    /// Gives `log` up, if that has not happened yet.
+    pub(super) fn forget(&self, log: &Arc<TopicLog>) {
+        let mut inner = self.inner.lock();
+        if inner.slots.get(&log.filter).is_some_and(|slot| Arc::ptr_eq(&slot.log, log)) {
+            inner.remove(&log.filter);
+        }
+    }
+
     /// An empty one.
     pub fn new(sequence: Sequence, max_topics: usize, max_bytes: usize) -> Arc<Self> {
         Arc::new(Registry { sequence, usage: Arc::default(), max_topics, max_bytes, inner: Mutex::default() })
@@ -259,7 +166,7 @@ impl Registry {
         let mut inner = self.inner.lock();
         if let Some(slot) = inner.slots.get_mut(filter) {
             slot.readers += 1;
-            return Ok((Lease { registry: self.clone(), log: slot.log.clone() }, None));
+            return Ok((Lease::new(self.clone(), slot.log.clone()), None));
         }
         if inner.slots.len() >= self.max_topics {
             return Err(Full);
@@ -284,8 +191,8 @@ impl Registry {
             feed,
         };
         inner.slots.insert(filter.clone(), slot);
-        let subscription = own.then(|| self.subscription(log.clone()));
-        Ok((Lease { registry: self.clone(), log }, subscription))
+        let subscription = own.then(|| Subscription::new(self.clone(), log.clone()));
+        Ok((Lease::new(self.clone(), log), subscription))
     }
 
     /// Makes the log of a rule warm: it stays, subscribed, until the broker ends its subscription
@@ -312,11 +219,7 @@ impl Registry {
                 log
             }
         };
-        self.subscription(log)
-    }
-
-    fn subscription(self: &Arc<Self>, log: Arc<TopicLog>) -> Subscription {
-        Subscription { registry: self.clone(), log, outcome: Subscribed::Failed(CloseCode::Unavailable) }
+        Subscription::new(self.clone(), log)
     }
 
     /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what

@@ -1,0 +1,117 @@
+//! What the registry hands out: a reader's hold on a log, and the duty to subscribe to a new one.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::TopicLog;
+use super::registry::{Registry, Slot};
+use crate::signal::CloseCode;
+use crate::topic::Filter;
+
+/// How far the subscription of a log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subscribed {
+    Pending,
+    Confirmed,
+    Failed(CloseCode),
+}
+
+/// A reader's hold on a log: as long as there is one, the log stays subscribed.
+#[derive(Debug)]
+pub struct Lease {
+    registry: Arc<Registry>,
+    log: Arc<TopicLog>,
+}
+
+impl Lease {
+    /// The registry has counted this reader.
+    pub(super) fn new(registry: Arc<Registry>, log: Arc<TopicLog>) -> Self {
+        Lease { registry, log }
+    }
+
+    /// The log.
+    pub(super) fn log(&self) -> &TopicLog {
+        &self.log
+    }
+
+    /// Waits until the log's subscription is confirmed.
+    ///
+    /// # Errors
+    /// Why it could not be subscribed.
+    pub async fn ready(&self) -> Result<(), CloseCode> {
+        let receiver = self.registry.with_slot(&self.log, |slot| slot.subscribed.subscribe());
+        // Taken out of the registry meanwhile: its subscription has failed.
+        let Some(mut receiver) = receiver else { return Err(CloseCode::Unavailable) };
+        match receiver.wait_for(|state| *state != Subscribed::Pending).await.as_deref() {
+            Ok(Subscribed::Failed(code)) => Err(*code),
+            Ok(_) => Ok(()),
+            Err(_) => Err(CloseCode::Unavailable),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.registry.with_slot(&self.log, |slot| {
+            slot.readers -= 1;
+            slot.idle_since = Instant::now();
+        });
+    }
+}
+
+/// The duty to subscribe to a new log's filter. Dropped without a word it counts as failed, so nobody waits for ever.
+#[derive(Debug)]
+pub struct Subscription {
+    registry: Arc<Registry>,
+    log: Arc<TopicLog>,
+    outcome: Subscribed,
+}
+
+impl Subscription {
+    pub(super) fn new(registry: Arc<Registry>, log: Arc<TopicLog>) -> Self {
+        Subscription { registry, log, outcome: Subscribed::Failed(CloseCode::Unavailable) }
+    }
+
+    /// What to subscribe to.
+    pub fn filter(&self) -> &Filter {
+        &self.log.filter
+    }
+
+    /// The broker has confirmed.
+    pub fn confirm(mut self) {
+        self.outcome = Subscribed::Confirmed;
+    }
+
+    /// Waits until the log is given up: nothing is subscribed for it any more.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let subscribed = self.registry.with_slot(&self.log, |slot| slot.subscribed.subscribe());
+        async move {
+            // Its sender goes with the slot.
+            if let Some(mut subscribed) = subscribed {
+                while subscribed.changed().await.is_ok() {}
+            }
+        }
+    }
+
+    /// The broker could not or would not.
+    pub fn fail(mut self, code: CloseCode) {
+        self.outcome = Subscribed::Failed(code);
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let failed = matches!(self.outcome, Subscribed::Failed(_));
+        self.registry.with_slot(&self.log, |slot: &mut Slot| {
+            slot.subscribed.send_replace(self.outcome);
+            if !failed {
+                slot.logs().for_each(|log| log.begins(SystemTime::now()));
+            }
+        });
+        if failed {
+            self.registry.forget(&self.log);
+        }
+    }
+}
