@@ -6,6 +6,7 @@ mod common;
 
 use common::gateway::Gateway;
 use common::raw::{self, Reply};
+use common::upstream::Upstream;
 use common::{eventually, raw::ask};
 use futures_util::future::join_all;
 
@@ -236,4 +237,54 @@ async fn too_many_topics_are_refused_duplicates_collapse_and_half_overlaps_are_r
     gateway.publish("t2", "and on").await;
     assert_eq!(reader.messages(2).await, ["once", "and on"]);
     eventually("a and ** are held", || async { gateway.metric("topicgate_topics").await == 2.0 }).await;
+}
+
+/// What a real broker would read otherwise is refused before it is asked anything.
+async fn nothing_hostile_reaches(upstream: Upstream, targets: &[(&str, u16)]) {
+    let gateway = Gateway::with(&upstream.toml()).await;
+    let before = upstream.subscriptions().await;
+    for (target, status) in targets {
+        let reply = raw::exchange(gateway.address, ask("GET", target, "Connection: close\r\n")).await;
+        assert_eq!(reply.status, *status, "{target}: {}", reply.text());
+    }
+    assert_eq!(upstream.subscriptions().await, before);
+    assert_eq!(gateway.metric("topicgate_topics").await, 0.0);
+    // The separator of the broker is one here too, and an ordinary stream still works.
+    let separator = if matches!(upstream, Upstream::Nats { .. }) { '.' } else { ':' };
+    let mut reader = gateway.open(&format!("/topics/orders{separator}eu")).await;
+    assert_eq!(reader.control("stream-open").await["topics"][0], "orders/eu");
+    upstream.publish("orders/eu", "x").await;
+    assert_eq!(reader.message().await, "x");
+}
+
+#[tokio::test]
+async fn nothing_hostile_reaches_nats() {
+    let targets = [
+        ("/topics/%3E", 400),
+        ("/topics/orders.%3E", 400),
+        ("/topics/orders.*x", 400),
+        ("/topics/a..b", 400),
+        ("/topics/.a", 400),
+        ("/topics/a.", 400),
+        ("/topics/a%0d%0aPUB%20x%201%0d%0ay", 400),
+        ("/topics/a%20b", 400),
+        ("/topics/%24SYS.ACCOUNT.X", 404),
+        ("/topics/$JS.API.STREAM.LIST", 404),
+        ("/topics/_INBOX.abc", 404),
+    ];
+    nothing_hostile_reaches(Upstream::nats().await, &targets).await;
+}
+
+#[tokio::test]
+async fn nothing_hostile_reaches_redis() {
+    let targets = [
+        ("/topics/news%5Ba-z%5D", 400),
+        ("/topics/news%3F", 400),
+        ("/topics/news:*x", 400),
+        ("/topics/a::b", 400),
+        ("/topics/__keyspace@0__:k", 404),
+        ("/topics/__keyevent@0__%3Adel", 404),
+        ("/topics/a%0d%0ab", 400),
+    ];
+    nothing_hostile_reaches(Upstream::redis().await, &targets).await;
 }
