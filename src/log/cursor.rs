@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::lease::Lease;
 use super::{BATCH_BYTES, Item};
 use crate::message::Format;
-use crate::position::{EventId, Sequence, Start, is_publisher_id};
+use crate::position::{EventId, Sequence, Start};
 use crate::signal::Signal;
 use crate::sse::frame::{self, Coding, GapReason};
 use crate::topic::Filter;
@@ -88,7 +88,11 @@ impl Cursors {
                     opened.resumed =
                         opened.cursors.logs().all(|cursor| cursor.lease.log().evicted().0 <= sequence);
                     opened.start_at(sequence);
-                    opened.publisher_id = publisher_id.filter(|id| is_publisher_id(id)).map(str::to_owned);
+                    // As it stands in these logs, not as the client says.
+                    let known = |id: &&str| {
+                        opened.cursors.logs().any(|cursor| cursor.lease.log().has_publisher_id(sequence, id))
+                    };
+                    opened.publisher_id = publisher_id.filter(known).map(str::to_owned);
                 }
                 EventId::Unknown => opened.start_at_oldest(Some(GapReason::UnknownId)),
                 EventId::Foreign { publisher_id: None } => opened.start_at_oldest(Some(GapReason::Restarted)),

@@ -299,6 +299,14 @@ impl TopicLog {
         self.state.lock().publisher_ids.get(publisher_id).map(|(sequence, _)| *sequence)
     }
 
+    /// Whether the message of that number is held, and its publisher called it so.
+    fn has_publisher_id(&self, sequence: u64, publisher_id: &str) -> bool {
+        let state = self.state.lock();
+        let index = state.entries.partition_point(|entry| entry.sequence < sequence);
+        let entry = state.entries.get(index).filter(|entry| entry.sequence == sequence);
+        entry.and_then(|entry| entry.message()?.publisher_id()) == Some(publisher_id)
+    }
+
     /// The last sequence before `time`: a reader there reads on with what came at `time` or later.
     fn position_before(&self, time: SystemTime) -> u64 {
         let state = self.state.lock();
