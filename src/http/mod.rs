@@ -42,6 +42,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 64 * 1024;
 
+/// Connections accepted before the others get their turn: when thousands come back at once, those who are here already
+/// are not to wait behind all of them.
+const ACCEPT_BATCH: usize = 16;
+
 /// When a silent connection is probed, and how often, before it is given up.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(30))
@@ -122,6 +126,7 @@ pub(crate) fn serve(
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         let failures = Throttle::default();
+        let mut accepted = 0;
         loop {
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -130,6 +135,10 @@ pub(crate) fn serve(
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
                     tokio::spawn(connection::serve(socket, router.clone(), settings.clone(), open));
+                    accepted = (accepted + 1) % ACCEPT_BATCH;
+                    if accepted == 0 {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Err(error) => {
                     gateway.metrics().accept_errors.inc();

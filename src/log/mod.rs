@@ -13,7 +13,7 @@ mod registry;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -31,6 +31,10 @@ use crate::topic::Filter;
 /// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds
 /// on to it; large enough that a write call is cheap beside what it writes.
 const BATCH_BYTES: usize = 32 * 1024;
+
+/// Pieces that a log keeps for readers who come to the same place a moment later. A crowd that is served one by one goes
+/// through the same few; with fewer than it goes through, each reader would build its own copies of all.
+const PIECES: usize = 32;
 
 /// How much a log holds. Whichever bound is met first counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +148,11 @@ pub struct TopicLog {
     filter: Filter,
     bounds: Bounds,
     usage: Arc<Usage>,
+    /// The last sequence that the log knows of: of its newest entry, or where it began. Stored after the entry is in and
+    /// before it is published.
+    newest: AtomicU64,
+    /// Up to where it is complete if its subscription has ended, else `u64::MAX`.
+    sealed: AtomicU64,
     state: Mutex<State>,
     /// Apart from `state`, so that waking thousands does not hold up the first of them in reading.
     readers: Mutex<Readers>,
@@ -164,15 +173,14 @@ struct State {
     /// Entries up to this sequence were evicted, or were published before the log began: what is at or before it is not
     /// all here.
     evicted: u64,
-    /// Its subscription ended when the sequence was here.
-    sealed: Option<u64>,
     /// The time of the entry `evicted`, or when the log began.
     evicted_time: SystemTime,
     /// Where a publisher's id stands, and how many entries have it. The first of several equal ids, since to resume
     /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
     publisher_ids: HashMap<Box<str>, (u64, usize)>,
-    /// The last piece that was put together, for the other readers at the same place.
-    piece: Option<Piece>,
+    /// Pieces that were put together, oldest first, for the other readers at the same places. Those of one format and
+    /// coding never overlap. They count among the bytes of all logs, and go with the next sweep.
+    pieces: VecDeque<Piece>,
 }
 
 /// Consecutive entries in one allocation.
@@ -199,12 +207,19 @@ impl TopicLog {
             entries: VecDeque::new(),
             bytes: 0,
             evicted,
-            sealed: None,
             evicted_time,
             publisher_ids: HashMap::new(),
-            piece: None,
+            pieces: VecDeque::new(),
         };
-        TopicLog { filter, bounds, usage, state: Mutex::new(state), readers: Mutex::default() }
+        TopicLog {
+            filter,
+            bounds,
+            usage,
+            newest: AtomicU64::new(evicted),
+            sealed: AtomicU64::new(u64::MAX),
+            state: Mutex::new(state),
+            readers: Mutex::default(),
+        }
     }
 
     /// The filter whose messages it holds.
@@ -219,7 +234,7 @@ impl TopicLog {
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
             state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0)).1 += 1;
         }
-        let now = entry.time;
+        let (now, sequence) = (entry.time, entry.sequence);
         state.entries.push_back(entry);
         state.bytes += weight;
         self.usage.0.fetch_add(weight, Ordering::Relaxed);
@@ -233,6 +248,7 @@ impl TopicLog {
             self.evict_oldest(&mut state);
         }
         self.evict_aged(&mut state, now);
+        self.newest.store(sequence, Ordering::Release);
     }
 
     fn evict_oldest(&self, state: &mut State) {
@@ -263,7 +279,7 @@ impl TopicLog {
     /// Drops what has grown too old, and memory that quiet logs need no more.
     fn sweep(&self, now: SystemTime) {
         let mut state = self.state.lock();
-        state.piece = None;
+        self.drop_pieces(&mut state);
         self.evict_aged(&mut state, now);
         if state.entries.capacity() > 64 && state.entries.len() * 4 < state.entries.capacity() {
             state.entries.shrink_to_fit();
@@ -273,6 +289,7 @@ impl TopicLog {
     /// Evicts every entry up to and with `sequence`.
     fn evict_through(&self, sequence: u64) {
         let mut state = self.state.lock();
+        self.drop_pieces(&mut state);
         while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
             self.evict_oldest(&mut state);
         }
@@ -281,11 +298,6 @@ impl TopicLog {
     /// The oldest entry's sequence.
     fn oldest(&self) -> Option<u64> {
         self.state.lock().entries.front().map(|entry| entry.sequence)
-    }
-
-    /// The newest entry's sequence.
-    fn newest(&self) -> Option<u64> {
-        self.state.lock().entries.back().map(|entry| entry.sequence)
     }
 
     /// Where the log begins to be complete, and when that was.
@@ -345,8 +357,11 @@ impl TopicLog {
     /// Puts into `items` what follows `position` up to `head`, about [`BATCH_BYTES`] of it. Returns how far that is
     /// everything.
     fn collect(&self, position: u64, head: u64, format: Format, items: &mut Vec<Item>) -> u64 {
+        let head = head.min(self.sealed.load(Ordering::Acquire));
+        if self.has_nothing_after(position) {
+            return head;
+        }
         let state = self.state.lock();
-        let head = head.min(state.sealed.unwrap_or(head));
         if state.evicted > position {
             items.push(Item::Evicted(state.evicted));
         }
@@ -367,6 +382,9 @@ impl TopicLog {
 
     /// The entries that follow `position` up to `head`, in one piece that the readers at the same place share.
     fn piece(&self, position: u64, head: u64, format: Format, coding: Coding) -> Result<Option<Piece>, u64> {
+        if self.has_nothing_after(position) {
+            return Ok(None);
+        }
         let mut state = self.state.lock();
         if state.evicted > position {
             return Err(state.evicted);
@@ -375,16 +393,25 @@ impl TopicLog {
         let Some(first) = state.entries.get(index).filter(|entry| entry.sequence <= head) else {
             return Ok(None);
         };
-        if let Some(piece) = &state.piece
-            && piece.first == first.sequence
-            && (piece.format, piece.coding) == (format, coding)
+        // A reader that starts between the others' pieces goes to where the next of them begins, and one that starts
+        // inside of one goes to its end: from there on they share.
+        let (mut until, mut inside) = (head, false);
+        for piece in
+            state.pieces.iter().rev().filter(|piece| (piece.format, piece.coding) == (format, coding))
         {
-            return Ok(Some(piece.clone()));
+            if piece.first == first.sequence {
+                return Ok(Some(piece.clone()));
+            }
+            if piece.first > first.sequence {
+                until = until.min(piece.first - 1);
+            } else if piece.last >= first.sequence {
+                (until, inside) = (until.min(piece.last), true);
+            }
         }
         let frame = first.frame(format).bytes(coding);
         let mut piece =
             Piece { first: first.sequence, last: first.sequence, entries: 1, format, coding, bytes: frame };
-        let more = state.entries.range(index + 1..).take_while(|entry| entry.sequence <= head);
+        let more = state.entries.range(index + 1..).take_while(|entry| entry.sequence <= until);
         let mut joined = BytesMut::new();
         for entry in more {
             if joined.is_empty() {
@@ -400,12 +427,36 @@ impl TopicLog {
                 break;
             }
         }
-        // One entry alone is handed over as it is, without a copy.
+        // One entry alone is handed over as it is, without a copy, and what one reader needs to come to the others'
+        // places is its own.
         if !joined.is_empty() {
             piece.bytes = joined.freeze();
-            state.piece = Some(piece.clone());
+            if !inside {
+                self.keep_piece(&mut state, piece.clone());
+            }
         }
         Ok(Some(piece))
+    }
+
+    fn keep_piece(&self, state: &mut State, piece: Piece) {
+        self.usage.0.fetch_add(piece.bytes.len(), Ordering::Relaxed);
+        state.pieces.push_back(piece);
+        if state.pieces.len() > PIECES
+            && let Some(oldest) = state.pieces.pop_front()
+        {
+            self.usage.0.fetch_sub(oldest.bytes.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn drop_pieces(&self, state: &mut State) {
+        let bytes: usize = std::mem::take(&mut state.pieces).iter().map(|piece| piece.bytes.len()).sum();
+        self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Answers without the lock what a reader that has caught up asks after each event, and one of many topics of all
+    /// those that nothing was published to.
+    fn has_nothing_after(&self, position: u64) -> bool {
+        self.newest.load(Ordering::Acquire) <= position
     }
 
     /// Its subscription is confirmed: what came before is not all here.
@@ -417,12 +468,12 @@ impl TopicLog {
 
     /// Its subscription has ended, and it is complete up to `head` only: no reader may say that it has read further.
     fn seal(&self, head: u64) {
-        self.state.lock().sealed = Some(head);
+        self.sealed.store(head, Ordering::Release);
     }
 
     /// Up to where it is complete, if its subscription has ended.
     fn sealed(&self) -> Option<u64> {
-        self.state.lock().sealed
+        Some(self.sealed.load(Ordering::Acquire)).filter(|end| *end != u64::MAX)
     }
 
     /// Tells its readers to come back.
@@ -456,6 +507,87 @@ impl TopicLog {
 
 impl Drop for TopicLog {
     fn drop(&mut self) {
-        self.usage.0.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
+        let state = self.state.get_mut();
+        let pieces: usize = state.pieces.iter().map(|piece| piece.bytes.len()).sum();
+        self.usage.0.fetch_sub(state.bytes + pieces, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::Field;
+    use crate::message::{Fields, Found};
+    use crate::position::{Epoch, Sequence, Start};
+    use crate::topic::Topic;
+
+    const MESSAGES: u64 = 2_000;
+
+    fn full_registry() -> (Arc<Registry>, Lease) {
+        let registry = Registry::new(Sequence::new(Epoch::random()), 10, usize::MAX);
+        let lease = lease(&registry);
+        let topic = Topic::parse("a", 9).unwrap();
+        for _ in 0..MESSAGES {
+            registry.append(&topic.clone().into(), &topic, |sequence, time, _| {
+                let id = registry.sequence().event_id(sequence, None);
+                EntryKind::Message(Message::new(topic.clone(), time, id, Found::default(), &[b'x'; 200]))
+            });
+        }
+        (registry, lease)
+    }
+
+    fn lease(registry: &Arc<Registry>) -> Lease {
+        let age = Duration::from_secs(60);
+        let bounds = Bounds { messages: usize::MAX, bytes: usize::MAX, age, linger: age };
+        let fields = Fields { id: Field::Header("a".into()), kind: Field::Header("b".into()) };
+        let (lease, subscription) =
+            registry.lease(&Filter::parse("a", 9).unwrap(), &bounds, &Arc::new(fields), None).unwrap();
+        if let Some(subscription) = subscription {
+            subscription.confirm();
+        }
+        lease
+    }
+
+    /// Where each piece that the reader is given lies in memory, to the end.
+    fn places(registry: &Arc<Registry>, start: &Start) -> Vec<(*const u8, usize)> {
+        let opened = Cursors::open(vec![lease(registry)], &Arc::default(), start, registry.sequence());
+        let mut cursors = opened.cursors;
+        let read = || cursors.read(registry.sequence(), Format::Raw, Coding::Chunked);
+        std::iter::from_fn(read).map(|batch| (batch.bytes.as_ptr(), batch.bytes.len())).collect()
+    }
+
+    #[test]
+    fn readers_who_go_through_the_same_places_share_every_piece() {
+        let (registry, _lease) = full_registry();
+        let first = places(&registry, &Start::All);
+        assert!(first.len() > 10, "{}", first.len());
+        assert_eq!(places(&registry, &Start::All), first);
+    }
+
+    #[test]
+    fn a_reader_who_starts_elsewhere_comes_to_the_places_of_the_others() {
+        let (registry, _lease) = full_registry();
+        let middle = Start::After(Some(registry.sequence().event_id(MESSAGES / 2, None)));
+        // The later starter builds one piece of its own, whichever of the two it is.
+        let from_middle = places(&registry, &middle);
+        let from_start = places(&registry, &Start::All);
+        let shared = from_start.iter().filter(|place| from_middle.contains(place)).count();
+        assert!(shared >= from_middle.len() - 1, "{shared} of {}", from_middle.len());
+        let inside = Start::After(Some(registry.sequence().event_id(MESSAGES / 2 + 3, None)));
+        let from_inside = places(&registry, &inside);
+        assert_eq!(from_inside[1..], from_middle[1..]);
+    }
+
+    #[test]
+    fn pieces_count_among_the_bytes_that_are_held_and_go_with_the_next_sweep() {
+        let (registry, _lease) = full_registry();
+        let before = registry.bytes();
+        let pieces = places(&registry, &Start::All);
+        let joined: usize = pieces.iter().rev().take(PIECES).map(|(_, length)| length).sum();
+        assert!(registry.bytes() >= before + joined / 2, "{joined}");
+        registry.sweep(|_| true);
+        assert_eq!(registry.bytes(), before);
     }
 }

@@ -335,9 +335,7 @@ impl Registry {
             if self.usage.bytes() <= target {
                 return;
             }
-            if let Some(newest) = log.newest() {
-                log.evict_through(newest);
-            }
+            log.evict_through(u64::MAX);
         }
         let mut oldest_first: BinaryHeap<_> = busy
             .iter()

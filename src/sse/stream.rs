@@ -49,8 +49,9 @@ pub struct Stream {
     cursors: Cursors,
     format: Format,
     http: HttpVersion,
-    /// `stream-open` and the gaps before the first message, until they are handed out.
-    opening: Option<Frame>,
+    /// `stream-open` and the gaps before the first message, until they are handed out. Boxed: it is a
+    /// word for most of a stream's life.
+    opening: Option<Box<Frame>>,
     /// When a heartbeat is due, in milliseconds of the table's clock.
     heartbeat_due: u64,
     /// When the stream has lived long enough.
@@ -100,7 +101,7 @@ impl Stream {
             now + fastrand::u64(age - age / 10..=age + age / 10)
         });
         Stream {
-            opening: Some(Frame::concat(&frames)),
+            opening: Some(Box::new(Frame::concat(&frames))),
             heartbeat_due: now,
             expires,
             shared,
