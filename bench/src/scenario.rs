@@ -297,7 +297,7 @@ fn topic_each(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>
 fn hundred_topics(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     let work = Work { topics: topics("many", 100), readers, size: 200 };
     let load = running.load(work.clone(), true)?;
-    let spec = Spec::new(running.stages(&work.topics, None).into());
+    let spec = Spec { topics: 100, ..Spec::new(running.stages(&work.topics, None).into()) };
     let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
     for window in [1, 16, 200] {
         session.closed_loop(window, work.clone())?;

@@ -17,6 +17,11 @@ const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 1 | 4;
 
+/// Where the static table of HPACK has the name `accept`: 19, of which the first byte takes 15.
+const ACCEPT: &[u8] = &[15, 4];
+/// `:status: 200` in the static table, as one byte. Servers may say something of the table's size before it.
+const OK: u8 = 0x88;
+
 /// What a client says first: its settings, and a request for `path` on each of `streams` streams.
 pub fn requests(path: &str, streams: u32) -> Vec<u8> {
     let mut out = PREFACE.to_vec();
@@ -26,8 +31,10 @@ pub fn requests(path: &str, streams: u32) -> Vec<u8> {
     frame(&mut out, WINDOW_UPDATE, 0, 0, &(WIDEST_WINDOW - FIRST_WINDOW).to_be_bytes());
     // HPACK (RFC 7541): GET and http by their places in the static table, the rest as literals.
     let mut block = vec![0x82, 0x86];
-    for (name, value) in [(4, path), (1, "localhost")] {
-        block.extend_from_slice(&[name, value.len() as u8]);
+    let literals: [(&[u8], &str); 3] = [(&[4], path), (&[1], "localhost"), (ACCEPT, "text/event-stream")];
+    for (name, value) in literals {
+        block.extend_from_slice(name);
+        block.push(value.len() as u8);
         block.extend_from_slice(value.as_bytes());
     }
     for stream in 0..streams {
@@ -50,7 +57,7 @@ pub struct Http2 {
     partial: Vec<u8>,
     /// Response heads that came.
     pub opened: u32,
-    /// The server ended a stream or the connection.
+    /// The server refused or ended a stream, or the connection.
     pub ended: bool,
 }
 
@@ -71,7 +78,8 @@ impl Http2 {
             let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
             match (head[3], head[4]) {
                 (DATA, _) => data(stream / 2, payload),
-                (HEADERS, _) => self.opened += 1,
+                (HEADERS, _) if payload.iter().take(4).any(|byte| *byte == OK) => self.opened += 1,
+                (HEADERS, _) => self.ended = true,
                 (SETTINGS, flags) if flags & ACK == 0 => frame(&mut answer, SETTINGS, ACK, 0, &[]),
                 (PING, flags) if flags & ACK == 0 => frame(&mut answer, PING, ACK, 0, payload),
                 (RST_STREAM | GOAWAY, _) => self.ended = true,

@@ -67,6 +67,8 @@ pub struct Spec {
     pub counted: bool,
     /// The least number it may see first.
     pub first: u32,
+    /// Topics of each stream, among which messages go round.
+    pub topics: u32,
     /// Reads nothing until told to, with a receive buffer as small as it gets.
     pub asleep: bool,
     /// Keeps everything that comes.
@@ -76,7 +78,7 @@ pub struct Spec {
 impl Spec {
     /// One stream that counts.
     pub fn new(stages: Rc<[Stage]>) -> Self {
-        Spec { stages, streams: 1, counted: true, first: 0, asleep: false, record: false }
+        Spec { stages, streams: 1, counted: true, first: 0, topics: 1, asleep: false, record: false }
     }
 }
 
@@ -127,7 +129,7 @@ struct Tally {
     told: u64,
     latency: Option<Histogram>,
     faults: Faults,
-    /// Every reader sees every message: a number left out is lost.
+    /// Every reader sees every message of its topics, and all topics: a number left out is lost.
     dense: bool,
 }
 
@@ -280,16 +282,24 @@ impl Load {
         let mut progress = Progress::new();
         loop {
             self.turn(Duration::from_millis(50))?;
+            self.ensure_healthy()?;
             if begin.time.elapsed() >= time {
                 self.window = 0;
             }
             if self.window == 0 && self.tally.done == self.tally.published {
                 break;
             }
-            progress.check(self.tally.delivered, "messages do not arrive")?;
+            progress.check(self.tally.delivered, "messages do not arrive").with_context(|| self.missing())?;
         }
-        self.ensure_healthy()?;
         begin.outcome(self)
+    }
+
+    /// The messages that somebody has yet to see, and how many do.
+    fn missing(&self) -> String {
+        let numbers = self.tally.published.saturating_sub(RING as u32)..self.tally.published;
+        let waiting = numbers.map(|number| (number, self.tally.waiting[number as usize % RING]));
+        let missing: Vec<_> = waiting.filter(|(_, readers)| *readers > 0).take(20).collect();
+        format!("(message, readers who wait for it): {missing:?}")
     }
 
     /// Publishes so many messages a second for `time`, whether or not earlier ones have arrived, while `also` goes on.
@@ -319,9 +329,9 @@ impl Load {
             }
             let wait = if going_on { due - elapsed } else { Duration::from_millis(50) };
             self.turn(wait.min(Duration::from_millis(50)))?;
+            self.ensure_healthy()?;
             progress.check(self.tally.delivered + self.opening as u64, "messages do not arrive")?;
         }
-        self.ensure_healthy()?;
         begin.outcome(self)
     }
 
@@ -377,7 +387,7 @@ impl Load {
                 record: spec.record.then(Vec::new),
             });
             for _ in 0..spec.streams {
-                self.readers.push(Reader::new(spec.first, spec.counted));
+                self.readers.push(Reader::new(spec.first, spec.topics, spec.counted));
             }
             self.opening += 1;
         }
@@ -586,16 +596,13 @@ impl Tally {
             self.faults.torn += 1;
             return;
         };
-        if number < reader.next {
+        let Some(missing) = reader.advance(number) else {
             self.faults.repeated += 1;
             return;
-        }
+        };
         if self.dense {
-            let missing = u64::from(number - reader.next);
-            *(if reader.counted { &mut self.faults.lost } else { &mut self.skipped }) += missing;
+            *(if reader.counted { &mut self.faults.lost } else { &mut self.skipped }) += u64::from(missing);
         }
-        reader.next = number + 1;
-        reader.received += 1;
         self.delivered += 1;
         if !reader.counted {
             return;

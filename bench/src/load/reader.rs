@@ -34,8 +34,9 @@ pub enum Found {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// The smallest number that may come next: numbers ascend, so whatever is below comes again or too late.
-    pub next: u32,
+    /// The smallest number that may come next: numbers ascend, so whatever is below comes again or too late. One of
+    /// each topic that it reads: no broker promises an order between topics.
+    next: Box<[u32]>,
     /// Whether messages wait for it. Those who came late, or sleep, are checked and not waited for.
     pub counted: bool,
     /// Messages it has had.
@@ -50,9 +51,21 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader that expects no number below `next`.
-    pub fn new(next: u32, counted: bool) -> Self {
+    /// A reader of so many topics, among which messages go round, that expects no number below `first`.
+    pub fn new(first: u32, topics: u32, counted: bool) -> Self {
+        let next = (0..topics).map(|topic| first + (topic + topics - first % topics) % topics).collect();
         Reader { next, counted, ..Reader::default() }
+    }
+
+    /// Message `number` is here. Returns how many of its topic were left out before it, or `None` if it comes again or
+    /// too late.
+    pub fn advance(&mut self, number: u32) -> Option<u32> {
+        let topics = self.next.len() as u32;
+        let next = &mut self.next[(number % topics) as usize];
+        let missing = number.checked_sub(*next)? / topics;
+        *next = number + topics;
+        self.received += 1;
+        Some(missing)
     }
 
     /// Looks at bytes as they come. `size` is the length of every payload.
@@ -146,6 +159,21 @@ mod tests {
         for step in 1..300 {
             assert_eq!(read(&stream, 200, step), expected, "in steps of {step}");
         }
+    }
+
+    #[test]
+    fn order_is_that_of_each_topic() {
+        let mut one = Reader::new(5, 1, true);
+        assert_eq!(
+            [5, 6, 8, 7, 8].map(|number| one.advance(number)),
+            [Some(0), Some(0), Some(1), None, None]
+        );
+        let mut two = Reader::new(5, 2, true); // the next of topic 0 is 6, of topic 1 it is 5
+        assert_eq!(two.advance(6), Some(0));
+        assert_eq!(two.advance(5), Some(0));
+        assert_eq!(two.advance(10), Some(1));
+        assert_eq!(two.advance(8), None);
+        assert_eq!(two.received, 3);
     }
 
     #[test]
