@@ -13,6 +13,9 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+/// A reader that is so far behind loses what comes, in silence. Something must give, and a bound has no log.
+const MAX_PENDING: usize = 1 << 20;
+
 const LISTENER: Token = Token(usize::MAX);
 const HEAD: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -158,7 +161,9 @@ impl Bound {
     fn write(&mut self, key: usize, bytes: &[u8]) -> bool {
         let Some(connection) = self.connections.get_mut(key) else { return false };
         if !connection.pending.is_empty() {
-            connection.pending.extend_from_slice(bytes);
+            if connection.pending.len() < MAX_PENDING {
+                connection.pending.extend_from_slice(bytes);
+            }
             let mut pending = std::mem::take(&mut connection.pending);
             let written = send(&mut connection.socket, &pending);
             pending.drain(..written);

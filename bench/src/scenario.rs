@@ -76,7 +76,7 @@ impl Scenario {
         Scenario::TopicEach(10_000),
         Scenario::HundredTopics(500),
         Scenario::Storm(5_000),
-        Scenario::SlowTenth(2_000),
+        Scenario::SlowTenth(1_000),
         Scenario::Idle(15_000),
         Scenario::Http2(2_000),
     ];
@@ -323,16 +323,18 @@ fn http2(running: &Running, streams: u32, scale: Scale) -> Result<Vec<Step>> {
 fn slow_tenth(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     let slow = readers / 10;
     let fast = readers - slow;
-    let work = Work { topics: topics("one", 1), readers: fast, size: 200 };
+    // One size, and large: what the slow ones leave must be more than the system's buffers hold for them.
+    let work = Work { topics: topics("one", 1), readers: fast, size: 4096 };
     let load = running.load(work.clone(), true)?;
     let spec = Spec::new(running.stages(&work.topics, None).into());
     let sleeper = Spec { counted: false, asleep: true, ..spec.clone() };
     let specs = (0..readers).map(|i| if i % 10 == 9 { sleeper.clone() } else { spec.clone() }).collect();
     let mut session = Session::open(running, load, scale, readers, specs)?;
-    for window in [1, 16] {
-        session.closed_loop(window, work.clone())?;
-    }
-    session.steady("steady 200 B", work, |_| false)?;
+    session.closed_loop(1, work.clone())?;
+    session.scale.time = scale.time * 4;
+    session.closed_loop(200, work.clone())?;
+    session.scale.time = scale.time;
+    session.steady("steady 4 KiB", work, |_| false)?;
     let traffic = session.kib_per_stream()?;
     session.load.wake_sleepers()?;
     session.load.rest(scale.settle)?;

@@ -400,7 +400,7 @@ impl Load {
         if small {
             socket.set_recv_buffer_size(4096)?;
         }
-        if self.source % PER_ADDRESS == 0 {
+        if self.source.is_multiple_of(PER_ADDRESS) {
             self.source = ADDRESSES.fetch_add(1, Ordering::Relaxed) * PER_ADDRESS;
         }
         let address = 256 + self.source / PER_ADDRESS; // from 127.0.1.0 on, away from the servers' 127.0.0.1
