@@ -1,5 +1,6 @@
-//! The afternoon version: what one writes with axum and tokio in an afternoon. `axum::response::Sse` over a broadcast
-//! channel a topic, a POST that sends, a heartbeat. No resume and no word about what a slow reader lost.
+//! The afternoon version: what one writes with axum and tokio in an afternoon. `axum::response::Sse` over a
+//! broadcast channel a topic, a POST that sends, a heartbeat. No resume and no word about what a slow reader
+//! lost.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -1,6 +1,7 @@
-//! The bound: what the kernel charges, and nothing more. One thread, one epoll, one `write` of a ready frame a
-//! subscriber. No resume, no heartbeat, no limits, no HTTP beyond the blank line that ends a request: it is what fan-out
-//! costs before anyone has promised anything. Messages come as NATS' PUB; all that one read brings is one frame.
+//! The bound: what the kernel charges, and nothing more. One thread, one epoll, one `write` of a ready frame
+//! a subscriber. No resume, no heartbeat, no limits, no HTTP beyond the blank line that ends a request: it is
+//! what fan-out costs before anyone has promised anything. Messages come as NATS' PUB; all that one read
+//! brings is one frame.
 //!
 //! A stream of several topics is kept under the first segment that they share, so that it too is one list.
 
@@ -89,7 +90,8 @@ impl Bound {
         }
     }
 
-    /// Requests and messages. A request comes in one read here: loopback, and a client that writes it at once.
+    /// Requests and messages. A request comes in one read here: loopback, and a client that writes it at
+    /// once.
     fn read(&mut self, key: usize) -> Result<()> {
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };

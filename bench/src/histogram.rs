@@ -1,4 +1,5 @@
-//! A histogram of latencies: fixed size, within 3 % of the truth, cheap enough to be fed a million times a second.
+//! A histogram of latencies: fixed size, within 3 % of the truth, cheap enough to be fed a million times a
+//! second.
 
 /// Buckets to a doubling.
 const STEPS: u64 = 32;

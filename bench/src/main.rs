@@ -1,7 +1,8 @@
 //! Measures topicgate against a bare write loop and its peers, on this machine's loopback: `make bench`.
 //!
-//! This binary is all of it: the load, the bound, axum's afternoon version, and the runs that start one server at a
-//! time on one core, put load on it from the other, and write down what it cost. Nothing here is part of the gateway.
+//! This binary is all of it: the load, the bound, axum's afternoon version, and the runs that start one
+//! server at a time on one core, put load on it from the other, and write down what it cost. Nothing here is
+//! part of the gateway.
 
 mod afternoon;
 mod bars;

@@ -1,4 +1,5 @@
-//! Bar charts as SVG, for a document: panels side by side, each with a scale of its own. Readable on light and dark.
+//! Bar charts as SVG, for a document: panels side by side, each with a scale of its own. Readable on light
+//! and dark.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! What the system tells of a process, and where it may run. All from /proc: nothing is asked of the server itself.
+//! What the system tells of a process, and where it may run. All from /proc: nothing is asked of the server
+//! itself.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -31,7 +32,8 @@ impl Server {
         log: &Path,
     ) -> Result<Self> {
         let out = fs::File::create(log)?;
-        // This binary takes the core first and then becomes the server: it starts as on a machine of one core.
+        // This binary takes the core first and then becomes the server: it starts as on a machine of one
+        // core.
         let child = Command::new(std::env::current_exe()?)
             .arg("pin")
             .arg(core.to_string())
@@ -60,8 +62,8 @@ impl Server {
         self.child.id()
     }
 
-    /// CPU time that all its threads have had, to the nanosecond. Threads that ended are not in it; none of the servers
-    /// ends threads while it is measured.
+    /// CPU time that all its threads have had, to the nanosecond. Threads that ended are not in it; none of
+    /// the servers ends threads while it is measured.
     pub fn cpu(&self) -> Result<Duration> {
         cpu_of(self.pid()).with_context(|| format!("{} is gone", self.name))
     }

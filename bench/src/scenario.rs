@@ -1,7 +1,8 @@
 //! The work: what is done to one server in one round, and what is noted of it.
 //!
-//! A scenario starts a server, opens its streams, and goes through steps. CPU is taken from rest to rest: before the
-//! first message is published and after the last has arrived, so nothing under way is counted to the wrong side.
+//! A scenario starts a server, opens its streams, and goes through steps. CPU is taken from rest to rest:
+//! before the first message is published and after the last has arrived, so nothing under way is counted to
+//! the wrong side.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -357,8 +358,8 @@ fn idle(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     session.finish()
 }
 
-/// Some read at a steady rate. Then all the others come at once, each with the id of a message after which there are
-/// [`RESUMED`] more.
+/// Some read at a steady rate. Then all the others come at once, each with the id of a message after which
+/// there are [`RESUMED`] more.
 fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     let steady = (returning / 10).max(10);
     let old = Work { topics: topics("old", 1), readers: 1, size: 200 };

@@ -1,5 +1,5 @@
-//! The servers under test: how each is started, subscribed to and published to. Each gets what it needs to hold the
-//! load, and else its defaults.
+//! The servers under test: how each is started, subscribed to and published to. Each gets what it needs to
+//! hold the load, and else its defaults.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -242,9 +242,9 @@ impl Running {
     }
 }
 
-/// A browser's way to NATS: the handshake of WebSocket, then NATS' own protocol in it. The server's answer to PING says
-/// that the subscriptions stand. No browser names itself here: to those the server sends frames of 4 KiB at most, which
-/// would cost it more.
+/// A browser's way to NATS: the handshake of WebSocket, then NATS' own protocol in it. The server's answer to
+/// PING says that the subscriptions stand. No browser names itself here: to those the server sends frames of
+/// 4 KiB at most, which would cost it more.
 fn websocket_stages(topics: &[String]) -> Vec<Stage> {
     let handshake = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -270,7 +270,8 @@ fn program(name: &str) -> Result<String> {
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Taken and given back: nothing else on this machine should take it in between, and a start that fails says so.
+/// Taken and given back: nothing else on this machine should take it in between, and a start that fails says
+/// so.
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
@@ -309,16 +310,16 @@ fn nginx_config(
 ) -> String {
     let http2 = if need == Need::Http2 { " http2" } else { "" };
     let directory = directory.display();
-    let subscriber = "nchan_subscriber eventsource; nchan_channel_id $1; nchan_eventsource_ping_interval 15;\n\
-                      nchan_subscriber_first_message newest;";
+    let subscriber = "nchan_subscriber eventsource; nchan_channel_id $1;\n\
+                      nchan_eventsource_ping_interval 15; nchan_subscriber_first_message newest;";
     format!(
         "daemon off; master_process off; worker_processes 1; pid {directory}/pid; error_log stderr warn;
 load_module {NCHAN};
 events {{ worker_connections {files}; }}
 http {{
   access_log off;
-  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
   keepalive_requests 1000000000; keepalive_timeout 1h; http2_max_concurrent_streams 256;
   nchan_shared_memory_size 1g;
   server {{

@@ -1,5 +1,6 @@
-//! As much HTTP/2 (RFC 9113) as a reader of event streams needs: it asks for some streams on one connection and takes
-//! their DATA frames apart. Windows are opened as wide as they go, once: a run stays below the 2 GiB that this allows.
+//! As much HTTP/2 (RFC 9113) as a reader of event streams needs: it asks for some streams on one connection
+//! and takes their DATA frames apart. Windows are opened as wide as they go, once: a run stays below the 2
+//! GiB that this allows.
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD: usize = 9;
@@ -62,7 +63,8 @@ pub struct Http2 {
 }
 
 impl Http2 {
-    /// Takes frames apart: hands `data` the number of the stream (from 0) and its bytes. Returns what must be answered.
+    /// Takes frames apart: hands `data` the number of the stream (from 0) and its bytes. Returns what must be
+    /// answered.
     pub fn feed(&mut self, bytes: &[u8], mut data: impl FnMut(u32, &[u8])) -> Vec<u8> {
         let mut answer = Vec::new();
         let joined;

@@ -1,5 +1,5 @@
-//! The load: thousands of subscribers and one publisher, in one thread on one epoll. Every message is stamped with its
-//! number and its time, and each subscriber checks that it gets every one, once and in order.
+//! The load: thousands of subscribers and one publisher, in one thread on one epoll. Every message is stamped
+//! with its number and its time, and each subscriber checks that it gets every one, once and in order.
 
 mod http2;
 mod publisher;
@@ -302,7 +302,8 @@ impl Load {
         format!("(message, readers who wait for it): {missing:?}")
     }
 
-    /// Publishes so many messages a second for `time`, whether or not earlier ones have arrived, while `also` goes on.
+    /// Publishes so many messages a second for `time`, whether or not earlier ones have arrived, while `also`
+    /// goes on.
     pub fn paced(
         &mut self,
         rate: f64,
@@ -318,7 +319,8 @@ impl Load {
             let going_on = also(self) || elapsed < time;
             let due = Duration::from_secs_f64(f64::from(count) / rate);
             if going_on && elapsed >= due {
-                // Stamped with when it was due: what we are late by counts, else a stall would hide its own latency.
+                // Stamped with when it was due: what we are late by counts, else a stall would hide its own
+                // latency.
                 self.publish(begin.time + due);
                 self.publisher.flush()?;
                 count += 1;
@@ -458,8 +460,8 @@ impl Load {
         self.read(index)
     }
 
-    /// Reads a socket to its end. A read that does not fill the buffer has emptied the socket: epoll tells of what comes
-    /// later, so there is no need for a second read that finds nothing.
+    /// Reads a socket to its end. A read that does not fill the buffer has emptied the socket: epoll tells of
+    /// what comes later, so there is no need for a second read that finds nothing.
     fn read(&mut self, index: usize) -> Result<()> {
         loop {
             let Some(connection) = self.connections.get_mut(index) else { return Ok(()) };

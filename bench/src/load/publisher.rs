@@ -9,7 +9,8 @@ use mio::{Interest, Registry, Token};
 /// How a server takes messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Protocol {
-    /// POST to this prefix and the topic, on a connection that is kept; the next request does not wait for the answer.
+    /// POST to this prefix and the topic, on a connection that is kept; the next request does not wait for
+    /// the answer.
     Post(&'static str),
     /// NATS' PUB, with dots in the subject.
     Nats,
@@ -53,7 +54,8 @@ impl Publisher {
         let _ = match &self.protocol {
             Protocol::Post(prefix) => write!(
                 self.out,
-                "POST {prefix}{topic} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{payload}"
+                "POST {prefix}{topic} HTTP/1.1\r\nHost: localhost\r\n\
+                 Content-Length: {length}\r\n\r\n{payload}"
             ),
             Protocol::Nats => write!(self.out, "PUB {} {length}\r\n{payload}\r\n", topic.replace('/', ".")),
         };

@@ -1,5 +1,6 @@
-//! One subscriber's eye on its stream: finds the stamp in every message and checks number and length, whatever framing
-//! stands around it. It holds no payload: a stamp that is cut in two, and how much of a payload is still to come.
+//! One subscriber's eye on its stream: finds the stamp in every message and checks number and length,
+//! whatever framing stands around it. It holds no payload: a stamp that is cut in two, and how much of a
+//! payload is still to come.
 
 use std::fmt::Write;
 
@@ -34,8 +35,8 @@ pub enum Found {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// The smallest number that may come next: numbers ascend, so whatever is below comes again or too late. One of
-    /// each topic that it reads: no broker promises an order between topics.
+    /// The smallest number that may come next: numbers ascend, so whatever is below comes again or too late.
+    /// One of each topic that it reads: no broker promises an order between topics.
     next: Box<[u32]>,
     /// Whether messages wait for it. Those who came late, or sleep, are checked and not waited for.
     pub counted: bool,
@@ -57,8 +58,8 @@ impl Reader {
         Reader { next, counted, ..Reader::default() }
     }
 
-    /// Message `number` is here. Returns how many of its topic were left out before it, or `None` if it comes again or
-    /// too late.
+    /// Message `number` is here. Returns how many of its topic were left out before it, or `None` if it comes
+    /// again or too late.
     pub fn advance(&mut self, number: u32) -> Option<u32> {
         let topics = self.next.len() as u32;
         let next = &mut self.next[(number % topics) as usize];
