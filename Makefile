@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test tools run fmt
+.PHONY: help test tools run fmt bench
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -11,8 +11,8 @@ help: ## this list
 # The tests proper come last, so that cargo's `test result:` lines end the output, and doc tests before them,
 # since there may be none. A thousand streams need more descriptors than the usual soft limit of 1024.
 test: tools ## install what the tests need; formatting, clippy, every test
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	npm test --silent --prefix tests/clients
 	cargo test --locked --doc
 	ulimit -S -n "$$(ulimit -H -n)" || true; cargo test --locked --no-fail-fast --lib --bins --tests
@@ -23,5 +23,12 @@ tools: ## install what the tests need, where it is missing
 run: ## the gateway on its embedded broker, http://127.0.0.1:8080
 	cargo run --release
 
+# Two builds, so that the gateway under test has its own features and not those that the bench asks of its libraries.
+BENCH ?= --json bench.json --docs docs
+bench: ## measure against a bare write loop and peers; about an hour. A part: make bench BENCH=--quick
+	cargo build --release --locked
+	cargo build --release --locked --package topicgate-bench
+	"$${CARGO_TARGET_DIR:-target}/release/topicgate-bench" $(BENCH)
+
 fmt: ## format the code
-	cargo fmt
+	cargo fmt --all

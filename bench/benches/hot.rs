@@ -1,0 +1,183 @@
+//! What runs for every message or every reader, each by itself, through the library's public API:
+//! `cargo bench -p topicgate-bench`.
+
+#![allow(clippy::expect_used, reason = "a benchmark that cannot be set up may end in a panic")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use topicgate::config::Field;
+use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Registry};
+use topicgate::message::{Fields, Format, Found, Message};
+use topicgate::position::{Epoch, Sequence, Start};
+use topicgate::signal::Signal;
+use topicgate::sse::frame::{self, Coding};
+use topicgate::topic::{Filter, Topic};
+
+fn main() {
+    divan::main();
+}
+
+/// Entries of a full log.
+const FULL: usize = 100_000;
+
+/// A registry with so many topics, each with one lease that keeps it.
+struct Logs {
+    registry: Arc<Registry>,
+    topics: Vec<Topic>,
+    /// Held so that the logs stay.
+    _leases: Vec<Lease>,
+    payload: Bytes,
+}
+
+impl Logs {
+    fn new(topics: usize, payload: usize) -> Self {
+        let registry = Registry::new(Sequence::new(Epoch::random()), topics, usize::MAX);
+        let topics: Vec<Topic> = (0..topics)
+            .map(|index| Topic::parse(&format!("bench/{index}"), 200).expect("a good topic"))
+            .collect();
+        let leases = topics.iter().map(|topic| lease(&registry, topic)).collect();
+        Logs { registry, topics, _leases: leases, payload: vec![b'x'; payload].into() }
+    }
+
+    /// Appends `count` messages to each topic, one after the other. Each has an id of its publisher.
+    fn fill(&self, count: usize) {
+        for number in 0..count {
+            self.topics.iter().for_each(|topic| self.append(topic, Some(format!("id-{number}"))));
+        }
+        self.registry.wake(); // nobody waits; it forgets which logs were touched
+    }
+
+    fn append(&self, topic: &Topic, publisher_id: Option<String>) {
+        self.registry.append(&Filter::from(topic.clone()), topic, |sequence, time, _| {
+            let id = self.registry.sequence().event_id(sequence, publisher_id.as_deref());
+            let found = Found { publisher_id, ..Found::default() };
+            EntryKind::Message(Message::new(topic.clone(), time, id, found, &self.payload))
+        });
+    }
+
+    /// Cursors over every topic.
+    fn open(&self, start: &Start) -> Cursors {
+        let leases = self.topics.iter().map(|topic| lease(&self.registry, topic)).collect();
+        Cursors::open(leases, &Arc::new(Signal::default()), start, self.registry.sequence()).cursors
+    }
+
+    fn read(&self, cursors: &mut Cursors) -> usize {
+        let mut entries = 0;
+        while let Some(batch) = cursors.read(self.registry.sequence(), Format::Raw, Coding::Chunked) {
+            entries += batch.entries;
+        }
+        entries
+    }
+}
+
+fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
+    let bounds = Bounds {
+        messages: FULL,
+        bytes: usize::MAX,
+        age: Duration::from_secs(3600),
+        linger: Duration::from_secs(60),
+    };
+    let field = |name: &str| Field::Header(name.to_owned());
+    let fields = Arc::new(Fields { id: field("Nats-Msg-Id"), kind: field("Event-Type") });
+    let filter = Filter::from(topic.clone());
+    let (lease, subscription) = registry.lease(&filter, &bounds, &fields, None).expect("there is room");
+    if let Some(subscription) = subscription {
+        subscription.confirm();
+    }
+    lease
+}
+
+/// A payload of one line, and one of many.
+#[divan::bench(args = [(200, 1), (4096, 1), (4096, 64)])]
+fn frame_encoding(bencher: Bencher, (size, lines): (usize, usize)) {
+    let line = "x".repeat(size / lines - 1);
+    let payload = Bytes::from(vec![line; lines].join("\n"));
+    bencher.bench(|| frame::message("k3x9q2m7-123456", None, black_box(&payload)));
+}
+
+/// A message into a log that is full, so that each append evicts.
+#[divan::bench(args = [200, 4096])]
+fn append(bencher: Bencher, size: usize) {
+    let logs = Logs::new(1, size);
+    logs.fill(FULL);
+    let topic = logs.topics[0].clone();
+    bencher.bench_local(|| logs.append(&topic, None));
+}
+
+/// What a reader does for one new message.
+#[divan::bench]
+fn cursor_read_one(bencher: Bencher) {
+    let logs = Logs::new(1, 200);
+    logs.fill(1);
+    let mut cursors = logs.open(&Start::Now);
+    bencher
+        .with_inputs(|| logs.append(&logs.topics[0], None))
+        .bench_local_values(|()| cursors.read(logs.registry.sequence(), Format::Raw, Coding::Chunked));
+}
+
+/// What the second and every later reader at one place does for a thousand messages.
+#[divan::bench]
+fn cursor_read_shared(bencher: Bencher) {
+    let logs = Logs::new(1, 200);
+    let start = Start::After(Some(logs.registry.sequence().event_id(0, None)));
+    logs.fill(1000);
+    logs.read(&mut logs.open(&start));
+    bencher
+        .counter(ItemsCount::new(1000usize))
+        .with_inputs(|| logs.open(&start))
+        .bench_local_refs(|cursors| assert_eq!(logs.read(cursors), 1000));
+}
+
+/// Opening where a client left off, in the middle of a full log: by our id, by its publisher's, by time.
+#[divan::bench(args = ["own", "publisher", "since"])]
+fn resume_lookup(bencher: Bencher, by: &str) {
+    let logs = Logs::new(1, 20);
+    logs.fill(FULL);
+    let middle = FULL as u64 / 2;
+    let start = match by {
+        "own" => Start::After(Some(logs.registry.sequence().event_id(middle, None))),
+        "publisher" => Start::After(Some(format!("id-{middle}"))),
+        _ => Start::Since(SystemTime::now() - Duration::from_millis(1)),
+    };
+    bencher.bench_local(|| logs.open(black_box(&start)));
+}
+
+/// Opening at our id and reading the first piece, in logs of growing size: must not grow with them.
+#[divan::bench(args = [1_000, 10_000, 100_000])]
+fn resume_and_read_first(bencher: Bencher, held: usize) {
+    let logs = Logs::new(1, 20);
+    logs.fill(held);
+    let start = Start::After(Some(logs.registry.sequence().event_id(held as u64 / 2, None)));
+    bencher.bench_local(|| {
+        let mut cursors = logs.open(&start);
+        cursors.read(logs.registry.sequence(), Format::Raw, Coding::Chunked)
+    });
+}
+
+/// One stream over a hundred topics reads a thousand messages.
+#[divan::bench]
+fn merge_hundred_logs(bencher: Bencher) {
+    let logs = Logs::new(100, 200);
+    let start = Start::After(Some(logs.registry.sequence().event_id(0, None)));
+    logs.fill(10);
+    bencher
+        .counter(ItemsCount::new(1000usize))
+        .with_inputs(|| logs.open(&start))
+        .bench_local_refs(|cursors| assert_eq!(logs.read(cursors), 1000));
+}
+
+/// One stream over a hundred topics reads one new message, as it does live.
+#[divan::bench]
+fn merge_hundred_logs_one(bencher: Bencher) {
+    let logs = Logs::new(100, 200);
+    logs.fill(10);
+    let mut cursors = logs.open(&Start::Now);
+    bencher
+        .with_inputs(|| logs.append(&logs.topics[0], None))
+        .bench_local_values(|()| cursors.read(logs.registry.sequence(), Format::Raw, Coding::Chunked));
+}

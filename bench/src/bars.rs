@@ -1,0 +1,66 @@
+//! The bars that the gateway was set, each as a number that must not be exceeded, from one run.
+
+use crate::report::Report;
+use crate::scenario::Scenario;
+use crate::target::Target;
+
+/// A bar and how it went.
+#[derive(Debug)]
+pub struct Bar {
+    /// In words.
+    pub what: String,
+    /// What may not be exceeded.
+    pub limit: f64,
+    /// What was.
+    pub measured: f64,
+}
+
+/// Every bar of which the run measured what it takes.
+pub fn all(report: &Report) -> Vec<Bar> {
+    let (small, large) = (Scenario::OneTopic(2_000).name(), Scenario::OneTopic(15_000).name());
+    let (together, each) = (Scenario::OneTopicBriefly(10_000).name(), Scenario::TopicEach(10_000).name());
+    let (storm, idle) = (Scenario::Storm(5_000).name(), Scenario::Idle(15_000).name());
+    let gateway = Target::Gateway;
+    let of = |scenario: &str, step: &str, measure: &str| report.median(scenario, step, gateway, measure);
+    let against = |scenario: &str, step: &str, target: Target, measure: &str| {
+        report.ratio((scenario, step, gateway), (scenario, step, target), measure)
+    };
+    let peers = [Target::Afternoon, Target::Nchan, Target::Nats]
+        .into_iter()
+        .filter_map(|peer| against(&small, "w1 200 B", peer, "cpu_us"))
+        .reduce(f64::max);
+    let per_topic = match (of(&each, "connect", "idle_kib"), of(&together, "connect", "idle_kib")) {
+        (Some(each), Some(together)) => Some(each - together),
+        _ => None,
+    };
+    let alarm = match (of(&storm, "while it lasts", "p99_ms"), of(&storm, "before", "p99_ms")) {
+        (Some(during), Some(before)) => Some(during / before),
+        _ => None,
+    };
+    let apart = report.ratio((&each, "w16 200 B", gateway), (&together, "w1 200 B", gateway), "cpu_us");
+    let bars = [
+        (
+            "2,000 subscribers, 1 in flight: CPU a delivery, × bound",
+            1.15,
+            against(&small, "w1 200 B", Target::Bound, "cpu_us"),
+        ),
+        ("the same, × the cheapest peer", 1.0, peers),
+        (
+            "2,000 subscribers, 200 in flight: CPU a delivery, × bound",
+            1.25,
+            against(&small, "w200 200 B", Target::Bound, "cpu_us"),
+        ),
+        ("the same, × nchan", 0.05, against(&small, "w200 200 B", Target::Nchan, "cpu_us")),
+        ("15,000 subscribers: KiB each, idle", 1.0, of(&large, "connect", "idle_kib")),
+        ("the same, after traffic", 1.5, of(&large, "memory", "traffic_kib")),
+        ("10,000 topics, 16 in flight: CPU a delivery, × one topic with 10,000", 2.0, apart),
+        ("10,000 topics: KiB each, beside the stream's", 4.0, per_topic),
+        ("a new connection: CPU, × nchan", 2.0, against(&large, "connect", Target::Nchan, "connect_us")),
+        ("storm: p99 of the others, × before", 2.0, alarm),
+        ("idle crowd: % of a core", 3.0, of(&idle, "idle", "server_core")),
+    ];
+    let bar = |(what, limit, measured): (&str, f64, Option<f64>)| {
+        measured.map(|measured| Bar { what: what.to_owned(), limit, measured })
+    };
+    bars.into_iter().filter_map(bar).collect()
+}

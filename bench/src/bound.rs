@@ -1,0 +1,200 @@
+//! The bound: what the kernel charges, and nothing more. One thread, one epoll, one `write` of a ready frame
+//! a subscriber. No resume, no heartbeat, no limits, no HTTP beyond the blank line that ends a request: it is
+//! what fan-out costs before anyone has promised anything. Messages come as NATS' PUB; all that one read
+//! brings is one frame.
+//!
+//! A stream of several topics is kept under the first segment that they share, so that it too is one list.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+
+/// A reader that is so far behind loses what comes, in silence. Something must give, and a bound has no log.
+const MAX_PENDING: usize = 1 << 20;
+
+const LISTENER: Token = Token(usize::MAX);
+const HEAD: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+struct Connection {
+    socket: TcpStream,
+    /// What the socket did not take yet.
+    pending: Vec<u8>,
+    publishes: bool,
+}
+
+struct Bound {
+    poll: Poll,
+    connections: Slab<Connection>,
+    /// Who reads what. Those who left are dropped when they are next written to.
+    topics: HashMap<String, Vec<usize>>,
+    /// What the publisher sent of a message that has not come whole.
+    partial: Vec<u8>,
+    buffer: Vec<u8>,
+    sequence: u64,
+}
+
+/// Serves until it is ended.
+pub fn run(address: SocketAddr) -> Result<()> {
+    let mut listener = TcpListener::bind(address)?;
+    let poll = Poll::new()?;
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    let mut bound = Bound {
+        poll,
+        connections: Slab::new(),
+        topics: HashMap::new(),
+        partial: Vec::new(),
+        buffer: vec![0; 1 << 20],
+        sequence: 0,
+    };
+    let mut events = Events::with_capacity(1024);
+    loop {
+        match bound.poll.poll(&mut events, None) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        }
+        for event in &events {
+            if event.token() == LISTENER {
+                bound.accept(&listener)?;
+                continue;
+            }
+            let key = event.token().0;
+            if event.is_writable() {
+                bound.write(key, &[]);
+            }
+            if event.is_readable() {
+                bound.read(key)?;
+            }
+        }
+    }
+}
+
+impl Bound {
+    fn accept(&mut self, listener: &TcpListener) -> Result<()> {
+        loop {
+            let mut socket = match listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            socket.set_nodelay(true)?;
+            let entry = self.connections.vacant_entry();
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll.registry().register(&mut socket, Token(entry.key()), interest)?;
+            entry.insert(Connection { socket, pending: Vec::new(), publishes: false });
+        }
+    }
+
+    /// Requests and messages. A request comes in one read here: loopback, and a client that writes it at
+    /// once.
+    fn read(&mut self, key: usize) -> Result<()> {
+        loop {
+            let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+            let length = match connection.socket.read(&mut self.buffer) {
+                Ok(0) => {
+                    self.connections.remove(key);
+                    return Ok(());
+                }
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => {
+                    self.connections.remove(key);
+                    return Ok(());
+                }
+            };
+            connection.publishes |= self.buffer.starts_with(b"CONNECT ");
+            if connection.publishes {
+                self.partial.extend_from_slice(&self.buffer[..length]);
+                self.publish()?;
+            } else if let Some(topic) = request_topic(&self.buffer[..length]) {
+                self.topics.entry(topic).or_default().push(key);
+                self.write(key, HEAD);
+            }
+        }
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        let bytes = std::mem::take(&mut self.partial);
+        let mut rest = &bytes[..];
+        let mut batch: Vec<(String, Vec<u8>)> = Vec::new();
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let line = std::str::from_utf8(&rest[..end])?.trim_end();
+            let mut words = line.split(' ');
+            if words.next() != Some("PUB") {
+                rest = &rest[end + 1..];
+                continue;
+            }
+            let subject = words.next().context("PUB without a subject")?;
+            let length: usize = words.next().context("PUB without a length")?.parse()?;
+            let Some(payload) = rest.get(end + 1..end + 1 + length) else { break };
+            let Some(next) = rest.get(end + 1 + length + 2..) else { break };
+            rest = next;
+            self.sequence += 1;
+            let mut topic = subject.replace('.', "/");
+            if !self.topics.contains_key(&topic) {
+                topic.truncate(topic.find('/').unwrap_or(topic.len()));
+            }
+            if batch.last().is_none_or(|(last, _)| *last != topic) {
+                batch.push((topic, Vec::new()));
+            }
+            if let Some((_, frames)) = batch.last_mut() {
+                let id = self.sequence;
+                let size = format!("id: {id}\ndata: ").len() + payload.len() + 2;
+                write!(frames, "{size:x}\r\nid: {id}\ndata: ")?;
+                frames.extend_from_slice(payload);
+                frames.extend_from_slice(b"\n\n\r\n");
+            }
+        }
+        self.partial = rest.to_vec();
+        for (topic, frames) in batch {
+            let Some(mut readers) = self.topics.remove(&topic) else { continue };
+            readers.retain(|key| self.write(*key, &frames));
+            self.topics.insert(topic, readers);
+        }
+        Ok(())
+    }
+
+    /// Writes what is pending and then `bytes`. Returns whether the connection is still there.
+    fn write(&mut self, key: usize, bytes: &[u8]) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else { return false };
+        if !connection.pending.is_empty() {
+            if connection.pending.len() < MAX_PENDING {
+                connection.pending.extend_from_slice(bytes);
+            }
+            let mut pending = std::mem::take(&mut connection.pending);
+            let written = send(&mut connection.socket, &pending);
+            pending.drain(..written);
+            connection.pending = pending;
+        } else if !bytes.is_empty() {
+            let written = send(&mut connection.socket, bytes);
+            connection.pending.extend_from_slice(&bytes[written..]);
+        }
+        true
+    }
+}
+
+/// How much the socket takes. A socket that is broken takes all: its end is seen by reading it.
+fn send(socket: &mut TcpStream, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    while written < bytes.len() {
+        match socket.write(&bytes[written..]) {
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return written,
+            Err(_) => return bytes.len(),
+        }
+    }
+    written
+}
+
+fn request_topic(request: &[u8]) -> Option<String> {
+    let target = std::str::from_utf8(request).ok()?.strip_prefix("GET /topics")?.split(' ').next()?;
+    Some(match target.strip_prefix("?topic=") {
+        Some(topics) => topics.split('/').next()?.to_owned(),
+        None => target.strip_prefix('/')?.to_owned(),
+    })
+}

@@ -1,0 +1,423 @@
+//! The work: what is done to one server in one round, and what is noted of it.
+//!
+//! A scenario starts a server, opens its streams, and goes through steps. CPU is taken from rest to rest:
+//! before the first message is published and after the last has arrived, so nothing under way is counted to
+//! the wrong side.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::load::{Load, Spec, Work};
+use crate::target::{Need, Running, Setup, Target};
+
+/// Values of one step, by [`Measure`] name.
+pub type Values = BTreeMap<&'static str, f64>;
+
+/// Deliveries a second at which latency is taken: about a third of a core for the bound.
+const STEADY: f64 = 40_000.0;
+
+/// Streams that may be opening at once, except in the storm.
+const CONCURRENCY: usize = 128;
+
+/// Messages that each stream of the storm resumes.
+const RESUMED: u32 = 100;
+
+/// How much is done: full size, or small enough to try the tool itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Scale {
+    /// Of every number of subscribers, this part.
+    pub divisor: u32,
+    /// How long a step publishes.
+    pub time: Duration,
+    /// How long a server may come to rest before its memory is taken. The gateway sweeps once a second.
+    pub settle: Duration,
+    /// How long the idle crowd is watched.
+    pub idle: Duration,
+}
+
+/// A scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scenario {
+    /// One topic, so many subscribers, every window and size.
+    OneTopic(u32),
+    /// The same, as far as [`Scenario::TopicEach`] is compared with it.
+    OneTopicBriefly(u32),
+    /// As many topics as subscribers.
+    TopicEach(u32),
+    /// The same hundred topics on each of so many streams.
+    HundredTopics(u32),
+    /// So many return at once, while others read.
+    Storm(u32),
+    /// Every tenth reads nothing.
+    SlowTenth(u32),
+    /// Nothing happens.
+    Idle(u32),
+    /// Streams of HTTP/2, a hundred to a connection.
+    Http2(u32),
+}
+
+/// A step that was measured.
+#[derive(Debug)]
+pub struct Step {
+    /// Its name in the tables.
+    pub name: String,
+    /// What was measured.
+    pub values: Values,
+}
+
+impl Scenario {
+    /// Those of a run, in order.
+    pub const ALL: [Scenario; 9] = [
+        Scenario::OneTopic(2_000),
+        Scenario::OneTopic(15_000),
+        Scenario::OneTopicBriefly(10_000),
+        Scenario::TopicEach(10_000),
+        Scenario::HundredTopics(500),
+        Scenario::Storm(5_000),
+        Scenario::SlowTenth(1_000),
+        Scenario::Idle(15_000),
+        Scenario::Http2(2_000),
+    ];
+
+    /// As on the command line.
+    pub fn name(self) -> String {
+        match self {
+            Scenario::OneTopic(readers) | Scenario::OneTopicBriefly(readers) => {
+                format!("one-topic-{readers}")
+            }
+            Scenario::TopicEach(readers) => format!("topic-each-{readers}"),
+            Scenario::HundredTopics(readers) => format!("hundred-topics-{readers}"),
+            Scenario::Storm(readers) => format!("storm-{readers}"),
+            Scenario::SlowTenth(readers) => format!("slow-tenth-{readers}"),
+            Scenario::Idle(readers) => format!("idle-{readers}"),
+            Scenario::Http2(readers) => format!("http2-{readers}"),
+        }
+    }
+
+    /// One line for the report.
+    pub fn title(self) -> String {
+        match self {
+            Scenario::OneTopic(readers) | Scenario::OneTopicBriefly(readers) => {
+                format!("One topic, {readers} subscribers")
+            }
+            Scenario::TopicEach(readers) => format!("{readers} topics with one subscriber each"),
+            Scenario::HundredTopics(readers) => format!("100 topics on one stream, {readers} streams"),
+            Scenario::Storm(readers) => {
+                format!("Reconnect storm: {readers} return at once, each resumes {RESUMED} messages")
+            }
+            Scenario::SlowTenth(readers) => format!("A slow tenth among {readers} readers"),
+            Scenario::Idle(readers) => format!("Idle crowd: {readers} streams with heartbeats"),
+            Scenario::Http2(readers) => format!("HTTP/2: {readers} streams, 100 to a connection"),
+        }
+    }
+
+    /// What a server must be able to do.
+    pub fn need(self) -> Need {
+        match self {
+            Scenario::HundredTopics(_) => Need::ManyTopics,
+            Scenario::Storm(_) => Need::Resume,
+            Scenario::Idle(_) => Need::Heartbeat,
+            Scenario::Http2(_) => Need::Http2,
+            Scenario::OneTopic(_)
+            | Scenario::OneTopicBriefly(_)
+            | Scenario::TopicEach(_)
+            | Scenario::SlowTenth(_) => Need::Nothing,
+        }
+    }
+
+    /// Does it once.
+    pub fn run(self, target: Target, setup: &Setup, scale: Scale) -> Result<Vec<Step>> {
+        let running = target.start(setup, self.need())?;
+        let scaled = |readers: u32| (readers / scale.divisor).max(10);
+        match self {
+            Scenario::OneTopic(readers) => {
+                one_topic(&running, scaled(readers), scale, &[200, 4096], &[1, 16, 200])
+            }
+            Scenario::OneTopicBriefly(readers) => one_topic(&running, scaled(readers), scale, &[200], &[1]),
+            Scenario::TopicEach(readers) => topic_each(&running, scaled(readers), scale),
+            Scenario::HundredTopics(readers) => hundred_topics(&running, scaled(readers), scale),
+            Scenario::Storm(readers) => storm(&running, scaled(readers), scale),
+            Scenario::SlowTenth(readers) => slow_tenth(&running, scaled(readers), scale),
+            Scenario::Idle(readers) => idle(&running, scaled(readers), scale),
+            Scenario::Http2(readers) => http2(&running, scaled(readers), scale),
+        }
+    }
+}
+
+/// One server in one round, and the steps it has been through.
+struct Session<'a> {
+    running: &'a Running,
+    load: Load,
+    scale: Scale,
+    base_kib: f64,
+    streams: u32,
+    steps: Vec<Step>,
+}
+
+impl<'a> Session<'a> {
+    /// Opens `specs` and notes what a connection costs and what an idle stream holds.
+    fn open(
+        running: &'a Running,
+        mut load: Load,
+        scale: Scale,
+        streams: u32,
+        specs: Vec<Spec>,
+    ) -> Result<Self> {
+        let base_kib = running.server.pss_kib()?;
+        let connections = specs.len() as f64;
+        let cpu = running.server.cpu()?;
+        load.open(specs, CONCURRENCY)?;
+        load.rest(Duration::from_millis(100))?; // for what a server does behind the response head
+        let cpu = running.server.cpu()? - cpu;
+        let mut session = Session { running, load, scale, base_kib, streams, steps: Vec::new() };
+        session.load.rest(scale.settle)?;
+        let idle = session.kib_per_stream()?;
+        let values = [("connect_us", micros(cpu) / connections), ("idle_kib", idle), ("base_kib", base_kib)];
+        session.note("connect", values);
+        Ok(session)
+    }
+
+    fn note(&mut self, name: impl Into<String>, values: impl IntoIterator<Item = (&'static str, f64)>) {
+        self.steps.push(Step { name: name.into(), values: values.into_iter().collect() });
+    }
+
+    fn kib_per_stream(&self) -> Result<f64> {
+        Ok((self.running.server.pss_kib()? - self.base_kib) / f64::from(self.streams))
+    }
+
+    fn closed_loop(&mut self, window: u32, work: Work) -> Result<()> {
+        let name = format!("w{window} {}", bytes(work.size));
+        self.load.set_work(work);
+        let cpu = self.running.server.cpu()?;
+        let outcome = self.load.closed_loop(window, self.scale.time).with_context(|| name.clone())?;
+        let cpu = self.running.server.cpu()? - cpu;
+        let deliveries = outcome.deliveries as f64;
+        let wall = outcome.wall.as_secs_f64();
+        let values = [
+            ("cpu_us", micros(cpu) / deliveries),
+            ("per_second", deliveries / wall),
+            ("server_core", 100.0 * cpu.as_secs_f64() / wall),
+            ("load_core", 100.0 * outcome.load),
+        ];
+        self.note(name, values);
+        Ok(())
+    }
+
+    /// Latency at a fixed rate of deliveries.
+    fn steady(&mut self, name: &str, work: Work, also: impl FnMut(&mut Load) -> bool) -> Result<()> {
+        let rate = STEADY / f64::from(work.readers);
+        self.load.set_work(work);
+        let cpu = self.running.server.cpu()?;
+        // A slow rate needs longer for as many samples.
+        let outcome = self.load.paced(rate, self.scale.time * 2, also).with_context(|| name.to_owned())?;
+        let cpu = self.running.server.cpu()? - cpu;
+        let values = [
+            ("p50_ms", outcome.latency.quantile_ms(0.5)),
+            ("p99_ms", outcome.latency.quantile_ms(0.99)),
+            ("cpu_us", micros(cpu) / outcome.deliveries as f64),
+            ("load_core", 100.0 * outcome.load),
+        ];
+        self.note(name, values);
+        Ok(())
+    }
+
+    /// Notes what streams hold after traffic, and what is left when they have gone.
+    fn finish(mut self) -> Result<Vec<Step>> {
+        self.load.rest(self.scale.settle)?;
+        let traffic = self.kib_per_stream()?;
+        self.load.close();
+        let begin = Instant::now();
+        while begin.elapsed() < self.scale.settle {
+            self.load.turn(self.scale.settle.saturating_sub(begin.elapsed()))?;
+        }
+        let left = self.kib_per_stream()?;
+        self.note("memory", [("traffic_kib", traffic), ("left_kib", left)]);
+        Ok(self.steps)
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn bytes(size: usize) -> String {
+    if size.is_multiple_of(1024) { format!("{} KiB", size / 1024) } else { format!("{size} B") }
+}
+
+fn topics(prefix: &str, count: u32) -> Rc<[String]> {
+    (0..count).map(|index| format!("{prefix}/{index}")).collect()
+}
+
+fn one_topic(
+    running: &Running,
+    readers: u32,
+    scale: Scale,
+    sizes: &[usize],
+    windows: &[u32],
+) -> Result<Vec<Step>> {
+    let work = |size| Work { topics: topics("one", 1), readers, size };
+    let load = running.load(work(200), true)?;
+    let spec = Spec::new(running.stages(&work(200).topics, None).into());
+    let specs = vec![spec; readers as usize];
+    let mut session = Session::open(running, load, scale, readers, specs)?;
+    for size in sizes {
+        for window in windows {
+            session.closed_loop(*window, work(*size))?;
+        }
+    }
+    session.steady("steady 200 B", work(200), |_| false)?;
+    session.finish()
+}
+
+fn topic_each(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
+    let work = Work { topics: topics("user", readers), readers: 1, size: 200 };
+    let load = running.load(work.clone(), false)?;
+    let spec = |topic: &String| Spec::new(running.stages(std::slice::from_ref(topic), None).into());
+    let specs = work.topics.iter().map(spec).collect();
+    let mut session = Session::open(running, load, scale, readers, specs)?;
+    for window in [1, 16, 200] {
+        session.closed_loop(window, work.clone())?;
+    }
+    // The publisher is one, and so is the broker: a message has one delivery here.
+    let rate = Work { readers: 1, ..work };
+    session.load.set_work(rate);
+    let outcome = session.load.paced(STEADY / 8.0, scale.time * 2, |_| false)?;
+    let latency = &outcome.latency;
+    let values = [
+        ("p50_ms", latency.quantile_ms(0.5)),
+        ("p99_ms", latency.quantile_ms(0.99)),
+        ("load_core", 100.0 * outcome.load),
+    ];
+    session.note("steady 200 B", values);
+    session.finish()
+}
+
+fn hundred_topics(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
+    let work = Work { topics: topics("many", 100), readers, size: 200 };
+    let load = running.load(work.clone(), true)?;
+    let spec = Spec { topics: 100, ..Spec::new(running.stages(&work.topics, None).into()) };
+    let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
+    for window in [1, 16, 200] {
+        session.closed_loop(window, work.clone())?;
+    }
+    session.finish()
+}
+
+fn http2(running: &Running, streams: u32, scale: Scale) -> Result<Vec<Step>> {
+    let per_connection = 100.min(streams);
+    let connections = streams / per_connection;
+    let streams = connections * per_connection;
+    let work = Work { topics: topics("one", 1), readers: streams, size: 200 };
+    let load = running.load(work.clone(), true)?;
+    let stages = running.http2_stages(&work.topics[0], per_connection);
+    let spec = Spec { streams: per_connection, ..Spec::new(stages.into()) };
+    let mut session = Session::open(running, load, scale, streams, vec![spec; connections as usize])?;
+    for window in [1, 16] {
+        session.closed_loop(window, work.clone())?;
+    }
+    session.finish()
+}
+
+fn slow_tenth(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
+    let slow = readers / 10;
+    let fast = readers - slow;
+    // One size, and large: what the slow ones leave must be more than the system's buffers hold for them.
+    let work = Work { topics: topics("one", 1), readers: fast, size: 4096 };
+    let load = running.load(work.clone(), true)?;
+    let spec = Spec::new(running.stages(&work.topics, None).into());
+    let sleeper = Spec { counted: false, asleep: true, ..spec.clone() };
+    let specs = (0..readers).map(|i| if i % 10 == 9 { sleeper.clone() } else { spec.clone() }).collect();
+    let mut session = Session::open(running, load, scale, readers, specs)?;
+    session.closed_loop(1, work.clone())?;
+    session.scale.time = scale.time * 4;
+    session.closed_loop(200, work.clone())?;
+    session.scale.time = scale.time;
+    session.steady("steady 4 KiB", work, |_| false)?;
+    let traffic = session.kib_per_stream()?;
+    session.load.wake_sleepers()?;
+    session.load.rest(scale.settle)?;
+    let (skipped, told) = session.load.skipped();
+    let slow = f64::from(slow);
+    let values = [("traffic_kib", traffic), ("skipped", skipped as f64 / slow), ("told", told as f64 / slow)];
+    session.note("the slow ones, awake again", values);
+    Ok(session.steps)
+}
+
+fn idle(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
+    let work = Work { topics: topics("one", 1), readers, size: 200 };
+    let load = running.load(work.clone(), true)?;
+    let spec = Spec::new(running.stages(&work.topics, None).into());
+    let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
+    let cpu = running.server.cpu()?;
+    session.load.rest(scale.idle)?;
+    let cpu = running.server.cpu()? - cpu;
+    session.note("idle", [("server_core", 100.0 * cpu.as_secs_f64() / scale.idle.as_secs_f64())]);
+    session.finish()
+}
+
+/// Some read at a steady rate. Then all the others come at once, each with the id of a message after which
+/// there are [`RESUMED`] more.
+fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
+    let steady = (returning / 10).max(10);
+    let old = Work { topics: topics("old", 1), readers: 1, size: 200 };
+    let live = Work { topics: topics("live", 1), readers: steady, size: 200 };
+    let load = running.load(old.clone(), false)?;
+    let probe = Spec { record: true, ..Spec::new(running.stages(&old.topics, None).into()) };
+    let mut session = Session::open(running, load, scale, 1, vec![probe])?;
+    session.steps.clear(); // one connection says nothing
+    // One at a time, so that as many are published as are wanted.
+    while session.load.next_number() <= RESUMED {
+        session.load.closed_loop(1, Duration::ZERO)?;
+    }
+    let cursor = first_event_id(session.load.recorded(0)).context("the first message has no id")?;
+    let published = session.load.next_number();
+    let reader = Spec { first: published, ..Spec::new(running.stages(&live.topics, None).into()) };
+    session.load.open(vec![reader; steady as usize], CONCURRENCY)?;
+    session.steady("before", live.clone(), |_| false)?;
+
+    let first = session.load.streams();
+    let stages = running.stages(&old.topics, Some(&cursor));
+    let spec = Spec { counted: false, first: 1, ..Spec::new(stages.into()) };
+    let mut specs = Some(vec![spec; returning as usize]);
+    let begin = Instant::now();
+    let mut took = None;
+    let mut failed = None;
+    let cpu = running.server.cpu()?;
+    session.steady("while it lasts", live, |load| {
+        if let Some(specs) = specs.take()
+            && let Err(error) = load.start_opening(specs, usize::MAX)
+        {
+            failed = Some(error);
+        }
+        let wanted = published - 1;
+        if took.is_none()
+            && (begin.elapsed() > Duration::from_secs(30)
+                || !load.is_opening() && load.received(first).all(|received| received >= wanted))
+        {
+            took = Some(begin.elapsed());
+        }
+        took.is_none()
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let cpu = running.server.cpu()? - cpu;
+    let complete = session.load.received(first).filter(|received| *received >= published - 1).count();
+    ensure!(complete == returning as usize, "{complete} of {returning} got what they missed");
+    let took = took.context("the storm did not end")?;
+    let values = [("storm_s", took.as_secs_f64()), ("connect_us", micros(cpu) / f64::from(returning))];
+    session.note("the storm", values);
+    Ok(session.steps)
+}
+
+/// The id that stands with the first message's stamp.
+fn first_event_id(recorded: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(recorded);
+    let stamp = text.find("@00000000")?;
+    let block = &text[text[..stamp].rfind("\n\n").map_or(0, |at| at + 2)..];
+    let block = &block[..block.find("\n\n").unwrap_or(block.len())];
+    block.lines().find_map(|line| line.strip_prefix("id: ")).map(|id| id.trim().to_owned())
+}

@@ -1,0 +1,336 @@
+//! The servers under test: how each is started, subscribed to and published to. Each gets what it needs to
+//! hold the load, and else its defaults.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::load::{Load, Protocol, Stage, Until, Work, http2_requests};
+use crate::process::{Server, find_program, version};
+
+/// Where Debian puts nginx' dynamic modules.
+const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
+
+/// A server under test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// The bare loop.
+    Bound,
+    /// The gateway, subscribed to a nats-server that runs on the load's core.
+    Gateway,
+    /// The gateway with its embedded broker, published to over HTTP.
+    Embedded,
+    /// axum's `Sse` over a broadcast channel.
+    Afternoon,
+    /// nginx with nchan.
+    Nchan,
+    /// nats-server, subscribed to over WebSocket.
+    Nats,
+}
+
+/// What a scenario asks of a server beside one topic on one HTTP/1.1 connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing.
+    Nothing,
+    /// Several topics on one stream.
+    ManyTopics,
+    /// To go on after an id.
+    Resume,
+    /// HTTP/2 without TLS.
+    Http2,
+    /// A sign of life on an idle stream.
+    Heartbeat,
+}
+
+/// What is needed to start servers.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The gateway's binary.
+    pub gateway: PathBuf,
+    /// For the server under test.
+    pub server_core: usize,
+    /// For the load, and for the gateway's broker.
+    pub load_core: usize,
+    /// Connections and files that a server may have open.
+    pub files: u64,
+}
+
+/// A target that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// The process under test.
+    pub server: Server,
+    target: Target,
+    subscribe: SocketAddr,
+    publish: SocketAddr,
+    // Dropped after the server: the gateway's broker, and the directory of logs and configurations.
+    _broker: Option<Server>,
+    _directory: TempDir,
+}
+
+impl Target {
+    /// Every one, the bound first.
+    pub const ALL: [Target; 6] =
+        [Target::Bound, Target::Gateway, Target::Embedded, Target::Afternoon, Target::Nchan, Target::Nats];
+
+    /// As on the command line and in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Bound => "bound",
+            Target::Gateway => "topicgate",
+            Target::Embedded => "topicgate-embedded",
+            Target::Afternoon => "axum-sse",
+            Target::Nchan => "nchan",
+            Target::Nats => "nats-websocket",
+        }
+    }
+
+    /// Whether it has what a scenario needs.
+    pub fn can(self, need: Need) -> bool {
+        match need {
+            Need::Nothing => true,
+            Need::ManyTopics => self != Target::Afternoon,
+            Need::Resume => matches!(self, Target::Gateway | Target::Embedded | Target::Nchan),
+            Need::Http2 => {
+                matches!(self, Target::Gateway | Target::Embedded | Target::Afternoon | Target::Nchan)
+            }
+            Need::Heartbeat => self != Target::Bound,
+        }
+    }
+
+    /// What is missing to run it.
+    pub fn missing(self, setup: &Setup) -> Option<String> {
+        let program = |name: &str| find_program(name).is_none().then(|| format!("{name} is not installed"));
+        match self {
+            Target::Bound | Target::Afternoon => None,
+            Target::Embedded => (!setup.gateway.is_file())
+                .then(|| format!("no gateway at {}; build it first", setup.gateway.display())),
+            Target::Gateway => Target::Embedded.missing(setup).or_else(|| program("nats-server")),
+            Target::Nats => program("nats-server"),
+            Target::Nchan => program("nginx").or_else(|| {
+                (!fs::exists(NCHAN).unwrap_or(false))
+                    .then(|| "nginx has no nchan (Debian: libnginx-mod-nchan)".into())
+            }),
+        }
+    }
+
+    /// What it calls itself.
+    pub fn version(self, setup: &Setup) -> String {
+        let program = |name: &str, flag: &str| match find_program(name) {
+            Some(path) => version(&path, flag),
+            None => String::new(),
+        };
+        match self {
+            Target::Bound => "bench/src/bound.rs".into(),
+            Target::Afternoon => "bench/src/afternoon.rs, axum 0.8".into(),
+            Target::Embedded => version(&setup.gateway, "--version"),
+            Target::Gateway => {
+                format!("{}; {}", version(&setup.gateway, "--version"), program("nats-server", "--version"))
+            }
+            Target::Nats => program("nats-server", "--version"),
+            Target::Nchan => {
+                let package = std::process::Command::new("dpkg-query")
+                    .args(["--show", "--showformat=${Version}", "libnginx-mod-nchan"])
+                    .output();
+                let nchan = package.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+                format!("{}; nchan {}", program("nginx", "-v"), nchan.unwrap_or_default())
+            }
+        }
+    }
+
+    /// Starts it, on a port of its own.
+    pub fn start(self, setup: &Setup, need: Need) -> Result<Running> {
+        let directory = tempfile::tempdir()?;
+        let path = |name: &str| directory.path().join(name);
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let address = free_address()?;
+        let mut publish = address;
+        let mut broker = None;
+        let own = |what: &str| -> Result<Vec<String>> {
+            Ok(vec![text(std::env::current_exe()?), what.into(), address.to_string()])
+        };
+        let command = match self {
+            Target::Bound => own("bound")?,
+            Target::Afternoon => own("afternoon")?,
+            Target::Gateway | Target::Embedded => {
+                let mut url = "memory:".to_owned();
+                if self == Target::Gateway {
+                    publish = free_address()?;
+                    url = format!("nats://{publish}");
+                    let (config, log) = (path("nats.conf"), path("nats.log"));
+                    fs::write(&config, format!("listen: \"{publish}\"\n"))?;
+                    let command = [program("nats-server")?, "-c".into(), text(config)];
+                    broker = Some(Server::start("nats-server", &command, setup.load_core, publish, &log)?);
+                }
+                let config = path("topicgate.toml");
+                fs::write(&config, gateway_config(address, free_address()?, &url, setup.files))?;
+                vec![text(setup.gateway.clone()), "--config".into(), text(config)]
+            }
+            Target::Nchan => {
+                publish = free_address()?; // a listener of this nginx for HTTP/2 understands nothing else
+                let config = path("nginx.conf");
+                fs::write(&config, nginx_config(address, publish, directory.path(), need, setup.files))?;
+                vec![program("nginx")?, "-p".into(), text(directory.path().into()), "-c".into(), text(config)]
+            }
+            Target::Nats => {
+                publish = free_address()?;
+                let config = path("nats.conf");
+                fs::write(&config, nats_config(publish, address, need))?;
+                vec![program("nats-server")?, "-c".into(), text(config)]
+            }
+        };
+        let server = Server::start(self.name(), &command, setup.server_core, address, &path("server.log"))?;
+        if self == Target::Gateway {
+            // It listens before it has its broker; a stream opened before that would be told to come back.
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        Ok(Running {
+            server,
+            target: self,
+            subscribe: address,
+            publish,
+            _broker: broker,
+            _directory: directory,
+        })
+    }
+}
+
+impl Running {
+    /// A load for this server.
+    pub fn load(&self, work: Work, dense: bool) -> Result<Load> {
+        let protocol = match self.target {
+            Target::Bound | Target::Gateway | Target::Nats => Protocol::Nats,
+            Target::Embedded | Target::Afternoon => Protocol::Post("/topics/"),
+            Target::Nchan => Protocol::Post("/pub/"),
+        };
+        Load::new(self.subscribe, self.publish, protocol, work, dense)
+    }
+
+    /// How a stream of `topics` is opened, after the event `cursor` if there is one.
+    pub fn stages(&self, topics: &[String], cursor: Option<&str>) -> Vec<Stage> {
+        if self.target == Target::Nats {
+            return websocket_stages(topics);
+        }
+        let mut request =
+            format!("GET {} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n", self.path(topics));
+        if let Some(cursor) = cursor {
+            // Writing to a String cannot fail.
+            let _ = write!(request, "Last-Event-ID: {cursor}\r\n");
+        }
+        request.push_str("\r\n");
+        vec![Stage { send: request.into_bytes(), until: Until::Bytes(b"\r\n\r\n") }]
+    }
+
+    /// How `streams` streams of one topic are opened on one connection of HTTP/2.
+    pub fn http2_stages(&self, topic: &str, streams: u32) -> Vec<Stage> {
+        let send = http2_requests(&self.path(&[topic.to_owned()]), streams);
+        vec![Stage { send, until: Until::Heads(streams) }]
+    }
+
+    fn path(&self, topics: &[String]) -> String {
+        match (self.target, topics) {
+            (Target::Nchan, [topic]) => format!("/sub/{topic}"),
+            (Target::Nchan, topics) => format!("/many/{}", topics.join(",")),
+            (_, [topic]) => format!("/topics/{topic}"),
+            (_, topics) => format!("/topics?topic={}", topics.join("&topic=")),
+        }
+    }
+}
+
+/// A browser's way to NATS: the handshake of WebSocket, then NATS' own protocol in it. The server's answer to
+/// PING says that the subscriptions stand. No browser names itself here: to those the server sends frames of
+/// 4 KiB at most, which would cost it more.
+fn websocket_stages(topics: &[String]) -> Vec<Stage> {
+    let handshake = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    let mut text = "CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\n".to_owned();
+    for (index, topic) in topics.iter().enumerate() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "SUB {} {}\r\n", topic.replace('/', "."), index + 1);
+    }
+    text.push_str("PING\r\n");
+    // One binary message, masked as clients must, with a mask that changes nothing.
+    let mut frame = vec![0x82, 0x80 | 126];
+    frame.extend_from_slice(&(text.len() as u16).to_be_bytes());
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(text.as_bytes());
+    vec![
+        Stage { send: handshake.as_bytes().to_vec(), until: Until::Bytes(b"\r\n\r\n") },
+        Stage { send: frame, until: Until::Bytes(b"PONG\r\n") },
+    ]
+}
+
+fn program(name: &str) -> Result<String> {
+    let path = find_program(name).with_context(|| format!("{name} is not installed"))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// Taken and given back: nothing else on this machine should take it in between, and a start that fails says
+/// so.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn gateway_config(listen: SocketAddr, admin: SocketAddr, broker: &str, files: u64) -> String {
+    format!(
+        r#"listen = "{listen}"
+admin.listen = "{admin}"
+broker.url = "{broker}"
+limits = {{ streams = {files}, connections = {files} }}
+log.level = "warn"
+[[topics]]
+match = "**"
+read = "anyone"
+publish = "anyone"
+replay = {{ messages = 1000, bytes = "4MiB" }}
+"#
+    )
+}
+
+fn nats_config(listen: SocketAddr, websocket: SocketAddr, need: Need) -> String {
+    // The load answers no PING, so it must not be waited for.
+    let ping = if need == Need::Heartbeat { "15s" } else { "10m" };
+    format!(
+        "listen: \"{listen}\"\nmax_connections: 100000\nping_interval: \"{ping}\"\nping_max: 100\n\
+         websocket {{ listen: \"{websocket}\", no_tls: true }}\n"
+    )
+}
+
+fn nginx_config(
+    listen: SocketAddr,
+    publish: SocketAddr,
+    directory: &std::path::Path,
+    need: Need,
+    files: u64,
+) -> String {
+    let http2 = if need == Need::Http2 { " http2" } else { "" };
+    let directory = directory.display();
+    let subscriber = "nchan_subscriber eventsource; nchan_channel_id $1;\n\
+                      nchan_eventsource_ping_interval 15; nchan_subscriber_first_message newest;";
+    format!(
+        "daemon off; master_process off; worker_processes 1; pid {directory}/pid; error_log stderr warn;
+load_module {NCHAN};
+events {{ worker_connections {files}; }}
+http {{
+  access_log off;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+  keepalive_requests 1000000000; keepalive_timeout 1h; http2_max_concurrent_streams 256;
+  nchan_shared_memory_size 1g;
+  server {{
+    listen {listen}{http2}; listen {publish};
+    location ~ ^/sub/(.+)$ {{ {subscriber} }}
+    location ~ ^/many/(.+)$ {{ {subscriber} nchan_channel_id_split_delimiter \",\"; }}
+    location ~ ^/pub/(.+)$ {{
+      nchan_publisher; nchan_channel_id $1; nchan_message_buffer_length 1000; nchan_message_timeout 5m;
+    }}
+  }}
+}}
+"
+    )
+}
