@@ -40,7 +40,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// each, memory that no bound of ours knows of; what waits longer waits in the log, once for all. Two pieces: one to send
 /// while the next is asked for.
 #[cfg(target_os = "linux")]
-const UNSENT: u32 = 64 * 1024;
+const UNSENT: u32 = 128 * 1024;
 
 /// Connections accepted before the others get their turn: when thousands come back at once, those who are here already
 /// are not to wait behind all of them.

@@ -189,7 +189,7 @@ impl Cursors {
             let followed = items.peek().is_some_and(|(_, next)| next.place().0 == place);
             match item {
                 Item::Entry(entry) => {
-                    joined.extend_from_slice(&entry.frame(format).bytes(coding));
+                    joined.extend_from_slice(entry.frame(format).slice(coding));
                     batch.entries += 1;
                 }
                 Item::Evicted(through) => {

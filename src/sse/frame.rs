@@ -60,17 +60,26 @@ impl Frame {
 
     /// Several frames as one.
     pub fn concat(frames: &[Frame]) -> Self {
-        let parts: Vec<Bytes> = frames.iter().map(|frame| frame.bytes(Coding::Plain)).collect();
-        Frame::build(parts.iter().map(Bytes::len).sum(), |out| {
+        let parts: Vec<&[u8]> = frames.iter().map(|frame| frame.slice(Coding::Plain)).collect();
+        Frame::build(parts.iter().map(|part| part.len()).sum(), |out| {
             parts.iter().for_each(|part| out.extend_from_slice(part))
         })
     }
 
     /// The bytes for a connection of that coding.
     pub fn bytes(&self, coding: Coding) -> Bytes {
+        self.chunk.slice(self.range(coding))
+    }
+
+    /// The same, to be copied.
+    pub fn slice(&self, coding: Coding) -> &[u8] {
+        &self.chunk[self.range(coding)]
+    }
+
+    fn range(&self, coding: Coding) -> std::ops::Range<usize> {
         match coding {
-            Coding::Chunked => self.chunk.clone(),
-            Coding::Plain => self.chunk.slice(usize::from(self.start)..self.chunk.len() - 2),
+            Coding::Chunked => 0..self.chunk.len(),
+            Coding::Plain => usize::from(self.start)..self.chunk.len() - 2,
         }
     }
 

@@ -103,7 +103,7 @@ fn a_hand_out_that_is_full_does_not_end_between_two_that_lost_the_same_number() 
     let mut witness = open(&replica, &["b"], &Start::Now);
     let id = witness.read_all()[0].id.clone();
     // With this message and the first of the gaps there is more than a hand-out takes.
-    replica.deliver(&topic("b"), &"x".repeat(32 * 1024 - 70), None);
+    replica.deliver(&topic("b"), &"x".repeat(64 * 1024 - 70), None);
     publish(&replica, "w/1", 0..3);
     publish(&replica, "w/2", 0..2);
     let all = read(&replica, &["b", "w/1", "w/2"], &after(&id));
