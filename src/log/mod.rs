@@ -9,6 +9,7 @@
 
 mod cursor;
 mod lease;
+mod piece;
 mod registry;
 
 use std::collections::{HashMap, VecDeque};
@@ -16,12 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use slab::Slab;
 
 pub use self::cursor::{Batch, Cursors, Opened};
 pub use self::lease::{Lease, Subscription};
+use self::piece::{Piece, Pieces, Place};
 pub use self::registry::{Full, Registry};
 use crate::message::{Format, Message};
 use crate::signal::{CloseCode, Signal};
@@ -31,10 +32,6 @@ use crate::topic::Filter;
 /// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds
 /// on to it; large enough that a write call is cheap beside what it writes.
 const BATCH_BYTES: usize = 64 * 1024;
-
-/// Pieces that a log keeps for readers who come to the same place a moment later. A crowd that is served one by one goes
-/// through the same few; with fewer than it goes through, each reader would build its own copies of all.
-const PIECES: usize = 32;
 
 /// How much a log holds. Whichever bound is met first counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,20 +175,8 @@ struct State {
     /// Where a publisher's id stands, and how many entries have it. The first of several equal ids, since to resume
     /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
     publisher_ids: HashMap<Box<str>, (u64, usize)>,
-    /// Pieces that were put together, oldest first, for the other readers at the same places. Those of one format and
-    /// coding never overlap. They count among the bytes of all logs, and go with the next sweep.
-    pieces: VecDeque<Piece>,
-}
-
-/// Consecutive entries in one allocation.
-#[derive(Debug, Clone)]
-struct Piece {
-    first: u64,
-    last: u64,
-    entries: usize,
-    format: Format,
-    coding: Coding,
-    bytes: Bytes,
+    /// What was put together for readers, for others at the same places.
+    pieces: Pieces,
 }
 
 impl TopicLog {
@@ -209,7 +194,7 @@ impl TopicLog {
             evicted,
             evicted_time,
             publisher_ids: HashMap::new(),
-            pieces: VecDeque::new(),
+            pieces: Pieces::new(usage.clone()),
         };
         TopicLog {
             filter,
@@ -279,7 +264,7 @@ impl TopicLog {
     /// Drops what has grown too old, and memory that quiet logs need no more.
     fn sweep(&self, now: SystemTime) {
         let mut state = self.state.lock();
-        self.drop_pieces(&mut state);
+        state.pieces.clear();
         self.evict_aged(&mut state, now);
         if state.entries.capacity() > 64 && state.entries.len() * 4 < state.entries.capacity() {
             state.entries.shrink_to_fit();
@@ -289,7 +274,7 @@ impl TopicLog {
     /// Evicts every entry up to and with `sequence`.
     fn evict_through(&self, sequence: u64) {
         let mut state = self.state.lock();
-        self.drop_pieces(&mut state);
+        state.pieces.clear();
         while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
             self.evict_oldest(&mut state);
         }
@@ -393,21 +378,13 @@ impl TopicLog {
         let Some(first) = state.entries.get(index).filter(|entry| entry.sequence <= head) else {
             return Ok(None);
         };
-        // A reader that starts between the others' pieces goes to where the next of them begins, and one that starts
-        // inside of one goes to its end: from there on they share.
-        let (mut until, mut inside) = (head, false);
-        for piece in
-            state.pieces.iter().rev().filter(|piece| (piece.format, piece.coding) == (format, coding))
-        {
-            if piece.first == first.sequence {
-                return Ok(Some(piece.clone()));
-            }
-            if piece.first > first.sequence {
-                until = until.min(piece.first - 1);
-            } else if piece.last >= first.sequence {
-                (until, inside) = (until.min(piece.last), true);
-            }
-        }
+        let place = state.pieces.find(first.sequence, head, format, coding);
+        let (until, shared) = match place {
+            Place::Kept(piece) => return Ok(Some(piece)),
+            Place::Free { until } => (until, true),
+            // What one reader needs to come to the others' places is its own.
+            Place::Within { until } => (until, false),
+        };
         // Measured first: grown as it is filled, it would be copied on the way and hold up to twice its size.
         let mut length = first.frame(format).slice(coding).len();
         let more = state.entries.range(index + 1..).take_while(|entry| entry.sequence <= until);
@@ -430,26 +407,10 @@ impl TopicLog {
             joined.extend_from_slice(entry.frame(format).slice(coding));
         }
         let piece = Piece { first, last, entries, format, coding, bytes: joined.into() };
-        // What one reader needs to come to the others' places is its own.
-        if !inside {
-            self.keep_piece(&mut state, piece.clone());
+        if shared {
+            state.pieces.keep(piece.clone());
         }
         Ok(Some(piece))
-    }
-
-    fn keep_piece(&self, state: &mut State, piece: Piece) {
-        self.usage.0.fetch_add(piece.bytes.len(), Ordering::Relaxed);
-        state.pieces.push_back(piece);
-        if state.pieces.len() > PIECES
-            && let Some(oldest) = state.pieces.pop_front()
-        {
-            self.usage.0.fetch_sub(oldest.bytes.len(), Ordering::Relaxed);
-        }
-    }
-
-    fn drop_pieces(&self, state: &mut State) {
-        let bytes: usize = std::mem::take(&mut state.pieces).iter().map(|piece| piece.bytes.len()).sum();
-        self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Answers without the lock what a reader that has caught up asks after each event, and one of many topics of all
@@ -506,9 +467,7 @@ impl TopicLog {
 
 impl Drop for TopicLog {
     fn drop(&mut self) {
-        let state = self.state.get_mut();
-        let pieces: usize = state.pieces.iter().map(|piece| piece.bytes.len()).sum();
-        self.usage.0.fetch_sub(state.bytes + pieces, Ordering::Relaxed);
+        self.usage.0.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
     }
 }
 
@@ -584,7 +543,7 @@ mod tests {
         let (registry, _lease) = full_registry();
         let before = registry.bytes();
         let pieces = places(&registry, &Start::All);
-        let joined: usize = pieces.iter().rev().take(PIECES).map(|(_, length)| length).sum();
+        let joined: usize = pieces.iter().rev().take(piece::PIECES).map(|(_, length)| length).sum();
         assert!(registry.bytes() >= before + joined / 2, "{joined}");
         registry.sweep(|_| true);
         assert_eq!(registry.bytes(), before);
