@@ -114,13 +114,8 @@ impl Message {
         (length > 0).then(|| &self.event_id[self.event_id.len() - length..])
     }
 
-    /// The event in that format.
-    pub fn frame(&self, format: Format) -> &Frame {
-        self.frame_counted(format, |_| {})
-    }
-
-    /// The same; `count` is told the bytes of an envelope that is made for it, so once in a message's life.
-    pub fn frame_counted(&self, format: Format, count: impl FnOnce(usize)) -> &Frame {
+    /// The event in that format; `count` is told the bytes of an envelope that is made for it, so once in a message's life.
+    pub fn frame(&self, format: Format, count: impl FnOnce(usize)) -> &Frame {
         match format {
             Format::Raw => &self.raw,
             Format::CloudEvents => self.cloud_event.get_or_init(|| {
@@ -266,7 +261,7 @@ mod tests {
         let topic = Topic::parse("a/{b}", 99).unwrap();
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
         let message = Message::new(topic, time, id, found, payload);
-        let bytes = message.frame(Format::CloudEvents).bytes(Coding::Plain);
+        let bytes = message.frame(Format::CloudEvents, |_| {}).bytes(Coding::Plain);
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect::<Vec<_>>().join("\n");
         (text.clone(), serde_json::from_str(&data).unwrap())

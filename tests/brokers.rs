@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::nats::NatsServer;
 use common::upstream::Upstream;
-use common::{found, within};
+use common::{broker_config, found, within};
 use tokio::sync::mpsc;
 use topicgate::broker::{Broker, BrokerError, EVENT_CAPACITY, Event, Headers, Message};
-use topicgate::config::{self, Config, Secret};
+use topicgate::config::{self, Secret};
 use topicgate::topic::{Filter, Topic};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -42,15 +42,14 @@ impl Fixture {
 
     async fn nats() -> Self {
         let upstream = Upstream::nats().await;
-        let (broker, events) = connect(&common::nats::config(&upstream.url()));
+        let (broker, events) = connect(&broker_config(&upstream.url()));
         Self::up(Server::Real(upstream), broker, events).await
     }
 
     async fn redis() -> Self {
         let upstream = Upstream::redis().await;
         let (sender, events) = mpsc::channel(EVENT_CAPACITY);
-        let config = Config::from_toml(&format!("broker.url = \"{}\"", upstream.url())).unwrap();
-        let broker = Broker::redis(&config.broker, sender).unwrap();
+        let broker = Broker::redis(&broker_config(&upstream.url()), sender).unwrap();
         Self::up(Server::Real(upstream), broker, events).await
     }
 
@@ -419,7 +418,7 @@ mod nats_server {
     async fn a_server_that_is_absent_at_the_start_is_waited_for() {
         let mut server = NatsServer::start();
         server.stop();
-        let (broker, mut events) = connect(&common::nats::config(&server.url()));
+        let (broker, mut events) = connect(&broker_config(&server.url()));
         down(&mut events, SOON).await;
         assert!(matches!(broker.subscribe(filter("orders")).await, Err(BrokerError::Away(_))));
         server.restart();
@@ -431,8 +430,7 @@ mod nats_server {
     async fn another_server_of_the_list_takes_over() {
         let mut first = NatsServer::start();
         let mut second = NatsServer::start();
-        let (broker, mut events) =
-            connect(&common::nats::config(&format!("{},{}", first.url(), second.url())));
+        let (broker, mut events) = connect(&broker_config(&format!("{},{}", first.url(), second.url())));
         up(&mut events).await;
         broker.subscribe(filter("orders")).await.unwrap();
         let (used, spare) =
@@ -463,7 +461,7 @@ mod nats_server {
     async fn permissions_for_nothing_but_the_topics_are_enough() {
         let server = NatsServer::with(NARROW);
         let url = server.url().replace("//", "//gate:pass@");
-        let (broker, mut events) = connect(&common::nats::config(&url));
+        let (broker, mut events) = connect(&broker_config(&url));
         up(&mut events).await;
         broker.subscribe(filter("orders/**")).await.unwrap();
         broker.publish(topic("orders/in"), "x".into(), Headers::default()).await.unwrap();
@@ -474,7 +472,7 @@ mod nats_server {
     async fn what_permissions_forbid_is_refused_for_that_command_alone() {
         let server = NatsServer::with(NARROW);
         let url = server.url().replace("//", "//gate:pass@");
-        let (broker, mut events) = connect(&common::nats::config(&url));
+        let (broker, mut events) = connect(&broker_config(&url));
         up(&mut events).await;
         let forbidden: Vec<_> = (0..150).map(|number| filter(&format!("Secret/{number}"))).collect();
         let asked = forbidden.iter().map(|filter| broker.subscribe(filter.clone()));
@@ -499,7 +497,7 @@ mod nats_server {
     async fn a_permission_that_is_withdrawn_later_is_told() {
         let server = NatsServer::with(NARROW);
         let url = server.url().replace("//", "//gate:pass@");
-        let (broker, mut events) = connect(&common::nats::config(&url));
+        let (broker, mut events) = connect(&broker_config(&url));
         up(&mut events).await;
         broker.subscribe(filter("orders/eu")).await.unwrap();
         broker.subscribe(filter("orders/us")).await.unwrap();
@@ -520,7 +518,7 @@ mod nats_server {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_payload_above_the_server_limit_is_refused() {
         let server = NatsServer::with("max_payload: 1024");
-        let (broker, mut events) = connect(&common::nats::config(&server.url()));
+        let (broker, mut events) = connect(&broker_config(&server.url()));
         up(&mut events).await;
         let answer = broker.publish(topic("orders"), vec![0; 2000].into(), Headers::default()).await;
         assert!(matches!(answer, Err(BrokerError::Refused(_))), "{answer:?}");
@@ -530,7 +528,7 @@ mod nats_server {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_subscription_above_the_server_limit_is_not_confirmed() {
         let server = NatsServer::with("max_subscriptions: 2");
-        let (broker, mut events) = connect(&common::nats::config(&server.url()));
+        let (broker, mut events) = connect(&broker_config(&server.url()));
         up(&mut events).await;
         broker.subscribe(filter("orders")).await.unwrap();
         for _ in 0..3 {
@@ -553,27 +551,27 @@ mod nats_server {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn every_way_to_log_in_works() {
         let server = NatsServer::with("authorization { user: gate, password: \"p@ss\" }");
-        let plain = common::nats::config(&server.url());
-        works(&common::nats::config(&server.url().replace("//", "//gate:p%40ss@"))).await;
+        let plain = broker_config(&server.url());
+        works(&broker_config(&server.url().replace("//", "//gate:p%40ss@"))).await;
         let password = Some(Secret("p@ss".into()));
         works(&config::Broker { user: Some("gate".into()), password, ..plain }).await;
 
         let server = NatsServer::with("authorization { token: \"s3cret\" }");
-        let plain = common::nats::config(&server.url());
-        works(&common::nats::config(&server.url().replace("//", "//s3cret@"))).await;
+        let plain = broker_config(&server.url());
+        works(&broker_config(&server.url().replace("//", "//s3cret@"))).await;
         works(&config::Broker { token: Some(Secret("s3cret".into())), ..plain }).await;
 
         let user = nkeys::KeyPair::new_user();
         let server =
             NatsServer::with(&format!("authorization {{ users = [ {{ nkey: {} }} ] }}", user.public_key()));
-        let plain = common::nats::config(&server.url());
+        let plain = broker_config(&server.url());
         works(&config::Broker { nkey: Some(Secret(user.seed().unwrap())), ..plain }).await;
 
         let (server_config, creds) = decentralised();
         let server = NatsServer::with(&server_config);
         let path = server.directory().join("user.creds");
         std::fs::write(&path, creds).unwrap();
-        let plain = common::nats::config(&server.url());
+        let plain = broker_config(&server.url());
         works(&config::Broker { credentials: Some(path), ..plain }).await;
     }
 
@@ -624,7 +622,7 @@ mod nats_server {
     async fn a_wrong_password_stays_down_and_says_why_without_it() {
         let server = NatsServer::with("authorization { user: gate, password: right }");
         let url = server.url().replace("//", "//gate:wrong@");
-        let (broker, mut events) = connect(&common::nats::config(&url));
+        let (broker, mut events) = connect(&broker_config(&url));
         let why = down(&mut events, SOON).await;
         assert!(why.to_lowercase().contains("authorization violation"), "{why}");
         assert!(!why.contains("wrong"), "{why}");
@@ -636,13 +634,13 @@ mod nats_server {
         let directory = tempfile::tempdir().unwrap();
         let empty = directory.path().join("empty");
         std::fs::write(&empty, "").unwrap();
-        let plain = || common::nats::config("nats://127.0.0.1:4222");
+        let plain = || broker_config("nats://127.0.0.1:4222");
         let tls = |ca, cert, key| config::Broker { tls: config::BrokerTls { ca, cert, key }, ..plain() };
         let missing = Some(directory.path().join("missing"));
         for (key, config) in [
-            ("broker.url", common::nats::config("http://127.0.0.1")),
-            ("broker.url", common::nats::config("nats://")),
-            ("broker.url", common::nats::config("nats://a:4222,b:4222")),
+            ("broker.url", broker_config("http://127.0.0.1")),
+            ("broker.url", broker_config("nats://")),
+            ("broker.url", broker_config("nats://a:4222,b:4222")),
             ("broker.user", config::Broker { user: Some("a".into()), ..plain() }),
             ("broker.password", config::Broker { password: Some(Secret("a".into())), ..plain() }),
             ("broker.nkey", config::Broker { nkey: Some(Secret("SUnope".into())), ..plain() }),
@@ -688,7 +686,7 @@ mod nats_server {
         let server = NatsServer::with(&format!(
             "tls {{ cert_file: {server_cert:?}, key_file: {server_key:?}, ca_file: {ca:?}, verify: true }}"
         ));
-        let at = |scheme: &str| common::nats::config(&format!("{scheme}://localhost:{}", server.port));
+        let at = |scheme: &str| broker_config(&format!("{scheme}://localhost:{}", server.port));
         let tls = config::BrokerTls { ca: Some(ca.clone()), cert: Some(cert), key: Some(key) };
         works(&config::Broker { tls: tls.clone(), ..at("tls") }).await;
         works(&config::Broker { tls, ..at("nats") }).await;
@@ -713,7 +711,7 @@ mod nats_server {
         let server = NatsServer::start();
         let client = async_nats::connect(server.url()).await.unwrap();
         let (sender, mut events) = mpsc::channel(16);
-        let broker = Broker::nats(&common::nats::config(&server.url()), sender).unwrap();
+        let broker = Broker::nats(&broker_config(&server.url()), sender).unwrap();
         assert!(matches!(next(&mut events).await, Event::Up));
         broker.subscribe(filter("quiet")).await.unwrap();
         broker.subscribe(filter("flood")).await.unwrap();

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::broker_config;
 use common::redis::RedisServer;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -25,26 +26,13 @@ struct Fixture {
     events: mpsc::Receiver<Event>,
 }
 
-fn settings(url: &str) -> config::Broker {
-    config::Broker {
-        url: Secret(url.into()),
-        user: None,
-        password: None,
-        token: None,
-        nkey: None,
-        credentials: None,
-        separator: ':',
-        tls: BrokerTls::default(),
-    }
-}
-
 fn start_with(config: &config::Broker, capacity: usize) -> Fixture {
     let (sender, events) = mpsc::channel(capacity);
     Fixture { broker: Broker::redis(config, sender).unwrap(), events }
 }
 
 async fn start(server: &RedisServer) -> Fixture {
-    let mut fixture = start_with(&settings(&server.url()), EVENT_CAPACITY);
+    let mut fixture = start_with(&broker_config(&server.url()), EVENT_CAPACITY);
     fixture.until_up().await;
     fixture
 }
@@ -193,7 +181,8 @@ async fn a_topic_and_a_pattern_that_covers_it_each_get_the_message() {
 #[tokio::test]
 async fn a_separator_of_the_operators_choice_is_used_both_ways() {
     let server = RedisServer::start();
-    let mut gate = start_with(&config::Broker { separator: '.', ..settings(&server.url()) }, EVENT_CAPACITY);
+    let mut gate =
+        start_with(&config::Broker { separator: '.', ..broker_config(&server.url()) }, EVENT_CAPACITY);
     gate.until_up().await;
     gate.subscribe("orders/eu").await.unwrap();
     gate.subscribe("trades/*").await.unwrap();
@@ -257,7 +246,7 @@ async fn a_user_confined_to_some_channels_is_refused_beyond_them_and_only_there(
     let server = RedisServer::start_with(&["user gate on >secret resetchannels &orders:* -@all \
          +subscribe +psubscribe +unsubscribe +punsubscribe +publish"]);
     let url = server.url().replace("//", "//gate:secret@");
-    let mut gate = start_with(&settings(&url), EVENT_CAPACITY);
+    let mut gate = start_with(&broker_config(&url), EVENT_CAPACITY);
     gate.until_up().await;
     let (eu, secret, us, all, every) = tokio::join!(
         gate.subscribe("orders/eu"),
@@ -297,7 +286,7 @@ async fn a_wrong_password_is_the_reason_told_until_it_is_right() {
     let config = config::Broker {
         user: Some("gate".into()),
         password: Some(Secret("hunter2".into())),
-        ..settings(&server.url())
+        ..broker_config(&server.url())
     };
     let mut gate = start_with(&config, EVENT_CAPACITY);
     let why = gate.until_down(LIMIT).await;
@@ -312,7 +301,7 @@ async fn a_wrong_password_is_the_reason_told_until_it_is_right() {
 #[tokio::test]
 async fn a_missing_password_is_the_reason_told() {
     let server = RedisServer::start_with(&["requirepass secret"]);
-    let mut gate = start_with(&settings(&server.url()), EVENT_CAPACITY);
+    let mut gate = start_with(&broker_config(&server.url()), EVENT_CAPACITY);
     let why = gate.until_down(LIMIT).await;
     assert!(why.contains("NOAUTH"), "{why}");
 }
@@ -320,10 +309,10 @@ async fn a_missing_password_is_the_reason_told() {
 #[tokio::test]
 async fn the_database_of_the_url_is_selected() {
     let server = RedisServer::start();
-    let mut gate = start_with(&settings(&format!("{}/99", server.url())), EVENT_CAPACITY);
+    let mut gate = start_with(&broker_config(&format!("{}/99", server.url())), EVENT_CAPACITY);
     let why = gate.until_down(LIMIT).await;
     assert!(why.contains("DB index"), "{why}");
-    let mut gate = start_with(&settings(&format!("{}/3", server.url())), EVENT_CAPACITY);
+    let mut gate = start_with(&broker_config(&format!("{}/3", server.url())), EVENT_CAPACITY);
     gate.until_up().await;
 }
 
@@ -362,7 +351,7 @@ async fn tls_takes_an_authority_and_a_client_certificate() {
     ];
     let _server = RedisServer::start_with(&lines.each_ref().map(String::as_str));
 
-    let mut config = settings(&format!("rediss://127.0.0.1:{port}"));
+    let mut config = broker_config(&format!("rediss://127.0.0.1:{port}"));
     config.tls.ca = Some(file("ca.pem"));
     let why = start_with(&config, EVENT_CAPACITY).until_down(LIMIT).await;
     assert!(why.contains("cannot connect") || why.contains("closed"), "{why}");
@@ -391,22 +380,22 @@ async fn settings_that_can_never_work_fail_at_once_and_name_their_key() {
     let other = tempfile::tempdir().unwrap();
     write_certificates(other.path());
 
-    let secure = || settings("rediss://h");
+    let secure = || broker_config("rediss://h");
     let tls = |ca: Option<_>, cert: Option<_>, key: Option<_>| config::Broker {
         tls: BrokerTls { ca, cert, key },
         ..secure()
     };
     let cases = [
-        ("broker.url", settings("redis://u:hunter2@h:port")),
-        ("broker.url", settings("redis://u:hunter2@h/zero")),
-        ("broker.url", settings("amqp://u:hunter2@h")),
-        ("broker.url", settings("redis://")),
-        ("broker.url", settings("rediss://h#insecure")),
-        ("broker.user", config::Broker { user: Some("gate".into()), ..settings("redis://h") }),
-        ("broker.separator", config::Broker { separator: '*', ..settings("redis://h") }),
+        ("broker.url", broker_config("redis://u:hunter2@h:port")),
+        ("broker.url", broker_config("redis://u:hunter2@h/zero")),
+        ("broker.url", broker_config("amqp://u:hunter2@h")),
+        ("broker.url", broker_config("redis://")),
+        ("broker.url", broker_config("rediss://h#insecure")),
+        ("broker.user", config::Broker { user: Some("gate".into()), ..broker_config("redis://h") }),
+        ("broker.separator", config::Broker { separator: '*', ..broker_config("redis://h") }),
         (
             "broker.tls.ca",
-            config::Broker { tls: tls(file("ca.pem"), None, None).tls, ..settings("redis://h") },
+            config::Broker { tls: tls(file("ca.pem"), None, None).tls, ..broker_config("redis://h") },
         ),
         ("broker.tls.ca", tls(file("absent"), None, None)),
         ("broker.tls.ca", tls(file("empty"), None, None)),
@@ -565,7 +554,7 @@ async fn a_publishing_connection_that_was_closed_while_idle_costs_no_publish() {
 #[tokio::test]
 async fn a_server_absent_at_the_start_is_waited_for() {
     let mut server = RedisServer::absent(&[]);
-    let mut gate = start_with(&settings(&server.url()), EVENT_CAPACITY);
+    let mut gate = start_with(&broker_config(&server.url()), EVENT_CAPACITY);
     gate.until_down(LIMIT).await;
     assert!(matches!(gate.subscribe("orders/eu").await, Err(BrokerError::Away(_))));
     server.restart();
@@ -582,7 +571,7 @@ async fn a_server_absent_at_the_start_is_waited_for() {
 async fn a_flood_that_nobody_takes_is_a_loss_of_its_filter_alone_and_all_is_accounted_for() {
     const FLOOD: u32 = 50_000;
     let server = RedisServer::start();
-    let mut gate = start_with(&settings(&server.url()), 64);
+    let mut gate = start_with(&broker_config(&server.url()), 64);
     gate.until_up().await;
     gate.subscribe("flood").await.unwrap();
     gate.subscribe("calm").await.unwrap();

@@ -79,7 +79,7 @@ impl Entry {
     fn frame(&self, format: Format) -> &Frame {
         match &self.kind {
             EntryKind::Message(message) => {
-                message.frame_counted(format, |weight| _ = self.usage.0.fetch_add(weight, Ordering::Relaxed))
+                message.frame(format, |weight| _ = self.usage.0.fetch_add(weight, Ordering::Relaxed))
             }
             EntryKind::Gap(_, frame) => frame,
         }

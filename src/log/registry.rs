@@ -246,16 +246,16 @@ impl Registry {
     }
 
     /// Appends a message of `topic` that came by the subscription of `filter`. `encode` is given its sequence.
-    /// Returns whether anything holds that filter.
+    /// Nothing happens if nothing holds that filter any more.
     pub fn append(
         &self,
         filter: &Filter,
         topic: &Topic,
         encode: impl FnOnce(u64, SystemTime, &Fields) -> EntryKind,
-    ) -> bool {
+    ) {
         let mut inner = self.inner.lock();
         let Inner { slots, touched, last_time } = &mut *inner;
-        let Some(slot) = slots.get(filter) else { return false };
+        let Some(slot) = slots.get(filter) else { return };
         let time = next_time(last_time);
         let sequence = self.sequence.next();
         let entry = Entry::new(sequence, time, encode(sequence, time, &slot.fields), &self.usage);
@@ -269,7 +269,6 @@ impl Registry {
         slot.log.append(entry);
         touched.push(slot.log.clone());
         self.sequence.publish(sequence);
-        true
     }
 
     /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,
@@ -385,7 +384,7 @@ impl Registry {
         let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
         // Readers can fill memory too, with envelopes.
-        if self.usage.bytes() > self.max_bytes {
+        if self.is_over_bound() {
             self.reclaim();
         }
     }

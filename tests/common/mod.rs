@@ -16,6 +16,13 @@ pub mod wire;
 
 use std::time::{Duration, Instant};
 
+use topicgate::config::{self, Config, Secret};
+
+/// `[broker]` with nothing but a URL, which may be one that the configuration would refuse.
+pub fn broker_config(url: &str) -> config::Broker {
+    config::Broker { url: Secret(url.into()), ..Config::default().broker }
+}
+
 /// How long anything may take before a test says that it never will.
 pub const LIMIT: Duration = Duration::from_secs(20);
 

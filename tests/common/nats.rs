@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use topicgate::config::{Broker, BrokerTls, Secret};
 
 /// A server on ports of its own. It ends with the value.
 pub struct NatsServer {
@@ -165,19 +164,5 @@ impl NatsServer {
 impl Drop for NatsServer {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// `[broker]` with nothing but a URL.
-pub fn config(url: &str) -> Broker {
-    Broker {
-        url: Secret(url.into()),
-        user: None,
-        password: None,
-        token: None,
-        nkey: None,
-        credentials: None,
-        separator: '.',
-        tls: BrokerTls::default(),
     }
 }
