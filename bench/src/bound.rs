@@ -1,7 +1,7 @@
 //! The bound: what the kernel charges, and nothing more. One thread, one epoll, one `write` of a ready frame
 //! a subscriber. No resume, no heartbeat, no limits, no HTTP beyond the blank line that ends a request: it is
-//! what fan-out costs before anyone has promised anything. Messages come as NATS' PUB; all that one read
-//! brings is one frame.
+//! what fan-out costs before anyone has promised anything. Its messages come as the gateway's do, from a
+//! nats-server; all that one read brings is one frame.
 //!
 //! A stream of several topics is kept under the first segment that they share, so that it too is one list.
 
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
@@ -18,6 +18,7 @@ use slab::Slab;
 const MAX_PENDING: usize = 1 << 20;
 
 const LISTENER: Token = Token(usize::MAX);
+const BROKER: Token = Token(usize::MAX - 1);
 const HEAD: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
@@ -25,28 +26,34 @@ struct Connection {
     socket: TcpStream,
     /// What the socket did not take yet.
     pending: Vec<u8>,
-    publishes: bool,
 }
 
 struct Bound {
     poll: Poll,
     connections: Slab<Connection>,
+    broker: TcpStream,
     /// Who reads what. Those who left are dropped when they are next written to.
     topics: HashMap<String, Vec<usize>>,
-    /// What the publisher sent of a message that has not come whole.
+    /// What the broker sent of a message that has not come whole.
     partial: Vec<u8>,
     buffer: Vec<u8>,
     sequence: u64,
 }
 
-/// Serves until it is ended.
-pub fn run(address: SocketAddr) -> Result<()> {
+/// Serves what is published at `broker`, until it is ended.
+pub fn run(address: SocketAddr, broker: SocketAddr) -> Result<()> {
     let mut listener = TcpListener::bind(address)?;
     let poll = Poll::new()?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    let mut broker = std::net::TcpStream::connect(broker)?;
+    broker.write_all(b"CONNECT {\"verbose\":false,\"pedantic\":false}\r\nSUB > 1\r\n")?;
+    broker.set_nonblocking(true)?;
+    let mut broker = TcpStream::from_std(broker);
+    poll.registry().register(&mut broker, BROKER, Interest::READABLE)?;
     let mut bound = Bound {
         poll,
         connections: Slab::new(),
+        broker,
         topics: HashMap::new(),
         partial: Vec::new(),
         buffer: vec![0; 1 << 20],
@@ -61,6 +68,10 @@ pub fn run(address: SocketAddr) -> Result<()> {
         for event in &events {
             if event.token() == LISTENER {
                 bound.accept(&listener)?;
+                continue;
+            }
+            if event.token() == BROKER {
+                bound.receive()?;
                 continue;
             }
             let key = event.token().0;
@@ -86,12 +97,11 @@ impl Bound {
             let entry = self.connections.vacant_entry();
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, Token(entry.key()), interest)?;
-            entry.insert(Connection { socket, pending: Vec::new(), publishes: false });
+            entry.insert(Connection { socket, pending: Vec::new() });
         }
     }
 
-    /// Requests and messages. A request comes in one read here: loopback, and a client that writes it at
-    /// once.
+    /// A request comes in one read here: loopback, and a client that writes it at once.
     fn read(&mut self, key: usize) -> Result<()> {
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
@@ -107,17 +117,26 @@ impl Bound {
                     return Ok(());
                 }
             };
-            connection.publishes |= self.buffer.starts_with(b"CONNECT ");
-            if connection.publishes {
-                self.partial.extend_from_slice(&self.buffer[..length]);
-                self.publish()?;
-            } else if let Some(topic) = request_topic(&self.buffer[..length]) {
+            if let Some(topic) = request_topic(&self.buffer[..length]) {
                 self.topics.entry(topic).or_default().push(key);
                 self.write(key, HEAD);
             }
         }
     }
 
+    fn receive(&mut self) -> Result<()> {
+        loop {
+            match self.broker.read(&mut self.buffer) {
+                Ok(0) => bail!("the broker is gone"),
+                Ok(length) => self.partial.extend_from_slice(&self.buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            self.publish()?;
+        }
+    }
+
+    /// Writes every whole message of `partial`.
     fn publish(&mut self) -> Result<()> {
         let bytes = std::mem::take(&mut self.partial);
         let mut rest = &bytes[..];
@@ -125,12 +144,18 @@ impl Bound {
         while let Some(end) = memchr::memchr(b'\n', rest) {
             let line = std::str::from_utf8(&rest[..end])?.trim_end();
             let mut words = line.split(' ');
-            if words.next() != Some("PUB") {
-                rest = &rest[end + 1..];
-                continue;
+            match words.next() {
+                Some("MSG") => {}
+                other => {
+                    if other == Some("PING") {
+                        self.broker.write_all(b"PONG\r\n")?;
+                    }
+                    rest = &rest[end + 1..];
+                    continue;
+                }
             }
-            let subject = words.next().context("PUB without a subject")?;
-            let length: usize = words.next().context("PUB without a length")?.parse()?;
+            let subject = words.next().context("MSG without a subject")?;
+            let length: usize = words.next_back().context("MSG without a length")?.parse()?;
             let Some(payload) = rest.get(end + 1..end + 1 + length) else { break };
             let Some(next) = rest.get(end + 1 + length + 2..) else { break };
             rest = next;

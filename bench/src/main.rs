@@ -41,7 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Be the bare write loop.
-    Bound { listen: SocketAddr },
+    Bound { listen: SocketAddr, broker: SocketAddr },
     /// Be the afternoon version.
     Afternoon { listen: SocketAddr },
     /// Take a core, then become another program.
@@ -94,7 +94,7 @@ struct RunOptions {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
-        Some(Role::Bound { listen }) => bound::run(listen),
+        Some(Role::Bound { listen, broker }) => bound::run(listen, broker),
         Some(Role::Afternoon { listen }) => afternoon::run(listen),
         Some(Role::Pin { core, command }) => process::pin_and_become(core, &command),
         Some(Role::List) => {

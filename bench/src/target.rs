@@ -18,9 +18,9 @@ const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 /// A server under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
-    /// The bare loop.
+    /// The bare loop, subscribed to a nats-server that runs on the load's core.
     Bound,
-    /// The gateway, subscribed to a nats-server that runs on the load's core.
+    /// The gateway, subscribed to a nats-server that runs there too.
     Gateway,
     /// The gateway with its embedded broker, published to over HTTP.
     Embedded,
@@ -107,11 +107,11 @@ impl Target {
     pub fn missing(self, setup: &Setup) -> Option<String> {
         let program = |name: &str| find_program(name).is_none().then(|| format!("{name} is not installed"));
         match self {
-            Target::Bound | Target::Afternoon => None,
+            Target::Afternoon => None,
             Target::Embedded => (!setup.gateway.is_file())
                 .then(|| format!("no gateway at {}; build it first", setup.gateway.display())),
             Target::Gateway => Target::Embedded.missing(setup).or_else(|| program("nats-server")),
-            Target::Nats => program("nats-server"),
+            Target::Bound | Target::Nats => program("nats-server"),
             Target::Nchan => program("nginx").or_else(|| {
                 (!fs::exists(NCHAN).unwrap_or(false))
                     .then(|| "nginx has no nchan (Debian: libnginx-mod-nchan)".into())
@@ -154,19 +154,18 @@ impl Target {
         let own = |what: &str| -> Result<Vec<String>> {
             Ok(vec![text(std::env::current_exe()?), what.into(), address.to_string()])
         };
+        if matches!(self, Target::Bound | Target::Gateway) {
+            publish = free_address()?;
+            let (config, log) = (path("nats.conf"), path("nats.log"));
+            fs::write(&config, format!("listen: \"{publish}\"\n"))?;
+            let command = [program("nats-server")?, "-c".into(), text(config)];
+            broker = Some(Server::start("nats-server", &command, setup.load_core, publish, &log)?);
+        }
         let command = match self {
-            Target::Bound => own("bound")?,
+            Target::Bound => [own("bound")?, vec![publish.to_string()]].concat(),
             Target::Afternoon => own("afternoon")?,
             Target::Gateway | Target::Embedded => {
-                let mut url = "memory:".to_owned();
-                if self == Target::Gateway {
-                    publish = free_address()?;
-                    url = format!("nats://{publish}");
-                    let (config, log) = (path("nats.conf"), path("nats.log"));
-                    fs::write(&config, format!("listen: \"{publish}\"\n"))?;
-                    let command = [program("nats-server")?, "-c".into(), text(config)];
-                    broker = Some(Server::start("nats-server", &command, setup.load_core, publish, &log)?);
-                }
+                let url = if broker.is_some() { format!("nats://{publish}") } else { "memory:".into() };
                 let config = path("topicgate.toml");
                 fs::write(&config, gateway_config(address, free_address()?, &url, setup.files))?;
                 vec![text(setup.gateway.clone()), "--config".into(), text(config)]
