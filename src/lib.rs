@@ -2,6 +2,7 @@
 //!
 //! The binary is a thin shell over this library. `docs/architecture.md` draws the pipeline and says who may import whom.
 
+pub mod auth;
 pub mod broker;
 pub mod cli;
 pub mod config;

@@ -26,11 +26,15 @@ pub enum CloseCode {
     Slow = 6,
     /// The reader left.
     Gone = 7,
+    /// What the reader's token, or the backend, granted has ended.
+    Expired = 8,
+    /// Who may read could not be asked: the backend, or the place of the keys, did not answer.
+    AuthUnavailable = 9,
 }
 
 impl CloseCode {
     /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 7] = [
+    pub const ALL: [CloseCode; 9] = [
         CloseCode::Draining,
         CloseCode::Overloaded,
         CloseCode::Unavailable,
@@ -38,6 +42,8 @@ impl CloseCode {
         CloseCode::MaxAge,
         CloseCode::Slow,
         CloseCode::Gone,
+        CloseCode::Expired,
+        CloseCode::AuthUnavailable,
     ];
 
     /// As on the wire, in metrics and in the log.
@@ -50,6 +56,8 @@ impl CloseCode {
             CloseCode::MaxAge => "max_age",
             CloseCode::Slow => "slow",
             CloseCode::Gone => "gone",
+            CloseCode::Expired => "expired",
+            CloseCode::AuthUnavailable => "auth_unavailable",
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::client::ClientAddress;
 use super::handoff::{Delivery, Handoff, Stalls};
 use crate::sse::table::Clock;
 
@@ -53,6 +54,7 @@ pub(super) struct Settings {
 /// Serves one connection to its end. `permit` is held until then.
 pub(super) async fn serve<P: Send + Unpin + 'static>(
     mut socket: TcpStream,
+    client: ClientAddress,
     router: Router,
     settings: Arc<Settings>,
     permit: P,
@@ -63,11 +65,11 @@ pub(super) async fn serve<P: Send + Unpin + 'static>(
         return; // it said nothing, or left
     };
     if is_http2 {
-        return serve_http2(Transport::new(socket, bytes, None), router, &settings).await;
+        return serve_http2(Transport::new(socket, bytes, None), client, router, &settings).await;
     }
     let handoff = Handoff::default();
     let transport = Transport::new(socket, bytes, Some(handoff.clone()));
-    if let Some((socket, stream, coding)) = serve_http1(transport, router, handoff, &settings).await {
+    if let Some((socket, stream, coding)) = serve_http1(transport, client, router, handoff, &settings).await {
         // A task of its own, because this one has the size of hyper's connection for as long as it lives.
         tokio::spawn(Delivery::new(socket, stream, coding, settings.write_timeout, permit));
     }
@@ -78,12 +80,14 @@ type Delivered = (TcpStream, crate::sse::stream::Stream, crate::sse::frame::Codi
 /// Serves requests until the connection ends, or one of them becomes a stream, which is returned with its socket.
 async fn serve_http1(
     transport: Transport,
+    client: ClientAddress,
     router: Router,
     handoff: Handoff,
     settings: &Settings,
 ) -> Option<Delivered> {
     let for_requests = handoff.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(client);
         request.extensions_mut().insert(for_requests.clone());
         router.clone().oneshot(request.map(Body::new))
     });
@@ -134,13 +138,14 @@ async fn read_off(mut socket: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve_http2(transport: Transport, router: Router, settings: &Settings) {
+async fn serve_http2(transport: Transport, client: ClientAddress, router: Router, settings: &Settings) {
     let clock = settings.clock;
     let stalls = Stalls::default();
     let last_request = Arc::new(AtomicU64::new(clock.now()));
     let (for_requests, requested) = (stalls.clone(), last_request.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         requested.store(clock.now(), Ordering::Relaxed);
+        request.extensions_mut().insert(client);
         request.extensions_mut().insert(for_requests.clone());
         router.clone().oneshot(request.map(Body::new))
     });

@@ -3,6 +3,7 @@
 //! axum routes and hyper speaks HTTP; a stream on HTTP/1 leaves both once its head is sent (`handoff`).
 
 mod admin;
+mod client;
 mod connection;
 mod handoff;
 mod origin;
@@ -131,10 +132,11 @@ pub(crate) fn serve(
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((socket, _)) => {
+                Ok((socket, peer)) => {
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
-                    tokio::spawn(connection::serve(socket, router.clone(), settings.clone(), open));
+                    let client = client::ClientAddress(peer.ip());
+                    tokio::spawn(connection::serve(socket, client, router.clone(), settings.clone(), open));
                     accepted = (accepted + 1) % ACCEPT_BATCH;
                     if accepted == 0 {
                         tokio::task::yield_now().await;
