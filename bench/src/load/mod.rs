@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Messages that may be under way at once, at most. A power of two.
 const RING: usize = 1 << 16;
 
+/// Connections opened between two looks at those that are open.
+const CONNECTS: usize = 16;
+
 const READ_BUFFER: usize = 256 * 1024;
 const PUBLISHER: Token = Token(usize::MAX);
 
@@ -238,7 +241,7 @@ impl Load {
 
     /// Opens connections, so many at once, and waits for all of them.
     pub fn open(&mut self, specs: impl IntoIterator<Item = Spec>, concurrency: usize) -> Result<()> {
-        self.start_opening(specs, concurrency)?;
+        self.start_opening(specs, concurrency);
         let mut progress = Progress::new();
         while self.is_opening() {
             self.turn(Duration::from_millis(100))?;
@@ -248,10 +251,9 @@ impl Load {
     }
 
     /// Begins to open connections; [`Load::turn`] goes on with it.
-    pub fn start_opening(&mut self, specs: impl IntoIterator<Item = Spec>, concurrency: usize) -> Result<()> {
+    pub fn start_opening(&mut self, specs: impl IntoIterator<Item = Spec>, concurrency: usize) {
         self.queue.extend(specs);
         self.concurrency = concurrency;
-        self.fill()
     }
 
     /// Whether connections are still to open.
@@ -370,10 +372,14 @@ impl Load {
         Ok(())
     }
 
+    /// Opens some of those that wait, a few at a time: the readers that are there are other machines in real life, and
+    /// must not seem slow because this one thread is busy connecting.
     fn fill(&mut self) -> Result<()> {
-        while self.opening < self.concurrency
-            && let Some(spec) = self.queue.pop_front()
-        {
+        for _ in 0..CONNECTS {
+            if self.opening >= self.concurrency {
+                break;
+            }
+            let Some(spec) = self.queue.pop_front() else { break };
             let mut socket = self.connect(spec.asleep)?;
             let token = Token(self.connections.len());
             self.poll.registry().register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
@@ -419,6 +425,9 @@ impl Load {
 
     /// Waits for events, at most so long, and handles them.
     pub fn turn(&mut self, timeout: Duration) -> Result<()> {
+        self.fill()?;
+        let more = !self.queue.is_empty() && self.opening < self.concurrency;
+        let timeout = if more { Duration::ZERO } else { timeout };
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             other => other?,
@@ -534,7 +543,6 @@ impl Load {
                 if connection.http2.as_ref().is_some_and(|http2| http2.opened >= heads) {
                     connection.opening = None;
                     self.opening -= 1;
-                    self.fill()?;
                 }
             }
             Until::Bytes(until) => {
@@ -556,7 +564,6 @@ impl Load {
                 self.opening -= 1;
                 self.buffer[..behind.len()].copy_from_slice(&behind);
                 self.take(index, behind.len());
-                self.fill()?;
             }
         }
         Ok(())
