@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -23,6 +23,10 @@ use crate::metrics::Metrics;
 use crate::position::{Epoch, Sequence};
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
+
+/// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
+/// again after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
+const BACKLOG: u32 = 65_535;
 
 /// How often idle logs are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -67,8 +71,8 @@ impl Server {
     /// # Errors
     /// [`BuildError`].
     pub async fn build(config: Config) -> Result<Self, BuildError> {
-        let public = bind("listen", config.listen).await?;
-        let admin = bind("admin.listen", config.admin.listen).await?;
+        let public = bind("listen", config.listen)?;
+        let admin = bind("admin.listen", config.admin.listen)?;
         let metrics = Arc::new(Metrics::new());
         metrics.limit("streams", config.limits.streams as u64);
         metrics.limit("connections", config.limits.connections as u64);
@@ -124,8 +128,15 @@ impl Server {
     }
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
-    TcpListener::bind(address).await.map_err(|source| BuildError::Listen { key, address, source })
+fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // So that a restart does not wait for what the system remembers of old connections.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| BuildError::Listen { key, address, source })
 }
 
 async fn every(period: Duration, gateway: Arc<Gateway>, work: fn(&Gateway)) {
