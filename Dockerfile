@@ -2,9 +2,10 @@
 
 # Alpine's Rust links against musl, statically: the final image needs no libc, and nothing else either.
 FROM rust:1-alpine AS build
-RUN apk add --no-cache musl-dev
+RUN apk add --no-cache musl-dev make
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo ./.cargo
 COPY src ./src
 # Not built; cargo wants to see each member of the workspace.
 COPY bench ./bench
