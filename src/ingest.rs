@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::yield_now;
 
 use crate::broker::{self, Event};
 use crate::log::{EntryKind, Registry};
@@ -13,8 +14,12 @@ use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::sse::frame::GapReason;
 
-/// Events taken at once. Readers are woken once for all of them.
+/// Events taken at once.
 const BATCH: usize = 256;
+
+/// Readers woken at once: as many as fit into the run queue of one worker. They run before the next are woken, and
+/// meanwhile the broker's connection has its turn too: those woken later find what it brought, and write it in one go.
+const WAKES: usize = 256;
 
 /// Whether the broker can be relied on now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +47,27 @@ impl Ingest {
     /// Runs until the broker's task has ended.
     pub async fn run(self, mut events: mpsc::Receiver<Event>) {
         let mut batch = Vec::with_capacity(BATCH);
-        while events.recv_many(&mut batch, BATCH).await > 0 {
+        let mut waking = false;
+        loop {
+            if !waking {
+                if events.recv_many(&mut batch, BATCH).await == 0 {
+                    return;
+                }
+                // Several at once are a part of more: one read of the broker's connection, handed on piece by piece.
+                if batch.len() > 1 {
+                    yield_now().await;
+                }
+            }
+            while batch.len() < BATCH
+                && let Ok(event) = events.try_recv()
+            {
+                batch.push(event);
+            }
             batch.drain(..).for_each(|event| self.take(event));
-            self.registry.wake();
+            waking = self.registry.wake(WAKES);
+            if waking {
+                yield_now().await;
+            }
         }
     }
 
@@ -119,10 +142,8 @@ impl Ingest {
             let event_id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
             EntryKind::Message(Message::new(topic.clone(), time, event_id, found, &payload))
         });
-        // A batch of large messages must not take the buffers far beyond their bound before it is looked at.
-        if self.registry.is_over_bound() {
-            self.registry.wake();
-        }
+        // Not once a batch: one of large messages would take the buffers far beyond their bound.
+        self.registry.keep_bound();
     }
 }
 

@@ -87,11 +87,13 @@ impl Signal {
         self.waiting.swap(true, Ordering::AcqRel);
     }
 
-    /// An entry was committed.
-    pub fn entry(&self) {
-        if self.waiting.swap(false, Ordering::AcqRel) {
+    /// An entry was committed. Returns whether somebody waited for it.
+    pub fn entry(&self) -> bool {
+        let waited = self.waiting.swap(false, Ordering::AcqRel);
+        if waited {
             self.waker.wake();
         }
+        waited
     }
 
     /// Orders the stream to close. The first order counts.

@@ -158,6 +158,10 @@ pub struct TopicLog {
 #[derive(Debug, Default)]
 struct Readers {
     signals: Slab<Arc<Signal>>,
+    /// While readers are being woken in parts: the key of the next one.
+    waking: Option<usize>,
+    /// More was appended since the first of them was woken, so they are all to be woken once more.
+    again: bool,
     /// Nothing will be appended any more. Whoever joins is told so like those who had joined.
     ended: Option<CloseCode>,
 }
@@ -379,11 +383,15 @@ impl TopicLog {
             return Ok(None);
         };
         let place = state.pieces.find(first.sequence, head, format, coding);
-        let (until, shared) = match place {
-            Place::Kept(piece) => return Ok(Some(piece)),
-            Place::Free { until } => (until, true),
-            // What one reader needs to come to the others' places is its own.
-            Place::Within { until } => (until, false),
+        let until = match &place {
+            Place::Kept { piece, until } => {
+                let end = state.entries.partition_point(|entry| entry.sequence <= *until);
+                if !piece.is_outgrown_by(end - index) {
+                    return Ok(Some(piece.clone()));
+                }
+                *until
+            }
+            Place::Free { until } | Place::Within { until } => *until,
         };
         // Measured first: grown as it is filled, it would be copied on the way and hold up to twice its size.
         let mut length = first.frame(format).slice(coding).len();
@@ -407,9 +415,7 @@ impl TopicLog {
             joined.extend_from_slice(entry.frame(format).slice(coding));
         }
         let piece = Piece { first, last, entries, format, coding, bytes: joined.into() };
-        if shared {
-            state.pieces.keep(piece.clone());
-        }
+        state.pieces.keep(piece.clone(), &place);
         Ok(Some(piece))
     }
 
@@ -457,11 +463,35 @@ impl TopicLog {
         }
     }
 
-    /// Wakes the readers that wait.
-    fn wake(&self) {
-        for (_, signal) in &self.readers.lock().signals {
-            signal.entry();
+    /// Puts itself behind those whose readers are to be woken, unless it is there.
+    fn queue_wake(self: &Arc<Self>, queue: &mut VecDeque<Arc<TopicLog>>) {
+        let mut readers = self.readers.lock();
+        match readers.waking {
+            None if readers.signals.is_empty() => {}
+            None => {
+                readers.waking = Some(0);
+                queue.push_back(self.clone());
+            }
+            Some(next) => readers.again |= next > 0,
         }
+    }
+
+    /// Wakes up to `limit` of the readers that wait, from where it stopped the last time. Returns how many that were,
+    /// and whether there may be more.
+    fn wake(&self, limit: usize) -> (usize, bool) {
+        let mut readers = self.readers.lock();
+        let mut woken = 0;
+        let mut key = readers.waking.unwrap_or_default();
+        while woken < limit {
+            if key >= readers.signals.capacity() {
+                readers.waking = std::mem::take(&mut readers.again).then_some(0);
+                return (woken, readers.waking.is_some());
+            }
+            woken += usize::from(readers.signals.get(key).is_some_and(|signal| signal.entry()));
+            key += 1;
+        }
+        readers.waking = Some(key);
+        (woken, true)
     }
 }
 
@@ -486,22 +516,30 @@ mod tests {
     fn full_registry() -> (Arc<Registry>, Lease) {
         let registry = Registry::new(Sequence::new(Epoch::random()), 10, usize::MAX);
         let lease = lease(&registry);
-        let topic = Topic::parse("a", 9).unwrap();
-        for _ in 0..MESSAGES {
+        append(&registry, "a", MESSAGES);
+        (registry, lease)
+    }
+
+    fn append(registry: &Arc<Registry>, topic: &str, count: u64) {
+        let topic = Topic::parse(topic, 9).unwrap();
+        for _ in 0..count {
             registry.append(&topic.clone().into(), &topic, |sequence, time, _| {
                 let id = registry.sequence().event_id(sequence, None);
                 EntryKind::Message(Message::new(topic.clone(), time, id, Found::default(), &[b'x'; 200]))
             });
         }
-        (registry, lease)
     }
 
     fn lease(registry: &Arc<Registry>) -> Lease {
+        lease_of(registry, "a")
+    }
+
+    fn lease_of(registry: &Arc<Registry>, topic: &str) -> Lease {
         let age = Duration::from_secs(60);
         let bounds = Bounds { messages: usize::MAX, bytes: usize::MAX, age, linger: age };
         let fields = Fields { id: Field::Header("a".into()), kind: Field::Header("b".into()) };
         let (lease, subscription) =
-            registry.lease(&Filter::parse("a", 9).unwrap(), &bounds, &Arc::new(fields), None).unwrap();
+            registry.lease(&Filter::parse(topic, 9).unwrap(), &bounds, &Arc::new(fields), None).unwrap();
         if let Some(subscription) = subscription {
             subscription.confirm();
         }
@@ -536,6 +574,77 @@ mod tests {
         let inside = Start::After(Some(registry.sequence().event_id(MESSAGES / 2 + 3, None)));
         let from_inside = places(&registry, &inside);
         assert_eq!(from_inside[1..], from_middle[1..]);
+    }
+
+    fn reader(registry: &Arc<Registry>, start: &Start) -> Cursors {
+        Cursors::open(vec![lease(registry)], &Arc::default(), start, registry.sequence()).cursors
+    }
+
+    #[test]
+    fn who_is_served_late_reads_what_came_meanwhile_in_one_piece_and_the_early_ones_share_the_rest() {
+        let (registry, _lease) = full_registry();
+        let mut readers: Vec<_> = (0..4).map(|_| reader(&registry, &Start::Now)).collect();
+        let mut read = |index: usize| {
+            readers[index].read(registry.sequence(), Format::Raw, Coding::Chunked).map(|batch| {
+                let Batch { bytes, entries, .. } = batch;
+                (entries, bytes.as_ptr())
+            })
+        };
+        append(&registry, "a", 40);
+        assert_eq!((read(0).unwrap().0, read(1).unwrap().0), (40, 40));
+        append(&registry, "a", 10);
+        let (late, later) = (read(2).unwrap(), read(3).unwrap());
+        assert_eq!((late.0, late), (50, later));
+        let (rest, other_rest) = (read(0).unwrap(), read(1).unwrap());
+        assert_eq!((rest.0, rest), (10, other_rest));
+        assert!((0..4).all(|index| read(index).is_none()));
+    }
+
+    #[test]
+    fn a_piece_is_not_built_anew_for_a_little_more() {
+        let (registry, _lease) = full_registry();
+        let mut readers: Vec<_> = (0..2).map(|_| reader(&registry, &Start::Now)).collect();
+        let mut entries = |index: usize| {
+            readers[index].read(registry.sequence(), Format::Raw, Coding::Chunked).unwrap().entries
+        };
+        append(&registry, "a", 40);
+        assert_eq!(entries(0), 40);
+        append(&registry, "a", 9);
+        assert_eq!((entries(1), entries(1)), (40, 9));
+    }
+
+    #[test]
+    fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
+        let (registry, _lease) = full_registry();
+        while registry.wake(usize::MAX) {}
+        let (crowd, other) = (lease(&registry), lease_of(&registry, "b"));
+        let waits = |log: &TopicLog| {
+            let signal = Arc::new(Signal::default());
+            signal.await_entries();
+            log.join(signal.clone());
+            signal
+        };
+        let crowd: Vec<_> = (0..10).map(|_| waits(crowd.log())).collect();
+        let alone = waits(other.log());
+        // Asking takes the wish away, so who is asked and still waited is put back.
+        let woken = |signal: &Arc<Signal>| {
+            !signal.entry() || {
+                signal.await_entries();
+                false
+            }
+        };
+        append(&registry, "a", 1);
+        assert!(registry.wake(4));
+        assert_eq!(crowd.iter().filter(|signal| woken(signal)).count(), 4);
+        append(&registry, "b", 1);
+        crowd[0].await_entries();
+        append(&registry, "a", 1);
+        assert!(registry.wake(4), "six of the first pass, and the one that waits again");
+        assert!(registry.wake(1));
+        assert!(woken(&alone), "a crowd on one topic does not hold up another");
+        while registry.wake(4) {}
+        assert!(crowd.iter().all(woken));
+        assert!(!registry.wake(1));
     }
 
     #[test]

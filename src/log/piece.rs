@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::Usage;
+use super::{BATCH_BYTES, Usage};
 use crate::message::Format;
 use crate::sse::frame::Coding;
 
@@ -26,11 +26,19 @@ pub(super) struct Piece {
     pub(super) bytes: Bytes,
 }
 
+impl Piece {
+    /// Whether one of so many entries should take its place. Only if that is a quarter more: so what is copied for one
+    /// place, however often something is appended while a crowd goes through it, stays below five times the longest piece.
+    pub(super) fn is_outgrown_by(&self, entries: usize) -> bool {
+        4 * entries >= 5 * self.entries && self.bytes.len() < BATCH_BYTES
+    }
+}
+
 /// Where a reader stands among the pieces that are kept.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// At the beginning of this one.
-    Kept(Piece),
+    /// At the beginning of this one. What follows it may be added, no further than `until`.
+    Kept { piece: Piece, until: u64 },
     /// Outside of all: it builds one, no further than `until`, where the next begins.
     Free { until: u64 },
     /// Inside of one: it builds what leads to its end, `until`. From there on it shares.
@@ -42,45 +50,65 @@ pub(super) enum Place {
 #[derive(Debug)]
 pub(super) struct Pieces {
     kept: VecDeque<Piece>,
+    /// The last one that was built inside of another. Those who had read the first part of a piece when it was outgrown
+    /// are a crowd too; where each comes from another place, this is of use to none and costs no more than one.
+    inner: Option<Piece>,
     usage: Arc<Usage>,
 }
 
 impl Pieces {
     /// None yet.
     pub(super) fn new(usage: Arc<Usage>) -> Self {
-        Pieces { kept: VecDeque::new(), usage }
+        Pieces { kept: VecDeque::new(), inner: None, usage }
     }
 
     /// Where a reader whose next entry is `first` stands; it reads no further than `head`.
     pub(super) fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> Place {
-        let (mut until, mut within) = (head, false);
-        for piece in self.kept.iter().rev().filter(|piece| (piece.format, piece.coding) == (format, coding)) {
+        let is_fit = |piece: &&Piece| (piece.format, piece.coding) == (format, coding);
+        let (mut until, mut within, mut found) = (head, false, None);
+        for piece in self.kept.iter().filter(is_fit) {
             if piece.first == first {
-                return Place::Kept(piece.clone());
-            }
-            if piece.first > first {
+                found = Some(piece);
+            } else if piece.first > first {
                 until = until.min(piece.first - 1);
             } else if piece.last >= first {
                 (until, within) = (until.min(piece.last), true);
             }
         }
-        if within { Place::Within { until } } else { Place::Free { until } }
+        let inner = self.inner.iter().find(|piece| is_fit(piece) && piece.first == first);
+        match (found, inner) {
+            (Some(piece), _) => Place::Kept { piece: piece.clone(), until },
+            (None, Some(piece)) if piece.last <= until => {
+                Place::Kept { piece: piece.clone(), until: piece.last }
+            }
+            _ if within => Place::Within { until },
+            _ => Place::Free { until },
+        }
     }
 
-    /// Keeps one more, in place of the oldest if there are too many.
-    pub(super) fn keep(&mut self, piece: Piece) {
-        self.usage.0.fetch_add(piece.bytes.len(), Ordering::Relaxed);
-        self.kept.push_back(piece);
-        if self.kept.len() > PIECES
-            && let Some(oldest) = self.kept.pop_front()
-        {
-            self.usage.0.fetch_sub(oldest.bytes.len(), Ordering::Relaxed);
-        }
+    /// Keeps one more, that was built for a reader at `place`.
+    pub(super) fn keep(&mut self, piece: Piece, place: &Place) {
+        let added = piece.bytes.len();
+        let replaced = match place {
+            Place::Within { .. } => self.inner.replace(piece),
+            Place::Kept { piece: outgrown, .. } => {
+                let same = |kept: &&mut Piece| kept.bytes.as_ptr() == outgrown.bytes.as_ptr();
+                let Some(kept) = self.kept.iter_mut().find(same) else { return };
+                Some(std::mem::replace(kept, piece))
+            }
+            Place::Free { .. } => {
+                self.kept.push_back(piece);
+                if self.kept.len() > PIECES { self.kept.pop_front() } else { None }
+            }
+        };
+        self.usage.0.fetch_add(added, Ordering::Relaxed);
+        self.usage.0.fetch_sub(replaced.map_or(0, |piece| piece.bytes.len()), Ordering::Relaxed);
     }
 
     /// Gives all up, and the memory.
     pub(super) fn clear(&mut self) {
-        let bytes: usize = std::mem::take(&mut self.kept).iter().map(|piece| piece.bytes.len()).sum();
+        let given_up = std::mem::take(&mut self.kept).into_iter().chain(self.inner.take());
+        let bytes: usize = given_up.map(|piece| piece.bytes.len()).sum();
         self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

@@ -5,7 +5,7 @@
 //! entry *n* can see every entry before it, in any log.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -44,8 +44,8 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Inner {
     slots: HashMap<Filter, Slot>,
-    /// Logs appended to since readers were last woken.
-    touched: Vec<Arc<TopicLog>>,
+    /// Logs of which readers are still to be woken, each once.
+    waking: VecDeque<Arc<TopicLog>>,
     /// Times never run backwards within the logs, whatever the system's clock does: `since=` searches them.
     last_time: Option<SystemTime>,
 }
@@ -145,11 +145,6 @@ impl Registry {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.usage.bytes()
-    }
-
-    /// Whether that is more than may be held. [`Registry::wake`] sees to it.
-    pub fn is_over_bound(&self) -> bool {
-        self.bytes() > self.max_bytes
     }
 
     /// A hold on the log of `filter`. If the log is new, also the duty to subscribe to it.
@@ -254,7 +249,7 @@ impl Registry {
         encode: impl FnOnce(u64, SystemTime, &Fields) -> EntryKind,
     ) {
         let mut inner = self.inner.lock();
-        let Inner { slots, touched, last_time } = &mut *inner;
+        let Inner { slots, waking, last_time } = &mut *inner;
         let Some(slot) = slots.get(filter) else { return };
         let time = next_time(last_time);
         let sequence = self.sequence.next();
@@ -263,11 +258,11 @@ impl Registry {
             let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
             for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
                 log.append(entry.clone());
-                touched.push(log.clone());
+                log.queue_wake(waking);
             }
         }
         slot.log.append(entry);
-        touched.push(slot.log.clone());
+        slot.log.queue_wake(waking);
         self.sequence.publish(sequence);
     }
 
@@ -275,7 +270,7 @@ impl Registry {
     /// or in every log. Returns how many gaps that is.
     pub fn append_gap(&self, filter: Option<&Filter>, topic: Option<&Topic>, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
-        let Inner { slots, touched, last_time } = &mut *inner;
+        let Inner { slots, waking, last_time } = &mut *inner;
         let time = next_time(last_time);
         let mut gaps = 0;
         let concerned = |slot: &&Slot| match filter {
@@ -293,20 +288,36 @@ impl Registry {
             let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
             let kind = EntryKind::Gap(reason, frame);
             slot.log.append(Entry::new(sequence, time, kind, &self.usage));
-            touched.push(slot.log.clone());
+            slot.log.queue_wake(waking);
             self.sequence.publish(sequence);
             gaps += 1;
         }
         gaps
     }
 
-    /// Wakes those who wait for what was appended since this was last called: once for many entries.
-    pub fn wake(&self) {
-        let mut touched = std::mem::take(&mut self.inner.lock().touched);
-        touched.sort_unstable_by_key(Arc::as_ptr);
-        touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        touched.iter().for_each(|log| log.wake());
-        if self.is_over_bound() {
+    /// Wakes up to `limit` of those who wait for what was appended. Returns whether there may be more, to be woken by
+    /// another call: whoever is served late then finds what was appended meanwhile, and reads all of it at once.
+    pub fn wake(&self, limit: usize) -> bool {
+        let mut waking = std::mem::take(&mut self.inner.lock().waking);
+        let mut left = limit;
+        while left > 0
+            && let Some(log) = waking.pop_front()
+        {
+            let (woken, more) = log.wake(left);
+            left -= woken;
+            if more {
+                waking.push_back(log); // behind the others: a crowd on one topic must not hold up the next
+            }
+        }
+        let mut inner = self.inner.lock();
+        waking.append(&mut inner.waking);
+        inner.waking = waking;
+        !inner.waking.is_empty()
+    }
+
+    /// Frees memory if the logs hold more than they may together.
+    pub fn keep_bound(&self) {
+        if self.bytes() > self.max_bytes {
             self.reclaim();
         }
     }
@@ -384,9 +395,7 @@ impl Registry {
         let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
         // Readers can fill memory too, with envelopes.
-        if self.is_over_bound() {
-            self.reclaim();
-        }
+        self.keep_bound();
     }
 }
 

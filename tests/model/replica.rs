@@ -127,7 +127,7 @@ impl Replica {
                 EntryKind::Message(Message::new(topic.clone(), time, id, found, &payload))
             });
         }
-        self.registry.wake();
+        while self.registry.wake(1) {}
         taken
     }
 
@@ -139,7 +139,7 @@ impl Replica {
                 self.registry.append_gap(Some(filter), None, GapReason::Broker);
             }),
         }
-        self.registry.wake();
+        while self.registry.wake(1) {}
     }
 
     /// The broker ends a subscription on its own.
