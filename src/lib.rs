@@ -17,4 +17,5 @@ pub mod position;
 pub mod server;
 pub mod signal;
 pub mod sse;
+pub mod tls;
 pub mod topic;

@@ -61,9 +61,17 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let outcome = runtime.block_on(async {
         // Before anyone can know that we run, and so before anyone can mean us with a signal.
         let stop = stop_signal()?;
+        // SIGHUP reloads. Without this it would end us, and a terminal that goes away is no reason to stop.
+        let mut hangups = signal(SignalKind::hangup())?;
         let broker = config.broker.masked_url();
         let server = Server::build(config).await?;
         tracing::info!(listen = %server.address()?, admin = %server.admin_address()?, broker, "topicgate is listening");
+        let reload = server.reloader();
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                reload();
+            }
+        });
         server.run(stop).await;
         Ok(())
     });
@@ -76,11 +84,8 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
 fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Nobody reloads yet, and a terminal that goes away is no reason to stop: without a handler SIGHUP would end us.
-    let hangup = signal(SignalKind::hangup())?;
     let (stop, stopped) = oneshot::channel();
     tokio::spawn(async move {
-        let _hangup = hangup;
         let mut next = async || tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () };
         next().await;
         let _ = stop.send(());

@@ -59,6 +59,9 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Connections that could not be accepted, most often for want of file descriptors.
     pub accept_errors: Counter,
+    handshakes: Family<Label, Counter>,
+    certificate_reloads: Family<Label, Counter>,
+    certificate_expires: Family<Label, Gauge>,
     /// Topics and patterns held.
     pub topics: Gauge,
     /// Bytes of all replay buffers.
@@ -113,6 +116,17 @@ impl Metrics {
                 "Connections that could not be accepted",
                 Counter::default()
             ),
+            handshakes: register!("tls_handshakes", "TLS handshakes, by result", Family::default()),
+            certificate_reloads: register!(
+                "tls_certificate_reloads",
+                "Times that a changed certificate was read, by result",
+                Family::default()
+            ),
+            certificate_expires: register!(
+                "tls_certificate_expires",
+                "When the certificate expires, in seconds of unix time",
+                Family::default()
+            ),
             topics: register!("topics", "Topics and patterns held", Gauge::default()),
             buffer_bytes: register!("buffer_bytes", "Bytes of all replay buffers", Gauge::default()),
             upstream_up: register!("upstream_up", "1 while the broker is connected", Gauge::default()),
@@ -135,6 +149,12 @@ impl Metrics {
         }
         for outcome in ["exact", "gap"] {
             drop(metrics.resumes.get_or_create(&[("outcome", outcome)]));
+        }
+        for result in ["done", "failed", "plain", "timeout"] {
+            drop(metrics.handshakes.get_or_create(&[("result", result)]));
+        }
+        for result in ["done", "refused"] {
+            drop(metrics.certificate_reloads.get_or_create(&[("result", result)]));
         }
         for what in ["message", "topic", "id", "type"] {
             drop(metrics.rejected.get_or_create(&[("what", what)]));
@@ -177,6 +197,21 @@ impl Metrics {
     /// The result of a publish request.
     pub fn published(&self, result: &'static str) {
         self.publishes.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// A TLS handshake ended: `done`, `failed`, `timeout`, or `plain` where it was no TLS at all.
+    pub fn handshake(&self, result: &'static str) {
+        self.handshakes.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// A certificate was read anew: `done` or `refused`.
+    pub fn certificate_reloaded(&self, result: &'static str) {
+        self.certificate_reloads.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// When the certificate in use expires, in seconds of unix time. Without one there is no such sample.
+    pub fn certificate_expires(&self, time: i64) {
+        self.certificate_expires.get_or_create(&[("listener", "public")]).set(time);
     }
 
     /// A request was refused.

@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::position::{Epoch, Sequence};
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
+use crate::tls::{LOOK, Tls, TlsError};
 
 /// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
 /// again after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
@@ -51,6 +52,9 @@ pub enum BuildError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The broker's configuration cannot work.
     #[error(transparent)]
     Broker(#[from] SettingError),
@@ -62,6 +66,7 @@ pub struct Server {
     gateway: Arc<Gateway>,
     public: TcpListener,
     admin: TcpListener,
+    tls: Option<Arc<Tls>>,
     tasks: JoinSet<()>,
 }
 
@@ -78,6 +83,8 @@ impl Server {
         metrics.limit("connections", config.limits.connections as u64);
         metrics.limit("topics", config.limits.topics as u64);
         metrics.limit("buffer", config.limits.buffer);
+        let tls =
+            config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
         let registry = Registry::new(Sequence::new(Epoch::random()), config.limits.topics, max_buffer);
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
@@ -94,7 +101,10 @@ impl Server {
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
-        Ok(Server { gateway, public, admin, tasks })
+        if let Some(tls) = &tls {
+            tasks.spawn(every(LOOK, tls.clone(), Tls::look));
+        }
+        Ok(Server { gateway, public, admin, tls, tasks })
     }
 
     /// Where browsers connect, with the port that the system chose if it was asked to.
@@ -113,6 +123,17 @@ impl Server {
         self.admin.local_addr()
     }
 
+    /// The way to have read anew what can change while the server runs: for now the certificate and its key. What
+    /// cannot be used changes nothing, and is logged.
+    pub fn reloader(&self) -> impl Fn() + Send + use<> {
+        let tls = self.tls.clone();
+        move || {
+            if let Some(tls) = &tls {
+                tls.reload();
+            }
+        }
+    }
+
     /// Serves until `shutdown` is done, then drains. Ends within the drain window, whatever streams are open.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
@@ -120,8 +141,8 @@ impl Server {
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
         let max_connections = gateway.config().limits.connections;
         let closing = CancellationToken::new();
-        self.tasks.spawn(http::serve(self.public, public, &gateway, max_connections, &closing));
-        self.tasks.spawn(http::serve(self.admin, admin, &gateway, http::ADMIN_CONNECTIONS, &closing));
+        self.tasks.spawn(http::serve(self.public, public, &gateway, self.tls, max_connections, &closing));
+        self.tasks.spawn(http::serve(self.admin, admin, &gateway, None, http::ADMIN_CONNECTIONS, &closing));
         shutdown.await;
         drain(&gateway, &closing).await;
         self.tasks.shutdown().await;
@@ -139,12 +160,12 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildErro
     listen().map_err(|source| BuildError::Listen { key, address, source })
 }
 
-async fn every(period: Duration, gateway: Arc<Gateway>, work: fn(&Gateway)) {
+async fn every<T>(period: Duration, subject: Arc<T>, work: fn(&T)) {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        work(&gateway);
+        work(&subject);
     }
 }
 

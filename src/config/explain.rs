@@ -16,7 +16,10 @@ impl Config {
         let mut line = |text: String| {
             let _ = writeln!(page, "{text}");
         };
-        line(format!("Browsers connect to {}; {}.", self.listen, self.hosts_in_words()));
+        let tls = self.tls.as_ref().map_or("in the clear".into(), |tls| {
+            format!("over TLS, with the certificate in {}", tls.cert.display())
+        });
+        line(format!("Browsers connect to {}, {tls}; {}.", self.listen, self.hosts_in_words()));
         line(format!("Probes and metrics are on {}.", self.admin.listen));
         line(format!("Messages come from {}.", self.broker_in_words()));
         line(String::new());

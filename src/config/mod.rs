@@ -2,7 +2,7 @@
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs` and `rule.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
+//! the shape of what people write, `parse.rs`, `rule.rs` and `tls.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
 //! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
@@ -12,6 +12,7 @@ mod load;
 mod parse;
 mod raw;
 mod rule;
+mod tls;
 mod url;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use serde::{Serialize, Serializer};
 
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::load::Sources;
+pub use self::tls::Tls;
 pub use self::url::{BrokerKind, masked};
 use crate::topic::{Filter, Topic};
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[cors]`.
     pub cors: Cors,
+    /// `[tls]`. `None`: plain HTTP.
+    pub tls: Option<Tls>,
     /// `[log]`.
     pub log: Log,
 }
@@ -272,6 +276,7 @@ impl Default for Config {
                 head_timeout: Duration::from_secs(10),
             },
             cors: Cors::default(),
+            tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },
         }
     }

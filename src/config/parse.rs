@@ -81,6 +81,7 @@ pub(super) fn config(
     };
     let limits = check.limits(raw.limits, d.limits);
     let cors = check.cors(raw.cors);
+    let tls = check.tls(raw.tls);
     let log = Log {
         level: raw.log.level.map_or(d.log.level, |level| check.level(level)),
         format: check.word(
@@ -103,7 +104,7 @@ pub(super) fn config(
         }
         None => vec![],
     };
-    Config { listen, hosts, drain, admin, broker, topics, streams, limits, cors, log }
+    Config { listen, hosts, drain, admin, broker, topics, streams, limits, cors, tls, log }
 }
 
 pub(super) struct Check<'a> {

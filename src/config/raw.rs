@@ -32,6 +32,7 @@ table!(Raw {
     streams: RawStreams,
     limits: RawLimits,
     cors: RawCors,
+    tls: RawTls,
     log: RawLog,
 });
 
@@ -101,6 +102,11 @@ table!(RawLimits {
 table!(RawCors {
     origins: Option<List>,
     credentials: Option<Switch>,
+});
+
+table!(RawTls {
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
 });
 
 table!(RawLog {

@@ -16,7 +16,6 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -29,6 +28,18 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Streams on one HTTP/2 connection, ours and those of plain requests.
 const HTTP2_STREAMS: u32 = 256;
+
+/// Streams that a client of HTTP/2 may open and reset before we have looked at them. A flood of them ends the connection
+/// (CVE-2023-44487).
+const HTTP2_RESETS_AT_ONCE: usize = 20;
+
+/// Streams that we may have to reset for a client's mistakes. One that makes more of them is after the work that each
+/// costs us (CVE-2025-8671), and its connection ends.
+const HTTP2_MISTAKES: usize = 100;
+
+/// Bytes of one request's body, and of all on a connection, that a client of HTTP/2 may send before we have read any.
+const HTTP2_RECEIVE_WINDOW: u32 = 64 * 1024;
+const HTTP2_RECEIVE_WINDOW_OF_ALL: u32 = 256 * 1024;
 
 /// Bytes that hyper may hold for a stream of HTTP/2 whose client does not take them.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
@@ -51,9 +62,21 @@ pub(super) struct Settings {
     pub(super) closing: CancellationToken,
 }
 
-/// Serves one connection to its end. `permit` is held until then.
-pub(super) async fn serve<P: Send + Unpin + 'static>(
-    mut socket: TcpStream,
+/// What is known of the version that a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    /// Agreed on, by ALPN.
+    Http1,
+    /// Agreed on, by ALPN.
+    Http2,
+    /// The first bytes will tell.
+    Unknown,
+}
+
+/// Serves one connection to its end, over TCP or over TLS. `permit` is held until then.
+pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P: Send + Unpin + 'static>(
+    mut socket: I,
+    version: Version,
     client: ClientAddress,
     router: Router,
     settings: Arc<Settings>,
@@ -63,6 +86,11 @@ pub(super) async fn serve<P: Send + Unpin + 'static>(
     let Some(Ok(Ok(Preface { is_http2, bytes }))) = settings.closing.run_until_cancelled(preface).await
     else {
         return; // it said nothing, or left
+    };
+    let is_http2 = match version {
+        Version::Http1 => false,
+        Version::Http2 if !is_http2 => return, // and h2 would wait for the rest of a preface for ever
+        Version::Http2 | Version::Unknown => is_http2,
     };
     if is_http2 {
         return serve_http2(Transport::new(socket, bytes, None), client, router, &settings).await;
@@ -75,16 +103,16 @@ pub(super) async fn serve<P: Send + Unpin + 'static>(
     }
 }
 
-type Delivered = (TcpStream, crate::sse::stream::Stream, crate::sse::frame::Coding);
+type Delivered<I> = (I, crate::sse::stream::Stream, crate::sse::frame::Coding);
 
 /// Serves requests until the connection ends, or one of them becomes a stream, which is returned with its socket.
-async fn serve_http1(
-    transport: Transport,
+async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    transport: Transport<I>,
     client: ClientAddress,
     router: Router,
     handoff: Handoff,
     settings: &Settings,
-) -> Option<Delivered> {
+) -> Option<Delivered<I>> {
     let for_requests = handoff.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(client);
@@ -131,14 +159,19 @@ async fn serve_http1(
 
 /// Closes our side, and throws away what the client still sends, until it closes its own. Closed with a part of a
 /// request unread, the system would send a reset, which can take a refusal away from a client that is still sending.
-async fn read_off(mut socket: TcpStream) -> io::Result<()> {
+async fn read_off(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     socket.shutdown().await?;
     let mut bytes = vec![0; 4096];
     while socket.read(&mut bytes).await? > 0 {}
     Ok(())
 }
 
-async fn serve_http2(transport: Transport, client: ClientAddress, router: Router, settings: &Settings) {
+async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    transport: Transport<I>,
+    client: ClientAddress,
+    router: Router,
+    settings: &Settings,
+) {
     let clock = settings.clock;
     let stalls = Stalls::default();
     let last_request = Arc::new(AtomicU64::new(clock.now()));
@@ -154,6 +187,10 @@ async fn serve_http2(transport: Transport, client: ClientAddress, router: Router
         .keep_alive_interval(settings.write_timeout / 2)
         .keep_alive_timeout(settings.write_timeout / 2)
         .max_concurrent_streams(HTTP2_STREAMS)
+        .max_pending_accept_reset_streams(HTTP2_RESETS_AT_ONCE)
+        .max_local_error_reset_streams(HTTP2_MISTAKES)
+        .initial_stream_window_size(HTTP2_RECEIVE_WINDOW)
+        .initial_connection_window_size(HTTP2_RECEIVE_WINDOW_OF_ALL)
         .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
         .max_send_buf_size(HTTP2_SEND_BUFFER)
         .serve_connection(TokioIo::new(transport), service);
@@ -197,7 +234,7 @@ struct Preface {
 }
 
 impl Preface {
-    async fn read(socket: &mut TcpStream) -> io::Result<Self> {
+    async fn read(socket: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
         let mut bytes = BytesMut::with_capacity(HTTP2_PREFACE.len());
         loop {
             let mut rest = (&mut *socket).take((HTTP2_PREFACE.len() - bytes.len()) as u64);
@@ -213,19 +250,19 @@ impl Preface {
 }
 
 /// The socket as hyper sees it: with the first bytes once more, and with a note of every flush.
-struct Transport {
-    socket: TcpStream,
+struct Transport<I> {
+    socket: I,
     first: Bytes,
     handoff: Option<Handoff>,
 }
 
-impl Transport {
-    fn new(socket: TcpStream, first: Bytes, handoff: Option<Handoff>) -> Self {
+impl<I> Transport<I> {
+    fn new(socket: I, first: Bytes, handoff: Option<Handoff>) -> Self {
         Transport { socket, first, handoff }
     }
 }
 
-impl AsyncRead for Transport {
+impl<I: AsyncRead + Unpin> AsyncRead for Transport<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -241,7 +278,7 @@ impl AsyncRead for Transport {
     }
 }
 
-impl AsyncWrite for Transport {
+impl<I: AsyncWrite + Unpin> AsyncWrite for Transport<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(cx, bytes)
     }

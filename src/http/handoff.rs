@@ -201,6 +201,25 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
         }
     }
 
+    /// Brings what is pending to the socket and through it, since TLS keeps what the socket below does not take.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.pending.is_empty() {
+            let written = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.pending))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.pending.advance(written);
+            self.blocked_since = None;
+        }
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        if self.ended {
+            // What TLS says at the end may find the socket full too.
+            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+        }
+        self.blocked_since = None;
+        Poll::Ready(Ok(()))
+    }
+
     /// Whether the client has closed its side. Like hyper, and like every proxy, we take that for the end of both.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
         let mut bytes = [0; 512];
@@ -231,31 +250,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
             return Poll::Ready(());
         }
         loop {
-            if this.pending.is_empty() {
-                if this.ended {
-                    let _ = ready!(Pin::new(&mut this.socket).poll_shutdown(cx));
-                    return Poll::Ready(());
-                }
-                match ready!(this.stream.poll_next(cx, this.coding)) {
-                    Some(bytes) => this.pending = bytes,
-                    None => {
-                        this.ended = true;
-                        if this.coding == Coding::Chunked {
-                            this.pending = Bytes::from_static(LAST_CHUNK);
-                        }
-                        continue;
-                    }
-                }
-            }
-            match Pin::new(&mut this.socket).poll_write(cx, &this.pending) {
-                Poll::Ready(Ok(written)) if written > 0 => {
-                    this.pending.advance(written);
-                    this.blocked_since = None;
-                }
-                Poll::Ready(outcome) => {
-                    if let Err(error) = outcome {
-                        this.broken(&error);
-                    }
+            match this.poll_send(cx) {
+                Poll::Ready(Ok(())) if this.ended => return Poll::Ready(()),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    this.broken(&error);
                     return Poll::Ready(());
                 }
                 Poll::Pending => {
@@ -269,6 +268,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
                     // No entry wakes a stream whose socket is full; the socket does, or the clock.
                     this.stream.wake_at(cx, deadline);
                     return Poll::Pending;
+                }
+            }
+            match ready!(this.stream.poll_next(cx, this.coding)) {
+                Some(bytes) => this.pending = bytes,
+                None => {
+                    this.ended = true;
+                    if this.coding == Coding::Chunked {
+                        this.pending = Bytes::from_static(LAST_CHUNK);
+                    }
                 }
             }
         }

@@ -6,6 +6,7 @@ mod admin;
 mod client;
 mod connection;
 mod handoff;
+mod handshake;
 mod origin;
 mod page;
 mod problem;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::BrokerKind;
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
+use crate::tls::Tls;
 
 /// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
 pub(crate) const ADMIN_CONNECTIONS: usize = 64;
@@ -105,12 +107,13 @@ async fn count_refusals(
     response
 }
 
-/// Accepts connections until `closing`. At `max_connections` it stops accepting until one ends: who waits in the system's
+/// Accepts connections until `closing`, which speak TLS if `tls` is given. At `max_connections` it stops accepting until one ends: who waits in the system's
 /// queue is served late, who is turned away by a browser's EventSource may be lost for good.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
+    tls: Option<Arc<Tls>>,
     max_connections: usize,
     closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -124,6 +127,7 @@ pub(crate) fn serve(
         clock: gateway.table().clock(),
         closing: closing.clone(),
     });
+    let handshake = tls.map(|tls| Arc::new(handshake::Handshake::new(tls)));
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         let failures = Throttle::default();
@@ -136,7 +140,17 @@ pub(crate) fn serve(
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
                     let client = client::ClientAddress(peer.ip());
-                    tokio::spawn(connection::serve(socket, client, router.clone(), settings.clone(), open));
+                    let (router, settings) = (router.clone(), settings.clone());
+                    match handshake.clone() {
+                        None => {
+                            let version = connection::Version::Unknown;
+                            tokio::spawn(connection::serve(socket, version, client, router, settings, open))
+                        }
+                        // A task of its own kind: the plain one is not to have the size of a TLS session.
+                        Some(handshake) => {
+                            tokio::spawn(handshake.serve(socket, client, router, settings, open))
+                        }
+                    };
                     accepted = (accepted + 1) % ACCEPT_BATCH;
                     if accepted == 0 {
                         tokio::task::yield_now().await;

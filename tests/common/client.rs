@@ -12,6 +12,7 @@ use hyper::Request;
 use hyper::client::conn::http1;
 use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::LIMIT;
@@ -46,11 +47,23 @@ async fn send(
     body: &[u8],
 ) -> hyper::Result<hyper::Response<hyper::body::Incoming>> {
     let socket = TcpStream::connect(address).await.unwrap();
+    send_over(socket, &address.to_string(), method, path, headers, body).await
+}
+
+/// One request over HTTP/1.1 on a connection that is there already.
+async fn send_over(
+    socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> hyper::Result<hyper::Response<hyper::body::Incoming>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
     tokio::spawn(connection);
     let mut request = Request::builder().method(method).uri(path);
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-        request = request.header("host", address.to_string());
+        request = request.header("host", host);
     }
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -67,7 +80,20 @@ pub async fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Response {
-    let response = send(address, method, path, headers, body).await.unwrap();
+    whole(send(address, method, path, headers, body).await.unwrap()).await
+}
+
+/// As [`request`], on a connection that is there already.
+pub async fn request_over(
+    socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Response {
+    whole(send_over(socket, "localhost", method, path, &[], body).await.unwrap()).await
+}
+
+async fn whole(response: hyper::Response<hyper::body::Incoming>) -> Response {
     let (head, body) = response.into_parts();
     let body = tokio::time::timeout(LIMIT, body.collect())
         .await
@@ -93,13 +119,26 @@ impl Reader {
 
     /// As [`Reader::open`], with a connection that breaks within the response head as an error.
     pub async fn try_open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
-        let response = send(address, "GET", path, headers, b"").await?;
+        Ok(Self::of(send(address, "GET", path, headers, b"").await?))
+    }
+
+    /// As [`Reader::open`], on a connection that is there already.
+    pub async fn over(
+        socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Self {
+        Self::of(send_over(socket, "localhost", "GET", path, headers, b"").await.unwrap())
+    }
+
+    /// The reader of a response, over whichever version it came.
+    pub fn of(response: hyper::Response<hyper::body::Incoming>) -> Self {
         let (head, body) = response.into_parts();
-        assert_eq!(head.status, 200, "{path}");
+        assert_eq!(head.status, 200);
         assert_eq!(head.headers["content-type"], "text/event-stream; charset=utf-8");
         let bytes = body.into_data_stream().map_err(|error| error.to_string());
         let events = bytes.eventsource().map_err(|error| error.to_string());
-        Ok(Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() })
+        Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() }
     }
 
     /// The next event; `None` at a clean end of the stream. Fails if it takes longer than [`LIMIT`] or the stream breaks.

@@ -13,6 +13,7 @@ use super::client::{self, Reader, Response};
 pub struct Gateway {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    reload: Box<dyn Fn() + Send + Sync>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -37,11 +38,17 @@ impl Gateway {
         let config = Config::from_toml(&text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
         let server = Server::build(config).await.unwrap();
         let (address, admin) = (server.address().unwrap(), server.admin_address().unwrap());
+        let reload = Box::new(server.reloader());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));
-        Gateway { address, admin, stop: Some(stop), running }
+        Gateway { address, admin, reload, stop: Some(stop), running }
+    }
+
+    /// As SIGHUP does.
+    pub fn reload(&self) {
+        (self.reload)();
     }
 
     /// As SIGTERM does. Returns at once; [`Gateway::ended`] waits.

@@ -1,0 +1,97 @@
+//! A connection on a listener that speaks TLS, from its first byte to the end of the handshake.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::client::ClientAddress;
+use super::connection::{self, Settings, Version};
+use super::problem::Problem;
+use crate::tls::Tls;
+
+/// How every record of a handshake begins (RFC 8446, section 5.1).
+const HANDSHAKE: u8 = 22;
+
+/// Bytes that a connection keeps encrypted while its socket takes none: one record. What is more waits in the log.
+const UNSENT: usize = 16 * 1024;
+
+/// The TLS side of a listener.
+pub(super) struct Handshake {
+    tls: Arc<Tls>,
+    /// What those get who speak HTTP without TLS.
+    plain: Router,
+}
+
+impl Handshake {
+    pub(super) fn new(tls: Arc<Tls>) -> Self {
+        let plain = Router::new().fallback(|| async {
+            Problem::new(
+                StatusCode::BAD_REQUEST,
+                "tls_required",
+                "this address speaks TLS; write https:// for http://",
+            )
+        });
+        Handshake { tls, plain }
+    }
+
+    /// Serves one connection to its end. `permit` is held until then.
+    pub(super) async fn serve<P: Send + Unpin + 'static>(
+        self: Arc<Self>,
+        socket: TcpStream,
+        client: ClientAddress,
+        router: Router,
+        settings: Arc<Settings>,
+        permit: P,
+    ) {
+        let greeting = tokio::time::timeout(settings.head_timeout, self.greet(socket));
+        let Some(greeting) = settings.closing.run_until_cancelled(greeting).await else { return };
+        match greeting {
+            Ok(Ok(Greeting::Tls(socket))) => {
+                self.tls.metrics().handshake("done");
+                let version = match socket.get_ref().1.alpn_protocol() {
+                    Some(b"h2") => Version::Http2,
+                    Some(_) => Version::Http1,
+                    None => Version::Unknown,
+                };
+                connection::serve(socket, version, client, router, settings, permit).await;
+            }
+            Ok(Ok(Greeting::Plain(socket))) => {
+                self.tls.metrics().handshake("plain");
+                connection::serve(socket, Version::Unknown, client, self.plain.clone(), settings, permit)
+                    .await;
+            }
+            // A probe that only connects; no handshake was begun.
+            Ok(Ok(Greeting::Nothing)) => {}
+            Ok(Err(error)) => {
+                self.tls.metrics().handshake("failed");
+                tracing::debug!(%error, "a TLS handshake failed");
+            }
+            Err(_) => self.tls.metrics().handshake("timeout"),
+        }
+    }
+
+    async fn greet(&self, socket: TcpStream) -> io::Result<Greeting> {
+        let mut first = [0];
+        if socket.peek(&mut first).await? == 0 {
+            return Ok(Greeting::Nothing);
+        }
+        if first != [HANDSHAKE] {
+            return Ok(Greeting::Plain(socket));
+        }
+        let acceptor = TlsAcceptor::from(self.tls.current());
+        let socket = acceptor.accept_with(socket, |session| session.set_buffer_limit(Some(UNSENT))).await?;
+        Ok(Greeting::Tls(Box::new(socket)))
+    }
+}
+
+/// What a connection turned out to be.
+enum Greeting {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
+    Nothing,
+}
