@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
-use crate::config::Config;
+use crate::config::{Config, Proxies};
 use crate::gateway::Gateway;
 use crate::http;
 use crate::ingest::{Ingest, Upstream};
@@ -116,8 +116,11 @@ impl Server {
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
         let max_connections = gateway.config().limits.connections;
         let closing = CancellationToken::new();
-        self.tasks.spawn(http::serve(self.public, public, &gateway, max_connections, &closing));
-        self.tasks.spawn(http::serve(self.admin, admin, &gateway, http::ADMIN_CONNECTIONS, &closing));
+        let proxies = gateway.config().proxies.clone();
+        self.tasks.spawn(http::serve(self.public, public, &gateway, proxies, max_connections, &closing));
+        // Nobody is to speak for others there.
+        let (proxies, max_connections) = (Proxies::default(), http::ADMIN_CONNECTIONS);
+        self.tasks.spawn(http::serve(self.admin, admin, &gateway, proxies, max_connections, &closing));
         shutdown.await;
         drain(&gateway, &closing).await;
         self.tasks.shutdown().await;

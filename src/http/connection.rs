@@ -1,6 +1,7 @@
 //! One connection: which version of HTTP it speaks, hyper for as long as it is needed, then the hand-over.
 
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,8 @@ use tower::ServiceExt;
 
 use super::client::ClientAddress;
 use super::handoff::{Delivery, Handoff, Stalls};
+use super::proxy_protocol;
+use crate::config::Proxies;
 use crate::sse::table::Clock;
 
 /// What an HTTP/2 client says first when it knows that we speak it (RFC 9113, section 3.4).
@@ -47,6 +50,8 @@ pub(super) struct Settings {
     pub(super) write_timeout: Duration,
     /// The clock of all streams.
     pub(super) clock: Clock,
+    /// Those in front of the listener.
+    pub(super) proxies: Proxies,
     /// Cancelled when no further request shall be begun.
     pub(super) closing: CancellationToken,
 }
@@ -54,11 +59,16 @@ pub(super) struct Settings {
 /// Serves one connection to its end. `permit` is held until then.
 pub(super) async fn serve<P: Send + Unpin + 'static>(
     mut socket: TcpStream,
-    client: ClientAddress,
+    peer: IpAddr,
     router: Router,
     settings: Arc<Settings>,
     permit: P,
 ) {
+    let client = proxy_protocol::client(&mut socket, peer, &settings.proxies);
+    let client = tokio::time::timeout(settings.head_timeout, client);
+    let Some(Ok(Ok(client))) = settings.closing.run_until_cancelled(client).await else {
+        return; // a proxy that does not say for whom it connects
+    };
     let preface = tokio::time::timeout(settings.head_timeout, Preface::read(&mut socket));
     let Some(Ok(Ok(Preface { is_http2, bytes }))) = settings.closing.run_until_cancelled(preface).await
     else {

@@ -9,6 +9,7 @@ mod handoff;
 mod origin;
 mod page;
 mod problem;
+mod proxy_protocol;
 mod publish;
 mod subscribe;
 
@@ -27,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::BrokerKind;
+use crate::config::{AddressSource, BrokerKind, Proxies};
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
 
@@ -73,6 +74,11 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
         router = router.route("/", get(page::page));
     }
     let cors = origin::cors_layer(&config.cors);
+    let headers_tell =
+        !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
+    if headers_tell {
+        router = router.layer(middleware::from_fn_with_state(gateway.clone(), client::find));
+    }
     let router = router
         .layer(middleware::from_fn_with_state(allowed, origin::check))
         .layer(middleware::from_fn_with_state(gateway.clone(), count_refusals))
@@ -106,11 +112,13 @@ async fn count_refusals(
 }
 
 /// Accepts connections until `closing`. At `max_connections` it stops accepting until one ends: who waits in the system's
-/// queue is served late, who is turned away by a browser's EventSource may be lost for good.
+/// queue is served late, who is turned away by a browser's EventSource may be lost for good. `proxies` are those in front
+/// of this listener.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
+    proxies: Proxies,
     max_connections: usize,
     closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -122,6 +130,7 @@ pub(crate) fn serve(
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
         clock: gateway.table().clock(),
+        proxies,
         closing: closing.clone(),
     });
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
@@ -135,8 +144,8 @@ pub(crate) fn serve(
                 Ok((socket, peer)) => {
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
-                    let client = client::ClientAddress(peer.ip());
-                    tokio::spawn(connection::serve(socket, client, router.clone(), settings.clone(), open));
+                    let peer = peer.ip();
+                    tokio::spawn(connection::serve(socket, peer, router.clone(), settings.clone(), open));
                     accepted = (accepted + 1) % ACCEPT_BATCH;
                     if accepted == 0 {
                         tokio::task::yield_now().await;
