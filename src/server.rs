@@ -70,10 +70,20 @@ impl Server {
         let public = bind("listen", config.listen).await?;
         let admin = bind("admin.listen", config.admin.listen).await?;
         let metrics = Arc::new(Metrics::new());
-        metrics.limit("streams", config.limits.streams as u64);
-        metrics.limit("connections", config.limits.connections as u64);
-        metrics.limit("topics", config.limits.topics as u64);
-        metrics.limit("buffer", config.limits.buffer);
+        let limits = &config.limits;
+        for (name, value) in [
+            ("streams", limits.streams as u64),
+            ("streams_per_address", limits.streams_per_address as u64),
+            ("streams_per_subject", limits.streams_per_subject as u64),
+            ("opens_per_second", limits.opens_per_second as u64),
+            ("resume_bytes", limits.resume_bytes),
+            ("connections", limits.connections as u64),
+            ("topics", limits.topics as u64),
+            ("topics_per_address", limits.topics_per_address as u64),
+            ("buffer", limits.buffer),
+        ] {
+            metrics.limit(name, value);
+        }
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
         let registry = Registry::new(Sequence::new(Epoch::random()), config.limits.topics, max_buffer);
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);

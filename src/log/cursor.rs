@@ -152,6 +152,11 @@ impl Cursors {
         batch
     }
 
+    /// Whether there is something to read, or to be told, in any log.
+    pub fn have_more(&self) -> bool {
+        self.logs().any(|cursor| !cursor.lease.log().has_nothing_after(cursor.position))
+    }
+
     /// Everything up to here was read or told, in every log.
     pub fn position(&self) -> u64 {
         self.logs().map(|cursor| cursor.position).min().unwrap_or_default()

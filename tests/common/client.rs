@@ -86,14 +86,16 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens a stream and insists on 200 and the content type. Does not wait for an event.
+    /// Opens a stream, asking for it by its name as every EventSource does, and insists on 200 and the content type. Does
+    /// not wait for an event.
     pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
         Self::try_open(address, path, headers).await.unwrap()
     }
 
     /// As [`Reader::open`], with a connection that breaks within the response head as an error.
     pub async fn try_open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
-        let response = send(address, "GET", path, headers, b"").await?;
+        let accept = ("accept", "text/event-stream");
+        let response = send(address, "GET", path, &[&[accept], headers].concat(), b"").await?;
         let (head, body) = response.into_parts();
         assert_eq!(head.status, 200, "{path}");
         assert_eq!(head.headers["content-type"], "text/event-stream; charset=utf-8");
