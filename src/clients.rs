@@ -232,6 +232,25 @@ mod tests {
     }
 
     #[test]
+    fn a_subject_has_so_many_streams_from_wherever_and_is_forgotten_with_the_last() {
+        let limits = Limits { streams_per_subject: 2, opens_per_second: 1_000, ..Config::default().limits };
+        let clients = clients(limits);
+        let enter = |address: &str, subject: &str| {
+            clients.enter(Opener { subject: Some(subject.into()), ..from(address) }, 1)
+        };
+        let held = ["10.0.0.1", "10.0.0.2"].map(|address| enter(address, "ann").unwrap());
+        assert_eq!(enter("10.0.0.3", "ann").unwrap_err(), CloseCode::TooManySubjectStreams);
+        assert_eq!(clients.sweep().addresses, 2, "who is refused is not counted");
+        let _bob = enter("10.0.0.1", "bob").unwrap();
+        let _nobody = clients.enter(from("10.0.0.1"), 1).unwrap();
+        let usage = clients.sweep();
+        assert_eq!((usage.subjects, usage.most_of_subject, usage.most_of_address), (2, 2, 3));
+        drop(held);
+        assert_eq!(clients.sweep().subjects, 1);
+        assert!(enter("10.0.0.3", "ann").is_ok());
+    }
+
+    #[test]
     fn beyond_the_bound_nobody_new_is_let_in_and_who_is_known_still_is() {
         let clients = clients(Limits { streams: 1, ..Config::default().limits });
         let enter = |n: u32| clients.enter(from(&std::net::Ipv4Addr::from_bits(n).to_string()), 1);

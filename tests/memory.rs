@@ -82,6 +82,7 @@ async fn ten_thousand_joins_and_leaves_leave_nothing_behind() {
     }
     eventually("no stream", async || total_streams(&gateway).await == 0.0).await;
     eventually("no topic", async || gateway.metric("topicgate_topics").await == 0.0).await;
+    eventually("no address", async || gateway.metric("topicgate_addresses").await == 0.0).await;
     eventually("no connection but the question's", async || {
         gateway.metric("topicgate_connections").await == 1.0
     })

@@ -152,9 +152,9 @@ impl Cursors {
         batch
     }
 
-    /// Whether there is something to read, or to be told, in any log.
-    pub fn have_more(&self) -> bool {
-        self.logs().any(|cursor| !cursor.lease.log().has_nothing_after(cursor.position))
+    /// The last that any of the logs knows of. Who has read up to here has read all that there is now.
+    pub fn newest(&self) -> u64 {
+        self.logs().map(|cursor| cursor.lease.log().newest()).max().unwrap_or_default()
     }
 
     /// Everything up to here was read or told, in every log.
