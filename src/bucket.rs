@@ -25,7 +25,7 @@ impl Rate {
     }
 }
 
-/// A bucket, full at first. It is one word: when it is full again (the generic cell rate algorithm), which is in the past
+/// A bucket, full at first. One word: when it is full again (the generic cell rate algorithm), which is in the past
 /// for as long as it is. Times are milliseconds of one clock, whichever.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bucket {

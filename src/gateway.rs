@@ -1,7 +1,7 @@
 //! The gateway as HTTP sees it: open a stream, publish a message, tell how things stand.
 //!
-//! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It knows neither
-//! requests nor sockets.
+//! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It
+//! knows neither requests nor sockets.
 
 use std::net::IpAddr;
 use std::sync::Arc;

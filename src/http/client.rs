@@ -244,7 +244,10 @@ mod tests {
 
         #[test]
         fn no_bytes_are_too_odd_to_be_read(
-            lines in proptest::collection::vec(proptest::collection::vec(prop_oneof![Just(b'\t'), 32..=126_u8, 128_u8..], 0..60), 0..4),
+            lines in proptest::collection::vec(
+                proptest::collection::vec(prop_oneof![Just(b'\t'), 32..=126_u8, 128_u8..], 0..60),
+                0..4,
+            ),
         ) {
             let lines: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
             client(AddressSource::XForwardedFor, &lines);
