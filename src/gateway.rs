@@ -1,8 +1,9 @@
 //! The gateway as HTTP sees it: open a stream, publish a message, tell how things stand.
 //!
-//! Here the parts meet: rules decide, the registry gives logs, the broker is asked to subscribe. It knows neither
-//! requests nor sockets.
+//! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It
+//! knows neither requests nor sockets.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::broker::{Broker, BrokerError, Headers};
+use crate::clients::{Clients, Opener};
 use crate::config::{Access, Config, Field, Rule};
 use crate::ingest::Upstream;
 use crate::log::{Bounds, Registry, Subscription};
@@ -61,10 +63,13 @@ pub struct Gateway {
     broker: Broker,
     streams: Arc<Shared>,
     table: Arc<Table>,
+    clients: Arc<Clients>,
     upstream: watch::Receiver<Upstream>,
     draining: AtomicBool,
     /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
     refusals: Arc<Throttle>,
+    /// Of those that say that an address has all that it may.
+    crowded: Throttle,
 }
 
 impl Gateway {
@@ -86,6 +91,7 @@ impl Gateway {
             tokio::spawn(keep_warm(broker.clone(), warm(), warm, upstream.clone()));
         }
         let table = Table::new(config.limits.streams);
+        let clients = Clients::new(&config.limits, table.clock());
         let streams = Arc::new(Shared {
             registry,
             metrics,
@@ -98,9 +104,11 @@ impl Gateway {
             broker,
             streams,
             table,
+            clients,
             upstream,
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
+            crowded: Throttle::default(),
         })
     }
 
@@ -142,13 +150,14 @@ impl Gateway {
         self.config.decide(filter).filter(|rule| rule.read == Access::Anyone)
     }
 
-    /// Opens a stream over `filters`, which do not overlap. Returns once the broker has confirmed every subscription:
-    /// what is published after that reaches the stream.
+    /// Opens a stream over `filters`, which do not overlap, for `opener`. Returns once the broker has confirmed every
+    /// subscription: what is published after that reaches the stream. Every limit is looked at before the broker is asked.
     ///
     /// # Errors
     /// [`OpenError`].
     pub async fn open(
         &self,
+        opener: Opener,
         filters: &[Filter],
         start: &Start,
         format: Format,
@@ -158,6 +167,11 @@ impl Gateway {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
         let ticket = self.table.enter().ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let address = opener.address;
+        let place = self.clients.enter(opener, filters.len()).map_err(|code| {
+            self.tell_of_crowd(address, code);
+            OpenError::ComeBack(code)
+        })?;
         let mut leases = Vec::with_capacity(filters.len());
         for filter in filters {
             let rule = self.readable(filter).ok_or(OpenError::NotExposed)?;
@@ -184,7 +198,27 @@ impl Gateway {
             .await
             .unwrap_or(Err(CloseCode::Unavailable))
             .map_err(OpenError::ComeBack)?;
-        Ok(Stream::open(self.streams.clone(), ticket, leases, start, format, http))
+        Ok(Stream::open(self.streams.clone(), ticket, place, leases, start, format, http))
+    }
+
+    /// A proxy that nobody told us of makes one client of all, which then meets limits that are meant for one.
+    fn tell_of_crowd(&self, address: IpAddr, code: CloseCode) {
+        let of_address =
+            matches!(code, CloseCode::TooManyStreams | CloseCode::TooManyTopics | CloseCode::TooFast);
+        if !of_address || !self.crowded.allows() {
+            return;
+        }
+        let code = code.as_str();
+        if !self.config.proxies.trusted.is_empty() {
+            tracing::warn!(%address, code, "a client was told to come back: its address has all that [limits] gives it");
+        } else {
+            tracing::warn!(
+                %address,
+                code,
+                "a client was told to come back: its address has all that [limits] gives it. If that is the address of a \
+                 proxy, all its clients count as one: name its network in proxies.trusted"
+            );
+        }
     }
 
     /// Publishes a message. Returns once the broker has it.
@@ -253,6 +287,11 @@ impl Gateway {
         self.streams.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
         self.metrics().topics.set(self.streams.registry.topics() as i64);
         self.metrics().buffer_bytes.set(self.streams.registry.bytes() as i64);
+        let usage = self.clients.sweep();
+        self.metrics().addresses.set(usage.addresses as i64);
+        self.metrics().address_streams_max.set(usage.most_of_address as i64);
+        self.metrics().subjects.set(usage.subjects as i64);
+        self.metrics().subject_streams_max.set(usage.most_of_subject as i64);
     }
 }
 

@@ -4,7 +4,9 @@
 
 pub mod auth;
 pub mod broker;
+pub mod bucket;
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod gateway;
 mod http;

@@ -51,6 +51,10 @@ pub struct Metrics {
     pub events_sent: Counter,
     /// Bytes of events written to subscribers.
     pub bytes_sent: Counter,
+    /// Those among them that a reader missed and came back for.
+    pub bytes_replayed: Counter,
+    /// Times that a reader waited for its address's turn to be read more of what it missed.
+    pub replay_waits: Counter,
     /// Messages taken in from the broker.
     pub messages_received: Counter,
     /// Their payload bytes.
@@ -66,6 +70,14 @@ pub struct Metrics {
     pub topics: Gauge,
     /// Bytes of all replay buffers.
     pub buffer_bytes: Gauge,
+    /// Client addresses that are remembered.
+    pub addresses: Gauge,
+    /// Streams of the address that has most.
+    pub address_streams_max: Gauge,
+    /// Token subjects with a stream.
+    pub subjects: Gauge,
+    /// Streams of the subject that has most.
+    pub subject_streams_max: Gauge,
     /// 1 while the broker is connected and everything subscribed.
     pub upstream_up: Gauge,
     /// Connections to the broker that were lost.
@@ -104,6 +116,16 @@ impl Metrics {
             refused_requests: register!("refused_requests", "Requests refused, by code", Family::default()),
             events_sent: register!("events_sent", "Events written to subscribers", Counter::default()),
             bytes_sent: register!("sent_bytes", "Bytes of events written to subscribers", Counter::default()),
+            bytes_replayed: register!(
+                "replayed_bytes",
+                "Bytes of events that subscribers came back for",
+                Counter::default()
+            ),
+            replay_waits: register!(
+                "replay_waits",
+                "Times that a replay waited for its address's turn",
+                Counter::default()
+            ),
             messages_received: register!("messages_received", "Messages from the broker", Counter::default()),
             bytes_received: register!("received_bytes", "Payload bytes from the broker", Counter::default()),
             connections: register!(
@@ -129,6 +151,18 @@ impl Metrics {
             ),
             topics: register!("topics", "Topics and patterns held", Gauge::default()),
             buffer_bytes: register!("buffer_bytes", "Bytes of all replay buffers", Gauge::default()),
+            addresses: register!("addresses", "Client addresses that are remembered", Gauge::default()),
+            address_streams_max: register!(
+                "address_streams_max",
+                "Open streams of the client address that has most",
+                Gauge::default()
+            ),
+            subjects: register!("subjects", "Token subjects with open streams", Gauge::default()),
+            subject_streams_max: register!(
+                "subject_streams_max",
+                "Open streams of the token subject that has most",
+                Gauge::default()
+            ),
             upstream_up: register!("upstream_up", "1 while the broker is connected", Gauge::default()),
             upstream_losses: register!("upstream_losses", "Broker connections lost", Counter::default()),
             limits: register!("limit", "Configured bounds", Family::default()),

@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
-use crate::config::Config;
+use crate::config::{Config, Proxies};
 use crate::gateway::Gateway;
 use crate::http;
 use crate::ingest::{Ingest, Upstream};
@@ -79,10 +79,20 @@ impl Server {
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
         let metrics = Arc::new(Metrics::new());
-        metrics.limit("streams", config.limits.streams as u64);
-        metrics.limit("connections", config.limits.connections as u64);
-        metrics.limit("topics", config.limits.topics as u64);
-        metrics.limit("buffer", config.limits.buffer);
+        let limits = &config.limits;
+        for (name, value) in [
+            ("streams", limits.streams as u64),
+            ("streams_per_address", limits.streams_per_address as u64),
+            ("streams_per_subject", limits.streams_per_subject as u64),
+            ("opens_per_second", limits.opens_per_second as u64),
+            ("resume_bytes", limits.resume_bytes),
+            ("connections", limits.connections as u64),
+            ("topics", limits.topics as u64),
+            ("topics_per_address", limits.topics_per_address as u64),
+            ("buffer", limits.buffer),
+        ] {
+            metrics.limit(name, value);
+        }
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
@@ -141,8 +151,13 @@ impl Server {
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
         let max_connections = gateway.config().limits.connections;
         let closing = CancellationToken::new();
-        self.tasks.spawn(http::serve(self.public, public, &gateway, self.tls, max_connections, &closing));
-        self.tasks.spawn(http::serve(self.admin, admin, &gateway, None, http::ADMIN_CONNECTIONS, &closing));
+        let proxies = gateway.config().proxies.clone();
+        let serve = |listener, router, tls, proxies, most| {
+            http::serve(listener, router, &gateway, tls, proxies, most, &closing)
+        };
+        self.tasks.spawn(serve(self.public, public, self.tls, proxies, max_connections));
+        // Nobody is to speak for others there.
+        self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), http::ADMIN_CONNECTIONS));
         shutdown.await;
         drain(&gateway, &closing).await;
         self.tasks.shutdown().await;

@@ -30,11 +30,19 @@ pub enum CloseCode {
     Expired = 8,
     /// Who may read could not be asked: the backend, or the place of the keys, did not answer.
     AuthUnavailable = 9,
+    /// The client's address has as many streams as it may.
+    TooManyStreams = 10,
+    /// The streams of the client's address have as many topics as they may.
+    TooManyTopics = 11,
+    /// The token's subject has as many streams as it may.
+    TooManySubjectStreams = 12,
+    /// The client's address opens streams faster than it may.
+    TooFast = 13,
 }
 
 impl CloseCode {
     /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 9] = [
+    pub const ALL: [CloseCode; 13] = [
         CloseCode::Draining,
         CloseCode::Overloaded,
         CloseCode::Unavailable,
@@ -44,6 +52,10 @@ impl CloseCode {
         CloseCode::Gone,
         CloseCode::Expired,
         CloseCode::AuthUnavailable,
+        CloseCode::TooManyStreams,
+        CloseCode::TooManyTopics,
+        CloseCode::TooManySubjectStreams,
+        CloseCode::TooFast,
     ];
 
     /// As on the wire, in metrics and in the log.
@@ -58,6 +70,10 @@ impl CloseCode {
             CloseCode::Gone => "gone",
             CloseCode::Expired => "expired",
             CloseCode::AuthUnavailable => "auth_unavailable",
+            CloseCode::TooManyStreams => "too_many_streams",
+            CloseCode::TooManyTopics => "too_many_topics",
+            CloseCode::TooManySubjectStreams => "too_many_subject_streams",
+            CloseCode::TooFast => "too_fast",
         }
     }
 }

@@ -217,6 +217,10 @@ fn what_is_allowed_but_unwise_is_warned_of() {
         ("streams = { retry = \"1m\" }", "is forgotten 1m after"),
         ("limits = { streams = 20000 }", "limits.connections"),
         ("cors = { credentials = true }", "cors.origins"),
+        ("hosts = [\"events.example.com\"]", "a proxy is in front"),
+        ("cors = { origins = [\"https://app.example.com\"] }", "a proxy is in front"),
+        ("proxies = { address = \"forwarded\" }", "proxies.address has no effect"),
+        ("proxies = { trusted = [\"10.0.0.0/8\", \"::/0\"] }", "believes everyone"),
         (
             "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
             "Redis",

@@ -15,8 +15,9 @@ use tokio::sync::Mutex;
 /// One test at a time.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-const RULE: &str =
-    "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { linger = \"0s\" }\n";
+/// One address does it all, and faster than one may.
+const RULES: &str = "limits = { opens_per_second = 1000000 }\n\
+     [[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { linger = \"0s\" }\n";
 
 async fn total_streams(gateway: &Gateway) -> f64 {
     gateway.metric("topicgate_streams{http=\"1.1\"}").await
@@ -61,7 +62,7 @@ async fn stalled_readers_hold_no_more_than_a_piece_each() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_joins_and_leaves_leave_nothing_behind() {
     let _alone = ALONE.lock().await;
-    let gateway = Gateway::with(RULE).await;
+    let gateway = Gateway::with(RULES).await;
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     gateway.metric("topicgate_topics").await;
     let before = descriptors();
@@ -81,6 +82,7 @@ async fn ten_thousand_joins_and_leaves_leave_nothing_behind() {
     }
     eventually("no stream", async || total_streams(&gateway).await == 0.0).await;
     eventually("no topic", async || gateway.metric("topicgate_topics").await == 0.0).await;
+    eventually("no address", async || gateway.metric("topicgate_addresses").await == 0.0).await;
     eventually("no connection but the question's", async || {
         gateway.metric("topicgate_connections").await == 1.0
     })

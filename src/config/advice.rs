@@ -1,8 +1,9 @@
 //! What is allowed but unwise. Advice is data: `topicgate check` prints it, a start logs it, nothing is refused for it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Access, BrokerKind, Config, Field};
+use super::{Access, AddressSource, BrokerKind, Config, Field};
 
 /// Proxies and load balancers commonly cut a connection that was silent for a minute.
 const PROXY_PATIENCE: Duration = Duration::from_secs(55);
@@ -91,9 +92,33 @@ impl Config {
                     .into(),
             );
         }
+        if self.proxies.trusted.is_empty() && self.is_likely_behind_a_proxy() {
+            warn(
+                "it seems that a proxy is in front, and proxies.trusted names none: all clients then count as one, the \
+                 proxy, for limits.streams_per_address and the other limits of an address; name the proxy's network"
+                    .into(),
+            );
+        }
+        if self.proxies.trusted.is_empty() && self.proxies.address != AddressSource::default() {
+            warn("proxies.address has no effect without proxies.trusted".into());
+        }
+        if let Some(network) = self.proxies.trusted.iter().find(|network| network.prefix_len() == 0) {
+            warn(format!(
+                "proxies.trusted = [\"{network}\"] believes everyone, so that each client chooses the address that it is \
+                 held to; name the networks of the proxies alone"
+            ));
+        }
         if self.cors.credentials && self.cors.origins.is_empty() {
             warn("cors.credentials has no effect without cors.origins".into());
         }
         warnings
+    }
+
+    /// Whoever answers on loopback for a name of the network, or for pages of `https:` without TLS, has a proxy that
+    /// brings the requests.
+    fn is_likely_behind_a_proxy(&self) -> bool {
+        let elsewhere = |host: &String| host != "localhost" && host.parse::<IpAddr>().is_err();
+        let named = self.listen.ip().is_loopback() && self.hosts.iter().any(elsewhere);
+        named || self.cors.origins.iter().any(|origin| origin.starts_with("https:"))
     }
 }

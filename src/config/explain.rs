@@ -54,6 +54,16 @@ impl Config {
             ByteSize(l.head),
             format_duration(l.head_timeout)
         ));
+        line(format!(
+            "At most {} streams and {} topics an address and {} streams a token's subject; an address opens {} streams and \
+             is read {} of what it missed a second, and five seconds' worth at once.",
+            l.streams_per_address,
+            l.topics_per_address,
+            l.streams_per_subject,
+            l.opens_per_second,
+            ByteSize(l.resume_bytes)
+        ));
+        line(self.proxies.in_words());
         line(match (self.cors.origins.as_slice(), self.cors.credentials) {
             ([], _) => "Pages of other origins may not use it.".into(),
             (origins, false) => {

@@ -10,6 +10,7 @@ mod error;
 mod explain;
 mod load;
 mod parse;
+mod proxies;
 mod raw;
 mod rule;
 mod tls;
@@ -24,6 +25,7 @@ use serde::{Serialize, Serializer};
 
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::load::Sources;
+pub use self::proxies::{AddressSource, Proxies};
 pub use self::tls::Tls;
 pub use self::url::{BrokerKind, masked};
 use crate::topic::{Filter, Topic};
@@ -48,6 +50,8 @@ pub struct Config {
     pub streams: Streams,
     /// `[limits]`.
     pub limits: Limits,
+    /// `[proxies]`.
+    pub proxies: Proxies,
     /// `[cors]`.
     pub cors: Cors,
     /// `[tls]`. `None`: plain HTTP.
@@ -194,10 +198,20 @@ pub struct Streams {
 pub struct Limits {
     /// Open streams.
     pub streams: usize,
+    /// Open streams of one client address; of IPv6, of one /64.
+    pub streams_per_address: usize,
+    /// Open streams of one token subject.
+    pub streams_per_subject: usize,
+    /// Streams that one address may open in a second, on average.
+    pub opens_per_second: usize,
+    /// Bytes that one address is sent in a second of what it missed, on average.
+    pub resume_bytes: u64,
     /// Open connections, streams among them.
     pub connections: usize,
     /// Topics and patterns held at once.
     pub topics: usize,
+    /// Topics and patterns on all streams of one address.
+    pub topics_per_address: usize,
     /// Topics and patterns on one stream.
     pub topics_per_stream: usize,
     /// Bytes of a topic.
@@ -266,8 +280,13 @@ impl Default for Config {
             },
             limits: Limits {
                 streams: 10_000,
+                streams_per_address: 1_000,
+                streams_per_subject: 100,
+                opens_per_second: 100,
+                resume_bytes: 8 * 1024 * 1024,
                 connections: 12_000,
                 topics: 100_000,
+                topics_per_address: 10_000,
                 topics_per_stream: 100,
                 topic_length: 200,
                 message: 256 * 1024,
@@ -275,6 +294,7 @@ impl Default for Config {
                 head: 16 * 1024,
                 head_timeout: Duration::from_secs(10),
             },
+            proxies: Proxies::default(),
             cors: Cors::default(),
             tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },

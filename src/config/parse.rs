@@ -80,6 +80,7 @@ pub(super) fn config(
             .map(|age| check.duration("streams.max_age", Some(age), second, second, LONGEST)),
     };
     let limits = check.limits(raw.limits, d.limits);
+    let proxies = check.proxies(raw.proxies);
     let cors = check.cors(raw.cors);
     let tls = check.tls(raw.tls);
     let log = Log {
@@ -104,7 +105,7 @@ pub(super) fn config(
         }
         None => vec![],
     };
-    Config { listen, hosts, drain, admin, broker, topics, streams, limits, cors, tls, log }
+    Config { listen, hosts, drain, admin, broker, topics, streams, limits, proxies, cors, tls, log }
 }
 
 pub(super) struct Check<'a> {
@@ -307,8 +308,31 @@ impl Check<'_> {
         let second = Duration::from_secs(1);
         let limits = Limits {
             streams: self.count("limits.streams", raw.streams, d.streams),
+            streams_per_address: self.count(
+                "limits.streams_per_address",
+                raw.streams_per_address,
+                d.streams_per_address,
+            ),
+            streams_per_subject: self.count(
+                "limits.streams_per_subject",
+                raw.streams_per_subject,
+                d.streams_per_subject,
+            ),
+            opens_per_second: self.count("limits.opens_per_second", raw.opens_per_second, d.opens_per_second),
+            // With less, one large message would take minutes.
+            resume_bytes: self.size(
+                "limits.resume_bytes",
+                raw.resume_bytes,
+                d.resume_bytes,
+                (64 * KIB, 1024 * GIB),
+            ),
             connections: self.count("limits.connections", raw.connections, d.connections),
             topics: self.count("limits.topics", raw.topics, d.topics),
+            topics_per_address: self.count(
+                "limits.topics_per_address",
+                raw.topics_per_address,
+                d.topics_per_address,
+            ),
             topics_per_stream: self.count(
                 "limits.topics_per_stream",
                 raw.topics_per_stream,
@@ -334,6 +358,17 @@ impl Check<'_> {
                     "{} does not hold one message of limits.message = {}; write at least that",
                     bytes(limits.buffer),
                     bytes(limits.message)
+                ),
+            );
+        }
+        let [of_address, of_stream] = ["limits.topics_per_address", "limits.topics_per_stream"];
+        if limits.topics_per_address < limits.topics_per_stream && !self.failed.contains(of_stream) {
+            self.refuse(
+                of_address,
+                format!(
+                    "{} is less than {of_stream} = {}, so that one stream could be too many for ever; raise the one or \
+                     lower the other",
+                    limits.topics_per_address, limits.topics_per_stream
                 ),
             );
         }

@@ -31,6 +31,7 @@ table!(Raw {
     topics: Option<Vec<RawRule>>,
     streams: RawStreams,
     limits: RawLimits,
+    proxies: RawProxies,
     cors: RawCors,
     tls: RawTls,
     log: RawLog,
@@ -89,14 +90,24 @@ table!(RawStreams {
 
 table!(RawLimits {
     streams: Option<Count>,
+    streams_per_address: Option<Count>,
+    streams_per_subject: Option<Count>,
+    opens_per_second: Option<Count>,
+    resume_bytes: Option<Size>,
     connections: Option<Count>,
     topics: Option<Count>,
+    topics_per_address: Option<Count>,
     topics_per_stream: Option<Count>,
     topic_length: Option<Count>,
     message: Option<Size>,
     buffer: Option<Size>,
     head: Option<Size>,
     head_timeout: Option<Span>,
+});
+
+table!(RawProxies {
+    trusted: Option<List>,
+    address: Option<String>,
 });
 
 table!(RawCors {

@@ -1,7 +1,257 @@
-//! Where a request comes from.
+//! Where a request comes from: the other end of its connection, or whom a trusted proxy there speaks for.
+//!
+//! A header is believed as far as it was written by proxies that the configuration trusts: read from its end, each of
+//! them vouches for the one before it, and the first that is not a trusted proxy is the client. What stands before that
+//! is whatever the client chose to send.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-/// The address of the client, as far as it can be believed. In the extensions of every request.
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use crate::config::{AddressSource, Proxies};
+use crate::gateway::Gateway;
+
+/// The address of the client, as far as it can be believed. In the extensions of every request. One of IPv4 is never in
+/// the form of IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClientAddress(pub(super) IpAddr);
+
+impl ClientAddress {
+    pub(super) fn of(address: IpAddr) -> Self {
+        ClientAddress(address.to_canonical())
+    }
+}
+
+/// The middleware: puts the client in the place of the proxy that speaks for it.
+pub(super) async fn find(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    if let Some(ClientAddress(peer)) = request.extensions().get().copied() {
+        let address = behind(&gateway.config().proxies, peer, request.headers());
+        request.extensions_mut().insert(ClientAddress(address));
+    }
+    next.run(request).await
+}
+
+fn behind(proxies: &Proxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let (name, read): (HeaderName, fn(&str) -> Option<IpAddr>) = match proxies.address {
+        AddressSource::XForwardedFor => (HeaderName::from_static("x-forwarded-for"), node),
+        AddressSource::Forwarded => (header::FORWARDED, forwarded_for),
+        AddressSource::ProxyProtocol => return peer, // told before the first request
+    };
+    // Several lines are one list. A comma inside a quoted text is taken for the end of an element too: both halves are
+    // malformed then.
+    let lines = headers.get_all(name).iter().rev();
+    let mut told = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    let mut client = peer;
+    while proxies.trusts(client)
+        && let Some(element) = told.next()
+        // Whatever cannot be read was told by a trusted proxy all the same, so beyond it nothing is known.
+        && let Some(address) = std::str::from_utf8(element).ok().and_then(read)
+    {
+        client = address;
+    }
+    client
+}
+
+/// An element of `Forwarded`: parameters, of which `for` is the client. Stricter about quotes than RFC 7239, since
+/// what a proxy quotes, such as the `Host` that it was asked for, is the client's to choose; looser about what
+/// stands without them, since proxies write ports and brackets so.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut client = None;
+    for parameter in element.split(';') {
+        let (name, value) = parameter.trim().split_once('=')?;
+        let quoted = value.strip_prefix('"').map(|value| value.strip_suffix('"'));
+        let value = quoted.unwrap_or(Some(value))?;
+        if value.contains(['"', '\\'])
+            || (name.eq_ignore_ascii_case("for") && client.replace(value).is_some())
+        {
+            return None;
+        }
+    }
+    node(client?)
+}
+
+/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`. Not `unknown`, nor a name that a
+/// proxy made up.
+fn node(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let address = match bracketed {
+        Some(address) => IpAddr::V6(address.parse().ok()?),
+        None => text.parse().or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.ip())).ok()?,
+    };
+    Some(address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PEER: &str = "10.0.0.1";
+
+    fn proxies(address: AddressSource) -> Proxies {
+        Proxies { trusted: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()], address }
+    }
+
+    /// Of these lines of the header, from a trusted peer.
+    fn client(source: AddressSource, lines: &[&[u8]]) -> String {
+        let name = if source == AddressSource::Forwarded { "forwarded" } else { "x-forwarded-for" };
+        let headers = lines
+            .iter()
+            .map(|line| (name.parse().unwrap(), HeaderValue::from_bytes(line).unwrap()))
+            .collect();
+        behind(&proxies(source), PEER.parse().unwrap(), &headers).to_string()
+    }
+
+    #[test]
+    fn x_forwarded_for_is_believed_up_to_the_first_that_is_no_trusted_proxy() {
+        for (line, expected) in [
+            ("203.0.113.9", "203.0.113.9"),
+            ("6.6.6.6, 203.0.113.9", "203.0.113.9"),
+            ("6.6.6.6,203.0.113.9 , 10.1.1.1,fd00::1", "203.0.113.9"),
+            ("203.0.113.9:4711, [fd00::1]:80, 10.0.0.9:1", "203.0.113.9"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]:4711", "2001:db8::1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("::ffff:203.0.113.9", "203.0.113.9"),
+            ("203.0.113.9, ::ffff:10.0.0.9", "203.0.113.9"),
+            ("10.9.9.9, 10.0.0.9", "10.9.9.9"), // proxies all the way
+            ("", PEER),
+            ("6.6.6.6, ", PEER),
+            ("6.6.6.6, unknown", PEER),
+            ("6.6.6.6, unix:", PEER),
+            ("6.6.6.6, unknown, 10.0.0.9", "10.0.0.9"),
+            ("6.6.6.6, 1.2.3", PEER),
+            ("6.6.6.6, 1.2.3.4:99999", PEER),
+            ("6.6.6.6, \"1.2.3.4\"", PEER),
+            ("6.6.6.6, [1.2.3.4]", PEER),
+            ("6.6.6.6, fe80::1%eth0", PEER),
+        ] {
+            assert_eq!(client(AddressSource::XForwardedFor, &[line.as_bytes()]), expected, "{line}");
+        }
+        assert_eq!(client(AddressSource::XForwardedFor, &[]), PEER);
+        assert_eq!(
+            client(AddressSource::XForwardedFor, &[b"6.6.6.6", b"203.0.113.9", b"10.0.0.2"]),
+            "203.0.113.9"
+        );
+        assert_eq!(client(AddressSource::XForwardedFor, &[b"\xff\xfe, 203.0.113.9"]), "203.0.113.9");
+        assert_eq!(client(AddressSource::XForwardedFor, &[b"6.6.6.6, \xff"]), PEER);
+    }
+
+    #[test]
+    fn forwarded_is_believed_likewise_whatever_it_quotes() {
+        for (line, expected) in [
+            ("for=203.0.113.9", "203.0.113.9"),
+            ("For=6.6.6.6, FOR=\"203.0.113.9:4711\";proto=https;by=10.0.0.2", "203.0.113.9"),
+            ("for=\"[2001:db8::1]:4711\"", "2001:db8::1"),
+            ("for=\"[2001:db8::1]\" ; host=\"a.example\", for=10.0.0.3", "2001:db8::1"),
+            ("for=203.0.113.9:4711, for=[fd00::1]", "203.0.113.9"),
+            ("for=6.6.6.6, for=unknown", PEER),
+            ("for=6.6.6.6, for=_hidden", PEER),
+            ("for=6.6.6.6, for=\"_hidden:80\"", PEER),
+            ("for=6.6.6.6, proto=https", PEER),
+            ("for=6.6.6.6, for=1.2.3.4;for=5.6.7.8", PEER),
+            ("for=6.6.6.6, for=1.2.3.4;secret", PEER),
+            ("for=6.6.6.6, for=\"1.2.3.4", PEER),
+            ("for=6.6.6.6, for=1.2.3.4\"", PEER),
+            ("for=6.6.6.6, for=\"", PEER),
+            ("for=6.6.6.6, for=\"1.2.3.4\\\"", PEER),
+            // A client that opens a quote swallows nothing of what the proxies add,
+            ("for=\"6.6.6.6, for=203.0.113.9", "203.0.113.9"),
+            // and what it chose as its host is no element.
+            ("for=203.0.113.9;host=\"x, for=6.6.6.6\"", PEER),
+            ("for=203.0.113.9;host=\"x, for=6.6.6.6;a=\";proto=http", PEER),
+            ("for=203.0.113.9;host=\"x, for=6.6.6.6;a=\\\"\"", PEER),
+            ("for=203.0.113.9;host=\"x, for=6.6.6.6;a=\\\"b\"", PEER),
+        ] {
+            assert_eq!(client(AddressSource::Forwarded, &[line.as_bytes()]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_believed_of_a_peer_that_is_not_trusted() {
+        let headers = HeaderMap::from_iter([(
+            HeaderName::from_static("x-forwarded-for"),
+            HeaderValue::from_static("6.6.6.6"),
+        )]);
+        let peer: IpAddr = "203.0.113.1".parse().unwrap();
+        assert_eq!(behind(&proxies(AddressSource::XForwardedFor), peer, &headers), peer);
+        assert_eq!(behind(&Proxies::default(), peer, &headers), peer);
+    }
+
+    /// One element of either header, and the address in it.
+    fn element() -> impl Strategy<Value = (String, Option<IpAddr>)> {
+        let address = prop_oneof![
+            any::<[u8; 4]>().prop_map(IpAddr::from),
+            any::<[u8; 3]>().prop_map(|[a, b, c]| IpAddr::from([10, a, b, c])),
+            any::<u128>().prop_map(|bits| IpAddr::from(bits.to_be_bytes())),
+            any::<u64>().prop_map(|bits| IpAddr::from((0xfd << 120 | u128::from(bits)).to_be_bytes())),
+        ];
+        prop_oneof![
+            8 => address.prop_map(|address| (address.to_string(), Some(address.to_canonical()))),
+            1 => "[ -~]{0,12}".prop_filter_map("might be an address", |text| {
+                let junk = !text.contains([',', '.', ':']);
+                junk.then_some((text, None))
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_left_of_an_untrusted_hop_is_ever_believed(
+            elements in proptest::collection::vec(element(), 0..8),
+            lines in any::<u8>(),
+        ) {
+            // What a reader would believe who knows each element: from the end, for as long as proxies are trusted.
+            let mut expected: IpAddr = PEER.parse().unwrap();
+            for (_, address) in elements.iter().rev() {
+                let Some(address) = address else { break };
+                expected = *address;
+                if !proxies(AddressSource::XForwardedFor).trusts(expected) {
+                    break;
+                }
+            }
+            for source in [AddressSource::XForwardedFor, AddressSource::Forwarded] {
+                let mut header = vec![String::new()];
+                for (index, (text, address)) in elements.iter().enumerate() {
+                    let text = match (source, address) {
+                        (AddressSource::Forwarded, Some(IpAddr::V6(_))) => format!("for=\"[{text}]\";proto=http"),
+                        (AddressSource::Forwarded, Some(IpAddr::V4(_))) if text.contains(':') => {
+                            format!("for=\"[{text}]\"")
+                        }
+                        (AddressSource::Forwarded, Some(IpAddr::V4(_))) => format!("for={text}"),
+                        (AddressSource::Forwarded, None) => format!("for={text}"),
+                        _ => text.clone(),
+                    };
+                    let last = header.last_mut().unwrap();
+                    match (index, lines >> (index % 8) & 1) {
+                        (0, _) => *last = text,
+                        (_, 0) => *last = format!("{last}, {text}"),
+                        _ => header.push(text),
+                    }
+                }
+                let header: Vec<&[u8]> =
+                    if elements.is_empty() { vec![] } else { header.iter().map(|line| line.as_bytes()).collect() };
+                prop_assert_eq!(client(source, &header), expected.to_string(), "{:?}", header);
+            }
+        }
+
+        #[test]
+        fn no_bytes_are_too_odd_to_be_read(
+            lines in proptest::collection::vec(
+                proptest::collection::vec(prop_oneof![Just(b'\t'), 32..=126_u8, 128_u8..], 0..60),
+                0..4,
+            ),
+        ) {
+            let lines: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+            client(AddressSource::XForwardedFor, &lines);
+            client(AddressSource::Forwarded, &lines);
+        }
+    }
+}

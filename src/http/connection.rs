@@ -1,6 +1,7 @@
 //! One connection: which version of HTTP it speaks, hyper for as long as it is needed, then the hand-over.
 
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,11 +17,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::client::ClientAddress;
 use super::handoff::{Delivery, Handoff, Stalls};
+use super::proxy_protocol;
+use crate::config::Proxies;
 use crate::sse::table::Clock;
 
 /// What an HTTP/2 client says first when it knows that we speak it (RFC 9113, section 3.4).
@@ -58,6 +62,8 @@ pub(super) struct Settings {
     pub(super) write_timeout: Duration,
     /// The clock of all streams.
     pub(super) clock: Clock,
+    /// Those in front of the listener.
+    pub(super) proxies: Proxies,
     /// Cancelled when no further request shall be begun.
     pub(super) closing: CancellationToken,
 }
@@ -71,6 +77,30 @@ pub(super) enum Version {
     Http2,
     /// The first bytes will tell.
     Unknown,
+}
+
+/// Serves one connection to its end, without TLS. `permit` is held until then.
+pub(super) async fn serve_plain<P: Send + Unpin + 'static>(
+    mut socket: TcpStream,
+    peer: IpAddr,
+    router: Router,
+    settings: Arc<Settings>,
+    permit: P,
+) {
+    if let Some(client) = client(&mut socket, peer, &settings).await {
+        serve(socket, Version::Unknown, client, router, settings, permit).await;
+    }
+}
+
+/// For whom the connection is, or `None` if a proxy that must say so does not.
+pub(super) async fn client(
+    socket: &mut TcpStream,
+    peer: IpAddr,
+    settings: &Settings,
+) -> Option<ClientAddress> {
+    let client = proxy_protocol::client(socket, peer, &settings.proxies);
+    let client = tokio::time::timeout(settings.head_timeout, client);
+    settings.closing.run_until_cancelled(client).await?.ok()?.ok()
 }
 
 /// Serves one connection to its end, over TCP or over TLS. `permit` is held until then.

@@ -1,6 +1,7 @@
 //! A connection on a listener that speaks TLS, from its first byte to the end of the handshake.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -9,7 +10,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::client::ClientAddress;
 use super::connection::{self, Settings, Version};
 use super::problem::Problem;
 use crate::tls::Tls;
@@ -42,12 +42,13 @@ impl Handshake {
     /// Serves one connection to its end. `permit` is held until then.
     pub(super) async fn serve<P: Send + Unpin + 'static>(
         self: Arc<Self>,
-        socket: TcpStream,
-        client: ClientAddress,
+        mut socket: TcpStream,
+        peer: IpAddr,
         router: Router,
         settings: Arc<Settings>,
         permit: P,
     ) {
+        let Some(client) = connection::client(&mut socket, peer, &settings).await else { return };
         let greeting = tokio::time::timeout(settings.head_timeout, self.greet(socket));
         let Some(greeting) = settings.closing.run_until_cancelled(greeting).await else { return };
         match greeting {

@@ -10,6 +10,7 @@ mod handshake;
 mod origin;
 mod page;
 mod problem;
+mod proxy_protocol;
 mod publish;
 mod subscribe;
 
@@ -28,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::BrokerKind;
+use crate::config::{AddressSource, BrokerKind, Proxies};
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
 use crate::tls::Tls;
@@ -75,6 +76,11 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
         router = router.route("/", get(page::page));
     }
     let cors = origin::cors_layer(&config.cors);
+    let headers_tell =
+        !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
+    if headers_tell {
+        router = router.layer(middleware::from_fn_with_state(gateway.clone(), client::find));
+    }
     let router = router
         .layer(middleware::from_fn_with_state(allowed, origin::check))
         .layer(middleware::from_fn_with_state(gateway.clone(), count_refusals))
@@ -107,13 +113,15 @@ async fn count_refusals(
     response
 }
 
-/// Accepts connections until `closing`, which speak TLS if `tls` is given. At `max_connections` it stops accepting until one ends: who waits in the system's
-/// queue is served late, who is turned away by a browser's EventSource may be lost for good.
+/// Accepts connections until `closing`; they speak TLS if `tls` is given. At `max_connections` it stops accepting until one
+/// ends: who waits in the system's queue is served late, who is turned away by a browser's EventSource may be lost for
+/// good. `proxies` are those in front of this listener.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
     tls: Option<Arc<Tls>>,
+    proxies: Proxies,
     max_connections: usize,
     closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -125,6 +133,7 @@ pub(crate) fn serve(
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
         clock: gateway.table().clock(),
+        proxies,
         closing: closing.clone(),
     });
     let handshake = tls.map(|tls| Arc::new(handshake::Handshake::new(tls)));
@@ -139,16 +148,12 @@ pub(crate) fn serve(
                 Ok((socket, peer)) => {
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
-                    let client = client::ClientAddress(peer.ip());
-                    let (router, settings) = (router.clone(), settings.clone());
+                    let (peer, router, settings) = (peer.ip(), router.clone(), settings.clone());
                     match handshake.clone() {
-                        None => {
-                            let version = connection::Version::Unknown;
-                            tokio::spawn(connection::serve(socket, version, client, router, settings, open))
-                        }
+                        None => tokio::spawn(connection::serve_plain(socket, peer, router, settings, open)),
                         // A task of its own kind: the plain one is not to have the size of a TLS session.
                         Some(handshake) => {
-                            tokio::spawn(handshake.serve(socket, client, router, settings, open))
+                            tokio::spawn(handshake.serve(socket, peer, router, settings, open))
                         }
                     };
                     accepted = (accepted + 1) % ACCEPT_BATCH;

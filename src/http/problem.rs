@@ -1,8 +1,8 @@
 //! Refusals, as problem details (RFC 9457): what is wrong, and what would be right. For requests that will never work
-//! as they are; what passes is [`come_back`], since a browser's EventSource gives up for good on any status but 200.
+//! as they are. What passes is [`come_back`], since a browser's EventSource gives up for good on any status but 200.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -66,11 +66,51 @@ impl IntoResponse for Problem {
     }
 }
 
-/// A stream that ends at once and asks to be opened again: for a fault that passes.
-pub(super) fn come_back(gateway: &Gateway, code: CloseCode) -> Response {
+/// For a fault or a limit that passes: a stream that ends at once and asks to be opened again, or the status that says
+/// so to a client that does not ask for an event stream by its name, and so is no EventSource.
+pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
     gateway.metrics().not_opened(code);
-    let goodbye = frame::stream_close(gateway.jittered_retry(), code.as_str());
+    let retry = gateway.jittered_retry();
+    if !super::subscribe::names_event_stream(headers) {
+        let (status, detail) = passing(code);
+        let mut response = Problem::new(status, code.as_str(), detail).into_response();
+        response.headers_mut().insert(header::RETRY_AFTER, retry.div_ceil(1000).into());
+        return response;
+    }
+    let goodbye = frame::stream_close(retry, code.as_str());
     let mut response = goodbye.bytes(Coding::Plain).into_response();
     super::subscribe::stream_headers(response.headers_mut());
     response
+}
+
+/// 429 where the client itself has too much, 503 where it has no part in it.
+fn passing(code: CloseCode) -> (StatusCode, &'static str) {
+    const THEIRS: StatusCode = StatusCode::TOO_MANY_REQUESTS;
+    const OURS: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+    match code {
+        CloseCode::TooManyStreams => (
+            THEIRS,
+            "your address has as many open streams as one may (limits.streams_per_address); close one",
+        ),
+        CloseCode::TooManyTopics => (
+            THEIRS,
+            "the streams of your address have as many topics as they may (limits.topics_per_address); close one, or \
+             use a pattern",
+        ),
+        CloseCode::TooManySubjectStreams => (
+            THEIRS,
+            "your token's subject has as many open streams as one may (limits.streams_per_subject); close one",
+        ),
+        CloseCode::TooFast => {
+            (THEIRS, "your address opens streams faster than one may (limits.opens_per_second); slow down")
+        }
+        CloseCode::Draining => (OURS, "this gateway is ending; another one may answer already"),
+        CloseCode::Overloaded => (OURS, "this gateway serves as many streams, or topics, as it may"),
+        CloseCode::Unavailable => (OURS, "the broker is away, or did not confirm in time"),
+        CloseCode::Refused => (OURS, "the broker does not let this gateway read this topic"),
+        CloseCode::AuthUnavailable => (OURS, "whether you may read this cannot be found out now"),
+        CloseCode::MaxAge | CloseCode::Slow | CloseCode::Gone | CloseCode::Expired => {
+            (OURS, "the stream has ended; open it again")
+        }
+    }
 }

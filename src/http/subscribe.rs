@@ -4,14 +4,17 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
+use super::client::ClientAddress;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
+use crate::clients::Opener;
 use crate::gateway::{Gateway, OpenError};
 use crate::message::Format;
 use crate::metrics::HttpVersion;
@@ -32,6 +35,7 @@ struct Asked {
 /// The handler of GET and HEAD.
 pub(super) async fn subscribe(
     State(gateway): State<Arc<Gateway>>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
     request: Request,
 ) -> Result<Response, Problem> {
     if !accepts_event_stream(request.headers()) {
@@ -57,10 +61,11 @@ pub(super) async fn subscribe(
         Version::HTTP_11 => HttpVersion::Http11,
         _ => HttpVersion::Http10,
     };
-    let stream = match gateway.open(&asked.filters, &asked.start, asked.format, version).await {
+    let opener = Opener { address, subject: None };
+    let stream = match gateway.open(opener, &asked.filters, &asked.start, asked.format, version).await {
         Ok(stream) => stream,
         Err(OpenError::NotExposed) => return Err(Problem::not_exposed()),
-        Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, code)),
+        Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
     };
     if version != HttpVersion::Http2 {
         // Nothing else will come over this connection, whoever ends the stream. HTTP/2 forbids the field.
@@ -205,6 +210,15 @@ fn without_overlaps(asked: Vec<Filter>, limit: usize) -> Result<Vec<Filter>, Pro
     Ok(kept)
 }
 
+/// Whether the client asks for an event stream by its name, as every EventSource does (HTML standard, section 9.2.2).
+pub(super) fn names_event_stream(headers: &HeaderMap) -> bool {
+    let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut essences = ranges.flat_map(|list| list.split(',')).map(|range| range.split(';').next());
+    essences.any(|essence| {
+        essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/event-stream"))
+    })
+}
+
 /// Whether an event stream is among what the client takes (RFC 9110, section 12.5.1), nearly: the most specific range
 /// that names it decides.
 fn accepts_event_stream(headers: &HeaderMap) -> bool {
@@ -256,6 +270,17 @@ mod tests {
             assert!(!accepts_event_stream(&accept(no)), "{no}");
         }
         assert!(accepts_event_stream(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn only_an_accept_that_says_so_names_an_event_stream() {
+        for yes in ["text/event-stream", "text/html, TEXT/Event-Stream ; q=0.5", "*/*,text/event-stream"] {
+            assert!(names_event_stream(&accept(yes)), "{yes}");
+        }
+        for no in ["*/*", "text/*", "text/event-streams", "application/json;x=text/event-stream", ""] {
+            assert!(!names_event_stream(&accept(no)), "{no}");
+        }
+        assert!(!names_event_stream(&HeaderMap::new()));
     }
 
     #[test]

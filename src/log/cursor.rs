@@ -152,6 +152,11 @@ impl Cursors {
         batch
     }
 
+    /// The last that any of the logs knows of. Who has read up to here has read all that there is now.
+    pub fn newest(&self) -> u64 {
+        self.logs().map(|cursor| cursor.lease.log().newest()).max().unwrap_or_default()
+    }
+
     /// Everything up to here was read or told, in every log.
     pub fn position(&self) -> u64 {
         self.logs().map(|cursor| cursor.position).min().unwrap_or_default()

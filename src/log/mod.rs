@@ -422,7 +422,12 @@ impl TopicLog {
     /// Answers without the lock what a reader that has caught up asks after each event, and one of many topics of all
     /// those that nothing was published to.
     fn has_nothing_after(&self, position: u64) -> bool {
-        self.newest.load(Ordering::Acquire) <= position
+        self.newest() <= position
+    }
+
+    /// The last sequence that it knows of.
+    fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Acquire)
     }
 
     /// Its subscription is confirmed: what came before is not all here.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::frame::{self, Coding, Frame};
 use super::table::Ticket;
+use crate::clients::Place;
 use crate::log::{Cursors, Lease, Opened, Registry};
 use crate::message::Format;
 use crate::metrics::{HttpVersion, Metrics};
@@ -46,9 +47,13 @@ impl Shared {
 pub struct Stream {
     shared: Arc<Shared>,
     ticket: Ticket,
+    place: Place,
     cursors: Cursors,
     format: Format,
     http: HttpVersion,
+    /// Up to here it reads what it missed, at the pace of its address; 0 once it has. What is published after it opened is
+    /// live, and has none.
+    replay_until: u64,
     /// `stream-open` and the gaps before the first message, until they are handed out. Boxed: it is a
     /// word for most of a stream's life.
     opening: Option<Box<Frame>>,
@@ -72,6 +77,7 @@ impl Stream {
     pub fn open(
         shared: Arc<Shared>,
         ticket: Ticket,
+        place: Place,
         leases: Vec<Lease>,
         start: &Start,
         format: Format,
@@ -101,11 +107,13 @@ impl Stream {
             now + fastrand::u64(age - age / 10..=age + age / 10)
         });
         Stream {
+            replay_until: if matches!(start, Start::Now) { 0 } else { cursors.newest() },
             opening: Some(Box::new(Frame::concat(&frames))),
             heartbeat_due: now,
             expires,
             shared,
             ticket,
+            place,
             cursors,
             format,
             http,
@@ -133,12 +141,22 @@ impl Stream {
                 Phase::Closing(..) => {}
                 Phase::Ended(_) => return Poll::Ready(None),
             }
-            self.ticket.signal().await_entries();
-            if let Some(batch) = self.cursors.read(self.shared.registry.sequence(), self.format, coding) {
-                self.shared.metrics.events_sent.inc_by(batch.entries as u64);
-                batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
-                return Poll::Ready(Some(self.hand_out(batch.bytes)));
+            // While it waits for its turn it holds nothing but its place, and entries do not wake it.
+            let turn = self.turn();
+            if turn.is_none() {
+                self.ticket.signal().await_entries();
+                if let Some(batch) = self.cursors.read(self.shared.registry.sequence(), self.format, coding) {
+                    self.shared.metrics.events_sent.inc_by(batch.entries as u64);
+                    batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
+                    if self.replay_until > 0 {
+                        self.place.replayed(batch.bytes.len());
+                        self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
+                    }
+                    return Poll::Ready(Some(self.hand_out(batch.bytes)));
+                }
+                self.replay_until = 0;
             }
+            // Whoever is still waiting for its turn comes back for the rest: it has no id of what it was not sent.
             if let Phase::Closing(code, _) = self.phase {
                 return Poll::Ready(Some(self.say_goodbye(code, coding)));
             }
@@ -150,7 +168,10 @@ impl Stream {
             if now >= self.heartbeat_due {
                 return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
             }
-            self.ticket.signal().wake_at(self.heartbeat_due.min(self.expires));
+            if turn.is_some() {
+                self.shared.metrics.replay_waits.inc();
+            }
+            self.ticket.signal().wake_at(self.heartbeat_due.min(self.expires).min(turn.unwrap_or(u64::MAX)));
             return Poll::Pending;
         }
     }
@@ -169,6 +190,14 @@ impl Stream {
     /// The reader took nothing for too long; nothing more can be said to it.
     pub fn give_up(&mut self) {
         self.phase = Phase::Ended(CloseCode::Slow);
+    }
+
+    /// When it may read on, if that is not now: only what it missed has to wait.
+    fn turn(&mut self) -> Option<u64> {
+        if self.replay_until > 0 && self.cursors.position() >= self.replay_until {
+            self.replay_until = 0;
+        }
+        if self.replay_until > 0 { self.place.replay_due() } else { None }
     }
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {

@@ -29,6 +29,13 @@ pub struct PageEvent {
 impl Client {
     /// Opens `path` with the client called `name`, and waits for its `stream-open`.
     pub async fn open(name: &'static str, address: SocketAddr, path: &str) -> Self {
+        let mut client = Client::start(name, address, path);
+        assert_eq!(client.event().await.kind, "stream-open", "{name}");
+        client
+    }
+
+    /// Begins to open `path` with the client called `name`.
+    pub fn start(name: &'static str, address: SocketAddr, path: &str) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/read.mjs");
         let mut child = Command::new("node")
             .arg(script)
@@ -39,9 +46,7 @@ impl Client {
             .spawn()
             .expect("node is needed, and `npm ci` in tests/clients: run scripts/tools");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut client = Client { child, lines, name };
-        assert_eq!(client.event().await.kind, "stream-open", "{name}");
-        client
+        Client { child, lines, name }
     }
 
     /// The next event. Reconnects pass unseen, as they do for a page that does not ask.

@@ -112,14 +112,16 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens a stream and insists on 200 and the content type. Does not wait for an event.
+    /// Opens a stream, asking for it by its name as every EventSource does, and insists on 200 and the content type. Does
+    /// not wait for an event.
     pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
         Self::try_open(address, path, headers).await.unwrap()
     }
 
     /// As [`Reader::open`], with a connection that breaks within the response head as an error.
     pub async fn try_open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
-        Ok(Self::of(send(address, "GET", path, headers, b"").await?))
+        let accept = ("accept", "text/event-stream");
+        Ok(Self::of(send(address, "GET", path, &[&[accept], headers].concat(), b"").await?))
     }
 
     /// As [`Reader::open`], on a connection that is there already.

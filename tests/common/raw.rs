@@ -35,7 +35,12 @@ impl Reply {
 
 impl Raw {
     pub async fn connect(address: SocketAddr) -> Self {
-        Raw { socket: TcpStream::connect(address).await.unwrap(), buffer: vec![] }
+        Raw::over(TcpStream::connect(address).await.unwrap())
+    }
+
+    /// Over a connection of the caller's making.
+    pub fn over(socket: TcpStream) -> Self {
+        Raw { socket, buffer: vec![] }
     }
 
     /// Sends, as far as the other side still takes it.

@@ -1,6 +1,7 @@
 //! One gateway process without its doors: the logs, and a broker that keeps to its contract.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use topicgate::broker::Headers;
-use topicgate::config::Field;
+use topicgate::clients::{Clients, Opener};
+use topicgate::config::{Config, Field, Limits};
 use topicgate::log::{Bounds, EntryKind, Lease, Registry, Subscription};
 use topicgate::message::{Fields, Format, Message};
 use topicgate::metrics::{HttpVersion, Metrics};
@@ -42,6 +44,7 @@ pub struct Replica {
     pub shared: Arc<Shared>,
     pub registry: Arc<Registry>,
     pub table: Arc<Table>,
+    clients: Arc<Clients>,
     pub epoch: String,
     bounds: Bounds,
     fields: Arc<Fields>,
@@ -75,10 +78,14 @@ impl Replica {
         });
         let fields = Arc::new(Fields { id: Field::Header("id".into()), kind: Field::Header("type".into()) });
         let subscription = registry.warm(&filter(WARM), &bounds, &fields);
+        let table = Table::new(1_000);
+        let most = 1_000_000_000; // the model has one client, and is about something else
+        let limits = Limits { opens_per_second: most, resume_bytes: most as u64, ..Config::default().limits };
         let replica = Replica {
             shared,
             registry,
-            table: Table::new(1_000),
+            clients: Clients::new(&limits, table.clock()),
+            table,
             epoch: epoch.to_string(),
             bounds,
             fields,
@@ -102,7 +109,9 @@ impl Replica {
 
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
         let ticket = self.table.enter().unwrap();
-        Stream::open(self.shared.clone(), ticket, leases, start, format, HttpVersion::Http11)
+        let opener = Opener { address: Ipv4Addr::LOCALHOST.into(), subject: None };
+        let place = self.clients.enter(opener, leases.len()).unwrap();
+        Stream::open(self.shared.clone(), ticket, place, leases, start, format, HttpVersion::Http11)
     }
 
     /// A stream over `filters`, or `None` if the broker has just ended a subscription of it.

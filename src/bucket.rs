@@ -1,0 +1,99 @@
+//! Token buckets: so much a second, and [`BURST`]'s worth of it at once.
+
+use std::time::Duration;
+
+/// What a bucket holds: this long's worth of its rate. Long enough for a whole office whose streams come back together.
+pub const BURST: Duration = Duration::from_secs(5);
+
+const BURST_NANOS: u64 = BURST.as_nanos() as u64;
+const NANOS_PER_MS: u64 = 1_000_000;
+
+/// So much a second. Never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(u64);
+
+impl Rate {
+    /// `amount` a second; none is taken for one.
+    pub fn per_second(amount: u64) -> Self {
+        Rate(amount.max(1))
+    }
+
+    /// How long `amount` takes to come, in nanoseconds.
+    fn nanos(self, amount: u64) -> u64 {
+        let nanos = u128::from(amount) * 1_000_000_000 / u128::from(self.0);
+        u64::try_from(nanos).unwrap_or(u64::MAX)
+    }
+}
+
+/// A bucket, full at first. One word: when it is full again (the generic cell rate algorithm), which is in the past
+/// for as long as it is. Times are milliseconds of one clock, whichever.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bucket {
+    full_at_nanos: u64,
+}
+
+impl Bucket {
+    /// Takes `amount` if that much is there.
+    pub fn take(&mut self, amount: u64, rate: Rate, now: u64) -> bool {
+        let mut after = *self;
+        after.owe(amount, rate, now);
+        let there = after.full_at_nanos <= (now * NANOS_PER_MS).saturating_add(BURST_NANOS);
+        if there {
+            *self = after;
+        }
+        there
+    }
+
+    /// Takes `amount`, of which some may have to come yet: what has been used cannot be refused any more.
+    pub fn owe(&mut self, amount: u64, rate: Rate, now: u64) {
+        let from = self.full_at_nanos.max(now * NANOS_PER_MS);
+        self.full_at_nanos = from.saturating_add(rate.nanos(amount));
+    }
+
+    /// When nothing is owed any more, or `None` if nothing is.
+    pub fn in_debt_until(&self, now: u64) -> Option<u64> {
+        let due = self.full_at_nanos.saturating_sub(BURST_NANOS).div_ceil(NANOS_PER_MS);
+        (due > now).then_some(due)
+    }
+
+    /// Whether it holds all that it can: it remembers nothing then.
+    pub fn is_full(&self, now: u64) -> bool {
+        self.full_at_nanos <= now * NANOS_PER_MS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_gives_its_burst_at_once_and_then_its_rate() {
+        let (mut bucket, rate) = (Bucket::default(), Rate::per_second(100));
+        let mut taken = |now| (0..).take_while(|_| bucket.take(1, rate, now)).count();
+        assert_eq!(taken(0), 500);
+        assert_eq!(taken(9), 0);
+        assert_eq!(taken(10), 1);
+        assert_eq!(taken(1_010), 100);
+        assert_eq!(taken(100_000), 500);
+    }
+
+    #[test]
+    fn what_is_refused_costs_nothing_and_what_is_owed_is_waited_for() {
+        let (mut bucket, rate) = (Bucket::default(), Rate::per_second(1_000));
+        assert!(!bucket.take(5_001, rate, 0) && bucket.is_full(0));
+        bucket.owe(5_000, rate, 0);
+        assert_eq!(bucket.in_debt_until(0), None);
+        bucket.owe(250, rate, 0);
+        assert_eq!(bucket.in_debt_until(0), Some(250));
+        assert_eq!(bucket.in_debt_until(250), None);
+        assert!(!bucket.is_full(5_249) && bucket.is_full(5_250));
+    }
+
+    #[test]
+    fn no_rate_and_no_amount_is_too_large_for_it() {
+        let mut bucket = Bucket::default();
+        bucket.owe(u64::MAX, Rate::per_second(0), u64::MAX / NANOS_PER_MS);
+        assert!(bucket.in_debt_until(0).is_some());
+        assert!((0..1_000_000).all(|_| Bucket::default().take(1, Rate::per_second(u64::MAX), 0)));
+    }
+}

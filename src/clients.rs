@@ -1,0 +1,269 @@
+//! What each client has: the streams and topics of an address, the streams of a token's subject, how fast an address
+//! opens streams, and the pace at which it is read to what it missed.
+//!
+//! One lock for all of it, taken when a stream opens and ends and for each piece of a replay; live delivery never takes
+//! it. It knows no HTTP: whose address that is, behind which proxy, is found out there.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::bucket::{Bucket, Rate};
+use crate::config::Limits;
+use crate::signal::CloseCode;
+use crate::sse::table::Clock;
+
+/// Addresses that are remembered without having a stream, until their buckets are full again: for seconds. Beyond it
+/// nobody new is let in, since nobody could be held to anything.
+const IDLE_ADDRESSES: usize = 100_000;
+
+/// Who opens a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opener {
+    /// Where they come from, as far as it can be believed.
+    pub address: IpAddr,
+    /// Who they are, if they have shown it.
+    pub subject: Option<Arc<str>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Clients {
+    clock: Clock,
+    streams_per_address: usize,
+    topics_per_address: usize,
+    streams_per_subject: usize,
+    opens: Rate,
+    resume_bytes: Rate,
+    max_addresses: usize,
+    /// Keyed with the standard library's seeded hash: both keys are the clients' to choose.
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    addresses: HashMap<IpAddr, Address>,
+    /// Streams of each. None is here without one.
+    subjects: HashMap<Arc<str>, usize>,
+}
+
+#[derive(Debug, Default)]
+struct Address {
+    streams: usize,
+    topics: usize,
+    opens: Bucket,
+    replays: Bucket,
+}
+
+impl Address {
+    fn is_forgettable(&self, now: u64) -> bool {
+        self.streams == 0 && self.opens.is_full(now) && self.replays.is_full(now)
+    }
+}
+
+/// How full the tables are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Addresses that are remembered.
+    pub addresses: usize,
+    /// Subjects with a stream.
+    pub subjects: usize,
+    /// Streams of the address that has most.
+    pub most_of_address: usize,
+    /// Streams of the subject that has most.
+    pub most_of_subject: usize,
+}
+
+impl Clients {
+    /// Nobody yet.
+    pub fn new(limits: &Limits, clock: Clock) -> Arc<Self> {
+        Arc::new(Clients {
+            clock,
+            streams_per_address: limits.streams_per_address,
+            topics_per_address: limits.topics_per_address,
+            streams_per_subject: limits.streams_per_subject,
+            opens: Rate::per_second(limits.opens_per_second as u64),
+            resume_bytes: Rate::per_second(limits.resume_bytes),
+            max_addresses: limits.streams.saturating_add(IDLE_ADDRESSES),
+            counts: Mutex::default(),
+        })
+    }
+
+    /// A place for one more stream of `opener`, over so many topics. Who is refused has taken nothing.
+    ///
+    /// # Errors
+    /// The limit that is met.
+    pub fn enter(self: &Arc<Self>, opener: Opener, topics: usize) -> Result<Place, CloseCode> {
+        let Opener { address, subject } = opener;
+        let address = counted_as(address);
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let Counts { addresses, subjects } = &mut *counts;
+        let of_subject = subject.as_ref().and_then(|subject| subjects.get(subject));
+        if of_subject.is_some_and(|streams| *streams >= self.streams_per_subject) {
+            return Err(CloseCode::TooManySubjectStreams);
+        }
+        if addresses.len() >= self.max_addresses && !addresses.contains_key(&address) {
+            return Err(CloseCode::Overloaded);
+        }
+        let entry = addresses.entry(address).or_default();
+        if entry.streams >= self.streams_per_address {
+            return Err(CloseCode::TooManyStreams);
+        }
+        if entry.topics + topics > self.topics_per_address {
+            return Err(CloseCode::TooManyTopics);
+        }
+        if !entry.opens.take(1, self.opens, now) {
+            return Err(CloseCode::TooFast);
+        }
+        entry.streams += 1;
+        entry.topics += topics;
+        if let Some(subject) = &subject {
+            *subjects.entry(subject.clone()).or_default() += 1;
+        }
+        drop(counts);
+        Ok(Place { clients: self.clone(), address, subject, topics })
+    }
+
+    /// Forgets addresses that no longer have anything, and takes stock. To be called every second.
+    pub fn sweep(&self) -> Usage {
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let Counts { addresses, subjects } = &mut *counts;
+        addresses.retain(|_, address| !address.is_forgettable(now));
+        if addresses.capacity() > 1024 && addresses.len() * 4 < addresses.capacity() {
+            addresses.shrink_to_fit();
+        }
+        if subjects.capacity() > 1024 && subjects.len() * 4 < subjects.capacity() {
+            subjects.shrink_to_fit();
+        }
+        Usage {
+            addresses: addresses.len(),
+            subjects: subjects.len(),
+            most_of_address: addresses.values().map(|address| address.streams).max().unwrap_or_default(),
+            most_of_subject: subjects.values().copied().max().unwrap_or_default(),
+        }
+    }
+}
+
+/// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
+fn counted_as(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
+/// A stream's place among those of its client. Dropped, it is free again.
+#[derive(Debug)]
+pub struct Place {
+    clients: Arc<Clients>,
+    address: IpAddr,
+    subject: Option<Arc<str>>,
+    topics: usize,
+}
+
+impl Place {
+    /// When the address may be read more of what it missed, in milliseconds of the clock of all streams; `None`: now.
+    pub fn replay_due(&self) -> Option<u64> {
+        let now = self.clients.clock.now();
+        self.clients.counts.lock().addresses.get(&self.address)?.replays.in_debt_until(now)
+    }
+
+    /// So many bytes of what it missed have been handed out.
+    pub fn replayed(&self, bytes: usize) {
+        let now = self.clients.clock.now();
+        if let Some(address) = self.clients.counts.lock().addresses.get_mut(&self.address) {
+            address.replays.owe(bytes as u64, self.clients.resume_bytes, now);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.clients.counts.lock();
+        let Counts { addresses, subjects } = &mut *counts;
+        // An address that has a stream is never forgotten.
+        if let Some(address) = addresses.get_mut(&self.address) {
+            address.streams -= 1;
+            address.topics -= self.topics;
+        }
+        if let Some(subject) = &self.subject
+            && let Some(streams) = subjects.get_mut(subject)
+        {
+            *streams -= 1;
+            if *streams == 0 {
+                subjects.remove(subject);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::sse::table::Table;
+
+    fn clients(limits: Limits) -> Arc<Clients> {
+        Clients::new(&limits, Table::new(1).clock())
+    }
+
+    fn from(address: &str) -> Opener {
+        Opener { address: address.parse().unwrap(), subject: None }
+    }
+
+    #[test]
+    fn an_address_of_ipv6_stands_for_its_64_and_one_of_ipv4_for_itself() {
+        let clients = clients(Limits { streams_per_address: 1, ..Config::default().limits });
+        let _held = ["2001:db8:0:1::1", "10.0.0.1"].map(|address| clients.enter(from(address), 1).unwrap());
+        for (address, full) in [
+            ("2001:db8:0:1:ffff::9", true),
+            ("2001:db8:0:2::1", false),
+            ("10.0.0.1", true),
+            ("10.0.0.2", false),
+            ("::10.0.0.1", false),
+        ] {
+            let refused = clients.enter(from(address), 1).err();
+            assert_eq!(refused, full.then_some(CloseCode::TooManyStreams), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_subject_has_so_many_streams_from_wherever_and_is_forgotten_with_the_last() {
+        let limits = Limits { streams_per_subject: 2, opens_per_second: 1_000, ..Config::default().limits };
+        let clients = clients(limits);
+        let enter = |address: &str, subject: &str| {
+            clients.enter(Opener { subject: Some(subject.into()), ..from(address) }, 1)
+        };
+        let held = ["10.0.0.1", "10.0.0.2"].map(|address| enter(address, "ann").unwrap());
+        assert_eq!(enter("10.0.0.3", "ann").unwrap_err(), CloseCode::TooManySubjectStreams);
+        assert_eq!(clients.sweep().addresses, 2, "who is refused is not counted");
+        let _bob = enter("10.0.0.1", "bob").unwrap();
+        let _nobody = clients.enter(from("10.0.0.1"), 1).unwrap();
+        let usage = clients.sweep();
+        assert_eq!((usage.subjects, usage.most_of_subject, usage.most_of_address), (2, 2, 3));
+        drop(held);
+        assert_eq!(clients.sweep().subjects, 1);
+        assert!(enter("10.0.0.3", "ann").is_ok());
+    }
+
+    #[test]
+    fn beyond_the_bound_nobody_new_is_let_in_and_who_is_known_still_is() {
+        let clients = clients(Limits { streams: 1, ..Config::default().limits });
+        let enter = |n: u32| clients.enter(from(&std::net::Ipv4Addr::from_bits(n).to_string()), 1);
+        for n in 0..=IDLE_ADDRESSES as u32 {
+            drop(enter(n).unwrap());
+        }
+        assert_eq!(enter(u32::MAX).unwrap_err(), CloseCode::Overloaded);
+        drop(enter(0).unwrap());
+        let full = clients.counts.lock().addresses.capacity();
+        while clients.sweep().addresses > 0 {
+            std::thread::yield_now(); // until the bucket of the last is full again, which takes 10 ms
+        }
+        assert!(clients.counts.lock().addresses.capacity() < full / 4);
+        enter(u32::MAX).unwrap();
+    }
+}

@@ -1,0 +1,86 @@
+//! `[proxies]`: whom to believe when they say for whom they speak.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::parse::Check;
+use super::raw::RawProxies;
+
+/// `[proxies]`: the proxies in front, and how they tell the address of the client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// `proxies.trusted`: networks in which nothing but our proxies connects from. Nobody else is believed.
+    pub trusted: Vec<IpNet>,
+    /// `proxies.address`.
+    pub address: AddressSource,
+}
+
+/// Where a proxy tells the address of the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AddressSource {
+    /// In the header `X-Forwarded-For`.
+    #[default]
+    XForwardedFor,
+    /// In the header `Forwarded` (RFC 7239).
+    Forwarded,
+    /// Before everything else on the connection, by the PROXY protocol, version 2.
+    ProxyProtocol,
+}
+
+impl AddressSource {
+    const WORDS: [(&str, AddressSource); 3] = [
+        ("x-forwarded-for", AddressSource::XForwardedFor),
+        ("forwarded", AddressSource::Forwarded),
+        ("proxy-protocol", AddressSource::ProxyProtocol),
+    ];
+}
+
+impl Proxies {
+    /// Whether what `address` says of others is believed. `address` is not one of IPv4 in the clothes of IPv6.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(&address))
+    }
+
+    pub(super) fn in_words(&self) -> String {
+        if self.trusted.is_empty() {
+            return "The address of a client is that of its connection; no proxy is believed another.".into();
+        }
+        let networks: Vec<String> = self.trusted.iter().map(IpNet::to_string).collect();
+        let told = match self.address {
+            AddressSource::XForwardedFor => "in X-Forwarded-For",
+            AddressSource::Forwarded => "in Forwarded",
+            AddressSource::ProxyProtocol => "by the PROXY protocol, with which their connections must begin",
+        };
+        format!("Proxies in {} tell the address of a client {told}.", networks.join(", "))
+    }
+}
+
+impl Check<'_> {
+    pub(super) fn proxies(&mut self, raw: RawProxies) -> Proxies {
+        let mut trusted = vec![];
+        for text in raw.trusted.map_or(vec![], |list| list.0) {
+            match network(&text) {
+                Ok(network) => trusted.push(network),
+                Err(problem) => self.refuse("proxies.trusted", format!("{text:?} {problem}")),
+            }
+        }
+        let address =
+            self.word("proxies.address", raw.address, AddressSource::default(), &AddressSource::WORDS);
+        Proxies { trusted, address }
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, &'static str> {
+    let network: Result<IpNet, _> = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    match network.map(|network| network.trunc()) {
+        // They are taken for what they stand for, and would match nothing.
+        Ok(IpNet::V6(mapped)) if mapped.addr().to_ipv4_mapped().is_some() => {
+            Err("is of IPv4 in the form of IPv6; write it as IPv4, as in 10.0.0.0/8")
+        }
+        Ok(network) => Ok(network),
+        Err(_) => Err(
+            "is not a network; write an address, with the length of its prefix, as in 10.0.0.0/8 or fd00::/8",
+        ),
+    }
+}

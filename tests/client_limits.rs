@@ -1,0 +1,420 @@
+//! What one client may have, and what it is told when it wants more: each limit met, told in the way the client
+//! understands, no matter to anyone else, and gone again with what it counted.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::browser::Client;
+use common::client::{Reader, Response};
+use common::gateway::Gateway;
+use common::process::Process;
+use common::raw::{Raw, ask};
+use common::upstream::Upstream;
+use common::wire::{Wire, dechunk, events, publish_all};
+use common::{LIMIT, eventually, within};
+use futures_util::future::join_all;
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// As an EventSource is told to come back: 200, one event, the end.
+async fn told_to_come_back(gateway: &Gateway, path: &str, code: &str) {
+    let mut reader = gateway.open(path).await;
+    let close = reader.expect("stream-close").await;
+    let data: serde_json::Value = serde_json::from_str(&close.data).unwrap();
+    assert_eq!(data, json!({"code":code,"reconnect":true}));
+    assert!(close.retry.unwrap() >= Duration::from_millis(500));
+    assert!(reader.next().await.is_none());
+}
+
+/// As anyone else is.
+fn assert_refused(response: &Response, status: u16, code: &str) {
+    assert_eq!(response.status, status, "{}", response.text());
+    assert_eq!(response.header("content-type"), "application/problem+json");
+    assert_eq!(response.header("cache-control"), "no-store");
+    assert_eq!(response.json()["code"], code);
+    assert!((1..=5).contains(&response.header("retry-after").parse::<u32>().unwrap()));
+}
+
+/// The first is as curl asks, the others as scripts and people do.
+const NOT_EVENT_SOURCES: [&[(&str, &str)]; 3] = [&[("accept", "*/*")], &[], &[("accept", "text/*")]];
+
+async fn refused_to_others(gateway: &Gateway, path: &str, status: u16, code: &str) {
+    for headers in NOT_EVENT_SOURCES {
+        assert_refused(&gateway.request("GET", path, headers).await, status, code);
+    }
+}
+
+/// A stream for another address of this machine. Insists that it is opened.
+async fn open_from_elsewhere(gateway: &Gateway, path: &str) -> Wire {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
+    let mut wire = Wire::over(socket, gateway.address, path, "1.1").await;
+    wire.until(b"event: stream-open\n").await;
+    wire
+}
+
+async fn closed(gateway: &Gateway, code: &str) -> f64 {
+    gateway.metric(&format!("topicgate_streams_closed_total{{code=\"{code}\"}}")).await
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_streams_and_a_place_again_once_one_has_left() {
+    let gateway = Gateway::with("limits = { streams_per_address = 2 }").await;
+    let mut held = vec![];
+    for path in ["/topics/a", "/topics/b"] {
+        let mut reader = gateway.open(path).await;
+        reader.expect("stream-open").await;
+        held.push(reader);
+    }
+    told_to_come_back(&gateway, "/topics/a", "too_many_streams").await;
+    refused_to_others(&gateway, "/topics/c", 429, "too_many_streams").await;
+    let head = gateway.request("HEAD", "/topics/a", &[]).await;
+    assert_eq!(head.status, 200, "which opens none");
+    let elsewhere = open_from_elsewhere(&gateway, "/topics/a").await;
+    assert_eq!(closed(&gateway, "too_many_streams").await, 4.0);
+    assert_eq!(gateway.metric("topicgate_refused_requests_total{code=\"too_many_streams\"}").await, 3.0);
+    assert_eq!(gateway.metric("topicgate_limit{limit=\"streams_per_address\"}").await, 2.0);
+    // The gauges are taken once a second.
+    eventually("the fullest is shown", async || gateway.metric("topicgate_address_streams_max").await == 2.0)
+        .await;
+    assert_eq!(gateway.metric("topicgate_addresses").await, 2.0);
+    gateway.publish("b", "1").await;
+    assert_eq!(held[1].message().await, "1", "who was here is not disturbed");
+
+    drop(held.remove(0));
+    let again = async || gateway.open("/topics/a").await.next().await.unwrap().event == "stream-open";
+    eventually("there is a place", again).await;
+    drop((held, elsewhere));
+    eventually("nobody is remembered", async || gateway.metric("topicgate_addresses").await == 0.0).await;
+    assert_eq!(gateway.metric("topicgate_address_streams_max").await, 0.0);
+}
+
+#[tokio::test]
+async fn streams_of_http_2_count_among_those_of_their_address() {
+    let gateway = Gateway::with("limits = { streams_per_address = 2 }").await;
+    let socket = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async |accept: &str| {
+        let request = Request::get(format!("http://{}/topics/a", gateway.address)).header("accept", accept);
+        sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap()
+    };
+    let held = [ask("*/*").await, ask("text/event-stream").await];
+    assert!(held.iter().all(|response| response.status() == 200));
+    assert_eq!(ask("*/*").await.status(), 429);
+    let told = ask("text/event-stream").await;
+    assert_eq!(told.status(), 200);
+    let told = within("it ends", LIMIT, told.into_body().collect()).await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&told).contains("\"code\":\"too_many_streams\""), "{told:?}");
+    drop(held);
+    eventually("there is a place", async || ask("*/*").await.status() == 200).await;
+}
+
+#[tokio::test]
+async fn an_address_that_opens_streams_too_fast_is_slowed_down_and_others_are_not() {
+    let gateway = Gateway::with("limits = { opens_per_second = 1 }").await;
+    let begin = Instant::now();
+    let mut opened = 0;
+    // That they are closed again does not matter.
+    let told = loop {
+        let mut reader = gateway.open("/topics/a").await;
+        match reader.next().await.unwrap() {
+            event if event.event == "stream-open" => opened += 1,
+            event => break event,
+        }
+    };
+    let allowed = 5 + begin.elapsed().as_secs();
+    assert!(
+        (5..=allowed).contains(&opened),
+        "{opened} of {allowed}: five seconds' worth at once, one a second after it"
+    );
+    assert_eq!(
+        (told.event.as_str(), told.data.as_str()),
+        ("stream-close", r#"{"code":"too_fast","reconnect":true}"#)
+    );
+    for headers in NOT_EVENT_SOURCES {
+        let refused = loop {
+            let mut raw = Raw::connect(gateway.address).await;
+            let accept: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            raw.send(ask("GET", "/topics/a", &accept)).await.unwrap();
+            match raw.head().await {
+                (200, _) => {} // another second has passed
+                (status, head) => break (status, head),
+            }
+        };
+        assert_eq!(refused.0, 429);
+        assert!(refused.1.contains("\r\nretry-after: ") && refused.1.contains("application/problem+json"));
+    }
+    open_from_elsewhere(&gateway, "/topics/a").await;
+    let again = async || gateway.open("/topics/a").await.next().await.unwrap().event == "stream-open";
+    eventually("a second has passed", again).await;
+    assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(closed(&gateway, "too_fast").await >= 4.0);
+}
+
+#[tokio::test]
+async fn the_streams_of_an_address_have_so_many_topics_together() {
+    let gateway = Gateway::with("limits = { topics_per_address = 4, topics_per_stream = 4 }").await;
+    let held = gateway.open("/topics?topic=a&topic=b&topic=c/*").await;
+    told_to_come_back(&gateway, "/topics?topic=a&topic=d", "too_many_topics").await;
+    refused_to_others(&gateway, "/topics?topic=a&topic=d", 429, "too_many_topics").await;
+    // What one of them covers is no topic of the stream.
+    let _fourth = gateway.open("/topics?topic=d/1&topic=d/*").await.expect("stream-open").await;
+    drop(held);
+    let path = "/topics?topic=e&topic=f&topic=g&topic=h";
+    let again = async || gateway.open(path).await.next().await.unwrap().event == "stream-open";
+    eventually("there is room", again).await;
+}
+
+#[tokio::test]
+async fn a_fault_that_passes_is_503_to_who_does_not_ask_for_an_event_stream_by_name() {
+    let gateway = Gateway::with("limits = { streams = 1 }").await;
+    let _held = gateway.open("/topics/a").await;
+    told_to_come_back(&gateway, "/topics/a", "overloaded").await;
+    refused_to_others(&gateway, "/topics/a", 503, "overloaded").await;
+    assert_eq!(closed(&gateway, "overloaded").await, 4.0);
+}
+
+#[tokio::test]
+async fn a_place_is_free_again_when_the_open_fails_or_its_request_is_dropped_in_the_middle() {
+    let mut upstream = Upstream::redis().await;
+    let gateway = Gateway::with(&format!("limits.streams_per_address = 1\n{}", upstream.toml())).await;
+    let before = upstream.subscriptions().await;
+    // A broker that is silent keeps a request waiting; it has its place meanwhile.
+    upstream.pause();
+    let mut waiting = Raw::connect(gateway.address).await;
+    waiting.send(ask("GET", "/topics/a", "")).await.unwrap();
+    let most = async || gateway.metric("topicgate_address_streams_max").await;
+    eventually("it has its place", async || most().await == 1.0).await;
+    refused_to_others(&gateway, "/topics/b", 429, "too_many_streams").await;
+    drop(waiting);
+    eventually("its place is free", async || most().await == 0.0).await;
+    upstream.resume();
+    let opened = async || gateway.open("/topics/c").await.next().await.unwrap().event == "stream-open";
+    eventually("the broker answers again", opened).await;
+    // What was refused has not been asked of the broker.
+    let asked_for = upstream.subscriptions().await;
+    assert!((before + 1..=before + 2).contains(&asked_for), "{asked_for}");
+    upstream.stop();
+    eventually("it is noticed", async || gateway.ready().await.is_err()).await;
+    for _ in 0..3 {
+        refused_to_others(&gateway, "/topics/d", 503, "unavailable").await;
+        told_to_come_back(&gateway, "/topics/d", "unavailable").await;
+    }
+}
+
+#[tokio::test]
+async fn chromium_comes_back_by_itself_once_the_limit_has_passed() {
+    let gateway = Gateway::with("limits.streams_per_address = 1\nstreams.retry = \"500ms\"").await;
+    let mut held = gateway.open("/topics/a").await;
+    held.expect("stream-open").await;
+    let mut page = Client::start("chromium", gateway.address, "/topics/a");
+    for _ in 0..2 {
+        let event = page.event().await;
+        assert_eq!((event.kind.as_str(), event.id.as_str()), ("stream-close", ""));
+        assert!(event.data.contains("too_many_streams"), "{event:?}");
+    }
+    drop(held);
+    while page.event().await.kind != "stream-open" {}
+    gateway.publish("a", "at last").await;
+    assert_eq!(page.message().await.data, "at last");
+    page.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_topics_of_one_address_are_a_few_at_the_broker_and_none_after_it() {
+    const ATTEMPTS: usize = 10_000;
+    const STREAMS: usize = 150;
+    let upstream = Upstream::nats().await;
+    let limits = format!("limits = {{ streams_per_address = {STREAMS} }}\n");
+    let gateway =
+        Gateway::with(&format!("{limits}{}replay = {{ linger = \"0s\" }}\n", upstream.toml())).await;
+    let before = upstream.subscriptions().await;
+    let address = gateway.address;
+    let attackers = (0..20).map(|attacker| {
+        tokio::spawn(async move {
+            let mut held = vec![];
+            for n in 0..ATTEMPTS / 20 {
+                let mut reader = Reader::open(address, &format!("/topics/attack/{attacker}/{n}"), &[]).await;
+                match reader.next().await.unwrap().event.as_str() {
+                    "stream-open" => held.push(reader),
+                    other => assert_eq!(other, "stream-close"),
+                }
+            }
+            held
+        })
+    });
+    let held: Vec<Reader> = join_all(attackers).await.into_iter().flat_map(Result::unwrap).collect();
+    assert_eq!(held.len(), STREAMS);
+    assert_eq!(closed(&gateway, "too_many_streams").await, (ATTEMPTS - STREAMS) as f64);
+    // Nobody else has to wait for what one client has.
+    open_from_elsewhere(&gateway, "/topics/orders/eu").await;
+    assert!(upstream.subscriptions().await <= before + STREAMS as u64 + 1);
+    drop(held);
+    eventually("all is given back", async || {
+        let [topics, addresses] = ["topicgate_topics", "topicgate_addresses"];
+        gateway.metric(topics).await + gateway.metric(addresses).await == 0.0
+    })
+    .await;
+    eventually("unsubscribed", async || upstream.subscriptions().await == before).await;
+}
+
+/// With 64 KiB of replay a second, so 320 KiB at once, and this many messages of 8 KiB that were published.
+async fn paced_gateway(messages: usize) -> Gateway {
+    let rule = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n\
+                replay = { messages = 2000, bytes = \"32MiB\" }\n";
+    let gateway = Gateway::with(&format!("limits.resume_bytes = \"64KiB\"\n{rule}")).await;
+    let mut first = gateway.open("/topics/a").await;
+    publish_all(gateway.address, "a", (0..messages).map(numbered)).await;
+    first.expect("stream-open").await;
+    for n in 0..messages {
+        assert!(first.message().await == numbered(n), "live delivery has no pace");
+    }
+    gateway
+}
+
+fn numbered(n: usize) -> String {
+    format!("{n} {}", "x".repeat(8 * 1024))
+}
+
+async fn waits(gateway: &Gateway) -> f64 {
+    gateway.metric("topicgate_replay_waits_total").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_beyond_its_pace_waits_its_turn_loses_nothing_and_holds_up_nobody() {
+    const MESSAGES: usize = 90; // 720 KiB
+    let gateway = paced_gateway(MESSAGES).await;
+    assert_eq!(waits(&gateway).await, 0.0);
+    let begin = Instant::now();
+    let mut replay = gateway.open("/topics/a?since=all").await;
+    replay.expect("stream-open").await;
+    for n in 0..30 {
+        assert!(replay.message().await == numbered(n), "the burst");
+    }
+    eventually("it waits", async || waits(&gateway).await > 0.0).await;
+
+    // Of the same address: who has missed nothing, live or come back, and meanwhile what is published.
+    let mut live = gateway.open("/topics/a").await;
+    live.expect("stream-open").await;
+    let mut back = gateway.resume("/topics/a", &live.last_id.clone()).await;
+    assert_eq!(back.control("stream-open").await["resumed"], true);
+    // Of another: its own pace, with which it is at the end at once.
+    let mut elsewhere = open_from_elsewhere(&gateway, "/topics/a?last=30").await;
+    elsewhere.until(format!("data: {} ", MESSAGES - 1).as_bytes()).await;
+    gateway.publish("a", "now").await;
+    for reader in [&mut live, &mut back] {
+        assert_eq!(reader.message().await, "now");
+    }
+    elsewhere.until(b"data: now\n").await;
+    let replayed = gateway.metric("topicgate_replayed_bytes_total").await;
+    assert!(replayed < 1024.0 * (720.0 + 240.0), "it waits still, and they have not: {replayed}");
+
+    for n in 30..MESSAGES {
+        assert!(replay.message().await == numbered(n));
+    }
+    assert_eq!(replay.message().await, "now");
+    // 720 KiB at 64 a second, without the 320 at once and the piece of 64 that overdraws.
+    assert!(begin.elapsed() > Duration::from_secs(5), "{:?}", begin.elapsed());
+    // Once at the end it has no pace any more, though its address owes still.
+    publish_all(gateway.address, "a", (0..1000).map(numbered)).await;
+    let live = Instant::now();
+    for n in 0..1000 {
+        assert!(replay.message().await == numbered(n));
+    }
+    // Two minutes at the pace.
+    assert!(live.elapsed() < Duration::from_secs(30), "{:?}", live.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn coming_back_again_and_again_with_an_old_cursor_brings_no_more_than_the_pace() {
+    let gateway = paced_gateway(60).await;
+    let (begin, address) = (Instant::now(), gateway.address);
+    let sent = async || gateway.metric("topicgate_replayed_bytes_total").await;
+    let loops = (0..8).map(|_| {
+        tokio::spawn(async move {
+            while begin.elapsed() < Duration::from_secs(4) {
+                let mut wire = Wire::open(address, "/topics/a?since=all").await;
+                // For as long as something comes.
+                let some = tokio::time::timeout(Duration::from_millis(50), wire.until(b"data: 20 ")).await;
+                drop((some, wire));
+            }
+        })
+    });
+    for each in join_all(loops).await {
+        each.unwrap();
+    }
+    let allowed = 64.0 * 1024.0 * (5.0 + begin.elapsed().as_secs_f64());
+    let sent = sent().await;
+    println!("{} KiB, of {} that the pace allows", sent / 1024.0, allowed / 1024.0);
+    // Beyond it no more than a piece for each of two threads.
+    assert!(sent <= allowed + 3.0 * 64.0 * 1024.0, "{sent} of {allowed}");
+    assert!(sent >= allowed / 2.0, "{sent} of {allowed}");
+    assert!(waits(&gateway).await > 0.0);
+}
+
+#[tokio::test]
+async fn a_replay_that_waits_is_told_of_the_drain_and_goes_on_elsewhere_from_where_it_was() {
+    let mut gateway = paced_gateway(60).await;
+    let mut wire = Wire::open(gateway.address, "/topics/a?since=all").await;
+    let reading = tokio::spawn(async move {
+        wire.until_end().await;
+        wire
+    });
+    eventually("it waits", async || waits(&gateway).await > 0.0).await;
+    gateway.begin_to_stop();
+    let begin = Instant::now();
+    let wire = reading.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let events = events(dechunk(&wire.body)).await;
+    let (close, before) = events.split_last().unwrap();
+    assert_eq!(close.event, "stream-close");
+    assert!(close.data.contains("draining"));
+    // A whole number of messages from the first on, and the id of the last of them is what it comes back with.
+    assert!(before[1..].iter().enumerate().all(|(n, event)| event.data == numbered(n)));
+    assert!((30..60).contains(&(before.len() - 1)), "{}", before.len());
+    assert_eq!(close.id, before.last().unwrap().id);
+}
+
+#[tokio::test]
+async fn a_replay_that_waits_still_sends_heartbeats() {
+    let rule = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n";
+    let limits = "limits.resume_bytes = \"64KiB\"\nstreams.heartbeat = \"1s\"\n";
+    let gateway = Gateway::with(&format!("{limits}{rule}replay = {{ bytes = \"4MiB\" }}\n")).await;
+    let mut first = gateway.open("/topics/a").await;
+    // Messages of 256 KiB: one overdraws by more than a heartbeat's time.
+    publish_all(gateway.address, "a", vec!["x".repeat(256 * 1024); 4]).await;
+    first.expect("stream-open").await;
+    first.messages(4).await;
+    let mut wire = Wire::open(gateway.address, "/topics/a?since=all").await;
+    wire.until(b"\r\n2\r\n:\n\r\n").await;
+    assert!(waits(&gateway).await > 0.0);
+    wire.until(b"\r\n2\r\n:\n\r\n2\r\n:\n\r\n").await;
+}
+
+#[tokio::test]
+async fn the_log_says_which_key_to_set_where_all_clients_may_be_one_proxy() {
+    let limit = ("TOPICGATE_LIMITS__STREAMS_PER_ADDRESS", "1");
+    let trusted = ("TOPICGATE_PROXIES__TRUSTED", "10.0.0.0/8");
+    for (environment, said) in [(&[limit][..], true), (&[limit, trusted], false)] {
+        let process = Process::start(environment).await;
+        let _held = Reader::open(process.address, "/topics/a", &[]).await;
+        for _ in 0..3 {
+            let mut reader = Reader::open(process.address, "/topics/a", &[]).await;
+            reader.expect("stream-close").await;
+        }
+        let told = || process.log().lines().filter(|line| line.contains("was told to come back")).count();
+        eventually("it says so", async || told() > 0).await;
+        assert_eq!(told(), 1, "now and then, not each time");
+        assert_eq!(process.log().contains("proxies.trusted"), said, "{}", process.log());
+        assert!(process.log().contains("127.0.0.1") && process.log().contains("too_many_streams"));
+    }
+}
