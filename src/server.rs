@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::{self, Auth};
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
 use crate::config::Config;
 use crate::gateway::Gateway;
@@ -50,6 +51,9 @@ pub enum BuildError {
     /// The broker's configuration cannot work.
     #[error(transparent)]
     Broker(#[from] SettingError),
+    /// That of `[auth]` cannot.
+    #[error(transparent)]
+    Auth(#[from] auth::SettingError),
 }
 
 /// A gateway that is bound and not running yet.
@@ -67,6 +71,7 @@ impl Server {
     /// # Errors
     /// [`BuildError`].
     pub async fn build(config: Config) -> Result<Self, BuildError> {
+        let auth = Auth::new(&config)?;
         let public = bind("listen", config.listen).await?;
         let admin = bind("admin.listen", config.admin.listen).await?;
         let metrics = Arc::new(Metrics::new());
@@ -85,7 +90,7 @@ impl Server {
             max_message: usize::try_from(config.limits.message).unwrap_or(usize::MAX),
             upstream,
         };
-        let gateway = Gateway::new(config, broker, registry, metrics, upstream_receiver);
+        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));

@@ -116,6 +116,10 @@ impl Rule {
         let who = |access| match access {
             Access::Anyone => "anyone",
             Access::Nobody => "nobody",
+            Access::Token if self.subject.is_some() => "the subject named in it",
+            Access::Token => "whoever has a valid token",
+            Access::Granted if self.subject.is_some() => "the subject named in it, where granted to them,",
+            Access::Granted => "whoever it is granted to",
         };
         let wherefrom = |field: &Field| match field {
             Field::Header(name) => format!("the header {name}"),
@@ -129,7 +133,7 @@ impl Rule {
         format!(
             "{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for those who come back; \
              it is {linger}{}. Ids are in {}, types in {}.",
-            self.filter,
+            self.pattern(),
             who(self.read),
             who(self.publish),
             r.messages,

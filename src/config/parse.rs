@@ -80,6 +80,7 @@ pub(super) fn config(
             .map(|age| check.duration("streams.max_age", Some(age), second, second, LONGEST)),
     };
     let limits = check.limits(raw.limits, d.limits);
+    let auth = check.auth(raw.auth);
     let cors = check.cors(raw.cors);
     let log = Log {
         level: raw.log.level.map_or(d.log.level, |level| check.level(level)),
@@ -94,7 +95,7 @@ pub(super) fn config(
         Some(rules) => {
             let rules = rules.into_iter().enumerate();
             rules
-                .filter_map(|(index, rule)| check.rule(index, rule, kind, broker.separator, &limits))
+                .filter_map(|(index, rule)| check.rule(index, rule, kind, broker.separator, &limits, &auth))
                 .collect()
         }
         // With nothing to leak from and nobody to leak to, a newcomer's first try should just work.
@@ -103,7 +104,7 @@ pub(super) fn config(
         }
         None => vec![],
     };
-    Config { listen, hosts, drain, admin, broker, topics, streams, limits, cors, log }
+    Config { listen, hosts, drain, admin, broker, topics, streams, limits, auth, cors, log }
 }
 
 pub(super) struct Check<'a> {

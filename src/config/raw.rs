@@ -14,7 +14,7 @@ use figment::value::{Dict, Value};
 use serde::de::{Deserialize, Deserializer, Error as _};
 
 macro_rules! table {
-    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(deny_unknown_fields, default, expecting = "a table of keys")]
@@ -31,6 +31,7 @@ table!(Raw {
     topics: Option<Vec<RawRule>>,
     streams: RawStreams,
     limits: RawLimits,
+    auth: RawAuth,
     cors: RawCors,
     log: RawLog,
 });
@@ -96,6 +97,26 @@ table!(RawLimits {
     buffer: Option<Size>,
     head: Option<Size>,
     head_timeout: Option<Span>,
+});
+
+table!(RawAuth { jwt: RawJwt, token: RawToken });
+
+table!(RawJwt {
+    secret: Option<String>,
+    public_key: Option<PathBuf>,
+    jwks_url: Option<String>,
+    algorithm: Option<String>,
+    audience: Option<List>,
+    issuer: Option<List>,
+    leeway: Option<Span>,
+    claim: Option<String>,
+    mercure: Option<Switch>,
+    centrifugo: Option<Switch>,
+});
+
+table!(RawToken {
+    cookie: Option<String>,
+    query: Option<Switch>,
 });
 
 table!(RawCors {

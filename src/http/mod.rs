@@ -2,6 +2,7 @@
 //!
 //! axum routes and hyper speaks HTTP; a stream on HTTP/1 leaves both once its head is sent (`handoff`).
 
+mod access;
 mod admin;
 mod client;
 mod connection;

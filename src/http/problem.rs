@@ -1,6 +1,8 @@
 //! Refusals, as problem details (RFC 9457): what is wrong, and what would be right. For requests that will never work
 //! as they are; what passes is [`come_back`], since a browser's EventSource gives up for good on any status but 200.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +19,10 @@ pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
+    /// `WWW-Authenticate`: what would let the caller in.
+    challenge: Option<HeaderValue>,
+    /// The grant that is missing, as claims have it: under which name, and for which topic or pattern.
+    missing: Option<(&'static str, String)>,
 }
 
 /// The machine code of a refusal, for the metrics. Travels in the response's extensions.
@@ -26,7 +32,22 @@ pub(super) struct Code(pub(super) &'static str);
 impl Problem {
     /// `code` is for machines and stays the same; `detail` is for the person who sent the request.
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Problem { status, code, detail: detail.into() }
+        Problem { status, code, detail: detail.into(), challenge: None, missing: None }
+    }
+
+    /// With this `WWW-Authenticate`.
+    pub(super) fn challenge(self, value: HeaderValue) -> Self {
+        Problem { challenge: Some(value), ..self }
+    }
+
+    /// With the grant that would allow it.
+    pub(super) fn missing(self, grant: &'static str, topic: &str) -> Self {
+        Problem { missing: Some((grant, topic.to_owned())), ..self }
+    }
+
+    /// For those who count.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business.
@@ -49,18 +70,25 @@ impl IntoResponse for Problem {
             status: u16,
             code: &'a str,
             detail: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            missing: Option<BTreeMap<&'a str, [&'a str; 1]>>,
         }
+        let missing = self.missing.as_ref();
         let body = Body {
             title: self.status.canonical_reason().unwrap_or_default(),
             status: self.status.as_u16(),
             code: self.code,
             detail: &self.detail,
+            missing: missing.map(|(grant, topic)| BTreeMap::from([(*grant, [topic.as_str()])])),
         };
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Some(challenge) = self.challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         response.extensions_mut().insert(Code(self.code));
         response
     }

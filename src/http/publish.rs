@@ -5,14 +5,18 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 
+use super::access::{self, Refusal};
+use super::client;
 use super::problem::Problem;
+use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
 use crate::position::is_publisher_id;
@@ -25,7 +29,7 @@ const RETRY_AFTER: &str = "2";
 /// The handler of POST.
 pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let result = publish_message(&gateway, &head.uri, &head.headers, body).await;
+    let result = publish_message(&gateway, &head, body).await;
     gateway.metrics().published(match &result {
         Ok(_) => "accepted",
         Err((status, _)) if *status == StatusCode::SERVICE_UNAVAILABLE => "broker_away",
@@ -37,21 +41,28 @@ pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Reques
 
 async fn publish_message(
     gateway: &Gateway,
-    uri: &Uri,
-    headers: &HeaderMap,
+    head: &Parts,
     body: Body,
 ) -> Result<Response, (StatusCode, Response)> {
     let refused = |status: StatusCode, code, detail: String| {
         (status, Problem::new(status, code, detail).into_response())
     };
     let bad = |detail: &str| refused(StatusCode::BAD_REQUEST, "bad_request", detail.into());
-    let topic = topic(gateway, uri)
-        .map_err(|error| (StatusCode::BAD_REQUEST, Problem::from(error).into_response()))?;
-    let not_exposed = || (StatusCode::NOT_FOUND, Problem::not_exposed().into_response());
+    let problem = |problem: Problem| (problem.status(), problem.into_response());
+    let (uri, headers) = (&head.uri, &head.headers);
+    let topic = topic(gateway, uri).map_err(|error| problem(error.into()))?;
+    let asked = Asked {
+        action: Action::Publish,
+        filters: &[Filter::from(topic.clone())],
+        headers,
+        query: uri.query(),
+        client: client::address(&head.extensions),
+    };
     // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
-    if !gateway.is_publishable(&topic) {
-        return Err(not_exposed());
-    }
+    let caller = access::authorize(gateway, &asked).await.map_err(|refusal| match refusal {
+        Refusal::No(refusal) => problem(refusal),
+        Refusal::Later => later("auth_unavailable", "who may publish cannot be asked now; try again"),
+    })?;
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
@@ -71,7 +82,7 @@ async fn publish_message(
     }
     let payload =
         payload(gateway, body).await.map_err(|problem| (StatusCode::BAD_REQUEST, problem.into_response()))?;
-    match gateway.publish(&topic, payload, id.clone(), kind).await {
+    match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
         Ok(()) => {
             #[derive(Serialize)]
             struct Accepted<'a> {
@@ -81,7 +92,7 @@ async fn publish_message(
             }
             Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
         }
-        Err(PublishError::NotExposed) => Err(not_exposed()),
+        Err(PublishError::NotExposed) => Err(problem(Problem::not_exposed())),
         Err(PublishError::NoPlace(why)) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(why))) => {
             tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
@@ -89,13 +100,17 @@ async fn publish_message(
             Err(refused(StatusCode::BAD_GATEWAY, "broker_refused", detail))
         }
         Err(PublishError::Broker(BrokerError::Away(_))) => {
-            let detail = "the broker is away and the message was not confirmed; try again";
-            let (status, mut response) =
-                refused(StatusCode::SERVICE_UNAVAILABLE, "broker_away", detail.into());
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
-            Err((status, response))
+            Err(later("broker_away", "the broker is away and the message was not confirmed; try again"))
         }
     }
+}
+
+/// What passes. A publisher is no EventSource, and knows what 503 means.
+fn later(code: &'static str, detail: &str) -> (StatusCode, Response) {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    let mut response = Problem::new(status, code, detail).into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+    (status, response)
 }
 
 fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {

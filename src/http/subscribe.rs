@@ -10,12 +10,17 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, heade
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
+use super::access::{self, Refusal};
+use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
-use crate::gateway::{Gateway, OpenError};
+use crate::auth::jwt::BadToken;
+use crate::auth::{self, Action};
+use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
 use crate::metrics::HttpVersion;
 use crate::position::{MAX_EVENT_ID, Start};
+use crate::signal::CloseCode;
 use crate::topic::{Filter, TopicError};
 
 /// The names under which a cursor comes in a query: ours and Mercure's, and those of the polyfills.
@@ -42,9 +47,22 @@ pub(super) async fn subscribe(
         ));
     }
     let asked = Asked::read(&gateway, request.uri(), request.headers())?;
-    if !gateway.is_readable(&asked.filters) {
-        return Err(Problem::not_exposed());
-    }
+    let caller = match access::authorize(
+        &gateway,
+        &auth::Asked {
+            action: Action::Subscribe,
+            filters: &asked.filters,
+            headers: request.headers(),
+            query: request.uri().query(),
+            client: client::address(request.extensions()),
+        },
+    )
+    .await
+    {
+        Ok(caller) => caller,
+        Err(Refusal::No(problem)) => return Err(problem),
+        Err(Refusal::Later) => return Ok(come_back(&gateway, CloseCode::AuthUnavailable)),
+    };
     let mut response = Response::new(Body::empty());
     stream_headers(response.headers_mut());
     if request.method() == Method::HEAD {
@@ -57,9 +75,17 @@ pub(super) async fn subscribe(
         Version::HTTP_11 => HttpVersion::Http11,
         _ => HttpVersion::Http10,
     };
-    let stream = match gateway.open(&asked.filters, &asked.start, asked.format, version).await {
+    let opening = Opening {
+        filters: &asked.filters,
+        start: &asked.start,
+        format: asked.format,
+        http: version,
+        caller: caller.as_ref(),
+    };
+    let stream = match gateway.open(opening).await {
         Ok(stream) => stream,
         Err(OpenError::NotExposed) => return Err(Problem::not_exposed()),
+        Err(OpenError::Expired) => return Err(access::not_identified(BadToken::Expired.into())),
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, code)),
     };
     if version != HttpVersion::Http2 {
