@@ -1,154 +1,19 @@
-//! JSON Web Tokens (RFC 7519): the keys they are checked with, and what one that holds says of its bearer.
+//! JSON Web Tokens (RFC 7519): whether one holds, and what it says of its bearer.
 //!
-//! The algorithm belongs to the key. What a token says of itself (`alg`, `kid`, `jku`, `jwk`, `x5u`) chooses neither a
-//! URL nor key material nor an algorithm: `alg` must be that of the key, `kid` picks among keys that are known already,
-//! the rest is not looked at.
+//! What a token says of itself (`alg`, `kid`, `jku`, `jwk`, `x5u`) chooses neither a URL nor key material nor an
+//! algorithm: `alg` must be that of the key, `kid` picks among keys that are known already, the rest is not looked at.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use jsonwebtoken::Validation;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::jwk::{self, AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, Validation};
 use serde_json::Value;
 use thiserror::Error;
 
 use super::claims::Claims;
+use super::key::{Key, Keys};
 use super::{AuthError, Caller, SettingError, crypto};
 use crate::config;
-
-/// Bytes of the smallest RSA modulus that is taken, 2048 bits.
-const RSA_BYTES: usize = 256;
-
-/// One key that tokens are checked with, and the one algorithm that it is for.
-#[derive(Debug, Clone)]
-pub struct Key {
-    kid: Option<String>,
-    algorithm: Algorithm,
-    key: DecodingKey,
-}
-
-impl Key {
-    /// The shared secret of an HMAC, its bytes as they are.
-    pub fn from_secret(secret: &str, algorithm: Algorithm) -> Result<Self, String> {
-        Key::new(None, algorithm, DecodingKey::from_secret(secret.as_bytes()))
-    }
-
-    /// A public key, PEM. Without an `algorithm`, the usual one of its kind: RS256, ES256, ES384 or EdDSA.
-    ///
-    /// # Errors
-    /// What is wrong with it, to follow the name of the file.
-    pub fn from_pem(pem: &str, algorithm: Option<Algorithm>) -> Result<Self, String> {
-        if pem.contains("PRIVATE KEY-----") {
-            return Err(
-                "is a private key; the gateway needs the public one alone (openssl pkey -pubout)".into()
-            );
-        }
-        if pem.contains("BEGIN CERTIFICATE") {
-            return Err("is a certificate; write the public key in it (openssl x509 -pubkey -noout)".into());
-        }
-        if pem.matches("-----BEGIN ").count() > 1 {
-            return Err("holds several keys; leave one, or serve them as a JWKS (auth.jwt.jwks_url)".into());
-        }
-        let bytes = pem.as_bytes();
-        let key = DecodingKey::from_rsa_pem(bytes)
-            .or_else(|_| DecodingKey::from_ec_pem(bytes))
-            .or_else(|_| DecodingKey::from_ed_pem(bytes))
-            .map_err(|_| "is no public key of RSA, P-256, P-384 or Ed25519 in PEM (BEGIN PUBLIC KEY)")?;
-        let usual = match (key.family(), key.try_get_as_bytes().map_or(0, <[u8]>::len)) {
-            (AlgorithmFamily::Ec, P384_BYTES) => Algorithm::ES384,
-            (AlgorithmFamily::Ec, _) => Algorithm::ES256,
-            (AlgorithmFamily::Ed, _) => Algorithm::EdDSA,
-            _ => Algorithm::RS256,
-        };
-        Key::new(None, algorithm.unwrap_or(usual), key)
-    }
-
-    /// A public key out of a JWKS. `algorithm` is the one that the configuration pins: a key that names another, or
-    /// cannot be used with it, is not taken. Without it the key's own `alg` counts, else the usual one of its kind.
-    ///
-    /// # Errors
-    /// Why it is not one to check tokens with.
-    pub fn from_jwk(jwk: &Jwk, algorithm: Option<Algorithm>) -> Result<Self, String> {
-        let common = &jwk.common;
-        if common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature)
-            || common.key_operations.as_ref().is_some_and(|all| !all.contains(&KeyOperations::Verify))
-        {
-            return Err("is not for signatures".into());
-        }
-        let usual = match &jwk.algorithm {
-            AlgorithmParameters::RSA(_) => Algorithm::RS256,
-            AlgorithmParameters::EllipticCurve(jwk::EllipticCurveKeyParameters { curve, .. }) => {
-                match curve {
-                    EllipticCurve::P256 => Algorithm::ES256,
-                    EllipticCurve::P384 => Algorithm::ES384,
-                    _ => return Err("is of a curve that is not P-256 or P-384".into()),
-                }
-            }
-            AlgorithmParameters::OctetKeyPair(parameters) if parameters.curve == EllipticCurve::Ed25519 => {
-                Algorithm::EdDSA
-            }
-            // A secret that a URL shows is none.
-            _ => return Err("is no public key of RSA, P-256, P-384 or Ed25519".into()),
-        };
-        let own = match common.key_algorithm {
-            Some(own) => Some(Algorithm::try_from(own).map_err(|_| format!("has alg {own}"))?),
-            None => None,
-        };
-        if let (Some(own), Some(pinned)) = (own, algorithm)
-            && own != pinned
-        {
-            return Err(format!("is for {own:?} and auth.jwt.algorithm is {pinned:?}"));
-        }
-        let key = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
-        Key::new(common.key_id.clone(), algorithm.or(own).unwrap_or(usual), key)
-    }
-
-    fn new(kid: Option<String>, algorithm: Algorithm, key: DecodingKey) -> Result<Self, String> {
-        let fits = algorithm.family() == key.family();
-        let bytes = key.try_get_as_bytes().unwrap_or_default();
-        let strong = match (algorithm, key.kind()) {
-            (Algorithm::ES256, _) => bytes.len() == P256_BYTES,
-            (Algorithm::ES384, _) => bytes.len() == P384_BYTES,
-            (Algorithm::EdDSA, _) => bytes.len() == 32,
-            (_, DecodingKeyKind::RsaModulusExponent { n, .. }) => {
-                n.iter().skip_while(|byte| **byte == 0).count() >= RSA_BYTES
-            }
-            // The DER of a key is its modulus and a few bytes.
-            (_, DecodingKeyKind::SecretOrDer(der)) => {
-                fits && (algorithm.family() != AlgorithmFamily::Rsa || der.len() > RSA_BYTES)
-            }
-        };
-        match (fits, strong) {
-            (false, _) => Err(format!("is no key for {algorithm:?}; see auth.jwt.algorithm")),
-            (true, false) if algorithm.family() == AlgorithmFamily::Rsa => {
-                Err("is an RSA key of less than 2048 bits".into())
-            }
-            (true, false) => Err(format!("is no key for {algorithm:?}; see auth.jwt.algorithm")),
-            (true, true) => Ok(Key { kid, algorithm, key }),
-        }
-    }
-}
-
-/// Bytes of a point, uncompressed.
-const P256_BYTES: usize = 65;
-const P384_BYTES: usize = 97;
-
-/// The keys that a token may be signed with.
-#[derive(Debug)]
-pub enum Keys {
-    /// One that the configuration names.
-    Static(Arc<[Key]>),
-}
-
-impl Keys {
-    /// Those that may hold for a token which says `kid`. A key without an id may hold for any.
-    async fn find(&self, _kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
-        match self {
-            Keys::Static(keys) => Ok(keys.clone()),
-        }
-    }
-}
 
 /// What is wrong with a token. The text is for the one who sent it, and repeats nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -195,24 +60,7 @@ impl Jwt {
     /// Reads the file that the setting names, if it names one.
     pub(super) fn new(settings: &config::Jwt, claims: Claims) -> Result<Self, SettingError> {
         crypto::install();
-        let wrong = |key: &str, problem: String| SettingError(format!("{key} {problem}"));
-        let keys = match &settings.keys {
-            config::JwtKeys::Secret(secret) => {
-                let algorithm = settings.algorithm.unwrap_or(Algorithm::HS256);
-                let key = Key::from_secret(&secret.0, algorithm);
-                Keys::Static([key.map_err(|problem| wrong("auth.jwt.secret", problem))?].into())
-            }
-            config::JwtKeys::PublicKey(path) => {
-                let name = format!("auth.jwt.public_key: {}", path.display());
-                let pem = std::fs::read_to_string(path)
-                    .map_err(|error| wrong(&name, format!("cannot be read: {error}")))?;
-                let key = Key::from_pem(&pem, settings.algorithm);
-                Keys::Static([key.map_err(|problem| wrong(&name, problem))?].into())
-            }
-            config::JwtKeys::JwksUrl(_) => {
-                return Err(wrong("auth.jwt.jwks_url", "is not in this version".into()));
-            }
-        };
+        let keys = Keys::new(settings)?;
         let mut validation = Validation::default();
         validation.leeway = settings.leeway.as_secs();
         validation.validate_nbf = true;
@@ -243,13 +91,8 @@ impl Jwt {
         }
         let keys = self.keys.find(header.kid.as_deref()).await?;
         let mut problem = BadToken::UnknownKey;
-        for key in &*keys {
-            if let (Some(wanted), Some(kid)) = (&header.kid, &key.kid)
-                && wanted != kid
-            {
-                continue;
-            }
-            if key.algorithm != header.alg {
+        for key in keys.iter().filter(|key| key.may_have(header.kid.as_deref())) {
+            if key.algorithm() != header.alg {
                 problem = BadToken::Algorithm;
                 continue;
             }
@@ -263,8 +106,8 @@ impl Jwt {
     }
 
     fn check(&self, token: &[u8], key: &Key) -> Result<Value, BadToken> {
-        let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
-        let decoded = jsonwebtoken::decode::<Value>(token, &key.key, &validation);
+        let validation = Validation { algorithms: vec![key.algorithm()], ..self.validation.clone() };
+        let decoded = jsonwebtoken::decode::<Value>(token, key.decoding(), &validation);
         decoded.map(|token| token.claims).map_err(|error| why(error.kind()))
     }
 

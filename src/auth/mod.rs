@@ -6,6 +6,7 @@ pub mod access;
 mod claims;
 mod crypto;
 pub mod jwt;
+pub mod key;
 mod token;
 
 use std::net::IpAddr;
