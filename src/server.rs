@@ -71,10 +71,10 @@ impl Server {
     /// # Errors
     /// [`BuildError`].
     pub async fn build(config: Config) -> Result<Self, BuildError> {
-        let auth = Auth::new(&config)?;
+        let metrics = Arc::new(Metrics::new());
+        let auth = Auth::new(&config, &metrics)?;
         let public = bind("listen", config.listen).await?;
         let admin = bind("admin.listen", config.admin.listen).await?;
-        let metrics = Arc::new(Metrics::new());
         metrics.limit("streams", config.limits.streams as u64);
         metrics.limit("connections", config.limits.connections as u64);
         metrics.limit("topics", config.limits.topics as u64);

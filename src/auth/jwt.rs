@@ -3,6 +3,7 @@
 //! What a token says of itself (`alg`, `kid`, `jku`, `jwk`, `x5u`) chooses neither a URL nor key material nor an
 //! algorithm: `alg` must be that of the key, `kid` picks among keys that are known already, the rest is not looked at.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::Validation;
@@ -14,6 +15,7 @@ use super::claims::Claims;
 use super::key::{Key, Keys};
 use super::{AuthError, Caller, SettingError, crypto};
 use crate::config;
+use crate::metrics::Metrics;
 
 /// What is wrong with a token. The text is for the one who sent it, and repeats nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -57,10 +59,14 @@ pub(super) struct Jwt {
 }
 
 impl Jwt {
-    /// Reads the file that the setting names, if it names one.
-    pub(super) fn new(settings: &config::Jwt, claims: Claims) -> Result<Self, SettingError> {
+    /// Reads the file that the setting names, if it names one, or begins to fetch the keys.
+    pub(super) fn new(
+        settings: &config::Jwt,
+        claims: Claims,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, SettingError> {
         crypto::install();
-        let keys = Keys::new(settings)?;
+        let keys = Keys::new(settings, metrics)?;
         let mut validation = Validation::default();
         validation.leeway = settings.leeway.as_secs();
         validation.validate_nbf = true;
@@ -90,6 +96,11 @@ impl Jwt {
             return Err(BadToken::Malformed.into());
         }
         let keys = self.keys.find(header.kid.as_deref()).await?;
+        // A token that names no key is for the one that it can be for, if there is only one.
+        let of_its_kind = keys.iter().filter(|key| key.algorithm() == header.alg).count();
+        if header.kid.is_none() && of_its_kind > 1 {
+            return Err(BadToken::UnknownKey.into());
+        }
         let mut problem = BadToken::UnknownKey;
         for key in keys.iter().filter(|key| key.may_have(header.kid.as_deref())) {
             if key.algorithm() != header.alg {

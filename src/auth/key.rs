@@ -6,8 +6,10 @@ use std::sync::Arc;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
 
+use super::jwks::Jwks;
 use super::{AuthError, SettingError};
 use crate::config;
+use crate::metrics::Metrics;
 
 /// Bytes of the smallest RSA modulus that is taken, 2048 bits: `ring` takes no smaller one.
 const RSA_BYTES: usize = 256;
@@ -131,6 +133,11 @@ impl Key {
         kid.zip(self.kid.as_deref()).is_none_or(|(theirs, ours)| theirs == ours)
     }
 
+    /// The name under which it is published.
+    pub(super) fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
     pub(super) fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -150,17 +157,19 @@ fn length(key: &DecodingKey) -> usize {
 
 /// The keys that a token may be signed with.
 #[derive(Debug)]
-pub enum Keys {
+pub(super) enum Keys {
     /// Those that the configuration names.
     Static(Arc<[Key]>),
+    /// Those that are published at a URL.
+    Published(Jwks),
 }
 
 impl Keys {
-    /// Reads the file that the setting names, if it names one.
+    /// Reads the file that the setting names, if it names one, or begins to fetch what is published.
     ///
     /// # Errors
     /// [`SettingError`].
-    pub fn new(settings: &config::Jwt) -> Result<Self, SettingError> {
+    pub(super) fn new(settings: &config::Jwt, metrics: &Arc<Metrics>) -> Result<Self, SettingError> {
         let key = match &settings.keys {
             config::JwtKeys::Secret(secret) => {
                 Key::from_secret(&secret.0, settings.algorithm.unwrap_or(Algorithm::HS256))
@@ -172,8 +181,10 @@ impl Keys {
                 .map_err(|problem| {
                     SettingError(format!("auth.jwt.public_key: {} {problem}", path.display()))
                 }),
-            config::JwtKeys::JwksUrl(_) => {
-                Err(SettingError("auth.jwt.jwks_url is not in this version".into()))
+            config::JwtKeys::Jwks { url, refresh } => {
+                return Jwks::start(url, *refresh, settings.algorithm, metrics.clone())
+                    .map(Keys::Published)
+                    .map_err(|problem| SettingError(format!("auth.jwt.jwks_url {problem}")));
             }
         };
         Ok(Keys::Static([key?].into()))
@@ -183,9 +194,10 @@ impl Keys {
     ///
     /// # Errors
     /// [`AuthError::Unavailable`] if they cannot be had now.
-    pub async fn find(&self, _kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
+    pub(super) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
         match self {
             Keys::Static(keys) => Ok(keys.clone()),
+            Keys::Published(keys) => keys.find(kid).await,
         }
     }
 }

@@ -4,7 +4,10 @@
 
 pub mod access;
 mod claims;
+mod client;
 mod crypto;
+mod forward;
+mod jwks;
 pub mod jwt;
 pub mod key;
 mod token;
@@ -13,13 +16,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use thiserror::Error;
 
 use self::claims::Claims;
 pub use self::claims::Grammar;
+use self::forward::Forward;
 use self::jwt::{BadToken, Jwt};
 use crate::config::{self, Config};
+use crate::metrics::Metrics;
 use crate::topic::Filter;
 
 /// One who has shown who they are: by a token, or by what the backend answered for them.
@@ -56,7 +61,7 @@ pub enum Action {
 pub struct Asked<'a> {
     /// What for.
     pub action: Action,
-    /// Which topics and patterns.
+    /// Which topics and patterns: those for which it has to be known.
     pub filters: &'a [Filter],
     /// The request's header fields.
     pub headers: &'a HeaderMap,
@@ -67,7 +72,7 @@ pub struct Asked<'a> {
 }
 
 /// Why it cannot be said who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AuthError {
     /// Several tokens that differ.
     #[error("the request carries several tokens that differ; send one")]
@@ -78,9 +83,23 @@ pub enum AuthError {
     /// The backend, or the place of the keys, cannot be asked now.
     #[error("who may do this cannot be asked now")]
     Unavailable,
-    /// The backend says no, with this status: 401 or 403.
-    #[error("the backend refuses this")]
-    Refused(u16),
+    /// The backend says no.
+    #[error("the backend that knows who may does not allow this")]
+    Refused {
+        /// 401 or 403.
+        status: StatusCode,
+        /// The `WWW-Authenticate` that it gave.
+        challenge: Option<HeaderValue>,
+    },
+    /// What the backend grants does not take this in.
+    #[error("the backend does not grant {0}")]
+    NotGranted(Filter),
+    /// The topics do not fit into one question to the backend.
+    #[error(
+        "the backend is asked about all topics of a stream at once, and these are too many; ask for a pattern, or use \
+         several streams"
+    )]
+    TooManyTopics,
 }
 
 /// A setting of `[auth]` cannot work. Told with its key.
@@ -93,33 +112,44 @@ pub struct SettingError(String);
 pub struct Auth {
     places: config::TokenPlaces,
     jwt: Option<Jwt>,
+    forward: Option<Arc<Forward>>,
 }
 
 impl Auth {
-    /// Reads `[auth]` and the files it names.
+    /// Reads `[auth]` and the files it names, and begins to fetch keys where they are at a URL.
     ///
     /// # Errors
     /// [`SettingError`].
-    pub fn new(config: &Config) -> Result<Self, SettingError> {
+    pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, SettingError> {
         let grammar = Grammar { separator: config.broker.alias(), limit: config.limits.topic_length };
         let settings = &config.auth;
-        let jwt = settings.jwt.as_ref().map(|jwt| Jwt::new(jwt, Claims::new(jwt, grammar))).transpose()?;
-        Ok(Auth { places: settings.token.clone(), jwt })
+        let jwt =
+            settings.jwt.as_ref().map(|jwt| Jwt::new(jwt, Claims::new(jwt, grammar), metrics)).transpose()?;
+        let forward =
+            settings.forward.as_ref().map(|forward| Forward::new(forward, grammar, metrics.clone()));
+        Ok(Auth { places: settings.token.clone(), jwt, forward: forward.transpose()? })
     }
 
-    /// Who asks. `None` if the request carries no credentials. To be called only where a rule asks for some: a cookie that
-    /// has expired must not stand in the way of a public topic.
+    /// Who asks. `None` if the request carries no credentials that are understood here, and there is no backend to ask. To
+    /// be called only where a rule asks for some: a cookie that has expired must not stand in the way of a public topic.
     ///
     /// # Errors
     /// [`AuthError`].
     pub async fn identify(&self, asked: &Asked<'_>) -> Result<Option<Caller>, AuthError> {
-        let Some(jwt) = &self.jwt else { return Ok(None) };
-        let Some(token) = token::find(&self.places, asked.headers, asked.query)? else { return Ok(None) };
-        let caller = jwt.read(&token).await?;
-        // To the moment, where the library counts in whole seconds: the streams end by the same clock.
-        if caller.is_expired() {
-            return Err(BadToken::Expired.into());
+        // A token speaks for itself, whatever the backend would say.
+        if let Some(jwt) = &self.jwt
+            && let Some(token) = token::find(&self.places, asked.headers, asked.query)?
+        {
+            let caller = jwt.read(&token).await?;
+            // To the moment, where the library counts in whole seconds: the streams end by the same clock.
+            if caller.is_expired() {
+                return Err(BadToken::Expired.into());
+            }
+            return Ok(Some(caller));
         }
-        Ok(Some(caller))
+        match &self.forward {
+            Some(forward) => forward.ask(asked).await.map(Some),
+            None => Ok(None),
+        }
     }
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, AlgorithmFamily};
-use url::Url;
 
-use super::Secret;
+use super::forward::Forward;
 use super::parse::Check;
-use super::raw::{RawAuth, RawJwt};
+use super::raw::{RawAuth, RawJwt, Span};
 use super::rule::{is_pointer, is_token};
+use super::{Secret, url};
 
 /// Bytes of a shared secret: as many as HS256's hash has (RFC 7518, section 3.2). With fewer, whoever has one token can
 /// try secrets until one makes its signature, without asking anyone.
@@ -18,6 +18,11 @@ const SECRET_BYTES: usize = 32;
 /// More than clocks differ, and short beside the life of a token.
 const MOST_LEEWAY: Duration = Duration::from_secs(300);
 
+/// How often keys are fetched anew. Longer than a day, and a key that was withdrawn would still let callers in.
+const JWKS_REFRESH: Duration = Duration::from_secs(300);
+const SHORTEST_REFRESH: Duration = Duration::from_secs(10);
+const LONGEST_REFRESH: Duration = Duration::from_secs(24 * 3600);
+
 /// `[auth]`: how callers show who they are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Auth {
@@ -25,6 +30,8 @@ pub struct Auth {
     pub jwt: Option<Jwt>,
     /// `[auth.token]`.
     pub token: TokenPlaces,
+    /// `[auth.forward]`, if it is there.
+    pub forward: Option<Forward>,
 }
 
 /// `[auth.jwt]`: JSON Web Tokens.
@@ -55,8 +62,13 @@ pub enum JwtKeys {
     Secret(Secret),
     /// `auth.jwt.public_key`: path of a PEM file.
     PublicKey(PathBuf),
-    /// `auth.jwt.jwks_url`: where a set of keys is served.
-    JwksUrl(String),
+    /// Where a set of keys is served.
+    Jwks {
+        /// `auth.jwt.jwks_url`. Secret because a query may hold a key.
+        url: Secret,
+        /// `auth.jwt.jwks_refresh`: how often it is fetched anew.
+        refresh: Duration,
+    },
 }
 
 /// `[auth.token]`: where tokens are looked for, beside `Authorization: Bearer`.
@@ -77,7 +89,7 @@ impl Default for TokenPlaces {
 impl Auth {
     /// Whether anyone can show who they are.
     pub fn is_configured(&self) -> bool {
-        self.jwt.is_some()
+        self.jwt.is_some() || self.forward.is_some()
     }
 }
 
@@ -92,7 +104,8 @@ impl Check<'_> {
             );
         }
         let query = raw.token.query.map_or(d.query, |switch| switch.0);
-        Auth { jwt: self.jwt(raw.jwt), token: TokenPlaces { cookie, query } }
+        let token = TokenPlaces { cookie, query };
+        Auth { jwt: self.jwt(raw.jwt), token, forward: self.forward(raw.forward) }
     }
 
     fn jwt(&mut self, raw: RawJwt) -> Option<Jwt> {
@@ -105,16 +118,19 @@ impl Check<'_> {
         if set.len() > 1 {
             self.refuse("auth.jwt", format!("has several keys: {}; keep one", set.join(", ")));
         }
+        if raw.jwks_refresh.is_some() && raw.jwks_url.is_none() {
+            self.refuse(
+                "auth.jwt.jwks_refresh",
+                "has no effect without auth.jwt.jwks_url; set it, or remove this",
+            );
+        }
         let keys = match (raw.secret, raw.public_key, raw.jwks_url) {
             (Some(secret), ..) => {
                 self.secret(&secret);
                 JwtKeys::Secret(Secret(secret))
             }
             (None, Some(path), _) => JwtKeys::PublicKey(path),
-            (None, None, Some(url)) => {
-                self.jwks_url(&url);
-                JwtKeys::JwksUrl(url)
-            }
+            (None, None, Some(url)) => self.jwks(url, raw.jwks_refresh),
             (None, None, None) => {
                 let reported = named.iter().any(|(key, _)| self.failed.contains(*key));
                 let other = raw.algorithm.is_some()
@@ -187,12 +203,18 @@ impl Check<'_> {
         }
     }
 
-    fn jwks_url(&mut self, text: &str) {
-        let fits = |url: Url| matches!(url.scheme(), "https" | "http") && url.host_str().is_some();
-        if !Url::parse(text).is_ok_and(fits) {
-            let problem = "is not a URL of a key set; write one as in https://login.example.com/jwks.json";
-            self.refuse("auth.jwt.jwks_url", problem);
+    fn jwks(&mut self, text: String, refresh: Option<Span>) -> JwtKeys {
+        match url::http(&text) {
+            // Whoever can change the answer on its way can sign tokens for everyone.
+            Ok(url) if url.scheme() == "http" && !url::is_loopback(&url) => {
+                self.refuse("auth.jwt.jwks_url", "is http:// to another machine, and keys must not be changed on their way; write https://");
+            }
+            Ok(_) => {}
+            Err(problem) => self.refuse("auth.jwt.jwks_url", problem),
         }
+        let refresh =
+            self.duration("auth.jwt.jwks_refresh", refresh, JWKS_REFRESH, SHORTEST_REFRESH, LONGEST_REFRESH);
+        JwtKeys::Jwks { url: Secret(text), refresh }
     }
 
     /// A secret has its algorithm here; those of public keys depend on keys that are not read yet.

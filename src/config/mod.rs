@@ -9,6 +9,7 @@ mod advice;
 mod auth;
 mod error;
 mod explain;
+mod forward;
 mod load;
 mod parse;
 mod raw;
@@ -24,6 +25,7 @@ use serde::{Serialize, Serializer};
 
 pub use self::auth::{Auth, Jwt, JwtKeys, TokenPlaces};
 pub use self::error::{ConfigError, ConfigErrors};
+pub use self::forward::Forward;
 pub use self::load::Sources;
 pub use self::url::{BrokerKind, masked};
 use crate::topic::Filter;

@@ -99,12 +99,13 @@ table!(RawLimits {
     head_timeout: Option<Span>,
 });
 
-table!(RawAuth { jwt: RawJwt, token: RawToken });
+table!(RawAuth { jwt: RawJwt, token: RawToken, forward: RawForward });
 
 table!(RawJwt {
     secret: Option<String>,
     public_key: Option<PathBuf>,
     jwks_url: Option<String>,
+    jwks_refresh: Option<Span>,
     algorithm: Option<String>,
     audience: Option<List>,
     issuer: Option<List>,
@@ -117,6 +118,13 @@ table!(RawJwt {
 table!(RawToken {
     cookie: Option<String>,
     query: Option<Switch>,
+});
+
+table!(RawForward {
+    url: Option<String>,
+    timeout: Option<Span>,
+    cache: Option<Span>,
+    concurrency: Option<Count>,
 });
 
 table!(RawCors {

@@ -107,7 +107,10 @@ impl Check<'_> {
         let access = self.word(path, given, Access::Nobody, &words);
         let unknown = self.failed.iter().any(|path| path.starts_with("auth"));
         if matches!(access, Access::Token | Access::Granted) && !auth.is_configured() && !unknown {
-            self.refuse(path, "asks callers who they are, and nothing says how that is told; set auth.jwt");
+            self.refuse(
+                path,
+                "asks callers who they are, and nothing says how that is told; set auth.jwt or auth.forward",
+            );
         }
         access
     }

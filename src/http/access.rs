@@ -37,10 +37,16 @@ pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Op
         Some((Verdict::NotExposed, _)) => return Err(Problem::not_exposed().into()),
         Some(_) => {}
     }
-    let caller = match gateway.auth().identify(asked).await {
+    // A backend is asked about these alone: what is open to anyone it may not even know.
+    let open = |filter: &&Filter| matches!(gateway.decide(asked.action, filter, None), Verdict::Allowed(_));
+    let filters: Vec<Filter> = asked.filters.iter().filter(|filter| !open(filter)).cloned().collect();
+    let caller = match gateway.auth().identify(&Asked { filters: &filters, ..*asked }).await {
         Ok(Some(caller)) => caller,
         Ok(None) => return Err(no_token().into()),
         Err(AuthError::Unavailable) => return Err(Refusal::Later),
+        Err(AuthError::NotGranted(filter)) => {
+            return Err(not_allowed(asked.action, &filter, Verdict::NotGranted).into());
+        }
         Err(error) => return Err(not_identified(error).into()),
     };
     match obstacle(gateway, asked, Some(&caller)) {
@@ -91,9 +97,20 @@ pub(super) fn not_identified(error: AuthError) -> Problem {
             let challenge = challenge(&detail);
             Problem::new(StatusCode::UNAUTHORIZED, code, detail).challenge(challenge)
         }
-        AuthError::Refused(401) => Problem::new(StatusCode::UNAUTHORIZED, "backend_refused", detail)
-            .challenge(HeaderValue::from_static("Bearer realm=\"topicgate\"")),
-        AuthError::Refused(_) | AuthError::Unavailable => {
+        AuthError::Refused { status, challenge } => {
+            let problem = Problem::new(status, "backend_refused", detail);
+            // A 401 has one (RFC 9110, section 15.5.2); a backend of cookies has none to give.
+            let ours = || {
+                (status == StatusCode::UNAUTHORIZED)
+                    .then(|| HeaderValue::from_static("Bearer realm=\"topicgate\""))
+            };
+            match challenge.or_else(ours) {
+                Some(challenge) => problem.challenge(challenge),
+                None => problem,
+            }
+        }
+        AuthError::TooManyTopics => Problem::new(StatusCode::BAD_REQUEST, "bad_query", detail),
+        AuthError::NotGranted(_) | AuthError::Unavailable => {
             Problem::new(StatusCode::FORBIDDEN, "backend_refused", detail)
         }
     }
