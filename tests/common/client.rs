@@ -67,7 +67,10 @@ pub async fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Response {
-    let response = send(address, method, path, headers, body).await.unwrap();
+    whole(send(address, method, path, headers, body).await.unwrap()).await
+}
+
+async fn whole(response: hyper::Response<hyper::body::Incoming>) -> Response {
     let (head, body) = response.into_parts();
     let body = tokio::time::timeout(LIMIT, body.collect())
         .await
@@ -94,12 +97,22 @@ impl Reader {
     /// As [`Reader::open`], with a connection that breaks within the response head as an error.
     pub async fn try_open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
         let response = send(address, "GET", path, headers, b"").await?;
+        assert_eq!(response.status(), 200, "{path}");
+        Ok(Self::of(response))
+    }
+
+    /// As [`Reader::open`], with a refusal as an error.
+    pub async fn ask(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Response> {
+        let response = send(address, "GET", path, headers, b"").await.unwrap();
+        if response.status() == 200 { Ok(Self::of(response)) } else { Err(whole(response).await) }
+    }
+
+    fn of(response: hyper::Response<hyper::body::Incoming>) -> Self {
         let (head, body) = response.into_parts();
-        assert_eq!(head.status, 200, "{path}");
         assert_eq!(head.headers["content-type"], "text/event-stream; charset=utf-8");
         let bytes = body.into_data_stream().map_err(|error| error.to_string());
         let events = bytes.eventsource().map_err(|error| error.to_string());
-        Ok(Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() })
+        Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() }
     }
 
     /// The next event; `None` at a clean end of the stream. Fails if it takes longer than [`LIMIT`] or the stream breaks.
@@ -149,5 +162,33 @@ impl Reader {
         if let Ok(event) = tokio::time::timeout(time, self.events.next()).await {
             panic!("unexpected {event:?}");
         }
+    }
+}
+
+/// One connection for many requests without a body, one after the other.
+pub struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    address: SocketAddr,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(socket)).await.unwrap();
+        tokio::spawn(connection);
+        Connection { sender, address }
+    }
+
+    /// The status of the answer.
+    pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+        let mut request =
+            Request::builder().method(method).uri(path).header("host", self.address.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.sender.ready().await.unwrap();
+        let response = self.sender.send_request(request.body(Full::default()).unwrap());
+        let response = tokio::time::timeout(LIMIT, response).await.expect("no response").unwrap();
+        response.status().as_u16()
     }
 }

@@ -2,6 +2,7 @@
 //! Each test file is a crate of its own and uses a part of it.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod backend;
 pub mod browser;
 pub mod client;
 pub mod gateway;
