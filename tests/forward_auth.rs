@@ -579,6 +579,39 @@ async fn no_more_questions_are_asked_at_once_than_allowed_and_who_waits_too_long
     assert_eq!(with_cookie(&gateway, "/topics/t/a", "session=after").await, "open");
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_backend_and_keys_over_tls_are_asked_only_where_the_system_trusts_them() {
+    use common::process::Process;
+    use common::signer::Signer;
+    let signer = Signer::new("1", "EdDSA");
+    let set = json!({"keys": [signer.jwk()]});
+    let (backend, certificate) = Backend::tls(move |question| match question.uri.as_str() {
+        "/jwks.json" => Reply::json(&set),
+        _ => Reply::status(200),
+    })
+    .await;
+    let url = format!("https://localhost:{}", backend.address.port());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ca.pem");
+    std::fs::write(&path, certificate).unwrap();
+    let token = format!("Bearer {}", signer.token(&json!({"exp": unix(60)})));
+    for (trusted, expected) in [(true, "open"), (false, LATER)] {
+        let environment = [
+            ("TOPICGATE_AUTH__FORWARD__URL", url.as_str()),
+            ("TOPICGATE_AUTH__JWT__JWKS_URL", &format!("{url}/jwks.json")),
+            ("TOPICGATE_TOPICS", "[{ match = \"a\", read = \"token\" }]"),
+            ("SSL_CERT_FILE", path.to_str().unwrap()),
+        ];
+        let process = Process::start(&environment[..if trusted { 4 } else { 3 }]).await;
+        assert_eq!(outcome(process.address, "/topics/a", &[]).await, expected, "{}", process.log());
+        let bearer = [("authorization", token.as_str())];
+        assert_eq!(outcome(process.address, "/topics/a", &bearer).await, expected, "{}", process.log());
+        assert_eq!(process.log().contains("UnknownIssuer"), !trusted, "{}", process.log());
+        process.kill().await;
+    }
+}
+
 #[tokio::test]
 async fn a_session_opens_streams_from_log_in_to_log_out() {
     // What a backend with sessions does, in small.

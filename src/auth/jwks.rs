@@ -99,15 +99,14 @@ impl Jwks {
         let known = |held: &Held| kid.is_none_or(|kid| held.names(kid));
         match now.keys {
             Some(keys) if known(&now) => return Ok(keys),
-            // Nobody is kept waiting for an endpoint that was never there.
-            None if now.failed => return Err(AuthError::Unavailable),
-            _ => {}
+            // It is asked as often as it may be. Nobody is kept waiting for that.
+            _ if now.failed => return Err(AuthError::Unavailable),
+            // The first fetch is under way.
+            None => {}
+            Some(_) => self.wanted.notify_one(),
         }
-        // The first fetch is under way, and serves everyone; later, only one that has not begun yet proves anything.
+        // One that was under way before the token came does not prove that its key is not published.
         let proof = if now.keys.is_some() { now.begun + 1 } else { 1 };
-        if now.keys.is_some() {
-            self.wanted.notify_one();
-        }
         let settled = held.wait_for(|held| (held.keys.is_some() && known(held)) || held.ended >= proof);
         let settled = timeout(PATIENCE, settled).await;
         let Ok(Ok(settled)) = settled else { return Err(AuthError::Unavailable) };

@@ -19,6 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// What it was asked.
@@ -100,6 +101,30 @@ impl Backend {
         address: SocketAddr,
         answer: impl Fn(&Question) -> Reply + Send + Sync + 'static,
     ) -> Self {
+        Self::over(address, None, answer).await
+    }
+
+    /// Over TLS, as `localhost`. Returns with it the certificate, PEM, that whoever asks has to trust.
+    pub async fn tls(answer: impl Fn(&Question) -> Reply + Send + Sync + 'static) -> (Self, String) {
+        let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![issued.cert.der().clone()], key)
+            .unwrap();
+        let tls = TlsAcceptor::from(Arc::new(config));
+        let backend = Self::over("127.0.0.1:0".parse().unwrap(), Some(tls), answer).await;
+        (backend, issued.cert.pem())
+    }
+
+    async fn over(
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        answer: impl Fn(&Question) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let state = Arc::new(State {
             answer: Mutex::new(Box::new(answer)),
             asked: Mutex::default(),
@@ -110,7 +135,7 @@ impl Backend {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let ended = CancellationToken::new();
-        let accepting = tokio::spawn(accept(listener, state.clone(), ended.clone()));
+        let accepting = tokio::spawn(accept(listener, tls, state.clone(), ended.clone()));
         Backend { address, state, accepting, ended }
     }
 
@@ -151,14 +176,31 @@ impl Drop for Backend {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>, ended: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    state: Arc<State>,
+    ended: CancellationToken,
+) {
     loop {
         let (socket, _) = listener.accept().await.unwrap();
-        let state = state.clone();
-        let service = service_fn(move |request| reply(state.clone(), request));
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
-        let ended = ended.clone();
-        tokio::spawn(async move { ended.run_until_cancelled(connection).await });
+        let (state, tls, ended) = (state.clone(), tls.clone(), ended.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request| reply(state.clone(), request));
+            let http = http1::Builder::new();
+            // Whatever becomes of a connection, those after it are served.
+            match tls {
+                None => drop(
+                    ended.run_until_cancelled(http.serve_connection(TokioIo::new(socket), service)).await,
+                ),
+                Some(tls) => {
+                    let Ok(socket) = tls.accept(socket).await else { return };
+                    drop(
+                        ended.run_until_cancelled(http.serve_connection(TokioIo::new(socket), service)).await,
+                    );
+                }
+            }
+        });
     }
 }
 

@@ -12,6 +12,7 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod signer;
 pub mod upstream;
 pub mod wire;
 
