@@ -4,9 +4,10 @@
 mod common;
 
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::backend::{Backend, Question, Reply, raw};
+use common::browser::Client;
 use common::client::{self, Reader};
 use common::eventually;
 use common::gateway::Gateway;
@@ -577,6 +578,59 @@ async fn no_more_questions_are_asked_at_once_than_allowed_and_who_waits_too_long
     assert_eq!(gateway.metric("topicgate_forward_asking").await, 0.0);
     backend.answer(|_| Reply::status(200));
     assert_eq!(with_cookie(&gateway, "/topics/t/a", "session=after").await, "open");
+}
+
+#[tokio::test]
+async fn chromium_shows_its_session_cookie_at_every_reconnect_until_the_session_is_over() {
+    const MESSAGES: usize = 40;
+    let backend = Backend::start(|question| match (question.uri.as_str(), question.header("cookie")) {
+        ("/login", _) => Reply::status(200)
+            .header("content-type", "text/html")
+            .header("set-cookie", "session=1; Path=/; HttpOnly; SameSite=Strict")
+            .body("<!doctype html><link rel=\"icon\" href=\"data:,\">"),
+        ("/auth", "session=1" | "publisher") => Reply::status(204),
+        _ => Reply::status(401),
+    })
+    .await;
+    let page = backend.url("");
+    let streams = format!(
+        "[streams]\nmax_age = \"1s\"\nretry = \"500ms\"\n[cors]\norigins = [\"{page}\"]\ncredentials = true\n"
+    );
+    let gateway = Gateway::with(&(streams + &configuration(&backend.url("/auth"), "cache = \"0s\""))).await;
+    let options = json!({"page": backend.url("/login"), "withCredentials": true});
+    let mut chromium = Client::with("chromium", gateway.address, "/topics/t/a", &options).await;
+    let publish = async {
+        for number in 0..MESSAGES {
+            let headers = [("cookie", "publisher")];
+            let payload = number.to_string();
+            let response =
+                client::request(gateway.address, "POST", "/topics/t/a", &headers, payload.as_bytes()).await;
+            assert_eq!(response.status, 202);
+            tokio::time::sleep(Duration::from_millis(100)).await; // so that the reconnects fall among them
+        }
+    };
+    let read = async {
+        let mut received = 0;
+        while received < MESSAGES {
+            let event = chromium.event().await;
+            match event.kind.as_str() {
+                "message" => assert_eq!(event.data, received.to_string()),
+                kind => {
+                    assert!(["stream-open", "stream-close"].contains(&kind), "{event:?}");
+                    continue;
+                }
+            }
+            received += 1;
+        }
+    };
+    tokio::join!(publish, read);
+    let shown = backend.asked().into_iter().filter(|question| question.header("cookie") == "session=1");
+    let origins: Vec<_> = shown.map(|question| question.header("origin").to_owned()).collect();
+    assert!(origins.len() >= 3, "asked {} times", origins.len());
+    assert!(origins.iter().all(|origin| *origin == page), "{origins:?}");
+    backend.answer(|_| Reply::status(401));
+    chromium.gives_up().await;
+    chromium.close().await;
 }
 
 #[cfg(unix)]
