@@ -131,7 +131,8 @@ impl Forward {
                 };
                 let missing =
                     asked.filters.iter().find(|asked| !grants.iter().any(|grant| grant.covers(asked)));
-                missing.map_or(Ok(()), |missing| Err(AuthError::NotGranted(missing.clone())))?;
+                missing
+                    .map_or(Ok(()), |missing| Err(AuthError::NotGranted(asked.action, missing.clone())))?;
                 Ok(caller)
             }
             Ok(Verdict::Refused { status, challenge }) => Err(AuthError::Refused { status, challenge }),

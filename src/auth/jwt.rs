@@ -67,9 +67,8 @@ impl Jwt {
     ) -> Result<Self, SettingError> {
         crypto::install();
         let keys = Keys::new(settings, metrics)?;
-        let mut validation = Validation::default();
-        validation.leeway = settings.leeway.as_secs();
-        validation.validate_nbf = true;
+        let leeway = settings.leeway.as_secs();
+        let mut validation = Validation { leeway, validate_nbf: true, ..Validation::default() };
         for (name, expected) in [("aud", &settings.audience), ("iss", &settings.issuer)] {
             if !expected.is_empty() {
                 validation.required_spec_claims.insert(name.to_owned());

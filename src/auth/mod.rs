@@ -92,8 +92,8 @@ pub enum AuthError {
         challenge: Option<HeaderValue>,
     },
     /// What the backend grants does not take this in.
-    #[error("the backend does not grant {0}")]
-    NotGranted(Filter),
+    #[error("the backend does not grant {1}")]
+    NotGranted(Action, Filter),
     /// The topics do not fit into one question to the backend.
     #[error(
         "the backend is asked about all topics of a stream at once, and these are too many; ask for a pattern, or use \

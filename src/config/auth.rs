@@ -204,13 +204,13 @@ impl Check<'_> {
     }
 
     fn jwks(&mut self, text: String, refresh: Option<Span>) -> JwtKeys {
-        match url::http(&text) {
+        if let Err(problem) = url::http(&text) {
+            self.refuse("auth.jwt.jwks_url", problem);
+        } else if url::is_plain_and_far(&text) {
             // Whoever can change the answer on its way can sign tokens for everyone.
-            Ok(url) if url.scheme() == "http" && !url::is_loopback(&url) => {
-                self.refuse("auth.jwt.jwks_url", "is http:// to another machine, and keys must not be changed on their way; write https://");
-            }
-            Ok(_) => {}
-            Err(problem) => self.refuse("auth.jwt.jwks_url", problem),
+            let problem =
+                "is http:// to another machine, and keys must not be changed on their way; write https://";
+            self.refuse("auth.jwt.jwks_url", problem);
         }
         let refresh =
             self.duration("auth.jwt.jwks_refresh", refresh, JWKS_REFRESH, SHORTEST_REFRESH, LONGEST_REFRESH);

@@ -73,3 +73,22 @@ fn the_optional_settings_in_the_annotated_file_fit_the_brokers_they_are_said_for
         Config::from_toml(&text.join("\n").replace("memory:\"", "nats://h\"")).unwrap();
     }
 }
+
+#[test]
+fn the_annotated_file_says_the_defaults_of_tokens_and_of_the_backend() {
+    for (needed, keys) in [
+        (
+            "[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n",
+            &["algorithm", "leeway", "claim", "mercure", "centrifugo"][..],
+        ),
+        ("[auth.jwt]\njwks_url = \"https://h\"\n", &["jwks_refresh"]),
+        ("[auth.forward]\nurl = \"https://h\"\n", &["timeout", "cache", "concurrency"]),
+    ] {
+        let set = |line: &&str| keys.iter().any(|key| line.starts_with(&format!("{key} =")));
+        let lines: Vec<&str> =
+            ANNOTATED.lines().filter_map(|line| line.strip_prefix('#')).filter(set).collect();
+        assert_eq!(lines.len(), keys.len());
+        let said = Config::from_toml(&format!("{needed}{}", lines.join("\n"))).unwrap();
+        assert_eq!(said, Config::from_toml(needed).unwrap());
+    }
+}

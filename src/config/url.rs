@@ -88,16 +88,14 @@ fn server(text: &str, kind: BrokerKind) -> Result<(), String> {
 }
 
 /// Reads a URL that is asked over HTTP, or says what is wrong with it without repeating any of it that may be secret.
-pub(super) fn http(text: &str) -> Result<Url, String> {
+pub(super) fn http(text: &str) -> Result<(), String> {
     const FORM: &str = "write one as in http://127.0.0.1:3000/allowed or https://login.example.com/keys";
     let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); {FORM}"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(format!("has a scheme that is not HTTP; {FORM}"));
     }
     if is_signed_in(&url) {
-        return Err(
-            "carries a user or a password, which are not sent; put it behind a network of its own".to_owned()
-        );
+        return Err("carries a user or a password, which are not sent; remove them".to_owned());
     }
     if url.port() == Some(0) {
         return Err("has port 0, where no server can be; write its port or none".to_owned());
@@ -105,11 +103,15 @@ pub(super) fn http(text: &str) -> Result<Url, String> {
     if url.fragment().is_some() {
         return Err("has a # in it, and what follows is never sent; remove it".to_owned());
     }
-    Ok(url)
+    Ok(())
 }
 
-/// Whether a URL is of this very machine.
-pub(super) fn is_loopback(url: &Url) -> bool {
+/// Whether what is sent to a URL, or comes from it, can be seen and changed on its way.
+pub(super) fn is_plain_and_far(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| url.scheme() == "http" && !is_loopback(&url))
+}
+
+fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::access::{self, Refusal};
 use super::client;
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
@@ -30,27 +30,22 @@ const RETRY_AFTER: &str = "2";
 pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let result = publish_message(&gateway, &head, body).await;
-    gateway.metrics().published(match &result {
-        Ok(_) => "accepted",
-        Err((status, _)) if *status == StatusCode::SERVICE_UNAVAILABLE => "broker_away",
-        Err((status, _)) if *status == StatusCode::BAD_GATEWAY => "broker_refused",
-        Err(_) => "refused",
+    let code = result.as_ref().err().and_then(|response| response.extensions().get());
+    gateway.metrics().published(match (&result, code) {
+        (Ok(_), _) => "accepted",
+        (_, Some(Code("broker_away"))) => "broker_away",
+        (_, Some(Code("broker_refused"))) => "broker_refused",
+        _ => "refused",
     });
-    result.unwrap_or_else(|(_, response)| response)
+    result.unwrap_or_else(|refusal| refusal)
 }
 
-async fn publish_message(
-    gateway: &Gateway,
-    head: &Parts,
-    body: Body,
-) -> Result<Response, (StatusCode, Response)> {
-    let refused = |status: StatusCode, code, detail: String| {
-        (status, Problem::new(status, code, detail).into_response())
-    };
+async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<Response, Response> {
+    let refused =
+        |status: StatusCode, code, detail: String| Problem::new(status, code, detail).into_response();
     let bad = |detail: &str| refused(StatusCode::BAD_REQUEST, "bad_request", detail.into());
-    let problem = |problem: Problem| (problem.status(), problem.into_response());
     let (uri, headers) = (&head.uri, &head.headers);
-    let topic = topic(gateway, uri).map_err(|error| problem(error.into()))?;
+    let topic = topic(gateway, uri).map_err(|error| Problem::from(error).into_response())?;
     let asked = Asked {
         action: Action::Publish,
         filters: &[Filter::from(topic.clone())],
@@ -60,7 +55,7 @@ async fn publish_message(
     };
     // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
     let caller = access::authorize(gateway, &asked).await.map_err(|refusal| match refusal {
-        Refusal::No(refusal) => problem(refusal),
+        Refusal::No(problem) => problem.into_response(),
         Refusal::Later => later("auth_unavailable", "who may publish cannot be asked now; try again"),
     })?;
     let query = |name| {
@@ -80,8 +75,7 @@ async fn publish_message(
             "the type must be 1 to 128 bytes of UTF-8 without line ends or NUL, and not begin with stream-",
         ));
     }
-    let payload =
-        payload(gateway, body).await.map_err(|problem| (StatusCode::BAD_REQUEST, problem.into_response()))?;
+    let payload = payload(gateway, body).await.map_err(Problem::into_response)?;
     match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
         Ok(()) => {
             #[derive(Serialize)]
@@ -92,7 +86,7 @@ async fn publish_message(
             }
             Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
         }
-        Err(PublishError::NotExposed) => Err(problem(Problem::not_exposed())),
+        Err(PublishError::NotExposed) => Err(Problem::not_exposed().into_response()),
         Err(PublishError::NoPlace(why)) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(why))) => {
             tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
@@ -106,11 +100,10 @@ async fn publish_message(
 }
 
 /// What passes. A publisher is no EventSource, and knows what 503 means.
-fn later(code: &'static str, detail: &str) -> (StatusCode, Response) {
-    let status = StatusCode::SERVICE_UNAVAILABLE;
-    let mut response = Problem::new(status, code, detail).into_response();
+fn later(code: &'static str, detail: &str) -> Response {
+    let mut response = Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
-    (status, response)
+    response
 }
 
 fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {

@@ -15,7 +15,7 @@ use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
 use crate::auth::jwt::BadToken;
-use crate::auth::{self, Action};
+use crate::auth::{self, Action, AuthError};
 use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
 use crate::metrics::HttpVersion;
@@ -47,21 +47,16 @@ pub(super) async fn subscribe(
         ));
     }
     let asked = Asked::read(&gateway, request.uri(), request.headers())?;
-    let caller = match access::authorize(
-        &gateway,
-        &auth::Asked {
-            action: Action::Subscribe,
-            filters: &asked.filters,
-            headers: request.headers(),
-            query: request.uri().query(),
-            client: client::address(request.extensions()),
-        },
-    )
-    .await
-    {
+    let who = auth::Asked {
+        action: Action::Subscribe,
+        filters: &asked.filters,
+        headers: request.headers(),
+        query: request.uri().query(),
+        client: client::address(request.extensions()),
+    };
+    let caller = match access::authorize(&gateway, &who).await {
         Ok(caller) => caller,
-        Err(Refusal::No(problem)) => return Err(problem),
-        Err(Refusal::Later) => return Ok(come_back(&gateway, CloseCode::AuthUnavailable)),
+        Err(refusal) => return not_allowed(&gateway, refusal),
     };
     let mut response = Response::new(Body::empty());
     stream_headers(response.headers_mut());
@@ -85,7 +80,7 @@ pub(super) async fn subscribe(
     let stream = match gateway.open(opening).await {
         Ok(stream) => stream,
         Err(OpenError::NotExposed) => return Err(Problem::not_exposed()),
-        Err(OpenError::Expired) => return Err(access::not_identified(BadToken::Expired.into())),
+        Err(OpenError::Expired) => return not_allowed(&gateway, AuthError::from(BadToken::Expired).into()),
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, code)),
     };
     if version != HttpVersion::Http2 {
@@ -101,6 +96,13 @@ pub(super) async fn subscribe(
     let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version, write_timeout);
     *response.body_mut() = Body::new(body);
     Ok(response)
+}
+
+fn not_allowed(gateway: &Gateway, refusal: Refusal) -> Result<Response, Problem> {
+    match refusal {
+        Refusal::No(problem) => Err(problem),
+        Refusal::Later => Ok(come_back(gateway, CloseCode::AuthUnavailable)),
+    }
 }
 
 /// The head of every stream.

@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod signer;
+pub mod token;
 pub mod upstream;
 pub mod wire;
 

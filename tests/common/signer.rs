@@ -1,6 +1,4 @@
-//! Keys that sign tokens, as an identity provider has them.
-
-use std::process::Command;
+//! Keys that sign tokens, as an identity provider has them: with a name, and published as a JWK.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,9 +6,11 @@ use ring::rand::SystemRandom;
 use ring::rsa::PublicKeyComponents;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
-    RSA_PKCS1_SHA256, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RsaKeyPair,
+    RsaKeyPair,
 };
 use serde_json::{Value, json};
+
+use super::token;
 
 enum Pair {
     Ed25519(Ed25519KeyPair),
@@ -27,7 +27,7 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// A new pair for `EdDSA`, `ES256`, `ES384`, `RS256`, `RS512` or `PS256`.
+    /// A new pair for `EdDSA`, `ES256` or `ES384`; the one of tests/keys for an algorithm of RSA.
     pub fn new(kid: &'static str, algorithm: &'static str) -> Self {
         let random = SystemRandom::new();
         let ecdsa = |kind| {
@@ -41,13 +41,8 @@ impl Signer {
             }
             "ES256" => ecdsa(&ECDSA_P256_SHA256_FIXED_SIGNING),
             "ES384" => ecdsa(&ECDSA_P384_SHA384_FIXED_SIGNING),
-            _ => {
-                // ring makes no keys of RSA. Versions of openssl differ in the form that they write.
-                let arguments =
-                    ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-outform", "DER"];
-                let der = Command::new("openssl").args(arguments).output().unwrap().stdout;
-                Pair::Rsa(RsaKeyPair::from_pkcs8(&der).or_else(|_| RsaKeyPair::from_der(&der)).unwrap())
-            }
+            // ring makes no keys of RSA.
+            _ => Pair::Rsa(RsaKeyPair::from_pkcs8(&token::der("rsa.pem")).unwrap()),
         };
         Signer { kid, algorithm, pair, random }
     }
@@ -80,22 +75,11 @@ impl Signer {
 
     /// A token with this header, whatever it says, signed with this key.
     pub fn token_with(&self, header: &Value, claims: &Value) -> String {
-        let message = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
-        let signature = match &self.pair {
-            Pair::Ed25519(pair) => pair.sign(message.as_bytes()).as_ref().to_vec(),
-            Pair::Ecdsa(pair) => pair.sign(&self.random, message.as_bytes()).unwrap().as_ref().to_vec(),
-            Pair::Rsa(pair) => {
-                let padding: &'static dyn ring::signature::RsaEncoding = match header["alg"].as_str() {
-                    Some("RS512") => &RSA_PKCS1_SHA512,
-                    Some("PS256") => &RSA_PSS_SHA256,
-                    _ => &RSA_PKCS1_SHA256,
-                };
-                let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(padding, &self.random, message.as_bytes(), &mut signature).unwrap();
-                signature
-            }
-        };
-        format!("{message}.{}", encode(signature))
+        token::with_header(header.clone(), claims, |message| match &self.pair {
+            Pair::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
+            Pair::Ecdsa(pair) => pair.sign(&self.random, message).unwrap().as_ref().to_vec(),
+            Pair::Rsa(_) => token::sign(header["alg"].as_str().unwrap(), "rsa.pem", message),
+        })
     }
 }
 

@@ -102,7 +102,7 @@ impl Replica {
 
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
         let ticket = self.table.enter().unwrap();
-        Stream::open(self.shared.clone(), ticket, leases, start, format, HttpVersion::Http11)
+        Stream::open(self.shared.clone(), ticket, leases, start, format, HttpVersion::Http11, None)
     }
 
     /// A stream over `filters`, or `None` if the broker has just ended a subscription of it.
