@@ -147,7 +147,6 @@ async fn a_cursor_of_a_topic_that_one_may_not_read_gives_nothing_away() {
 
     let mine = bearer(&token(json!({"topicgate": {"subscribe": ["members/*"]}})));
     let place = id.strip_suffix("-s3cret-id").unwrap();
-    let foreign = format!("00000000-1-{}", "s3cret-id");
     // What there is, and what there is not but looks the same.
     let pairs = [
         (id.as_str(), &*format!("{place}-another")),
