@@ -4,13 +4,18 @@
 
 mod common;
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use common::client::{self, Reader};
-use common::eventually;
 use common::gateway::Gateway;
 use common::token::{JWT, seconds, token};
 use common::upstream::Upstream;
 use common::wire::{Wire, dechunk, events, publish_all};
-use serde_json::json;
+use common::{eventually, within};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
 
 const RULES: &str = "leeway = \"0s\"\n[auth.token]\nquery = true\n\
                      [[topics]]\nmatch = \"members/**\"\nread = \"token\"\npublish = \"anyone\"\n\
@@ -180,4 +185,43 @@ async fn a_cursor_of_a_topic_that_one_may_not_read_gives_nothing_away() {
         }
         assert_eq!(seen[0], seen[1], "{real} is told from {guess}");
     }
+}
+
+#[tokio::test]
+async fn a_page_that_renews_its_cookie_misses_nothing_and_one_that_does_not_is_told_so() {
+    // Long enough for a busy machine to set the cookie before the browser comes back.
+    let gateway = Gateway::with(&format!("streams.retry = \"3s\"\n{JWT}{RULES}")).await;
+    let url = format!("http://{}/topics/members/a", gateway.address);
+    let mut page = Command::new("node")
+        .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/renew.mjs"), &url])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("node is needed, and `npm ci` in tests/clients: run scripts/tools");
+    let mut tokens = page.stdin.take().unwrap();
+    let mut lines = BufReader::new(page.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = within("the page says something", Duration::from_secs(60), lines.next_line()).await;
+        let line: Value = serde_json::from_str(&line.unwrap().expect("the page ended")).unwrap();
+        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        (text("type") + &line["readyState"].to_string().replace("null", ""), text("data"))
+    };
+    let (open, close) = ("stream-open".to_owned(), "stream-close".to_owned());
+    assert_eq!(next().await.0, "", "it is ready");
+    tokens.write_all(format!("{}\n", short(3.0).0).as_bytes()).await.unwrap();
+    assert_eq!(next().await.0, open);
+    gateway.publish("members/a", "first").await;
+    assert_eq!(next().await, ("message".to_owned(), "first".to_owned()));
+    assert_eq!(next().await, (close.clone(), r#"{"code":"expired","reconnect":true}"#.to_owned()));
+    assert_eq!(next().await.0, "0", "it comes back by itself");
+    gateway.publish("members/a", "meanwhile").await;
+    tokens.write_all(format!("{}\n", short(6.0).0).as_bytes()).await.unwrap();
+    assert_eq!(next().await.0, open);
+    assert_eq!(next().await, ("message".to_owned(), "meanwhile".to_owned()));
+    assert_eq!(next().await.0, close);
+    assert_eq!(next().await.0, "0");
+    assert_eq!(next().await.0, "2", "401 is for good");
+    drop(tokens);
+    within("the browser ends", Duration::from_secs(60), page.wait()).await.unwrap();
 }

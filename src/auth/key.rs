@@ -201,3 +201,74 @@ impl Keys {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_key_out_of_a_set_is_taken_for_one_algorithm_or_not_at_all() {
+        use Algorithm::{ES256, ES384, EdDSA, HS256, PS256, RS256};
+        // Only their lengths are looked at.
+        let (bytes, short) = (|count: usize| "A".repeat(count.div_ceil(3) * 4 - 1), "A".repeat(170));
+        let point =
+            |curve, count| json!({"kty": "EC", "crv": curve, "x": "A".repeat(count), "y": "A".repeat(count)});
+        let rsa = json!({"kty": "RSA", "n": "_".repeat(342 - 1) + "w", "e": "AQAB"});
+        let weak = json!({"kty": "RSA", "n": short, "e": "AQAB"});
+        let (p256, p384) = (point("P-256", 43), point("P-384", 64));
+        let ed = json!({"kty": "OKP", "crv": "Ed25519", "x": bytes(32)});
+        let with = |key: &Value, name: &str, value: Value| {
+            let mut key = key.clone();
+            key[name] = value;
+            key
+        };
+        for (jwk, pinned, taken) in [
+            (rsa.clone(), None, Some(RS256)),
+            (rsa.clone(), Some(PS256), Some(PS256)),
+            (rsa.clone(), Some(ES256), None),
+            (rsa.clone(), Some(HS256), None),
+            (with(&rsa, "alg", json!("PS256")), None, Some(PS256)),
+            (with(&rsa, "alg", json!("PS256")), Some(PS256), Some(PS256)),
+            (with(&rsa, "alg", json!("PS256")), Some(RS256), None),
+            (with(&rsa, "alg", json!("HS256")), None, None),
+            (with(&rsa, "alg", json!("RSA-OAEP")), None, None),
+            (with(&rsa, "alg", json!("none")), None, None),
+            (with(&rsa, "use", json!("sig")), None, Some(RS256)),
+            (with(&rsa, "use", json!("enc")), None, None),
+            (with(&rsa, "key_ops", json!(["verify"])), None, Some(RS256)),
+            (with(&rsa, "key_ops", json!(["encrypt"])), None, None),
+            (weak, None, None),
+            (p256.clone(), None, Some(ES256)),
+            (p384.clone(), None, Some(ES384)),
+            (p384, Some(ES256), None),
+            (with(&p256, "x", json!("A".repeat(42))), None, None),
+            (point("P-521", 88), None, None),
+            (ed.clone(), None, Some(EdDSA)),
+            (with(&ed, "x", json!("AAAA")), None, None),
+            (json!({"kty": "oct", "k": bytes(32)}), None, None),
+            (json!({"kty": "oct", "k": bytes(32), "alg": "HS256"}), Some(HS256), None),
+            (json!({"kty": "new"}), None, None),
+        ] {
+            let key = Key::from_jwk(&serde_json::from_value(jwk.clone()).unwrap(), pinned);
+            assert_eq!(key.ok().map(|key| key.algorithm), taken, "{jwk} for {pinned:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_picks_among_keys_and_its_absence_excludes_none() {
+        let key = |kid: Option<&str>| Key {
+            kid: kid.map(str::to_owned),
+            ..Key::from_secret("0123456789abcdef0123456789abcdef", Algorithm::HS256).unwrap()
+        };
+        for (ours, theirs, may) in [
+            (Some("a"), Some("a"), true),
+            (Some("a"), Some("b"), false),
+            (Some("a"), None, true),
+            (None, Some("b"), true),
+        ] {
+            assert_eq!(key(ours).may_have(theirs), may, "{ours:?} {theirs:?}");
+        }
+    }
+}
