@@ -428,8 +428,8 @@ async fn an_answer_is_kept_for_the_very_same_question_and_for_no_other() {
     let backend = Backend::start(|_| Reply::status(200)).await;
     let gateway = gateway(&backend.url("/"), "cache = \"1m\"").await;
     let origin = format!("http://{}", gateway.address);
-    let questions: [(&str, &str, &[(&str, &str)]); 9] = [
-        ("HEAD", "/topics/t/a", &[]),
+    let questions = [
+        ("HEAD", "/topics/t/a", &[][..]),
         ("HEAD", "/topics/t/b", &[]),
         ("HEAD", "/topics?topic=t/a&topic=t/b", &[]),
         ("POST", "/topics/t/a", &[]),

@@ -118,23 +118,7 @@ impl Forward {
             }
         };
         match verdict {
-            // Allowed until a moment that is over: as little as a token that has expired.
-            Ok(Verdict::Allowed(caller)) if caller.is_expired() => {
-                Err(AuthError::Refused { status: StatusCode::UNAUTHORIZED, challenge: None })
-            }
-            Ok(Verdict::Allowed(caller)) => {
-                // A backend that names other topics than it was asked about has not allowed these, whether or not the
-                // rule would have been content with less.
-                let grants = match asked.action {
-                    Action::Subscribe => &caller.subscribe,
-                    Action::Publish => &caller.publish,
-                };
-                let missing =
-                    asked.filters.iter().find(|asked| !grants.iter().any(|grant| grant.covers(asked)));
-                missing
-                    .map_or(Ok(()), |missing| Err(AuthError::NotGranted(asked.action, missing.clone())))?;
-                Ok(caller)
-            }
+            Ok(Verdict::Allowed(caller)) => takes_in(caller, asked),
             Ok(Verdict::Refused { status, challenge }) => Err(AuthError::Refused { status, challenge }),
             Err(NoAnswer) => Err(AuthError::Unavailable),
         }
@@ -215,5 +199,22 @@ impl Forward {
             _ => (Outcome::Failed, error.to_string()),
         })?;
         Verdict::read(answer, &question, self.grammar).map_err(|why| (Outcome::Failed, why))
+    }
+}
+
+/// The caller, if what they may is not over and takes in all that is asked for. A backend that names other topics than it
+/// was asked about has not allowed these, whether or not the rule would have been content with less.
+fn takes_in(caller: Caller, asked: &Asked<'_>) -> Result<Caller, AuthError> {
+    if caller.is_expired() {
+        // As little as a token that has expired.
+        return Err(AuthError::Refused { status: StatusCode::UNAUTHORIZED, challenge: None });
+    }
+    let grants = match asked.action {
+        Action::Subscribe => &caller.subscribe,
+        Action::Publish => &caller.publish,
+    };
+    match asked.filters.iter().find(|filter| !grants.iter().any(|grant| grant.covers(filter))) {
+        Some(missing) => Err(AuthError::NotGranted(asked.action, missing.clone())),
+        None => Ok(caller),
     }
 }

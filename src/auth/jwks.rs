@@ -175,7 +175,10 @@ impl Fetcher {
             }
             Err(why) => {
                 if !failed_before {
-                    tracing::warn!(why, "auth.jwt.jwks_url: keys cannot be fetched; those held stay in use");
+                    tracing::warn!(
+                        why,
+                        "auth.jwt.jwks_url: keys cannot be fetched; tokens of those that are not held have to wait"
+                    );
                 }
                 self.held.send_modify(|held| {
                     held.failed = true;
