@@ -12,9 +12,11 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use crate::auth::access::{self, Verdict};
+use crate::auth::{Action, Auth, Caller};
 use crate::broker::{Broker, BrokerError, Headers};
 use crate::clients::{Clients, Opener};
-use crate::config::{Access, Config, Field, Rule};
+use crate::config::{Config, Field, Rule};
 use crate::ingest::Upstream;
 use crate::log::{Bounds, Registry, Subscription};
 use crate::logging::Throttle;
@@ -22,7 +24,7 @@ use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Metrics};
 use crate::position::Start;
 use crate::signal::CloseCode;
-use crate::sse::stream::{Shared, Stream};
+use crate::sse::stream::{Shared, Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
 
@@ -33,11 +35,30 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
 const AWAY_RETRY: Duration = Duration::from_millis(200);
 
+/// A stream that is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
+    /// Topics and patterns, which do not overlap.
+    pub filters: &'a [Filter],
+    /// Where it begins.
+    pub start: &'a Start,
+    /// How messages are written.
+    pub format: Format,
+    /// What it will go out by.
+    pub http: HttpVersion,
+    /// Where they come from who ask, as far as it can be believed.
+    pub address: IpAddr,
+    /// Who they are, where the rules had to know that.
+    pub caller: Option<&'a Caller>,
+}
+
 /// Why a stream was not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenError {
-    /// No rule lets anyone read this.
+    /// No rule lets this caller read this.
     NotExposed,
+    /// What the caller may has ended meanwhile.
+    Expired,
     /// Not now: the client should come back.
     ComeBack(CloseCode),
 }
@@ -45,7 +66,7 @@ pub enum OpenError {
 /// Why a message was not published.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PublishError {
-    /// No rule lets anyone publish this.
+    /// No rule lets this caller publish this.
     #[error("no rule lets you publish to this topic")]
     NotExposed,
     /// An id or a type was given, and the rule or the broker has no place for it.
@@ -60,6 +81,7 @@ pub enum PublishError {
 #[derive(Debug)]
 pub struct Gateway {
     config: Config,
+    auth: Auth,
     broker: Broker,
     streams: Arc<Shared>,
     table: Arc<Table>,
@@ -76,6 +98,7 @@ impl Gateway {
     /// Puts the parts together. Warm topics are subscribed to in the background, for as long as it takes.
     pub fn new(
         config: Config,
+        auth: Auth,
         broker: Broker,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
@@ -101,6 +124,7 @@ impl Gateway {
         });
         Arc::new(Gateway {
             config,
+            auth,
             broker,
             streams,
             table,
@@ -132,49 +156,37 @@ impl Gateway {
         self.streams.jittered_retry()
     }
 
-    /// Whether every one of `filters` may be read.
-    pub fn is_readable(&self, filters: &[Filter]) -> bool {
-        filters.iter().all(|filter| self.readable(filter).is_some())
+    /// Tells who asks.
+    pub fn auth(&self) -> &Auth {
+        &self.auth
     }
 
-    /// Whether a message may be published to `topic`.
-    pub fn is_publishable(&self, topic: &Topic) -> bool {
-        self.publishable(topic).is_some()
+    /// Whether `caller` may do this with all of `filter`.
+    pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
+        access::decide(&self.config.topics, action, filter, caller)
     }
 
-    fn publishable(&self, topic: &Topic) -> Option<&Rule> {
-        self.config.decide_topic(topic).filter(|rule| rule.publish == Access::Anyone)
-    }
-
-    fn readable(&self, filter: &Filter) -> Option<&Rule> {
-        self.config.decide(filter).filter(|rule| rule.read == Access::Anyone)
-    }
-
-    /// Opens a stream over `filters`, which do not overlap, for `opener`. Returns once the broker has confirmed every
-    /// subscription: what is published after that reaches the stream. Every limit is looked at before the broker is asked.
+    /// Opens a stream. Returns once the broker has confirmed every subscription: what is published after that reaches
+    /// the stream. Every limit is looked at before the broker is asked.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(
-        &self,
-        opener: Opener,
-        filters: &[Filter],
-        start: &Start,
-        format: Format,
-        http: HttpVersion,
-    ) -> Result<Stream, OpenError> {
+    pub async fn open(&self, opening: Opening<'_>) -> Result<Stream, OpenError> {
+        let Opening { filters, start, format, http, address, caller } = opening;
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
         let ticket = self.table.enter().ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
-        let address = opener.address;
+        let opener = Opener { address, subject: caller.and_then(|caller| caller.subject.clone()) };
         let place = self.clients.enter(opener, filters.len()).map_err(|code| {
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
         let mut leases = Vec::with_capacity(filters.len());
         for filter in filters {
-            let rule = self.readable(filter).ok_or(OpenError::NotExposed)?;
+            let Verdict::Allowed(rule) = self.decide(Action::Subscribe, filter, caller) else {
+                return Err(OpenError::NotExposed);
+            };
             let (bounds, fields) = log_settings(rule);
             let warm = rule.replay.warm.then_some(&rule.filter);
             let (lease, subscription) = self
@@ -198,7 +210,11 @@ impl Gateway {
             .await
             .unwrap_or(Err(CloseCode::Unavailable))
             .map_err(OpenError::ComeBack)?;
-        Ok(Stream::open(self.streams.clone(), ticket, place, leases, start, format, http))
+        if caller.is_some_and(Caller::is_expired) {
+            return Err(OpenError::Expired);
+        }
+        let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
+        Ok(Stream::open(self.streams.clone(), ticket, place, leases, start, terms))
     }
 
     /// A proxy that nobody told us of makes one client of all, which then meets limits that are meant for one.
@@ -228,11 +244,14 @@ impl Gateway {
     pub async fn publish(
         &self,
         topic: &Topic,
+        caller: Option<&Caller>,
         payload: Bytes,
         id: Option<String>,
         kind: Option<String>,
     ) -> Result<(), PublishError> {
-        let rule = self.publishable(topic).ok_or(PublishError::NotExposed)?;
+        let Verdict::Allowed(rule) = self.decide(Action::Publish, &topic.clone().into(), caller) else {
+            return Err(PublishError::NotExposed);
+        };
         let mut headers = Headers::default();
         for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
             match (field, value) {

@@ -2,11 +2,14 @@
 //!
 //! Counters that cost something to keep (messages to subscribers) are added to once a batch.
 
+mod asked;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+pub use self::asked::{ForwardMetrics, KeyMetrics, Outcome};
 use crate::signal::CloseCode;
 use crate::sse::frame::GapReason;
 
@@ -82,6 +85,10 @@ pub struct Metrics {
     pub upstream_up: Gauge,
     /// Connections to the broker that were lost.
     pub upstream_losses: Counter,
+    /// Questions to the backend of forward auth.
+    pub forward: ForwardMetrics,
+    /// The keys of tokens, where they are published at a URL.
+    pub jwks: KeyMetrics,
     /// Bounds that the configuration sets, for ratios.
     limits: Family<Label, Gauge>,
 }
@@ -165,6 +172,8 @@ impl Metrics {
             ),
             upstream_up: register!("upstream_up", "1 while the broker is connected", Gauge::default()),
             upstream_losses: register!("upstream_losses", "Broker connections lost", Counter::default()),
+            forward: ForwardMetrics::register(&mut registry),
+            jwks: KeyMetrics::register(&mut registry),
             limits: register!("limit", "Configured bounds", Family::default()),
             registry,
         };

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::{self, Auth};
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
 use crate::config::{Config, Proxies};
 use crate::gateway::Gateway;
@@ -58,6 +59,9 @@ pub enum BuildError {
     /// The broker's configuration cannot work.
     #[error(transparent)]
     Broker(#[from] SettingError),
+    /// That of `[auth]` cannot.
+    #[error(transparent)]
+    Auth(#[from] auth::SettingError),
 }
 
 /// A gateway that is bound and not running yet.
@@ -76,9 +80,10 @@ impl Server {
     /// # Errors
     /// [`BuildError`].
     pub async fn build(config: Config) -> Result<Self, BuildError> {
+        let metrics = Arc::new(Metrics::new());
+        let auth = Auth::new(&config, &metrics)?;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
-        let metrics = Arc::new(Metrics::new());
         let limits = &config.limits;
         for (name, value) in [
             ("streams", limits.streams as u64),
@@ -106,7 +111,7 @@ impl Server {
             max_message: usize::try_from(config.limits.message).unwrap_or(usize::MAX),
             upstream,
         };
-        let gateway = Gateway::new(config, broker, registry, metrics, upstream_receiver);
+        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));

@@ -221,6 +221,9 @@ fn what_is_allowed_but_unwise_is_warned_of() {
         ("cors = { origins = [\"https://app.example.com\"] }", "a proxy is in front"),
         ("proxies = { address = \"forwarded\" }", "proxies.address has no effect"),
         ("proxies = { trusted = [\"10.0.0.0/8\", \"::/0\"] }", "believes everyone"),
+        ("auth = { jwt = { public_key = \"k\" } }", "[auth] has no effect"),
+        ("auth = { token = { query = true } }", "auth.token.query"),
+        ("auth.forward.url = \"http://h\"\n[[topics]]\nmatch = \"a\"\nread = \"token\"", "in the clear"),
         (
             "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
             "Redis",
@@ -247,6 +250,34 @@ fn a_secret_is_masked_however_it_is_shown() {
     ];
     for text in shown {
         assert!(!text.contains("s3cret") && text.contains("***"), "{text}");
+    }
+}
+
+#[test]
+fn check_says_who_may_and_what_a_token_must_be() {
+    let file = fs::read_to_string("tests/config/valid/every_key_auth.toml").unwrap();
+    let page = Config::from_toml(&file).unwrap().explain();
+    for part in [
+        "users/{sub}/**: the subject itself may read, the subject itself, where granted, may publish",
+        "the public key in jwt.pem holds for (PS384)",
+        "the audience topicgate and the issuer https://a.example.com or https://b.example.com",
+        "at /resource/topic~1gate, in Mercure's claim, in Centrifugo's channels",
+        "the cookie __Host-session, or in the query parameter access_token",
+    ] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+}
+
+#[test]
+fn the_name_of_a_claim_is_a_name_and_a_pointer_leads_further_in() {
+    for (claim, place) in [
+        ("topicgate", "/topicgate"),
+        ("a.b", "/a.b"),
+        ("https://x/y~", "/https:~1~1x~1y~0"),
+        ("/a/b", "/a/b"),
+    ] {
+        let file = format!("auth = {{ jwt = {{ public_key = \"k\", claim = {claim:?} }} }}");
+        assert_eq!(Config::from_toml(&file).unwrap().auth.jwt.unwrap().claim, place);
     }
 }
 
@@ -304,6 +335,11 @@ fn check_shows_no_secret() {
         vec![rule, ("TOPICGATE_BROKER__URL", "nats://h"), ("TOPICGATE_BROKER__TOKEN", "s3cret")],
         vec![rule, ("TOPICGATE_BROKER__URL", "nats://h"), ("TOPICGATE_BROKER__NKEY", seed)],
         vec![rule, ("TOPICGATE_BROKER__URL", "redis://h"), ("TOPICGATE_BROKER__PASSWORD", "s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__SECRET", "s3cret-0123456789abcdef0123456789")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__SECRET", "s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__JWKS_URL", "https://me:s3cret@h/jwks.json?key=s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__JWKS_URL", "https://h/jwks.json?key=s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__FORWARD__URL", "https://h/may?key=s3cret")],
         vec![rule, ("TOPICGATE_BROKER__URL", "s3cret"), ("TOPICGATE_BROKER__PASSWORD", "s3cret")],
     ] {
         let output = topicgate(directory.path(), &environment, &["check"]);

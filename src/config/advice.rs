@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Access, AddressSource, BrokerKind, Config, Field};
+use super::{Access, AddressSource, BrokerKind, Config, Field, url};
 
 /// Proxies and load balancers commonly cut a connection that was silent for a minute.
 const PROXY_PATIENCE: Duration = Duration::from_secs(55);
@@ -15,22 +15,28 @@ impl Config {
         let mut warn = |text: String| warnings.push(text);
         let public = !self.listen.ip().is_loopback();
         let open = |access: Access| access == Access::Anyone;
+        let somebody = |access: Access| access != Access::Nobody;
+        let known = |access: Access| somebody(access) && !open(access);
 
-        if !self.topics.iter().any(|rule| open(rule.read) || open(rule.publish)) {
+        if !self.topics.iter().any(|rule| somebody(rule.read) || somebody(rule.publish)) {
             warn(
                 "nothing is exposed: no [[topics]] rule lets anyone read or publish; all requests get 404"
                     .into(),
             );
+        } else if self.auth.is_configured()
+            && !self.topics.iter().any(|rule| known(rule.read) || known(rule.publish))
+        {
+            warn("[auth] has no effect: no [[topics]] rule says \"token\" or \"granted\"".into());
         }
         for (index, rule) in self.topics.iter().enumerate() {
-            let name = format!("[[topics]] #{} ({})", index + 1, rule.filter);
+            let name = format!("[[topics]] #{} ({})", index + 1, rule.pattern());
             let earlier =
                 self.topics.iter().take(index).position(|earlier| earlier.filter.covers(&rule.filter));
             if let Some(earlier) = earlier {
                 warn(format!(
                     "{name} is never reached: #{} ({}) covers it and comes first; put the narrower rule first",
                     earlier + 1,
-                    self.topics[earlier].filter
+                    self.topics[earlier].pattern()
                 ));
                 continue;
             }
@@ -60,7 +66,7 @@ impl Config {
                     ));
                 }
             }
-            if open(rule.read) && rule.replay.linger < self.streams.retry.mul_f64(1.5) {
+            if somebody(rule.read) && rule.replay.linger < self.streams.retry.mul_f64(1.5) {
                 warn(format!(
                     "{name} is forgotten {} after its last reader left, before that reader is told to come back \
                      (streams.retry, up to half more); raise replay.linger or lower streams.retry",
@@ -70,6 +76,22 @@ impl Config {
             if rule.replay.bytes > self.limits.buffer {
                 warn(format!("{name} may hold more than limits.buffer, which then cuts it short"));
             }
+        }
+        if let Some(forward) = &self.auth.forward
+            && url::is_plain_and_far(&forward.url.0)
+        {
+            warn(
+                "auth.forward.url is http:// to another machine: cookies and credentials of all readers go there in \
+                 the clear; write https://, or keep the network between to yourself"
+                    .into(),
+            );
+        }
+        if self.auth.token.query {
+            warn(
+                "auth.token.query = true takes tokens from URLs, which histories and the logs of proxies keep; \
+                 where a cookie can carry them, let it"
+                    .into(),
+            );
         }
         if !self.admin.listen.ip().is_loopback() {
             warn(format!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
-use super::{Access, BrokerKind, Config, Field, LogFormat, Rule};
+use super::{Access, BrokerKind, Config, Field, Forward, Jwt, JwtKeys, LogFormat, Rule, TokenPlaces, masked};
 
 impl Config {
     /// A page of text for people: listeners, broker, rules, limits, and what is unwise.
@@ -29,6 +29,14 @@ impl Config {
         }
         if self.topics.is_empty() {
             line("  none".into());
+        }
+        if let Some(jwt) = &self.auth.jwt {
+            line(String::new());
+            line(jwt.in_words(&self.auth.token));
+        }
+        if let Some(forward) = &self.auth.forward {
+            line(String::new());
+            line(forward.in_words(self.auth.jwt.is_some()));
         }
         line(String::new());
         let s = &self.streams;
@@ -124,11 +132,65 @@ impl Config {
     }
 }
 
+impl Jwt {
+    fn in_words(&self, places: &TokenPlaces) -> String {
+        let keys = match &self.keys {
+            JwtKeys::Secret(_) => "the secret of auth.jwt.secret".to_owned(),
+            JwtKeys::PublicKey(path) => format!("the public key in {}", path.display()),
+            JwtKeys::Jwks { url, refresh } => {
+                format!("the keys at {} (fetched every {})", masked(&url.0), format_duration(*refresh))
+            }
+        };
+        let algorithm = match self.algorithm {
+            Some(algorithm) => format!("{algorithm:?}"),
+            None => "the algorithm of the key".to_owned(),
+        };
+        let one_of = |claim: &str, names: &[String], otherwise: &str| match names {
+            [] => otherwise.to_owned(),
+            names => format!("{claim} {}", names.join(" or ")),
+        };
+        let mut shapes = vec![format!("at {}", self.claim)];
+        shapes.extend(self.mercure.then(|| "in Mercure's claim".to_owned()));
+        shapes.extend(self.centrifugo.then(|| "in Centrifugo's channels".to_owned()));
+        format!(
+            "A token is a JWT that {} holds for ({algorithm}), with an expiry, {} and {}; clocks may differ by {}. Grants are \
+             {}. It comes in Authorization: Bearer, in the cookie {}{}.",
+            keys,
+            one_of("the audience", &self.audience, "no audience"),
+            one_of("the issuer", &self.issuer, "any issuer"),
+            format_duration(self.leeway),
+            shapes.join(", "),
+            places.cookie,
+            if places.query { ", or in the query parameter access_token" } else { "" }
+        )
+    }
+}
+
+impl Forward {
+    fn in_words(&self, tokens: bool) -> String {
+        format!(
+            "{} is asked about at {}, which is given {} to answer, {} questions at once. {}",
+            if tokens { "Whoever sends no token" } else { "Whoever has to be known" },
+            masked(&self.url.0),
+            format_duration(self.timeout),
+            self.concurrency,
+            match self.cache {
+                Duration::ZERO => "No answer is kept.".to_owned(),
+                cache => format!("An answer is kept for {}.", format_duration(cache)),
+            }
+        )
+    }
+}
+
 impl Rule {
     fn in_words(&self) -> String {
         let who = |access| match access {
             Access::Anyone => "anyone",
             Access::Nobody => "nobody",
+            Access::Token if self.subject.is_some() => "the subject itself",
+            Access::Token => "whoever has a valid token",
+            Access::Granted if self.subject.is_some() => "the subject itself, where granted,",
+            Access::Granted => "whoever it is granted to",
         };
         let wherefrom = |field: &Field| match field {
             Field::Header(name) => format!("the header {name}"),
@@ -142,7 +204,7 @@ impl Rule {
         format!(
             "{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for those who come back; \
              it is {linger}{}. Ids are in {}, types in {}.",
-            self.filter,
+            self.pattern(),
             who(self.read),
             who(self.publish),
             r.messages,

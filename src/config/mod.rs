@@ -1,13 +1,15 @@
-//! Configuration: what may be set, its defaults, and which rule decides a topic.
+//! Configuration: what may be set, and its defaults.
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs`, `rule.rs` and `tls.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
+//! the shape of what people write, `parse.rs`, `rule.rs`, `auth.rs` and `tls.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
 //! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
+mod auth;
 mod error;
 mod explain;
+mod forward;
 mod load;
 mod parse;
 mod proxies;
@@ -23,12 +25,14 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+pub use self::auth::{Auth, Jwt, JwtKeys, TokenPlaces};
 pub use self::error::{ConfigError, ConfigErrors};
+pub use self::forward::Forward;
 pub use self::load::Sources;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::tls::Tls;
 pub use self::url::{BrokerKind, masked};
-use crate::topic::{Filter, Topic};
+use crate::topic::Filter;
 
 /// Everything that can be configured, ready to use.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +56,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[proxies]`.
     pub proxies: Proxies,
+    /// `[auth]`.
+    pub auth: Auth,
     /// `[cors]`.
     pub cors: Cors,
     /// `[tls]`. `None`: plain HTTP.
@@ -124,8 +130,10 @@ impl Serialize for Secret {
 /// `[[topics]]`: one rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
-    /// `match`: the topics that this rule decides.
+    /// `match`: the topics that this rule decides, with `*` where it binds a segment.
     pub filter: Filter,
+    /// The segment of `match`, counted from 0, that must be the caller's subject: where it says `{sub}`.
+    pub subject: Option<usize>,
     /// `source`.
     pub source: Source,
     /// `read`: who may subscribe.
@@ -152,6 +160,10 @@ pub enum Source {
 pub enum Access {
     /// Anyone who reaches the listener.
     Anyone,
+    /// Whoever shows who they are.
+    Token,
+    /// Whoever was granted it.
+    Granted,
     /// Nobody.
     Nobody,
 }
@@ -295,6 +307,7 @@ impl Default for Config {
                 head_timeout: Duration::from_secs(10),
             },
             proxies: Proxies::default(),
+            auth: Auth::default(),
             cors: Cors::default(),
             tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },
@@ -327,6 +340,7 @@ impl Rule {
     fn everything() -> Self {
         Rule {
             filter: Filter::everything(),
+            subject: None,
             source: Source::Pubsub,
             read: Access::Anyone,
             publish: Access::Anyone,
@@ -361,30 +375,6 @@ impl Broker {
     /// `url` as it may be shown: `nats://***@host:4222`.
     pub fn masked_url(&self) -> String {
         masked(&self.url.0)
-    }
-}
-
-impl Config {
-    /// The rule that decides `filter`, or `None` if nothing of it may be exposed. First match wins.
-    ///
-    /// A pattern must lie wholly inside what may be read: the first rule that covers all of it decides, but if a rule
-    /// before that one forbids reading only a part of it, the whole is refused rather than that part left out.
-    pub fn decide(&self, filter: &Filter) -> Option<&Rule> {
-        for rule in &self.topics {
-            if rule.filter.covers(filter) {
-                return Some(rule);
-            }
-            // Never true of a single topic, which a rule covers or does not touch.
-            if rule.read == Access::Nobody && rule.filter.overlaps(filter) {
-                return None;
-            }
-        }
-        None
-    }
-
-    /// As [`Config::decide`], for one topic.
-    pub fn decide_topic(&self, topic: &Topic) -> Option<&Rule> {
-        self.topics.iter().find(|rule| rule.filter.matches(topic))
     }
 }
 

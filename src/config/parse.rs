@@ -81,6 +81,7 @@ pub(super) fn config(
     };
     let limits = check.limits(raw.limits, d.limits);
     let proxies = check.proxies(raw.proxies);
+    let auth = check.auth(raw.auth);
     let cors = check.cors(raw.cors);
     let tls = check.tls(raw.tls);
     let log = Log {
@@ -96,7 +97,7 @@ pub(super) fn config(
         Some(rules) => {
             let rules = rules.into_iter().enumerate();
             rules
-                .filter_map(|(index, rule)| check.rule(index, rule, kind, broker.separator, &limits))
+                .filter_map(|(index, rule)| check.rule(index, rule, kind, broker.separator, &limits, &auth))
                 .collect()
         }
         // With nothing to leak from and nobody to leak to, a newcomer's first try should just work.
@@ -105,7 +106,7 @@ pub(super) fn config(
         }
         None => vec![],
     };
-    Config { listen, hosts, drain, admin, broker, topics, streams, limits, proxies, cors, tls, log }
+    Config { listen, hosts, drain, admin, broker, topics, streams, limits, proxies, auth, cors, tls, log }
 }
 
 pub(super) struct Check<'a> {

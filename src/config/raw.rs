@@ -14,7 +14,7 @@ use figment::value::{Dict, Value};
 use serde::de::{Deserialize, Deserializer, Error as _};
 
 macro_rules! table {
-    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(deny_unknown_fields, default, expecting = "a table of keys")]
@@ -32,6 +32,7 @@ table!(Raw {
     streams: RawStreams,
     limits: RawLimits,
     proxies: RawProxies,
+    auth: RawAuth,
     cors: RawCors,
     tls: RawTls,
     log: RawLog,
@@ -108,6 +109,34 @@ table!(RawLimits {
 table!(RawProxies {
     trusted: Option<List>,
     address: Option<String>,
+});
+
+table!(RawAuth { jwt: RawJwt, token: RawToken, forward: RawForward });
+
+table!(RawJwt {
+    secret: Option<String>,
+    public_key: Option<PathBuf>,
+    jwks_url: Option<String>,
+    jwks_refresh: Option<Span>,
+    algorithm: Option<String>,
+    audience: Option<List>,
+    issuer: Option<List>,
+    leeway: Option<Span>,
+    claim: Option<String>,
+    mercure: Option<Switch>,
+    centrifugo: Option<Switch>,
+});
+
+table!(RawToken {
+    cookie: Option<String>,
+    query: Option<Switch>,
+});
+
+table!(RawForward {
+    url: Option<String>,
+    timeout: Option<Span>,
+    cache: Option<Span>,
+    concurrency: Option<Count>,
 });
 
 table!(RawCors {

@@ -4,8 +4,19 @@ use std::time::Duration;
 
 use super::parse::{Check, GIB, LONGEST, bytes};
 use super::raw::{RawField, RawReplay, RawRule};
-use super::{Access, BrokerKind, Field, Limits, Replay, Rule, Source};
+use super::{Access, Auth, BrokerKind, Field, Limits, Replay, Rule, Source};
 use crate::topic::Filter;
+
+/// What binds a segment of `match` to the caller's subject.
+const SUBJECT: &str = "{sub}";
+
+impl Rule {
+    /// `match` as it was written.
+    pub fn pattern(&self) -> String {
+        let segment = |(index, segment)| if Some(index) == self.subject { SUBJECT } else { segment };
+        self.filter.segments().enumerate().map(segment).collect::<Vec<_>>().join("/")
+    }
+}
 
 impl Check<'_> {
     /// `None` only if there is no usable `match`, which is then reported.
@@ -16,12 +27,13 @@ impl Check<'_> {
         kind: Option<BrokerKind>,
         separator: char,
         limits: &Limits,
+        auth: &Auth,
     ) -> Option<Rule> {
         let path = |key: &str| format!("topics.{index}.{key}");
         let default = Rule::everything();
         let source = self.word(&path("source"), raw.source, default.source, &[("pubsub", Source::Pubsub)]);
-        let read = self.access(&path("read"), raw.read);
-        let publish = self.access(&path("publish"), raw.publish);
+        let read = self.access(&path("read"), raw.read, auth);
+        let publish = self.access(&path("publish"), raw.publish, auth);
         let id = self.field(&path("id"), raw.id, default.id);
         let event_type = self.field(&path("type"), raw.kind, default.kind);
         let replay = self.replay(&path("replay"), raw.replay, limits);
@@ -47,8 +59,15 @@ impl Check<'_> {
             );
             return None;
         }
+        let (text, subject) = self.bound(&path("match"), text);
+        if subject.is_some() && (read == Access::Anyone || publish == Access::Anyone) {
+            self.refuse(
+                &path("match"),
+                format!("binds {SUBJECT}, and \"anyone\" has no subject; write read and publish as \"token\" or \"granted\""),
+            );
+        }
         match Filter::parse(&text, limits.topic_length) {
-            Ok(filter) => Some(Rule { filter, source, read, publish, id, kind: event_type, replay }),
+            Ok(filter) => Some(Rule { filter, subject, source, read, publish, id, kind: event_type, replay }),
             Err(error) => {
                 self.refuse(&path("match"), format!("{text:?}: {error}"));
                 None
@@ -56,22 +75,44 @@ impl Check<'_> {
         }
     }
 
-    fn access(&mut self, path: &str, given: Option<String>) -> Access {
-        match given.as_deref() {
-            Some(later @ ("token" | "granted")) => {
-                self.refuse(
-                    path,
-                    format!("\"{later}\" is not in this version; write \"anyone\" or \"nobody\""),
-                );
-                Access::Nobody
-            }
-            _ => self.word(
-                path,
-                given,
-                Access::Nobody,
-                &[("anyone", Access::Anyone), ("nobody", Access::Nobody)],
-            ),
+    /// The pattern with `*` in place of `{sub}`, and which segment that is.
+    fn bound(&mut self, path: &str, text: String) -> (String, Option<usize>) {
+        if !text.contains('{') && !text.contains('}') {
+            return (text, None);
         }
+        let mut subject = None;
+        let mut segments: Vec<&str> = text.split('/').collect();
+        for (index, segment) in segments.iter_mut().enumerate() {
+            if *segment == SUBJECT && subject.is_none() {
+                (subject, *segment) = (Some(index), "*");
+            } else if segment.contains(['{', '}']) {
+                // Taken for a name it would decide nothing, and leave the topics that were meant to the rules below.
+                let problem = format!(
+                    "{text:?}: {SUBJECT} is the one thing in braces, a whole segment, and once; write users/{SUBJECT}/**"
+                );
+                self.refuse(path, problem);
+                break;
+            }
+        }
+        (segments.join("/"), subject)
+    }
+
+    fn access(&mut self, path: &str, given: Option<String>, auth: &Auth) -> Access {
+        let words = [
+            ("anyone", Access::Anyone),
+            ("token", Access::Token),
+            ("granted", Access::Granted),
+            ("nobody", Access::Nobody),
+        ];
+        let access = self.word(path, given, Access::Nobody, &words);
+        let unknown = self.failed.iter().any(|path| path.starts_with("auth"));
+        if matches!(access, Access::Token | Access::Granted) && !auth.is_configured() && !unknown {
+            self.refuse(
+                path,
+                "asks callers who they are, and nothing says how that is told; set auth.jwt or auth.forward",
+            );
+        }
+        access
     }
 
     fn field(&mut self, path: &str, given: Option<RawField>, default: Field) -> Field {
@@ -130,13 +171,13 @@ impl Check<'_> {
 }
 
 /// RFC 9110, the name of a field.
-fn is_token(name: &str) -> bool {
+pub(super) fn is_token(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     !name.is_empty() && name.chars().all(allowed)
 }
 
 /// RFC 6901. The empty pointer, the whole payload, is refused: it names no field.
-fn is_pointer(text: &str) -> bool {
+pub(super) fn is_pointer(text: &str) -> bool {
     let escapes = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
     text.starts_with('/') && escapes
 }

@@ -2,7 +2,6 @@ use std::collections::BTreeSet;
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
-use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::raw::{Raw, keys};
@@ -75,75 +74,21 @@ fn the_optional_settings_in_the_annotated_file_fit_the_brokers_they_are_said_for
     }
 }
 
-fn config(rules: &[(String, bool)]) -> Config {
-    let rule = |(filter, open): &(String, bool)| Rule {
-        filter: Filter::parse(filter, 200).unwrap(),
-        read: if *open { Access::Anyone } else { Access::Nobody },
-        ..Rule::everything()
-    };
-    Config { topics: rules.iter().map(rule).collect(), ..Config::default() }
-}
-
-fn readable(config: &Config, filter: &str) -> bool {
-    let rule = config.decide(&Filter::parse(filter, 200).unwrap());
-    rule.is_some_and(|rule| rule.read == Access::Anyone)
-}
-
 #[test]
-fn the_first_rule_that_matches_decides() {
-    let config = config(&[("a/b".into(), false), ("a/*".into(), true), ("**".into(), false)]);
-    assert!(!readable(&config, "a/b"));
-    assert!(readable(&config, "a/c"));
-    assert!(!readable(&config, "b"));
-    assert_eq!(config.decide(&Filter::parse("$SYS/x", 200).unwrap()), None);
-}
-
-#[test]
-fn a_pattern_that_only_partly_may_be_read_is_refused() {
-    let rules = [("a/secret".into(), false), ("a/**".into(), true)];
-    assert!(!readable(&config(&rules), "a/*"));
-    assert!(readable(&config(&rules), "a/b/*"));
-    assert!(!readable(&config(&rules), "*/b"));
-}
-
-fn filters() -> impl Strategy<Value = String> {
-    let words = proptest::collection::vec(proptest::sample::select(vec!["a", "b", "$S", "*"]), 1..4);
-    (words, any::<bool>()).prop_map(|(mut words, rest)| {
-        if rest {
-            words.push("**");
-        }
-        words.join("/")
-    })
-}
-
-/// Every topic of up to five segments: longer than any pattern above, so no two patterns differ only beyond it.
-fn universe() -> Vec<Topic> {
-    let mut all: Vec<String> = vec![];
-    let mut layer = vec![String::new()];
-    for _ in 0..5 {
-        let longer = |head: &String| ["a", "b", "c", "$S"].map(|word| format!("{head}{word}/"));
-        layer = layer.iter().flat_map(longer).collect();
-        all.extend(layer.iter().map(|topic| topic.trim_end_matches('/').to_owned()));
-    }
-    all.iter().map(|topic| Topic::parse(topic, 200).unwrap()).collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-    #[test]
-    fn whatever_a_pattern_lets_read_each_of_its_topics_lets_read(
-        rules in proptest::collection::vec((filters(), any::<bool>()), 0..6),
-        pattern in filters(),
-    ) {
-        let config = config(&rules);
-        let pattern = Filter::parse(&pattern, 200).unwrap();
-        let allowed = config.decide(&pattern).is_some_and(|rule| rule.read == Access::Anyone);
-        for topic in universe() {
-            let alone = config.decide_topic(&topic);
-            prop_assert_eq!(alone, config.decide(&Filter::from(topic.clone())));
-            if allowed && pattern.matches(&topic) {
-                prop_assert_eq!(alone.map(|rule| rule.read), Some(Access::Anyone), "{} of {}", topic, pattern);
-            }
-        }
+fn the_annotated_file_says_the_defaults_of_tokens_and_of_the_backend() {
+    for (needed, keys) in [
+        (
+            "[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n",
+            &["algorithm", "leeway", "claim", "mercure", "centrifugo"][..],
+        ),
+        ("[auth.jwt]\njwks_url = \"https://h\"\n", &["jwks_refresh"]),
+        ("[auth.forward]\nurl = \"https://h\"\n", &["timeout", "cache", "concurrency"]),
+    ] {
+        let set = |line: &&str| keys.iter().any(|key| line.starts_with(&format!("{key} =")));
+        let lines: Vec<&str> =
+            ANNOTATED.lines().filter_map(|line| line.strip_prefix('#')).filter(set).collect();
+        assert_eq!(lines.len(), keys.len());
+        let said = Config::from_toml(&format!("{needed}{}", lines.join("\n"))).unwrap();
+        assert_eq!(said, Config::from_toml(needed).unwrap());
     }
 }

@@ -1,6 +1,7 @@
-//! Broker URLs: which broker one means, whether it can work, and how it is shown without what is secret in it.
+//! URLs: which broker one means, whether it can work, and how it is shown without what is secret in it; and those that
+//! are asked over HTTP.
 
-use ::url::Url;
+use ::url::{Host, Url};
 
 /// Which broker a URL means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,40 @@ fn server(text: &str, kind: BrokerKind) -> Result<(), String> {
             Err("has a path or a query, which NATS has no use for; end it after the port".to_owned())
         }
         _ => Ok(()),
+    }
+}
+
+/// Reads a URL that is asked over HTTP, or says what is wrong with it without repeating any of it that may be secret.
+pub(super) fn http(text: &str) -> Result<(), String> {
+    const FORM: &str = "write one as in http://127.0.0.1:3000/allowed or https://login.example.com/keys";
+    let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); {FORM}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("has a scheme that is not HTTP; {FORM}"));
+    }
+    if is_signed_in(&url) {
+        return Err("carries a user or a password, which are not sent; remove them".to_owned());
+    }
+    if url.port() == Some(0) {
+        return Err("has port 0, where no server can be; write its port or none".to_owned());
+    }
+    if url.fragment().is_some() {
+        return Err("has a # in it, and what follows is never sent; remove it".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether what is sent to a URL, or comes from it, can be seen and changed on its way.
+pub(super) fn is_plain_and_far(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| url.scheme() == "http" && !is_loopback(&url))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        // Names under .localhost never leave the machine (RFC 6761, section 6.3).
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
     }
 }
 

@@ -4,11 +4,11 @@
 //! them vouches for the one before it, and the first that is not a trusted proxy is the client. What stands before that
 //! is whatever the client chose to send.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -24,6 +24,12 @@ impl ClientAddress {
     pub(super) fn of(address: IpAddr) -> Self {
         ClientAddress(address.to_canonical())
     }
+}
+
+/// The address in a request's extensions.
+pub(super) fn address(extensions: &Extensions) -> IpAddr {
+    // Every connection puts it there; an address that nobody has stands for none.
+    extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |client| client.0)
 }
 
 /// The middleware: puts the client in the place of the proxy that speaks for it.

@@ -2,6 +2,7 @@
 //!
 //! axum routes and hyper speaks HTTP; a stream on HTTP/1 leaves both once its head is sent (`handoff`).
 
+mod access;
 mod admin;
 mod client;
 mod connection;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -75,6 +76,9 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     if config.broker.kind() == BrokerKind::Memory {
         router = router.route("/", get(page::page));
     }
+    if config.auth.token.query {
+        router = router.layer(middleware::map_response(keep_url_private));
+    }
     let cors = origin::cors_layer(&config.cors);
     let headers_tell =
         !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
@@ -110,6 +114,12 @@ async fn count_refusals(
     if let Some(problem::Code(code)) = response.extensions().get() {
         gateway.metrics().refused_request(code);
     }
+    response
+}
+
+/// The URL may hold a token, and a page of ours would show it to whom it links to.
+async fn keep_url_private(mut response: Response) -> Response {
+    response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }
 

@@ -1,9 +1,12 @@
 //! Refusals, as problem details (RFC 9457): what is wrong, and what would be right. For requests that will never work
 //! as they are. What passes is [`come_back`], since a browser's EventSource gives up for good on any status but 200.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
 use crate::gateway::Gateway;
@@ -11,12 +14,31 @@ use crate::signal::CloseCode;
 use crate::sse::frame::{self, Coding};
 use crate::topic::TopicError;
 
+/// What a scope may not hold as it is (RFC 6749, section 3.3).
+const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
+
 /// A refusal.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
+    challenge: Option<Challenge>,
+}
+
+/// What `WWW-Authenticate` says (RFC 6750, section 3).
+#[derive(Debug)]
+pub(super) enum Challenge {
+    /// Credentials are needed, and none came. Without an error: the client may not have known.
+    Credentials,
+    /// The token does not hold; why not is the detail of the problem.
+    InvalidToken,
+    /// It holds and is not enough.
+    NotEnough,
+    /// The same, because this grant is missing (`subscribe` or `publish`) for this topic or pattern.
+    MissingGrant(&'static str, String),
+    /// What the backend of forward auth says.
+    Given(HeaderValue),
 }
 
 /// The machine code of a refusal, for the metrics. Travels in the response's extensions.
@@ -26,12 +48,37 @@ pub(super) struct Code(pub(super) &'static str);
 impl Problem {
     /// `code` is for machines and stays the same; `detail` is for the person who sent the request.
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Problem { status, code, detail: detail.into() }
+        Problem { status, code, detail: detail.into(), challenge: None }
+    }
+
+    /// With a `WWW-Authenticate`.
+    pub(super) fn challenge(self, challenge: Challenge) -> Self {
+        Problem { challenge: Some(challenge), ..self }
     }
 
     /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business.
     pub(super) fn not_exposed() -> Self {
         Problem::new(StatusCode::NOT_FOUND, "not_found", "nothing is exposed here under this name")
+    }
+}
+
+impl Challenge {
+    /// `detail` is that of an invalid token: our own words, in ASCII and without quotes.
+    fn value(self, detail: &str) -> HeaderValue {
+        const BARE: &str = "Bearer realm=\"topicgate\"";
+        let value = match self {
+            Challenge::Given(value) => return value,
+            Challenge::Credentials => BARE.to_owned(),
+            Challenge::InvalidToken => {
+                format!("{BARE}, error=\"invalid_token\", error_description=\"{detail}\"")
+            }
+            Challenge::NotEnough => format!("{BARE}, error=\"insufficient_scope\""),
+            Challenge::MissingGrant(grant, topic) => {
+                let topic = utf8_percent_encode(&topic, NOT_IN_SCOPE);
+                format!("{BARE}, error=\"insufficient_scope\", scope=\"{grant}:{topic}\"")
+            }
+        };
+        HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static(BARE))
     }
 }
 
@@ -49,18 +96,29 @@ impl IntoResponse for Problem {
             status: u16,
             code: &'a str,
             detail: &'a str,
+            /// In the form of the claim that would do.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            missing: Option<BTreeMap<&'a str, [&'a str; 1]>>,
         }
+        let missing = match &self.challenge {
+            Some(Challenge::MissingGrant(grant, topic)) => Some(BTreeMap::from([(*grant, [topic.as_str()])])),
+            _ => None,
+        };
         let body = Body {
             title: self.status.canonical_reason().unwrap_or_default(),
             status: self.status.as_u16(),
             code: self.code,
             detail: &self.detail,
+            missing,
         };
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Some(challenge) = self.challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge.value(&self.detail));
+        }
         response.extensions_mut().insert(Code(self.code));
         response
     }

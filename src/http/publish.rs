@@ -5,14 +5,18 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 
-use super::problem::Problem;
+use super::access::{self, Refusal};
+use super::client;
+use super::problem::{Code, Problem};
+use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
 use crate::position::is_publisher_id;
@@ -25,33 +29,35 @@ const RETRY_AFTER: &str = "2";
 /// The handler of POST.
 pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let result = publish_message(&gateway, &head.uri, &head.headers, body).await;
-    gateway.metrics().published(match &result {
-        Ok(_) => "accepted",
-        Err((status, _)) if *status == StatusCode::SERVICE_UNAVAILABLE => "broker_away",
-        Err((status, _)) if *status == StatusCode::BAD_GATEWAY => "broker_refused",
-        Err(_) => "refused",
+    let result = publish_message(&gateway, &head, body).await;
+    let code = result.as_ref().err().and_then(|response| response.extensions().get());
+    gateway.metrics().published(match (&result, code) {
+        (Ok(_), _) => "accepted",
+        (_, Some(Code("broker_away"))) => "broker_away",
+        (_, Some(Code("broker_refused"))) => "broker_refused",
+        _ => "refused",
     });
-    result.unwrap_or_else(|(_, response)| response)
+    result.unwrap_or_else(|refusal| refusal)
 }
 
-async fn publish_message(
-    gateway: &Gateway,
-    uri: &Uri,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Response, (StatusCode, Response)> {
-    let refused = |status: StatusCode, code, detail: String| {
-        (status, Problem::new(status, code, detail).into_response())
-    };
+async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<Response, Response> {
+    let refused =
+        |status: StatusCode, code, detail: String| Problem::new(status, code, detail).into_response();
     let bad = |detail: &str| refused(StatusCode::BAD_REQUEST, "bad_request", detail.into());
-    let topic = topic(gateway, uri)
-        .map_err(|error| (StatusCode::BAD_REQUEST, Problem::from(error).into_response()))?;
-    let not_exposed = || (StatusCode::NOT_FOUND, Problem::not_exposed().into_response());
+    let (uri, headers) = (&head.uri, &head.headers);
+    let topic = topic(gateway, uri).map_err(|error| Problem::from(error).into_response())?;
+    let asked = Asked {
+        action: Action::Publish,
+        filters: &[Filter::from(topic.clone())],
+        headers,
+        query: uri.query(),
+        client: client::address(&head.extensions),
+    };
     // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
-    if !gateway.is_publishable(&topic) {
-        return Err(not_exposed());
-    }
+    let caller = access::authorize(gateway, &asked).await.map_err(|refusal| match refusal {
+        Refusal::No(problem) => problem.into_response(),
+        Refusal::Later => later("auth_unavailable", "who may publish cannot be asked now; try again"),
+    })?;
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
@@ -69,9 +75,8 @@ async fn publish_message(
             "the type must be 1 to 128 bytes of UTF-8 without line ends or NUL, and not begin with stream-",
         ));
     }
-    let payload =
-        payload(gateway, body).await.map_err(|problem| (StatusCode::BAD_REQUEST, problem.into_response()))?;
-    match gateway.publish(&topic, payload, id.clone(), kind).await {
+    let payload = payload(gateway, body).await.map_err(Problem::into_response)?;
+    match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
         Ok(()) => {
             #[derive(Serialize)]
             struct Accepted<'a> {
@@ -81,7 +86,7 @@ async fn publish_message(
             }
             Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
         }
-        Err(PublishError::NotExposed) => Err(not_exposed()),
+        Err(PublishError::NotExposed) => Err(Problem::not_exposed().into_response()),
         Err(PublishError::NoPlace(why)) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(why))) => {
             tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
@@ -89,13 +94,16 @@ async fn publish_message(
             Err(refused(StatusCode::BAD_GATEWAY, "broker_refused", detail))
         }
         Err(PublishError::Broker(BrokerError::Away(_))) => {
-            let detail = "the broker is away and the message was not confirmed; try again";
-            let (status, mut response) =
-                refused(StatusCode::SERVICE_UNAVAILABLE, "broker_away", detail.into());
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
-            Err((status, response))
+            Err(later("broker_away", "the broker is away and the message was not confirmed; try again"))
         }
     }
+}
+
+/// What passes. A publisher is no EventSource, and knows what 503 means.
+fn later(code: &'static str, detail: &str) -> Response {
+    let mut response = Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+    response
 }
 
 fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {

@@ -4,21 +4,23 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
-use super::client::ClientAddress;
+use super::access::{self, Refusal};
+use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
-use crate::clients::Opener;
-use crate::gateway::{Gateway, OpenError};
+use crate::auth::jwt::BadToken;
+use crate::auth::{self, Action, AuthError};
+use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
 use crate::metrics::HttpVersion;
 use crate::position::{MAX_EVENT_ID, Start};
+use crate::signal::CloseCode;
 use crate::topic::{Filter, TopicError};
 
 /// The names under which a cursor comes in a query: ours and Mercure's, and those of the polyfills.
@@ -35,7 +37,6 @@ struct Asked {
 /// The handler of GET and HEAD.
 pub(super) async fn subscribe(
     State(gateway): State<Arc<Gateway>>,
-    Extension(ClientAddress(address)): Extension<ClientAddress>,
     request: Request,
 ) -> Result<Response, Problem> {
     if !accepts_event_stream(request.headers()) {
@@ -46,9 +47,17 @@ pub(super) async fn subscribe(
         ));
     }
     let asked = Asked::read(&gateway, request.uri(), request.headers())?;
-    if !gateway.is_readable(&asked.filters) {
-        return Err(Problem::not_exposed());
-    }
+    let who = auth::Asked {
+        action: Action::Subscribe,
+        filters: &asked.filters,
+        headers: request.headers(),
+        query: request.uri().query(),
+        client: client::address(request.extensions()),
+    };
+    let caller = match access::authorize(&gateway, &who).await {
+        Ok(caller) => caller,
+        Err(refusal) => return not_allowed(&gateway, request.headers(), refusal),
+    };
     let mut response = Response::new(Body::empty());
     stream_headers(response.headers_mut());
     if request.method() == Method::HEAD {
@@ -61,10 +70,20 @@ pub(super) async fn subscribe(
         Version::HTTP_11 => HttpVersion::Http11,
         _ => HttpVersion::Http10,
     };
-    let opener = Opener { address, subject: None };
-    let stream = match gateway.open(opener, &asked.filters, &asked.start, asked.format, version).await {
+    let opening = Opening {
+        filters: &asked.filters,
+        start: &asked.start,
+        format: asked.format,
+        http: version,
+        address: who.client,
+        caller: caller.as_ref(),
+    };
+    let stream = match gateway.open(opening).await {
         Ok(stream) => stream,
         Err(OpenError::NotExposed) => return Err(Problem::not_exposed()),
+        Err(OpenError::Expired) => {
+            return not_allowed(&gateway, request.headers(), AuthError::from(BadToken::Expired).into());
+        }
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
     };
     if version != HttpVersion::Http2 {
@@ -80,6 +99,13 @@ pub(super) async fn subscribe(
     let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version, write_timeout);
     *response.body_mut() = Body::new(body);
     Ok(response)
+}
+
+fn not_allowed(gateway: &Gateway, headers: &HeaderMap, refusal: Refusal) -> Result<Response, Problem> {
+    match refusal {
+        Refusal::No(problem) => Err(problem),
+        Refusal::Later => Ok(come_back(gateway, headers, CloseCode::AuthUnavailable)),
+    }
 }
 
 /// The head of every stream.

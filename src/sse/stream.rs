@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -42,6 +42,17 @@ impl Shared {
     }
 }
 
+/// How a stream is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// How messages are written.
+    pub format: Format,
+    /// What it goes out by.
+    pub http: HttpVersion,
+    /// From then on nothing more is delivered.
+    pub expires: Option<SystemTime>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Stream {
@@ -60,6 +71,8 @@ pub struct Stream {
     /// When a heartbeat is due, in milliseconds of the table's clock.
     heartbeat_due: u64,
     /// When the stream has lived long enough.
+    aged: u64,
+    /// When what its reader may ends; `u64::MAX` if it does not.
     expires: u64,
     phase: Phase,
 }
@@ -72,6 +85,12 @@ enum Phase {
     Ended(CloseCode),
 }
 
+impl Phase {
+    fn is_open(self) -> bool {
+        !matches!(self, Phase::Ended(_))
+    }
+}
+
 impl Stream {
     /// A stream over `leases`, whose subscriptions are confirmed.
     pub fn open(
@@ -80,9 +99,9 @@ impl Stream {
         place: Place,
         leases: Vec<Lease>,
         start: &Start,
-        format: Format,
-        http: HttpVersion,
+        terms: Terms,
     ) -> Self {
+        let Terms { format, http, expires } = terms;
         let sequence = shared.registry.sequence();
         let Opened { cursors, position, publisher_id, resumed, gaps } =
             Cursors::open(leases, ticket.signal(), start, sequence);
@@ -102,7 +121,11 @@ impl Stream {
         }
         shared.metrics.stream_opened(http);
         let now = ticket.clock().now();
-        let expires = shared.max_age.map_or(u64::MAX, |age| {
+        let expires = expires.map_or(u64::MAX, |time| {
+            let left = time.duration_since(SystemTime::now()).unwrap_or_default();
+            now.saturating_add(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+        });
+        let aged = shared.max_age.map_or(u64::MAX, |age| {
             let age = age.as_millis() as u64;
             now + fastrand::u64(age - age / 10..=age + age / 10)
         });
@@ -110,6 +133,7 @@ impl Stream {
             replay_until: if matches!(start, Start::Now) { 0 } else { cursors.newest() },
             opening: Some(Box::new(Frame::concat(&frames))),
             heartbeat_due: now,
+            aged,
             expires,
             shared,
             ticket,
@@ -124,6 +148,11 @@ impl Stream {
     /// The next bytes: whole events, or a heartbeat. `None` once the stream has ended.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, coding: Coding) -> Poll<Option<Bytes>> {
         self.ticket.signal().register(cx.waker());
+        // Before anything is read, each time: a long replay goes on for as long as its reader takes. The clock is asked only
+        // for those who have an end.
+        if self.expires != u64::MAX && self.phase.is_open() && self.now() >= self.expires {
+            return Poll::Ready(Some(self.say_goodbye(CloseCode::Expired, coding)));
+        }
         if let Some(opening) = self.opening.take() {
             return Poll::Ready(Some(self.hand_out(opening.bytes(coding))));
         }
@@ -161,7 +190,7 @@ impl Stream {
                 return Poll::Ready(Some(self.say_goodbye(code, coding)));
             }
             let now = self.ticket.clock().now();
-            if now >= self.expires {
+            if now >= self.aged {
                 self.ticket.signal().close(CloseCode::MaxAge);
                 continue;
             }
@@ -171,7 +200,8 @@ impl Stream {
             if turn.is_some() {
                 self.shared.metrics.replay_waits.inc();
             }
-            self.ticket.signal().wake_at(self.heartbeat_due.min(self.expires).min(turn.unwrap_or(u64::MAX)));
+            let due = self.heartbeat_due.min(self.aged).min(self.expires);
+            self.ticket.signal().wake_at(due.min(turn.unwrap_or(u64::MAX)));
             return Poll::Pending;
         }
     }

@@ -120,8 +120,24 @@ impl Reader {
 
     /// As [`Reader::open`], with a connection that breaks within the response head as an error.
     pub async fn try_open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
+        let response = Self::send(address, path, headers).await?;
+        assert_eq!(response.status(), 200, "{path}");
+        Ok(Self::of(response))
+    }
+
+    /// As [`Reader::open`], with a refusal as an error.
+    pub async fn ask(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Response> {
+        let response = Self::send(address, path, headers).await.unwrap();
+        if response.status() == 200 { Ok(Self::of(response)) } else { Err(whole(response).await) }
+    }
+
+    async fn send(
+        address: SocketAddr,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> hyper::Result<hyper::Response<hyper::body::Incoming>> {
         let accept = ("accept", "text/event-stream");
-        Ok(Self::of(send(address, "GET", path, &[&[accept], headers].concat(), b"").await?))
+        send(address, "GET", path, &[&[accept], headers].concat(), b"").await
     }
 
     /// As [`Reader::open`], on a connection that is there already.
@@ -190,5 +206,33 @@ impl Reader {
         if let Ok(event) = tokio::time::timeout(time, self.events.next()).await {
             panic!("unexpected {event:?}");
         }
+    }
+}
+
+/// One connection for many requests without a body, one after the other.
+pub struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    address: SocketAddr,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(socket)).await.unwrap();
+        tokio::spawn(connection);
+        Connection { sender, address }
+    }
+
+    /// The status of the answer.
+    pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+        let mut request =
+            Request::builder().method(method).uri(path).header("host", self.address.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.sender.ready().await.unwrap();
+        let response = self.sender.send_request(request.body(Full::default()).unwrap());
+        let response = tokio::time::timeout(LIMIT, response).await.expect("no response").unwrap();
+        response.status().as_u16()
     }
 }

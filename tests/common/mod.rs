@@ -2,6 +2,7 @@
 //! Each test file is a crate of its own and uses a part of it.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod backend;
 pub mod browser;
 pub mod client;
 pub mod gateway;
@@ -11,7 +12,9 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod signer;
 pub mod tls;
+pub mod token;
 pub mod upstream;
 pub mod wire;
 

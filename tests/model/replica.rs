@@ -16,7 +16,7 @@ use topicgate::message::{Fields, Format, Message};
 use topicgate::metrics::{HttpVersion, Metrics};
 use topicgate::position::{Epoch, Sequence, Start};
 use topicgate::sse::frame::GapReason;
-use topicgate::sse::stream::{Shared, Stream};
+use topicgate::sse::stream::{Shared, Stream, Terms};
 use topicgate::sse::table::Table;
 use topicgate::topic::{Filter, Topic};
 
@@ -111,7 +111,8 @@ impl Replica {
         let ticket = self.table.enter().unwrap();
         let opener = Opener { address: Ipv4Addr::LOCALHOST.into(), subject: None };
         let place = self.clients.enter(opener, leases.len()).unwrap();
-        Stream::open(self.shared.clone(), ticket, place, leases, start, format, HttpVersion::Http11)
+        let terms = Terms { format, http: HttpVersion::Http11, expires: None };
+        Stream::open(self.shared.clone(), ticket, place, leases, start, terms)
     }
 
     /// A stream over `filters`, or `None` if the broker has just ended a subscription of it.

@@ -1,0 +1,122 @@
+//! Questions over HTTP to those who know who may: the backend of forward auth, and whoever publishes the keys of tokens.
+//!
+//! A pooled client for each. Every question has one deadline, from the lookup of the name to the last byte of the body,
+//! and a bound on that body. No redirect is followed, and no proxy of the environment is used: an answer decides who may
+//! read, so it comes from where the configuration says or not at all. What is asked, and what an answer means, is known
+//! elsewhere (`forward`, `jwks`).
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::{Request, Response};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
+use thiserror::Error;
+use tokio::time::{Instant, timeout_at};
+
+/// How long a server may take to accept, over all its addresses. Shorter than the deadline, so that one address that
+/// swallows packets leaves time for another.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an idle connection is kept: less than any server in common use keeps its side (gunicorn 2 s, node and
+/// uvicorn 5 s). A question that crosses the server's goodbye is lost.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Idle connections that are kept. Of a crowd that comes back at once, the rest connect anew.
+const MAX_IDLE: usize = 64;
+
+/// Bytes of the head of an answer.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// Why there is no answer, or no whole one.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(super) enum AskError {
+    /// It did not come in time.
+    #[error("no whole answer within {}", humantime::format_duration(*.0))]
+    Late(Duration),
+    /// Its body is larger than this many bytes.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    /// No connection, or one that broke, or bytes that are not HTTP.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Client(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+
+impl Client {
+    /// A client that trusts the authorities that the system trusts (`SSL_CERT_FILE` names others).
+    ///
+    /// # Errors
+    /// None that the library used here has today; one line that says why TLS cannot be set up.
+    pub(super) fn new() -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        // A system without roots is no fault as long as no certificate needs them; then the handshake says so.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        // Named here rather than taken from the process, so that no other library's choice can make it ambiguous.
+        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("TLS cannot be set up: {error}"))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut sockets = HttpConnector::new();
+        sockets.enforce_http(false);
+        sockets.set_nodelay(true);
+        sockets.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(sockets);
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .http1_max_buf_size(MAX_HEAD)
+            .build(connector);
+        Ok(Client(client))
+    }
+
+    /// Asks, and waits for the head of the answer and then for its body, `within` for both. An answer whose body did not
+    /// arrive whole still has its head: a refusal is one, whatever becomes of its text.
+    ///
+    /// # Errors
+    /// There is no head.
+    pub(super) async fn get(
+        &self,
+        request: Request<Empty<Bytes>>,
+        within: Duration,
+        max_body: usize,
+    ) -> Result<Response<Result<Bytes, AskError>>, AskError> {
+        let deadline = Instant::now() + within;
+        let answered = timeout_at(deadline, self.0.request(request)).await;
+        let (head, body) = answered.map_err(|_| AskError::Late(within))?.map_err(failed)?.into_parts();
+        let body = match timeout_at(deadline, Limited::new(body, max_body).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(AskError::TooLarge(max_body)),
+            Ok(Err(error)) => Err(AskError::Failed(format!("the answer broke off: {error}"))),
+            Err(_) => Err(AskError::Late(within)),
+        };
+        Ok(Response::from_parts(head, body))
+    }
+}
+
+/// The library's own words say only in which phase it failed; the reason is in the sources.
+fn failed(error: legacy::Error) -> AskError {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        words = format!("{words}: {error}");
+        source = error.source();
+    }
+    AskError::Failed(words)
+}

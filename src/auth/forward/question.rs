@@ -1,0 +1,103 @@
+//! What the backend is asked: a GET with what tells it who asks, and for what. Nothing else of a request is passed on.
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::header::{ACCEPT, AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::{Request, Uri};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ring::hmac;
+
+use super::super::{Action, Asked};
+use crate::topic::Filter;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const ASKED_ACTION: HeaderName = HeaderName::from_static("x-topicgate-action");
+const ASKED_TOPICS: HeaderName = HeaderName::from_static("x-topicgate-topics");
+
+/// Bytes of the list of topics. Common servers take 8 KiB of a field, and 16 of a head, in which a cookie must fit too.
+pub(super) const MAX_TOPICS: usize = 8 * 1024;
+
+/// What stands in the list as it is. The comma does not: it separates.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/')
+    .remove(b'*')
+    .remove(b'$');
+
+/// One question, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) action: Action,
+    pub(super) topics: Vec<Filter>,
+    headers: HeaderMap,
+}
+
+impl Question {
+    /// `None` if the topics are more than [`MAX_TOPICS`].
+    pub(super) fn new(asked: &Asked<'_>) -> Option<Self> {
+        let encode = |topic: &Filter| utf8_percent_encode(topic.as_str(), ENCODED).to_string();
+        let list = asked.filters.iter().map(encode).collect::<Vec<_>>().join(",");
+        if list.len() > MAX_TOPICS {
+            return None;
+        }
+        let mut headers = HeaderMap::new();
+        // Some frameworks send who is not signed in to a login page, unless what was asked for is not a page.
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        // HTTP/2 may send one cookie a field; in HTTP/1 they share one (RFC 9113, section 8.2.3).
+        let cookies: Vec<&[u8]> = asked.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        let cookies = (!cookies.is_empty()).then(|| HeaderValue::from_bytes(&cookies.join(&b"; "[..])));
+        let action = match asked.action {
+            Action::Subscribe => "subscribe",
+            Action::Publish => "publish",
+        };
+        let secret = |value: &HeaderValue| {
+            let mut value = value.clone();
+            value.set_sensitive(true); // not to be shown, whoever prints it
+            value
+        };
+        for (name, value) in [
+            (COOKIE, cookies.and_then(Result::ok).as_ref().map(secret)),
+            (AUTHORIZATION, asked.headers.get(AUTHORIZATION).map(secret)),
+            // The first, which is the one that was checked.
+            (ORIGIN, asked.headers.get(ORIGIN).cloned()),
+            (FORWARDED_FOR, HeaderValue::try_from(asked.client.to_string()).ok()),
+            (ASKED_ACTION, Some(HeaderValue::from_static(action))),
+            (ASKED_TOPICS, HeaderValue::try_from(list).ok()),
+        ] {
+            if let Some(value) = value {
+                headers.insert(name, value);
+            }
+        }
+        Some(Question { action: asked.action, topics: asked.filters.to_vec(), headers })
+    }
+
+    /// The request to send.
+    pub(super) fn request(&self, uri: &Uri) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri.clone();
+        request.headers_mut().clone_from(&self.headers);
+        request
+    }
+
+    /// The name of this question in the cache. Everything that the backend is shown is in it, the client's address too: an
+    /// answer may rest on any of it. Credentials leave no trace in it that could be tried out without `secret`.
+    pub(super) fn digest(&self, secret: &hmac::Key) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(secret);
+        for name in [COOKIE, AUTHORIZATION, ORIGIN, FORWARDED_FOR, ASKED_ACTION, ASKED_TOPICS] {
+            // With its length, so that no two questions read the same; absent is not the same as empty.
+            match self.headers.get(name) {
+                Some(value) => {
+                    context.update(&(value.len() as u64).to_be_bytes());
+                    context.update(value.as_bytes());
+                }
+                None => context.update(&u64::MAX.to_be_bytes()),
+            }
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.sign().as_ref());
+        digest
+    }
+}

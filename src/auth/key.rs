@@ -1,0 +1,274 @@
+//! The keys that tokens are checked with. Each is for one algorithm, which the configuration or the key itself pins: no
+//! token has a say in it.
+
+use std::sync::Arc;
+
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
+
+use super::jwks::Jwks;
+use super::{AuthError, SettingError};
+use crate::config;
+use crate::metrics::Metrics;
+
+/// Bytes of the smallest RSA modulus that is taken, 2048 bits: `ring` takes no smaller one.
+const RSA_BYTES: usize = 256;
+
+/// Bytes of a point of P-256, of one of P-384, and of a key of Ed25519.
+const P256_BYTES: usize = 65;
+const P384_BYTES: usize = 97;
+const ED25519_BYTES: usize = 32;
+
+/// One key, and the one algorithm that it is for.
+#[derive(Debug, Clone)]
+pub struct Key {
+    kid: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+impl Key {
+    /// A secret that is shared with who signs: its bytes as they are.
+    ///
+    /// # Errors
+    /// The algorithm is for public keys.
+    pub fn from_secret(secret: &str, algorithm: Algorithm) -> Result<Self, String> {
+        Key::new(None, algorithm, DecodingKey::from_secret(secret.as_bytes()))
+    }
+
+    /// A public key, PEM. Without an `algorithm`, the usual one of its kind: RS256, ES256, ES384 or EdDSA.
+    ///
+    /// # Errors
+    /// What is wrong with it, to follow the name of its file.
+    pub fn from_pem(pem: &str, algorithm: Option<Algorithm>) -> Result<Self, String> {
+        if pem.contains("PRIVATE KEY-----") {
+            return Err("is a private key, which has no business here; name the public one \
+                        (openssl pkey -pubout)"
+                .into());
+        }
+        if pem.contains("-----BEGIN CERTIFICATE") {
+            return Err("is a certificate; name the public key in it (openssl x509 -pubkey -noout)".into());
+        }
+        if pem.matches("-----BEGIN ").count() > 1 {
+            return Err(
+                "holds several keys; leave one, or serve them as a key set (auth.jwt.jwks_url)".into()
+            );
+        }
+        let bytes = pem.as_bytes();
+        let key = DecodingKey::from_rsa_pem(bytes)
+            .or_else(|_| DecodingKey::from_ec_pem(bytes))
+            .or_else(|_| DecodingKey::from_ed_pem(bytes))
+            .map_err(
+                |_| "is no public key of RSA, P-256, P-384 or Ed25519 in PEM (-----BEGIN PUBLIC KEY-----)",
+            )?;
+        let usual = match key.family() {
+            AlgorithmFamily::Ec if length(&key) == P384_BYTES => Algorithm::ES384,
+            AlgorithmFamily::Ec => Algorithm::ES256,
+            AlgorithmFamily::Ed => Algorithm::EdDSA,
+            AlgorithmFamily::Rsa | AlgorithmFamily::Hmac => Algorithm::RS256,
+        };
+        Key::new(None, algorithm.unwrap_or(usual), key)
+    }
+
+    /// A public key out of a key set. `algorithm` is what the configuration pins: a key that is for another is not taken.
+    /// Without it the key's own `alg` counts, else the usual one of its kind.
+    ///
+    /// # Errors
+    /// Why tokens are not checked with it.
+    pub fn from_jwk(jwk: &Jwk, algorithm: Option<Algorithm>) -> Result<Self, String> {
+        let common = &jwk.common;
+        if common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature)
+            || common.key_operations.as_ref().is_some_and(|all| !all.contains(&KeyOperations::Verify))
+        {
+            return Err("is not for signatures".into());
+        }
+        let usual = match &jwk.algorithm {
+            AlgorithmParameters::RSA(_) => Algorithm::RS256,
+            AlgorithmParameters::EllipticCurve(point) if point.curve == EllipticCurve::P256 => {
+                Algorithm::ES256
+            }
+            AlgorithmParameters::EllipticCurve(point) if point.curve == EllipticCurve::P384 => {
+                Algorithm::ES384
+            }
+            AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
+                Algorithm::EdDSA
+            }
+            // A secret that a URL shows is none.
+            _ => return Err("is no public key of RSA, P-256, P-384 or Ed25519".into()),
+        };
+        let own = match common.key_algorithm {
+            Some(own) => {
+                Some(Algorithm::try_from(own).map_err(|_| "is for an algorithm that is not known here")?)
+            }
+            None => None,
+        };
+        if let (Some(own), Some(pinned)) = (own, algorithm)
+            && own != pinned
+        {
+            return Err(format!("is for {own:?}, and auth.jwt.algorithm is {pinned:?}"));
+        }
+        let key = DecodingKey::from_jwk(jwk).map_err(|error| format!("cannot be read: {error}"))?;
+        Key::new(common.key_id.clone(), algorithm.or(own).unwrap_or(usual), key)
+    }
+
+    /// A key that does not fit would refuse every token, without a word of why.
+    fn new(kid: Option<String>, algorithm: Algorithm, key: DecodingKey) -> Result<Self, String> {
+        let fits = match algorithm {
+            Algorithm::ES256 => length(&key) == P256_BYTES,
+            Algorithm::ES384 => length(&key) == P384_BYTES,
+            Algorithm::EdDSA => length(&key) == ED25519_BYTES,
+            _ => true,
+        };
+        if key.family() != algorithm.family() || !fits {
+            return Err(format!("is no key for {algorithm:?}; see auth.jwt.algorithm"));
+        }
+        if key.family() == AlgorithmFamily::Rsa && length(&key) < RSA_BYTES {
+            return Err("is an RSA key of less than 2048 bits".into());
+        }
+        Ok(Key { kid, algorithm, key })
+    }
+
+    /// Whether a token that says `kid` may be signed with it. A key or a token without an id says nothing of that.
+    pub(super) fn may_have(&self, kid: Option<&str>) -> bool {
+        kid.zip(self.kid.as_deref()).is_none_or(|(theirs, ours)| theirs == ours)
+    }
+
+    /// The name under which it is published.
+    pub(super) fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    pub(super) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    pub(super) fn decoding(&self) -> &DecodingKey {
+        &self.key
+    }
+}
+
+/// Bytes of the key; of an RSA key, of its modulus, or of the DER that holds it and a few bytes more.
+fn length(key: &DecodingKey) -> usize {
+    match key.kind() {
+        DecodingKeyKind::SecretOrDer(bytes) => bytes.len(),
+        DecodingKeyKind::RsaModulusExponent { n, .. } => n.iter().skip_while(|byte| **byte == 0).count(),
+    }
+}
+
+/// The keys that a token may be signed with.
+#[derive(Debug)]
+pub(super) enum Keys {
+    /// Those that the configuration names.
+    Static(Arc<[Key]>),
+    /// Those that are published at a URL.
+    Published(Jwks),
+}
+
+impl Keys {
+    /// Reads the file that the setting names, if it names one, or begins to fetch what is published.
+    ///
+    /// # Errors
+    /// [`SettingError`].
+    pub(super) fn new(settings: &config::Jwt, metrics: &Arc<Metrics>) -> Result<Self, SettingError> {
+        let key = match &settings.keys {
+            config::JwtKeys::Secret(secret) => {
+                Key::from_secret(&secret.0, settings.algorithm.unwrap_or(Algorithm::HS256))
+                    .map_err(|problem| SettingError(format!("auth.jwt.secret {problem}")))
+            }
+            config::JwtKeys::PublicKey(path) => std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot be read: {error}"))
+                .and_then(|pem| Key::from_pem(&pem, settings.algorithm))
+                .map_err(|problem| {
+                    SettingError(format!("auth.jwt.public_key: {} {problem}", path.display()))
+                }),
+            config::JwtKeys::Jwks { url, refresh } => {
+                return Jwks::start(url, *refresh, settings.algorithm, metrics.clone())
+                    .map(Keys::Published)
+                    .map_err(|problem| SettingError(format!("auth.jwt.jwks_url {problem}")));
+            }
+        };
+        Ok(Keys::Static([key?].into()))
+    }
+
+    /// Those that may hold for a token which says `kid`.
+    ///
+    /// # Errors
+    /// [`AuthError::Unavailable`] if they cannot be had now.
+    pub(super) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
+        match self {
+            Keys::Static(keys) => Ok(keys.clone()),
+            Keys::Published(keys) => keys.find(kid).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_key_out_of_a_set_is_taken_for_one_algorithm_or_not_at_all() {
+        use Algorithm::{ES256, ES384, EdDSA, HS256, PS256, RS256};
+        // Only their lengths are looked at.
+        let (bytes, short) = (|count: usize| "A".repeat(count.div_ceil(3) * 4 - 1), "A".repeat(170));
+        let point =
+            |curve, count| json!({"kty": "EC", "crv": curve, "x": "A".repeat(count), "y": "A".repeat(count)});
+        let rsa = json!({"kty": "RSA", "n": "_".repeat(342 - 1) + "w", "e": "AQAB"});
+        let weak = json!({"kty": "RSA", "n": short, "e": "AQAB"});
+        let (p256, p384) = (point("P-256", 43), point("P-384", 64));
+        let ed = json!({"kty": "OKP", "crv": "Ed25519", "x": bytes(32)});
+        let with = |key: &Value, name: &str, value: Value| {
+            let mut key = key.clone();
+            key[name] = value;
+            key
+        };
+        for (jwk, pinned, taken) in [
+            (rsa.clone(), None, Some(RS256)),
+            (rsa.clone(), Some(PS256), Some(PS256)),
+            (rsa.clone(), Some(ES256), None),
+            (rsa.clone(), Some(HS256), None),
+            (with(&rsa, "alg", json!("PS256")), None, Some(PS256)),
+            (with(&rsa, "alg", json!("PS256")), Some(PS256), Some(PS256)),
+            (with(&rsa, "alg", json!("PS256")), Some(RS256), None),
+            (with(&rsa, "alg", json!("HS256")), None, None),
+            (with(&rsa, "alg", json!("RSA-OAEP")), None, None),
+            (with(&rsa, "alg", json!("none")), None, None),
+            (with(&rsa, "use", json!("sig")), None, Some(RS256)),
+            (with(&rsa, "use", json!("enc")), None, None),
+            (with(&rsa, "key_ops", json!(["verify"])), None, Some(RS256)),
+            (with(&rsa, "key_ops", json!(["encrypt"])), None, None),
+            (weak, None, None),
+            (p256.clone(), None, Some(ES256)),
+            (p384.clone(), None, Some(ES384)),
+            (p384, Some(ES256), None),
+            (with(&p256, "x", json!("A".repeat(42))), None, None),
+            (point("P-521", 88), None, None),
+            (ed.clone(), None, Some(EdDSA)),
+            (with(&ed, "x", json!("AAAA")), None, None),
+            (json!({"kty": "oct", "k": bytes(32)}), None, None),
+            (json!({"kty": "oct", "k": bytes(32), "alg": "HS256"}), Some(HS256), None),
+            (json!({"kty": "new"}), None, None),
+        ] {
+            let key = Key::from_jwk(&serde_json::from_value(jwk.clone()).unwrap(), pinned);
+            assert_eq!(key.ok().map(|key| key.algorithm), taken, "{jwk} for {pinned:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_picks_among_keys_and_its_absence_excludes_none() {
+        let key = |kid: Option<&str>| Key {
+            kid: kid.map(str::to_owned),
+            ..Key::from_secret("0123456789abcdef0123456789abcdef", Algorithm::HS256).unwrap()
+        };
+        for (ours, theirs, may) in [
+            (Some("a"), Some("a"), true),
+            (Some("a"), Some("b"), false),
+            (Some("a"), None, true),
+            (None, Some("b"), true),
+        ] {
+            assert_eq!(key(ours).may_have(theirs), may, "{ours:?} {theirs:?}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Who may: asks the rules, and where they want to know who asks, the credentials; and says no in the words of HTTP
+//! (RFC 6750). A refusal depends on the rules and on who asks, never on what a topic holds or whether it exists.
+
+use axum::http::StatusCode;
+
+use super::problem::{Challenge, Problem};
+use crate::auth::access::Verdict;
+use crate::auth::jwt::BadToken;
+use crate::auth::{Action, Asked, AuthError, Caller};
+use crate::gateway::Gateway;
+use crate::topic::Filter;
+
+/// Why not.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It will not work as it is.
+    No(Problem),
+    /// Who may cannot be asked now.
+    Later,
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Refusal::No(problem)
+    }
+}
+
+impl From<AuthError> for Refusal {
+    fn from(error: AuthError) -> Self {
+        let detail = error.to_string();
+        let (status, code, challenge) = match error {
+            AuthError::Unavailable => return Refusal::Later,
+            AuthError::NotGranted(action, filter) => {
+                return not_allowed(action, &filter, Verdict::NotGranted).into();
+            }
+            AuthError::TooManyTopics => (StatusCode::BAD_REQUEST, "bad_query", None),
+            AuthError::TwoTokens => (StatusCode::BAD_REQUEST, "two_tokens", None),
+            AuthError::BadToken(bad) => {
+                let code = if bad == BadToken::Expired { "expired_token" } else { "bad_token" };
+                (StatusCode::UNAUTHORIZED, code, Some(Challenge::InvalidToken))
+            }
+            AuthError::Refused { status, challenge } => {
+                // A 401 has one (RFC 9110, section 15.5.2), though a backend of cookies has none to give.
+                let ours = (status == StatusCode::UNAUTHORIZED).then_some(Challenge::Credentials);
+                (status, "backend_refused", challenge.map(Challenge::Given).or(ours))
+            }
+        };
+        let problem = Problem::new(status, code, detail);
+        Refusal::No(match challenge {
+            Some(challenge) => problem.challenge(challenge),
+            None => problem,
+        })
+    }
+}
+
+/// Lets pass what the rules allow. Returns who asks if the rules had to know that. Every topic that was asked for must be
+/// allowed.
+pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Option<Caller>, Refusal> {
+    match obstacle(gateway, asked, None) {
+        None => return Ok(None),
+        Some((Verdict::NotExposed, _)) => return Err(Problem::not_exposed().into()),
+        Some(_) => {}
+    }
+    // About these alone: what is open to anyone a backend may not even know.
+    let open = |filter: &&Filter| matches!(gateway.decide(asked.action, filter, None), Verdict::Allowed(_));
+    let filters: Vec<Filter> = asked.filters.iter().filter(|filter| !open(filter)).cloned().collect();
+    let caller =
+        gateway.auth().identify(&Asked { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
+    match obstacle(gateway, asked, Some(&caller)) {
+        None => Ok(Some(caller)),
+        Some((Verdict::NotExposed, _)) => Err(Problem::not_exposed().into()),
+        Some((verdict, filter)) => Err(not_allowed(asked.action, filter, verdict).into()),
+    }
+}
+
+/// The first topic that is not allowed; one that is not exposed outweighs the others.
+fn obstacle<'a>(
+    gateway: &'a Gateway,
+    asked: &Asked<'a>,
+    caller: Option<&Caller>,
+) -> Option<(Verdict<'a>, &'a Filter)> {
+    let mut first = None;
+    for filter in asked.filters {
+        match gateway.decide(asked.action, filter, caller) {
+            Verdict::Allowed(_) => {}
+            Verdict::NotExposed => return Some((Verdict::NotExposed, filter)),
+            verdict => first = first.or(Some((verdict, filter))),
+        }
+    }
+    first
+}
+
+fn no_token() -> Problem {
+    let detail = "this is only for those who say who they are; send a token";
+    Problem::new(StatusCode::UNAUTHORIZED, "no_token", detail).challenge(Challenge::Credentials)
+}
+
+fn not_allowed(action: Action, filter: &Filter, verdict: Verdict<'_>) -> Problem {
+    let (grant, doing) = match action {
+        Action::Subscribe => ("subscribe", "reading"),
+        Action::Publish => ("publish", "publishing to"),
+    };
+    if verdict == Verdict::NotTheirs {
+        let detail = format!("{filter} belongs, or a part of it does, to other subjects than yours");
+        return Problem::new(StatusCode::FORBIDDEN, "wrong_subject", detail).challenge(Challenge::NotEnough);
+    }
+    let detail = format!("{doing} {filter} is not granted to you; it takes one grant that covers all of it");
+    Problem::new(StatusCode::FORBIDDEN, "missing_grant", detail)
+        .challenge(Challenge::MissingGrant(grant, filter.to_string()))
+}
