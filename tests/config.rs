@@ -156,7 +156,8 @@ fn the_environment_holds_every_type_as_text() {
     )
     .unwrap();
     assert_eq!(config.broker.password.unwrap().0, "0077");
-    assert_eq!(config.cors.origins, ["https://a.example.com", "https://b.example.com"]);
+    let origins: Vec<String> = config.cors.origins.iter().map(ToString::to_string).collect();
+    assert_eq!(origins, ["https://a.example.com", "https://b.example.com"]);
     assert!(config.cors.credentials);
     assert_eq!(config.topics[0].replay.messages, 5);
     assert_eq!(config.listen, Config::default().listen);
@@ -217,6 +218,7 @@ fn what_is_allowed_but_unwise_is_warned_of() {
         ("streams = { retry = \"1m\" }", "is forgotten 1m after"),
         ("limits = { streams = 20000 }", "limits.connections"),
         ("cors = { credentials = true }", "cors.origins"),
+        ("cors = { origins = [\"https://*.example.com\"], credentials = true }", "https://*.example.com"),
         (
             "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
             "Redis",

@@ -2,13 +2,14 @@
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs` and `rule.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
+//! the shape of what people write, `parse.rs`, `rule.rs` and `origin.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
 //! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
 mod error;
 mod explain;
 mod load;
+mod origin;
 mod parse;
 mod raw;
 mod rule;
@@ -23,6 +24,7 @@ use serde::{Serialize, Serializer};
 
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::load::Sources;
+pub use self::origin::Origin;
 pub use self::url::{BrokerKind, masked};
 use crate::topic::{Filter, Topic};
 
@@ -211,8 +213,8 @@ pub struct Limits {
 /// `[cors]`: pages of other origins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cors {
-    /// Origins that may read and publish, exact: scheme, host and port.
-    pub origins: Vec<String>,
+    /// Whose pages may read and publish.
+    pub origins: Vec<Origin>,
     /// Whether they may send cookies.
     pub credentials: bool,
 }
