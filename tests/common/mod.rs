@@ -4,6 +4,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod document;
 pub mod gateway;
 pub mod nats;
 #[cfg(unix)]
