@@ -4,6 +4,10 @@
 // Clippy's leave to unwrap in tests stops at the helpers of a test.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/document.rs"]
+#[allow(unreachable_pub)]
+mod document;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,6 +56,21 @@ fn stderr(output: &Output) -> String {
 fn valid_files_load() {
     for (path, text) in files("tests/config/valid").into_iter().chain(files("config")) {
         Config::from_toml(&text).unwrap_or_else(|errors| panic!("{}: {errors}", path.display()));
+    }
+}
+
+#[test]
+fn every_configuration_in_the_documents_loads() {
+    let documents = [
+        ("README.md", include_str!("../README.md")),
+        ("docs/security.md", include_str!("../docs/security.md")),
+    ];
+    for (name, text) in documents {
+        let blocks = document::blocks(text, "", "toml");
+        assert!(blocks.len() >= 3, "{name}");
+        for block in blocks {
+            Config::from_toml(&block).unwrap_or_else(|errors| panic!("{name}: {errors}\nin\n{block}"));
+        }
     }
 }
 

@@ -200,3 +200,49 @@ async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
     }))
     .await;
 }
+
+#[tokio::test]
+async fn where_hosts_are_listed_no_other_is_answered() {
+    let gateway = Gateway::with("hosts = [\"events.example.com\", \"10.1.2.3\"]\n").await;
+    for (host, status) in [
+        ("events.example.com", 200),
+        ("EVENTS.example.com:8443", 200),
+        ("10.1.2.3:80", 200),
+        ("localhost", 421),
+        ("127.0.0.1", 421),
+        ("example.com", 421),
+        ("sub.events.example.com", 421),
+        ("events.example.com.", 421),
+        ("events.example.com.attacker.example", 421),
+        ("xevents.example.com", 421),
+        ("events.example.com@attacker.example", 421),
+        ("[events.example.com]", 421),
+        ("10.1.2.30", 421),
+        ("", 421),
+    ] {
+        let mut raw = Raw::connect(gateway.address).await;
+        raw.send(format!("GET /topics/a HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.unwrap();
+        assert_eq!(raw.head().await.0, status, "{host:?}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_name_no_topic_and_do_not_grow_with_what_is_asked_for() {
+    let gateway = Gateway::with(HIDDEN).await;
+    let metrics = async || raw::exchange(gateway.admin, ask("GET", "/metrics", "")).await.text();
+    let mut lines = vec![];
+    for round in ["s3cret-a", "s3cret-b", "s3cret-c"] {
+        let mut reader = gateway.open(&format!("/topics/open/{round}")).await;
+        reader.expect("stream-open").await;
+        gateway.publish(&format!("open/{round}"), round).await;
+        assert_eq!(reader.message().await, round);
+        for target in [format!("/topics/hidden/{round}"), format!("/topics/{round}%3E"), format!("/{round}")]
+        {
+            assert!(send(&gateway, "GET", &target, "").await.status >= 400, "{target}");
+        }
+        let text = metrics().await;
+        assert!(text.contains("topicgate_streams") && !text.contains("s3cret"), "{text}");
+        lines.push(text.lines().count());
+    }
+    assert_eq!(lines[0], lines[2], "{lines:?}");
+}
