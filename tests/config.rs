@@ -69,7 +69,9 @@ fn every_configuration_in_the_documents_loads() {
         let blocks = document::blocks(text, "", "toml");
         assert!(blocks.len() >= 3, "{name}");
         for block in blocks {
-            Config::from_toml(&block).unwrap_or_else(|errors| panic!("{name}: {errors}\nin\n{block}"));
+            // An ellipsis stands for a secret that the reader has.
+            let filled = block.replace("…", &"x".repeat(64));
+            Config::from_toml(&filled).unwrap_or_else(|errors| panic!("{name}: {errors}\nin\n{block}"));
         }
     }
 }
