@@ -216,7 +216,8 @@ async fn chromium_comes_back_by_itself_once_the_limit_has_passed() {
     let gateway = Gateway::with("limits.streams_per_address = 1\nstreams.retry = \"500ms\"").await;
     let mut held = gateway.open("/topics/a").await;
     held.expect("stream-open").await;
-    let mut page = Client::start("chromium", gateway.address, "/topics/a");
+    let url = format!("http://{}/topics/a", gateway.address);
+    let mut page = Client::start("chromium", &url, &json!({ "page": "same-origin" }));
     for _ in 0..2 {
         let event = page.event().await;
         assert_eq!((event.kind.as_str(), event.id.as_str()), ("stream-close", ""));

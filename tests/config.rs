@@ -4,6 +4,10 @@
 // Clippy's leave to unwrap in tests stops at the helpers of a test.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/document.rs"]
+#[allow(unreachable_pub)]
+mod document;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,6 +56,23 @@ fn stderr(output: &Output) -> String {
 fn valid_files_load() {
     for (path, text) in files("tests/config/valid").into_iter().chain(files("config")) {
         Config::from_toml(&text).unwrap_or_else(|errors| panic!("{}: {errors}", path.display()));
+    }
+}
+
+#[test]
+fn every_configuration_in_the_documents_loads() {
+    let documents = [
+        ("README.md", include_str!("../README.md")),
+        ("docs/security.md", include_str!("../docs/security.md")),
+    ];
+    for (name, text) in documents {
+        let blocks = document::blocks(text, "", "toml");
+        assert!(blocks.len() >= 3, "{name}");
+        for block in blocks {
+            // An ellipsis stands for a secret that the reader has.
+            let filled = block.replace("…", &"x".repeat(64));
+            Config::from_toml(&filled).unwrap_or_else(|errors| panic!("{name}: {errors}\nin\n{block}"));
+        }
     }
 }
 
@@ -156,7 +177,8 @@ fn the_environment_holds_every_type_as_text() {
     )
     .unwrap();
     assert_eq!(config.broker.password.unwrap().0, "0077");
-    assert_eq!(config.cors.origins, ["https://a.example.com", "https://b.example.com"]);
+    let origins: Vec<String> = config.cors.origins.iter().map(ToString::to_string).collect();
+    assert_eq!(origins, ["https://a.example.com", "https://b.example.com"]);
     assert!(config.cors.credentials);
     assert_eq!(config.topics[0].replay.messages, 5);
     assert_eq!(config.listen, Config::default().listen);
@@ -224,6 +246,7 @@ fn what_is_allowed_but_unwise_is_warned_of() {
         ("auth = { jwt = { public_key = \"k\" } }", "[auth] has no effect"),
         ("auth = { token = { query = true } }", "auth.token.query"),
         ("auth.forward.url = \"http://h\"\n[[topics]]\nmatch = \"a\"\nread = \"token\"", "in the clear"),
+        ("cors = { origins = [\"https://*.example.com\"], credentials = true }", "https://*.example.com"),
         (
             "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
             "Redis",

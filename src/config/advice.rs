@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Access, AddressSource, BrokerKind, Config, Field, url};
+use super::{Access, AddressSource, BrokerKind, Config, Field, Origin, url};
 
 /// Proxies and load balancers commonly cut a connection that was silent for a minute.
 const PROXY_PATIENCE: Duration = Duration::from_secs(55);
@@ -50,7 +50,7 @@ impl Config {
             if public && real && open(rule.read) && rule.filter.as_str() == "**" {
                 warn(format!("{name} shows everything on the broker to anyone who reaches {}", self.listen));
             }
-            if open(rule.publish) && self.cors.origins.iter().any(|origin| origin == "*") {
+            if open(rule.publish) && self.cors.origins.contains(&Origin::Any) {
                 warn(format!(
                     "{name} and cors.origins = [\"*\"] together let every web page that a visitor opens publish"
                 ));
@@ -133,6 +133,13 @@ impl Config {
         if self.cors.credentials && self.cors.origins.is_empty() {
             warn("cors.credentials has no effect without cors.origins".into());
         }
+        let wide = self.cors.origins.iter().find(|origin| matches!(origin, Origin::Subdomains { .. }));
+        if let Some(wide) = wide.filter(|_| self.cors.credentials) {
+            warn(format!(
+                "cors.origins has {wide} and cors.credentials is true: a page on any name below it acts with its \
+                 visitor's cookies; if some of those names are not yours, name the origins"
+            ));
+        }
         warnings
     }
 
@@ -141,6 +148,6 @@ impl Config {
     fn is_likely_behind_a_proxy(&self) -> bool {
         let elsewhere = |host: &String| host != "localhost" && host.parse::<IpAddr>().is_err();
         let named = self.listen.ip().is_loopback() && self.hosts.iter().any(elsewhere);
-        named || self.cors.origins.iter().any(|origin| origin.starts_with("https:"))
+        named || self.cors.origins.iter().any(|origin| origin.to_string().starts_with("https:"))
     }
 }

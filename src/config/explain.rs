@@ -72,12 +72,13 @@ impl Config {
             ByteSize(l.resume_bytes)
         ));
         line(self.proxies.in_words());
-        line(match (self.cors.origins.as_slice(), self.cors.credentials) {
-            ([], _) => "Pages of other origins may not use it.".into(),
-            (origins, false) => {
+        let origins: Vec<String> = self.cors.origins.iter().map(ToString::to_string).collect();
+        line(match (origins.is_empty(), self.cors.credentials) {
+            (true, _) => "Pages of other origins may not use it.".into(),
+            (false, false) => {
                 format!("Pages of these origins may use it, without cookies: {}.", origins.join(", "))
             }
-            (origins, true) => {
+            (false, true) => {
                 format!("Pages of these origins may use it, with cookies: {}.", origins.join(", "))
             }
         });

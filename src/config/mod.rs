@@ -2,7 +2,8 @@
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs`, `rule.rs`, `auth.rs` and `tls.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
+//! the shape of what people write, `parse.rs`, `rule.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
+//! it, `advice.rs` says what is allowed but unwise, `explain.rs`
 //! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
@@ -11,6 +12,7 @@ mod error;
 mod explain;
 mod forward;
 mod load;
+mod origin;
 mod parse;
 mod proxies;
 mod raw;
@@ -29,6 +31,7 @@ pub use self::auth::{Auth, Jwt, JwtKeys, TokenPlaces};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::forward::Forward;
 pub use self::load::Sources;
+pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::tls::Tls;
 pub use self::url::{BrokerKind, masked};
@@ -241,8 +244,8 @@ pub struct Limits {
 /// `[cors]`: pages of other origins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cors {
-    /// Origins that may read and publish, exact: scheme, host and port.
-    pub origins: Vec<String>,
+    /// Whose pages may read and publish.
+    pub origins: Vec<Origin>,
     /// Whether they may send cookies.
     pub credentials: bool,
 }

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ::url::{Host, Url};
+use ::url::Host;
 use bytesize::ByteSize;
 use tracing_subscriber::filter::Targets;
 
 use super::error::{ConfigError, nearest};
 use super::load::Layers;
+use super::origin::Origin;
 use super::raw::{Count, Raw, RawBroker, RawCors, RawLimits, Size, Span};
 use super::url::{self, BrokerKind};
 use super::{Admin, Broker, BrokerTls, Config, Cors, Limits, Log, LogFormat, Replay, Rule, Secret, Streams};
@@ -377,15 +378,17 @@ impl Check<'_> {
     }
 
     fn cors(&mut self, raw: RawCors) -> Cors {
-        let origins = raw.origins.map_or(vec![], |list| list.0);
+        let listed = raw.origins.map_or(vec![], |list| list.0);
         let credentials = raw.credentials.is_some_and(|switch| switch.0);
-        for origin in &origins {
-            if let Err(problem) = if origin == "*" { Ok(()) } else { exact_origin(origin) } {
-                self.refuse("cors.origins", format!("{origin:?} {problem}"));
+        let mut origins = vec![];
+        for text in &listed {
+            match Origin::parse(text) {
+                Ok(origin) => origins.push(origin),
+                Err(problem) => self.refuse("cors.origins", format!("{text:?} {problem}")),
             }
         }
-        if origins.iter().any(|origin| origin == "*") {
-            if origins.len() > 1 {
+        if origins.contains(&Origin::Any) {
+            if listed.len() > 1 {
                 self.refuse("cors.origins", "\"*\" stands for every origin; name either it or the others");
             }
             if credentials {
@@ -424,15 +427,4 @@ impl Check<'_> {
 pub(super) fn bytes(value: u64) -> String {
     // Rounding would make "8191 B is too little; at least 8 KiB" read as a contradiction.
     if value.is_multiple_of(KIB) { ByteSize(value).to_string() } else { format!("{value} bytes") }
-}
-
-/// Browsers send an origin in one form only, and it is compared as text.
-fn exact_origin(text: &str) -> Result<(), String> {
-    const FORM: &str = "write scheme://host or scheme://host:port, as in https://app.example.com";
-    let url = Url::parse(text).map_err(|_| format!("is not an origin; {FORM}"))?;
-    let host = url.host_str().filter(|host| !host.is_empty() && text.contains("://"));
-    let Some(host) = host else { return Err(format!("is not an origin; {FORM}")) };
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let exact = format!("{}://{host}{port}", url.scheme());
-    if exact == text { Ok(()) } else { Err(format!("is never what a browser sends; write {exact}")) }
 }

@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AddressSource, BrokerKind, Proxies};
+use crate::config::{AddressSource, BrokerKind, Cors, Proxies};
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
 use crate::tls::Tls;
@@ -60,7 +60,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// The routes of the public listener. `address` is where it listens.
 pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
     let config = gateway.config();
-    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors.origins, is_loopback(address)));
+    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors, is_loopback(address)));
     let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
@@ -79,26 +79,21 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     if config.auth.token.query {
         router = router.layer(middleware::map_response(keep_url_private));
     }
-    let cors = origin::cors_layer(&config.cors);
     let headers_tell =
         !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
     if headers_tell {
         router = router.layer(middleware::from_fn_with_state(gateway.clone(), client::find));
     }
-    let router = router
-        .layer(middleware::from_fn_with_state(allowed, origin::check))
+    router
+        .layer(middleware::from_fn_with_state(allowed, origin::guard))
         .layer(middleware::from_fn_with_state(gateway.clone(), count_refusals))
-        .with_state(gateway);
-    match cors {
-        Some(cors) => router.layer(cors),
-        None => router,
-    }
+        .with_state(gateway)
 }
 
 /// The routes of the admin listener. `address` is where it listens.
 pub(crate) fn admin(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
-    let allowed = Arc::new(origin::Allowed::new(&[], &[], is_loopback(address)));
-    admin::router(gateway).layer(middleware::from_fn_with_state(allowed, origin::check))
+    let allowed = Arc::new(origin::Allowed::new(&[], &Cors::default(), is_loopback(address)));
+    admin::router(gateway).layer(middleware::from_fn_with_state(allowed, origin::guard))
 }
 
 fn is_loopback(address: Option<SocketAddr>) -> bool {

@@ -1,4 +1,5 @@
-//! Whose pages may ask: the `Host` that was asked for and the `Origin` of the page that asks.
+//! Whose pages may ask: the `Host` that was asked for and the `Origin` of the page that asks; and CORS, which tells
+//! browsers which pages may read the answers.
 //!
 //! A gateway on loopback trusts who can reach it, and any web page a person visits can make their browser send requests
 //! there. Two things stop that: a `Host` that is not loopback is refused (DNS rebinding: the page's own name, pointed at
@@ -6,26 +7,32 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::problem::Problem;
-use crate::config::Cors;
+use crate::config::{Cors, Origin};
 
-/// How long a browser may keep the answer to a preflight.
-const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
+/// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
+const ALLOWED_METHODS: &str = "GET, HEAD, POST";
+const ALLOWED_HEADERS: &str =
+    "last-event-id, authorization, cache-control, content-type, event-id, event-type";
+
+/// What it may read beyond what browsers show of every answer.
+const EXPOSED_HEADERS: &str = "retry-after, www-authenticate";
+
+/// How long a browser may keep the answer to a preflight, in seconds.
+const PREFLIGHT_MAX_AGE: &str = "3600";
 
 /// What is let in.
 #[derive(Debug)]
 pub(super) struct Allowed {
     /// Names that `Host` may carry. `None`: any.
     hosts: Option<Hosts>,
-    origins: Vec<String>,
+    cors: Cors,
 }
 
 #[derive(Debug)]
@@ -35,17 +42,17 @@ enum Hosts {
 }
 
 impl Allowed {
-    /// `hosts` and `origins` as configured; `loopback` is whether only this machine can connect.
-    pub(super) fn new(hosts: &[String], origins: &[String], loopback: bool) -> Self {
+    /// `hosts` and `cors` as configured; `loopback` is whether only this machine can connect.
+    pub(super) fn new(hosts: &[String], cors: &Cors, loopback: bool) -> Self {
         let hosts = match (hosts, loopback) {
             ([], true) => Some(Hosts::Loopback),
             ([], false) => None,
             (listed, _) => Some(Hosts::Listed(listed.to_vec())),
         };
-        Allowed { hosts, origins: origins.to_vec() }
+        Allowed { hosts, cors: cors.clone() }
     }
 
-    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let host = host(uri, headers);
         let allowed = match &self.hosts {
             None => true,
@@ -62,73 +69,95 @@ impl Allowed {
                  it answers for",
             ));
         }
-        // A preflight carries no credentials and changes nothing; the CORS layer answers it.
-        if method == Method::OPTIONS {
+        if self.listed(headers).is_some() {
             return Ok(());
         }
         // Written by the browser alone. It holds behind a proxy too, where Host may be another than the page's.
         let site = headers.get("sec-fetch-site");
-        let same_site = site.is_some_and(|site| site == "same-origin" || site == "none");
-        let refused = || {
-            Problem::new(
-                StatusCode::FORBIDDEN,
-                "bad_origin",
-                "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
-            )
-        };
-        let Some(origin) = headers.get(header::ORIGIN) else {
+        let own = match (site, headers.get(header::ORIGIN)) {
+            (Some(site), Some(_)) => site == "same-origin" || site == "none",
             // An <img> or a <script> sends no Origin. Its page cannot read the answer, but a stream would stay open.
-            let embedded = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "no-cors");
-            return if embedded && site.is_some() && !same_site { Err(refused()) } else { Ok(()) };
+            (Some(site), None) => {
+                let embedded = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "no-cors");
+                !embedded || site == "same-origin" || site == "none"
+            }
+            // Browsers leave it out where plain HTTP leaves this machine; then nothing tells but the name that was asked for.
+            (None, Some(origin)) => {
+                let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+                origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host))
+            }
+            (None, None) => true,
         };
-        let same_host = || {
-            let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-            origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host))
-        };
-        if same_site
-            || self.origins.iter().any(|listed| listed == "*" || listed.as_bytes() == origin.as_bytes())
-            || same_host()
-        {
+        if own {
             return Ok(());
         }
-        Err(refused())
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "bad_origin",
+            "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
+        ))
+    }
+
+    /// The origin of the page that asks, if the configuration lists it.
+    fn listed<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
+        let origin = headers.get(header::ORIGIN)?;
+        let text = origin.to_str().ok()?;
+        self.cors.origins.iter().any(|entry| entry.admits(text)).then_some(origin)
+    }
+
+    /// What the answer says of CORS.
+    fn cors_headers(&self, request: &HeaderMap, preflight: bool) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        // On every answer, whoever asked: which one it is depends on the origin, and a cache that keeps what it was told
+        // not to keep must not hand one origin's answer to another.
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        let Some(origin) = self.listed(request) else { return headers };
+        let any = self.cors.origins.contains(&Origin::Any);
+        let origin = if any { HeaderValue::from_static("*") } else { origin.clone() };
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        let mut tell = |name, value| headers.insert(name, HeaderValue::from_static(value));
+        if self.cors.credentials {
+            tell(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true");
+        }
+        if preflight {
+            tell(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOWED_METHODS);
+            tell(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
+            tell(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE);
+        } else {
+            tell(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
+        }
+        headers
     }
 }
 
-/// The middleware: refuses before anything is subscribed or published.
-pub(super) async fn check(State(allowed): State<Arc<Allowed>>, request: Request, next: Next) -> Response {
+/// The middleware: refuses before anything is subscribed or published, answers preflights, and lets listed pages read
+/// whatever is answered, refusals too. It must be outside of all that answers.
+pub(super) async fn guard(State(allowed): State<Arc<Allowed>>, request: Request, next: Next) -> Response {
+    let preflight = is_preflight(request.method(), request.headers());
+    let cors = allowed.cors_headers(request.headers(), preflight);
     // RFC 9112, section 3.2. With two of them a proxy before us may have gone by the other one.
-    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+    let one_host =
+        request.version() != Version::HTTP_11 || request.headers().get_all(header::HOST).iter().count() == 1;
+    let mut response = if !one_host {
         let detail = "a request of HTTP/1.1 has exactly one Host";
-        return Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail).into_response();
-    }
-    match allowed.check(request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
-    }
+        Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail).into_response()
+    } else if let Err(problem) = allowed.check(request.uri(), request.headers()) {
+        problem.into_response()
+    } else if preflight {
+        // The same for every path: it comes without credentials, and what exists is nobody's business.
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        next.run(request).await
+    };
+    response.headers_mut().extend(cors);
+    response
 }
 
-/// Tells browsers which pages may read the answers, if any of other origins may.
-pub(super) fn cors_layer(cors: &Cors) -> Option<CorsLayer> {
-    if cors.origins.is_empty() {
-        return None;
-    }
-    let origins: Vec<HeaderValue> = cors.origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-    let origins = if cors.origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        AllowOrigin::list(origins)
-    };
-    let asked_for =
-        ["last-event-id", "authorization", "cache-control", "content-type", "event-id", "event-type"];
-    Some(
-        CorsLayer::new()
-            .allow_origin(origins)
-            .allow_credentials(cors.credentials)
-            .allow_methods([Method::GET, Method::HEAD, Method::POST])
-            .allow_headers(asked_for.map(HeaderName::from_static))
-            .max_age(PREFLIGHT_MAX_AGE),
-    )
+/// The Fetch standard's CORS-preflight request. Any other OPTIONS is a request like all others.
+fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
+    method == Method::OPTIONS
+        && headers.contains_key(header::ORIGIN)
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 /// The authority that was asked for: HTTP/2 has it in the URI.
@@ -160,20 +189,18 @@ fn is_loopback(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn verdict(allowed: &Allowed, host: &str, origin: Option<&str>) -> bool {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, host.parse().unwrap());
-        origin.map(|origin| headers.insert(header::ORIGIN, origin.parse().unwrap()));
-        allowed.check(&Method::GET, &Uri::from_static("/topics/a"), &headers).is_ok()
+    fn verdict(allowed: &Allowed, host: &str) -> bool {
+        let headers = HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
+        allowed.check(&Uri::from_static("/topics/a"), &headers).is_ok()
     }
 
     #[test]
     fn on_loopback_only_loopback_names_are_answered() {
-        let allowed = Allowed::new(&[], &[], true);
+        let allowed = Allowed::new(&[], &Cors::default(), true);
         for host in
             ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "app.localhost:1"]
         {
-            assert!(verdict(&allowed, host, None), "{host}");
+            assert!(verdict(&allowed, host), "{host}");
         }
         for host in [
             "attacker.example",
@@ -183,33 +210,15 @@ mod tests {
             "10.0.0.1",
             "",
         ] {
-            assert!(!verdict(&allowed, host, None), "{host}");
+            assert!(!verdict(&allowed, host), "{host}");
         }
     }
 
     #[test]
     fn listed_hosts_are_answered_and_no_others() {
-        let allowed = Allowed::new(&["events.example.com".into()], &[], true);
-        assert!(verdict(&allowed, "events.example.com:443", None));
-        assert!(!verdict(&allowed, "localhost", None));
-        assert!(verdict(&Allowed::new(&[], &[], false), "anything.example", None));
-    }
-
-    #[test]
-    fn an_origin_is_let_in_if_it_is_ours_or_listed_exactly() {
-        let allowed = Allowed::new(&[], &["https://good.example".into()], false);
-        assert!(verdict(&allowed, "gate.example", Some("https://good.example")));
-        assert!(verdict(&allowed, "gate.example:8080", Some("http://gate.example:8080")));
-        for origin in [
-            "https://evil.example",
-            "null",
-            "https://good.example.evil.com",
-            "https://goodXexample",
-            "http://good.example",
-            "https://good.example:8443",
-            "http://gate.example",
-        ] {
-            assert!(!verdict(&allowed, "gate.example:8080", Some(origin)), "{origin}");
-        }
+        let allowed = Allowed::new(&["events.example.com".into()], &Cors::default(), true);
+        assert!(verdict(&allowed, "events.example.com:443"));
+        assert!(!verdict(&allowed, "localhost"));
+        assert!(verdict(&Allowed::new(&[], &Cors::default(), false), "anything.example"));
     }
 }

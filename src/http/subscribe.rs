@@ -272,7 +272,7 @@ fn accepts_event_stream(headers: &HeaderMap) -> bool {
     !any || best.is_some_and(|(_, accepted)| accepted)
 }
 
-/// The handler of OPTIONS outside of a CORS preflight.
+/// The handler of OPTIONS, which a CORS preflight never reaches.
 pub(super) async fn options(uri: Uri) -> Response {
     let one_topic = uri.path().starts_with("/topics/");
     let allow = if one_topic { "GET, HEAD, POST, OPTIONS" } else { "GET, HEAD, OPTIONS" };

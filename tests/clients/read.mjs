@@ -14,25 +14,12 @@
 //   page             Chromium only, the page that opens the stream: a URL that is loaded for it; "same-origin", a
 //                    blank page at the origin of <url>, which the server is not asked for; by default a blank
 //                    page of another origin, so that the server has to allow it
-//
-// The environment variable CHROMIUM names the browser; Debian's is the default.
 import { createServer } from "node:http";
 
 const TYPES = ["message", "stream-open", "stream-gap", "stream-close"];
 
 // With an icon of its own: the browser would ask the server for one, on the connection that the stream then uses.
 const BLANK = '<!doctype html><link rel="icon" href="data:,">';
-
-const FLAGS = [
-  "--headless",
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
 
 // Runs in node and, as text, in the page too: it may use nothing from outside of itself.
 function listen(EventSource, { url, withCredentials, types }, report) {
@@ -73,12 +60,8 @@ async function inNode(name, options) {
 }
 
 async function inChromium({ page: where, ...options }) {
-  const { chromium } = await import("playwright-core");
-  // launch() makes a user data directory for this browser and removes it again.
-  const browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
-    args: FLAGS,
-  });
+  const { launch } = await import("./chromium.mjs");
+  const browser = await launch();
   const page = await browser.newPage();
   await page.exposeFunction("topicgateReport", print);
 

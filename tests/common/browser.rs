@@ -11,6 +11,23 @@ use tokio::process::{Child, ChildStdout, Command};
 /// Chromium starts slowly on a busy machine.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
+const NEEDED: &str = "node is needed, and `npm ci` in tests/clients: run scripts/tools";
+
+fn script(name: &str) -> Command {
+    let mut command = Command::new("node");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)).kill_on_drop(true);
+    command
+}
+
+/// Sends one request with fetch() from a page of Chromium at `page`, and returns what the page may see of the answer. The
+/// options and the result are those of tests/clients/fetch.mjs.
+pub async fn fetch(page: &str, url: &str, options: &Value) -> Value {
+    let output = script("fetch.mjs").args([page, url, &options.to_string()]).output();
+    let output = tokio::time::timeout(LIMIT, output).await.expect("no answer").expect(NEEDED);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{url}: {errors}"))
+}
+
 /// A client that reads one stream.
 pub struct Client {
     child: Child,
@@ -27,47 +44,49 @@ pub struct PageEvent {
 }
 
 impl Client {
-    /// Opens `path` with the client called `name`, and waits for its `stream-open`.
+    /// Opens `path` with the client called `name`, in Chromium from a page of the gateway's own origin, and waits for its
+    /// `stream-open`.
     pub async fn open(name: &'static str, address: SocketAddr, path: &str) -> Self {
-        Self::with(name, address, path, &json!({"page": "same-origin"})).await
+        Self::with(name, address, path, &json!({ "page": "same-origin" })).await
     }
 
-    /// As [`Client::open`], with options of read.mjs.
+    /// As [`Client::open`], with options of tests/clients/read.mjs.
     pub async fn with(name: &'static str, address: SocketAddr, path: &str, options: &Value) -> Self {
-        let mut client = Client::begin(name, address, path, options);
+        let url = format!("http://{address}{path}");
+        let mut client = Client::start(name, &url, options);
         assert_eq!(client.event().await.kind, "stream-open", "{name}");
         client
     }
 
-    /// Begins to open `path` with the client called `name`.
-    pub fn start(name: &'static str, address: SocketAddr, path: &str) -> Self {
-        Client::begin(name, address, path, &json!({"page": "same-origin"}))
-    }
-
-    fn begin(name: &'static str, address: SocketAddr, path: &str, options: &Value) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/read.mjs");
-        let mut child = Command::new("node")
-            .arg(script)
-            .args([name, &format!("http://{address}{path}"), &options.to_string()])
+    /// Starts the client called `name` on `url` with options of tests/clients/read.mjs. Does not wait for anything.
+    pub fn start(name: &'static str, url: &str, options: &Value) -> Self {
+        let mut child = script("read.mjs")
+            .args([name, url, &options.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
-            .expect("node is needed, and `npm ci` in tests/clients: run scripts/tools");
+            .expect(NEEDED);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Client { child, lines, name }
     }
 
-    /// The next line that the client reports.
+    /// What the client reports next.
     async fn line(&mut self) -> Value {
         let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await;
         let line = line.unwrap_or_else(|_| panic!("{}: no event", self.name)).unwrap();
         serde_json::from_str(&line.unwrap_or_else(|| panic!("{} ended", self.name))).unwrap()
     }
 
-    /// Waits until the client gives up for good. What it receives before that is thrown away.
-    pub async fn gives_up(&mut self) {
-        while self.line().await["readyState"] != 2 {}
+    /// Waits until the client gives up for good, and returns what it reported before that.
+    pub async fn gives_up(&mut self) -> Vec<Value> {
+        let mut before = Vec::new();
+        loop {
+            let line = self.line().await;
+            if line["kind"] == "error" && line["readyState"] == 2 {
+                return before;
+            }
+            before.push(line);
+        }
     }
 
     /// The next event. Reconnects pass unseen, as they do for a page that does not ask.

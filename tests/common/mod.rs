@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod browser;
 pub mod client;
+pub mod document;
 pub mod gateway;
 pub mod nats;
 #[cfg(unix)]
@@ -13,6 +14,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod signer;
+pub mod site;
 pub mod tls;
 pub mod token;
 pub mod upstream;

@@ -32,6 +32,10 @@ const SUBSCRIPTION_CAPACITY: usize = 512 * 1024;
 /// Time for the server to confirm a batch; beyond it the connection counts as broken.
 pub(super) const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 
+/// The subject of every barrier ([`Session::confirm`]). Under a name of our own, so that a narrow user can be given
+/// `_INBOX.topicgate.>`, where nothing is published: else the server logs an error for every confirmation.
+const BARRIER: &str = "_INBOX.topicgate.>.confirm";
+
 /// What stands for async-nats' report that it dropped a message.
 pub(super) const OVERRUN: &str = "messages came in faster than the process could take them";
 
@@ -55,8 +59,6 @@ pub(super) struct Session {
     pub(super) errors: mpsc::Receiver<String>,
     /// A subscription that gets nothing; its end is the end of the connection. It is the last barrier.
     pub(super) sentinel: Subscriber,
-    /// The subject of every barrier.
-    pub(super) barrier: String,
     /// One task a subscribed filter.
     pub(super) forwarders: HashMap<Filter, JoinHandle<()>>,
     /// The same filters by their subjects, in which the server speaks.
@@ -109,13 +111,11 @@ impl Session {
             .connect(pool)
             .await
             .map_err(|error| error.to_string())?;
-        let barrier = format!("{}.>.confirm", client.new_inbox());
-        let sentinel = client.subscribe(barrier.clone()).await.map_err(|error| error.to_string())?;
+        let sentinel = client.subscribe(BARRIER).await.map_err(|error| error.to_string())?;
         let mut session = Session {
             client,
             errors,
             sentinel,
-            barrier,
             forwarders: HashMap::new(),
             subjects: HashMap::new(),
             withdrawn: Vec::new(),
@@ -134,7 +134,7 @@ impl Session {
     /// violation that names it. Unlike an echoed message it needs no permission, and it comes through the same channel
     /// as the refusals before it, so that none can still be under way.
     pub(super) async fn confirm(&mut self) -> Result<Verdict, String> {
-        self.sentinel = self.client.subscribe(self.barrier.clone()).await.map_err(|_| self.epitaph())?;
+        self.sentinel = self.client.subscribe(BARRIER).await.map_err(|_| self.epitaph())?;
         self.answered().await
     }
 
@@ -166,7 +166,7 @@ impl Session {
                 verdict.doubt = Some(words.to_owned());
                 return;
             };
-            if subject == self.barrier {
+            if subject == BARRIER {
                 verdict.complete = true;
             } else {
                 if let Some(filter) = self.subjects.remove(&subject) {
