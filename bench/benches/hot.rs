@@ -49,7 +49,7 @@ impl Logs {
         for number in 0..count {
             self.topics.iter().for_each(|topic| self.append(topic, Some(format!("id-{number}"))));
         }
-        self.registry.wake(); // nobody waits; it forgets which logs were touched
+        self.registry.wake(1); // nobody waits; it forgets which logs were appended to
     }
 
     fn append(&self, topic: &Topic, publisher_id: Option<String>) {
