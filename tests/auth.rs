@@ -525,7 +525,7 @@ async fn a_preflight_needs_no_token() {
         ("access-control-request-headers", "authorization"),
     ];
     let answer = gateway.request("OPTIONS", "/topics/members/a", &headers).await;
-    assert_eq!(answer.status, 200);
+    assert_eq!(answer.status, 204);
     assert_eq!(answer.header("access-control-allow-origin"), "https://app.example.com");
     let refused = gateway.request("GET", "/topics/members/a", &headers[..1]).await;
     assert_eq!(

@@ -8,16 +8,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::eventually;
+use common::client::Reader;
 use common::gateway::Gateway;
 use common::raw::{Raw, ask};
 use common::wire::Wire;
-use tokio::net::TcpSocket;
+use common::{eventually, tls};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// One stream an address, and the test itself as the proxy.
 fn behind(proxies: &str) -> String {
     format!("limits = {{ streams_per_address = 1 }}\nproxies = {{ {proxies} }}\n")
 }
+
+const EVENT_STREAM: [(&str, &str); 1] = [("accept", "text/event-stream")];
 
 const TRUSTED: &str = "trusted = [\"127.0.0.0/8\", \"10.0.0.0/8\", \"fd00::/8\"]";
 
@@ -191,6 +195,25 @@ async fn a_proxy_header_may_come_in_pieces_and_before_http_2() {
     .await
     .unwrap();
     raw.until("\0\0\0\x04\x01").await; // our acknowledgement of its SETTINGS
+}
+
+#[tokio::test]
+async fn a_proxy_header_stands_before_the_handshake_of_tls() {
+    let files = tls::Files::new();
+    let settings = behind(&format!("{TRUSTED}, address = \"proxy-protocol\""));
+    let gateway = Gateway::with(&(files.toml() + &settings)).await;
+    let open = async |client: &str| {
+        let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+        socket.write_all(&proxied(client, b"")).await.unwrap();
+        let mut reader = Reader::over(tls::over(socket, &files.pair).await, "/topics/a", &EVENT_STREAM).await;
+        (reader.next().await.unwrap().event == "stream-open").then_some(reader)
+    };
+    let _held = open("203.0.113.1").await.unwrap();
+    assert!(open("203.0.113.1").await.is_none());
+    assert!(open("203.0.113.2").await.is_some());
+    let bare = TcpStream::connect(gateway.address).await.unwrap();
+    let refused = tls::try_over(bare, &files.pair).await;
+    assert!(refused.is_err(), "a trusted peer's connection has a header or no answer");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use common::client::{Reader, Response};
 use common::gateway::Gateway;
 use common::process::Process;
 use common::raw::{Raw, ask};
+use common::token::{JWT, token};
 use common::upstream::Upstream;
 use common::wire::{Wire, dechunk, events, publish_all};
 use common::{LIMIT, eventually, within};
@@ -209,6 +210,33 @@ async fn a_place_is_free_again_when_the_open_fails_or_its_request_is_dropped_in_
         refused_to_others(&gateway, "/topics/d", 503, "unavailable").await;
         told_to_come_back(&gateway, "/topics/d", "unavailable").await;
     }
+}
+
+#[tokio::test]
+async fn a_subject_has_so_many_streams_from_wherever_it_comes() {
+    let rules =
+        "[[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\n[[topics]]\nmatch = \"**\"\nread = \"token\"\n";
+    let gateway = Gateway::with(&format!("limits.streams_per_subject = 2\n{JWT}{rules}")).await;
+    let bearer = |subject: &str| format!("Bearer {}", token(json!({ "sub": subject })));
+    let (alice, bob) = (bearer("alice"), bearer("bob"));
+    let open = async |path: &str, authorization: &str| {
+        let mut reader = Reader::open(gateway.address, path, &[("authorization", authorization)]).await;
+        let first = reader.next().await.unwrap();
+        if first.event == "stream-open" {
+            return Ok(reader);
+        }
+        Err(first.data)
+    };
+    let (first, _second) =
+        (open("/topics/a", &alice).await.unwrap(), open("/topics/b", &alice).await.unwrap());
+    assert!(open("/topics/a", &alice).await.is_err_and(|data| data.contains("too_many_subject_streams")));
+    let headers = [("authorization", alice.as_str())];
+    let told = gateway.request("GET", "/topics/a", &headers).await;
+    assert_refused(&told, 429, "too_many_subject_streams");
+    open("/topics/a", &bob).await.unwrap();
+    open("/topics/open/a", &alice).await.unwrap(); // where nobody asks who it is
+    drop(first);
+    eventually("its place is free", async || open("/topics/a", &alice).await.is_ok()).await;
 }
 
 #[tokio::test]

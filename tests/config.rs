@@ -246,7 +246,10 @@ fn what_is_allowed_but_unwise_is_warned_of() {
         ("auth = { jwt = { public_key = \"k\" } }", "[auth] has no effect"),
         ("auth = { token = { query = true } }", "auth.token.query"),
         ("auth.forward.url = \"http://h\"\n[[topics]]\nmatch = \"a\"\nread = \"token\"", "in the clear"),
-        ("cors = { origins = [\"https://*.example.com\"], credentials = true }", "https://*.example.com"),
+        (
+            "proxies = { trusted = [\"10.0.0.0/8\"] }\ncors = { origins = [\"https://*.example.com\"], credentials = true }",
+            "https://*.example.com",
+        ),
         (
             "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
             "Redis",

@@ -29,7 +29,8 @@ async fn sigterm_ends_a_thousand_streams_within_the_window_each_at_an_event_boun
     const STREAMS: usize = 1000;
     const MESSAGES: usize = 20;
     let window = Duration::from_secs(3);
-    let process = Process::start(&[("TOPICGATE_DRAIN", "3s")]).await;
+    let all_from_here = [("TOPICGATE_DRAIN", "3s"), ("TOPICGATE_LIMITS__OPENS_PER_SECOND", "1000")];
+    let process = Process::start(&all_from_here).await;
     let mut readers = Vec::new();
     for _ in 0..STREAMS {
         let mut wire = Wire::open(process.address, "/topics/a").await;

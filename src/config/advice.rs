@@ -148,6 +148,7 @@ impl Config {
     fn is_likely_behind_a_proxy(&self) -> bool {
         let elsewhere = |host: &String| host != "localhost" && host.parse::<IpAddr>().is_err();
         let named = self.listen.ip().is_loopback() && self.hosts.iter().any(elsewhere);
-        named || self.cors.origins.iter().any(|origin| origin.to_string().starts_with("https:"))
+        let secure = |origin: &Origin| origin.to_string().starts_with("https:");
+        named || self.tls.is_none() && self.cors.origins.iter().any(secure)
     }
 }

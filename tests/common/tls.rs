@@ -123,6 +123,16 @@ pub async fn connect(address: SocketAddr, trusted: &Pair, alpn: &[&[u8]]) -> Tls
     try_connect(address, trusted, alpn).await.unwrap()
 }
 
+/// As [`connect`] with HTTP/1.1, on a connection over which something was sent already.
+pub async fn over(socket: TcpStream, trusted: &Pair) -> TlsStream<TcpStream> {
+    try_over(socket, trusted).await.unwrap()
+}
+
+/// As [`over`], which may fail.
+pub async fn try_over(socket: TcpStream, trusted: &Pair) -> io::Result<TlsStream<TcpStream>> {
+    shake(socket, config(trusted, H1, &[&TLS13])).await
+}
+
 /// As [`connect`] without ALPN, with TLS 1.2.
 pub async fn connect_1_2(address: SocketAddr, trusted: &Pair) -> TlsStream<TcpStream> {
     shake(TcpStream::connect(address).await.unwrap(), config(trusted, &[], &[&TLS12])).await.unwrap()
