@@ -121,6 +121,7 @@ impl Gateway {
             heartbeat: config.streams.heartbeat,
             retry: config.streams.retry,
             max_age: config.streams.max_age,
+            write_timeout: config.streams.write_timeout,
         });
         Arc::new(Gateway {
             config,

@@ -129,7 +129,7 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P:
     let transport = Transport::new(socket, bytes, Some(handoff.clone()));
     if let Some((socket, stream, coding)) = serve_http1(transport, client, router, handoff, &settings).await {
         // A task of its own, because this one has the size of hyper's connection for as long as it lives.
-        tokio::spawn(Delivery::new(socket, stream, coding, settings.write_timeout, permit));
+        tokio::spawn(Delivery::new(socket, stream, coding, permit));
     }
 }
 

@@ -95,8 +95,7 @@ pub(super) async fn subscribe(
         *response.version_mut() = Version::HTTP_10;
     }
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
-    let write_timeout = gateway.config().streams.write_timeout;
-    let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version, write_timeout);
+    let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
     *response.body_mut() = Body::new(body);
     Ok(response)
 }

@@ -32,6 +32,8 @@ pub struct Shared {
     pub retry: Duration,
     /// Age at which a stream is asked to reconnect, within 10 %.
     pub max_age: Option<Duration>,
+    /// How long a reader may take nothing.
+    pub write_timeout: Duration,
 }
 
 impl Shared {
@@ -58,7 +60,8 @@ pub struct Terms {
 pub struct Stream {
     shared: Arc<Shared>,
     ticket: Ticket,
-    place: Place,
+    /// Boxed: only those who have something to catch up with look at it.
+    place: Box<Place>,
     cursors: Cursors,
     format: Format,
     http: HttpVersion,
@@ -137,7 +140,7 @@ impl Stream {
             expires,
             shared,
             ticket,
-            place,
+            place: Box::new(place),
             cursors,
             format,
             http,
@@ -215,6 +218,11 @@ impl Stream {
     /// Milliseconds of the clock that [`Stream::wake_at`] means.
     pub fn now(&self) -> u64 {
         self.ticket.clock().now()
+    }
+
+    /// How long its reader may take nothing before the way out gives it up.
+    pub fn write_timeout(&self) -> Duration {
+        self.shared.write_timeout
     }
 
     /// The reader took nothing for too long; nothing more can be said to it.

@@ -75,6 +75,7 @@ impl Replica {
             heartbeat: hour,
             retry: hour,
             max_age: None,
+            write_timeout: Duration::from_secs(30),
         });
         let fields = Arc::new(Fields { id: Field::Header("id".into()), kind: Field::Header("type".into()) });
         let subscription = registry.warm(&filter(WARM), &bounds, &fields);
