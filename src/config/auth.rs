@@ -161,19 +161,13 @@ impl Check<'_> {
             self.refuse("auth.jwt.leeway", "is not a whole number of seconds; write one as in \"30s\"");
         }
         let claim = raw.claim.unwrap_or_else(|| "topicgate".into());
-        let claim = match claim.starts_with('/') {
-            true if is_pointer(&claim) => claim,
-            false if !claim.is_empty() => format!("/{}", claim.replace('~', "~0").replace('/', "~1")),
-            _ => {
-                self.refuse(
-                    "auth.jwt.claim",
-                    format!(
-                        "{claim:?} names no claim; write a name, or a JSON pointer as in /realm/topicgate"
-                    ),
-                );
-                claim
-            }
-        };
+        let claim = pointer(&claim).unwrap_or_else(|| {
+            self.refuse(
+                "auth.jwt.claim",
+                format!("{claim:?} names no claim; write a name, or a JSON pointer as in /realm/topicgate"),
+            );
+            claim
+        });
         Some(Jwt {
             keys,
             algorithm,
@@ -248,5 +242,14 @@ impl Check<'_> {
             self.refuse("auth.jwt.algorithm", format!("{algorithm:?} {problem}"));
         }
         Some(algorithm)
+    }
+}
+
+/// The JSON pointer to a claim. Its name may hold anything: some identity providers allow only URLs.
+fn pointer(claim: &str) -> Option<String> {
+    match claim {
+        "" => None,
+        pointer if pointer.starts_with('/') => is_pointer(pointer).then(|| pointer.to_owned()),
+        name => Some(format!("/{}", name.replace('~', "~0").replace('/', "~1"))),
     }
 }
