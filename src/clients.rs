@@ -91,6 +91,28 @@ impl Clients {
         })
     }
 
+    /// One more attempt of this address to open a stream, to be counted before anything is done for it.
+    ///
+    /// # Errors
+    /// It comes too fast, or there are too many addresses to count.
+    pub fn knock(&self, address: IpAddr) -> Result<(), CloseCode> {
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let entry = self.entry(&mut counts.addresses, counted_as(address))?;
+        if entry.opens.take(1, self.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
+    }
+
+    fn entry<'a>(
+        &self,
+        addresses: &'a mut HashMap<IpAddr, Address>,
+        address: IpAddr,
+    ) -> Result<&'a mut Address, CloseCode> {
+        if addresses.len() >= self.max_addresses && !addresses.contains_key(&address) {
+            return Err(CloseCode::Overloaded);
+        }
+        Ok(addresses.entry(address).or_default())
+    }
+
     /// A place for one more stream of `opener`, over so many topics. Who is refused has taken nothing.
     ///
     /// # Errors
@@ -98,25 +120,18 @@ impl Clients {
     pub fn enter(self: &Arc<Self>, opener: Opener, topics: usize) -> Result<Place, CloseCode> {
         let Opener { address, subject } = opener;
         let address = counted_as(address);
-        let now = self.clock.now();
         let mut counts = self.counts.lock();
         let Counts { addresses, subjects } = &mut *counts;
         let of_subject = subject.as_ref().and_then(|subject| subjects.get(subject));
         if of_subject.is_some_and(|streams| *streams >= self.streams_per_subject) {
             return Err(CloseCode::TooManySubjectStreams);
         }
-        if addresses.len() >= self.max_addresses && !addresses.contains_key(&address) {
-            return Err(CloseCode::Overloaded);
-        }
-        let entry = addresses.entry(address).or_default();
+        let entry = self.entry(addresses, address)?;
         if entry.streams >= self.streams_per_address {
             return Err(CloseCode::TooManyStreams);
         }
         if entry.topics + topics > self.topics_per_address {
             return Err(CloseCode::TooManyTopics);
-        }
-        if !entry.opens.take(1, self.opens, now) {
-            return Err(CloseCode::TooFast);
         }
         entry.streams += 1;
         entry.topics += topics;
@@ -253,17 +268,17 @@ mod tests {
     #[test]
     fn beyond_the_bound_nobody_new_is_let_in_and_who_is_known_still_is() {
         let clients = clients(Limits { streams: 1, ..Config::default().limits });
-        let enter = |n: u32| clients.enter(from(&std::net::Ipv4Addr::from_bits(n).to_string()), 1);
+        let knock = |n: u32| clients.knock(std::net::Ipv4Addr::from_bits(n).into());
         for n in 0..=IDLE_ADDRESSES as u32 {
-            drop(enter(n).unwrap());
+            knock(n).unwrap();
         }
-        assert_eq!(enter(u32::MAX).unwrap_err(), CloseCode::Overloaded);
-        drop(enter(0).unwrap());
+        assert_eq!(knock(u32::MAX).unwrap_err(), CloseCode::Overloaded);
+        knock(0).unwrap();
         let full = clients.counts.lock().addresses.capacity();
         while clients.sweep().addresses > 0 {
             std::thread::yield_now(); // until the bucket of the last is full again, which takes 10 ms
         }
         assert!(clients.counts.lock().addresses.capacity() < full / 4);
-        enter(u32::MAX).unwrap();
+        knock(u32::MAX).unwrap();
     }
 }

@@ -167,6 +167,18 @@ impl Gateway {
         access::decide(&self.config.topics, action, filter, caller)
     }
 
+    /// To be asked before anything is done for one who wants to open a stream: before a signature is checked, or a backend
+    /// asked.
+    ///
+    /// # Errors
+    /// Why they should come back later.
+    pub fn knock(&self, address: IpAddr) -> Result<(), CloseCode> {
+        if self.is_draining() {
+            return Err(CloseCode::Draining);
+        }
+        self.clients.knock(address).inspect_err(|code| self.tell_of_crowd(address, *code))
+    }
+
     /// Opens a stream. Returns once the broker has confirmed every subscription: what is published after that reaches
     /// the stream. Every limit is looked at before the broker is asked.
     ///

@@ -263,7 +263,7 @@ async fn ten_thousand_topics_of_one_address_are_a_few_at_the_broker_and_none_aft
     const ATTEMPTS: usize = 10_000;
     const STREAMS: usize = 150;
     let upstream = Upstream::nats().await;
-    let limits = format!("limits = {{ streams_per_address = {STREAMS} }}\n");
+    let limits = format!("limits = {{ streams_per_address = {STREAMS}, opens_per_second = {ATTEMPTS} }}\n");
     let gateway =
         Gateway::with(&format!("{limits}{}replay = {{ linger = \"0s\" }}\n", upstream.toml())).await;
     let before = upstream.subscriptions().await;

@@ -349,7 +349,9 @@ async fn http_without_tls_is_told_so_and_tls_where_there_is_none_fails_at_once()
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut_off_and_one_that_takes_slowly_is_not() {
     let files = Files::new();
-    let gateway = gateway(&files, "streams = { write_timeout = \"1s\" }\n").await;
+    // All of it is held, so that there is enough for who takes slowly, however fast it was published.
+    let rule = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { bytes = \"16MiB\" }\n";
+    let gateway = gateway(&files, &format!("streams = {{ write_timeout = \"1s\" }}\n{rule}")).await;
     let (address, pair) = (gateway.address, &files.pair);
     let mut sockets = vec![];
     for buffer in [4, 128] {

@@ -60,7 +60,12 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// The routes of the public listener. `address` is where it listens.
 pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
     let config = gateway.config();
-    let allowed = Arc::new(origin::Allowed::new(&config.hosts, &config.cors, is_loopback(address)));
+    let allowed = Arc::new(origin::Allowed::new(
+        &config.hosts,
+        &config.cors,
+        is_loopback(address),
+        config.tls.is_some(),
+    ));
     let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
@@ -92,7 +97,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
 
 /// The routes of the admin listener. `address` is where it listens.
 pub(crate) fn admin(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
-    let allowed = Arc::new(origin::Allowed::new(&[], &Cors::default(), is_loopback(address)));
+    let allowed = Arc::new(origin::Allowed::new(&[], &Cors::default(), is_loopback(address), false));
     admin::router(gateway).layer(middleware::from_fn_with_state(allowed, origin::guard))
 }
 

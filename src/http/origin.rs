@@ -33,6 +33,8 @@ pub(super) struct Allowed {
     /// Names that `Host` may carry. `None`: any.
     hosts: Option<Hosts>,
     cors: Cors,
+    /// The listener speaks TLS, so its own pages do.
+    secure: bool,
 }
 
 #[derive(Debug)]
@@ -42,14 +44,14 @@ enum Hosts {
 }
 
 impl Allowed {
-    /// `hosts` and `cors` as configured; `loopback` is whether only this machine can connect.
-    pub(super) fn new(hosts: &[String], cors: &Cors, loopback: bool) -> Self {
+    /// `hosts` and `cors` as configured; `loopback` is whether only this machine can connect, `secure` whether with TLS.
+    pub(super) fn new(hosts: &[String], cors: &Cors, loopback: bool, secure: bool) -> Self {
         let hosts = match (hosts, loopback) {
             ([], true) => Some(Hosts::Loopback),
             ([], false) => None,
             (listed, _) => Some(Hosts::Listed(listed.to_vec())),
         };
-        Allowed { hosts, cors: cors.clone() }
+        Allowed { hosts, cors: cors.clone(), secure }
     }
 
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
@@ -84,7 +86,10 @@ impl Allowed {
             // Browsers leave it out where plain HTTP leaves this machine; then nothing tells but the name that was asked for.
             (None, Some(origin)) => {
                 let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-                origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host))
+                origin.zip(host).is_some_and(|((scheme, origin), host)| {
+                    // Without TLS there may be a proxy that has it, whose pages are of https.
+                    (scheme == "https" || !self.secure) && origin.eq_ignore_ascii_case(host)
+                })
             }
             (None, None) => true,
         };
@@ -196,7 +201,7 @@ mod tests {
 
     #[test]
     fn on_loopback_only_loopback_names_are_answered() {
-        let allowed = Allowed::new(&[], &Cors::default(), true);
+        let allowed = Allowed::new(&[], &Cors::default(), true, false);
         for host in
             ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "app.localhost:1"]
         {
@@ -216,9 +221,9 @@ mod tests {
 
     #[test]
     fn listed_hosts_are_answered_and_no_others() {
-        let allowed = Allowed::new(&["events.example.com".into()], &Cors::default(), true);
+        let allowed = Allowed::new(&["events.example.com".into()], &Cors::default(), true, false);
         assert!(verdict(&allowed, "events.example.com:443"));
         assert!(!verdict(&allowed, "localhost"));
-        assert!(verdict(&Allowed::new(&[], &Cors::default(), false), "anything.example"));
+        assert!(verdict(&Allowed::new(&[], &Cors::default(), false, false), "anything.example"));
     }
 }

@@ -54,6 +54,11 @@ pub(super) async fn subscribe(
         query: request.uri().query(),
         client: client::address(request.extensions()),
     };
+    if request.method() == Method::GET
+        && let Err(code) = gateway.knock(who.client)
+    {
+        return Ok(come_back(&gateway, request.headers(), code));
+    }
     let caller = match access::authorize(&gateway, &who).await {
         Ok(caller) => caller,
         Err(refusal) => return not_allowed(&gateway, request.headers(), refusal),
