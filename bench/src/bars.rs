@@ -53,6 +53,7 @@ pub fn all(report: &Report) -> Vec<Bar> {
         ("the same, × nchan", 0.05, against(&small, "w200 200 B", Target::Nchan, "cpu_us")),
         ("15,000 subscribers: KiB each, idle", 1.0, of(&large, "connect", "idle_kib")),
         ("the same, after traffic", 1.5, of(&large, "memory", "traffic_kib")),
+        ("the same, when all have left", 0.25, of(&large, "memory", "left_kib")),
         ("10,000 topics, 16 in flight: CPU a delivery, × one topic with 10,000", 2.0, apart),
         ("10,000 topics: KiB each, beside the stream's", 4.0, per_topic),
         ("a new connection: CPU, × nchan", 2.0, against(&large, "connect", Target::Nchan, "connect_us")),

@@ -77,9 +77,9 @@ struct RunOptions {
     /// Where to write benchmarks.md and its plots
     #[arg(long)]
     docs: Option<PathBuf>,
-    /// Write --docs from a JSON file of an earlier run, and run nothing
-    #[arg(long, requires = "docs")]
-    from: Option<PathBuf>,
+    /// Write --docs from the JSON of earlier runs, with commas between, each of other scenarios; and run nothing
+    #[arg(long, requires = "docs", value_delimiter = ',')]
+    from: Vec<PathBuf>,
     /// The gateway's binary; without it the one beside this one
     #[arg(long)]
     topicgate: Option<PathBuf>,
@@ -120,8 +120,12 @@ fn setup(options: &RunOptions) -> Result<Setup> {
 }
 
 fn run(options: &RunOptions) -> Result<()> {
-    if let (Some(from), Some(docs)) = (&options.from, &options.docs) {
-        let report: Report = serde_json::from_slice(&std::fs::read(from)?)?;
+    if let ([first, others @ ..], Some(docs)) = (options.from.as_slice(), &options.docs) {
+        let mut report = Report::read(first)?;
+        for other in others {
+            report.join(Report::read(other)?);
+        }
+        println!("{}", report.text());
         return report.write_docs(docs);
     }
     let setup = setup(options)?;

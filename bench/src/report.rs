@@ -84,6 +84,21 @@ impl Report {
         }
     }
 
+    /// That of an earlier run.
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(path)?)?)
+    }
+
+    /// Adds another run, of other scenarios.
+    pub fn join(&mut self, other: Report) {
+        self.versions.extend(other.versions);
+        self.rounds = self.rounds.min(other.rounds);
+        self.quick |= other.quick;
+        self.minutes += other.minutes;
+        self.failures.extend(other.failures);
+        self.samples.extend(other.samples);
+    }
+
     /// Adds steps.
     pub fn add(&mut self, samples: impl IntoIterator<Item = Sample>) {
         self.samples.extend(samples);
