@@ -248,6 +248,21 @@ async fn a_client_that_never_opens_its_window_is_closed() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_never_taken_holds_no_connection_for_ever() {
+    // After both timeouts, and 20 s in which an answer may still be made.
+    const LONGEST: Duration = Duration::from_secs(22);
+    let gateway = Gateway::with(IMPATIENT).await;
+    let begin = Instant::now();
+    let (mut client, connection) = connect(&gateway, Builder::new().initial_window_size(0)).await;
+    let (response, _) = client.send_request(get(&gateway, "/nothing"), true).unwrap();
+    let response = tokio::time::timeout(LIMIT, response).await.expect("no response").unwrap();
+    assert_eq!(response.status(), 404); // held to the end, and its body never asked for
+    tokio::time::timeout(LONGEST + SLACK, connection).await.expect("it is never closed").unwrap();
+    assert!(begin.elapsed() >= LONGEST, "{:?}", begin.elapsed());
+    assert_alive_and_empty(&gateway).await;
+}
+
+#[tokio::test]
 async fn streams_that_are_opened_and_reset_in_one_go_end_the_connection() {
     for door in Door::both("").await {
         let mut frames = door.frames().await;

@@ -56,7 +56,7 @@ pub fn all(report: &Report) -> Vec<Bar> {
         ("the same, when all have left", 0.25, of(&large, "memory", "left_kib")),
         ("10,000 topics, 16 in flight: CPU a delivery, × one topic with 10,000", 2.0, apart),
         ("10,000 topics: KiB each, beside the stream's", 4.0, per_topic),
-        ("a new connection: CPU, × nchan", 2.0, against(&large, "connect", Target::Nchan, "connect_us")),
+        ("a new connection: CPU, × nchan", 2.0, against(&small, "connect", Target::Nchan, "connect_us")),
         ("storm: p99 of the others, × before", 2.0, alarm),
         ("idle crowd: % of a core", 3.0, of(&idle, "idle", "server_core")),
     ];

@@ -58,6 +58,8 @@ pub struct Report {
     pub versions: BTreeMap<String, String>,
     /// Rounds.
     pub rounds: u32,
+    /// The options of each run that is in it.
+    pub commands: Vec<String>,
     /// At small scale: worth nothing.
     pub quick: bool,
     /// How long it took.
@@ -77,6 +79,7 @@ impl Report {
             machine: machine(),
             versions,
             rounds,
+            commands: vec![std::env::args().skip(1).collect::<Vec<_>>().join(" ")],
             quick,
             minutes: 0.0,
             failures: Vec::new(),
@@ -93,6 +96,7 @@ impl Report {
     pub fn join(&mut self, other: Report) {
         self.versions.extend(other.versions);
         self.rounds = self.rounds.min(other.rounds);
+        self.commands.extend(other.commands);
         self.quick |= other.quick;
         self.minutes += other.minutes;
         self.failures.extend(other.failures);
@@ -232,6 +236,10 @@ impl Report {
             self.minutes,
             if self.quick { "**At small scale, to try the tool: these numbers mean nothing.**" } else { "" }
         );
+        for command in &self.commands {
+            let _ = writeln!(setting, "    topicgate-bench {command}");
+        }
+        let _ = writeln!(setting);
         write_table(&mut setting, &versions);
         for failure in &self.failures {
             let _ = writeln!(setting, "- failed: {failure}");

@@ -48,6 +48,10 @@ const HTTP2_RECEIVE_WINDOW_OF_ALL: u32 = 256 * 1024;
 /// Bytes that hyper may hold for a stream of HTTP/2 whose client does not take them.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
+/// How long it may take until an answer of HTTP/2 begins, at most: the backend of forward auth (twice its timeout, by default)
+/// and the broker together.
+const HTTP2_LONGEST_ANSWER: Duration = Duration::from_secs(20);
+
 /// How long a client is given to close its side when the process is ending.
 const CLOSING_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -174,6 +178,7 @@ async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         Ok((stream, coding)) => Some((socket, stream, coding)),
         Err(Err(error)) if error.is_timeout() => None,
         Err(_) => {
+            drop(handoff); // with a stream that hyper left in it, if there is one
             let hurry = async {
                 settings.closing.cancelled().await;
                 tokio::time::sleep(CLOSING_PATIENCE).await;
@@ -251,8 +256,14 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         }
         // Nothing asked for and nothing open. HTTP/1 has the same timeout for the next request; here it must be ours,
         // because answering pings is enough for hyper. Whatever is still in work gets its answer.
-        if now.saturating_sub(busy) >= settings.head_timeout.as_millis() as u64 {
+        let quiet = Duration::from_millis(now.saturating_sub(busy));
+        if quiet >= settings.head_timeout {
             connection.as_mut().graceful_shutdown();
+        }
+        // Nor does it get more time for what it does not take: an answer that waits for a window is no stream of ours, and
+        // hyper waits for it as long as the client answers pings.
+        if quiet >= settings.head_timeout + settings.write_timeout + HTTP2_LONGEST_ANSWER {
+            return;
         }
     }
 }

@@ -49,7 +49,7 @@ const UNSENT: u32 = 128 * 1024;
 
 /// Connections accepted before the others get their turn: when thousands come back at once, those who are here already
 /// are not to wait behind all of them.
-const ACCEPT_BATCH: usize = 16;
+const ACCEPT_BATCH: usize = 4;
 
 /// When a silent connection is probed, and how often, before it is given up.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()

@@ -54,9 +54,7 @@ pub(super) async fn subscribe(
         query: request.uri().query(),
         client: client::address(request.extensions()),
     };
-    if request.method() == Method::GET
-        && let Err(code) = gateway.knock(who.client)
-    {
+    if let Err(code) = gateway.knock(who.client) {
         return Ok(come_back(&gateway, request.headers(), code));
     }
     let caller = match access::authorize(&gateway, &who).await {

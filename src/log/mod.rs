@@ -33,6 +33,9 @@ use crate::topic::Filter;
 /// on to it; large enough that a write call is cheap beside what it writes.
 const BATCH_BYTES: usize = 64 * 1024;
 
+/// For each reader that may be woken at once, how many are looked at.
+const LOOKS: usize = 16;
+
 /// How much a log holds. Whichever bound is met first counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
@@ -275,6 +278,11 @@ impl TopicLog {
         }
     }
 
+    /// Gives up what was put together for readers.
+    fn clear_pieces(&self) {
+        self.state.lock().pieces.clear();
+    }
+
     /// Evicts every entry up to and with `sequence`.
     fn evict_through(&self, sequence: u64) {
         let mut state = self.state.lock();
@@ -472,7 +480,7 @@ impl TopicLog {
     fn queue_wake(self: &Arc<Self>, queue: &mut VecDeque<Arc<TopicLog>>) {
         let mut readers = self.readers.lock();
         match readers.waking {
-            None if readers.signals.is_empty() => {}
+            // Also without a reader: one that joins now may see the head from before this entry, and then sleep.
             None => {
                 readers.waking = Some(0);
                 queue.push_back(self.clone());
@@ -481,13 +489,14 @@ impl TopicLog {
         }
     }
 
-    /// Wakes up to `limit` of the readers that wait, from where it stopped the last time. Returns how many that were,
-    /// and whether there may be more.
+    /// Wakes up to `limit` of the readers that wait, from where it stopped the last time, or stops after a while of those
+    /// that do not wait. Returns how many were woken, and whether there may be more.
     fn wake(&self, limit: usize) -> (usize, bool) {
         let mut readers = self.readers.lock();
         let mut woken = 0;
-        let mut key = readers.waking.unwrap_or_default();
-        while woken < limit {
+        let first = readers.waking.unwrap_or_default();
+        let mut key = first;
+        while woken < limit && key - first < limit.saturating_mul(LOOKS) {
             if key >= readers.signals.capacity() {
                 readers.waking = std::mem::take(&mut readers.again).then_some(0);
                 return (woken, readers.waking.is_some());

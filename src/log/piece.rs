@@ -27,8 +27,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Whether one of so many entries should take its place. Only if that is a quarter more: so what is copied for one
-    /// place, however often something is appended while a crowd goes through it, stays below five times the longest piece.
+    /// Whether one of so many entries should take its place. Only if that is a quarter more: so it is built anew a few times
+    /// at most, however often something is appended while a crowd goes through the place.
     pub(super) fn is_outgrown_by(&self, entries: usize) -> bool {
         4 * entries >= 5 * self.entries && self.bytes.len() < BATCH_BYTES
     }

@@ -340,6 +340,8 @@ impl Registry {
             let logs = inner.slots.values().map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone()));
             logs.partition(|(read, ..)| !read)
         };
+        // What is only put together anew costs nobody a message.
+        idle.iter().chain(&busy).for_each(|(_, _, log)| log.clear_pieces());
         idle.sort_unstable_by_key(|(_, since, _)| *since);
         for (_, _, log) in &idle {
             if self.usage.bytes() <= target {

@@ -156,6 +156,10 @@ impl Stream {
         if self.expires != u64::MAX && self.phase.is_open() && self.now() >= self.expires {
             return Poll::Ready(Some(self.say_goodbye(CloseCode::Expired, coding)));
         }
+        // Before it is read too: who never catches up grows old as well.
+        if self.aged != u64::MAX && self.phase == Phase::Live && self.now() >= self.aged {
+            self.ticket.signal().close(CloseCode::MaxAge);
+        }
         if let Some(opening) = self.opening.take() {
             return Poll::Ready(Some(self.hand_out(opening.bytes(coding))));
         }
@@ -192,12 +196,7 @@ impl Stream {
             if let Phase::Closing(code, _) = self.phase {
                 return Poll::Ready(Some(self.say_goodbye(code, coding)));
             }
-            let now = self.ticket.clock().now();
-            if now >= self.aged {
-                self.ticket.signal().close(CloseCode::MaxAge);
-                continue;
-            }
-            if now >= self.heartbeat_due {
+            if self.ticket.clock().now() >= self.heartbeat_due {
                 return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
             }
             if turn.is_some() {
@@ -246,6 +245,7 @@ impl Stream {
 
     fn say_goodbye(&mut self, code: CloseCode, coding: Coding) -> Bytes {
         self.phase = Phase::Ended(code);
+        self.opening = None; // nothing follows a goodbye
         // Without an id: the client keeps that of its last event, which is as good here and better elsewhere, since it may
         // end with a publisher's id.
         let goodbye = frame::stream_close(self.shared.jittered_retry(), code.as_str());
