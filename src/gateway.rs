@@ -167,6 +167,13 @@ impl Gateway {
         access::decide(&self.config.topics, action, filter, caller)
     }
 
+    /// Runs `tell`, which writes that the broker refuses a topic, unless it was told a moment ago: every client can cause it.
+    pub fn tell_of_refusal(&self, tell: impl FnOnce()) {
+        if self.refusals.allows() {
+            tell();
+        }
+    }
+
     /// To be asked before anything is done for one who wants to open a stream: before a signature is checked, or a backend
     /// asked.
     ///

@@ -407,6 +407,8 @@ async fn expiry_audience_and_issuer_are_held_to_within_the_leeway() {
         // Nobody said that this is us.
         (json!({"aud": "gate"}), bad),
         (json!({"aud": []}), bad),
+        (json!({"aud": 5}), bad),
+        (json!({"aud": {"gate": 1}}), bad),
         (json!({"exp": 0}), expired),
         (json!({"exp": 18446744073709551615_u64}), ok),
         (json!({"exp": 1e300}), bad),

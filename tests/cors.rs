@@ -9,6 +9,7 @@ use common::gateway::Gateway;
 use common::proxy::Proxy;
 use common::raw::{self, Raw, Reply, ask};
 use common::site::Site;
+use common::token::{JWT, token};
 use futures_util::future::join_all;
 use serde_json::json;
 
@@ -50,6 +51,34 @@ async fn assert_alive_and_nothing_subscribed(gateway: &Gateway) {
 fn granted(reply: &Reply) -> Vec<&str> {
     let names = reply.head.lines().filter_map(|line| line.split_once(':'));
     names.map(|(name, _)| name).filter(|name| name.starts_with("access-control-")).collect()
+}
+
+#[tokio::test]
+async fn without_credentials_a_page_of_another_origin_does_nothing_with_its_visitor_s_cookies() {
+    let rules = "[[topics]]\nmatch = \"**\"\nread = \"token\"\npublish = \"token\"\n";
+    let cookie = format!("Cookie: topicgate={}\r\n", token(json!({ "sub": "ann" })));
+    let body = "Content-Length: 1\r\n\r\nx";
+    for (cors, page, accepted) in [
+        ("origins = [\"*\"]", "https://app.example.com", false),
+        ("origins = [\"https://app.example.com\"]", "https://app.example.com", false),
+        ("origins = [\"https://app.example.com\"]\ncredentials = true", "https://app.example.com", true),
+        // Its own pages need no leave, also where they are listed, or all are.
+        ("origins = [\"*\"]", "http://localhost", true),
+    ] {
+        let gateway = Gateway::with(&format!("[cors]\n{cors}\n{JWT}{rules}")).await;
+        let from = format!("Origin: {page}\r\n");
+        let answer = send(&gateway, "POST", "/topics/a", &format!("{from}{cookie}{body}")).await;
+        assert_eq!(answer.status, if accepted { 202 } else { 401 }, "{cors} {page}");
+        let answer = head(&gateway, "GET", "/topics/a", &format!("{from}{cookie}")).await;
+        assert_eq!(answer.status, if accepted { 200 } else { 401 }, "{cors} {page}");
+        // What the page itself says counts.
+        let bearer = format!("Authorization: Bearer {}\r\n", token(json!({ "sub": "ann" })));
+        assert_eq!(
+            head(&gateway, "GET", "/topics/a", &format!("{from}{bearer}")).await.status,
+            200,
+            "{cors} {page}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ async fn every_answer_has_its_outcome_and_only_a_clear_yes_opens() {
         (Reply::status(202), "open"),
         (allowed().body("no"), "open"),
         (allowed().header("content-type", "text/html").body("{\"subscribe\":[]}"), "open"),
-        (Reply::json(""), "open"),
+        (Reply::json(""), LATER), // it may have broken off
         // A JSON body narrows.
         (Reply::json("{}"), "open"),
         (Reply::json(json!({"user": 1, "roles": ["x"]})), "open"),

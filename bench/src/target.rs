@@ -280,7 +280,7 @@ fn gateway_config(listen: SocketAddr, admin: SocketAddr, broker: &str, files: u6
         r#"listen = "{listen}"
 admin.listen = "{admin}"
 broker.url = "{broker}"
-limits = {{ streams = {files}, connections = {files}, streams_per_address = {files}, topics_per_address = {files}, opens_per_second = {files}, resume_bytes = "1TiB" }}
+limits = {{ streams = {files}, connections = {files}, streams_per_address = {files}, topics_per_address = 1000000, opens_per_second = {files}, resume_bytes = "1TiB" }}
 log.level = "warn"
 [[topics]]
 match = "**"

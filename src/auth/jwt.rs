@@ -109,6 +109,10 @@ impl Jwt {
             match self.check(token, key) {
                 // The other keys have their say.
                 Err(BadToken::Signature) => problem = BadToken::Signature,
+                // The library looks for an audience only where it is a text or a list of them.
+                Ok(claims) if self.validation.aud.is_none() && !claims["aud"].is_null() => {
+                    return Err(BadToken::Audience.into());
+                }
                 outcome => return Ok(self.caller(&outcome?)),
             }
         }

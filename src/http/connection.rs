@@ -48,10 +48,6 @@ const HTTP2_RECEIVE_WINDOW_OF_ALL: u32 = 256 * 1024;
 /// Bytes that hyper may hold for a stream of HTTP/2 whose client does not take them.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
-/// How long it may take until an answer of HTTP/2 begins, at most: the backend of forward auth (twice its timeout, by default)
-/// and the broker together.
-const HTTP2_LONGEST_ANSWER: Duration = Duration::from_secs(20);
-
 /// How long a client is given to close its side when the process is ending.
 const CLOSING_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -64,6 +60,8 @@ pub(super) struct Settings {
     pub(super) head_timeout: Duration,
     /// Time in which a reader must take something.
     pub(super) write_timeout: Duration,
+    /// How long it may take until an answer begins, at most.
+    pub(super) longest_answer: Duration,
     /// The clock of all streams.
     pub(super) clock: Clock,
     /// Those in front of the listener.
@@ -262,7 +260,7 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         }
         // Nor does it get more time for what it does not take: an answer that waits for a window is no stream of ours, and
         // hyper waits for it as long as the client answers pings.
-        if quiet >= settings.head_timeout + settings.write_timeout + HTTP2_LONGEST_ANSWER {
+        if quiet >= settings.head_timeout + settings.write_timeout + settings.longest_answer {
             return;
         }
     }

@@ -47,9 +47,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 128 * 1024;
 
+/// How long the broker, or the keys of tokens, may take for an answer, and a little more.
+const BROKER: Duration = Duration::from_secs(20);
+
 /// Connections accepted before the others get their turn: when thousands come back at once, those who are here already
 /// are not to wait behind all of them.
-const ACCEPT_BATCH: usize = 4;
+const ACCEPT_BATCH: usize = 16;
 
 /// When a silent connection is probed, and how often, before it is given up.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
@@ -142,6 +145,13 @@ pub(crate) fn serve(
         max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
+        // The turn and the answer of the backend, then the broker.
+        longest_answer: gateway
+            .config()
+            .auth
+            .forward
+            .as_ref()
+            .map_or(BROKER, |forward| 2 * forward.timeout + BROKER),
         clock: gateway.table().clock(),
         proxies,
         closing: closing.clone(),

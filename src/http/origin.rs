@@ -71,12 +71,21 @@ impl Allowed {
                  it answers for",
             ));
         }
-        if self.listed(headers).is_some() {
+        if self.listed(headers).is_some() || self.is_own(host, headers) {
             return Ok(());
         }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "bad_origin",
+            "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
+        ))
+    }
+
+    /// Whether a page of the gateway's own origin asks, or no page at all.
+    fn is_own(&self, host: Option<&str>, headers: &HeaderMap) -> bool {
         // Written by the browser alone. It holds behind a proxy too, where Host may be another than the page's.
         let site = headers.get("sec-fetch-site");
-        let own = match (site, headers.get(header::ORIGIN)) {
+        match (site, headers.get(header::ORIGIN)) {
             (Some(site), Some(_)) => site == "same-origin" || site == "none",
             // An <img> or a <script> sends no Origin. Its page cannot read the answer, but a stream would stay open.
             (Some(site), None) => {
@@ -92,15 +101,13 @@ impl Allowed {
                 })
             }
             (None, None) => true,
-        };
-        if own {
-            return Ok(());
         }
-        Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "bad_origin",
-            "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
-        ))
+    }
+
+    /// Whether what the browser adds by itself counts: from a page of another origin only if the configuration says so. That
+    /// such a page cannot read the answer does not undo what its request has done.
+    fn takes_cookies(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+        self.cors.credentials || self.is_own(host(uri, headers), headers)
     }
 
     /// The origin of the page that asks, if the configuration lists it.
@@ -137,7 +144,7 @@ impl Allowed {
 
 /// The middleware: refuses before anything is subscribed or published, answers preflights, and lets listed pages read
 /// whatever is answered, refusals too. It must be outside of all that answers.
-pub(super) async fn guard(State(allowed): State<Arc<Allowed>>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(allowed): State<Arc<Allowed>>, mut request: Request, next: Next) -> Response {
     let preflight = is_preflight(request.method(), request.headers());
     let cors = allowed.cors_headers(request.headers(), preflight);
     // RFC 9112, section 3.2. With two of them a proxy before us may have gone by the other one.
@@ -152,6 +159,9 @@ pub(super) async fn guard(State(allowed): State<Arc<Allowed>>, request: Request,
         // The same for every path: it comes without credentials, and what exists is nobody's business.
         StatusCode::NO_CONTENT.into_response()
     } else {
+        if !allowed.takes_cookies(request.uri(), request.headers()) {
+            request.headers_mut().remove(header::COOKIE);
+        }
         next.run(request).await
     };
     response.headers_mut().extend(cors);

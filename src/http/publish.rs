@@ -16,7 +16,8 @@ use serde::Serialize;
 use super::access::{self, Refusal};
 use super::client;
 use super::problem::{Code, Problem};
-use crate::auth::{Action, Asked};
+use crate::auth::jwt::BadToken;
+use crate::auth::{Action, Asked, AuthError, Caller};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
 use crate::position::is_publisher_id;
@@ -76,6 +77,12 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         ));
     }
     let payload = payload(gateway, body).await.map_err(Problem::into_response)?;
+    if caller.as_ref().is_some_and(Caller::is_expired) {
+        return Err(match Refusal::from(AuthError::from(BadToken::Expired)) {
+            Refusal::No(problem) => problem.into_response(),
+            Refusal::Later => later("auth_unavailable", "who may publish cannot be asked now; try again"),
+        });
+    }
     match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
         Ok(()) => {
             #[derive(Serialize)]
@@ -89,7 +96,9 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         Err(PublishError::NotExposed) => Err(Problem::not_exposed().into_response()),
         Err(PublishError::NoPlace(why)) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(why))) => {
-            tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
+            gateway.tell_of_refusal(|| {
+                tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
+            });
             let detail = "the broker refused the message; its reason is in the gateway's log".into();
             Err(refused(StatusCode::BAD_GATEWAY, "broker_refused", detail))
         }
