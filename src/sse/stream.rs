@@ -163,49 +163,47 @@ impl Stream {
         if let Some(opening) = self.opening.take() {
             return Poll::Ready(Some(self.hand_out(opening.bytes(coding))));
         }
-        loop {
-            if self.phase == Phase::Live
-                && let Some(code) = self.ticket.signal().closing()
-            {
-                self.phase = Phase::Closing(code, self.shared.registry.sequence().head());
-            }
-            match self.phase {
-                Phase::Live => {}
-                Phase::Closing(code, until) if self.cursors.position() >= until => {
-                    return Poll::Ready(Some(self.say_goodbye(code, coding)));
-                }
-                Phase::Closing(..) => {}
-                Phase::Ended(_) => return Poll::Ready(None),
-            }
-            // While it waits for its turn it holds nothing but its place, and entries do not wake it.
-            let turn = self.turn();
-            if turn.is_none() {
-                self.ticket.signal().await_entries();
-                if let Some(batch) = self.cursors.read(self.shared.registry.sequence(), self.format, coding) {
-                    self.shared.metrics.events_sent.inc_by(batch.entries as u64);
-                    batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
-                    if self.replay_until > 0 {
-                        self.place.replayed(batch.bytes.len());
-                        self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
-                    }
-                    return Poll::Ready(Some(self.hand_out(batch.bytes)));
-                }
-                self.replay_until = 0;
-            }
-            // Whoever is still waiting for its turn comes back for the rest: it has no id of what it was not sent.
-            if let Phase::Closing(code, _) = self.phase {
+        if self.phase == Phase::Live
+            && let Some(code) = self.ticket.signal().closing()
+        {
+            self.phase = Phase::Closing(code, self.shared.registry.sequence().head());
+        }
+        match self.phase {
+            Phase::Live => {}
+            Phase::Closing(code, until) if self.cursors.position() >= until => {
                 return Poll::Ready(Some(self.say_goodbye(code, coding)));
             }
-            if self.ticket.clock().now() >= self.heartbeat_due {
-                return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
-            }
-            if turn.is_some() {
-                self.shared.metrics.replay_waits.inc();
-            }
-            let due = self.heartbeat_due.min(self.aged).min(self.expires);
-            self.ticket.signal().wake_at(due.min(turn.unwrap_or(u64::MAX)));
-            return Poll::Pending;
+            Phase::Closing(..) => {}
+            Phase::Ended(_) => return Poll::Ready(None),
         }
+        // While it waits for its turn it holds nothing but its place, and entries do not wake it.
+        let turn = self.turn();
+        if turn.is_none() {
+            self.ticket.signal().await_entries();
+            if let Some(batch) = self.cursors.read(self.shared.registry.sequence(), self.format, coding) {
+                self.shared.metrics.events_sent.inc_by(batch.entries as u64);
+                batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
+                if self.replay_until > 0 {
+                    self.place.replayed(batch.bytes.len());
+                    self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
+                }
+                return Poll::Ready(Some(self.hand_out(batch.bytes)));
+            }
+            self.replay_until = 0;
+        }
+        // Whoever is still waiting for its turn comes back for the rest: it has no id of what it was not sent.
+        if let Phase::Closing(code, _) = self.phase {
+            return Poll::Ready(Some(self.say_goodbye(code, coding)));
+        }
+        if self.ticket.clock().now() >= self.heartbeat_due {
+            return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
+        }
+        if turn.is_some() {
+            self.shared.metrics.replay_waits.inc();
+        }
+        let due = self.heartbeat_due.min(self.aged).min(self.expires);
+        self.ticket.signal().wake_at(due.min(turn.unwrap_or(u64::MAX)));
+        Poll::Pending
     }
 
     /// Asks to be woken at `due` by the clock alone: for a way out that cannot take bytes now.
