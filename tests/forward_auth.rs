@@ -22,7 +22,7 @@ async fn gateway(url: &str, settings: &str) -> Gateway {
 
 fn configuration(url: &str, settings: &str) -> String {
     format!(
-        "[auth.forward]\nurl = \"{url}\"\n{settings}\n\
+        "[limits]\nopens_per_second = 10000\n[auth.forward]\nurl = \"{url}\"\n{settings}\n\
          [[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\npublish = \"anyone\"\n\
          [[topics]]\nmatch = \"users/{{sub}}/**\"\nread = \"token\"\n\
          [[topics]]\nmatch = \"any/**\"\nread = \"token\"\npublish = \"token\"\n\
