@@ -69,6 +69,9 @@ pub enum PublishError {
     /// No rule lets this caller publish this.
     #[error("no rule lets you publish to this topic")]
     NotExposed,
+    /// What the caller may has ended meanwhile.
+    #[error("what you may has ended")]
+    Expired,
     /// An id or a type was given, and the rule or the broker has no place for it.
     #[error("{0}")]
     NoPlace(String),
@@ -165,13 +168,6 @@ impl Gateway {
     /// Whether `caller` may do this with all of `filter`.
     pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
         access::decide(&self.config.topics, action, filter, caller)
-    }
-
-    /// Runs `tell`, which writes that the broker refuses a topic, unless it was told a moment ago: every client can cause it.
-    pub fn tell_of_refusal(&self, tell: impl FnOnce()) {
-        if self.refusals.allows() {
-            tell();
-        }
     }
 
     /// To be asked before anything is done for one who wants to open a stream: before a signature is checked, or a backend
@@ -272,6 +268,9 @@ impl Gateway {
         let Verdict::Allowed(rule) = self.decide(Action::Publish, &topic.clone().into(), caller) else {
             return Err(PublishError::NotExposed);
         };
+        if caller.is_some_and(Caller::is_expired) {
+            return Err(PublishError::Expired);
+        }
         let mut headers = Headers::default();
         for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
             match (field, value) {
@@ -295,6 +294,13 @@ impl Gateway {
         tokio::time::timeout(BROKER_TIMEOUT, published)
             .await
             .unwrap_or_else(|_| away())
+            .inspect_err(|error| {
+                if let BrokerError::Refused(why) = error
+                    && self.refusals.allows()
+                {
+                    tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
+                }
+            })
             .map_err(PublishError::Broker)
     }
 

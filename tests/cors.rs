@@ -4,7 +4,6 @@
 mod common;
 
 use common::browser::{Client, fetch};
-use common::eventually;
 use common::gateway::Gateway;
 use common::proxy::Proxy;
 use common::raw::{self, Raw, Reply, ask};
@@ -37,14 +36,7 @@ async fn head(gateway: &Gateway, method: &str, target: &str, more: &str) -> Repl
 /// Nothing was subscribed or published but by an ordinary reader, who is still served.
 async fn assert_alive_and_nothing_subscribed(gateway: &Gateway) {
     assert_eq!(gateway.metric("topicgate_messages_received_total").await, 0.0);
-    let mut reader = gateway.open("/topics/open/alive").await;
-    gateway.publish("open/alive", "yes").await;
-    reader.expect("stream-open").await;
-    assert_eq!(reader.message().await, "yes");
-    eventually("one topic is held, and only one", || async {
-        gateway.metric("topicgate_topics").await == 1.0
-    })
-    .await;
+    gateway.assert_alive_and_nothing_subscribed().await;
 }
 
 /// The names of the header fields by which an answer lets a page in.

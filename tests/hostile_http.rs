@@ -3,7 +3,6 @@
 
 mod common;
 
-use common::eventually;
 use common::gateway::Gateway;
 use common::raw::{self, Raw, Reply, ask};
 use futures_util::future::join_all;
@@ -13,18 +12,6 @@ const HIDDEN: &str = "[[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\npublis
 
 async fn send(gateway: &Gateway, method: &str, target: &str, more: &str) -> Reply {
     raw::exchange(gateway.address, ask(method, target, more)).await
-}
-
-/// Nothing was subscribed but the topic of an ordinary stream, which still works.
-async fn assert_alive_and_nothing_subscribed(gateway: &Gateway) {
-    let mut reader = gateway.open("/topics/open/alive").await;
-    gateway.publish("open/alive", "yes").await;
-    reader.expect("stream-open").await;
-    assert_eq!(reader.message().await, "yes");
-    eventually("one topic is held, and only one", || async {
-        gateway.metric("topicgate_topics").await == 1.0
-    })
-    .await;
 }
 
 fn without_date(reply: &Reply) -> (String, String) {
@@ -58,7 +45,7 @@ async fn other_methods_are_refused_and_told_which_would_do() {
         assert_eq!(reply.status, 204);
         assert_eq!(reply.header("allow").unwrap().contains("post"), target == "/topics/a", "{target}");
     }
-    assert_alive_and_nothing_subscribed(&gateway).await;
+    gateway.assert_alive_and_nothing_subscribed().await;
 }
 
 #[tokio::test]
@@ -77,7 +64,7 @@ async fn head_answers_as_get_would_and_subscribes_to_nothing() {
         assert_eq!(raw.head().await.0, expected, "{target}");
     }
     assert_eq!(gateway.metric("topicgate_streams_opened_total{http=\"1.1\"}").await, 0.0);
-    assert_alive_and_nothing_subscribed(&gateway).await;
+    gateway.assert_alive_and_nothing_subscribed().await;
 }
 
 #[tokio::test]
@@ -103,7 +90,7 @@ async fn an_accept_that_excludes_event_streams_is_refused_and_any_other_is_serve
         raw.send(ask("GET", "/topics/open/alive", yes)).await.unwrap();
         assert_eq!(raw.head().await.0, 200, "{yes:?}");
     }
-    assert_alive_and_nothing_subscribed(&gateway).await;
+    gateway.assert_alive_and_nothing_subscribed().await;
 }
 
 #[tokio::test]
@@ -123,7 +110,7 @@ async fn an_unknown_topic_and_a_forbidden_one_are_answered_alike_to_the_byte() {
     for path in ["/metrics", "/livez", "/readyz", "/debug", "/topics/", "/%2e%2e/metrics"] {
         assert_eq!(send(&gateway, "GET", path, "").await.status, 404, "{path}");
     }
-    assert_alive_and_nothing_subscribed(&gateway).await;
+    gateway.assert_alive_and_nothing_subscribed().await;
 }
 
 #[tokio::test]
@@ -154,7 +141,7 @@ async fn on_loopback_a_host_that_is_not_is_refused() {
         raw.send(format!("GET /topics/open/alive HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.unwrap();
         assert_eq!(raw.head().await.0, 200, "{host}");
     }
-    assert_alive_and_nothing_subscribed(&gateway).await;
+    gateway.assert_alive_and_nothing_subscribed().await;
 }
 
 #[tokio::test]
@@ -196,7 +183,7 @@ async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
             raw.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.unwrap();
             assert_eq!(raw.head().await.0, status, "{target}");
         }
-        assert_alive_and_nothing_subscribed(&gateway).await;
+        gateway.assert_alive_and_nothing_subscribed().await;
     }))
     .await;
 }

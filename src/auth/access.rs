@@ -48,7 +48,7 @@ pub fn decide<'a>(
             (access, Some(caller)) => {
                 if !is_theirs(rule, filter, caller) {
                     obstacle = obstacle.or(Some(Verdict::NotTheirs));
-                } else if access == Access::Granted && !is_granted(action, filter, caller) {
+                } else if access == Access::Granted && !caller.is_granted(action, filter) {
                     obstacle = obstacle.or(Some(Verdict::NotGranted));
                 }
             }
@@ -66,15 +66,6 @@ fn is_theirs(rule: &Rule, filter: &Filter, caller: &Caller) -> bool {
     let Some(index) = rule.subject else { return true };
     let Some(segment) = filter.segments().nth(index) else { return false };
     segment != "*" && segment != "**" && caller.subject.as_deref() == Some(segment)
-}
-
-/// One grant must cover all of it: two are not added up.
-fn is_granted(action: Action, filter: &Filter, caller: &Caller) -> bool {
-    let grants = match action {
-        Action::Subscribe => &caller.subscribe,
-        Action::Publish => &caller.publish,
-    };
-    grants.iter().any(|grant| grant.covers(filter))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use self::answer::Verdict;
 use self::question::Question;
 use super::client::{AskError, Client};
-use super::{Action, Asked, AuthError, Caller, Grammar, SettingError};
+use super::{Asked, AuthError, Caller, Grammar, SettingError};
 use crate::config;
 use crate::logging::Throttle;
 use crate::metrics::{Metrics, Outcome};
@@ -33,6 +33,7 @@ use crate::metrics::{Metrics, Outcome};
 const MAX_BODY: usize = 16 * 1024;
 
 /// Answers that are kept. At the largest they hold 64 MiB together, at the usual size 2.
+/// (Unwrapped when this is compiled.)
 const MAX_ANSWERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// Questions that may wait for their turn, for each that is being asked. Those in the queue are told in time that they
@@ -209,11 +210,7 @@ fn takes_in(caller: Caller, asked: &Asked<'_>) -> Result<Caller, AuthError> {
         // As little as a token that has expired.
         return Err(AuthError::Refused { status: StatusCode::UNAUTHORIZED, challenge: None });
     }
-    let grants = match asked.action {
-        Action::Subscribe => &caller.subscribe,
-        Action::Publish => &caller.publish,
-    };
-    match asked.filters.iter().find(|filter| !grants.iter().any(|grant| grant.covers(filter))) {
+    match asked.filters.iter().find(|filter| !caller.is_granted(asked.action, filter)) {
         Some(missing) => Err(AuthError::NotGranted(asked.action, missing.clone())),
         None => Ok(caller),
     }

@@ -45,6 +45,15 @@ impl Caller {
     pub fn is_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
+
+    /// Whether one grant covers all of `filter`: two are not added up.
+    pub fn is_granted(&self, action: Action, filter: &Filter) -> bool {
+        let grants = match action {
+            Action::Subscribe => &self.subscribe,
+            Action::Publish => &self.publish,
+        };
+        grants.iter().any(|grant| grant.covers(filter))
+    }
 }
 
 /// What is to be done with topics.
@@ -54,6 +63,16 @@ pub enum Action {
     Subscribe,
     /// Publish to one.
     Publish,
+}
+
+impl Action {
+    /// As grants and the backend of forward auth name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Subscribe => "subscribe",
+            Action::Publish => "publish",
+        }
+    }
 }
 
 /// A request, as far as it tells who asks, and for what.

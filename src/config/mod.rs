@@ -34,7 +34,7 @@ pub use self::load::Sources;
 pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::tls::Tls;
-pub use self::url::{BrokerKind, masked};
+pub use self::url::{BrokerKind, is_loopback, masked};
 use crate::topic::Filter;
 
 /// Everything that can be configured, ready to use.

@@ -1,7 +1,9 @@
 //! URLs: which broker one means, whether it can work, and how it is shown without what is secret in it; and those that
 //! are asked over HTTP.
 
-use ::url::{Host, Url};
+use std::net::IpAddr;
+
+use ::url::Url;
 
 /// Which broker a URL means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,17 +110,17 @@ pub(super) fn http(text: &str) -> Result<(), String> {
 
 /// Whether what is sent to a URL, or comes from it, can be seen and changed on its way.
 pub(super) fn is_plain_and_far(text: &str) -> bool {
-    Url::parse(text).is_ok_and(|url| url.scheme() == "http" && !is_loopback(&url))
+    Url::parse(text).is_ok_and(|url| url.scheme() == "http" && !url.host_str().is_some_and(is_loopback))
 }
 
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        // Names under .localhost never leave the machine (RFC 6761, section 6.3).
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        None => false,
-    }
+/// Whether a host, without port, is this machine: an address, in brackets if it is of IPv6, or a name.
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let lower = host.to_ascii_lowercase();
+    // Names under .localhost never leave the machine (RFC 6761, section 6.3).
+    lower == "localhost"
+        || lower.ends_with(".localhost")
+        || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Whether `text` carries a user, a password or a token.

@@ -19,6 +19,13 @@ pub(super) enum Refusal {
     Later,
 }
 
+impl Refusal {
+    /// What the caller may has ended while the request was served.
+    pub(super) fn expired() -> Self {
+        AuthError::from(BadToken::Expired).into()
+    }
+}
+
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
         Refusal::No(problem)
@@ -96,9 +103,9 @@ fn no_token() -> Problem {
 }
 
 fn not_allowed(action: Action, filter: &Filter, verdict: Verdict<'_>) -> Problem {
-    let (grant, doing) = match action {
-        Action::Subscribe => ("subscribe", "reading"),
-        Action::Publish => ("publish", "publishing to"),
+    let doing = match action {
+        Action::Subscribe => "reading",
+        Action::Publish => "publishing to",
     };
     if verdict == Verdict::NotTheirs {
         let detail = format!("{filter} belongs, or a part of it does, to other subjects than yours");
@@ -106,5 +113,5 @@ fn not_allowed(action: Action, filter: &Filter, verdict: Verdict<'_>) -> Problem
     }
     let detail = format!("{doing} {filter} is not granted to you; it takes one grant that covers all of it");
     Problem::new(StatusCode::FORBIDDEN, "missing_grant", detail)
-        .challenge(Challenge::MissingGrant(grant, filter.to_string()))
+        .challenge(Challenge::MissingGrant(action.as_str(), filter.to_string()))
 }

@@ -70,6 +70,15 @@ pub(super) struct Settings {
     pub(super) closing: CancellationToken,
 }
 
+impl Settings {
+    /// What a connection must send before its first request, or `None` if it does not in the time of a head, leaves, or no
+    /// further request shall be begun.
+    async fn in_time<T>(&self, read: impl Future<Output = io::Result<T>>) -> Option<T> {
+        let read = tokio::time::timeout(self.head_timeout, read);
+        self.closing.run_until_cancelled(read).await?.ok()?.ok()
+    }
+}
+
 /// What is known of the version that a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
@@ -100,9 +109,7 @@ pub(super) async fn client(
     peer: IpAddr,
     settings: &Settings,
 ) -> Option<ClientAddress> {
-    let client = proxy_protocol::client(socket, peer, &settings.proxies);
-    let client = tokio::time::timeout(settings.head_timeout, client);
-    settings.closing.run_until_cancelled(client).await?.ok()?.ok()
+    settings.in_time(proxy_protocol::client(socket, peer, &settings.proxies)).await
 }
 
 /// Serves one connection to its end, over TCP or over TLS. `permit` is held until then.
@@ -114,10 +121,8 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P:
     settings: Arc<Settings>,
     permit: P,
 ) {
-    let preface = tokio::time::timeout(settings.head_timeout, Preface::read(&mut socket));
-    let Some(Ok(Ok(Preface { is_http2, bytes }))) = settings.closing.run_until_cancelled(preface).await
-    else {
-        return; // it said nothing, or left
+    let Some(Preface { is_http2, bytes }) = settings.in_time(Preface::read(&mut socket)).await else {
+        return;
     };
     let is_http2 = match version {
         Version::Http1 => false,

@@ -141,17 +141,13 @@ pub(crate) fn serve(
     let gateway = gateway.clone();
     let closing = closing.clone();
     let limits = &gateway.config().limits;
+    let forward = gateway.config().auth.forward.as_ref();
     let settings = Arc::new(connection::Settings {
         max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
         // The turn and the answer of the backend, then the broker.
-        longest_answer: gateway
-            .config()
-            .auth
-            .forward
-            .as_ref()
-            .map_or(BROKER, |forward| 2 * forward.timeout + BROKER),
+        longest_answer: BROKER + forward.map_or(Duration::ZERO, |forward| 2 * forward.timeout),
         clock: gateway.table().clock(),
         proxies,
         closing: closing.clone(),

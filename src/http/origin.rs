@@ -5,7 +5,6 @@
 //! there. Two things stop that: a `Host` that is not loopback is refused (DNS rebinding: the page's own name, pointed at
 //! 127.0.0.1), and a page of another origin is refused unless the configuration lists it.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -14,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use crate::config::{Cors, Origin};
+use crate::config::{Cors, Origin, is_loopback};
 
 /// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST";
@@ -59,7 +58,7 @@ impl Allowed {
         let allowed = match &self.hosts {
             None => true,
             // No browser leaves it out, and HTTP/1.0 may: some health checks do.
-            Some(Hosts::Loopback) => host.is_none_or(is_loopback),
+            Some(Hosts::Loopback) => host.is_none_or(|host| is_loopback(without_port(host))),
             Some(Hosts::Listed(listed)) => host
                 .is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))),
         };
@@ -188,16 +187,6 @@ fn without_port(host: &str) -> &str {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
         _ => host,
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let name = without_port(host);
-    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    let lower = name.to_ascii_lowercase();
-    // Names under .localhost never leave the machine (RFC 6761, section 6.3).
-    lower == "localhost"
-        || lower.ends_with(".localhost")
-        || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

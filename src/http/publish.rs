@@ -16,8 +16,7 @@ use serde::Serialize;
 use super::access::{self, Refusal};
 use super::client;
 use super::problem::{Code, Problem};
-use crate::auth::jwt::BadToken;
-use crate::auth::{Action, Asked, AuthError, Caller};
+use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
 use crate::position::is_publisher_id;
@@ -55,10 +54,11 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         client: client::address(&head.extensions),
     };
     // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
-    let caller = access::authorize(gateway, &asked).await.map_err(|refusal| match refusal {
+    let not_allowed = |refusal| match refusal {
         Refusal::No(problem) => problem.into_response(),
         Refusal::Later => later("auth_unavailable", "who may publish cannot be asked now; try again"),
-    })?;
+    };
+    let caller = access::authorize(gateway, &asked).await.map_err(not_allowed)?;
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
@@ -77,12 +77,6 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         ));
     }
     let payload = payload(gateway, body).await.map_err(Problem::into_response)?;
-    if caller.as_ref().is_some_and(Caller::is_expired) {
-        return Err(match Refusal::from(AuthError::from(BadToken::Expired)) {
-            Refusal::No(problem) => problem.into_response(),
-            Refusal::Later => later("auth_unavailable", "who may publish cannot be asked now; try again"),
-        });
-    }
     match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
         Ok(()) => {
             #[derive(Serialize)]
@@ -94,11 +88,9 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
             Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
         }
         Err(PublishError::NotExposed) => Err(Problem::not_exposed().into_response()),
+        Err(PublishError::Expired) => Err(not_allowed(Refusal::expired())),
         Err(PublishError::NoPlace(why)) => Err(bad(&why)),
-        Err(PublishError::Broker(BrokerError::Refused(why))) => {
-            gateway.tell_of_refusal(|| {
-                tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
-            });
+        Err(PublishError::Broker(BrokerError::Refused(_))) => {
             let detail = "the broker refused the message; its reason is in the gateway's log".into();
             Err(refused(StatusCode::BAD_GATEWAY, "broker_refused", detail))
         }

@@ -14,8 +14,7 @@ use super::access::{self, Refusal};
 use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
-use crate::auth::jwt::BadToken;
-use crate::auth::{self, Action, AuthError};
+use crate::auth::{self, Action};
 use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
 use crate::metrics::HttpVersion;
@@ -85,7 +84,7 @@ pub(super) async fn subscribe(
         Ok(stream) => stream,
         Err(OpenError::NotExposed) => return Err(Problem::not_exposed()),
         Err(OpenError::Expired) => {
-            return not_allowed(&gateway, request.headers(), AuthError::from(BadToken::Expired).into());
+            return not_allowed(&gateway, request.headers(), Refusal::expired());
         }
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
     };

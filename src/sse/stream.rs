@@ -88,12 +88,6 @@ enum Phase {
     Ended(CloseCode),
 }
 
-impl Phase {
-    fn is_open(self) -> bool {
-        !matches!(self, Phase::Ended(_))
-    }
-}
-
 impl Stream {
     /// A stream over `leases`, whose subscriptions are confirmed.
     pub fn open(
@@ -153,7 +147,7 @@ impl Stream {
         self.ticket.signal().register(cx.waker());
         // Before anything is read, each time: a long replay goes on for as long as its reader takes. The clock is asked only
         // for those who have an end.
-        if self.expires != u64::MAX && self.phase.is_open() && self.now() >= self.expires {
+        if self.expires != u64::MAX && !matches!(self.phase, Phase::Ended(_)) && self.now() >= self.expires {
             return Poll::Ready(Some(self.say_goodbye(CloseCode::Expired, coding)));
         }
         // Before it is read too: who never catches up grows old as well.

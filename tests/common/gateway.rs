@@ -90,6 +90,16 @@ impl Gateway {
         client::request(self.address, method, path, headers, b"").await
     }
 
+    /// Insists that nothing is subscribed but the topic of an ordinary stream, which still works.
+    pub async fn assert_alive_and_nothing_subscribed(&self) {
+        let mut reader = self.open("/topics/open/alive").await;
+        self.publish("open/alive", "yes").await;
+        reader.expect("stream-open").await;
+        assert_eq!(reader.message().await, "yes");
+        let held = || async { self.metric("topicgate_topics").await == 1.0 };
+        super::eventually("one topic is held, and only one", held).await;
+    }
+
     /// `/readyz`: `Ok` if ready, else the reason.
     pub async fn ready(&self) -> Result<(), String> {
         let response = client::request(self.admin, "GET", "/readyz", &[], b"").await;

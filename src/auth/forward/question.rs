@@ -49,10 +49,6 @@ impl Question {
         // HTTP/2 may send one cookie a field; in HTTP/1 they share one (RFC 9113, section 8.2.3).
         let cookies: Vec<&[u8]> = asked.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
         let cookies = (!cookies.is_empty()).then(|| HeaderValue::from_bytes(&cookies.join(&b"; "[..])));
-        let action = match asked.action {
-            Action::Subscribe => "subscribe",
-            Action::Publish => "publish",
-        };
         let secret = |value: &HeaderValue| {
             let mut value = value.clone();
             value.set_sensitive(true); // not to be shown, whoever prints it
@@ -64,7 +60,7 @@ impl Question {
             // The first, which is the one that was checked.
             (ORIGIN, asked.headers.get(ORIGIN).cloned()),
             (FORWARDED_FOR, HeaderValue::try_from(asked.client.to_string()).ok()),
-            (ASKED_ACTION, Some(HeaderValue::from_static(action))),
+            (ASKED_ACTION, Some(HeaderValue::from_static(asked.action.as_str()))),
             (ASKED_TOPICS, HeaderValue::try_from(list).ok()),
         ] {
             if let Some(value) = value {
