@@ -136,9 +136,16 @@ impl History {
     }
 }
 
-/// The runs of all logs, oldest first, and the bound on them.
+/// The runs of all logs, and the bound on them.
 #[derive(Debug, Default)]
-pub(super) struct Runs(Mutex<(VecDeque<(Weak<TopicLog>, Arc<Run>)>, usize)>);
+pub(super) struct Runs(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Oldest first.
+    runs: VecDeque<(Weak<TopicLog>, Arc<Run>)>,
+    bytes: usize,
+}
 
 impl Runs {
     /// Hands a run to those who wait for it, and keeps it for others as long as there is room.
@@ -158,14 +165,14 @@ impl Runs {
         let run = Arc::new(run);
         history.answer(ask.after, ask.until, Some(run.clone()));
         let given_up = {
-            let (kept, total) = &mut *self.0.lock();
-            kept.push_back((Arc::downgrade(&ask.log), run));
-            *total += bytes;
+            let mut kept = self.0.lock();
+            kept.runs.push_back((Arc::downgrade(&ask.log), run));
+            kept.bytes += bytes;
             let mut given_up = Vec::new();
             // The newest stays: somebody was woken for it just now.
-            while *total > max_bytes / SHARE && kept.len() > 1 {
-                let Some(oldest) = kept.pop_front() else { break };
-                *total -= oldest.1.bytes;
+            while kept.bytes > max_bytes / SHARE && kept.runs.len() > 1 {
+                let Some(oldest) = kept.runs.pop_front() else { break };
+                kept.bytes -= oldest.1.bytes;
                 given_up.push(oldest);
             }
             given_up
@@ -175,8 +182,8 @@ impl Runs {
 
     /// Gives all up: those who still need one fetch it again.
     pub(super) fn clear(&self) {
-        let (kept, _) = std::mem::take(&mut *self.0.lock());
-        kept.iter().for_each(forget);
+        let kept = std::mem::take(&mut *self.0.lock());
+        kept.runs.iter().for_each(forget);
     }
 }
 
