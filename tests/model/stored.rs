@@ -303,21 +303,24 @@ impl World {
         for gateway in &mut gateways {
             histories.iter().for_each(|history| gateway.follow(history));
         }
-        let filters: Vec<Filter> = STREAMS[stream].iter().map(|text| filter(text)).collect();
-        let topics = TOPICS.iter().map(|text| topic(text));
-        let asked = topics.clone().filter(|topic| filters.iter().any(|filter| filter.matches(topic)));
-        let life = Life::begin(Format::Raw, asked.map(|topic| (topic, 0, 0)));
         let mut world = World {
             gateways,
             histories,
-            published: topics.map(|topic| (topic, 0)).collect(),
-            filters,
+            published: TOPICS.iter().map(|text| (topic(text), 0)).collect(),
+            filters: STREAMS[stream].iter().map(|text| filter(text)).collect(),
             reader: None,
-            life,
+            life: Life::begin(Format::Raw, []),
             gaps: 0,
         };
+        world.life = world.new_life();
         world.join(0, start);
         world
+    }
+
+    /// What a client must be given that comes now.
+    fn new_life(&self) -> Life {
+        let asked = self.published.iter().filter(|(topic, _)| self.filters.iter().any(|f| f.matches(topic)));
+        Life::begin(Format::Raw, asked.map(|(topic, published)| (topic.clone(), 0, *published)))
     }
 
     fn join(&mut self, gateway: usize, start: &Start) {
@@ -408,7 +411,11 @@ impl World {
                     self.life.cut();
                     let start = match &self.life.last_id {
                         Some(id) => Start::After(Some(id.clone())),
-                        None => Start::All,
+                        None => {
+                            // It has seen nothing of the stream, and is another client.
+                            self.life = self.new_life();
+                            Start::Now
+                        }
                     };
                     self.join(replica, &start);
                 }
