@@ -121,14 +121,22 @@ impl History {
         None
     }
 
-    /// What was asked for is there, or could not be had. Wakes those who wait for it.
+    /// What was asked for is there, or could not be had. Wakes those who wait for it, and those whom it serves too though
+    /// they asked for a part of it.
     fn answer(&self, after: u64, until: u64, run: Option<Arc<Run>>) {
         let mut state = self.state.lock();
-        state.runs.extend(run);
+        let mut waiting = Vec::new();
         let answered = state.asked.iter().position(|asked| (asked.after, asked.until) == (after, until));
-        let waiting = answered.map(|index| state.asked.swap_remove(index).waiting);
+        if let Some(index) = answered {
+            waiting = state.asked.swap_remove(index).waiting;
+        }
+        if let Some(run) = run {
+            let served = |asked: &&mut Asked| (run.after..run.through).contains(&asked.after);
+            state.asked.iter_mut().filter(served).for_each(|asked| waiting.append(&mut asked.waiting));
+            state.runs.push_back(run);
+        }
         drop(state);
-        waiting.iter().flatten().for_each(|signal| signal.wake());
+        waiting.iter().for_each(|signal| signal.wake());
     }
 
     fn forget(&self, run: &Arc<Run>) {
