@@ -454,7 +454,7 @@ async fn every_number_comes_in_order_or_after_a_loss_when_the_server_cuts_the_cl
                     losses += 1;
                 }
                 Event::Up(_) | Event::Down { .. } => {}
-                other => panic!("{other:?}"),
+                event => panic!("{event:?}"),
             }
         }
         // A cut that falls between a subscription and our knowing of it adds none.
