@@ -151,7 +151,8 @@ impl Reader {
 
     /// As [`Reader::over`], with a connection that breaks within the response head as an error.
     pub async fn try_over(socket: TcpStream, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
-        Ok(Self::of(send_over(socket, "localhost", "GET", path, headers, b"").await?))
+        let headers = [&[("accept", "text/event-stream")], headers].concat();
+        Ok(Self::of(send_over(socket, "localhost", "GET", path, &headers, b"").await?))
     }
 
     /// The reader of a response, over whichever version it came.
