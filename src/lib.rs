@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clients;
 pub mod config;
 pub mod gateway;
+pub mod health;
 mod http;
 pub mod ingest;
 pub mod log;

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use topicgate::cli::{Cli, Command};
 use topicgate::config::Config;
+use topicgate::health;
 use topicgate::logging;
 use topicgate::server::Server;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             let _ = write!(stdout(), "{}", config.explain());
             return ExitCode::SUCCESS;
         }
+        Some(Command::Health) => ask_for_health(&config),
         None => run(config),
     };
     match outcome {
@@ -78,6 +80,13 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
     // Not by dropping it: that would wait for a look-up of the broker's name, which can take as long as it likes.
     runtime.shutdown_background();
     outcome
+}
+
+fn ask_for_health(config: &Config) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let line = runtime.block_on(health::ask(config.admin.listen))?;
+    let _ = writeln!(stdout(), "{line}");
+    Ok(())
 }
 
 /// Ends at the first SIGTERM or SIGINT. A second one ends the process at once.
