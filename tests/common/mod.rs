@@ -6,6 +6,7 @@ pub mod backend;
 pub mod browser;
 pub mod client;
 pub mod document;
+pub mod front;
 pub mod gateway;
 pub mod nats;
 #[cfg(unix)]
