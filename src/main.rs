@@ -5,6 +5,7 @@ use std::io::{self, Write as _, stderr, stdout};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use topicgate::cli::{Cli, Command};
@@ -22,6 +23,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
+    allow_descriptors();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -52,6 +54,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// As many file descriptors as the system lets us have. Every stream is one, and the soft limit of 1024 that most systems
+/// start a process with is for the sake of programs that use select(2); a pod has no way to ask for another.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, it is as it was: what cannot be accepted is logged and counted.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn run(config: Config) -> Result<(), Box<dyn Error>> {
