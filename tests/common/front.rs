@@ -137,7 +137,7 @@ impl Kind {
             }
             Kind::Haproxy => command.args(["-db", "-f"]).arg(file),
             Kind::Caddy => command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file),
-            Kind::Envoy => command.args(["--use-dynamic-base-id", "--concurrency", "1", "-c"]).arg(file),
+            Kind::Envoy => command.args(["--disable-hot-restart", "--concurrency", "1", "-c"]).arg(file),
             Kind::Traefik => command.arg(format!("--configFile={}", file.display())),
         };
         // Where Caddy keeps what it remembers.
