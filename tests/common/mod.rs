@@ -9,6 +9,7 @@ pub mod deploy;
 pub mod document;
 pub mod front;
 pub mod gateway;
+pub mod jetstream;
 pub mod nats;
 #[cfg(unix)]
 pub mod process;
