@@ -202,8 +202,8 @@ fn the_network_policy_lets_through_what_the_gateway_needs() {
         let broker = objects.config().broker.url.0;
         for server in broker.split(',') {
             let (host, port) = server.rsplit_once(':').unwrap();
-            let to =
-                list(policy, "/spec/egress").iter().find(|rule| rule["ports"][0]["port"].to_string() == port);
+            let port: u16 = port.parse().unwrap();
+            let to = list(policy, "/spec/egress").iter().find(|rule| rule["ports"][0]["port"] == port);
             let space = text(to.unwrap(), "/to/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name");
             assert_eq!(host.rsplit('.').next(), Some(space), "{name}: {server}");
         }
