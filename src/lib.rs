@@ -10,6 +10,7 @@ pub mod clients;
 pub mod config;
 pub mod encoder;
 pub mod gateway;
+pub mod health;
 mod http;
 pub mod ingest;
 pub mod log;
