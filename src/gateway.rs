@@ -27,6 +27,7 @@ use crate::signal::CloseCode;
 use crate::sse::stream::{Shared, Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
+use crate::traces::{self, Traces};
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -90,6 +91,7 @@ pub struct Gateway {
     table: Arc<Table>,
     clients: Arc<Clients>,
     upstream: watch::Receiver<Upstream>,
+    traces: Traces,
     draining: AtomicBool,
     /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
     refusals: Arc<Throttle>,
@@ -106,6 +108,7 @@ impl Gateway {
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
         upstream: watch::Receiver<Upstream>,
+        traces: Traces,
     ) -> Arc<Self> {
         for rule in config.topics.iter().filter(|rule| rule.replay.warm) {
             let (bounds, fields) = log_settings(rule);
@@ -134,6 +137,7 @@ impl Gateway {
             table,
             clients,
             upstream,
+            traces,
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
             crowded: Throttle::default(),
@@ -165,6 +169,11 @@ impl Gateway {
         &self.auth
     }
 
+    /// What is traced.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
     /// Whether `caller` may do this with all of `filter`.
     pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
         access::decide(&self.config.topics, action, filter, caller)
@@ -189,6 +198,7 @@ impl Gateway {
     /// [`OpenError`].
     pub async fn open(&self, opening: Opening<'_>) -> Result<Stream, OpenError> {
         let Opening { filters, start, format, http, address, caller } = opening;
+        traces::note_topics(filters.iter());
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
@@ -265,7 +275,9 @@ impl Gateway {
         id: Option<String>,
         kind: Option<String>,
     ) -> Result<(), PublishError> {
-        let Verdict::Allowed(rule) = self.decide(Action::Publish, &topic.clone().into(), caller) else {
+        let filter = topic.clone().into();
+        traces::note_topics([&filter].into_iter());
+        let Verdict::Allowed(rule) = self.decide(Action::Publish, &filter, caller) else {
             return Err(PublishError::NotExposed);
         };
         if caller.is_some_and(Caller::is_expired) {
@@ -289,6 +301,7 @@ impl Gateway {
                 (Field::Header(name), Some(value)) => headers.insert(name, value),
             }
         }
+        self.traces.inject(&mut headers);
         let published = self.broker.publish(topic.clone(), payload, headers);
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)

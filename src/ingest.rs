@@ -13,6 +13,7 @@ use crate::log::{EntryKind, Registry};
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::sse::frame::GapReason;
+use crate::traces::Traces;
 
 /// Events taken at once.
 const BATCH: usize = 256;
@@ -41,6 +42,8 @@ pub struct Ingest {
     pub max_message: usize,
     /// Told of every change of the broker's state.
     pub upstream: watch::Sender<Upstream>,
+    /// What is traced.
+    pub traces: Traces,
 }
 
 impl Ingest {
@@ -112,6 +115,7 @@ impl Ingest {
     }
 
     fn append(&self, message: broker::Message) {
+        let _span = self.traces.received(&message);
         let broker::Message { filter, topic, payload, headers } = message;
         self.metrics.messages_received.inc();
         self.metrics.bytes_received.inc_by(payload.len() as u64);
@@ -168,6 +172,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             max_message: MESSAGE,
             upstream: watch::channel(Upstream::Up).0,
+            traces: Traces::default(),
         }
     }
 

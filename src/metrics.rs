@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-pub use self::asked::{ForwardMetrics, KeyMetrics, Outcome};
+pub use self::asked::{ForwardMetrics, KeyMetrics, Outcome, SpanMetrics};
 use crate::signal::CloseCode;
 use crate::sse::frame::GapReason;
 
@@ -89,6 +89,8 @@ pub struct Metrics {
     pub forward: ForwardMetrics,
     /// The keys of tokens, where they are published at a URL.
     pub jwks: KeyMetrics,
+    /// Spans of traces.
+    pub spans: SpanMetrics,
     /// Bounds that the configuration sets, for ratios.
     limits: Family<Label, Gauge>,
 }
@@ -174,6 +176,7 @@ impl Metrics {
             upstream_losses: register!("upstream_losses", "Broker connections lost", Counter::default()),
             forward: ForwardMetrics::register(&mut registry),
             jwks: KeyMetrics::register(&mut registry),
+            spans: SpanMetrics::register(&mut registry),
             limits: register!("limit", "Configured bounds", Family::default()),
             registry,
         };

@@ -25,6 +25,7 @@ use crate::position::{Epoch, Sequence};
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
 use crate::tls::{LOOK, Tls, TlsError};
+use crate::traces::{Export, Traces};
 
 /// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
 /// again after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
@@ -39,6 +40,9 @@ const DRAIN_BATCH: usize = 32;
 
 /// How often, once no stream is left, it is looked whether the connections have ended.
 const CLOSING_STEP: Duration = Duration::from_millis(5);
+
+/// How long the collector of traces is given for the last spans. Nobody else waits any more then.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// Why the gateway could not be built.
 #[derive(Debug, Error)]
@@ -62,6 +66,9 @@ pub enum BuildError {
     /// That of `[auth]` cannot.
     #[error(transparent)]
     Auth(#[from] auth::SettingError),
+    /// That of `[traces]` cannot.
+    #[error("{0}")]
+    Traces(String),
 }
 
 /// A gateway that is bound and not running yet.
@@ -72,6 +79,7 @@ pub struct Server {
     admin: TcpListener,
     tls: Option<Arc<Tls>>,
     tasks: JoinSet<()>,
+    export: Option<Export>,
 }
 
 impl Server {
@@ -102,6 +110,14 @@ impl Server {
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
         let registry = Registry::new(Sequence::new(Epoch::random()), config.limits.topics, max_buffer);
+        let (traces, export) = match &config.traces {
+            None => (Traces::default(), None),
+            Some(settings) => {
+                let (traces, export) =
+                    Traces::new(settings, &config.broker, &metrics).map_err(BuildError::Traces)?;
+                (traces, Some(export))
+            }
+        };
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
         let broker = Broker::start(&config.broker, events)?;
         let (upstream, upstream_receiver) = watch::channel(Upstream::Down("not connected yet".into()));
@@ -110,8 +126,9 @@ impl Server {
             metrics: metrics.clone(),
             max_message: usize::try_from(config.limits.message).unwrap_or(usize::MAX),
             upstream,
+            traces: traces.clone(),
         };
-        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver);
+        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver, traces);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
@@ -119,7 +136,7 @@ impl Server {
         if let Some(tls) = &tls {
             tasks.spawn(every(LOOK, tls.clone(), Tls::look));
         }
-        Ok(Server { gateway, public, admin, tls, tasks })
+        Ok(Server { gateway, public, admin, tls, tasks, export })
     }
 
     /// Where browsers connect, with the port that the system chose if it was asked to.
@@ -163,9 +180,16 @@ impl Server {
         self.tasks.spawn(serve(self.public, public, self.tls, proxies, max_connections));
         // Nobody is to speak for others there.
         self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), http::ADMIN_CONNECTIONS));
+        let stop_export = CancellationToken::new();
+        let mut export = JoinSet::new();
+        if let Some(task) = self.export {
+            export.spawn(task.run(stop_export.clone()));
+        }
         shutdown.await;
         drain(&gateway, &closing).await;
         self.tasks.shutdown().await;
+        stop_export.cancel();
+        let _ = tokio::time::timeout(LAST_SPANS, export.join_next()).await;
     }
 }
 

@@ -14,6 +14,7 @@ mod problem;
 mod proxy_protocol;
 mod publish;
 mod subscribe;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -86,6 +87,9 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     }
     if config.auth.token.query {
         router = router.layer(middleware::map_response(keep_url_private));
+    }
+    if gateway.traces().is_on() {
+        router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
     }
     let headers_tell =
         !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
