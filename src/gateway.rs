@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -21,7 +21,7 @@ use crate::ingest::Upstream;
 use crate::log::{Bounds, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
-use crate::metrics::{HttpVersion, Metrics};
+use crate::metrics::{HttpVersion, Limit, Metrics};
 use crate::position::Start;
 use crate::signal::CloseCode;
 use crate::sse::stream::{Shared, Stream, Terms};
@@ -121,6 +121,7 @@ impl Gateway {
         }
         let table = Table::new(config.limits.streams);
         let clients = Clients::new(&config.limits, table.clock());
+        metrics.limits.set_bound(Limit::Addresses, clients.max_addresses() as u64);
         let streams = Arc::new(Shared {
             registry,
             metrics,
@@ -188,7 +189,10 @@ impl Gateway {
         if self.is_draining() {
             return Err(CloseCode::Draining);
         }
-        self.clients.knock(address).inspect_err(|code| self.tell_of_crowd(address, *code))
+        self.clients.knock(address).inspect_err(|code| {
+            self.metrics().limits.met_by_client(*code);
+            self.tell_of_crowd(address, *code);
+        })
     }
 
     /// Opens a stream. Returns once the broker has confirmed every subscription: what is published after that reaches
@@ -202,9 +206,15 @@ impl Gateway {
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
-        let ticket = self.table.enter().ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let begin = Instant::now();
+        let overloaded = |limit| {
+            self.metrics().limits.met(limit);
+            OpenError::ComeBack(CloseCode::Overloaded)
+        };
+        let ticket = self.table.enter().ok_or_else(|| overloaded(Limit::Streams))?;
         let opener = Opener { address, subject: caller.and_then(|caller| caller.subject.clone()) };
         let place = self.clients.enter(opener, filters.len()).map_err(|code| {
+            self.metrics().limits.met_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
@@ -219,7 +229,7 @@ impl Gateway {
                 .streams
                 .registry
                 .lease(filter, &bounds, &fields, warm)
-                .map_err(|_| OpenError::ComeBack(CloseCode::Overloaded))?;
+                .map_err(|_| overloaded(Limit::Topics))?;
             if let Some(subscription) = subscription {
                 // A task of its own: others may wait for the same subscription, whatever becomes of this request.
                 tokio::spawn(subscribe(self.broker.clone(), subscription, self.refusals.clone()));
@@ -239,6 +249,7 @@ impl Gateway {
         if caller.is_some_and(Caller::is_expired) {
             return Err(OpenError::Expired);
         }
+        self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
         Ok(Stream::open(self.streams.clone(), ticket, place, leases, start, terms))
     }
@@ -302,11 +313,13 @@ impl Gateway {
             }
         }
         self.traces.inject(&mut headers);
+        let begin = Instant::now();
         let published = self.broker.publish(topic.clone(), payload, headers);
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)
             .await
             .unwrap_or_else(|_| away())
+            .inspect(|()| self.metrics().publish_seconds.observe(begin.elapsed().as_secs_f64()))
             .inspect_err(|error| {
                 if let BrokerError::Refused(why) = error
                     && self.refusals.allows()
@@ -343,13 +356,26 @@ impl Gateway {
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
         self.streams.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
-        self.metrics().topics.set(self.streams.registry.topics() as i64);
-        self.metrics().buffer_bytes.set(self.streams.registry.bytes() as i64);
+        let (topics, bytes) = (self.streams.registry.topics(), self.streams.registry.bytes());
         let usage = self.clients.sweep();
-        self.metrics().addresses.set(usage.addresses as i64);
-        self.metrics().address_streams_max.set(usage.most_of_address as i64);
-        self.metrics().subjects.set(usage.subjects as i64);
-        self.metrics().subject_streams_max.set(usage.most_of_subject as i64);
+        let metrics = self.metrics();
+        metrics.topics.set(topics as i64);
+        metrics.buffer_bytes.set(bytes as i64);
+        metrics.addresses.set(usage.addresses as i64);
+        metrics.subjects.set(usage.subjects as i64);
+        metrics.ready.set(i64::from(self.ready().is_ok()));
+        for (limit, used) in [
+            (Limit::Streams, self.table.len()),
+            (Limit::StreamsPerAddress, usage.most_of_address),
+            (Limit::StreamsPerSubject, usage.most_of_subject),
+            (Limit::Connections, usize::try_from(metrics.connections.get()).unwrap_or_default()),
+            (Limit::Topics, topics),
+            (Limit::TopicsPerAddress, usage.most_topics_of_address),
+            (Limit::Buffer, bytes),
+            (Limit::Addresses, usage.addresses),
+        ] {
+            metrics.limits.set_used(limit, used);
+        }
     }
 }
 

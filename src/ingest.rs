@@ -11,7 +11,7 @@ use tokio::task::yield_now;
 use crate::broker::{self, Event};
 use crate::log::{EntryKind, Registry};
 use crate::message::Message;
-use crate::metrics::Metrics;
+use crate::metrics::{Limit, Metrics};
 use crate::sse::frame::GapReason;
 use crate::traces::Traces;
 
@@ -51,6 +51,7 @@ impl Ingest {
     pub async fn run(self, mut events: mpsc::Receiver<Event>) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut waking = false;
+        let waiting = self.metrics.limits.used(Limit::BrokerEvents);
         loop {
             if !waking {
                 if events.recv_many(&mut batch, BATCH).await == 0 {
@@ -66,6 +67,7 @@ impl Ingest {
             {
                 batch.push(event);
             }
+            waiting.set(events.len() as i64);
             batch.drain(..).for_each(|event| self.take(event));
             waking = self.registry.wake(WAKES);
             if waking {
@@ -121,6 +123,7 @@ impl Ingest {
         self.metrics.bytes_received.inc_by(payload.len() as u64);
         if payload.len() > self.max_message {
             self.metrics.rejected("message");
+            self.metrics.limits.met(Limit::Message);
             let gaps = self.registry.append_gap(Some(&filter), Some(&topic), GapReason::TooLarge);
             self.metrics.gaps(GapReason::TooLarge, gaps);
             tracing::warn!(

@@ -20,7 +20,7 @@ use crate::gateway::Gateway;
 use crate::http;
 use crate::ingest::{Ingest, Upstream};
 use crate::log::Registry;
-use crate::metrics::Metrics;
+use crate::metrics::{Limit, Metrics};
 use crate::position::{Epoch, Sequence};
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
@@ -92,20 +92,8 @@ impl Server {
         let auth = Auth::new(&config, &metrics)?;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
-        let limits = &config.limits;
-        for (name, value) in [
-            ("streams", limits.streams as u64),
-            ("streams_per_address", limits.streams_per_address as u64),
-            ("streams_per_subject", limits.streams_per_subject as u64),
-            ("opens_per_second", limits.opens_per_second as u64),
-            ("resume_bytes", limits.resume_bytes),
-            ("connections", limits.connections as u64),
-            ("topics", limits.topics as u64),
-            ("topics_per_address", limits.topics_per_address as u64),
-            ("buffer", limits.buffer),
-        ] {
-            metrics.limit(name, value);
-        }
+        metrics.limits.configure(&config.limits);
+        metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
@@ -171,15 +159,16 @@ impl Server {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
-        let max_connections = gateway.config().limits.connections;
+        let connections = (Limit::Connections, gateway.config().limits.connections);
         let closing = CancellationToken::new();
         let proxies = gateway.config().proxies.clone();
         let serve = |listener, router, tls, proxies, most| {
             http::serve(listener, router, &gateway, tls, proxies, most, &closing)
         };
-        self.tasks.spawn(serve(self.public, public, self.tls, proxies, max_connections));
+        self.tasks.spawn(serve(self.public, public, self.tls, proxies, connections));
         // Nobody is to speak for others there.
-        self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), http::ADMIN_CONNECTIONS));
+        let connections = (Limit::AdminConnections, http::ADMIN_CONNECTIONS);
+        self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), connections));
         let stop_export = CancellationToken::new();
         let mut export = JoinSet::new();
         if let Some(task) = self.export {
