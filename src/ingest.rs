@@ -89,12 +89,13 @@ impl Ingest {
                 self.metrics.rejected("topic");
                 tracing::debug!(filter = filter.as_str(), "a message's subject is no topic; it was left out");
             }
-            Event::Up => {
+            Event::Begun { .. } | Event::Gone { .. } | Event::Ended { .. } => {}
+            Event::Up(_) => {
                 tracing::info!("broker connected");
                 self.metrics.upstream_up.set(1);
                 self.upstream.send_replace(Upstream::Up);
             }
-            Event::Down { why } => {
+            Event::Down { why, .. } => {
                 self.metrics.upstream_up.set(0);
                 let was_up = *self.upstream.borrow() == Upstream::Up;
                 if was_up {
@@ -118,7 +119,7 @@ impl Ingest {
 
     fn append(&self, message: broker::Message) {
         let _span = self.traces.received(&message);
-        let broker::Message { filter, topic, payload, headers } = message;
+        let broker::Message { filter, topic, payload, headers, .. } = message;
         self.metrics.messages_received.inc();
         self.metrics.bytes_received.inc_by(payload.len() as u64);
         if payload.len() > self.max_message {
@@ -192,7 +193,7 @@ mod tests {
         for _ in 0..BATCH {
             let payload = vec![b'x'; MESSAGE].into();
             let (filter, topic, headers) = (filter.clone(), topic.clone(), Headers::default());
-            ingest.take(Event::Message(broker::Message { filter, topic, payload, headers }));
+            ingest.take(Event::Message(broker::Message { filter, topic, payload, headers, stored: None }));
             assert!(ingest.registry.bytes() <= BOUND);
         }
         assert!(ingest.registry.bytes() > BOUND / 2);

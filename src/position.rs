@@ -18,6 +18,9 @@ pub const MAX_EVENT_ID: usize = 256;
 /// The longest publisher id that is carried. With it an event id stays far below what proxies allow in a header.
 const MAX_PUBLISHER_ID: usize = 128;
 
+/// Without letters that are mistaken for others.
+const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
 /// Names this process among all that ever ran: random, letters and digits, no `-`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Epoch(Box<str>);
@@ -25,7 +28,6 @@ pub struct Epoch(Box<str>);
 impl Epoch {
     /// A new one. 40 random bits: two processes that one client ever meets share an epoch once in a million million.
     pub fn random() -> Self {
-        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
         Epoch((0..8).map(|_| char::from(DIGITS[fastrand::usize(..DIGITS.len())])).collect())
     }
 }
@@ -33,6 +35,24 @@ impl Epoch {
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Names a history that a broker keeps, the same in every replica: of a stream, hashed from its name and when it was made, so
+/// that one made anew has another. Six letters and digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag(Box<str>);
+
+impl Tag {
+    /// The tag of what `parts` tell apart.
+    pub fn of(parts: &[&[u8]]) -> Self {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in parts {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let digest = hash.finish();
+        Tag(digest.as_ref().iter().take(6).map(|byte| char::from(DIGITS[usize::from(byte % 32)])).collect())
     }
 }
 
@@ -115,6 +135,20 @@ fn split(text: &str) -> Option<(&str, u64, Option<&str>)> {
     let ours = epoch.len() == 8 && epoch.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     (digits && ours).then_some(())?;
     Some((epoch, sequence.parse().ok()?, publisher_id))
+}
+
+/// Bits of a number that hold the second half of a Redis entry id.
+const ENTRY_BITS: u32 = 20;
+
+/// The number of a Redis entry id `<ms>-<seq>`. It rises as the ids do. `None` for an id that no server gives on its own: of
+/// a time after the year 2527, or the millionth of a millisecond.
+pub fn pack_entry_id(ms: u64, seq: u64) -> Option<u64> {
+    (ms < 1 << (64 - ENTRY_BITS) && seq < 1 << ENTRY_BITS).then_some(ms << ENTRY_BITS | seq)
+}
+
+/// The entry id of a number.
+pub fn unpack_entry_id(number: u64) -> (u64, u64) {
+    (number >> ENTRY_BITS, number & ((1 << ENTRY_BITS) - 1))
 }
 
 /// Whether a publisher's id can be carried in an event id: short, visible ASCII. A header must be able to bring it back.

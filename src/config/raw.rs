@@ -62,6 +62,9 @@ table!(RawRule {
     #[serde(rename = "match")]
     filter: Option<String>,
     source: Option<String>,
+    stream: Option<String>,
+    bucket: Option<String>,
+    payload: RawPayload,
     read: Option<String>,
     publish: Option<String>,
     id: Option<RawField>,
@@ -74,6 +77,8 @@ table!(RawField {
     header: Option<String>,
     pointer: Option<String>,
 });
+
+table!(RawPayload { field: Option<String> });
 
 table!(RawReplay {
     messages: Option<Count>,

@@ -103,7 +103,7 @@ fn read_message(
         return None; // a reserved subject, which NATS' wildcards match and ours do not
     }
     let headers = message.headers.as_ref().map(read_headers).unwrap_or_default();
-    Some(Message { filter: filter.clone(), topic, payload: message.payload, headers })
+    Some(Message { filter: filter.clone(), topic, payload: message.payload, headers, stored: None })
 }
 
 /// async-nats keeps fields in a hash map: the order received is lost, so it is by name, the same for every message.

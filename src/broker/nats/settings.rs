@@ -14,6 +14,7 @@ use url::Url;
 use crate::config::{self, BrokerTls};
 
 /// Where to connect, and as whom.
+#[derive(Clone)]
 pub(in crate::broker) struct Settings {
     servers: Vec<(ServerAddr, Login)>,
     tls: BrokerTls,
