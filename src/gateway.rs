@@ -110,8 +110,10 @@ impl Gateway {
         upstream: watch::Receiver<Upstream>,
         traces: Traces,
     ) -> Arc<Self> {
+        // At zero from the start, as far as can be said from the start.
+        config.topics.iter().for_each(|rule| drop(metrics.rules.rule(&rule.pattern())));
         for rule in config.topics.iter().filter(|rule| rule.replay.warm) {
-            let (bounds, fields) = log_settings(rule);
+            let (bounds, fields) = log_settings(rule, &metrics);
             let warm = {
                 let (registry, filter) = (registry.clone(), rule.filter.clone());
                 move || registry.warm(&filter, &bounds, &fields)
@@ -223,7 +225,7 @@ impl Gateway {
             let Verdict::Allowed(rule) = self.decide(Action::Subscribe, filter, caller) else {
                 return Err(OpenError::NotExposed);
             };
-            let (bounds, fields) = log_settings(rule);
+            let (bounds, fields) = log_settings(rule, self.metrics());
             let warm = rule.replay.warm.then_some(&rule.filter);
             let (lease, subscription) = self
                 .streams
@@ -355,7 +357,9 @@ impl Gateway {
 
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
-        self.streams.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
+        if self.streams.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone())) {
+            self.metrics().limits.met(Limit::Buffer);
+        }
         let (topics, bytes) = (self.streams.registry.topics(), self.streams.registry.bytes());
         let usage = self.clients.sweep();
         let metrics = self.metrics();
@@ -379,13 +383,14 @@ impl Gateway {
     }
 }
 
-fn log_settings(rule: &Rule) -> (Bounds, Arc<Fields>) {
+fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<Fields>) {
     let replay = &rule.replay;
     let bounds = Bounds {
         messages: replay.messages,
         bytes: usize::try_from(replay.bytes).unwrap_or(usize::MAX),
         age: replay.age,
         linger: replay.linger,
+        rule: metrics.rules.rule(&rule.pattern()),
     };
     (bounds, Arc::new(Fields { id: rule.id.clone(), kind: rule.kind.clone() }))
 }

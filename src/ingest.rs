@@ -119,7 +119,11 @@ impl Ingest {
 
     fn append(&self, message: broker::Message) {
         let _span = self.traces.received(&message);
-        let broker::Message { filter, topic, payload, headers, .. } = message;
+        let broker::Message { filter, topic, payload, headers, stored } = message;
+        if let Some(stored) = stored {
+            let lag = stored.time.elapsed().unwrap_or_default(); // two clocks: of the broker and of this machine
+            self.metrics.upstream_lag_seconds.observe(lag.as_secs_f64());
+        }
         self.metrics.messages_received.inc();
         self.metrics.bytes_received.inc_by(payload.len() as u64);
         if payload.len() > self.max_message {
@@ -151,7 +155,9 @@ impl Ingest {
             EntryKind::Message(Message::new(topic.clone(), time, event_id, found, &payload))
         });
         // Not once a batch: one of large messages would take the buffers far beyond their bound.
-        self.registry.keep_bound();
+        if self.registry.keep_bound() {
+            self.metrics.limits.met(Limit::Buffer);
+        }
     }
 }
 
@@ -186,7 +192,13 @@ mod tests {
         let topic = Topic::parse("a", 9).unwrap();
         let filter = Filter::from(topic.clone());
         let minute = Duration::from_secs(60);
-        let bounds = Bounds { messages: 1000, bytes: 10 * BOUND, age: minute, linger: minute };
+        let bounds = Bounds {
+            messages: 1000,
+            bytes: 10 * BOUND,
+            age: minute,
+            linger: minute,
+            rule: Default::default(),
+        };
         let fields = Arc::new(Fields { id: Field::Header("a".into()), kind: Field::Header("b".into()) });
         let (_lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
         subscription.unwrap().confirm();

@@ -10,6 +10,8 @@ mod process;
 mod rules;
 mod text;
 
+use std::time::SystemTime;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -30,6 +32,9 @@ const WAITS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0
 /// Those of the time that a message takes to a reader, who may be slow.
 const DELIVERIES: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+
+/// Of so many deliveries one is looked at.
+const SAMPLE: u8 = 16;
 
 /// One label and its value, from a closed set.
 type Label = [(&'static str, &'static str); 1];
@@ -78,6 +83,8 @@ pub struct Metrics {
     pub replay_waits: Counter,
     /// Seconds from when a message was taken in until it was handed to a reader who is not behind. A sample.
     pub delivery_seconds: Histogram,
+    /// Seconds from when the broker took a message until it was taken in here, where the broker says when.
+    pub upstream_lag_seconds: Histogram,
     /// Seconds until a stream was open, its subscriptions confirmed.
     pub open_seconds: Histogram,
     /// Seconds until the broker had a message that was published.
@@ -167,6 +174,11 @@ impl Metrics {
             delivery_seconds: register!(
                 "delivery_seconds",
                 "From when a message was taken in until it was handed to a reader, of those who are not behind; a sample",
+                Histogram::new(DELIVERIES)
+            ),
+            upstream_lag_seconds: register!(
+                "upstream_lag_seconds",
+                "From when the broker took a message until it was taken in here, where the broker says when",
                 Histogram::new(DELIVERIES)
             ),
             open_seconds: register!(
@@ -259,6 +271,14 @@ impl Metrics {
     /// A request for a stream was told to come back later.
     pub fn not_opened(&self, code: CloseCode) {
         self.closed.get_or_create(&[("code", code.as_str())]).inc();
+    }
+
+    /// Something that was taken in at `since` is handed to a reader who was waiting for it. One in [`SAMPLE`] is looked at,
+    /// whichever it is: looking at each would have all readers meet at one lock.
+    pub fn delivered(&self, since: SystemTime) {
+        if fastrand::u8(..SAMPLE) == 0 {
+            self.delivery_seconds.observe(since.elapsed().unwrap_or_default().as_secs_f64());
+        }
     }
 
     /// A stream asked to resume.

@@ -13,6 +13,7 @@ use divan::counter::ItemsCount;
 use topicgate::config::Field;
 use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Registry};
 use topicgate::message::{Fields, Format, Found, Message};
+use topicgate::metrics::RuleMetrics;
 use topicgate::position::{Epoch, Sequence, Start};
 use topicgate::signal::Signal;
 use topicgate::sse::frame::{self, Coding};
@@ -81,6 +82,7 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
         bytes: usize::MAX,
         age: Duration::from_secs(3600),
         linger: Duration::from_secs(60),
+        rule: RuleMetrics::default(),
     };
     let field = |name: &str| Field::Header(name.to_owned());
     let fields = Arc::new(Fields { id: field("Nats-Msg-Id"), kind: field("Event-Type") });

@@ -4,6 +4,7 @@
 //! process-wide sequence, so the id of the last event tells the place in all of them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -62,6 +63,8 @@ pub struct Batch {
     pub bytes: Bytes,
     /// Entries among them.
     pub entries: usize,
+    /// When the oldest of them was taken in.
+    pub oldest: Option<SystemTime>,
     /// Gaps among them that this reader alone has.
     pub gaps: SmallVec<[GapReason; 1]>,
 }
@@ -138,6 +141,11 @@ impl Cursors {
             }
         }
         opened.stop_at_the_end();
+        for (filter, _) in &opened.gaps {
+            let log =
+                opened.cursors.logs().map(|cursor| cursor.lease.log()).find(|log| log.filter == *filter);
+            log.inspect(|log| _ = log.bounds.rule.gaps.inc());
+        }
         opened
     }
 
@@ -187,7 +195,7 @@ impl Cursors {
         items.retain(|(_, item)| item.place().0 <= limit);
         items.sort_by_key(|(_, item)| item.place());
         let mut joined = BytesMut::new();
-        let mut batch = Batch { bytes: Bytes::new(), entries: 0, gaps: SmallVec::new() };
+        let mut batch = Batch { bytes: Bytes::new(), entries: 0, oldest: None, gaps: SmallVec::new() };
         let mut items = items.into_iter().peekable();
         while let Some((index, item)) = items.next() {
             let (place, _) = item.place();
@@ -196,6 +204,8 @@ impl Cursors {
                 Item::Entry(entry) => {
                     joined.extend_from_slice(entry.frame(format).slice(coding));
                     batch.entries += 1;
+                    batch.oldest.get_or_insert(entry.time);
+                    self.cursors[index].lease.log().bounds.rule.events.inc();
                 }
                 Item::Evicted(through) => {
                     let reason = Self::gap_reason(self.caught_up);
@@ -206,6 +216,7 @@ impl Cursors {
                         &frame::stream_gap(Some(&id), filter.as_str(), reason).bytes(coding),
                     );
                     batch.gaps.push(reason);
+                    self.cursors[index].lease.log().bounds.rule.gaps.inc();
                 }
             }
             if joined.len() >= BATCH_BYTES && !followed {
@@ -235,14 +246,18 @@ impl Cursor {
             Ok(piece) => {
                 let piece = piece?;
                 self.position = piece.last;
-                Some(Batch { bytes: piece.bytes, entries: piece.entries, gaps: SmallVec::new() })
+                log.bounds.rule.events.inc_by(piece.entries as u64);
+                let (bytes, entries, oldest) = (piece.bytes, piece.entries, Some(piece.time));
+                Some(Batch { bytes, entries, oldest, gaps: SmallVec::new() })
             }
             Err(through) => {
                 let reason = Cursors::gap_reason(caught_up);
                 let id = sequence.event_id(through, None);
                 let frame = frame::stream_gap(Some(&id), log.filter().as_str(), reason);
                 self.position = through;
-                Some(Batch { bytes: frame.bytes(coding), entries: 0, gaps: SmallVec::from_elem(reason, 1) })
+                log.bounds.rule.gaps.inc();
+                let (bytes, gaps) = (frame.bytes(coding), SmallVec::from_elem(reason, 1));
+                Some(Batch { bytes, entries: 0, oldest: None, gaps })
             }
         }
     }

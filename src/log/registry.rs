@@ -251,6 +251,7 @@ impl Registry {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, last_time } = &mut *inner;
         let Some(slot) = slots.get(filter) else { return };
+        slot.log.bounds.rule.messages.inc();
         let time = next_time(last_time);
         let sequence = self.sequence.next();
         let entry = Entry::new(sequence, time, encode(sequence, time, &slot.fields), &self.usage);
@@ -288,6 +289,7 @@ impl Registry {
             let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
             let kind = EntryKind::Gap(reason, frame);
             slot.log.append(Entry::new(sequence, time, kind, &self.usage));
+            slot.log.bounds.rule.gaps.inc();
             slot.log.queue_wake(waking);
             self.sequence.publish(sequence);
             gaps += 1;
@@ -315,11 +317,13 @@ impl Registry {
         !inner.waking.is_empty()
     }
 
-    /// Frees memory if the logs hold more than they may together.
-    pub fn keep_bound(&self) {
-        if self.bytes() > self.max_bytes {
+    /// Frees memory if the logs hold more than they may together. Returns whether they did.
+    pub fn keep_bound(&self) -> bool {
+        let beyond = self.bytes() > self.max_bytes;
+        if beyond {
             self.reclaim();
         }
+        beyond
     }
 
     /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
@@ -364,8 +368,9 @@ impl Registry {
     }
 
     /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` is called under
-    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later.
-    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter) -> bool) {
+    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later. Returns
+    /// as [`Registry::keep_bound`].
+    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter) -> bool) -> bool {
         let now = Instant::now();
         let logs: Vec<_> = {
             let mut inner = self.inner.lock();
@@ -397,7 +402,7 @@ impl Registry {
         let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
         // Readers can fill memory too, with envelopes.
-        self.keep_bound();
+        self.keep_bound()
     }
 }
 
