@@ -453,10 +453,8 @@ async fn every_number_comes_in_order_or_after_a_loss_when_the_server_cuts_the_cl
                     next = [None; 2];
                     losses += 1;
                 }
-                event @ (Event::Lost { .. } | Event::Refused { .. } | Event::Unnameable { .. }) => {
-                    panic!("{event:?}")
-                }
                 Event::Up(_) | Event::Down { .. } => {}
+                event => panic!("{event:?}"),
             }
         }
         // A cut that falls between a subscription and our knowing of it adds none.

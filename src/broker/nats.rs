@@ -6,10 +6,11 @@
 //! [`Event::Up`], and only then lets messages through. When it ends, what had arrived is delivered, [`Event::Down`] is
 //! told, and the next server is tried.
 //!
-//! Not here: what JetStream keeps (`jetstream.rs`), positions, replay. A server in lame-duck mode is left when it closes the connection: core NATS
-//! loses what is published in between either way.
+//! Not here: what JetStream keeps (`jetstream.rs`), positions, replay. A server in lame-duck mode is left when it closes
+//! the connection: core NATS loses what is published in between either way.
 
 mod forward;
+mod headers;
 pub(super) mod jetstream;
 mod session;
 mod settings;

@@ -75,6 +75,7 @@ impl Check<'_> {
         match Filter::parse(&text, limits.topic_length) {
             Ok(filter) => {
                 let source = self.source(&path, written, &filter, kind);
+                self.warm(&path("replay.warm"), &source, &filter, replay.warm);
                 Some(Rule { filter, subject, source, read, publish, id, kind: event_type, replay })
             }
             Err(error) => {

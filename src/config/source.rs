@@ -81,6 +81,14 @@ impl Check<'_> {
         }
     }
 
+    /// Redis Streams are read one by one.
+    pub(super) fn warm(&mut self, path: &str, source: &Source, filter: &Filter, warm: bool) {
+        if warm && filter.is_pattern() && matches!(source, Source::RedisStream { .. }) {
+            let problem = "Redis Streams are read one by one, and a pattern cannot be subscribed to as a whole; leave warm out";
+            self.refuse(path, problem);
+        }
+    }
+
     /// A name as NATS takes it: it becomes a token of subjects.
     fn stream_name(&mut self, path: &str, name: &str) {
         if name.is_empty() || name.len() > 255 || name.contains([' ', '.', '*', '>', '/', '\\']) {
