@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::auth::access::{self, Verdict};
 use crate::auth::{Action, Auth, Caller};
 use crate::broker::{Broker, BrokerError, Headers};
-use crate::clients::{Clients, Opener};
+use crate::clients::Clients;
 use crate::config::{Config, Field, Rule};
 use crate::ingest::Upstream;
 use crate::log::{Bounds, Registry, Subscription};
@@ -23,10 +23,11 @@ use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Metrics};
 use crate::position::Start;
-use crate::signal::CloseCode;
+use crate::signal::{CloseCode, Reader};
 use crate::sse::stream::{Shared, Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
+use crate::why::Why;
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -125,6 +126,7 @@ impl Gateway {
             retry: config.streams.retry,
             max_age: config.streams.max_age,
             write_timeout: config.streams.write_timeout,
+            why: Why::default(),
         });
         Arc::new(Gateway {
             config,
@@ -148,6 +150,11 @@ impl Gateway {
     /// Counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.streams.metrics
+    }
+
+    /// Writes the lines that say why.
+    pub fn why(&self) -> &Why {
+        &self.streams.why
     }
 
     /// The open streams.
@@ -192,9 +199,9 @@ impl Gateway {
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
-        let ticket = self.table.enter().ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
-        let opener = Opener { address, subject: caller.and_then(|caller| caller.subject.clone()) };
-        let place = self.clients.enter(opener, filters.len()).map_err(|code| {
+        let reader = Reader { address, subject: caller.and_then(|caller| caller.subject.clone()), http };
+        let ticket = self.table.enter(reader).ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let place = self.clients.enter(ticket.signal().clone(), filters.len()).map_err(|code| {
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
@@ -229,7 +236,7 @@ impl Gateway {
         if caller.is_some_and(Caller::is_expired) {
             return Err(OpenError::Expired);
         }
-        let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
+        let terms = Terms { format, expires: caller.and_then(|caller| caller.expires) };
         Ok(Stream::open(self.streams.clone(), ticket, place, leases, start, terms))
     }
 

@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 pub use self::asked::{ForwardMetrics, KeyMetrics, Outcome};
+use crate::code::{Code, RefusalCode};
 use crate::signal::CloseCode;
 use crate::sse::frame::GapReason;
 
@@ -94,7 +95,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero, and present from the start but for the codes of refused requests.
+    /// All at zero, and present from the start but for refused requests by the codes of closed streams.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("topicgate");
         macro_rules! register {
@@ -184,6 +185,9 @@ impl Metrics {
         for code in CloseCode::ALL {
             drop(metrics.closed.get_or_create(&[("code", code.as_str())]));
         }
+        for code in RefusalCode::ALL {
+            drop(metrics.refused_requests.get_or_create(&[("code", code.as_str())]));
+        }
         for reason in GapReason::ALL {
             drop(metrics.gaps.get_or_create(&[("reason", reason.as_str())]));
         }
@@ -258,8 +262,8 @@ impl Metrics {
     }
 
     /// A request was refused.
-    pub fn refused_request(&self, code: &'static str) {
-        self.refused_requests.get_or_create(&[("code", code)]).inc();
+    pub fn refused_request(&self, code: Code) {
+        self.refused_requests.get_or_create(&[("code", code.as_str())]).inc();
     }
 
     /// A configured bound, so that a dashboard can show how near it is.

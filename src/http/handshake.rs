@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::StatusCode;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::connection::{self, Settings, Version};
 use super::problem::Problem;
+use crate::code::RefusalCode;
 use crate::tls::Tls;
 
 /// How every record of a handshake begins (RFC 8446, section 5.1).
@@ -30,11 +30,7 @@ pub(super) struct Handshake {
 impl Handshake {
     pub(super) fn new(tls: Arc<Tls>) -> Self {
         let plain = Router::new().fallback(|| async {
-            Problem::new(
-                StatusCode::BAD_REQUEST,
-                "tls_required",
-                "this address speaks TLS; write https:// for http://",
-            )
+            Problem::new(RefusalCode::TlsRequired, "this address speaks TLS; write https:// for http://")
         });
         Handshake { tls, plain }
     }

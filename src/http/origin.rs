@@ -13,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
+use crate::code::RefusalCode;
 use crate::config::{Cors, Origin, is_loopback};
 
 /// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
@@ -64,8 +65,7 @@ impl Allowed {
         };
         if !allowed {
             return Err(Problem::new(
-                StatusCode::MISDIRECTED_REQUEST,
-                "bad_host",
+                RefusalCode::BadHost,
                 "this gateway does not answer for the Host that was asked for; the configuration key hosts lists the names \
                  it answers for",
             ));
@@ -74,8 +74,7 @@ impl Allowed {
             return Ok(());
         }
         Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "bad_origin",
+            RefusalCode::BadOrigin,
             "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
         ))
     }
@@ -151,7 +150,7 @@ pub(super) async fn guard(State(allowed): State<Arc<Allowed>>, mut request: Requ
         request.version() != Version::HTTP_11 || request.headers().get_all(header::HOST).iter().count() == 1;
     let mut response = if !one_host {
         let detail = "a request of HTTP/1.1 has exactly one Host";
-        Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail).into_response()
+        Problem::new(RefusalCode::BadRequest, detail).into_response()
     } else if let Err(problem) = allowed.check(request.uri(), request.headers()) {
         problem.into_response()
     } else if preflight {

@@ -15,12 +15,14 @@ use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
 use crate::auth::{self, Action};
+use crate::code::RefusalCode;
 use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
 use crate::metrics::HttpVersion;
 use crate::position::{MAX_EVENT_ID, Start};
 use crate::signal::CloseCode;
 use crate::topic::{Filter, TopicError};
+use crate::why;
 
 /// The names under which a cursor comes in a query: ours and Mercure's, and those of the polyfills.
 const CURSOR_NAMES: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
@@ -40,8 +42,7 @@ pub(super) async fn subscribe(
 ) -> Result<Response, Problem> {
     if !accepts_event_stream(request.headers()) {
         return Err(Problem::new(
-            StatusCode::NOT_ACCEPTABLE,
-            "not_acceptable",
+            RefusalCode::NotAcceptable,
             "this is an event stream; send Accept: text/event-stream, or no Accept at all",
         ));
     }
@@ -175,8 +176,15 @@ impl Asked {
     }
 }
 
+/// The topics that a query names, whatever they are, as far as a line of the log repeats them.
+pub(super) fn topics(uri: &Uri) -> String {
+    let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let topics: Vec<_> = query.filter(|(name, _)| name == "topic").map(|(_, topic)| topic).collect();
+    why::quoted(&topics.join(" ")).to_owned()
+}
+
 fn bad_query(detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad_query", detail)
+    Problem::new(RefusalCode::BadQuery, detail)
 }
 
 /// A duration back from now (`10m`), an RFC 3339 time, a unix time in seconds, or `all`.

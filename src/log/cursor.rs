@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::lease::Lease;
+use super::look::Lag;
 use super::{BATCH_BYTES, Item};
 use crate::message::Format;
 use crate::position::{EventId, Sequence, Start};
@@ -169,6 +170,12 @@ impl Cursors {
 
     fn logs(&self) -> impl Iterator<Item = &Cursor> {
         self.cursors.iter()
+    }
+
+    /// What was not read yet, in all logs.
+    pub fn lag(&self) -> Lag {
+        let lags = self.logs().map(|cursor| cursor.lease.log().lag(cursor.position));
+        lags.fold(Lag::default(), Lag::and)
     }
 
     fn gap_reason(caught_up: bool) -> GapReason {

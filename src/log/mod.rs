@@ -9,6 +9,7 @@
 
 mod cursor;
 mod lease;
+mod look;
 mod piece;
 mod registry;
 
@@ -22,8 +23,9 @@ use slab::Slab;
 
 pub use self::cursor::{Batch, Cursors, Opened};
 pub use self::lease::{Lease, Subscription};
+pub use self::look::{Lag, LogState, UpstreamState};
 use self::piece::{Piece, Pieces, Place};
-pub use self::registry::{Full, Registry};
+pub use self::registry::{Full, Reading, Registry};
 use crate::message::{Format, Message};
 use crate::signal::{CloseCode, Signal};
 use crate::sse::frame::{Coding, Frame, GapReason};

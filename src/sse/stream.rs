@@ -12,9 +12,10 @@ use super::table::Ticket;
 use crate::clients::Place;
 use crate::log::{Cursors, Lease, Opened, Registry};
 use crate::message::Format;
-use crate::metrics::{HttpVersion, Metrics};
+use crate::metrics::Metrics;
 use crate::position::Start;
 use crate::signal::CloseCode;
+use crate::why::{self, Ended, Why};
 
 /// Browsers that are told less reconnect in a loop that harms both sides.
 const MIN_RETRY_MS: u64 = 500;
@@ -34,6 +35,8 @@ pub struct Shared {
     pub max_age: Option<Duration>,
     /// How long a reader may take nothing.
     pub write_timeout: Duration,
+    /// Writes the line that says why a stream ended.
+    pub why: Why,
 }
 
 impl Shared {
@@ -49,8 +52,6 @@ impl Shared {
 pub struct Terms {
     /// How messages are written.
     pub format: Format,
-    /// What it goes out by.
-    pub http: HttpVersion,
     /// From then on nothing more is delivered.
     pub expires: Option<SystemTime>,
 }
@@ -64,7 +65,6 @@ pub struct Stream {
     place: Box<Place>,
     cursors: Cursors,
     format: Format,
-    http: HttpVersion,
     /// Up to here it reads what it missed, at the pace of its address; 0 once it has. What is published after it opened is
     /// live, and has none.
     replay_until: u64,
@@ -98,7 +98,7 @@ impl Stream {
         start: &Start,
         terms: Terms,
     ) -> Self {
-        let Terms { format, http, expires } = terms;
+        let Terms { format, expires } = terms;
         let sequence = shared.registry.sequence();
         let Opened { cursors, position, publisher_id, resumed, gaps } =
             Cursors::open(leases, ticket.signal(), start, sequence);
@@ -116,7 +116,8 @@ impl Stream {
             frames.push(frame::stream_gap(id, filter.as_str(), *reason));
             shared.metrics.gaps(*reason, 1);
         }
-        shared.metrics.stream_opened(http);
+        shared.metrics.stream_opened(ticket.signal().reader.http);
+        ticket.signal().advance(0, cursors.position());
         let now = ticket.clock().now();
         let expires = expires.map_or(u64::MAX, |time| {
             let left = time.duration_since(SystemTime::now()).unwrap_or_default();
@@ -137,7 +138,6 @@ impl Stream {
             place: Box::new(place),
             cursors,
             format,
-            http,
             phase: Phase::Live,
         }
     }
@@ -231,6 +231,7 @@ impl Stream {
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {
         self.shared.metrics.bytes_sent.inc_by(bytes.len() as u64);
+        self.ticket.signal().advance(bytes.len(), self.cursors.position());
         self.heartbeat_due = self.ticket.clock().now() + self.shared.heartbeat.as_millis() as u64;
         bytes
     }
@@ -251,6 +252,15 @@ impl Drop for Stream {
             Phase::Ended(code) => code,
             Phase::Live | Phase::Closing(..) => CloseCode::Gone,
         };
-        self.shared.metrics.stream_closed(self.http, code);
+        let signal = self.ticket.signal();
+        self.shared.metrics.stream_closed(signal.reader.http, code);
+        self.shared.why.ended(code, || Ended {
+            stream: signal.id,
+            address: signal.reader.address,
+            topics: why::named(self.cursors.filters()),
+            age: Duration::from_millis(self.now().saturating_sub(signal.opened)),
+            sent: signal.sent(),
+            lag: self.cursors.lag(),
+        });
     }
 }
