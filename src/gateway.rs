@@ -3,6 +3,8 @@
 //! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It
 //! knows neither requests nor sockets.
 
+mod look;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +14,13 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub use self::look::{StreamState, Wanted};
 use crate::auth::access::{self, Verdict};
 use crate::auth::{Action, Auth, Caller};
 use crate::broker::{Broker, BrokerError, Headers};
 use crate::clients::Clients;
 use crate::config::{Config, Field, Rule};
+use crate::history::History;
 use crate::ingest::Upstream;
 use crate::log::{Bounds, Registry, Subscription};
 use crate::logging::Throttle;
@@ -96,6 +100,7 @@ pub struct Gateway {
     refusals: Arc<Throttle>,
     /// Of those that say that an address has all that it may.
     crowded: Throttle,
+    history: History,
 }
 
 impl Gateway {
@@ -139,6 +144,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
             crowded: Throttle::default(),
+            history: History::default(),
         })
     }
 
@@ -344,6 +350,7 @@ impl Gateway {
         self.metrics().address_streams_max.set(usage.most_of_address as i64);
         self.metrics().subjects.set(usage.subjects as i64);
         self.metrics().subject_streams_max.set(usage.most_of_subject as i64);
+        self.history.push(self.sample());
     }
 }
 

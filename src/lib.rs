@@ -10,6 +10,7 @@ pub mod clients;
 pub mod code;
 pub mod config;
 pub mod gateway;
+pub mod history;
 mod http;
 pub mod ingest;
 pub mod log;

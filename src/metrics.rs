@@ -3,6 +3,7 @@
 //! Counters that cost something to keep (messages to subscribers) are added to once a batch.
 
 mod asked;
+mod look;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -29,13 +30,17 @@ pub enum HttpVersion {
 }
 
 impl HttpVersion {
-    fn label(self) -> Label {
-        let version = match self {
+    /// As in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
             HttpVersion::Http10 => "1.0",
             HttpVersion::Http11 => "1.1",
             HttpVersion::Http2 => "2",
-        };
-        [("http", version)]
+        }
+    }
+
+    fn label(self) -> Label {
+        [("http", self.as_str())]
     }
 }
 

@@ -38,7 +38,7 @@ table!(Raw {
     log: RawLog,
 });
 
-table!(RawAdmin { listen: Option<String>, });
+table!(RawAdmin { listen: Option<String>, console: Option<Switch>, });
 
 table!(RawBroker {
     url: Option<String>,

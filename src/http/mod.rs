@@ -99,10 +99,14 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     router.with_state(gateway)
 }
 
-/// The routes of the admin listener. `address` is where it listens.
-pub(crate) fn admin(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
+/// The routes of the admin listener. `address` is where it listens; `closing` ends what has no other end there.
+pub(crate) fn admin(
+    gateway: Arc<Gateway>,
+    address: Option<SocketAddr>,
+    closing: CancellationToken,
+) -> Router {
     let allowed = Arc::new(origin::Allowed::new(&[], &Cors::default(), is_loopback(address), false));
-    admin::router(gateway.clone())
+    admin::router(gateway.clone(), closing)
         .layer(middleware::from_fn_with_state(allowed, origin::guard))
         .layer(middleware::from_fn_with_state(gateway, tell_refusals))
 }
@@ -167,7 +171,7 @@ pub(crate) fn serve(
         proxies,
         closing: closing.clone(),
     });
-    let handshake = tls.map(|tls| Arc::new(handshake::Handshake::new(tls)));
+    let handshake = tls.map(|tls| Arc::new(handshake::Handshake::new(tls, gateway.clone())));
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         let failures = Throttle::default();

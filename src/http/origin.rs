@@ -5,6 +5,7 @@
 //! there. Two things stop that: a `Host` that is not loopback is refused (DNS rebinding: the page's own name, pointed at
 //! 127.0.0.1), and a page of another origin is refused unless the configuration lists it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -40,6 +41,8 @@ pub(super) struct Allowed {
 #[derive(Debug)]
 enum Hosts {
     Loopback,
+    /// Loopback names, and addresses.
+    Addresses,
     Listed(Vec<String>),
 }
 
@@ -54,12 +57,23 @@ impl Allowed {
         Allowed { hosts, cors: cors.clone(), secure }
     }
 
+    /// No page of another origin, whatever it is called: by an address, or as this machine itself, it asks for ours. A page that
+    /// points its own name at us asks by that name.
+    pub(super) fn addresses() -> Self {
+        Allowed { hosts: Some(Hosts::Addresses), cors: Cors::default(), secure: false }
+    }
+
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let host = host(uri, headers);
         let allowed = match &self.hosts {
             None => true,
             // No browser leaves it out, and HTTP/1.0 may: some health checks do.
             Some(Hosts::Loopback) => host.is_none_or(|host| is_loopback(without_port(host))),
+            Some(Hosts::Addresses) => host.is_none_or(|host| {
+                let name = without_port(host);
+                let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+                is_loopback(name) || bare.parse::<IpAddr>().is_ok()
+            }),
             Some(Hosts::Listed(listed)) => host
                 .is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))),
         };
@@ -214,6 +228,16 @@ mod tests {
             "",
         ] {
             assert!(!verdict(&allowed, host), "{host}");
+        }
+    }
+
+    #[test]
+    fn by_an_address_everyone_may_ask_for_what_is_for_people() {
+        for host in ["localhost:9090", "127.0.0.1", "10.0.0.5:9090", "[2001:db8::1]:9090", "[::1]"] {
+            assert!(verdict(&Allowed::addresses(), host), "{host}");
+        }
+        for host in ["attacker.example", "attacker.example:9090", "10.0.0.5.attacker.example", "topicgate"] {
+            assert!(!verdict(&Allowed::addresses(), host), "{host}");
         }
     }
 
