@@ -43,13 +43,15 @@ pub enum CloseCode {
     TooManySubjectStreams = 12,
     /// The client's address opens streams faster than it may.
     TooFast = 13,
+    /// The history that the stream was read from was deleted, or another one has its name.
+    Restarted = 14,
     /// Somebody who runs the gateway ended it.
-    Closed = 14,
+    Closed = 15,
 }
 
 impl CloseCode {
     /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 14] = [
+    pub const ALL: [CloseCode; 15] = [
         CloseCode::Draining,
         CloseCode::Overloaded,
         CloseCode::Unavailable,
@@ -63,6 +65,7 @@ impl CloseCode {
         CloseCode::TooManyTopics,
         CloseCode::TooManySubjectStreams,
         CloseCode::TooFast,
+        CloseCode::Restarted,
         CloseCode::Closed,
     ];
 
@@ -82,6 +85,7 @@ impl CloseCode {
             CloseCode::TooManyTopics => "too_many_topics",
             CloseCode::TooManySubjectStreams => "too_many_subject_streams",
             CloseCode::TooFast => "too_fast",
+            CloseCode::Restarted => "restarted",
             CloseCode::Closed => "closed",
         }
     }
@@ -116,7 +120,7 @@ pub struct Signal {
     pub opened: u64,
     /// Bytes handed out. The stream alone writes it, and `position`.
     sent: AtomicU64,
-    /// Up to which sequence it has read.
+    /// Up to where it has read, if all its logs are of one sequence; else `u64::MAX`.
     position: AtomicU64,
     waker: AtomicWaker,
     /// The stream has read everything and waits for more. Only then is it woken for an entry: a stream whose socket is
@@ -154,6 +158,11 @@ impl Signal {
         waited
     }
 
+    /// Wakes the stream, whatever it waits for.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
     /// Orders the stream to close. The first order counts.
     pub fn close(&self, code: CloseCode) {
         let _ = self.close.compare_exchange(0, code as u8, Ordering::AcqRel, Ordering::Relaxed);
@@ -177,9 +186,9 @@ impl Signal {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Up to which sequence the stream has read.
-    pub fn position(&self) -> u64 {
-        self.position.load(Ordering::Relaxed)
+    /// Up to where the stream has read; `None` if its logs are of several sequences, in which there is no one such place.
+    pub fn position(&self) -> Option<u64> {
+        Some(self.position.load(Ordering::Relaxed)).filter(|position| *position != u64::MAX)
     }
 
     /// Asks to be woken by the clock at `due`.

@@ -38,12 +38,18 @@ async fn topics_are_listed_with_what_they_hold_in_pages_by_name_and_by_prefix() 
     assert_eq!(texts(&all["topics"], "topic"), ["a/1", "a/2", "a/3", "b"]);
     assert_eq!(all["next"], Value::Null);
     let first = &all["topics"][0];
-    assert_eq!((&first["readers"], &first["messages"], &first["upstream"]), (&json!(2), &json!(3), &json!("subscribed")));
+    assert_eq!(
+        (&first["readers"], &first["messages"], &first["upstream"]),
+        (&json!(2), &json!(3), &json!("subscribed"))
+    );
     assert!(first["rate"].as_f64().unwrap() > 0.0 && first["bytes"].as_u64().unwrap() > 3, "{first}");
     assert_eq!((&all["topics"][1]["rate"], &all["topics"][1]["oldest_ms"]), (&json!(0.0), &Value::Null));
 
     let page = get(&gateway, "/topics?prefix=a/&limit=2").await;
-    assert_eq!((texts(&page["topics"], "topic"), &page["next"]), (vec!["a/1".into(), "a/2".into()], &json!("a/2")));
+    assert_eq!(
+        (texts(&page["topics"], "topic"), &page["next"]),
+        (vec!["a/1".into(), "a/2".into()], &json!("a/2"))
+    );
     let page = get(&gateway, "/topics?prefix=a/&limit=2&after=a/2").await;
     assert_eq!((texts(&page["topics"], "topic"), &page["next"]), (vec!["a/3".to_owned()], &Value::Null));
     for bad in ["limit=0", "limit=1001", "limit=x", "prefx=a", "limit=1&limit=2"] {
@@ -76,11 +82,15 @@ async fn streams_are_listed_and_ended_by_topic_address_subject_and_id_and_the_ot
     let all = get(&gateway, "/streams").await;
     assert_eq!(texts(&all["streams"], "subject"), ["ann", "bob", "cat"]);
     let first = &all["streams"][0];
-    assert_eq!((&first["address"], &first["topics"], &first["http"]), (&json!("127.0.0.1"), &json!(["orders/eu"]), &json!("1.1")));
+    assert_eq!(
+        (&first["address"], &first["topics"], &first["http"]),
+        (&json!("127.0.0.1"), &json!(["orders/eu"]), &json!("1.1"))
+    );
     assert_eq!((&first["lag_messages"], &first["closing"]), (&json!(0), &Value::Null));
     assert!(first["sent_bytes"].as_u64().unwrap() > 50, "{first}");
     assert_eq!(all["streams"][2]["topic_count"], 2);
-    let subjects = async |query: &str| texts(&get(&gateway, &format!("/streams?{query}")).await["streams"], "subject");
+    let subjects =
+        async |query: &str| texts(&get(&gateway, &format!("/streams?{query}")).await["streams"], "subject");
     for (query, expected) in [
         ("topic=orders/eu", vec!["ann", "bob"]),
         ("topic=orders/us", vec!["bob"]),
@@ -96,7 +106,9 @@ async fn streams_are_listed_and_ended_by_topic_address_subject_and_id_and_the_ot
     let next = get(&gateway, "/streams?limit=2").await["next"].as_u64().unwrap();
     assert_eq!(subjects(&format!("limit=2&after={next}")).await, ["cat"]);
 
-    for nothing in ["", "?", "?topic=", "?adress=10.0.0.1", "?subject=ann&limit=1", "?address=nowhere", "?topic=a//b"] {
+    for nothing in
+        ["", "?", "?topic=", "?adress=10.0.0.1", "?subject=ann&limit=1", "?address=nowhere", "?topic=a//b"]
+    {
         let answer = gateway.ask_admin("DELETE", &format!("/streams{nothing}"), &[]).await;
         assert_eq!(answer.status, 400, "{nothing}: {}", answer.text());
     }
@@ -142,14 +154,20 @@ async fn a_topic_is_watched_whatever_its_rule_says_and_nothing_is_subscribed_for
     gateway.publish("orders/eu", "after").await;
     assert!(console.message().await.contains("\"data\":\"after\""));
     assert_eq!(gateway.metric("topicgate_topics").await, 1.0);
-    assert_eq!(get(&gateway, "/streams").await["streams"].as_array().unwrap().len(), 2, "it is a stream as others");
+    assert_eq!(
+        get(&gateway, "/streams").await["streams"].as_array().unwrap().len(),
+        2,
+        "it is a stream as others"
+    );
 }
 
 #[tokio::test]
 async fn settings_are_listed_with_where_they_came_from_and_secrets_are_not() {
     let gateway = Gateway::with(&with_tokens()).await;
     let settings = get(&gateway, "/config").await;
-    let of = |key: &str| settings.as_array().unwrap().iter().find(|setting| setting["key"] == key).unwrap().clone();
+    let of = |key: &str| {
+        settings.as_array().unwrap().iter().find(|setting| setting["key"] == key).unwrap().clone()
+    };
     assert_eq!(of("limits.streams"), json!({"key": "limits.streams", "value": "10000", "origin": "default"}));
     assert_eq!(of("auth.jwt.secret")["origin"], "topicgate.toml");
     assert!(!settings.to_string().contains(SECRET), "{settings}");
@@ -184,7 +202,11 @@ async fn pages_of_others_can_neither_look_nor_end_anything() {
         assert_eq!(gateway.ask_admin(method, path, &embedded).await.status, 403, "{method} {path}");
         let preflight = [("origin", "https://attacker.example"), ("access-control-request-method", method)];
         let answer = gateway.ask_admin("OPTIONS", path, &preflight).await;
-        assert_eq!((answer.status, answer.header("access-control-allow-methods")), (403, ""), "{method} {path}");
+        assert_eq!(
+            (answer.status, answer.header("access-control-allow-methods")),
+            (403, ""),
+            "{method} {path}"
+        );
         // What a form can send without asking first.
         let form = gateway.ask_admin("POST", path, &[("content-type", "text/plain")]).await;
         assert_eq!(form.status, 405, "{path}");
@@ -203,11 +225,20 @@ async fn where_others_reach_the_listener_the_console_is_there_only_if_it_was_ask
         assert_eq!(gateway.ask_admin(method, path, &[]).await.status, 404, "{method} {path}");
     }
     for probe in ["/livez", "/metrics"] {
-        assert_eq!(gateway.ask_admin("GET", probe, &[("host", "gateway.example")]).await.status, 200, "{probe}");
+        assert_eq!(
+            gateway.ask_admin("GET", probe, &[("host", "gateway.example")]).await.status,
+            200,
+            "{probe}"
+        );
     }
     let gateway = Gateway::with_admin("0.0.0.0", "console = true").await;
-    for (host, status) in [("10.0.0.5:9090", 200), ("localhost", 200), ("[::1]", 200), ("attacker.example", 421)] {
+    for (host, status) in
+        [("10.0.0.5:9090", 200), ("localhost", 200), ("[::1]", 200), ("attacker.example", 421)]
+    {
         assert_eq!(gateway.ask_admin("GET", "/state", &[("host", host)]).await.status, status, "{host}");
     }
-    assert_eq!(Gateway::with_admin("127.0.0.1", "console = false").await.ask_admin("GET", "/", &[]).await.status, 404);
+    assert_eq!(
+        Gateway::with_admin("127.0.0.1", "console = false").await.ask_admin("GET", "/", &[]).await.status,
+        404
+    );
 }

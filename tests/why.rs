@@ -45,12 +45,16 @@ const REFUSED: &str = "a request was refused";
 #[tokio::test]
 async fn the_log_says_why_with_the_code_of_the_wire_and_whose_stream_it_was() {
     let process = Process::start(&[]).await;
-    let refused = client::request(process.address, "GET", "/topics/a//b?topic=c/d&access_token=s3cret", &[], b"").await;
+    let refused =
+        client::request(process.address, "GET", "/topics/a//b?topic=c/d&access_token=s3cret", &[], b"").await;
     let code = refused.json()["code"].as_str().unwrap().to_owned();
     eventually("the refusal is in the log", async || !lines(&process.log(), REFUSED).is_empty()).await;
     let line = lines(&process.log(), REFUSED).remove(0);
     assert_eq!((line["code"].as_str().unwrap(), &line["level"]), (code.as_str(), &"INFO".into()));
-    assert_eq!((&line["path"], &line["topics"], &line["address"]), (&"/topics/a//b".into(), &"c/d".into(), &"127.0.0.1".into()));
+    assert_eq!(
+        (&line["path"], &line["topics"], &line["address"]),
+        (&"/topics/a//b".into(), &"c/d".into(), &"127.0.0.1".into())
+    );
     assert!(!process.log().contains("s3cret"));
 
     let mut reader = Reader::open(process.address, "/topics?topic=a&topic=b/*", &[]).await;

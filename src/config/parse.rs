@@ -111,7 +111,22 @@ pub(super) fn config(
         }
         None => vec![],
     };
-    Config { listen, hosts, drain, admin, broker, topics, streams, limits, proxies, auth, cors, tls, log, origins: d.origins }
+    Config {
+        listen,
+        hosts,
+        drain,
+        admin,
+        broker,
+        topics,
+        streams,
+        limits,
+        proxies,
+        auth,
+        cors,
+        tls,
+        log,
+        origins: d.origins,
+    }
 }
 
 pub(super) struct Check<'a> {

@@ -233,17 +233,30 @@ impl List<'_> {
             toml::Table::from_iter([(place.to_owned(), Value::from(name.as_str()))])
         };
         self.add(table, "match", rule.pattern());
-        self.add(
-            table,
-            "source",
-            match rule.source {
-                Source::Pubsub => "pubsub",
-            },
-        );
+        let (mut stream, mut bucket, mut payload) = (None, None, None);
+        let source = match &rule.source {
+            Source::Pubsub => "pubsub",
+            Source::JetStream { stream: named } => {
+                stream = named.as_deref();
+                "jetstream"
+            }
+            Source::Kv { bucket: named, .. } => {
+                bucket = Some(named.as_str());
+                "kv"
+            }
+            Source::RedisStream { payload: named } => {
+                payload = named.as_deref();
+                "redis-stream"
+            }
+        };
+        self.add(table, "source", source);
+        self.add_if_set(table, "stream", stream);
+        self.add_if_set(table, "bucket", bucket);
         self.add(table, "read", access(rule.read));
         self.add(table, "publish", access(rule.publish));
         self.add(table, "id", field(&rule.id));
         self.add(table, "type", field(&rule.kind));
+        self.add_if_set(&format!("{table}.payload"), "field", payload);
         let (table, replay) = (format!("{table}.replay"), &rule.replay);
         self.add(&table, "messages", number(replay.messages));
         self.add(&table, "bytes", exactly(replay.bytes));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Gateway, OpenError};
+use super::Gateway;
 use crate::history::{History, Sample, unix_ms};
 use crate::ingest::Upstream;
 use crate::log::{LogState, Reading};
@@ -78,31 +78,33 @@ impl Gateway {
         (found.len(), more)
     }
 
-    /// A stream for a person who looks on: the last messages of a topic or pattern that is held, and what comes.
+    /// A stream for a person who looks on: the last messages of a topic or pattern that is held, and what comes. `None` if
+    /// nothing of that name is held: nothing is subscribed, nor fetched, for one who looks on.
     ///
     /// # Errors
-    /// [`OpenError::NotExposed`]: nothing of that name is held. Nothing is subscribed for one who looks on.
+    /// Why they should come back later.
     pub fn watch(
         &self,
         filter: &Filter,
         last: usize,
         address: IpAddr,
         http: HttpVersion,
-    ) -> Result<Stream, OpenError> {
+    ) -> Result<Option<Stream>, CloseCode> {
         if self.is_draining() {
-            return Err(OpenError::ComeBack(CloseCode::Draining));
+            return Err(CloseCode::Draining);
         }
-        let lease = self.streams.registry.hold(filter).ok_or(OpenError::NotExposed)?;
+        let Some(lease) = self.streams.registry.hold(filter) else { return Ok(None) };
         let reader = Reader { address, subject: None, http };
-        let ticket = self.table.enter(reader).ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
-        let place = self.clients.enter(ticket.signal().clone(), 1).map_err(OpenError::ComeBack)?;
+        let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
+        let place = self.clients.enter(ticket.signal().clone(), 1)?;
         let terms = Terms { format: Format::CloudEvents, expires: None };
-        Ok(Stream::open(self.streams.clone(), ticket, place, vec![lease], &Start::Last(last), terms))
+        let start = (&Start::Last(last), [].as_slice());
+        Ok(Some(Stream::open(self.streams.clone(), ticket, place, vec![lease], start, terms)))
     }
 
     /// Whether the broker can be relied on now, and if not, why.
     pub fn upstream(&self) -> Upstream {
-        self.upstream.borrow().clone()
+        self.upstream.borrow().all().clone()
     }
 
     /// How things stand this moment.

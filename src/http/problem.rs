@@ -183,8 +183,11 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
         CloseCode::Unavailable => (OURS, "the broker is away, or did not confirm in time"),
         CloseCode::Refused => (OURS, "the broker does not let this gateway read this topic"),
         CloseCode::AuthUnavailable => (OURS, "whether you may cannot be found out now; try again"),
-        CloseCode::MaxAge | CloseCode::Slow | CloseCode::Gone | CloseCode::Expired | CloseCode::Closed => {
-            (OURS, "the stream has ended; open it again")
-        }
+        CloseCode::MaxAge
+        | CloseCode::Slow
+        | CloseCode::Gone
+        | CloseCode::Expired
+        | CloseCode::Restarted
+        | CloseCode::Closed => (OURS, "the stream has ended; open it again"),
     }
 }

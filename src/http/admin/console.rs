@@ -21,7 +21,7 @@ use super::super::problem::{Problem, come_back};
 use super::super::subscribe;
 use super::query::{Query, bad_query};
 use super::state::Standing;
-use crate::gateway::{Gateway, OpenError};
+use crate::gateway::Gateway;
 
 /// How often the page is told how things stand.
 const TICK: Duration = Duration::from_secs(1);
@@ -73,13 +73,14 @@ pub(super) async fn messages(
     let mut query = Query::of(request.uri());
     let topic = query.topic(gateway.config().limits.topic_length)?;
     query.end()?;
-    let topic = topic.ok_or_else(|| bad_query("topic is missing; name one that is held, as /topics lists them"))?;
+    let topic =
+        topic.ok_or_else(|| bad_query("topic is missing; name one that is held, as /topics lists them"))?;
     let version = subscribe::http_version(&request);
     let address = client::address(request.extensions());
     let stream = match gateway.watch(&topic, LAST, address, version) {
-        Ok(stream) => stream,
-        Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
-        Err(OpenError::NotExposed | OpenError::Expired) => return Err(Problem::not_exposed()),
+        Ok(Some(stream)) => stream,
+        Ok(None) => return Err(Problem::not_exposed()),
+        Err(code) => return Ok(come_back(&gateway, request.headers(), code)),
     };
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
     let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
@@ -115,7 +116,9 @@ mod tests {
         let bytes: usize = FILES.iter().map(|(_, _, text)| text.len()).sum();
         assert!(bytes < 100_000, "{bytes}");
         for (path, _, text) in FILES {
-            for foreign in ["http:", "https:", "//cdn", "innerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            for foreign in
+                ["http:", "https:", "//cdn", "innerHTML", "insertAdjacentHTML", "document.write", "eval("]
+            {
                 let named = text.replace("http://www.w3.org/2000/svg", "");
                 assert!(!named.contains(foreign), "{path} has {foreign}");
             }

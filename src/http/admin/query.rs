@@ -57,7 +57,9 @@ impl<'a> Query<'a> {
             id: self.number("id")?,
             topic: self.topic(longest_topic)?,
             address: address.map_err(|text| {
-                bad_query(format!("address is one such as 192.0.2.1, or a network such as 10.0.0.0/8, not {text:?}"))
+                bad_query(format!(
+                    "address is one such as 192.0.2.1, or a network such as 10.0.0.0/8, not {text:?}"
+                ))
             })?,
             subject: self.text("subject").map(Cow::into_owned),
         })

@@ -36,8 +36,8 @@ struct Stream {
     http: &'static str,
     age_ms: u64,
     sent_bytes: u64,
-    lag_messages: usize,
-    lag_ms: u64,
+    lag_messages: Option<usize>,
+    lag_ms: Option<u64>,
     closing: Option<&'static str>,
 }
 
@@ -53,8 +53,8 @@ impl From<StreamState> for Stream {
             http: stream.reader.http.as_str(),
             age_ms: stream.age.as_millis() as u64,
             sent_bytes: stream.sent,
-            lag_messages: stream.reading.lag.messages,
-            lag_ms: stream.reading.lag.time.as_millis() as u64,
+            lag_messages: stream.reading.lag.map(|lag| lag.messages),
+            lag_ms: stream.reading.lag.map(|lag| lag.time.as_millis() as u64),
             closing: stream.closing.map(|code| code.as_str()),
         }
     }
@@ -85,7 +85,9 @@ pub(super) async fn close(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Resu
     let wanted = query.wanted(gateway.config().limits.topic_length)?;
     query.end()?;
     if wanted == Wanted::default() {
-        return Err(bad_query("say which streams to end, by id, topic, address or subject; topic=** is nearly all"));
+        return Err(bad_query(
+            "say which streams to end, by id, topic, address or subject; topic=** is nearly all",
+        ));
     }
     let (closed, more) = gateway.end(&wanted, LONGEST_PAGE);
     tracing::info!(closed, query = uri.query(), "streams were ended by way of the admin listener");

@@ -17,8 +17,8 @@ use crate::topic::Filter;
 pub struct Reading {
     /// Its topics and patterns.
     pub topics: Vec<Filter>,
-    /// What it has not read.
-    pub lag: Lag,
+    /// What it has not read; `None` if its logs are of several sequences.
+    pub lag: Option<Lag>,
 }
 
 impl Registry {
@@ -67,7 +67,8 @@ impl Registry {
             for (id, position) in found {
                 if let Some(reading) = readings.get_mut(&id) {
                     reading.topics.push(log.filter.clone());
-                    reading.lag = reading.lag.and(log.lag(position));
+                    let lag = position.map(|position| log.lag(position));
+                    reading.lag = lag.map(|lag| lag.and(reading.lag.unwrap_or_default()));
                 }
             }
         }

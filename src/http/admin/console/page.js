@@ -306,7 +306,7 @@ const named = ({ topics: some, topic_count }) =>
   some.join(", ") + (topic_count > some.length ? " and " + (topic_count - some.length) + " more" : "");
 
 const behind = ({ lag_messages, lag_ms }) =>
-  lag_messages === 0 ? "–" : whole.format(lag_messages) + (lag_messages === 1 ? " message, " : " messages, ") + span(lag_ms);
+  lag_messages === null ? "unknown" : lag_messages === 0 ? "–" : whole.format(lag_messages) + (lag_messages === 1 ? " message, " : " messages, ") + span(lag_ms);
 
 function endButton({ id, address }) {
   const button = make("button", "quiet", "End");
