@@ -133,7 +133,7 @@ impl Scene {
             let path = "/topics/orders/eu?since=all";
             let headers = if last_id.is_empty() { &[] } else { headers };
             let opened = match tokio::net::TcpStream::connect(address).await {
-                Ok(_) => Reader::try_open(address, path, headers).await,
+                Ok(socket) => Reader::try_over(socket, path, headers).await,
                 Err(_) => {
                     sleep(Duration::from_millis(50)).await;
                     continue;
@@ -290,4 +290,12 @@ async fn of_plain_redis_whatever_is_missing_is_told() {
     let server = RedisServer::start();
     let publisher = Publisher::Redis(redis::Client::open(server.url()).unwrap());
     nothing_is_lost_in_silence(Server::Redis(server), publisher, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_redis_streams_nothing_is_missing_and_nothing_comes_twice() {
+    let server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
+    let publisher = Publisher::RedisStream(redis::Client::open(server.url()).unwrap());
+    let rule = "source = \"redis-stream\"\npayload = { field = \"data\" }";
+    nothing_is_lost_in_silence(Server::Redis(server), publisher, rule).await;
 }
