@@ -3,8 +3,8 @@
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
 //! the shape of what people write, `parse.rs`, `rule.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
-//! it, `advice.rs` says what is allowed but unwise, `explain.rs`
-//! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
+//! it, `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would happen, `settings.rs` lists every
+//! value with its origin. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
 mod auth;
@@ -17,6 +17,7 @@ mod parse;
 mod proxies;
 mod raw;
 mod rule;
+mod settings;
 mod tls;
 mod url;
 
@@ -33,6 +34,7 @@ pub use self::forward::Forward;
 pub use self::load::Sources;
 pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
+pub use self::settings::{Setting, Settings};
 pub use self::tls::Tls;
 pub use self::url::{BrokerKind, is_loopback, masked};
 use crate::topic::Filter;
