@@ -243,23 +243,23 @@ impl Examination {
         if told(&first)["resumed"] == true {
             return self.report.fine("resume", "Last-Event-ID is understood");
         }
+        // Whoever was told where to go on from, and cannot, says so at once.
+        if let Ok(Ok(event)) = timeout(PROMPT, first_event(&mut stream)).await
+            && event.kind == "stream-gap"
+        {
+            let reason = word(&told(&event)["reason"]);
+            let cause = if reason == "restarted" { Cause::OtherReplica } else { Cause::None };
+            let words = format!("the second stream does not go on: stream-gap {reason}");
+            return self.report.found("resume", &words, cause);
+        }
         let mut url = self.url.clone();
         http::set_parameter(&mut url, "last_event_id", id);
-        if let Ok((_, first)) = self.begin(&url, "").await
-            && told(&first)["resumed"] == true
-        {
-            let words = "Last-Event-ID does not arrive; last_event_id in the query does";
-            return self.report.found("resume", words, Cause::LastEventId);
-        }
-        let next = timeout(PROMPT, first_event(&mut stream)).await;
-        match next {
-            Ok(Ok(event)) if event.kind == "stream-gap" => {
-                let reason = word(&told(&event)["reason"]);
-                let cause = if reason == "restarted" { Cause::OtherReplica } else { Cause::None };
-                self.report.found("resume", &format!("the stream does not go on: stream-gap {reason}"), cause)
-            }
-            _ => self.report.found("resume", "the stream begins anew, without a word", Cause::LastEventId),
-        }
+        let by_query = self.begin(&url, "").await.is_ok_and(|(_, first)| told(&first)["resumed"] == true);
+        let words = match by_query {
+            true => "Last-Event-ID does not arrive; last_event_id in the query does",
+            false => "the second stream begins anew, without a word of it",
+        };
+        self.report.found("resume", words, Cause::LastEventId);
     }
 
     /// A stream and its first event, which must be `stream-open`.
