@@ -46,8 +46,7 @@ impl Nginx {
         let text = format!(
             "daemon off; master_process off; pid {place}/pid; error_log {place}/log;\nevents {{}}\n\
              http {{ access_log off;\n{temporary}server {{ listen {address} {listen};\n\
-             location / {{ proxy_pass http://{gateway}; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
-             proxy_set_header Host localhost;\n{location} }} }} }}\n"
+             location / {{ proxy_pass http://{gateway};\n{location} }} }} }}\n"
         );
         let file = directory.path().join("nginx.conf");
         std::fs::write(&file, text).unwrap();
@@ -82,7 +81,9 @@ fn finds(ended: &Ended, finding: &str, advice: &str) {
 async fn nothing_is_found_where_nothing_is_in_the_way() {
     let toml = format!("{HEARTBEAT}cors = {{ origins = [\"{ORIGIN}\"] }}\n");
     let gateway = Gateway::with(&toml).await;
-    let nginx = Nginx::start(gateway.address, "proxy_buffering off; proxy_read_timeout 1h;").await;
+    let nginx =
+        Nginx::start(gateway.address, "proxy_buffering off; proxy_read_timeout 1h; proxy_http_version 1.1;")
+            .await;
     let direct = format!("http://{}/topics/a", gateway.address);
     for url in [format!("http://{}/topics/a", nginx.address), direct] {
         let ended = examined(&url, &["--idle", "3s", "--publish", "--origin", ORIGIN]).await;

@@ -93,7 +93,12 @@ impl Client {
     pub(super) fn stream(&self, url: &Url, last_event_id: &str) -> request::Builder {
         let builder = self.request(Method::GET, url).header(ACCEPT, "text/event-stream");
         let builder = builder.header("cache-control", "no-cache");
-        if last_event_id.is_empty() { builder } else { builder.header("last-event-id", last_event_id) }
+        // As bytes: an id may have characters beyond ASCII, which go as they are.
+        if last_event_id.is_empty() {
+            builder
+        } else {
+            builder.header("last-event-id", last_event_id.as_bytes())
+        }
     }
 
     /// Sends it and waits for the head of the answer.
