@@ -14,15 +14,15 @@ use tokio::sync::watch;
 
 use crate::auth::access::{self, Verdict};
 use crate::auth::{Action, Auth, Caller};
-use crate::broker::{Broker, BrokerError, Headers};
+use crate::broker::{Broker, BrokerError, Headers, Located};
 use crate::clients::{Clients, Opener};
-use crate::config::{Config, Field, Rule};
-use crate::ingest::Upstream;
-use crate::log::{Bounds, Registry, Subscription};
+use crate::config::{Config, Field, Rule, Source};
+use crate::ingest::{Upstream, Upstreams};
+use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Metrics};
-use crate::position::Start;
+use crate::position::{MAX_SEQUENCES, Start};
 use crate::signal::CloseCode;
 use crate::sse::stream::{Shared, Stream, Terms};
 use crate::sse::table::Table;
@@ -53,12 +53,14 @@ pub struct Opening<'a> {
 }
 
 /// Why a stream was not opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenError {
     /// No rule lets this caller read this.
     NotExposed,
     /// What the caller may has ended meanwhile.
     Expired,
+    /// It will never work as it was asked: why, and what would.
+    Impossible(String),
     /// Not now: the client should come back.
     ComeBack(CloseCode),
 }
@@ -89,7 +91,7 @@ pub struct Gateway {
     streams: Arc<Shared>,
     table: Arc<Table>,
     clients: Arc<Clients>,
-    upstream: watch::Receiver<Upstream>,
+    upstream: watch::Receiver<Upstreams>,
     draining: AtomicBool,
     /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
     refusals: Arc<Throttle>,
@@ -105,16 +107,16 @@ impl Gateway {
         broker: Broker,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        upstream: watch::Receiver<Upstream>,
+        upstream: watch::Receiver<Upstreams>,
     ) -> Arc<Self> {
-        for rule in config.topics.iter().filter(|rule| rule.replay.warm) {
+        for rule in config.topics.iter().filter(|rule| is_warm(rule)) {
             let (bounds, fields) = log_settings(rule);
             let warm = {
                 let (registry, filter) = (registry.clone(), rule.filter.clone());
                 move || registry.warm(&filter, &bounds, &fields)
             };
             // The first here, so that it is there before the first reader.
-            tokio::spawn(keep_warm(broker.clone(), warm(), warm, upstream.clone()));
+            tokio::spawn(keep_warm(broker.clone(), rule.source.clone(), warm(), warm, upstream.clone()));
         }
         let table = Table::new(config.limits.streams);
         let clients = Clients::new(&config.limits, table.clock());
@@ -198,31 +200,39 @@ impl Gateway {
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
-        let mut leases = Vec::with_capacity(filters.len());
+        let mut rules = Vec::with_capacity(filters.len());
         for filter in filters {
-            let Verdict::Allowed(rule) = self.decide(Action::Subscribe, filter, caller) else {
-                return Err(OpenError::NotExposed);
-            };
+            match self.decide(Action::Subscribe, filter, caller) {
+                Verdict::Allowed(rule) => rules.push(rule),
+                _ => return Err(OpenError::NotExposed),
+            }
+        }
+        is_possible(filters, &rules)?;
+        let mut leases = Vec::with_capacity(filters.len());
+        for (filter, rule) in filters.iter().zip(&rules) {
             let (bounds, fields) = log_settings(rule);
-            let warm = rule.replay.warm.then_some(&rule.filter);
-            let (lease, subscription) = self
-                .streams
-                .registry
-                .lease(filter, &bounds, &fields, warm)
-                .map_err(|_| OpenError::ComeBack(CloseCode::Overloaded))?;
+            let warm = is_warm(rule).then_some(&rule.filter);
+            let leased = self.streams.registry.lease(filter, &bounds, &fields, warm);
+            let (lease, subscription) = leased.map_err(|error| {
+                OpenError::ComeBack(match error {
+                    LeaseError::Full => CloseCode::Overloaded,
+                    LeaseError::NotFed => CloseCode::Unavailable,
+                })
+            })?;
             if let Some(subscription) = subscription {
+                let (broker, source) = (self.broker.clone(), rule.source.clone());
                 // A task of its own: others may wait for the same subscription, whatever becomes of this request.
-                tokio::spawn(subscribe(self.broker.clone(), subscription, self.refusals.clone()));
+                tokio::spawn(subscribe(broker, source, subscription, self.refusals.clone()));
             }
             leases.push(lease);
         }
-        let confirmed = async {
+        let located = async {
             for lease in &leases {
                 lease.ready().await?;
             }
-            Ok(())
+            self.locate(&leases, &rules, start).await
         };
-        tokio::time::timeout(BROKER_TIMEOUT, confirmed)
+        let located = tokio::time::timeout(BROKER_TIMEOUT, located)
             .await
             .unwrap_or(Err(CloseCode::Unavailable))
             .map_err(OpenError::ComeBack)?;
@@ -230,7 +240,26 @@ impl Gateway {
             return Err(OpenError::Expired);
         }
         let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
-        Ok(Stream::open(self.streams.clone(), ticket, place, leases, start, terms))
+        Ok(Stream::open(self.streams.clone(), ticket, place, leases, (start, &located), terms))
+    }
+
+    /// Asks the broker where in its histories the stream begins, as far as the logs do not know.
+    async fn locate(
+        &self,
+        leases: &[Lease],
+        rules: &[&Rule],
+        start: &Start,
+    ) -> Result<Vec<Option<Located>>, CloseCode> {
+        let questions = log::questions(leases, start);
+        let asked = leases.iter().zip(rules).zip(questions).map(async |((lease, rule), question)| {
+            let Some(place) = question else { return Ok(None) };
+            let located = self.broker.locate(lease.filter().clone(), rule.source.clone(), place).await;
+            located.map(Some).map_err(|error| {
+                tracing::debug!(topic = lease.filter().as_str(), %error, "a place was not found");
+                CloseCode::Unavailable
+            })
+        });
+        futures_util::future::try_join_all(asked).await
     }
 
     /// A proxy that nobody told us of makes one client of all, which then meets limits that are meant for one.
@@ -264,7 +293,7 @@ impl Gateway {
         payload: Bytes,
         id: Option<String>,
         kind: Option<String>,
-    ) -> Result<(), PublishError> {
+    ) -> Result<Option<String>, PublishError> {
         let Verdict::Allowed(rule) = self.decide(Action::Publish, &topic.clone().into(), caller) else {
             return Err(PublishError::NotExposed);
         };
@@ -272,6 +301,7 @@ impl Gateway {
             return Err(PublishError::Expired);
         }
         let mut headers = Headers::default();
+        let given = id.clone();
         for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
             match (field, value) {
                 (_, None) => {}
@@ -280,7 +310,7 @@ impl Gateway {
                         "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
                     )));
                 }
-                (Field::Header(_), Some(_)) if !self.config.broker.has_headers() => {
+                (Field::Header(_), Some(_)) if !self.has_headers(rule) => {
                     return Err(PublishError::NoPlace(format!(
                         "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
                          put it into the payload"
@@ -289,7 +319,13 @@ impl Gateway {
                 (Field::Header(name), Some(value)) => headers.insert(name, value),
             }
         }
-        let published = self.broker.publish(topic.clone(), payload, headers);
+        let published = async {
+            if !rule.source.is_stored() {
+                return self.broker.publish(topic.clone(), payload, headers).await.map(|()| given);
+            }
+            let number = self.broker.store(topic.clone(), rule.source.clone(), payload, headers).await?;
+            Ok(self.streams.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
+        };
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)
             .await
@@ -304,6 +340,11 @@ impl Gateway {
             .map_err(PublishError::Broker)
     }
 
+    /// Whether messages of a rule have header fields: those of an entry of a Redis Stream are its fields.
+    fn has_headers(&self, rule: &Rule) -> bool {
+        rule.source.is_stored() || self.config.broker.has_headers()
+    }
+
     /// `Ok` if new streams are served; else why not.
     ///
     /// # Errors
@@ -312,7 +353,7 @@ impl Gateway {
         if self.is_draining() {
             return Err("draining".into());
         }
-        match &*self.upstream.borrow() {
+        match self.upstream.borrow().all() {
             Upstream::Up => Ok(()),
             Upstream::Down(why) => Err(format!("broker away: {why}")),
         }
@@ -329,7 +370,12 @@ impl Gateway {
 
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
-        self.streams.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
+        self.streams.registry.sweep(|filter, source| match source {
+            Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
+            Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
+                self.broker.try_unfollow(filter.clone())
+            }
+        });
         self.metrics().topics.set(self.streams.registry.topics() as i64);
         self.metrics().buffer_bytes.set(self.streams.registry.bytes() as i64);
         let usage = self.clients.sweep();
@@ -348,11 +394,60 @@ fn log_settings(rule: &Rule) -> (Bounds, Arc<Fields>) {
         age: replay.age,
         linger: replay.linger,
     };
-    (bounds, Arc::new(Fields { id: rule.id.clone(), kind: rule.kind.clone() }))
+    let fields = Fields { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
+    (bounds, Arc::new(fields))
 }
 
-async fn subscribe(broker: Broker, subscription: Subscription, refusals: Arc<Throttle>) {
-    match broker.subscribe(subscription.filter().clone()).await {
+/// Whether the whole of a rule is subscribed to from the start. What the broker feeds by one subscription is: one for each
+/// topic would cost it a consumer each.
+fn is_warm(rule: &Rule) -> bool {
+    rule.replay.warm || rule.source.is_shared()
+}
+
+/// The filter by whose subscription a rule's messages of `topic` come.
+fn subscribed_filter(rule: &Rule, topic: &Topic) -> Filter {
+    if is_warm(rule) { rule.filter.clone() } else { topic.clone().into() }
+}
+
+/// Whether one stream can have these topics, whatever the broker says.
+fn is_possible(filters: &[Filter], rules: &[&Rule]) -> Result<(), OpenError> {
+    let keys = rules.iter().filter(|rule| matches!(rule.source, Source::RedisStream { .. })).count();
+    let mut shared: Vec<&Filter> =
+        rules.iter().filter(|rule| rule.source.is_shared()).map(|rule| &rule.filter).collect();
+    shared.sort_unstable_by_key(|filter| filter.as_str());
+    shared.dedup();
+    let pubsub = usize::from(rules.iter().any(|rule| rule.source == Source::Pubsub));
+    let sequences = keys + shared.len() + pubsub;
+    if sequences > MAX_SEQUENCES {
+        return Err(OpenError::Impossible(format!(
+            "these topics come from {sequences} histories of the broker, and the event id of one stream has room for the places in \
+             {MAX_SEQUENCES}; use several streams"
+        )));
+    }
+    let pattern = filters
+        .iter()
+        .zip(rules)
+        .find(|(filter, rule)| filter.is_pattern() && matches!(rule.source, Source::RedisStream { .. }));
+    match pattern {
+        Some((filter, _)) => Err(OpenError::Impossible(format!(
+            "{filter} is a pattern, and Redis Streams can only be read one by one; name the topics, each as topic="
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Subscribes to what `source` says.
+async fn follow(broker: &Broker, source: &Source, filter: Filter) -> Result<(), BrokerError> {
+    match source {
+        Source::Pubsub => broker.subscribe(filter).await,
+        Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
+            broker.follow(filter, source.clone()).await
+        }
+    }
+}
+
+async fn subscribe(broker: Broker, source: Source, subscription: Subscription, refusals: Arc<Throttle>) {
+    match follow(&broker, &source, subscription.filter().clone()).await {
         Ok(()) => subscription.confirm(),
         Err(BrokerError::Away(why)) => {
             tracing::debug!(topic = subscription.filter().as_str(), why, "not subscribed");
@@ -374,17 +469,20 @@ async fn subscribe(broker: Broker, subscription: Subscription, refusals: Arc<Thr
 /// Subscribes to a warm topic, for as long as it takes, and anew with `again` whenever the broker has ended it.
 async fn keep_warm(
     broker: Broker,
+    source: Source,
     mut subscription: Subscription,
     again: impl Fn() -> Subscription,
-    mut upstream: watch::Receiver<Upstream>,
+    mut upstream: watch::Receiver<Upstreams>,
 ) {
     loop {
         let (filter, ended) = (subscription.filter().clone(), subscription.ended());
         loop {
-            if upstream.wait_for(|state| *state == Upstream::Up).await.is_err() {
+            // What the broker keeps has a connection of its own, which is made by this.
+            let up = |state: &Upstreams| source.is_stored() || state.pubsub == Upstream::Up;
+            if upstream.wait_for(up).await.is_err() {
                 return; // the process is ending
             }
-            match broker.subscribe(filter.clone()).await {
+            match follow(&broker, &source, filter.clone()).await {
                 Ok(()) => break subscription.confirm(),
                 // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
                 Err(BrokerError::Away(_)) => tokio::time::sleep(AWAY_RETRY).await,
@@ -395,7 +493,8 @@ async fn keep_warm(
             }
         }
         ended.await;
-        tokio::time::sleep(REFUSED_RETRY).await;
+        // A history that has ended may be there anew; a right that was withdrawn is hardly back at once.
+        tokio::time::sleep(if source.is_stored() { AWAY_RETRY } else { REFUSED_RETRY }).await;
         subscription = again();
     }
 }

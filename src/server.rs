@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{self, Auth};
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
 use crate::config::{Config, Proxies};
+use crate::encoder::Encoder;
 use crate::gateway::Gateway;
 use crate::http;
-use crate::ingest::{Ingest, Upstream};
-use crate::log::Registry;
+use crate::ingest::{Ingest, Upstreams};
+use crate::log::{ASK_CAPACITY, Registry};
 use crate::metrics::Metrics;
 use crate::position::{Epoch, Sequence};
+use crate::recall::Recall;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
 use crate::tls::{LOOK, Tls, TlsError};
@@ -101,19 +103,25 @@ impl Server {
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
-        let registry = Registry::new(Sequence::new(Epoch::random()), config.limits.topics, max_buffer);
+        let (asks, asks_receiver) = mpsc::channel(ASK_CAPACITY);
+        let sequence = Sequence::new(Epoch::random());
+        let registry = Registry::new(sequence, config.limits.topics, max_buffer, asks);
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
         let broker = Broker::start(&config.broker, events)?;
-        let (upstream, upstream_receiver) = watch::channel(Upstream::Down("not connected yet".into()));
+        let (upstream, upstream_receiver) = watch::channel(Upstreams::new());
+        let max_message = usize::try_from(config.limits.message).unwrap_or(usize::MAX);
+        let encoder = Encoder { metrics: metrics.clone(), max_message };
         let ingest = Ingest {
             registry: registry.clone(),
             metrics: metrics.clone(),
-            max_message: usize::try_from(config.limits.message).unwrap_or(usize::MAX),
+            encoder: encoder.clone(),
             upstream,
         };
+        let recall = Recall { registry: registry.clone(), broker: broker.clone(), encoder };
         let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
+        tasks.spawn(recall.run(asks_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
         if let Some(tls) = &tls {

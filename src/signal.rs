@@ -38,11 +38,13 @@ pub enum CloseCode {
     TooManySubjectStreams = 12,
     /// The client's address opens streams faster than it may.
     TooFast = 13,
+    /// The history that the stream was read from was deleted, or another one has its name.
+    Restarted = 14,
 }
 
 impl CloseCode {
     /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 13] = [
+    pub const ALL: [CloseCode; 14] = [
         CloseCode::Draining,
         CloseCode::Overloaded,
         CloseCode::Unavailable,
@@ -56,6 +58,7 @@ impl CloseCode {
         CloseCode::TooManyTopics,
         CloseCode::TooManySubjectStreams,
         CloseCode::TooFast,
+        CloseCode::Restarted,
     ];
 
     /// As on the wire, in metrics and in the log.
@@ -74,6 +77,7 @@ impl CloseCode {
             CloseCode::TooManyTopics => "too_many_topics",
             CloseCode::TooManySubjectStreams => "too_many_subject_streams",
             CloseCode::TooFast => "too_fast",
+            CloseCode::Restarted => "restarted",
         }
     }
 }
@@ -110,6 +114,11 @@ impl Signal {
             self.waker.wake();
         }
         waited
+    }
+
+    /// Wakes the stream, whatever it waits for.
+    pub fn wake(&self) {
+        self.waker.wake();
     }
 
     /// Orders the stream to close. The first order counts.

@@ -207,21 +207,34 @@ impl List<'_> {
             Access::Granted => "granted",
             Access::Nobody => "nobody",
         };
-        let field = |field: &Field| {
-            let (place, name) = match field {
-                Field::Header(name) => ("header", name),
-                Field::Pointer(pointer) => ("pointer", pointer),
-            };
-            toml::Table::from_iter([(place.to_owned(), Value::from(name.as_str()))])
+        let field = |field: &Field| match field {
+            Field::Header(name) => inline("header", name),
+            Field::Pointer(pointer) => inline("pointer", pointer),
         };
         self.add(table, "match", rule.pattern());
+        let (mut stream, mut bucket, mut payload) = (None, None, None);
         self.add(
             table,
             "source",
-            match rule.source {
+            match &rule.source {
                 Source::Pubsub => "pubsub",
+                Source::JetStream { stream: name } => {
+                    stream = name.as_deref();
+                    "jetstream"
+                }
+                Source::Kv { bucket: name, .. } => {
+                    bucket = Some(name.as_str());
+                    "kv"
+                }
+                Source::RedisStream { payload: name } => {
+                    payload = name.as_deref();
+                    "redis-stream"
+                }
             },
         );
+        self.add_if_set(table, "stream", stream);
+        self.add_if_set(table, "bucket", bucket);
+        self.add_if_set(table, "payload", payload.map(|name| inline("field", name)));
         self.add(table, "read", access(rule.read));
         self.add(table, "publish", access(rule.publish));
         self.add(table, "id", field(&rule.id));
@@ -233,6 +246,11 @@ impl List<'_> {
         self.add(&table, "linger", format_duration(replay.linger).to_string());
         self.add(&table, "warm", replay.warm);
     }
+}
+
+/// A table of one key.
+fn inline(key: &str, value: &str) -> toml::Table {
+    toml::Table::from_iter([(key.to_owned(), Value::from(value))])
 }
 
 /// In the largest unit in which it is a whole number: what is shown elsewhere is rounded.
@@ -290,8 +308,10 @@ mod tests {
             settings(file).0.into_iter().map(|setting| setting.key.replace("topics.0", "topics")).collect();
         let keys = raw::keys();
         let is_leaf = |key: &&String| !keys.iter().any(|other| other.starts_with(&format!("{key}.")));
-        // A field is one value of several forms.
-        let written = |key: &String| key.replace(".header", "").replace(".pointer", "");
+        // These are written as one value, of several forms.
+        let written = |key: &String| {
+            key.replace(".header", "").replace(".pointer", "").replace(".payload.field", ".payload")
+        };
         assert_eq!(listed, keys.iter().filter(is_leaf).map(written).collect());
     }
 

@@ -8,6 +8,7 @@ pub mod client;
 pub mod command;
 pub mod document;
 pub mod gateway;
+pub mod jetstream;
 pub mod nats;
 #[cfg(unix)]
 pub mod process;
