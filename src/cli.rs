@@ -41,7 +41,8 @@ Settings come from built-in defaults, then topicgate.toml in the working directo
 flags; later wins. A password is best kept in the environment (TOPICGATE_BROKER__PASSWORD):
 flags can be seen by other users of the machine.
 
-Exit codes: 0 clean, 1 failed while running or something found, 64 bad configuration or command line.";
+Exit codes: 0 clean, 1 failed while running, not alive (health) or something found (doctor), 64 bad configuration or
+command line.";
 
 /// What was typed.
 #[derive(Debug, Parser)]
@@ -68,6 +69,9 @@ pub enum Command {
     Check(Options),
     /// Print every setting, and where each comes from, as TOML; secrets are masked
     Config(Options),
+    /// Ask the gateway that runs with this configuration, at admin.listen, whether it is alive: exit code 0 or 1, and one
+    /// line. One that is not ready, because its broker is away or it drains, is alive
+    Health(Options),
     /// Open a stream through whatever stands before the gateway, and say what is in its way
     Doctor(Doctor),
     /// Print the events of a stream, and come back where it was cut

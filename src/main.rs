@@ -5,6 +5,7 @@ use std::io::{self, Write as _, stderr};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use topicgate::cli::Cli;
@@ -19,6 +20,7 @@ use topicgate::server::Server;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    allow_descriptors();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -40,6 +42,14 @@ fn main() -> ExitCode {
         let _ = writeln!(stderr(), "topicgate: {failure}");
         ExitCode::from(failure.exit_code())
     })
+}
+
+/// As many file descriptors as the system lets us have. Every stream is one, and the soft limit of 1024 that most systems
+/// start a process with is for the sake of programs that use select(2); a pod has no way to ask for another.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, it is as it was: what cannot be accepted is logged and counted.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn run(config: Config) -> Result<ExitCode, Failure> {

@@ -10,6 +10,7 @@ use std::process::Stdio;
 
 use common::command::{Ended, run};
 use common::eventually;
+use common::front::{Front, Kind};
 use common::gateway::Gateway;
 use common::redis::free_port;
 use common::site::Site;
@@ -101,6 +102,21 @@ async fn nothing_is_found_where_nothing_is_in_the_way() {
         ] {
             assert!(ended.out.contains(&format!("ok     {about}")), "no {about:?} in\n{}", ended.out);
         }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_found_behind_the_proxies_that_deploy_has_files_for() {
+    for kind in [Kind::Nginx, Kind::Haproxy, Kind::Caddy] {
+        let gateway = Gateway::with(&format!("{HEARTBEAT}{}", kind.gateway_toml())).await;
+        let front = Front::start(kind, gateway.address).await;
+        let ca = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&ca, &front.pair.cert).unwrap();
+        let url = format!("https://localhost:{}/topics/a", front.address.port());
+        let more = ["--idle", "3s", "--publish", "--ca", ca.path().to_str().unwrap()];
+        let ended = examined(&url, &more).await;
+        assert!(ended.code == 0 && ended.out.contains("ok     HTTP version: 2"), "{kind:?}: {ended:?}");
+        assert!(!ended.out.contains("note"), "{kind:?}: {ended:?}");
     }
 }
 

@@ -119,6 +119,8 @@ struct Scene {
     /// No more will be.
     over: AtomicBool,
     is_kept: bool,
+    /// Of the gateways that were killed.
+    logs: Mutex<Vec<String>>,
 }
 
 impl Scene {
@@ -133,7 +135,7 @@ impl Scene {
             let path = "/topics/orders/eu?since=all";
             let headers = if last_id.is_empty() { &[] } else { headers };
             let opened = match tokio::net::TcpStream::connect(address).await {
-                Ok(_) => Reader::try_open(address, path, headers).await,
+                Ok(socket) => Reader::try_over(socket, path, headers).await,
                 Err(_) => {
                     sleep(Duration::from_millis(50)).await;
                     continue;
@@ -205,7 +207,9 @@ async fn kill(
     let of_gateway = async |index: usize, process: &mut Option<Process>| {
         if which & (1 << index) != 0 {
             sleep(random()).await;
-            process.take().unwrap().kill().await;
+            let old = process.take().unwrap();
+            scene.logs.lock().unwrap().push(old.log());
+            old.kill().await;
             sleep(random()).await;
             let new = gateway(config).await;
             *scene.gateways[index].lock().unwrap() = new.address;
@@ -229,6 +233,7 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
         published: AtomicU64::new(0),
         over: AtomicBool::new(false),
         is_kept,
+        logs: Mutex::default(),
     });
     let stop = Arc::new(AtomicBool::new(false));
     let publishing = {
@@ -261,7 +266,11 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
     stop.store(true, Ordering::Relaxed);
     let all = async {
         while let Some(reader) = readers.join_next().await {
-            reader.unwrap();
+            if let Err(error) = reader {
+                let mut logs = std::mem::take(&mut *scene.logs.lock().unwrap());
+                logs.extend(gateways.iter().flatten().map(Process::log));
+                panic!("{error}; the gateways said\n{}", logs.join("\n"));
+            }
         }
     };
     timeout(WHOLE, all).await.expect("every reader has the last number");
@@ -290,4 +299,12 @@ async fn of_plain_redis_whatever_is_missing_is_told() {
     let server = RedisServer::start();
     let publisher = Publisher::Redis(redis::Client::open(server.url()).unwrap());
     nothing_is_lost_in_silence(Server::Redis(server), publisher, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_redis_streams_nothing_is_missing_and_nothing_comes_twice() {
+    let server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
+    let publisher = Publisher::RedisStream(redis::Client::open(server.url()).unwrap());
+    let rule = "source = \"redis-stream\"\npayload = { field = \"data\" }";
+    nothing_is_lost_in_silence(Server::Redis(server), publisher, rule).await;
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bytesize::ByteSize;
-use rustix::process::{Resource, Rlimit, getrlimit};
+use rustix::process::{Resource, getrlimit};
 
 use crate::config::Config;
 
@@ -21,7 +21,8 @@ const BASE: u64 = 16 * 1024 * 1024;
 /// What there is. What a system does not tell is not judged.
 #[derive(Debug)]
 pub(super) struct Machine {
-    descriptors: Rlimit,
+    /// The hard limit: up to it the process takes what it needs. `None`: no limit.
+    descriptors: Option<u64>,
     memory: Option<Memory>,
 }
 
@@ -40,7 +41,7 @@ impl Machine {
             control_group().map(|bytes| Memory { bytes, whose: "the control group of this process allows" }),
         ];
         Machine {
-            descriptors: getrlimit(Resource::Nofile),
+            descriptors: getrlimit(Resource::Nofile).maximum,
             memory: bounds.into_iter().flatten().min_by_key(|memory| memory.bytes),
         }
     }
@@ -54,20 +55,13 @@ impl Machine {
     fn too_few_descriptors(&self, config: &Config) -> Option<String> {
         let questions = config.auth.forward.as_ref().map_or(0, |forward| forward.concurrency);
         let needed = (config.limits.connections + questions) as u64 + SPARE_DESCRIPTORS;
-        let soft = self.descriptors.current.filter(|soft| *soft < needed)?;
-        let how = match self.descriptors.maximum {
-            Some(hard) if hard < needed => format!(
-                "the hard limit is {hard} too: raise it (LimitNOFILE={needed} in a systemd unit, --ulimit \
-                 nofile={needed} for a container), or lower limits.connections to {}",
-                hard.saturating_sub(needed - config.limits.connections as u64)
-            ),
-            _ => format!(
-                "raise it to {needed} (LimitNOFILE={needed} in a systemd unit, ulimit -n {needed} in a shell)"
-            ),
-        };
+        let allowed = self.descriptors.filter(|allowed| *allowed < needed)?;
         Some(format!(
-            "{soft} file descriptors are allowed, and limits.connections = {} takes up to {needed}; {how}",
-            config.limits.connections
+            "{allowed} file descriptors are allowed, and limits.connections = {} takes up to {needed}; raise the hard limit \
+             (LimitNOFILE={needed} in a systemd unit, --ulimit nofile={needed} for a container), or lower \
+             limits.connections to {}",
+            config.limits.connections,
+            allowed.saturating_sub(needed - config.limits.connections as u64)
         ))
     }
 
@@ -123,9 +117,9 @@ fn control_group() -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn words(soft: u64, hard: Option<u64>, memory: u64, file: &str) -> Vec<String> {
+    fn words(descriptors: u64, memory: u64, file: &str) -> Vec<String> {
         let memory = Some(Memory { bytes: memory, whose: "this machine has" });
-        let machine = Machine { descriptors: Rlimit { current: Some(soft), maximum: hard }, memory };
+        let machine = Machine { descriptors: Some(descriptors), memory };
         machine.warnings(&Config::from_toml(file).unwrap())
     }
 
@@ -133,15 +127,14 @@ mod tests {
     fn a_limit_that_the_machine_cannot_keep_is_told_with_what_would_be_right() {
         const PLENTY: u64 = 1 << 40;
         let file = "limits = { streams = 1000, connections = 1000, buffer = \"100MiB\" }";
-        assert_eq!(words(1128, None, PLENTY, file), Vec::<String>::new());
-        for (soft, hard, memory, phrases) in [
-            (1127, None, PLENTY, ["1127 file descriptors", "raise it to 1128"]),
-            (1024, Some(4096), PLENTY, ["1024 file descriptors", "LimitNOFILE=1128"]),
-            (256, Some(512), PLENTY, ["the hard limit is 512", "lower limits.connections to 384"]),
-            (4096, None, 64 << 20, ["64.0 MiB of memory", "lower limits.buffer to 44MiB"]),
-            (4096, None, 1 << 20, ["1.0 MiB of memory", "lower limits.streams"]),
+        assert_eq!(words(1128, PLENTY, file), Vec::<String>::new());
+        for (descriptors, memory, phrases) in [
+            (1127, PLENTY, ["1127 file descriptors", "LimitNOFILE=1128"]),
+            (512, PLENTY, ["512 file descriptors", "lower limits.connections to 384"]),
+            (4096, 64 << 20, ["64.0 MiB of memory", "lower limits.buffer to 44MiB"]),
+            (4096, 1 << 20, ["1.0 MiB of memory", "lower limits.streams"]),
         ] {
-            let words = words(soft, hard, memory, file);
+            let words = words(descriptors, memory, file);
             assert_eq!(words.len(), 1, "{words:?}");
             assert!(phrases.iter().all(|phrase| words[0].contains(phrase)), "{words:?}");
         }

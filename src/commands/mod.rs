@@ -20,8 +20,9 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use crate::cli::{Command, Token};
-use crate::config::{ConfigErrors, Settings};
+use crate::cli::{Command, Options, Token};
+use crate::config::{Config, ConfigErrors, Settings};
+use crate::health;
 
 /// `EX_USAGE` of sysexits: trying again will not help until a person has changed something.
 pub const BAD_USAGE: u8 = 64;
@@ -58,6 +59,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check(options) => print(check::page(&options.sources()?)?),
         Command::Config(options) => print(Settings::load(&options.sources()?)?.to_string()),
+        Command::Health(options) => wait(health(options)),
         Command::Completions { shell } => print(pages::completions(shell)),
         Command::Man { command } => print(pages::man(command.as_deref())?),
         Command::Token(Token::Mint(mint)) => wait(token::mint(mint)),
@@ -66,6 +68,12 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Sub(subscribe) => wait(subscribe::follow(subscribe)),
         Command::Pub(publish) => wait(publish::publish(publish)),
     }
+}
+
+async fn health(options: Options) -> Result<ExitCode, Failure> {
+    let config = Config::load(&options.sources()?)?;
+    let answer = health::ask(config.admin.listen).await;
+    print(answer.map_err(|error| Failure::Failed(error.to_string()))? + "\n")
 }
 
 fn wait(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {

@@ -66,6 +66,9 @@ impl List<'_> {
         if c.tls.is_none() {
             self.add_if_set("", "tls", None::<&str>);
         }
+        if c.traces.is_none() {
+            self.add_if_set("", "traces", None::<&str>);
+        }
         self.add("admin", "listen", c.admin.listen.to_string());
         self.broker(c);
         let s = &c.streams;
@@ -92,6 +95,10 @@ impl List<'_> {
         if let Some(tls) = &c.tls {
             self.add("tls", "cert", tls.cert.display().to_string());
             self.add("tls", "key", tls.key.display().to_string());
+        }
+        if let Some(traces) = &c.traces {
+            self.add("traces", "endpoint", masked(&traces.endpoint.0));
+            self.add("traces", "sample", traces.sample);
         }
         self.add("log", "level", c.log.level.as_str());
         self.add(
@@ -303,7 +310,7 @@ mod tests {
     #[test]
     fn every_key_is_listed() {
         let file = "auth = { jwt = { jwks_url = \"https://h\" }, forward = { url = \"https://h\" } }\n\
-                    tls = { cert = \"c\", key = \"k\" }\ntopics = [{ match = \"a\" }]";
+                    tls = { cert = \"c\", key = \"k\" }\ntraces = { endpoint = \"http://h\" }\ntopics = [{ match = \"a\" }]";
         let listed: BTreeSet<String> =
             settings(file).0.into_iter().map(|setting| setting.key.replace("topics.0", "topics")).collect();
         let keys = raw::keys();
