@@ -136,7 +136,12 @@ impl Config {
             BrokerKind::Memory => "the embedded broker (memory:): what is published here is read here".into(),
             BrokerKind::Nats => format!("NATS at {}{sign_in}", broker.masked_url()),
             BrokerKind::Redis => format!(
-                "Redis at {}{sign_in}; channels separate their segments with {:?}",
+                "Redis at {}{}{sign_in}; channels separate their segments with {:?}",
+                broker
+                    .sentinel
+                    .as_ref()
+                    .map(|name| format!("the master {name}, asked of "))
+                    .unwrap_or_default(),
                 broker.masked_url(),
                 broker.separator
             ),

@@ -90,7 +90,8 @@ pub struct Admin {
 /// `[broker]`: where messages come from, and who we are there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
-    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`.
+    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`; with
+    /// `broker.sentinel`, one or more, which are the sentinels'.
     pub url: Secret,
     /// `broker.user`.
     pub user: Option<String>,
@@ -104,6 +105,8 @@ pub struct Broker {
     pub credentials: Option<PathBuf>,
     /// `broker.separator`: what separates segments of a channel (Redis); NATS has `.`.
     pub separator: char,
+    /// `broker.sentinel`: the name of the master that the sentinels of `url` watch (Redis).
+    pub sentinel: Option<String>,
     /// `[broker.tls]`.
     pub tls: BrokerTls,
 }
@@ -324,6 +327,7 @@ impl Default for Config {
                 nkey: None,
                 credentials: None,
                 separator: ':',
+                sentinel: None,
                 tls: BrokerTls::default(),
             },
             topics: vec![Rule::everything()],

@@ -49,6 +49,7 @@ table!(RawBroker {
     nkey: Option<String>,
     credentials: Option<PathBuf>,
     separator: Option<String>,
+    sentinel: Option<String>,
     tls: RawBrokerTls,
 });
 
