@@ -422,8 +422,13 @@ async fn messages_that_were_taken_out_of_the_middle_are_a_gap_in_their_place() {
         // The messages before the first hole, then a gap that stands for both.
         let told = kept.fetch_all(&whole, &source, 0, 20).await;
         assert_eq!(told.gone, [(4, 6)], "{name}");
+        assert!(
+            kept.fetch(&whole, &source, 4, 20).await.torn,
+            "who begins behind the gap would not be told of 11"
+        );
         let expected: Vec<u64> = (1..=20).filter(|number| ![5, 6, 11].contains(number)).collect();
         assert_eq!(told.numbers(), expected);
+        assert!(!kept.fetch(&whole, &source, 9, 20).await.torn);
         // From where nothing is missing.
         let told = kept.fetch_all(&whole, &source, 11, 20).await;
         assert_eq!((told.gone.len(), told.numbers().len()), (0, 9));

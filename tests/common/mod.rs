@@ -9,6 +9,7 @@ pub mod document;
 pub mod gateway;
 pub mod jetstream;
 pub mod nats;
+pub mod nats_cluster;
 #[cfg(unix)]
 pub mod process;
 pub mod proxy;
