@@ -108,10 +108,8 @@ impl Asked {
     /// and the stream still holds one that is no younger. Tells of one subject only. (Somebody who deletes a message by its
     /// number, or gives it a time to live of its own, means it to be gone.)
     async fn is_kept(&self, look: &Look<'_>, after: u64) -> Result<bool, BrokerError> {
-        if self.filter.is_pattern() {
-            return Ok(false);
-        }
-        Ok(!look.last_of(&[look.subject], after).await?.messages.is_empty())
+        Ok(!self.filter.is_pattern()
+            && look.from_leader(1).await?.is_some_and(|oldest| oldest.number <= after))
     }
 
     /// Finds a place. `info` is the leader's.

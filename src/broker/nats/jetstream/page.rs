@@ -114,7 +114,7 @@ impl Look<'_> {
     /// The last message of each of these subjects up to the number `until`, as far as they fit and Direct Get is there to
     /// tell.
     pub(super) async fn last_of(&self, subjects: &[&str], until: u64) -> Result<Page, BrokerError> {
-        if !self.is_direct() || until == 0 {
+        if !self.is_direct() {
             return Ok(Page { messages: Vec::new(), more: 0 });
         }
         let question = json!({ "multi_last": subjects, "up_to_seq": until, "max_bytes": FETCH_BYTES });
