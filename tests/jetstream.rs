@@ -5,6 +5,7 @@ mod common;
 
 use std::time::{Duration, SystemTime};
 
+use common::document::blocks;
 use common::jetstream::{Admin, Kept, filter, stream, topic, value};
 use common::nats::NatsServer;
 use common::{LIMIT, eventually, within};
@@ -341,6 +342,47 @@ async fn a_gateway_without_jetstream_says_so() {
     let kept = Kept::connect(&server.url());
     let away = kept.broker.follow(filter("orders/**"), stream("ORDERS")).await.unwrap_err();
     assert!(away.to_string().contains("is it enabled"), "{away}");
+}
+
+/// The application's user may do everything, the gateway's what docs/security.md says, word for word.
+fn narrow() -> String {
+    let permissions = &blocks(include_str!("../docs/security.md"), "JetStream and buckets", "conf")[0];
+    format!(
+        "accounts {{ APP {{ jetstream: enabled, users = [ {{ user: app, password: app }}\n\
+         {{ user: topicgate, password: pass, {permissions} }} ] }} }}"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_narrow_user_is_enough() {
+    let server = NatsServer::jetstream_with(&narrow());
+    let options = async_nats::ConnectOptions::with_user_and_password("app".into(), "app".into());
+    let admin = Admin { client: options.connect(server.url()).await.unwrap() };
+    for direct in BOTH {
+        admin.stream("ORDERS", &["orders.>"], json!({"allow_direct": direct})).await;
+        let mut kept = Kept::connect(&server.url().replace("//", "//topicgate:pass@"));
+        let source = Source::JetStream { stream: None };
+        let (_, head) = kept.follow("orders/**", &source).await;
+        let store = async |name| {
+            kept.broker.store(topic(name), stream("ORDERS"), "x".into(), Headers::default()).await
+        };
+        let first = store("orders/in/eu").await.unwrap();
+        let second = store("orders/in/eu").await.unwrap();
+        assert!(matches!(store("orders/out").await, Err(BrokerError::Away(_))));
+        assert_eq!(kept.read_until(head, second).await.numbers(), [first, second]);
+        let past = kept.fetch_all("orders/in/*", &source, 0, second).await;
+        assert_eq!((past.numbers(), past.gone.len()), (vec![first, second], 0));
+        for place in [Place::Last(1), Place::Since(SystemTime::now())] {
+            kept.locate("orders/**", &source, place).await;
+        }
+        assert!(kept.broker.try_unfollow(filter("orders/**")));
+        eventually("no consumer is left", async || admin.consumers("ORDERS").await == 0).await;
+        admin.delete("ORDERS").await;
+    }
+    // The server tells who asked for more, which only the publication above did.
+    let refused: Vec<_> =
+        server.log().lines().filter(|line| line.contains("Violation")).map(str::to_owned).collect();
+    assert_eq!(refused.len(), 2, "{refused:#?}");
 }
 
 /// With Direct Get, and without it as on servers before 2.11.

@@ -141,7 +141,7 @@ impl Follower {
                         if let Some((through, why)) = gone {
                             self.gone(&mut reading, through, why).await?;
                         }
-                        break feed;
+                        break *feed;
                     }
                     Ok(Again::Ended(why)) => {
                         self.stage.send_replace(Stage::Over);
@@ -169,7 +169,7 @@ impl Follower {
         reading.whole = is_whole(&info, &reading.subject);
         let gone = self.emptied(&info, reading.last);
         let feed = self.feed(api, reading).await?;
-        Ok(Again::Feed(feed, gone))
+        Ok(Again::Feed(Box::new(feed), gone))
     }
 
     /// Whether the message that was read last is another one now: a server that was killed can lose what it had confirmed
@@ -373,7 +373,7 @@ struct Feed {
 /// What became of a follower that has to begin anew.
 enum Again {
     /// It reads on, and what was gone meanwhile: up to which number, and why.
-    Feed(Feed, Option<(u64, String)>),
+    Feed(Box<Feed>, Option<(u64, String)>),
     /// It cannot, and why.
     Ended(String),
 }

@@ -100,7 +100,7 @@ impl Look<'_> {
 
     /// The next message of the subject from `first` on, as the leader has it: it knows of every message that was
     /// confirmed to anyone, and a replica may lag.
-    pub(super) async fn from_leader(&self, first: u64) -> Result<Option<Held>, BrokerError> {
+    pub(super) async fn ask_leader(&self, first: u64) -> Result<Option<Held>, BrokerError> {
         let stream = self.api.context.get_stream_no_info(self.stream).await;
         let stream = stream.map_err(|error| BrokerError::Refused(error.to_string()))?;
         let question = stream.raw_message_builder().sequence(first).next_by_subject(self.subject);
