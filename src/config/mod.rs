@@ -2,8 +2,8 @@
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
-//! it, `advice.rs` says what is allowed but unwise, `explain.rs`
+//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs`,
+//! `tls.rs` and `traces.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs`
 //! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
@@ -19,6 +19,7 @@ mod raw;
 mod rule;
 mod source;
 mod tls;
+mod traces;
 mod url;
 
 use std::fmt;
@@ -35,6 +36,7 @@ pub use self::load::Sources;
 pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::tls::Tls;
+pub use self::traces::Traces;
 pub use self::url::{BrokerKind, is_loopback, masked};
 use crate::topic::Filter;
 
@@ -68,6 +70,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// `[log]`.
     pub log: Log,
+    /// `[traces]`. `None`: nothing is traced.
+    pub traces: Option<Traces>,
 }
 
 /// `[admin]`: the listener for probes and metrics, never public.
@@ -344,6 +348,7 @@ impl Default for Config {
             cors: Cors::default(),
             tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },
+            traces: None,
         }
     }
 }

@@ -14,6 +14,7 @@ mod problem;
 mod proxy_protocol;
 mod publish;
 mod subscribe;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{AddressSource, BrokerKind, Cors, Proxies};
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
+use crate::metrics::Limit;
 use crate::tls::Tls;
 
 /// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
@@ -87,6 +89,9 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     if config.auth.token.query {
         router = router.layer(middleware::map_response(keep_url_private));
     }
+    if gateway.traces().is_on() {
+        router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
+    }
     let headers_tell =
         !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
     if headers_tell {
@@ -117,6 +122,9 @@ async fn count_refusals(
     if let Some(problem::Code(code)) = response.extensions().get() {
         gateway.metrics().refused_request(code);
     }
+    if let Some(problem::Met(limit)) = response.extensions().get() {
+        gateway.metrics().limits.met(*limit);
+    }
     response
 }
 
@@ -127,7 +135,7 @@ async fn keep_url_private(mut response: Response) -> Response {
 }
 
 /// Accepts connections until `closing`; they speak TLS if `tls` is given. At `max_connections` it stops accepting until one
-/// ends: who waits in the system's queue is served late, who is turned away by a browser's EventSource may be lost for
+/// ends, and counts that as `limit`: who waits in the system's queue is served late, who is turned away by a browser's EventSource may be lost for
 /// good. `proxies` are those in front of this listener.
 pub(crate) fn serve(
     listener: TcpListener,
@@ -135,7 +143,7 @@ pub(crate) fn serve(
     gateway: &Arc<Gateway>,
     tls: Option<Arc<Tls>>,
     proxies: Proxies,
-    max_connections: usize,
+    (limit, max_connections): (Limit, usize),
     closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let gateway = gateway.clone();
@@ -144,6 +152,7 @@ pub(crate) fn serve(
     let forward = gateway.config().auth.forward.as_ref();
     let settings = Arc::new(connection::Settings {
         max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
+        heads_too_large: gateway.metrics().limits.counter(Limit::Head),
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
         // The turn and the answer of the backend, then the broker.
@@ -158,6 +167,9 @@ pub(crate) fn serve(
         let failures = Throttle::default();
         let mut accepted = 0;
         loop {
+            if permits.available_permits() == 0 {
+                gateway.metrics().limits.met(limit);
+            }
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             match listener.accept().await {

@@ -90,7 +90,7 @@ impl Key {
         let last = entries.last().map_or(self.cursor, |entry| entry.id);
         if let Some(sample) = sample {
             self.sampled = Some(Instant::now());
-            self.compare_later(&entries, last, &sample)?;
+            self.compare_later(&entries, last, &sample, events)?;
         }
         let mut missing = self.missing(&entries, last, sample.as_ref());
         for entry in entries {
@@ -156,15 +156,19 @@ impl Key {
     }
 
     /// Begins to compare with `sample`, unless another one is waited for.
-    fn compare_later(&mut self, entries: &[Entry], last: EntryId, sample: &Sample) -> Result<(), Event> {
-        let ended = |why: &str| Err(Event::Ended { filter: self.filter.clone(), why: why.into() });
+    fn compare_later(
+        &mut self,
+        entries: &[Entry],
+        last: EntryId,
+        sample: &Sample,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Event> {
         if !sample.exists && last > EntryId::ZERO {
-            return ended("the key was deleted");
+            return Err(self.ended("the key was deleted", events));
         }
         if sample.last < last {
-            return ended(
-                "the key was deleted and made again, or lost its last entries: its last id went back",
-            );
+            let why = "the key was deleted and made again, or lost its last entries: its last id went back";
+            return Err(self.ended(why, events));
         }
         let here = Count { added: sample.added, at: sample.last };
         let Some(counted) = self.counted else {
@@ -174,7 +178,8 @@ impl Key {
         };
         let fresh = entries.iter().filter(|entry| entry.id > counted.at).count() as u64;
         if sample.added < counted.added + self.read + fresh {
-            return ended("the key was deleted and made again: fewer entries were added than it had");
+            let why = "the key was deleted and made again: fewer entries were added than it had";
+            return Err(self.ended(why, events));
         }
         self.check.get_or_insert(here);
         Ok(())
@@ -199,6 +204,15 @@ impl Key {
         self.told = through.unwrap_or(0).max(self.told.saturating_add(1));
         self.ends_in_gap = true;
         events.push(Event::Gone { filter: self.filter.clone(), through: self.told, why });
+    }
+
+    /// The history is no more. What was told since it was compared last may be of the next one already, and between the two
+    /// something may be missing.
+    fn ended(&mut self, why: &str, events: &mut Vec<Event>) -> Event {
+        if self.read > 0 && !self.ends_in_gap {
+            self.gap(None, why.into(), events);
+        }
+        Event::Ended { filter: self.filter.clone(), why: why.into() }
     }
 
     fn refused(&self, why: String) -> Event {

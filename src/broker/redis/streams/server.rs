@@ -49,6 +49,10 @@ impl Session {
         let (mut reads, mut commands) = tokio::try_join!(open(), open()).map_err(unreachable)?;
         // A server that is loading, or wants a password, says so only now. A narrow ACL is an answer like any other.
         let server = match redis::cmd("INFO").query_async::<String>(&mut commands).await {
+            // While it loads its file it says that it keeps none, and that is what tells whether something was lost.
+            Ok(info) if info.lines().any(|line| line.trim_end() == "loading:1") => {
+                return Err("the server is loading what it keeps".into());
+            }
             Ok(info) => Server::read(&info),
             Err(why) if is_answer(&why) && matches!(fault(&why), BrokerError::Refused(_)) => {
                 Server::default()
