@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use common::document::blocks;
@@ -10,6 +11,7 @@ use common::jetstream::{Admin, Kept, filter, stream, topic, value};
 use common::nats::NatsServer;
 use common::{LIMIT, eventually, within};
 use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
 use topicgate::broker::{BrokerError, Change, Event, Headers, Link, Located, Place};
 use topicgate::config::Source;
 
@@ -206,6 +208,71 @@ async fn a_purge_of_what_was_not_read_is_noticed_without_another_message() {
         assert_eq!(told.gone.len(), 1, "{text}: {:?}", told.gone);
         assert_eq!(told.gone[0].1, last, "{text}");
     }
+}
+
+/// A way to a server that can be shut and opened again.
+struct Door {
+    address: SocketAddr,
+    to: SocketAddr,
+    passing: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Door {
+    async fn open(to: SocketAddr) -> Self {
+        let mut door = Door { address: "127.0.0.1:0".parse().unwrap(), to, passing: None };
+        door.reopen().await;
+        door
+    }
+
+    async fn reopen(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        let to = self.to;
+        self.address = listener.local_addr().unwrap();
+        self.passing = Some(tokio::spawn(async move {
+            let mut passing = tokio::task::JoinSet::new();
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                passing.spawn(async move {
+                    let mut server = TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        }));
+    }
+
+    async fn shut(&mut self) {
+        let passing = self.passing.take().unwrap();
+        passing.abort();
+        let _ = passing.await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_purged_of_one_subject_while_the_connection_is_away_is_told() {
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
+    let mut door = Door::open(SocketAddr::from(([127, 0, 0, 1], server.port))).await;
+    let mut kept = Kept::connect(&format!("nats://{}", door.address));
+    let (_, head) = kept.follow("orders/**", &stream("ORDERS")).await;
+    admin.put("orders.eu", "1").await;
+    assert_eq!(kept.read_until(head, 1).await.numbers(), [1]);
+    // What is not of the filter alone comes while the way is shut: nothing is lost.
+    door.shut().await;
+    admin.put("other", "2").await;
+    door.reopen().await;
+    let last = admin.put_until_stored("orders.eu", "3").await;
+    let told = kept.read_until(1, last).await;
+    assert_eq!((told.numbers(), told.gone), (vec![last], vec![]));
+    // Then what is: and it is purged, with something of others before and behind it that is held.
+    door.shut().await;
+    admin.put("other", "").await;
+    let gone = admin.put("orders.eu", "unread").await;
+    admin.put("other", "").await;
+    admin.tell("STREAM.PURGE.ORDERS", json!({"filter": "orders.>"})).await;
+    door.reopen().await;
+    let told = kept.read_until(last, gone).await;
+    assert_eq!((told.numbers(), told.gone.len()), (vec![], 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,7 +44,7 @@ impl Asked {
             Some(last) if page.more > 0 => Part::of(page.messages, last),
             last => {
                 // The end, for whoever answered; the leader knows what a replica that lags does not have yet.
-                let missed = look.ask_leader(last.unwrap_or(after) + 1).await?;
+                let missed = look.next(last.unwrap_or(after) + 1).await?;
                 match missed.filter(|missed| missed.number <= until) {
                     Some(missed) => {
                         let number = missed.number;
@@ -108,8 +108,7 @@ impl Asked {
     /// and the stream still holds one that is no younger. Tells of one subject only. (Somebody who deletes a message by its
     /// number, or gives it a time to live of its own, means it to be gone.)
     async fn is_kept(&self, look: &Look<'_>, after: u64) -> Result<bool, BrokerError> {
-        Ok(!self.filter.is_pattern()
-            && look.ask_leader(1).await?.is_some_and(|oldest| oldest.number <= after))
+        Ok(!self.filter.is_pattern() && look.next(1).await?.is_some_and(|oldest| oldest.number <= after))
     }
 
     /// Finds a place. `info` is the leader's.
