@@ -64,6 +64,7 @@ fn every_configuration_in_the_documents_loads() {
     let documents = [
         ("README.md", include_str!("../README.md")),
         ("docs/security.md", include_str!("../docs/security.md")),
+        ("docs/scaling.md", include_str!("../docs/scaling.md")),
     ];
     for (name, text) in documents {
         let blocks = document::blocks(text, "", "toml");
