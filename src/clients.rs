@@ -63,6 +63,8 @@ pub struct Usage {
     pub subjects: usize,
     /// Streams of the address that has most.
     pub most_of_address: usize,
+    /// Topics and patterns of the address that has most.
+    pub most_topics_of_address: usize,
     /// Streams of the subject that has most.
     pub most_of_subject: usize,
 }
@@ -102,6 +104,11 @@ impl Clients {
             return Err(CloseCode::Overloaded);
         }
         Ok(addresses.entry(address).or_default())
+    }
+
+    /// Addresses that may be remembered.
+    pub fn max_addresses(&self) -> usize {
+        self.max_addresses
     }
 
     /// A place for one more stream, over so many topics, among those of its reader. Who is refused has taken nothing.
@@ -149,6 +156,11 @@ impl Clients {
             addresses: addresses.len(),
             subjects: subjects.len(),
             most_of_address: addresses.values().map(|address| address.streams).max().unwrap_or_default(),
+            most_topics_of_address: addresses
+                .values()
+                .map(|address| address.topics)
+                .max()
+                .unwrap_or_default(),
             most_of_subject: subjects.values().copied().max().unwrap_or_default(),
         }
     }

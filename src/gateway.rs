@@ -8,7 +8,7 @@ mod look;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -25,12 +25,13 @@ use crate::ingest::{Upstream, Upstreams};
 use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
-use crate::metrics::{HttpVersion, Metrics};
+use crate::metrics::{HttpVersion, Limit, Metrics};
 use crate::position::{MAX_SEQUENCES, Start};
 use crate::signal::{CloseCode, Reader};
 use crate::sse::stream::{Shared, Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
+use crate::traces::{self, Traces};
 use crate::why::Why;
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
@@ -97,6 +98,7 @@ pub struct Gateway {
     table: Arc<Table>,
     clients: Arc<Clients>,
     upstream: watch::Receiver<Upstreams>,
+    traces: Traces,
     draining: AtomicBool,
     /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
     refusals: Arc<Throttle>,
@@ -114,9 +116,12 @@ impl Gateway {
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
         upstream: watch::Receiver<Upstreams>,
+        traces: Traces,
     ) -> Arc<Self> {
+        // At zero from the start, as far as can be said from the start.
+        config.topics.iter().for_each(|rule| drop(metrics.rules.rule(&rule.pattern())));
         for rule in config.topics.iter().filter(|rule| is_warm(rule)) {
-            let (bounds, fields) = log_settings(rule);
+            let (bounds, fields) = log_settings(rule, &metrics);
             let warm = {
                 let (registry, filter) = (registry.clone(), rule.filter.clone());
                 move || registry.warm(&filter, &bounds, &fields)
@@ -126,6 +131,7 @@ impl Gateway {
         }
         let table = Table::new(config.limits.streams);
         let clients = Clients::new(&config.limits, table.clock());
+        metrics.limits.set_bound(Limit::Addresses, clients.max_addresses() as u64);
         let streams = Arc::new(Shared {
             registry,
             metrics,
@@ -143,6 +149,7 @@ impl Gateway {
             table,
             clients,
             upstream,
+            traces,
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
             crowded: Throttle::default(),
@@ -180,6 +187,11 @@ impl Gateway {
         &self.auth
     }
 
+    /// What is traced.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
     /// Whether `caller` may do this with all of `filter`.
     pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
         access::decide(&self.config.topics, action, filter, caller)
@@ -194,7 +206,10 @@ impl Gateway {
         if self.is_draining() {
             return Err(CloseCode::Draining);
         }
-        self.clients.knock(address).inspect_err(|code| self.tell_of_crowd(address, *code))
+        self.clients.knock(address).inspect_err(|code| {
+            self.metrics().limits.met_by_client(*code);
+            self.tell_of_crowd(address, *code);
+        })
     }
 
     /// Opens a stream. Returns once the broker has confirmed every subscription: what is published after that reaches
@@ -204,12 +219,19 @@ impl Gateway {
     /// [`OpenError`].
     pub async fn open(&self, opening: Opening<'_>) -> Result<Stream, OpenError> {
         let Opening { filters, start, format, http, address, caller } = opening;
+        traces::note_topics(filters.iter());
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
+        let begin = Instant::now();
+        let overloaded = |limit| {
+            self.metrics().limits.met(limit);
+            OpenError::ComeBack(CloseCode::Overloaded)
+        };
         let reader = Reader { address, subject: caller.and_then(|caller| caller.subject.clone()), http };
-        let ticket = self.table.enter(reader).ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let ticket = self.table.enter(reader).ok_or_else(|| overloaded(Limit::Streams))?;
         let place = self.clients.enter(ticket.signal().clone(), filters.len()).map_err(|code| {
+            self.metrics().limits.met_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
@@ -223,14 +245,12 @@ impl Gateway {
         is_possible(filters, &rules)?;
         let mut leases = Vec::with_capacity(filters.len());
         for (filter, rule) in filters.iter().zip(&rules) {
-            let (bounds, fields) = log_settings(rule);
+            let (bounds, fields) = log_settings(rule, self.metrics());
             let warm = is_warm(rule).then_some(&rule.filter);
             let leased = self.streams.registry.lease(filter, &bounds, &fields, warm);
-            let (lease, subscription) = leased.map_err(|error| {
-                OpenError::ComeBack(match error {
-                    LeaseError::Full => CloseCode::Overloaded,
-                    LeaseError::NotFed => CloseCode::Unavailable,
-                })
+            let (lease, subscription) = leased.map_err(|error| match error {
+                LeaseError::Full => overloaded(Limit::Topics),
+                LeaseError::NotFed => OpenError::ComeBack(CloseCode::Unavailable),
             })?;
             if let Some(subscription) = subscription {
                 let (broker, source) = (self.broker.clone(), rule.source.clone());
@@ -252,6 +272,7 @@ impl Gateway {
         if caller.is_some_and(Caller::is_expired) {
             return Err(OpenError::Expired);
         }
+        self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let terms = Terms { format, expires: caller.and_then(|caller| caller.expires) };
         Ok(Stream::open(self.streams.clone(), ticket, place, leases, (start, &located), terms))
     }
@@ -307,7 +328,9 @@ impl Gateway {
         id: Option<String>,
         kind: Option<String>,
     ) -> Result<Option<String>, PublishError> {
-        let Verdict::Allowed(rule) = self.decide(Action::Publish, &topic.clone().into(), caller) else {
+        let filter = topic.clone().into();
+        traces::note_topics([&filter].into_iter());
+        let Verdict::Allowed(rule) = self.decide(Action::Publish, &filter, caller) else {
             return Err(PublishError::NotExposed);
         };
         if caller.is_some_and(Caller::is_expired) {
@@ -332,6 +355,8 @@ impl Gateway {
                 (Field::Header(name), Some(value)) => headers.insert(name, value),
             }
         }
+        self.traces.inject(&mut headers);
+        let begin = Instant::now();
         let published = async {
             if !rule.source.is_stored() {
                 return self.broker.publish(topic.clone(), payload, headers).await.map(|()| given);
@@ -343,6 +368,7 @@ impl Gateway {
         tokio::time::timeout(BROKER_TIMEOUT, published)
             .await
             .unwrap_or_else(|_| away())
+            .inspect(|_| self.metrics().publish_seconds.observe(begin.elapsed().as_secs_f64()))
             .inspect_err(|error| {
                 if let BrokerError::Refused(why) = error
                     && self.refusals.allows()
@@ -383,30 +409,47 @@ impl Gateway {
 
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
-        self.streams.registry.sweep(|filter, source| match source {
+        let gave_way = self.streams.registry.sweep(|filter, source| match source {
             Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
             Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
                 self.broker.try_unfollow(filter.clone())
             }
         });
-        self.metrics().topics.set(self.streams.registry.topics() as i64);
-        self.metrics().buffer_bytes.set(self.streams.registry.bytes() as i64);
+        if gave_way {
+            self.metrics().limits.met(Limit::Buffer);
+        }
+        let (topics, bytes) = (self.streams.registry.topics(), self.streams.registry.bytes());
         let usage = self.clients.sweep();
-        self.metrics().addresses.set(usage.addresses as i64);
-        self.metrics().address_streams_max.set(usage.most_of_address as i64);
-        self.metrics().subjects.set(usage.subjects as i64);
-        self.metrics().subject_streams_max.set(usage.most_of_subject as i64);
+        let metrics = self.metrics();
+        metrics.topics.set(topics as i64);
+        metrics.buffer_bytes.set(bytes as i64);
+        metrics.addresses.set(usage.addresses as i64);
+        metrics.subjects.set(usage.subjects as i64);
+        metrics.ready.set(i64::from(self.ready().is_ok()));
+        for (limit, used) in [
+            (Limit::Streams, self.table.len()),
+            (Limit::StreamsPerAddress, usage.most_of_address),
+            (Limit::StreamsPerSubject, usage.most_of_subject),
+            (Limit::Connections, usize::try_from(metrics.connections.get()).unwrap_or_default()),
+            (Limit::Topics, topics),
+            (Limit::TopicsPerAddress, usage.most_topics_of_address),
+            (Limit::Buffer, bytes),
+            (Limit::Addresses, usage.addresses),
+        ] {
+            metrics.limits.set_used(limit, used);
+        }
         self.history.push(self.sample());
     }
 }
 
-fn log_settings(rule: &Rule) -> (Bounds, Arc<Fields>) {
+fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<Fields>) {
     let replay = &rule.replay;
     let bounds = Bounds {
         messages: replay.messages,
         bytes: usize::try_from(replay.bytes).unwrap_or(usize::MAX),
         age: replay.age,
         linger: replay.linger,
+        rule: metrics.rules.rule(&rule.pattern()),
     };
     let fields = Fields { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
     (bounds, Arc::new(fields))

@@ -21,12 +21,13 @@ use crate::gateway::Gateway;
 use crate::http;
 use crate::ingest::{Ingest, Upstreams};
 use crate::log::{ASK_CAPACITY, Registry};
-use crate::metrics::Metrics;
+use crate::metrics::{Limit, Metrics};
 use crate::position::{Epoch, Sequence};
 use crate::recall::Recall;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
 use crate::tls::{LOOK, Tls, TlsError};
+use crate::traces::{Export, Traces};
 
 /// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
 /// again after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
@@ -41,6 +42,9 @@ const DRAIN_BATCH: usize = 32;
 
 /// How often, once no stream is left, it is looked whether the connections have ended.
 const CLOSING_STEP: Duration = Duration::from_millis(5);
+
+/// How long the collector of traces is given for the last spans. Nobody else waits any more then.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// Why the gateway could not be built.
 #[derive(Debug, Error)]
@@ -64,6 +68,9 @@ pub enum BuildError {
     /// That of `[auth]` cannot.
     #[error(transparent)]
     Auth(#[from] auth::SettingError),
+    /// That of `[traces]` cannot.
+    #[error("{0}")]
+    Traces(String),
 }
 
 /// A gateway that is bound and not running yet.
@@ -74,6 +81,7 @@ pub struct Server {
     admin: TcpListener,
     tls: Option<Arc<Tls>>,
     tasks: JoinSet<()>,
+    export: Option<Export>,
 }
 
 impl Server {
@@ -86,23 +94,19 @@ impl Server {
         let auth = Auth::new(&config, &metrics)?;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
-        let limits = &config.limits;
-        for (name, value) in [
-            ("streams", limits.streams as u64),
-            ("streams_per_address", limits.streams_per_address as u64),
-            ("streams_per_subject", limits.streams_per_subject as u64),
-            ("opens_per_second", limits.opens_per_second as u64),
-            ("resume_bytes", limits.resume_bytes),
-            ("connections", limits.connections as u64),
-            ("topics", limits.topics as u64),
-            ("topics_per_address", limits.topics_per_address as u64),
-            ("buffer", limits.buffer),
-        ] {
-            metrics.limit(name, value);
-        }
+        metrics.limits.configure(&config.limits);
+        metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
         let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
+        let (traces, export) = match &config.traces {
+            None => (Traces::default(), None),
+            Some(settings) => {
+                let (traces, export) =
+                    Traces::new(settings, &config.broker, &metrics).map_err(BuildError::Traces)?;
+                (traces, Some(export))
+            }
+        };
         let (asks, asks_receiver) = mpsc::channel(ASK_CAPACITY);
         let sequence = Sequence::new(Epoch::random());
         let registry = Registry::new(sequence, config.limits.topics, max_buffer, asks);
@@ -116,9 +120,10 @@ impl Server {
             metrics: metrics.clone(),
             encoder: encoder.clone(),
             upstream,
+            traces: traces.clone(),
         };
         let recall = Recall { registry: registry.clone(), broker: broker.clone(), encoder };
-        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver);
+        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver, traces);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(recall.run(asks_receiver));
@@ -127,7 +132,7 @@ impl Server {
         if let Some(tls) = &tls {
             tasks.spawn(every(LOOK, tls.clone(), Tls::look));
         }
-        Ok(Server { gateway, public, admin, tls, tasks })
+        Ok(Server { gateway, public, admin, tls, tasks, export })
     }
 
     /// Where browsers connect, with the port that the system chose if it was asked to.
@@ -161,19 +166,27 @@ impl Server {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
-        let max_connections = gateway.config().limits.connections;
+        let connections = (Limit::Connections, gateway.config().limits.connections);
         let closing = CancellationToken::new();
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone());
         let proxies = gateway.config().proxies.clone();
         let serve = |listener, router, tls, proxies, most| {
             http::serve(listener, router, &gateway, tls, proxies, most, &closing)
         };
-        self.tasks.spawn(serve(self.public, public, self.tls, proxies, max_connections));
+        self.tasks.spawn(serve(self.public, public, self.tls, proxies, connections));
         // Nobody is to speak for others there.
-        self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), http::ADMIN_CONNECTIONS));
+        let connections = (Limit::AdminConnections, http::ADMIN_CONNECTIONS);
+        self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), connections));
+        let stop_export = CancellationToken::new();
+        let mut export = JoinSet::new();
+        if let Some(task) = self.export {
+            export.spawn(task.run(stop_export.clone()));
+        }
         shutdown.await;
         drain(&gateway, &closing).await;
         self.tasks.shutdown().await;
+        stop_export.cancel();
+        let _ = tokio::time::timeout(LAST_SPANS, export.join_next()).await;
     }
 }
 

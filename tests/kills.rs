@@ -119,6 +119,8 @@ struct Scene {
     /// No more will be.
     over: AtomicBool,
     is_kept: bool,
+    /// Of the gateways that were killed.
+    logs: Mutex<Vec<String>>,
 }
 
 impl Scene {
@@ -205,7 +207,9 @@ async fn kill(
     let of_gateway = async |index: usize, process: &mut Option<Process>| {
         if which & (1 << index) != 0 {
             sleep(random()).await;
-            process.take().unwrap().kill().await;
+            let old = process.take().unwrap();
+            scene.logs.lock().unwrap().push(old.log());
+            old.kill().await;
             sleep(random()).await;
             let new = gateway(config).await;
             *scene.gateways[index].lock().unwrap() = new.address;
@@ -229,6 +233,7 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
         published: AtomicU64::new(0),
         over: AtomicBool::new(false),
         is_kept,
+        logs: Mutex::default(),
     });
     let stop = Arc::new(AtomicBool::new(false));
     let publishing = {
@@ -261,7 +266,11 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
     stop.store(true, Ordering::Relaxed);
     let all = async {
         while let Some(reader) = readers.join_next().await {
-            reader.unwrap();
+            if let Err(error) = reader {
+                let mut logs = std::mem::take(&mut *scene.logs.lock().unwrap());
+                logs.extend(gateways.iter().flatten().map(Process::log));
+                panic!("{error}; the gateways said\n{}", logs.join("\n"));
+            }
         }
     };
     timeout(WHOLE, all).await.expect("every reader has the last number");

@@ -91,6 +91,13 @@ impl Config {
             LogFormat::Json => "JSON",
         };
         line(format!("Logs go to standard error as {format}, level {}.", self.log.level));
+        if let Some(traces) = &self.traces {
+            line(format!(
+                "Traces go to {}: of {} of every 100 requests that come without a trace, and of those whose trace is sampled.",
+                masked(&traces.endpoint.0),
+                traces.sample * 100.0
+            ));
+        }
         line(format!("On SIGTERM, open streams are closed over {}.", format_duration(self.drain)));
         let warnings = self.warnings();
         if !warnings.is_empty() {
@@ -129,7 +136,12 @@ impl Config {
             BrokerKind::Memory => "the embedded broker (memory:): what is published here is read here".into(),
             BrokerKind::Nats => format!("NATS at {}{sign_in}", broker.masked_url()),
             BrokerKind::Redis => format!(
-                "Redis at {}{sign_in}; channels separate their segments with {:?}",
+                "Redis at {}{}{sign_in}; channels separate their segments with {:?}",
+                broker
+                    .sentinel
+                    .as_ref()
+                    .map(|name| format!("the master {name}, asked of "))
+                    .unwrap_or_default(),
                 broker.masked_url(),
                 broker.separator
             ),

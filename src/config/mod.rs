@@ -2,9 +2,9 @@
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
-//! it, `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would happen, `settings.rs` lists every
-//! value with its origin. Nothing here opens a file that a setting names, or a socket.
+//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs`,
+//! `tls.rs` and `traces.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would
+//! happen, `settings.rs` lists every value with its origin. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
 mod auth;
@@ -20,6 +20,7 @@ mod rule;
 mod settings;
 mod source;
 mod tls;
+mod traces;
 mod url;
 
 use std::fmt;
@@ -37,6 +38,7 @@ pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::settings::{Origins, Setting, Settings};
 pub use self::tls::Tls;
+pub use self::traces::Traces;
 pub use self::url::{BrokerKind, is_loopback, masked};
 use crate::topic::Filter;
 
@@ -70,6 +72,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// `[log]`.
     pub log: Log,
+    /// `[traces]`. `None`: nothing is traced.
+    pub traces: Option<Traces>,
     /// All of it once more, with where each value came from, for people.
     pub origins: Origins,
 }
@@ -86,7 +90,8 @@ pub struct Admin {
 /// `[broker]`: where messages come from, and who we are there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
-    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`.
+    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`; with
+    /// `broker.sentinel`, one or more, which are the sentinels'.
     pub url: Secret,
     /// `broker.user`.
     pub user: Option<String>,
@@ -100,6 +105,8 @@ pub struct Broker {
     pub credentials: Option<PathBuf>,
     /// `broker.separator`: what separates segments of a channel (Redis); NATS has `.`.
     pub separator: char,
+    /// `broker.sentinel`: the name of the master that the sentinels of `url` watch (Redis).
+    pub sentinel: Option<String>,
     /// `[broker.tls]`.
     pub tls: BrokerTls,
 }
@@ -320,6 +327,7 @@ impl Default for Config {
                 nkey: None,
                 credentials: None,
                 separator: ':',
+                sentinel: None,
                 tls: BrokerTls::default(),
             },
             topics: vec![Rule::everything()],
@@ -350,6 +358,7 @@ impl Default for Config {
             cors: Cors::default(),
             tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },
+            traces: None,
             origins: Origins::default(),
         }
     }

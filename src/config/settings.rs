@@ -83,6 +83,9 @@ impl List<'_> {
         if c.tls.is_none() {
             self.add_if_set("", "tls", None::<&str>);
         }
+        if c.traces.is_none() {
+            self.add_if_set("", "traces", None::<&str>);
+        }
         self.add("admin", "listen", c.admin.listen.to_string());
         self.add("admin", "console", c.admin.console);
         self.broker(c);
@@ -110,6 +113,10 @@ impl List<'_> {
         if let Some(tls) = &c.tls {
             self.add("tls", "cert", tls.cert.display().to_string());
             self.add("tls", "key", tls.key.display().to_string());
+        }
+        if let Some(traces) = &c.traces {
+            self.add("traces", "endpoint", masked(&traces.endpoint.0));
+            self.add("traces", "sample", traces.sample);
         }
         self.add("log", "level", c.log.level.as_str());
         self.add(
@@ -225,38 +232,38 @@ impl List<'_> {
             Access::Granted => "granted",
             Access::Nobody => "nobody",
         };
-        let field = |field: &Field| {
-            let (place, name) = match field {
-                Field::Header(name) => ("header", name),
-                Field::Pointer(pointer) => ("pointer", pointer),
-            };
-            toml::Table::from_iter([(place.to_owned(), Value::from(name.as_str()))])
+        let field = |field: &Field| match field {
+            Field::Header(name) => inline("header", name),
+            Field::Pointer(pointer) => inline("pointer", pointer),
         };
         self.add(table, "match", rule.pattern());
         let (mut stream, mut bucket, mut payload) = (None, None, None);
-        let source = match &rule.source {
-            Source::Pubsub => "pubsub",
-            Source::JetStream { stream: named } => {
-                stream = named.as_deref();
-                "jetstream"
-            }
-            Source::Kv { bucket: named, .. } => {
-                bucket = Some(named.as_str());
-                "kv"
-            }
-            Source::RedisStream { payload: named } => {
-                payload = named.as_deref();
-                "redis-stream"
-            }
-        };
-        self.add(table, "source", source);
+        self.add(
+            table,
+            "source",
+            match &rule.source {
+                Source::Pubsub => "pubsub",
+                Source::JetStream { stream: name } => {
+                    stream = name.as_deref();
+                    "jetstream"
+                }
+                Source::Kv { bucket: name, .. } => {
+                    bucket = Some(name.as_str());
+                    "kv"
+                }
+                Source::RedisStream { payload: name } => {
+                    payload = name.as_deref();
+                    "redis-stream"
+                }
+            },
+        );
         self.add_if_set(table, "stream", stream);
         self.add_if_set(table, "bucket", bucket);
+        self.add_if_set(table, "payload", payload.map(|name| inline("field", name)));
         self.add(table, "read", access(rule.read));
         self.add(table, "publish", access(rule.publish));
         self.add(table, "id", field(&rule.id));
         self.add(table, "type", field(&rule.kind));
-        self.add_if_set(&format!("{table}.payload"), "field", payload);
         let (table, replay) = (format!("{table}.replay"), &rule.replay);
         self.add(&table, "messages", number(replay.messages));
         self.add(&table, "bytes", exactly(replay.bytes));
@@ -264,6 +271,11 @@ impl List<'_> {
         self.add(&table, "linger", format_duration(replay.linger).to_string());
         self.add(&table, "warm", replay.warm);
     }
+}
+
+/// A table of one key.
+fn inline(key: &str, value: &str) -> toml::Table {
+    toml::Table::from_iter([(key.to_owned(), Value::from(value))])
 }
 
 /// In the largest unit in which it is a whole number: what is shown elsewhere is rounded.
@@ -316,13 +328,15 @@ mod tests {
     #[test]
     fn every_key_is_listed() {
         let file = "auth = { jwt = { jwks_url = \"https://h\" }, forward = { url = \"https://h\" } }\n\
-                    tls = { cert = \"c\", key = \"k\" }\ntopics = [{ match = \"a\" }]";
+                    tls = { cert = \"c\", key = \"k\" }\ntraces = { endpoint = \"http://h\" }\ntopics = [{ match = \"a\" }]";
         let listed: BTreeSet<String> =
             settings(file).0.into_iter().map(|setting| setting.key.replace("topics.0", "topics")).collect();
         let keys = raw::keys();
         let is_leaf = |key: &&String| !keys.iter().any(|other| other.starts_with(&format!("{key}.")));
-        // A field is one value of several forms.
-        let written = |key: &String| key.replace(".header", "").replace(".pointer", "");
+        // These are written as one value, of several forms.
+        let written = |key: &String| {
+            key.replace(".header", "").replace(".pointer", "").replace(".payload.field", ".payload")
+        };
         assert_eq!(listed, keys.iter().filter(is_leaf).map(written).collect());
     }
 

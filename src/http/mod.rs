@@ -14,6 +14,7 @@ mod problem;
 mod proxy_protocol;
 mod publish;
 mod subscribe;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::code::RefusalCode;
 use crate::config::{AddressSource, BrokerKind, Cors, Proxies};
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
+use crate::metrics::Limit;
 use crate::tls::Tls;
 use crate::why::Refused;
 
@@ -91,6 +93,9 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     router = router
         .layer(middleware::from_fn_with_state(allowed, origin::guard))
         .layer(middleware::from_fn_with_state(gateway.clone(), tell_refusals));
+    if gateway.traces().is_on() {
+        router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
+    }
     let headers_tell =
         !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
     if headers_tell {
@@ -136,6 +141,9 @@ async fn tell_refusals(
             detail,
         });
     }
+    if let Some(problem::Met(limit)) = response.extensions().get() {
+        gateway.metrics().limits.met(*limit);
+    }
     response
 }
 
@@ -146,7 +154,7 @@ async fn keep_url_private(mut response: Response) -> Response {
 }
 
 /// Accepts connections until `closing`; they speak TLS if `tls` is given. At `max_connections` it stops accepting until one
-/// ends: who waits in the system's queue is served late, who is turned away by a browser's EventSource may be lost for
+/// ends, and counts that as `limit`: who waits in the system's queue is served late, who is turned away by a browser's EventSource may be lost for
 /// good. `proxies` are those in front of this listener.
 pub(crate) fn serve(
     listener: TcpListener,
@@ -154,7 +162,7 @@ pub(crate) fn serve(
     gateway: &Arc<Gateway>,
     tls: Option<Arc<Tls>>,
     proxies: Proxies,
-    max_connections: usize,
+    (limit, max_connections): (Limit, usize),
     closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let gateway = gateway.clone();
@@ -163,6 +171,7 @@ pub(crate) fn serve(
     let forward = gateway.config().auth.forward.as_ref();
     let settings = Arc::new(connection::Settings {
         max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
+        heads_too_large: gateway.metrics().limits.counter(Limit::Head),
         head_timeout: limits.head_timeout,
         write_timeout: gateway.config().streams.write_timeout,
         // The turn and the answer of the backend, then the broker.
@@ -177,6 +186,9 @@ pub(crate) fn serve(
         let failures = Throttle::default();
         let mut accepted = 0;
         loop {
+            if permits.available_permits() == 0 {
+                gateway.metrics().limits.met(limit);
+            }
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             match listener.accept().await {

@@ -11,9 +11,11 @@ use serde::Serialize;
 
 use crate::code::{Code, RefusalCode};
 use crate::gateway::Gateway;
+use crate::metrics::Limit;
 use crate::signal::CloseCode;
 use crate::sse::frame::{self, Coding};
 use crate::topic::TopicError;
+use crate::traces;
 
 /// What a scope may not hold as it is (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
@@ -25,6 +27,7 @@ pub(super) struct Problem {
     code: Code,
     detail: String,
     challenge: Option<Challenge>,
+    limit: Option<Limit>,
 }
 
 /// What `WWW-Authenticate` says (RFC 6750, section 3).
@@ -50,16 +53,21 @@ pub(super) struct Told {
     pub(super) detail: String,
 }
 
+/// The limit that a request met, likewise.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Met(pub(super) Limit);
+
 impl Problem {
     /// `code` is for machines and stays the same; `detail` is for the person who sent the request.
     pub(super) fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
-        Problem { status: code.status(), code: code.into(), detail: detail.into(), challenge: None }
+        let (status, code) = (code.status(), code.into());
+        Problem { status, code, detail: detail.into(), challenge: None, limit: None }
     }
 
     /// For a client that is no EventSource: with the status that says so, what passes.
     pub(super) fn passing(code: CloseCode) -> Self {
         let (status, detail) = passing(code);
-        Problem { status, code: code.into(), detail: detail.into(), challenge: None }
+        Problem { status, code: code.into(), detail: detail.into(), challenge: None, limit: None }
     }
 
     /// With another status than that of its code.
@@ -70,6 +78,11 @@ impl Problem {
     /// With a `WWW-Authenticate`.
     pub(super) fn challenge(self, challenge: Challenge) -> Self {
         Problem { challenge: Some(challenge), ..self }
+    }
+
+    /// Because this was met.
+    pub(super) fn limit(self, limit: Limit) -> Self {
+        Problem { limit: Some(limit), ..self }
     }
 
     /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business.
@@ -100,7 +113,11 @@ impl Challenge {
 
 impl From<TopicError> for Problem {
     fn from(error: TopicError) -> Self {
-        Problem::new(RefusalCode::BadTopic, error.to_string())
+        let problem = Problem::new(RefusalCode::BadTopic, error.to_string());
+        match error {
+            TopicError::TooLong { .. } => problem.limit(Limit::TopicLength),
+            _ => problem,
+        }
     }
 }
 
@@ -135,6 +152,9 @@ impl IntoResponse for Problem {
         if let Some(challenge) = self.challenge {
             headers.insert(header::WWW_AUTHENTICATE, challenge.value(&self.detail));
         }
+        if let Some(limit) = self.limit {
+            response.extensions_mut().insert(Met(limit));
+        }
         response.extensions_mut().insert(Told { code: self.code, detail: self.detail });
         response
     }
@@ -144,6 +164,7 @@ impl IntoResponse for Problem {
 /// so to a client that does not ask for an event stream by its name, and so is no EventSource.
 pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
     gateway.metrics().not_opened(code);
+    traces::note_code(code.as_str());
     let retry = gateway.jittered_retry();
     if !super::subscribe::names_event_stream(headers) {
         let mut response = Problem::passing(code).into_response();

@@ -20,6 +20,7 @@ use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
 use crate::code::{Code, RefusalCode};
 use crate::gateway::{Gateway, PublishError};
+use crate::metrics::Limit;
 use crate::position::is_publisher_id;
 use crate::signal::CloseCode;
 use crate::sse::frame::is_event_type;
@@ -120,6 +121,7 @@ async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
     let limit = usize::try_from(limits.message).unwrap_or(usize::MAX);
     let too_large = || {
         Problem::new(RefusalCode::TooLarge, format!("a message may be {limit} bytes long (limits.message)"))
+            .limit(Limit::Message)
     };
     // As announced: not a byte of it need be sent.
     if body.size_hint().lower() > limits.message {
@@ -131,7 +133,8 @@ async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(Problem::new(RefusalCode::BadBody, "the body broke off")),
         Err(_) => {
-            Err(Problem::new(RefusalCode::Timeout, "the body did not arrive in time (limits.head_timeout)"))
+            Err(Problem::new(RefusalCode::Timeout, "the body did not arrive in time (limits.head_timeout)")
+                .limit(Limit::HeadTimeout))
         }
     }
 }

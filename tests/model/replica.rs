@@ -13,7 +13,7 @@ use topicgate::clients::Clients;
 use topicgate::config::{Config, Field, Limits, Source};
 use topicgate::log::{Bounds, EntryKind, Lease, Registry, Subscription};
 use topicgate::message::{Fields, Format, Message};
-use topicgate::metrics::Metrics;
+use topicgate::metrics::{Metrics, RuleMetrics};
 use topicgate::position::{Epoch, Sequence, Start};
 use topicgate::signal::Reader;
 use topicgate::sse::frame::GapReason;
@@ -35,7 +35,13 @@ pub fn topic(text: &str) -> Topic {
 
 /// Room for everything a test publishes, and logs that end with the first sweep after their last reader.
 pub fn ample() -> Bounds {
-    Bounds { messages: 100_000, bytes: 1 << 30, age: Duration::from_secs(9_999), linger: Duration::ZERO }
+    Bounds {
+        messages: 100_000,
+        bytes: 1 << 30,
+        age: Duration::from_secs(9_999),
+        linger: Duration::ZERO,
+        rule: RuleMetrics::default(),
+    }
 }
 
 pub fn at_most(messages: usize) -> Bounds {

@@ -17,7 +17,7 @@ use topicgate::log::{ASK_CAPACITY, Ask, Bounds, Lease, Registry, questions};
 use topicgate::message::{Fields, Format};
 use topicgate::metrics::Metrics;
 use topicgate::position::{Epoch, Sequence, Start, Tag};
-use topicgate::signal::Reader;
+use topicgate::signal;
 use topicgate::sse::frame::GapReason;
 use topicgate::sse::stream::{Shared, Stream, Terms};
 use topicgate::sse::table::Table;
@@ -273,7 +273,7 @@ impl Gateway {
         let answers = questions(&leases, start).into_iter().zip(filters);
         let located: Vec<Option<Located>> =
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
-        let ticket = self.table.enter(Reader::default()).unwrap();
+        let ticket = self.table.enter(signal::Reader::default()).unwrap();
         let place = self.clients.enter(ticket.signal().clone(), leases.len()).unwrap();
         let terms = Terms { format: Format::Raw, expires: None };
         Stream::open(self.shared.clone(), ticket, place, leases, (start, &located), terms)

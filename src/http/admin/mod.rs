@@ -10,7 +10,7 @@ mod topics;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
@@ -20,13 +20,14 @@ use super::origin::{self, Allowed};
 use super::problem::Problem;
 use crate::code::RefusalCode;
 use crate::gateway::Gateway;
+use crate::metrics;
 
 /// The routes of the admin listener. `closing` is cancelled when streams that have no other end must end.
 pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Router {
     let mut router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics));
+        .route("/metrics", get(show_metrics));
     if gateway.config().admin.console {
         router = router.merge(people(closing).with_state(gateway.clone()));
     }
@@ -64,9 +65,9 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
     }
 }
 
-async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], gateway.metrics().encode()).into_response()
+async fn show_metrics(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
+    let (content_type, text) = metrics::negotiate(gateway.metrics().encode(), &headers);
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
 /// `GET /config`: every setting in effect, and where it came from.
