@@ -22,7 +22,9 @@ impl Config {
             format!("over TLS, with the certificate in {}", tls.cert.display())
         });
         line(format!("Browsers connect to {}, {tls}; {}.", self.listen, self.hosts_in_words()));
-        line(format!("Probes and metrics are on {}.", self.admin.listen));
+        let console =
+            if self.admin.console { ", and the console, which shows topics and messages" } else { "" };
+        line(format!("Probes and metrics are on {}{console}.", self.admin.listen));
         line(format!("Messages come from {}.", self.broker_in_words()));
         line(String::new());
         line("Topics (the first rule that matches decides; everything else is answered 404):".into());

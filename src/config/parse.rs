@@ -37,7 +37,11 @@ pub(super) fn config(
     let d = Config::default();
     let mut check = Check { layers, failed, errors };
     let listen = check.address("listen", raw.listen, d.listen);
-    let admin = Admin { listen: check.address("admin.listen", raw.admin.listen, d.admin.listen) };
+    let listen_admin = check.address("admin.listen", raw.admin.listen, d.admin.listen);
+    let admin = Admin {
+        listen: listen_admin,
+        console: raw.admin.console.map_or(listen_admin.ip().is_loopback(), |switch| switch.0),
+    };
     let clash = |a: SocketAddr, b: SocketAddr| {
         let anywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
         a.port() != 0 && a.port() == b.port() && (anywhere || a.ip() == b.ip())
@@ -123,6 +127,7 @@ pub(super) fn config(
         tls,
         log,
         traces,
+        origins: d.origins,
     }
 }
 

@@ -39,7 +39,7 @@ table!(Raw {
     traces: RawTraces,
 });
 
-table!(RawAdmin { listen: Option<String>, });
+table!(RawAdmin { listen: Option<String>, console: Option<Switch>, });
 
 table!(RawBroker {
     url: Option<String>,

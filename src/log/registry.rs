@@ -4,6 +4,8 @@
 //! writing goes through its lock: one writer assigns a sequence and appends before it takes the next, so whoever sees
 //! entry *n* can see every entry before it, in any log.
 
+mod look;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
@@ -14,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use self::look::Reading;
 use super::history::{Ask, History, Runs};
 use super::lease::{Lease, Subscribed, Subscription};
 use super::{Bounds, Entry, EntryKind, TopicLog, Usage};
@@ -375,16 +378,17 @@ impl Registry {
     }
 
     /// Hands a part of a history to those who wait for it: what lies up to `through`, of which up to `gone` something is
-    /// missing.
+    /// missing, and single messages behind that too if it is `torn`: then it is for readers who come from its beginning.
     pub fn recall(
         &self,
         ask: &Ask,
         through: u64,
         gone: u64,
+        torn: bool,
         entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
     ) {
         let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
-        self.runs.keep(ask, through, gone, entries.into_iter().map(entry).collect(), self.max_bytes);
+        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), self.max_bytes);
     }
 
     /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,
