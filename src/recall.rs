@@ -42,6 +42,9 @@ impl Recall {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             let (recall, failures) = (recall.clone(), failures.clone());
             tokio::spawn(async move {
+                if ask.is_served() {
+                    return ask.give_up();
+                }
                 let outcome = recall.answer(&ask).await;
                 recall.encoder.metrics.recalled(outcome.is_ok());
                 drop(place);

@@ -149,6 +149,11 @@ impl Signal {
         self.waiting.swap(true, Ordering::AcqRel);
     }
 
+    /// Announces that what the stream waits for is no entry, and will be told by [`Signal::wake`].
+    pub fn ignore_entries(&self) {
+        self.waiting.store(false, Ordering::Release);
+    }
+
     /// An entry was committed. Returns whether somebody waited for it.
     pub fn entry(&self) -> bool {
         let waited = self.waiting.swap(false, Ordering::AcqRel);

@@ -8,6 +8,7 @@ mod afternoon;
 mod bars;
 mod bound;
 mod histogram;
+mod history;
 mod load;
 mod plot;
 mod process;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::history::History;
 use crate::report::{Report, Sample};
 use crate::scenario::{Scale, Scenario};
 use crate::target::{Setup, Target};
@@ -44,6 +46,8 @@ enum Role {
     Bound { listen: SocketAddr, broker: SocketAddr },
     /// Be the afternoon version.
     Afternoon { listen: SocketAddr },
+    /// Be a direct reader of what a broker keeps.
+    Direct { listen: SocketAddr, broker: SocketAddr, history: History },
     /// Take a core, then become another program.
     Pin {
         core: usize,
@@ -96,6 +100,7 @@ fn main() -> Result<()> {
     match cli.command {
         Some(Role::Bound { listen, broker }) => bound::run(listen, broker),
         Some(Role::Afternoon { listen }) => afternoon::run(listen),
+        Some(Role::Direct { listen, broker, history }) => history::run(listen, broker, history),
         Some(Role::Pin { core, command }) => process::pin_and_become(core, &command),
         Some(Role::List) => {
             let setup = setup(&cli.run)?;

@@ -17,7 +17,7 @@ use crate::target::{Setup, Target};
 const METHOD: &str = include_str!("method.md");
 
 /// What is measured: the name in JSON, the head of its column, digits behind the point.
-const MEASURES: [(&str, &str, usize); 14] = [
+const MEASURES: [(&str, &str, usize); 17] = [
     ("cpu_us", "CPU µs a delivery", 2),
     ("per_second", "deliveries/s", 0),
     ("p50_ms", "p50 ms", 2),
@@ -28,11 +28,17 @@ const MEASURES: [(&str, &str, usize); 14] = [
     ("left_kib", "KiB a stream, when all have left", 2),
     ("base_kib", "KiB before the first", 0),
     ("storm_s", "s until all had theirs", 2),
+    ("wire_bytes", "bytes a message came in", 0),
+    ("peak_kib", "KiB more, at the most", 0),
+    ("after_kib", "KiB more, afterwards", 0),
     ("skipped", "messages not seen, each", 0),
     ("told", "gaps told, each", 1),
     ("server_core", "server's core %", 1),
     ("load_core", "load's core %", 0),
 ];
+
+/// Of which the ratio to the target that does the least is shown too.
+const RATIOS: [&str; 3] = ["cpu_us", "storm_s", "wire_bytes"];
 
 /// One step of one scenario, of one target in one round.
 #[derive(Debug, Serialize, Deserialize)]
@@ -171,13 +177,14 @@ impl Report {
             .iter()
             .filter(|(measure, ..)| targets.iter().any(|target| has(*target, measure)))
             .collect();
-        let bound = has(Target::Bound, "cpu_us");
+        let least = |measure: &str| {
+            let least = [Target::Bound, Target::Direct].into_iter().find(|target| has(*target, measure));
+            least.filter(|_| RATIOS.contains(&measure))
+        };
         let mut head = vec![step.to_owned()];
         for (measure, label, _) in &measures {
             head.push((*label).to_owned());
-            if *measure == "cpu_us" && bound {
-                head.push("× bound".to_owned());
-            }
+            head.extend(least(measure).map(|least| format!("× {}", least.name())));
         }
         let mut rows = vec![head];
         for target in targets {
@@ -185,9 +192,8 @@ impl Report {
             for (measure, _, digits) in &measures {
                 let value = self.median(scenario, step, target, measure);
                 row.push(value.map_or("–".to_owned(), |value| format!("{value:.digits$}")));
-                if *measure == "cpu_us" && bound {
-                    let ratio =
-                        self.ratio((scenario, step, target), (scenario, step, Target::Bound), measure);
+                if let Some(least) = least(measure) {
+                    let ratio = self.ratio((scenario, step, target), (scenario, step, least), measure);
                     row.push(ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")));
                 }
             }

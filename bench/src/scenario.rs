@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::history::{self, History};
 use crate::load::{Load, Spec, Work};
 use crate::target::{Need, Running, Setup, Target};
 
@@ -24,6 +25,15 @@ const CONCURRENCY: usize = 128;
 
 /// Messages that each stream of the storm resumes.
 const RESUMED: u32 = 100;
+
+/// Messages that each of the crowd resumes, of those that the broker keeps.
+const KEPT: u32 = 10_000;
+
+/// How long a crowd that comes back may take until it has all.
+const RETURN: Duration = Duration::from_secs(60);
+
+/// Between two looks at a server's memory while it is at work.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How much is done: full size, or small enough to try the tool itself.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +61,10 @@ pub enum Scenario {
     HundredTopics(u32),
     /// So many return at once, while others read.
     Storm(u32),
+    /// One reads so many messages that a broker keeps.
+    Resume(History, u32),
+    /// So many at once read [`KEPT`] messages that a broker keeps, while others read live ones.
+    ResumeCrowd(u32),
     /// Every tenth reads nothing.
     SlowTenth(u32),
     /// Nothing happens.
@@ -70,13 +84,16 @@ pub struct Step {
 
 impl Scenario {
     /// Those of a run, in order.
-    pub const ALL: [Scenario; 9] = [
+    pub const ALL: [Scenario; 12] = [
         Scenario::OneTopic(2_000),
         Scenario::OneTopic(15_000),
         Scenario::OneTopicBriefly(10_000),
         Scenario::TopicEach(10_000),
         Scenario::HundredTopics(500),
         Scenario::Storm(5_000),
+        Scenario::Resume(History::Jetstream, 100_000),
+        Scenario::Resume(History::RedisStream, 100_000),
+        Scenario::ResumeCrowd(1_000),
         Scenario::SlowTenth(1_000),
         Scenario::Idle(15_000),
         Scenario::Http2(2_000),
@@ -91,6 +108,8 @@ impl Scenario {
             Scenario::TopicEach(readers) => format!("topic-each-{readers}"),
             Scenario::HundredTopics(readers) => format!("hundred-topics-{readers}"),
             Scenario::Storm(readers) => format!("storm-{readers}"),
+            Scenario::Resume(history, messages) => format!("resume-{}-{messages}", history.name()),
+            Scenario::ResumeCrowd(readers) => format!("resume-crowd-{readers}"),
             Scenario::SlowTenth(readers) => format!("slow-tenth-{readers}"),
             Scenario::Idle(readers) => format!("idle-{readers}"),
             Scenario::Http2(readers) => format!("http2-{readers}"),
@@ -108,6 +127,15 @@ impl Scenario {
             Scenario::Storm(readers) => {
                 format!("Reconnect storm: {readers} return at once, each resumes {RESUMED} messages")
             }
+            Scenario::Resume(History::Jetstream, messages) => {
+                format!("One reader resumes {messages} messages of JetStream")
+            }
+            Scenario::Resume(History::RedisStream, messages) => {
+                format!("One reader resumes {messages} messages of a Redis Stream")
+            }
+            Scenario::ResumeCrowd(readers) => {
+                format!("{readers} return at once, each resumes {KEPT} messages of JetStream")
+            }
             Scenario::SlowTenth(readers) => format!("A slow tenth among {readers} readers"),
             Scenario::Idle(readers) => format!("Idle crowd: {readers} streams with heartbeats"),
             Scenario::Http2(readers) => format!("HTTP/2: {readers} streams, 100 to a connection"),
@@ -119,6 +147,8 @@ impl Scenario {
         match self {
             Scenario::HundredTopics(_) => Need::ManyTopics,
             Scenario::Storm(_) => Need::Resume,
+            Scenario::Resume(history, _) => Need::History(history),
+            Scenario::ResumeCrowd(_) => Need::History(History::Jetstream),
             Scenario::Idle(_) => Need::Heartbeat,
             Scenario::Http2(_) => Need::Http2,
             Scenario::OneTopic(_)
@@ -140,6 +170,8 @@ impl Scenario {
             Scenario::TopicEach(readers) => topic_each(&running, scaled(readers), scale),
             Scenario::HundredTopics(readers) => hundred_topics(&running, scaled(readers), scale),
             Scenario::Storm(readers) => storm(&running, scaled(readers), scale),
+            Scenario::Resume(history, messages) => resume(&running, history, scaled(messages), scale),
+            Scenario::ResumeCrowd(readers) => resume_crowd(&running, scaled(readers), scale),
             Scenario::SlowTenth(readers) => slow_tenth(&running, scaled(readers), scale),
             Scenario::Idle(readers) => idle(&running, scaled(readers), scale),
             Scenario::Http2(readers) => http2(&running, scaled(readers), scale),
@@ -222,6 +254,31 @@ impl<'a> Session<'a> {
         ];
         self.note(name, values);
         Ok(())
+    }
+
+    /// Opens all of `specs` at once, while others read at a steady rate, until each has had `wanted` messages.
+    fn come_back(&mut self, live: Work, specs: Vec<Spec>, wanted: u32) -> Result<Back> {
+        let (first, returning) = (self.load.streams(), specs.len());
+        let mut specs = Some(specs);
+        let (running, mut took, mut most) = (self.running, None, Most::of(0.0));
+        let (begin, cpu) = (Instant::now(), running.server.cpu()?);
+        self.steady("while it lasts", live, |load| {
+            if let Some(specs) = specs.take() {
+                load.start_opening(specs, usize::MAX);
+            }
+            let _ = most.look(running); // one that is gone is noticed elsewhere
+            if took.is_none()
+                && (begin.elapsed() > RETURN
+                    || !load.is_opening() && load.received(first).all(|received| received >= wanted))
+            {
+                took = Some(begin.elapsed());
+            }
+            took.is_none()
+        })?;
+        let cpu = running.server.cpu()? - cpu;
+        let complete = self.load.received(first).filter(|received| *received >= wanted).count();
+        ensure!(complete == returning, "{complete} of {returning} got what they missed");
+        Ok(Back { took: took.context("it did not end")?, cpu, most_kib: most.kib })
     }
 
     /// Notes what streams hold after traffic, and what is left when they have gone.
@@ -378,33 +435,98 @@ fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     session.load.open(vec![reader; steady as usize], CONCURRENCY)?;
     session.steady("before", live.clone(), |_| false)?;
 
-    let first = session.load.streams();
     let stages = running.stages(&old.topics, Some(&cursor));
     let spec = Spec { counted: false, first: 1, ..Spec::new(stages.into()) };
-    let mut specs = Some(vec![spec; returning as usize]);
-    let begin = Instant::now();
-    let mut took = None;
-    let cpu = running.server.cpu()?;
-    session.steady("while it lasts", live, |load| {
-        if let Some(specs) = specs.take() {
-            load.start_opening(specs, usize::MAX);
-        }
-        let wanted = published - 1;
-        if took.is_none()
-            && (begin.elapsed() > Duration::from_secs(30)
-                || !load.is_opening() && load.received(first).all(|received| received >= wanted))
-        {
-            took = Some(begin.elapsed());
-        }
-        took.is_none()
-    })?;
-    let cpu = running.server.cpu()? - cpu;
-    let complete = session.load.received(first).filter(|received| *received >= published - 1).count();
-    ensure!(complete == returning as usize, "{complete} of {returning} got what they missed");
-    let took = took.context("the storm did not end")?;
-    let values = [("storm_s", took.as_secs_f64()), ("connect_us", micros(cpu) / f64::from(returning))];
-    session.note("the storm", values);
+    let back = session.come_back(live, vec![spec; returning as usize], published - 1)?;
+    let cpu = micros(back.cpu) / f64::from(returning);
+    session.note("the storm", [("storm_s", back.took.as_secs_f64()), ("connect_us", cpu)]);
     Ok(session.steps)
+}
+
+/// One reads everything that the broker keeps, which the server has never seen.
+fn resume(running: &Running, history: History, messages: u32, scale: Scale) -> Result<Vec<Step>> {
+    running.fill(history, messages)?;
+    std::thread::sleep(scale.settle);
+    let server = &running.server;
+    let base = server.pss_kib()?;
+    let work = Work { topics: [history::TOPIC.to_owned()].into(), readers: 0, size: history::SIZE };
+    let (cpu, begin, mut most) = (server.cpu()?, Instant::now(), Most::of(base));
+    let bytes = if running.is_direct() {
+        running.read_directly(messages, || most.look(running))?
+    } else {
+        let mut load = running.load(work, true)?;
+        let spec = Spec { counted: false, ..Spec::new(running.stages_from_oldest(history::TOPIC).into()) };
+        load.start_opening([spec], 1);
+        while load.is_opening() || load.received(0).any(|received| received < messages) {
+            ensure!(begin.elapsed() < RETURN, "it does not get all");
+            load.turn(LOOK)?;
+            most.look(running)?;
+        }
+        load.rest(Duration::ZERO)?;
+        load.bytes()
+    };
+    let (wall, cpu, count) = (begin.elapsed(), server.cpu()? - cpu, f64::from(messages));
+    std::thread::sleep(scale.settle);
+    let values = [
+        ("storm_s", wall.as_secs_f64()),
+        ("cpu_us", micros(cpu) / count),
+        ("wire_bytes", bytes as f64 / count),
+        ("base_kib", base),
+        ("peak_kib", most.kib - base),
+        ("after_kib", server.pss_kib()? - base),
+    ];
+    Ok(vec![Step { name: "all of it".into(), values: values.into() }])
+}
+
+/// Some read at a steady rate what is added to a stream. Then all the others come at once and read from its beginning.
+fn resume_crowd(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
+    running.fill(History::Jetstream, KEPT)?;
+    let steady = (returning / 10).max(10);
+    let live = Work { topics: ["kept/live".to_owned()].into(), readers: steady, size: history::SIZE };
+    let load = running.load(live.clone(), true)?;
+    let reader = Spec::new(running.stages(&live.topics, None).into());
+    let mut session = Session::open(running, load, scale, steady, vec![reader; steady as usize])?;
+    session.steady("before", live.clone(), |_| false)?;
+    let base = running.server.pss_kib()?;
+    let spec = Spec { counted: false, ..Spec::new(running.stages_from_oldest(history::TOPIC).into()) };
+    let back = session.come_back(live, vec![spec; returning as usize], KEPT)?;
+    session.load.rest(scale.settle)?;
+    let values = [
+        ("storm_s", back.took.as_secs_f64()),
+        ("cpu_us", micros(back.cpu) / (f64::from(returning) * f64::from(KEPT))),
+        ("base_kib", base),
+        ("peak_kib", back.most_kib - base),
+        ("after_kib", running.server.pss_kib()? - base),
+    ];
+    session.note("the crowd", values);
+    Ok(session.steps)
+}
+
+/// How a crowd came back.
+struct Back {
+    took: Duration,
+    cpu: Duration,
+    most_kib: f64,
+}
+
+/// The most memory that a server was seen to have.
+struct Most {
+    kib: f64,
+    looked: Instant,
+}
+
+impl Most {
+    fn of(kib: f64) -> Self {
+        Most { kib, looked: Instant::now() }
+    }
+
+    /// Looks again, if it is time.
+    fn look(&mut self, running: &Running) -> Result<()> {
+        if self.looked.elapsed() >= LOOK {
+            *self = Most::of(self.kib.max(running.server.pss_kib()?));
+        }
+        Ok(())
+    }
 }
 
 /// The id that stands with the first message's stamp.

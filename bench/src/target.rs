@@ -6,9 +6,10 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::history::{self, History};
 use crate::load::{Load, Protocol, Stage, Until, Work, http2_requests};
 use crate::process::{Server, find_program, version};
 
@@ -20,8 +21,10 @@ const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 pub enum Target {
     /// The bare loop, subscribed to a nats-server that runs on the load's core.
     Bound,
-    /// The gateway, subscribed to a nats-server that runs there too.
+    /// The gateway, subscribed to a nats-server that runs there too, or to what a broker keeps.
     Gateway,
+    /// A reader of what a broker keeps, without a gateway.
+    Direct,
     /// The gateway with its embedded broker, published to over HTTP.
     Embedded,
     /// axum's `Sse` over a broadcast channel.
@@ -45,6 +48,8 @@ pub enum Need {
     Http2,
     /// A sign of life on an idle stream.
     Heartbeat,
+    /// To read what a broker keeps.
+    History(History),
 }
 
 /// What is needed to start servers.
@@ -66,6 +71,7 @@ pub struct Running {
     /// The process under test.
     pub server: Server,
     target: Target,
+    need: Need,
     subscribe: SocketAddr,
     publish: SocketAddr,
     // Dropped after the server: the gateway's broker, and the directory of logs and configurations.
@@ -74,14 +80,22 @@ pub struct Running {
 }
 
 impl Target {
-    /// Every one, the bound first.
-    pub const ALL: [Target; 6] =
-        [Target::Bound, Target::Gateway, Target::Embedded, Target::Afternoon, Target::Nchan, Target::Nats];
+    /// Every one, those that others are compared with first.
+    pub const ALL: [Target; 7] = [
+        Target::Bound,
+        Target::Direct,
+        Target::Gateway,
+        Target::Embedded,
+        Target::Afternoon,
+        Target::Nchan,
+        Target::Nats,
+    ];
 
     /// As on the command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
             Target::Bound => "bound",
+            Target::Direct => "direct",
             Target::Gateway => "topicgate",
             Target::Embedded => "topicgate-embedded",
             Target::Afternoon => "axum-sse",
@@ -93,6 +107,8 @@ impl Target {
     /// Whether it has what a scenario needs.
     pub fn can(self, need: Need) -> bool {
         match need {
+            Need::History(_) => matches!(self, Target::Direct | Target::Gateway),
+            _ if self == Target::Direct => false,
             Need::Nothing => true,
             Need::ManyTopics => self != Target::Afternoon,
             Need::Resume => matches!(self, Target::Gateway | Target::Embedded | Target::Nchan),
@@ -108,6 +124,7 @@ impl Target {
         let program = |name: &str| find_program(name).is_none().then(|| format!("{name} is not installed"));
         match self {
             Target::Afternoon => None,
+            Target::Direct => program("nats-server").or_else(|| program("redis-server")),
             Target::Embedded => (!setup.gateway.is_file())
                 .then(|| format!("no gateway at {}; build it first", setup.gateway.display())),
             Target::Gateway => Target::Embedded.missing(setup).or_else(|| program("nats-server")),
@@ -127,6 +144,10 @@ impl Target {
         };
         match self {
             Target::Bound => "bench/src/bound.rs".into(),
+            Target::Direct => {
+                let brokers = [program("nats-server", "--version"), program("redis-server", "--version")];
+                format!("bench/src/history.rs; {}", brokers.join("; "))
+            }
             Target::Afternoon => "bench/src/afternoon.rs, axum 0.8".into(),
             Target::Embedded => version(&setup.gateway, "--version"),
             Target::Gateway => {
@@ -154,20 +175,32 @@ impl Target {
         let own = |what: &str| -> Result<Vec<String>> {
             Ok(vec![text(std::env::current_exe()?), what.into(), address.to_string()])
         };
-        if matches!(self, Target::Bound | Target::Gateway) {
+        if matches!(self, Target::Bound | Target::Direct | Target::Gateway) {
             publish = free_address()?;
-            let (config, log) = (path("nats.conf"), path("nats.log"));
-            fs::write(&config, format!("listen: \"{publish}\"\n"))?;
-            let command = [program("nats-server")?, "-c".into(), text(config)];
-            broker = Some(Server::start("nats-server", &command, setup.load_core, publish, &log)?);
+            let (name, command) = broker_command(need, publish, directory.path())?;
+            broker = Some(Server::start(name, &command, setup.load_core, publish, &path("broker.log"))?);
         }
         let command = match self {
             Target::Bound => [own("bound")?, vec![publish.to_string()]].concat(),
             Target::Afternoon => own("afternoon")?,
+            Target::Direct => {
+                let Need::History(history) = need else { bail!("there is nothing to read directly") };
+                [own("direct")?, vec![publish.to_string(), history.name().to_owned()]].concat()
+            }
             Target::Gateway | Target::Embedded => {
-                let url = if broker.is_some() { format!("nats://{publish}") } else { "memory:".into() };
+                let (url, source) = match need {
+                    _ if broker.is_none() => ("memory:".into(), ""),
+                    Need::History(History::RedisStream) => (
+                        format!("redis://{publish}"),
+                        "source = \"redis-stream\"\npayload = { field = \"data\" }",
+                    ),
+                    Need::History(History::Jetstream) => {
+                        (format!("nats://{publish}"), "source = \"jetstream\"")
+                    }
+                    _ => (format!("nats://{publish}"), ""),
+                };
                 let config = path("topicgate.toml");
-                fs::write(&config, gateway_config(address, free_address()?, &url, setup.files))?;
+                fs::write(&config, gateway_config(address, free_address()?, &url, source, setup.files))?;
                 vec![text(setup.gateway.clone()), "--config".into(), text(config)]
             }
             Target::Nchan => {
@@ -191,6 +224,7 @@ impl Target {
         Ok(Running {
             server,
             target: self,
+            need,
             subscribe: address,
             publish,
             _broker: broker,
@@ -200,14 +234,37 @@ impl Target {
 }
 
 impl Running {
+    /// Has the broker keep messages of [`history::TOPIC`], with the numbers from 0 on.
+    pub fn fill(&self, history: History, messages: u32) -> Result<()> {
+        history.fill(self.publish, messages)
+    }
+
+    /// Whether it is the broker that is read, without a server between.
+    pub fn is_direct(&self) -> bool {
+        self.target == Target::Direct
+    }
+
+    /// Reads the history without a load; see [`history::ask`].
+    pub fn read_directly(&self, messages: u32, meanwhile: impl FnMut() -> Result<()>) -> Result<u64> {
+        history::ask(self.subscribe, messages, meanwhile)
+    }
+
     /// A load for this server.
     pub fn load(&self, work: Work, dense: bool) -> Result<Load> {
-        let protocol = match self.target {
-            Target::Bound | Target::Gateway | Target::Nats => Protocol::Nats,
-            Target::Embedded | Target::Afternoon => Protocol::Post("/topics/"),
-            Target::Nchan => Protocol::Post("/pub/"),
+        let (publish, protocol) = match (self.target, self.need) {
+            (_, Need::History(History::RedisStream)) => (self.subscribe, Protocol::Post("/topics/")),
+            (Target::Bound | Target::Direct | Target::Gateway | Target::Nats, _) => {
+                (self.publish, Protocol::Nats)
+            }
+            (Target::Embedded | Target::Afternoon, _) => (self.publish, Protocol::Post("/topics/")),
+            (Target::Nchan, _) => (self.publish, Protocol::Post("/pub/")),
         };
-        Load::new(self.subscribe, self.publish, protocol, work, dense)
+        Load::new(self.subscribe, publish, protocol, work, dense)
+    }
+
+    /// How a stream of one topic is opened that begins with the oldest message there is.
+    pub fn stages_from_oldest(&self, topic: &str) -> Vec<Stage> {
+        self.stages(&[format!("{topic}?since=all")], None)
     }
 
     /// How a stream of `topics` is opened, after the event `cursor` if there is one.
@@ -275,7 +332,35 @@ fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-fn gateway_config(listen: SocketAddr, admin: SocketAddr, broker: &str, files: u64) -> String {
+/// How the broker is started that keeps what `need` says.
+fn broker_command(
+    need: Need,
+    listen: SocketAddr,
+    directory: &std::path::Path,
+) -> Result<(&'static str, Vec<String>)> {
+    let store = directory.display();
+    if need == Need::History(History::RedisStream) {
+        let words = format!("--bind {} --port {} --dir {store} --save", listen.ip(), listen.port());
+        let command = std::iter::once(program("redis-server")?)
+            .chain(words.split(' ').map(str::to_owned))
+            .chain([String::new()]) // what --save takes for never
+            .collect();
+        return Ok(("redis-server", command));
+    }
+    let keeps = if matches!(need, Need::History(_)) {
+        format!("jetstream {{ store_dir: \"{store}/jetstream\" }}\n")
+    } else {
+        String::new()
+    };
+    let config = directory.join("nats.conf");
+    fs::write(&config, format!("listen: \"{listen}\"\n{keeps}"))?;
+    let config = config.to_string_lossy().into_owned();
+    Ok(("nats-server", vec![program("nats-server")?, "-c".into(), config]))
+}
+
+fn gateway_config(listen: SocketAddr, admin: SocketAddr, broker: &str, source: &str, files: u64) -> String {
+    // A stream is found by its subjects, which are not all there are.
+    let pattern = if source.is_empty() { "**" } else { "kept/**" };
     format!(
         r#"listen = "{listen}"
 admin.listen = "{admin}"
@@ -283,7 +368,8 @@ broker.url = "{broker}"
 limits = {{ streams = {files}, connections = {files}, streams_per_address = {files}, topics_per_address = 1000000, opens_per_second = {files}, resume_bytes = "1TiB" }}
 log.level = "warn"
 [[topics]]
-match = "**"
+match = "{pattern}"
+{source}
 read = "anyone"
 publish = "anyone"
 replay = {{ messages = 1000, bytes = "4MiB" }}

@@ -10,8 +10,10 @@ use std::time::SystemTime;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use super::history::Run;
 use super::lease::Lease;
 use super::look::Lag;
+use super::piece::Piece;
 use super::{BATCH_BYTES, Item, TopicLog};
 use crate::message::Format;
 use crate::position::{COMPONENTS, Sequence};
@@ -135,6 +137,11 @@ impl Cursors {
         };
         self.caught_up |= matches!(read, Read::Nothing);
         read
+    }
+
+    /// Whether they are of several sequences, so that one may go on while another waits.
+    pub fn is_mixed(&self) -> bool {
+        self.mixed
     }
 
     /// Marks what each log has now: [`Cursors::has_reached_mark`] tells when all of it was read.
@@ -313,48 +320,48 @@ impl Cursor {
     fn read(&mut self, way: Way, replaying: bool) -> Read {
         let head = self.sequence().head();
         while let Some(until) = self.history_until(replaying) {
-            let mut items = Vec::new();
-            let Some(through) = self.collect_history(until, way, BATCH_BYTES, &mut items) else {
-                return Read::Fetching;
-            };
-            self.position = through;
-            if items.is_empty() {
-                continue; // nothing of it is held there
+            let Some(run) = self.run(until, way) else { return Read::Fetching };
+            if run.gone > self.position {
+                return self.told(run.gone, way);
             }
-            let mut batch = Batch::default();
-            let mut joined = BytesMut::new();
-            for item in items {
-                match item {
-                    Item::Entry(entry) => {
-                        joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
-                        batch.count(self.lease.log(), 1, entry.time);
+            match run.piece(self.position, way.format, way.coding) {
+                Some(piece) => {
+                    let read = self.taken(piece);
+                    if run.entries.back().is_some_and(|last| last.sequence == self.position) {
+                        self.position = run.through;
                     }
-                    Item::Evicted(through) => {
-                        joined.extend_from_slice(self.gap(through, way).slice(way.coding));
-                        batch.count_gap(self.lease.log(), way.reason);
-                    }
+                    return read;
                 }
+                None => self.position = run.through, // nothing of it is held there
             }
-            batch.bytes = joined.freeze();
-            return Read::Batch(batch);
         }
         match self.lease.log().piece(self.position, head, way.format, way.coding) {
             Ok(None) => Read::Nothing,
-            Ok(Some(piece)) => {
-                self.position = piece.last;
-                let mut batch = Batch { bytes: piece.bytes, ..Batch::default() };
-                batch.count(self.lease.log(), piece.entries, piece.time);
-                Read::Batch(batch)
-            }
+            Ok(Some(piece)) => self.taken(piece),
             // Evicted since it was looked at above.
             Err(_) if self.history_until(replaying).is_some() => self.read(way, replaying),
-            Err(through) => {
-                let mut batch = Batch { bytes: self.gap(through, way).bytes(way.coding), ..Batch::default() };
-                batch.count_gap(self.lease.log(), way.reason);
-                self.position = through;
-                Read::Batch(batch)
-            }
+            Err(through) => self.told(through, way),
         }
+    }
+
+    fn taken(&mut self, piece: Piece) -> Read {
+        self.position = piece.last;
+        let mut batch = Batch { bytes: piece.bytes, ..Batch::default() };
+        batch.count(self.lease.log(), piece.entries, piece.time);
+        Read::Batch(batch)
+    }
+
+    fn told(&mut self, through: u64, way: Way) -> Read {
+        let mut batch = Batch { bytes: self.gap(through, way).bytes(way.coding), ..Batch::default() };
+        batch.count_gap(self.lease.log(), way.reason);
+        self.position = through;
+        Read::Batch(batch)
+    }
+
+    /// The part of the history in which it stands. `None`: it is being fetched.
+    fn run(&self, until: u64, way: Way) -> Option<Arc<Run>> {
+        let log = self.lease.log();
+        log.history.as_ref()?.read(log, self.position, until, way.signal)
     }
 
     fn gap(&self, through: u64, way: Way) -> frame::Frame {
@@ -396,15 +403,13 @@ impl Cursor {
     /// What the broker keeps after the position, about `budget` bytes of it; returns how far that is everything. `None`: it is
     /// being fetched.
     fn collect_history(&self, until: u64, way: Way, budget: usize, items: &mut Vec<Item>) -> Option<u64> {
-        let log = self.lease.log();
-        let history = log.history.as_ref()?;
-        let run = history.read(log, self.position, until, way.signal)?;
+        let run = self.run(until, way)?;
         if run.gone > self.position {
             items.push(Item::Evicted(run.gone));
         }
         let index = run.entries.partition_point(|entry| entry.sequence <= self.position);
         let mut bytes = 0;
-        for entry in &run.entries[index..] {
+        for entry in run.entries.range(index..) {
             items.push(Item::Entry(entry.clone()));
             bytes += entry.frame(way.format).weight();
             if bytes >= budget {

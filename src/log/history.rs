@@ -6,24 +6,29 @@
 //! list, and no message. This asks; it does not talk to the broker.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::piece::{Piece, Pieces};
 use super::{Entry, TopicLog, Usage};
 use crate::config::Source;
-use crate::message::Fields;
+use crate::message::{Fields, Format};
 use crate::position::Sequence;
 use crate::signal::Signal;
+use crate::sse::frame::Coding;
 use crate::topic::Filter;
 
 /// Runs that wait to be fetched. Who finds no room asks again a moment later.
 pub const ASK_CAPACITY: usize = 1024;
 
-/// Which part of the bound on all logs the runs of all may take. They are fetched again if they went too early.
+/// Which part of the bound on all logs the entries of all runs may take. They are fetched again if they went too early.
 const SHARE: usize = 8;
+
+/// The newest runs, which stay: somebody was woken for each just now. At least as many as are fetched at once.
+const NEWEST: usize = 8;
 
 /// A run that is to be fetched: what `log` has after the number `after`, up to `until`.
 #[derive(Debug)]
@@ -48,9 +53,25 @@ pub(super) struct Run {
     /// Something behind `gone` is too, which only `gone` tells.
     torn: bool,
     /// In ascending order of number.
-    pub(super) entries: Vec<Arc<Entry>>,
+    pub(super) entries: VecDeque<Arc<Entry>>,
+    /// What was put together for readers. A crowd that comes back together goes through the same places.
+    pieces: Mutex<Pieces>,
+    /// Since the last sweep.
+    was_read: AtomicBool,
     bytes: usize,
     usage: Arc<Usage>,
+}
+
+impl Run {
+    /// What follows `position` in it; `None` if nothing does.
+    pub(super) fn piece(&self, position: u64, format: Format, coding: Coding) -> Option<Piece> {
+        self.pieces.lock().of(&self.entries, position, self.through, format, coding)
+    }
+
+    /// Whether it serves a reader at `position`. What is torn is for those who come from its beginning: they alone are told.
+    fn covers(&self, position: u64) -> bool {
+        if self.torn { self.after == position } else { (self.after..self.through).contains(&position) }
+    }
 }
 
 impl Drop for Run {
@@ -102,19 +123,17 @@ impl History {
         signal: &Arc<Signal>,
     ) -> Option<Arc<Run>> {
         let mut state = self.state.lock();
-        let fits = |run: &&Arc<Run>| {
-            let within =
-                if run.torn { run.after == position } else { (run.after..run.through).contains(&position) };
-            within && (!self.of_values || run.until == until)
-        };
-        if let Some(run) = state.runs.iter().find(fits) {
+        // The one that goes furthest: readers who come from places of their own meet at its end, and share from there on.
+        if let Some(run) = self.run_at(&state, position, until) {
+            run.was_read.store(true, Ordering::Relaxed);
             return Some(run.clone());
         }
         // Up to where the next run begins: from there on it shares.
         let next =
             state.runs.iter().map(|run| run.after).filter(|after| *after > position && !self.of_values).min();
         let until = next.map_or(until, |next| next.min(until));
-        let same = |asked: &&mut Asked| (asked.after, asked.until) == (position, until);
+        // The log goes on while it is read, and up to where its history is asked for with it: that makes no other run.
+        let same = |asked: &&mut Asked| asked.after == position && (!self.of_values || asked.until == until);
         if let Some(asked) = state.asked.iter_mut().find(same) {
             if !asked.waiting.iter().any(|other| Arc::ptr_eq(other, signal)) {
                 asked.waiting.push(signal.clone());
@@ -123,6 +142,11 @@ impl History {
             state.asked.push(Asked { after: position, until, waiting: vec![signal.clone()] });
         }
         None
+    }
+
+    fn run_at<'a>(&self, state: &'a State, position: u64, until: u64) -> Option<&'a Arc<Run>> {
+        let fits = |run: &&Arc<Run>| run.covers(position) && (!self.of_values || run.until == until);
+        state.runs.iter().filter(fits).max_by_key(|run| run.through)
     }
 
     /// What was asked for is there, or could not be had. Wakes those who wait for it, and those whom it serves too though
@@ -135,7 +159,7 @@ impl History {
             waiting = state.asked.swap_remove(index).waiting;
         }
         if let Some(run) = run {
-            let served = |asked: &&mut Asked| (run.after..run.through).contains(&asked.after);
+            let served = |asked: &&mut Asked| run.covers(asked.after);
             state.asked.iter_mut().filter(served).for_each(|asked| waiting.append(&mut asked.waiting));
             state.runs.push_back(run);
         }
@@ -174,16 +198,25 @@ impl Runs {
         let usage = ask.log.usage.clone();
         let bytes = entries.iter().map(|entry| entry.weight()).sum();
         usage.0.fetch_add(bytes, Ordering::Relaxed);
-        let run = Run { after: ask.after, until: ask.until, through, gone, torn, entries, bytes, usage };
-        let run = Arc::new(run);
+        let run = Arc::new(Run {
+            after: ask.after,
+            until: ask.until,
+            through,
+            gone,
+            torn,
+            entries: entries.into(),
+            pieces: Mutex::new(Pieces::new(usage.clone())),
+            was_read: AtomicBool::new(true), // it is about to be
+            bytes,
+            usage,
+        });
         history.answer(ask.after, ask.until, Some(run.clone()));
         let given_up = {
             let mut kept = self.0.lock();
             kept.runs.push_back((Arc::downgrade(&ask.log), run));
             kept.bytes += bytes;
             let mut given_up = Vec::new();
-            // The newest stays: somebody was woken for it just now.
-            while kept.bytes > max_bytes / SHARE && kept.runs.len() > 1 {
+            while kept.bytes > max_bytes / SHARE && kept.runs.len() > NEWEST {
                 let Some(oldest) = kept.runs.pop_front() else { break };
                 kept.bytes -= oldest.1.bytes;
                 given_up.push(oldest);
@@ -193,10 +226,16 @@ impl Runs {
         given_up.iter().for_each(forget);
     }
 
-    /// Gives all up: those who still need one fetch it again.
-    pub(super) fn clear(&self) {
-        let kept = std::mem::take(&mut *self.0.lock());
-        kept.runs.iter().for_each(forget);
+    /// Gives those up that nobody has read since the last time.
+    pub(super) fn sweep(&self) {
+        let mut kept = self.0.lock();
+        let runs = std::mem::take(&mut kept.runs).into_iter();
+        let (read, given_up): (VecDeque<_>, VecDeque<_>) =
+            runs.partition(|(_, run)| run.was_read.swap(false, Ordering::Relaxed));
+        kept.bytes = read.iter().map(|(_, run)| run.bytes).sum();
+        kept.runs = read;
+        drop(kept);
+        given_up.iter().for_each(forget);
     }
 }
 
@@ -207,7 +246,15 @@ fn forget((log, run): &(Weak<TopicLog>, Arc<Run>)) {
 }
 
 impl Ask {
-    /// It cannot be had now. Those who wait ask again.
+    /// Whether what was fetched for others has it meanwhile.
+    pub fn is_served(&self) -> bool {
+        self.log
+            .history
+            .as_ref()
+            .is_some_and(|history| history.run_at(&history.state.lock(), self.after, self.until).is_some())
+    }
+
+    /// It is not fetched, or cannot be. Those who wait look again.
     pub fn give_up(&self) {
         if let Some(history) = &self.log.history {
             history.answer(self.after, self.until, None);

@@ -30,7 +30,7 @@ pub use self::history::{ASK_CAPACITY, Ask};
 pub use self::lease::{Lease, Subscription};
 pub use self::look::{Lag, LogState, UpstreamState};
 pub use self::open::{Opened, questions};
-use self::piece::{Piece, Pieces, Place};
+use self::piece::{Piece, Pieces};
 pub use self::registry::{LeaseError, Reading, Registry};
 use crate::message::{Format, Message};
 use crate::metrics::RuleMetrics;
@@ -428,46 +428,8 @@ impl TopicLog {
         if state.evicted > position {
             return Err(state.evicted);
         }
-        let index = state.entries.partition_point(|entry| entry.sequence <= position);
-        let Some(first) = state.entries.get(index).filter(|entry| entry.sequence <= head) else {
-            return Ok(None);
-        };
-        let place = state.pieces.find(first.sequence, head, format, coding);
-        let until = match &place {
-            Place::Kept { piece, until } => {
-                let end = state.entries.partition_point(|entry| entry.sequence <= *until);
-                if !piece.is_outgrown_by(end - index) {
-                    return Ok(Some(piece.clone()));
-                }
-                *until
-            }
-            Place::Free { until } | Place::Within { until } => *until,
-        };
-        // Measured first: grown as it is filled, it would be copied on the way and hold up to twice its size.
-        let mut length = first.frame(format).slice(coding).len();
-        let more = state.entries.range(index + 1..).take_while(|entry| entry.sequence <= until);
-        let mut entries = 1;
-        for entry in more {
-            if length >= BATCH_BYTES {
-                break;
-            }
-            length += entry.frame(format).slice(coding).len();
-            entries += 1;
-        }
-        if entries == 1 {
-            // One alone is handed over as it is, without a copy.
-            let (first, time, bytes) = (first.sequence, first.time, first.frame(format).bytes(coding));
-            return Ok(Some(Piece { first, last: first, time, entries, format, coding, bytes }));
-        }
-        let (first, time) = (first.sequence, first.time);
-        let last = state.entries[index + entries - 1].sequence;
-        let mut joined = Vec::with_capacity(length);
-        for entry in state.entries.range(index..index + entries) {
-            joined.extend_from_slice(entry.frame(format).slice(coding));
-        }
-        let piece = Piece { first, last, time, entries, format, coding, bytes: joined.into() };
-        state.pieces.keep(piece.clone(), &place);
-        Ok(Some(piece))
+        let State { entries, pieces, .. } = &mut *state;
+        Ok(pieces.of(entries, position, head, format, coding))
     }
 
     /// Answers without the lock what a reader that has caught up asks after each event, and one of many topics of all

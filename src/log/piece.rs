@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::{BATCH_BYTES, Usage};
+use super::{BATCH_BYTES, Entry, Usage};
 use crate::message::Format;
 use crate::sse::frame::Coding;
 
@@ -32,14 +32,14 @@ pub(super) struct Piece {
 impl Piece {
     /// Whether one of so many entries should take its place. Only if that is a quarter more: so it is built anew a few times
     /// at most, however often something is appended while a crowd goes through the place.
-    pub(super) fn is_outgrown_by(&self, entries: usize) -> bool {
+    fn is_outgrown_by(&self, entries: usize) -> bool {
         4 * entries >= 5 * self.entries && self.bytes.len() < BATCH_BYTES
     }
 }
 
 /// Where a reader stands among the pieces that are kept.
 #[derive(Debug)]
-pub(super) enum Place {
+enum Place {
     /// At the beginning of this one. What follows it may be added, no further than `until`.
     Kept { piece: Piece, until: u64 },
     /// Outside of all: it builds one, no further than `until`, where the next begins.
@@ -48,7 +48,7 @@ pub(super) enum Place {
     Within { until: u64 },
 }
 
-/// The pieces of one log, oldest first. Those of one format and coding never overlap. They count among the bytes of all
+/// The pieces of one log, or of a part of its history, oldest first. Those of one format and coding never overlap. They count among the bytes of all
 /// logs, and go with the next sweep.
 #[derive(Debug)]
 pub(super) struct Pieces {
@@ -65,8 +65,56 @@ impl Pieces {
         Pieces { kept: VecDeque::new(), inner: None, usage }
     }
 
+    /// What of `entries` follows `position`, up to `head`: a piece that is kept, or a new one.
+    pub(super) fn of(
+        &mut self,
+        entries: &VecDeque<Arc<Entry>>,
+        position: u64,
+        head: u64,
+        format: Format,
+        coding: Coding,
+    ) -> Option<Piece> {
+        let index = entries.partition_point(|entry| entry.sequence <= position);
+        let first = entries.get(index).filter(|entry| entry.sequence <= head)?;
+        let place = self.find(first.sequence, head, format, coding);
+        let until = match &place {
+            Place::Kept { piece, until } => {
+                let end = entries.partition_point(|entry| entry.sequence <= *until);
+                if !piece.is_outgrown_by(end - index) {
+                    return Some(piece.clone());
+                }
+                *until
+            }
+            Place::Free { until } | Place::Within { until } => *until,
+        };
+        // Measured first: grown as it is filled, it would be copied on the way and hold up to twice its size.
+        let mut length = first.frame(format).slice(coding).len();
+        let more = entries.range(index + 1..).take_while(|entry| entry.sequence <= until);
+        let mut count = 1;
+        for entry in more {
+            if length >= BATCH_BYTES {
+                break;
+            }
+            length += entry.frame(format).slice(coding).len();
+            count += 1;
+        }
+        if count == 1 {
+            // One alone is handed over as it is, without a copy.
+            let (first, time, bytes) = (first.sequence, first.time, first.frame(format).bytes(coding));
+            return Some(Piece { first, last: first, time, entries: count, format, coding, bytes });
+        }
+        let (first, time, last) = (first.sequence, first.time, entries[index + count - 1].sequence);
+        let mut joined = Vec::with_capacity(length);
+        for entry in entries.range(index..index + count) {
+            joined.extend_from_slice(entry.frame(format).slice(coding));
+        }
+        let piece = Piece { first, last, time, entries: count, format, coding, bytes: joined.into() };
+        self.keep(piece.clone(), &place);
+        Some(piece)
+    }
+
     /// Where a reader whose next entry is `first` stands; it reads no further than `head`.
-    pub(super) fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> Place {
+    fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> Place {
         let is_fit = |piece: &&Piece| (piece.format, piece.coding) == (format, coding);
         let (mut until, mut within, mut found) = (head, false, None);
         for piece in self.kept.iter().filter(is_fit) {
@@ -90,7 +138,7 @@ impl Pieces {
     }
 
     /// Keeps one more, that was built for a reader at `place`.
-    pub(super) fn keep(&mut self, piece: Piece, place: &Place) {
+    fn keep(&mut self, piece: Piece, place: &Place) {
         let added = piece.bytes.len();
         let replaced = match place {
             Place::Within { .. } => self.inner.replace(piece),

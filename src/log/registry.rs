@@ -532,7 +532,7 @@ impl Registry {
         };
         let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
-        self.runs.clear();
+        self.runs.sweep();
         // Readers can fill memory too, with envelopes.
         self.keep_bound()
     }

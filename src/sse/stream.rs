@@ -188,7 +188,14 @@ impl Stream {
                     return Poll::Ready(Some(self.hand_out(batch.bytes)));
                 }
                 Read::Nothing => self.cursors.end_replay(),
-                Read::Fetching => again = Some(self.now() + FETCH_AGAIN),
+                Read::Fetching => {
+                    // What is published now comes behind what it waits for. A crowd that is woken for each message, to wait
+                    // on, would starve everyone.
+                    if !self.cursors.is_mixed() {
+                        self.ticket.signal().ignore_entries();
+                    }
+                    again = Some(self.now() + FETCH_AGAIN);
+                }
             }
         }
         // Whoever is still waiting for its turn, or for the broker, comes back for the rest: it has no id of what it was not

@@ -69,6 +69,12 @@ pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output =
 /// This process's own memory, in bytes. The gateway is in it, and so are its readers.
 #[cfg(target_os = "linux")]
 pub fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    resident_of(std::process::id())
+}
+
+/// The memory of a process, in bytes.
+#[cfg(target_os = "linux")]
+pub fn resident_of(process: u32) -> usize {
+    let pages = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }

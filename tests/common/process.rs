@@ -123,9 +123,20 @@ impl Process {
 
     /// Open connections, that of the question itself among them.
     pub async fn connections(&self) -> f64 {
+        self.metric("topicgate_connections").await
+    }
+
+    /// One sample of `/metrics`, by its whole name with labels.
+    pub async fn metric(&self, sample: &str) -> f64 {
         let text = client::request(self.admin, "GET", "/metrics", &[], b"").await.text();
-        let sample = text.lines().find_map(|line| line.strip_prefix("topicgate_connections "));
-        sample.unwrap().parse().unwrap()
+        let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {sample} in\n{text}")).trim().parse().unwrap()
+    }
+
+    /// Its memory, in bytes.
+    #[cfg(target_os = "linux")]
+    pub fn resident(&self) -> usize {
+        super::resident_of(self.child.id())
     }
 
     pub async fn publish(&self, topic: &str, payload: &str) {

@@ -20,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 pub use self::http2::requests as http2_requests;
 pub use self::publisher::Protocol;
 use self::publisher::Publisher;
-use self::reader::{Found, Reader};
+pub use self::reader::{Found, Reader, payload};
 use crate::histogram::Histogram;
 
 /// Without any progress for so long, something is lost and the run ends.
@@ -131,6 +131,8 @@ struct Tally {
     skipped: u64,
     told: u64,
     latency: Option<Histogram>,
+    /// Bytes behind the response heads.
+    bytes: u64,
     faults: Faults,
     /// Every reader sees every message of its topics, and all topics: a number left out is lost.
     dense: bool,
@@ -202,6 +204,7 @@ impl Load {
             skipped: 0,
             told: 0,
             latency: None,
+            bytes: 0,
             faults: Faults::default(),
             dense,
         };
@@ -264,6 +267,11 @@ impl Load {
     /// Messages that each of the streams from the `from`th on has had.
     pub fn received(&self, from: usize) -> impl Iterator<Item = u32> {
         self.readers[from..].iter().map(|reader| reader.received)
+    }
+
+    /// Bytes that came on streams, behind their response heads.
+    pub fn bytes(&self) -> u64 {
+        self.tally.bytes
     }
 
     /// Streams, open or not.
@@ -508,6 +516,7 @@ impl Load {
         let bytes = &self.buffer[..length];
         let now = if self.tally.latency.is_some() { self.epoch.elapsed().as_nanos() as u64 } else { 0 };
         let (tally, size) = (&mut self.tally, self.work.size);
+        tally.bytes += length as u64;
         if connection.slow {
             tally.told += memchr::memmem::find_iter(bytes, b"event: stream-gap").count() as u64;
         }
