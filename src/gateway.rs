@@ -3,6 +3,8 @@
 //! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It
 //! knows neither requests nor sockets.
 
+mod look;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,22 +14,25 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub use self::look::{StreamState, Wanted};
 use crate::auth::access::{self, Verdict};
 use crate::auth::{Action, Auth, Caller};
 use crate::broker::{Broker, BrokerError, Headers, Located};
-use crate::clients::{Clients, Opener};
+use crate::clients::Clients;
 use crate::config::{Config, Field, Rule, Source};
+use crate::history::History;
 use crate::ingest::{Upstream, Upstreams};
 use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Limit, Metrics};
 use crate::position::{MAX_SEQUENCES, Start};
-use crate::signal::CloseCode;
+use crate::signal::{CloseCode, Reader};
 use crate::sse::stream::{Shared, Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
 use crate::traces::{self, Traces};
+use crate::why::Why;
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -99,6 +104,7 @@ pub struct Gateway {
     refusals: Arc<Throttle>,
     /// Of those that say that an address has all that it may.
     crowded: Throttle,
+    history: History,
 }
 
 impl Gateway {
@@ -133,6 +139,7 @@ impl Gateway {
             retry: config.streams.retry,
             max_age: config.streams.max_age,
             write_timeout: config.streams.write_timeout,
+            why: Why::default(),
         });
         Arc::new(Gateway {
             config,
@@ -146,6 +153,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
             crowded: Throttle::default(),
+            history: History::default(),
         })
     }
 
@@ -157,6 +165,11 @@ impl Gateway {
     /// Counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.streams.metrics
+    }
+
+    /// Writes the lines that say why.
+    pub fn why(&self) -> &Why {
+        &self.streams.why
     }
 
     /// The open streams.
@@ -215,9 +228,9 @@ impl Gateway {
             self.metrics().limits.met(limit);
             OpenError::ComeBack(CloseCode::Overloaded)
         };
-        let ticket = self.table.enter().ok_or_else(|| overloaded(Limit::Streams))?;
-        let opener = Opener { address, subject: caller.and_then(|caller| caller.subject.clone()) };
-        let place = self.clients.enter(opener, filters.len()).map_err(|code| {
+        let reader = Reader { address, subject: caller.and_then(|caller| caller.subject.clone()), http };
+        let ticket = self.table.enter(reader).ok_or_else(|| overloaded(Limit::Streams))?;
+        let place = self.clients.enter(ticket.signal().clone(), filters.len()).map_err(|code| {
             self.metrics().limits.met_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
@@ -260,7 +273,7 @@ impl Gateway {
             return Err(OpenError::Expired);
         }
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
-        let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
+        let terms = Terms { format, expires: caller.and_then(|caller| caller.expires) };
         Ok(Stream::open(self.streams.clone(), ticket, place, leases, (start, &located), terms))
     }
 
@@ -425,6 +438,7 @@ impl Gateway {
         ] {
             metrics.limits.set_used(limit, used);
         }
+        self.history.push(self.sample());
     }
 }
 

@@ -166,9 +166,9 @@ impl Server {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
-        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
         let connections = (Limit::Connections, gateway.config().limits.connections);
         let closing = CancellationToken::new();
+        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone());
         let proxies = gateway.config().proxies.clone();
         let serve = |listener, router, tls, proxies, most| {
             http::serve(listener, router, &gateway, tls, proxies, most, &closing)

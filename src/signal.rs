@@ -1,12 +1,17 @@
 //! What wakes a stream: a new entry in one of its logs, an order to close, or the clock.
 //!
-//! One small allocation per stream, shared by the stream, its logs and the table of streams. It carries no data: what
-//! there is to read stands in the logs.
+//! One small allocation per stream, shared by the stream, its logs, its client's count and the table of streams; so it is
+//! also where stands who reads and how far they are, for those who ask from outside. It carries no message: what there
+//! is to read stands in the logs.
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
+
+use crate::metrics::HttpVersion;
 
 /// Why the server ends a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,11 +45,13 @@ pub enum CloseCode {
     TooFast = 13,
     /// The history that the stream was read from was deleted, or another one has its name.
     Restarted = 14,
+    /// Somebody who runs the gateway ended it.
+    Closed = 15,
 }
 
 impl CloseCode {
     /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 14] = [
+    pub const ALL: [CloseCode; 15] = [
         CloseCode::Draining,
         CloseCode::Overloaded,
         CloseCode::Unavailable,
@@ -59,6 +66,7 @@ impl CloseCode {
         CloseCode::TooManySubjectStreams,
         CloseCode::TooFast,
         CloseCode::Restarted,
+        CloseCode::Closed,
     ];
 
     /// As on the wire, in metrics and in the log.
@@ -78,13 +86,42 @@ impl CloseCode {
             CloseCode::TooManySubjectStreams => "too_many_subject_streams",
             CloseCode::TooFast => "too_fast",
             CloseCode::Restarted => "restarted",
+            CloseCode::Closed => "closed",
         }
+    }
+}
+
+/// Who reads a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// Where they come from, as far as it can be believed.
+    pub address: IpAddr,
+    /// Who they are, if they have shown it.
+    pub subject: Option<Arc<str>>,
+    /// What the stream goes out by.
+    pub http: HttpVersion,
+}
+
+impl Default for Reader {
+    /// Nobody in particular.
+    fn default() -> Self {
+        Reader { address: Ipv4Addr::UNSPECIFIED.into(), subject: None, http: HttpVersion::Http11 }
     }
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Signal {
+    /// Counts the streams of the process, from 1.
+    pub id: u64,
+    /// Who reads.
+    pub reader: Reader,
+    /// Since when, in milliseconds of [`crate::sse::table::Clock`].
+    pub opened: u64,
+    /// Bytes handed out. The stream alone writes it, and `position`.
+    sent: AtomicU64,
+    /// Up to where it has read, if all its logs are of one sequence; else `u64::MAX`.
+    position: AtomicU64,
     waker: AtomicWaker,
     /// The stream has read everything and waits for more. Only then is it woken for an entry: a stream whose socket is
     /// full costs nothing however much is published meanwhile.
@@ -96,6 +133,11 @@ pub struct Signal {
 }
 
 impl Signal {
+    /// Of a stream that nothing has happened to yet.
+    pub fn new(id: u64, reader: Reader, opened: u64) -> Self {
+        Signal { id, reader, opened, due: AtomicU64::new(u64::MAX), ..Signal::default() }
+    }
+
     /// Remembers whom to wake.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);
@@ -131,6 +173,22 @@ impl Signal {
     pub fn closing(&self) -> Option<CloseCode> {
         let code = self.close.load(Ordering::Acquire);
         CloseCode::ALL.into_iter().find(|known| *known as u8 == code)
+    }
+
+    /// The stream handed out so many bytes, and has read up to `position`.
+    pub fn advance(&self, bytes: usize, position: u64) {
+        self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
+        self.position.store(position, Ordering::Relaxed);
+    }
+
+    /// Bytes handed out so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Up to where the stream has read; `None` if its logs are of several sequences, in which there is no one such place.
+    pub fn position(&self) -> Option<u64> {
+        Some(self.position.load(Ordering::Relaxed)).filter(|position| *position != u64::MAX)
     }
 
     /// Asks to be woken by the clock at `due`.

@@ -4,6 +4,8 @@
 //! writing goes through its lock: one writer assigns a sequence and appends before it takes the next, so whoever sees
 //! entry *n* can see every entry before it, in any log.
 
+mod look;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
@@ -14,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use self::look::Reading;
 use super::history::{Ask, History, Runs};
 use super::lease::{Lease, Subscribed, Subscription};
 use super::{Bounds, Entry, EntryKind, TopicLog, Usage};

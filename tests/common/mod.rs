@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod browser;
 pub mod client;
+pub mod command;
 pub mod deploy;
 pub mod document;
 pub mod front;
