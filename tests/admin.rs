@@ -77,7 +77,8 @@ async fn streams_are_listed_and_ended_by_topic_address_subject_and_id_and_the_ot
     let mut bob = open_as(&gateway, "bob", "/topics/orders/*").await;
     let mut cat = open_as(&gateway, "cat", "/topics?topic=stock&topic=chat/1").await;
     gateway.publish("orders/eu", "x").await;
-    (ann.message().await, bob.message().await);
+    ann.message().await;
+    bob.message().await;
 
     let all = get(&gateway, "/streams").await;
     assert_eq!(texts(&all["streams"], "subject"), ["ann", "bob", "cat"]);

@@ -1,5 +1,5 @@
 //! The alerts and the dashboard: read by the tools that will read them, and about metrics that a gateway really has.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

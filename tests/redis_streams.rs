@@ -665,7 +665,7 @@ async fn a_lost_connection_loses_nothing_and_tells_no_gap() {
 
 #[tokio::test]
 async fn a_server_that_comes_back_with_its_file_has_lost_nothing() {
-    let mut server = RedisServer::start_with(&["appendonly yes"]);
+    let mut server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
     let mut gate = start(&server);
     gate.follow("k").await;
     let mut redis = server.connect().await;

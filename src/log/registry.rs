@@ -378,16 +378,17 @@ impl Registry {
     }
 
     /// Hands a part of a history to those who wait for it: what lies up to `through`, of which up to `gone` something is
-    /// missing.
+    /// missing, and single messages behind that too if it is `torn`: then it is for readers who come from its beginning.
     pub fn recall(
         &self,
         ask: &Ask,
         through: u64,
         gone: u64,
+        torn: bool,
         entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
     ) {
         let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
-        self.runs.keep(ask, through, gone, entries.into_iter().map(entry).collect(), self.max_bytes);
+        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), self.max_bytes);
     }
 
     /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,

@@ -12,6 +12,7 @@ pub mod front;
 pub mod gateway;
 pub mod jetstream;
 pub mod nats;
+pub mod nats_cluster;
 #[cfg(unix)]
 pub mod process;
 pub mod proxy;

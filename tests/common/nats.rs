@@ -51,7 +51,8 @@ impl NatsServer {
         Self::inside(directory, &format!("jetstream {{ store_dir: {store:?} }}\n{extra}"))
     }
 
-    fn inside(directory: tempfile::TempDir, extra: &str) -> Self {
+    /// In a directory that is there already.
+    pub fn inside(directory: tempfile::TempDir, extra: &str) -> Self {
         let mut server = NatsServer { child: None, directory, port: 0, monitoring: 0 };
         server.configure(extra);
         server.restart();
@@ -87,7 +88,7 @@ impl NatsServer {
             .stderr(log)
             .spawn()
             .expect("nats-server starts; set NATS_SERVER to its path");
-        self.child = Some(child);
+        let child = self.child.insert(child);
         let start = Instant::now();
         let found = loop {
             let file = std::fs::read_dir(&ports).ok().and_then(|mut files| files.next()?.ok());
@@ -95,7 +96,10 @@ impl NatsServer {
             if let Some(found) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
                 break found;
             }
-            assert!(start.elapsed() < Duration::from_secs(10), "nats-server came up: {}", self.log());
+            // A node of a cluster reads its streams first, which takes its time on a busy disk.
+            let is_waiting =
+                start.elapsed() < Duration::from_secs(30) && child.try_wait().is_ok_and(|end| end.is_none());
+            assert!(is_waiting, "nats-server came up: {}", log_in(&self.directory));
             std::thread::sleep(Duration::from_millis(5));
         };
         let port = |kind: &str| -> u16 {
@@ -107,7 +111,12 @@ impl NatsServer {
 
     /// What it has logged since it was started.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        log_in(&self.directory)
+    }
+
+    /// Whether it was started and not stopped.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Kills it at once.
@@ -175,6 +184,10 @@ impl NatsServer {
         let count = |connection: &Value| connection["subscriptions"].as_u64().unwrap_or(0);
         connections["connections"].as_array().expect("connections").iter().filter(ours).map(count).collect()
     }
+}
+
+fn log_in(directory: &tempfile::TempDir) -> String {
+    std::fs::read_to_string(directory.path().join("log")).unwrap_or_default()
 }
 
 impl Drop for NatsServer {

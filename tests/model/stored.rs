@@ -263,7 +263,7 @@ impl Gateway {
             };
             (number, now, self.encoder.encode(&message, (&sequence, number), now, &fields))
         });
-        self.registry.recall(&ask, through, gone, entries.collect::<Vec<_>>());
+        self.registry.recall(&ask, through, gone, false, entries.collect::<Vec<_>>());
         true
     }
 

@@ -50,7 +50,7 @@ impl Session {
         let open = || client.get_multiplexed_async_connection_with_config(&settings);
         let (mut reads, mut commands) = tokio::try_join!(open(), open()).map_err(unreachable)?;
         // A server that is loading, or wants a password, says so only now. A narrow ACL is an answer like any other.
-        let server = match redis::cmd("INFO").query_async::<String>(&mut commands).await {
+        let mut server = match redis::cmd("INFO").query_async::<String>(&mut commands).await {
             // While it loads its file it says that it keeps none, and that is what tells whether something was lost.
             Ok(info) if info.lines().any(|line| line.trim_end() == "loading:1") => {
                 return Err("the server is loading what it keeps".into());
@@ -61,6 +61,15 @@ impl Session {
             }
             Err(why) => return Err(unreachable(why)),
         };
+        if server.keeps_a_file {
+            let mut policy = redis::cmd("CONFIG");
+            policy.arg("GET").arg("appendfsync");
+            server.keeps_a_file = match policy.query_async::<Vec<String>>(&mut commands).await {
+                Ok(policy) => policy.last().is_some_and(|policy| policy == "always"),
+                Err(why) if is_answer(&why) => false,
+                Err(why) => return Err(unreachable(why)),
+            };
+        }
         if servers.is_watched() && server.is_replica {
             return Err(format!(
                 "cannot connect: {address} is no master any more, though a sentinel names it"
@@ -97,7 +106,8 @@ pub(super) struct Server {
     history: Option<String>,
     /// The history it continued as a replica, before it became a master.
     continued: Option<String>,
-    /// Whether what it has confirmed is in a file (`appendonly`).
+    /// Whether what it has confirmed is in a file: with `appendonly yes` and `appendfsync always`. With `everysec` it may
+    /// be up to two seconds behind while the disk is busy, and what nobody had read by then would be missed in silence.
     keeps_a_file: bool,
 }
 
