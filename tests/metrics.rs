@@ -65,7 +65,6 @@ fn documented() -> BTreeMap<String, Shape> {
 #[tokio::test]
 async fn the_document_has_every_metric_with_its_type_and_labels_and_no_other() {
     let gateway = Gateway::start().await;
-    assert_eq!(gateway.get("/topics/a//b").await.status, 400);
     let swept = async || scrape(&gateway, OPEN_METRICS).await.text().contains("topicgate_limit_used");
     eventually("it took stock once", swept).await;
     let mut all = shown(&scrape(&gateway, OPEN_METRICS).await.text());

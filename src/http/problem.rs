@@ -15,7 +15,6 @@ use crate::metrics::Limit;
 use crate::signal::CloseCode;
 use crate::sse::frame::{self, Coding};
 use crate::topic::TopicError;
-use crate::traces;
 
 /// What a scope may not hold as it is (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
@@ -164,7 +163,6 @@ impl IntoResponse for Problem {
 /// so to a client that does not ask for an event stream by its name, and so is no EventSource.
 pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
     gateway.metrics().not_opened(code);
-    traces::note_code(code.as_str());
     let retry = gateway.jittered_retry();
     if !super::subscribe::names_event_stream(headers) {
         let mut response = Problem::passing(code).into_response();

@@ -116,11 +116,6 @@ pub fn note_topics<'a>(filters: impl ExactSizeIterator<Item = &'a Filter>) {
     span.set_attribute(KeyValue::new("topicgate.topics", Value::Array(Array::String(names))));
 }
 
-/// Why the current request is told to come back later, for its span. Without one nothing happens.
-pub fn note_code(code: &'static str) {
-    Context::current().span().set_attribute(KeyValue::new("topicgate.code", code));
-}
-
 /// What the environment names (`OTEL_RESOURCE_ATTRIBUTES`), and who we are.
 fn resource() -> Resource {
     Resource::builder()
