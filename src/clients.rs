@@ -32,18 +32,37 @@ pub struct Opener {
 #[derive(Debug)]
 pub struct Clients {
     clock: Clock,
+    /// Keyed with the standard library's seeded hash: both keys are the clients' to choose.
+    counts: Mutex<Counts>,
+}
+
+/// What each may have.
+#[derive(Debug)]
+struct Shares {
     streams_per_address: usize,
     topics_per_address: usize,
     streams_per_subject: usize,
     opens: Rate,
     resume_bytes: Rate,
     max_addresses: usize,
-    /// Keyed with the standard library's seeded hash: both keys are the clients' to choose.
-    counts: Mutex<Counts>,
 }
 
-#[derive(Debug, Default)]
+impl Shares {
+    fn of(limits: &Limits) -> Self {
+        Shares {
+            streams_per_address: limits.streams_per_address,
+            topics_per_address: limits.topics_per_address,
+            streams_per_subject: limits.streams_per_subject,
+            opens: Rate::per_second(limits.opens_per_second as u64),
+            resume_bytes: Rate::per_second(limits.resume_bytes),
+            max_addresses: limits.streams.saturating_add(IDLE_ADDRESSES),
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Counts {
+    shares: Shares,
     addresses: HashMap<IpAddr, Address>,
     /// Streams of each. None is here without one.
     subjects: HashMap<Arc<str>, usize>,
@@ -79,16 +98,14 @@ pub struct Usage {
 impl Clients {
     /// Nobody yet.
     pub fn new(limits: &Limits, clock: Clock) -> Arc<Self> {
-        Arc::new(Clients {
-            clock,
-            streams_per_address: limits.streams_per_address,
-            topics_per_address: limits.topics_per_address,
-            streams_per_subject: limits.streams_per_subject,
-            opens: Rate::per_second(limits.opens_per_second as u64),
-            resume_bytes: Rate::per_second(limits.resume_bytes),
-            max_addresses: limits.streams.saturating_add(IDLE_ADDRESSES),
-            counts: Mutex::default(),
-        })
+        let (addresses, subjects) = (HashMap::new(), HashMap::new());
+        let counts = Counts { shares: Shares::of(limits), addresses, subjects };
+        Arc::new(Clients { clock, counts: Mutex::new(counts) })
+    }
+
+    /// From now on these limits hold. Whoever has more keeps it.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.counts.lock().shares = Shares::of(limits);
     }
 
     /// One more attempt of this address to open a stream, to be counted before anything is done for it.
@@ -98,19 +115,9 @@ impl Clients {
     pub fn knock(&self, address: IpAddr) -> Result<(), CloseCode> {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
-        let entry = self.entry(&mut counts.addresses, counted_as(address))?;
-        if entry.opens.take(1, self.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
-    }
-
-    fn entry<'a>(
-        &self,
-        addresses: &'a mut HashMap<IpAddr, Address>,
-        address: IpAddr,
-    ) -> Result<&'a mut Address, CloseCode> {
-        if addresses.len() >= self.max_addresses && !addresses.contains_key(&address) {
-            return Err(CloseCode::Overloaded);
-        }
-        Ok(addresses.entry(address).or_default())
+        let Counts { shares, addresses, .. } = &mut *counts;
+        let entry = entry(addresses, shares.max_addresses, counted_as(address))?;
+        if entry.opens.take(1, shares.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
     }
 
     /// A place for one more stream of `opener`, over so many topics. Who is refused has taken nothing.
@@ -121,16 +128,16 @@ impl Clients {
         let Opener { address, subject } = opener;
         let address = counted_as(address);
         let mut counts = self.counts.lock();
-        let Counts { addresses, subjects } = &mut *counts;
+        let Counts { shares, addresses, subjects } = &mut *counts;
         let of_subject = subject.as_ref().and_then(|subject| subjects.get(subject));
-        if of_subject.is_some_and(|streams| *streams >= self.streams_per_subject) {
+        if of_subject.is_some_and(|streams| *streams >= shares.streams_per_subject) {
             return Err(CloseCode::TooManySubjectStreams);
         }
-        let entry = self.entry(addresses, address)?;
-        if entry.streams >= self.streams_per_address {
+        let entry = entry(addresses, shares.max_addresses, address)?;
+        if entry.streams >= shares.streams_per_address {
             return Err(CloseCode::TooManyStreams);
         }
-        if entry.topics + topics > self.topics_per_address {
+        if entry.topics + topics > shares.topics_per_address {
             return Err(CloseCode::TooManyTopics);
         }
         entry.streams += 1;
@@ -146,7 +153,7 @@ impl Clients {
     pub fn sweep(&self) -> Usage {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
-        let Counts { addresses, subjects } = &mut *counts;
+        let Counts { addresses, subjects, .. } = &mut *counts;
         addresses.retain(|_, address| !address.is_forgettable(now));
         if addresses.capacity() > 1024 && addresses.len() * 4 < addresses.capacity() {
             addresses.shrink_to_fit();
@@ -161,6 +168,18 @@ impl Clients {
             most_of_subject: subjects.values().copied().max().unwrap_or_default(),
         }
     }
+}
+
+/// What is known of an address, if there is room for it.
+fn entry(
+    addresses: &mut HashMap<IpAddr, Address>,
+    most: usize,
+    address: IpAddr,
+) -> Result<&mut Address, CloseCode> {
+    if addresses.len() >= most && !addresses.contains_key(&address) {
+        return Err(CloseCode::Overloaded);
+    }
+    Ok(addresses.entry(address).or_default())
 }
 
 /// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
@@ -190,8 +209,10 @@ impl Place {
     /// So many bytes of what it missed have been handed out.
     pub fn replayed(&self, bytes: usize) {
         let now = self.clients.clock.now();
-        if let Some(address) = self.clients.counts.lock().addresses.get_mut(&self.address) {
-            address.replays.owe(bytes as u64, self.clients.resume_bytes, now);
+        let mut counts = self.clients.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        if let Some(address) = addresses.get_mut(&self.address) {
+            address.replays.owe(bytes as u64, shares.resume_bytes, now);
         }
     }
 }
@@ -199,7 +220,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.clients.counts.lock();
-        let Counts { addresses, subjects } = &mut *counts;
+        let Counts { addresses, subjects, .. } = &mut *counts;
         // An address that has a stream is never forgotten.
         if let Some(address) = addresses.get_mut(&self.address) {
             address.streams -= 1;

@@ -3,20 +3,27 @@
 //! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It
 //! knows neither requests nor sockets.
 
+mod renew;
+mod warm;
+
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::auth::access::{self, Verdict};
+use crate::auth::access::Verdict;
 use crate::auth::{Action, Auth, Caller};
 use crate::broker::{Broker, BrokerError, Headers};
 use crate::clients::{Clients, Opener};
 use crate::config::{Config, Field, Rule};
+use crate::current::Current;
 use crate::ingest::Upstream;
 use crate::log::{Bounds, Registry, Subscription};
 use crate::logging::Throttle;
@@ -24,16 +31,12 @@ use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Metrics};
 use crate::position::Start;
 use crate::signal::CloseCode;
-use crate::sse::stream::{Shared, Stream, Terms};
+use crate::sse::stream::{Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
-
-/// How long a warm topic is not asked for again when the broker says no, and when it was away after all.
-const REFUSED_RETRY: Duration = Duration::from_secs(30);
-const AWAY_RETRY: Duration = Duration::from_millis(200);
 
 /// A stream that is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -55,8 +58,6 @@ pub struct Opening<'a> {
 /// Why a stream was not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenError {
-    /// No rule lets this caller read this.
-    NotExposed,
     /// What the caller may has ended meanwhile.
     Expired,
     /// Not now: the client should come back.
@@ -83,10 +84,14 @@ pub enum PublishError {
 /// See the module.
 #[derive(Debug)]
 pub struct Gateway {
-    config: Config,
-    auth: Auth,
+    current: RwLock<Arc<Current>>,
     broker: Broker,
-    streams: Arc<Shared>,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    /// What ingest goes by.
+    max_message: Arc<AtomicUsize>,
+    /// Topics that are kept warm, and how that is ended.
+    warm: Mutex<HashMap<Filter, CancellationToken>>,
     table: Arc<Table>,
     clients: Arc<Clients>,
     upstream: watch::Receiver<Upstream>,
@@ -106,48 +111,38 @@ impl Gateway {
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
         upstream: watch::Receiver<Upstream>,
+        max_message: Arc<AtomicUsize>,
     ) -> Arc<Self> {
-        for rule in config.topics.iter().filter(|rule| rule.replay.warm) {
-            let (bounds, fields) = log_settings(rule);
-            let warm = {
-                let (registry, filter) = (registry.clone(), rule.filter.clone());
-                move || registry.warm(&filter, &bounds, &fields)
-            };
-            // The first here, so that it is there before the first reader.
-            tokio::spawn(keep_warm(broker.clone(), warm(), warm, upstream.clone()));
-        }
         let table = Table::new(config.limits.streams);
         let clients = Clients::new(&config.limits, table.clock());
-        let streams = Arc::new(Shared {
+        let current = Current::new(config, auth, registry.clone(), metrics.clone());
+        let gateway = Arc::new(Gateway {
+            current: RwLock::new(current.clone()),
+            broker,
             registry,
             metrics,
-            heartbeat: config.streams.heartbeat,
-            retry: config.streams.retry,
-            max_age: config.streams.max_age,
-            write_timeout: config.streams.write_timeout,
-        });
-        Arc::new(Gateway {
-            config,
-            auth,
-            broker,
-            streams,
+            max_message,
+            warm: Mutex::default(),
             table,
             clients,
             upstream,
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
             crowded: Throttle::default(),
-        })
+        });
+        gateway.put_limits(&current.config.limits);
+        gateway.keep_warm(&current.config.topics);
+        gateway
     }
 
-    /// The configuration it runs with.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// What is in force now.
+    pub fn current(&self) -> Arc<Current> {
+        self.current.read().clone()
     }
 
     /// Counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.streams.metrics
+        &self.metrics
     }
 
     /// The open streams.
@@ -157,17 +152,7 @@ impl Gateway {
 
     /// A reconnection delay for a client that is to come back, in milliseconds.
     pub fn jittered_retry(&self) -> u64 {
-        self.streams.jittered_retry()
-    }
-
-    /// Tells who asks.
-    pub fn auth(&self) -> &Auth {
-        &self.auth
-    }
-
-    /// Whether `caller` may do this with all of `filter`.
-    pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
-        access::decide(&self.config.topics, action, filter, caller)
+        self.current().streams.jittered_retry()
     }
 
     /// To be asked before anything is done for one who wants to open a stream: before a signature is checked, or a backend
@@ -192,7 +177,10 @@ impl Gateway {
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
-        let ticket = self.table.enter().ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let current = self.current();
+        let reader = caller.map(|caller| Arc::new(caller.as_reader_of(filters)));
+        let ticket = self.table.enter(reader).ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let signal = ticket.signal().clone();
         let opener = Opener { address, subject: caller.and_then(|caller| caller.subject.clone()) };
         let place = self.clients.enter(opener, filters.len()).map_err(|code| {
             self.tell_of_crowd(address, code);
@@ -200,13 +188,13 @@ impl Gateway {
         })?;
         let mut leases = Vec::with_capacity(filters.len());
         for filter in filters {
-            let Verdict::Allowed(rule) = self.decide(Action::Subscribe, filter, caller) else {
-                return Err(OpenError::NotExposed);
+            // They were let in a moment ago: what is in force has changed since.
+            let Verdict::Allowed(rule) = current.decide(Action::Subscribe, filter, caller) else {
+                return Err(OpenError::ComeBack(CloseCode::Revoked));
             };
             let (bounds, fields) = log_settings(rule);
             let warm = rule.replay.warm.then_some(&rule.filter);
             let (lease, subscription) = self
-                .streams
                 .registry
                 .lease(filter, &bounds, &fields, warm)
                 .map_err(|_| OpenError::ComeBack(CloseCode::Overloaded))?;
@@ -230,7 +218,13 @@ impl Gateway {
             return Err(OpenError::Expired);
         }
         let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
-        Ok(Stream::open(self.streams.clone(), ticket, place, leases, start, terms))
+        let stream = Stream::open(current.streams.clone(), ticket, place, leases, start, terms);
+        // A reload finds those that read already; this one may have come too late for it.
+        let now = self.current();
+        if !filters.iter().all(|filter| now.still_lets_read(filter, signal.caller())) {
+            signal.revoke();
+        }
+        Ok(stream)
     }
 
     /// A proxy that nobody told us of makes one client of all, which then meets limits that are meant for one.
@@ -241,7 +235,7 @@ impl Gateway {
             return;
         }
         let code = code.as_str();
-        if !self.config.proxies.trusted.is_empty() {
+        if !self.current().config.proxies.trusted.is_empty() {
             tracing::warn!(%address, code, "a client was told to come back: its address has all that [limits] gives it");
         } else {
             tracing::warn!(
@@ -265,7 +259,8 @@ impl Gateway {
         id: Option<String>,
         kind: Option<String>,
     ) -> Result<(), PublishError> {
-        let Verdict::Allowed(rule) = self.decide(Action::Publish, &topic.clone().into(), caller) else {
+        let current = self.current();
+        let Verdict::Allowed(rule) = current.decide(Action::Publish, &topic.clone().into(), caller) else {
             return Err(PublishError::NotExposed);
         };
         if caller.is_some_and(Caller::is_expired) {
@@ -280,7 +275,7 @@ impl Gateway {
                         "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
                     )));
                 }
-                (Field::Header(_), Some(_)) if !self.config.broker.has_headers() => {
+                (Field::Header(_), Some(_)) if !current.config.broker.has_headers() => {
                     return Err(PublishError::NoPlace(format!(
                         "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
                          put it into the payload"
@@ -329,9 +324,9 @@ impl Gateway {
 
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
-        self.streams.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
-        self.metrics().topics.set(self.streams.registry.topics() as i64);
-        self.metrics().buffer_bytes.set(self.streams.registry.bytes() as i64);
+        self.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
+        self.metrics().topics.set(self.registry.topics() as i64);
+        self.metrics().buffer_bytes.set(self.registry.bytes() as i64);
         let usage = self.clients.sweep();
         self.metrics().addresses.set(usage.addresses as i64);
         self.metrics().address_streams_max.set(usage.most_of_address as i64);
@@ -368,34 +363,5 @@ async fn subscribe(broker: Broker, subscription: Subscription, refusals: Arc<Thr
             }
             subscription.fail(CloseCode::Refused);
         }
-    }
-}
-
-/// Subscribes to a warm topic, for as long as it takes, and anew with `again` whenever the broker has ended it.
-async fn keep_warm(
-    broker: Broker,
-    mut subscription: Subscription,
-    again: impl Fn() -> Subscription,
-    mut upstream: watch::Receiver<Upstream>,
-) {
-    loop {
-        let (filter, ended) = (subscription.filter().clone(), subscription.ended());
-        loop {
-            if upstream.wait_for(|state| *state == Upstream::Up).await.is_err() {
-                return; // the process is ending
-            }
-            match broker.subscribe(filter.clone()).await {
-                Ok(()) => break subscription.confirm(),
-                // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
-                Err(BrokerError::Away(_)) => tokio::time::sleep(AWAY_RETRY).await,
-                Err(BrokerError::Refused(why)) => {
-                    tracing::error!(topic = filter.as_str(), why, "a warm topic is refused by the broker");
-                    tokio::time::sleep(REFUSED_RETRY).await;
-                }
-            }
-        }
-        ended.await;
-        tokio::time::sleep(REFUSED_RETRY).await;
-        subscription = again();
     }
 }

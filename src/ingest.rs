@@ -4,6 +4,7 @@
 //! logs concerned. It does not talk back to the broker.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::yield_now;
@@ -37,8 +38,8 @@ pub struct Ingest {
     pub registry: Arc<Registry>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// `limits.message`, in bytes.
-    pub max_message: usize,
+    /// `limits.message`, in bytes, as it is now.
+    pub max_message: Arc<AtomicUsize>,
     /// Told of every change of the broker's state.
     pub upstream: watch::Sender<Upstream>,
 }
@@ -115,14 +116,15 @@ impl Ingest {
         let broker::Message { filter, topic, payload, headers } = message;
         self.metrics.messages_received.inc();
         self.metrics.bytes_received.inc_by(payload.len() as u64);
-        if payload.len() > self.max_message {
+        let limit = self.max_message.load(Ordering::Relaxed);
+        if payload.len() > limit {
             self.metrics.rejected("message");
             let gaps = self.registry.append_gap(Some(&filter), Some(&topic), GapReason::TooLarge);
             self.metrics.gaps(GapReason::TooLarge, gaps);
             tracing::warn!(
                 topic = topic.as_str(),
                 bytes = payload.len(),
-                limit = self.max_message,
+                limit,
                 "a message is larger than limits.message and was left out"
             );
             return;
@@ -166,7 +168,7 @@ mod tests {
         Ingest {
             registry: Registry::new(Sequence::new(Epoch::random()), 10, BOUND),
             metrics: Arc::new(Metrics::new()),
-            max_message: MESSAGE,
+            max_message: Arc::new(AtomicUsize::new(MESSAGE)),
             upstream: watch::channel(Upstream::Up).0,
         }
     }

@@ -3,11 +3,12 @@
 use std::error::Error;
 use std::io::{self, Write as _, stderr, stdout};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use topicgate::cli::{Cli, Command};
+use topicgate::cli::{Cli, Command, Options};
 use topicgate::config::Config;
 use topicgate::logging;
 use topicgate::server::Server;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
         }
     };
-    let config = match cli.options.sources().and_then(|sources| Config::load(&sources)) {
+    let config = match cli.options.clone().sources().and_then(|sources| Config::load(&sources)) {
         Ok(config) => config,
         Err(errors) => {
             let _ = writeln!(stderr(), "topicgate: the configuration cannot be used:\n{errors}");
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
             let _ = write!(stdout(), "{}", config.explain());
             return ExitCode::SUCCESS;
         }
-        None => run(config),
+        None => run(config, cli.options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> Result<(), Box<dyn Error>> {
+fn run(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
@@ -66,10 +67,15 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
         let broker = config.broker.masked_url();
         let server = Server::build(config).await?;
         tracing::info!(listen = %server.address()?, admin = %server.admin_address()?, broker, "topicgate is listening");
-        let reload = server.reloader();
+        let reloader = Arc::new(server.reloader());
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
-                reload();
+                let (reloader, options) = (reloader.clone(), options.clone());
+                // It reads files. One after the other; signals that come meanwhile are one.
+                let reload = move || {
+                    reloader.reload(options.sources().and_then(|sources| Config::load(&sources)));
+                };
+                let _ = tokio::task::spawn_blocking(reload).await;
             }
         });
         server.run(stop).await;

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -15,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{self, Auth};
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
-use crate::config::{Config, Proxies};
+use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::http;
 use crate::ingest::{Ingest, Upstream};
 use crate::log::Registry;
 use crate::metrics::Metrics;
 use crate::position::{Epoch, Sequence};
+use crate::reload::Reloader;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
 use crate::tls::{LOOK, Tls, TlsError};
@@ -84,34 +86,21 @@ impl Server {
         let auth = Auth::new(&config, &metrics)?;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
-        let limits = &config.limits;
-        for (name, value) in [
-            ("streams", limits.streams as u64),
-            ("streams_per_address", limits.streams_per_address as u64),
-            ("streams_per_subject", limits.streams_per_subject as u64),
-            ("opens_per_second", limits.opens_per_second as u64),
-            ("resume_bytes", limits.resume_bytes),
-            ("connections", limits.connections as u64),
-            ("topics", limits.topics as u64),
-            ("topics_per_address", limits.topics_per_address as u64),
-            ("buffer", limits.buffer),
-        ] {
-            metrics.limit(name, value);
-        }
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
-        let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
-        let registry = Registry::new(Sequence::new(Epoch::random()), config.limits.topics, max_buffer);
+        // The gateway sets their bounds.
+        let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0);
+        let max_message = Arc::new(AtomicUsize::new(0));
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
         let broker = Broker::start(&config.broker, events)?;
         let (upstream, upstream_receiver) = watch::channel(Upstream::Down("not connected yet".into()));
         let ingest = Ingest {
             registry: registry.clone(),
             metrics: metrics.clone(),
-            max_message: usize::try_from(config.limits.message).unwrap_or(usize::MAX),
+            max_message: max_message.clone(),
             upstream,
         };
-        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver);
+        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver, max_message);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
@@ -138,15 +127,9 @@ impl Server {
         self.admin.local_addr()
     }
 
-    /// The way to have read anew what can change while the server runs: for now the certificate and its key. What
-    /// cannot be used changes nothing, and is logged.
-    pub fn reloader(&self) -> impl Fn() + Send + use<> {
-        let tls = self.tls.clone();
-        move || {
-            if let Some(tls) = &tls {
-                tls.reload();
-            }
-        }
+    /// The way to put another configuration in force while the server runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader::new(self.gateway.clone(), self.tls.clone())
     }
 
     /// Serves until `shutdown` is done, then drains. Ends within the drain window, whatever streams are open.
@@ -154,15 +137,13 @@ impl Server {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
-        let max_connections = gateway.config().limits.connections;
+        let max_connections = gateway.current().config.limits.connections;
         let closing = CancellationToken::new();
-        let proxies = gateway.config().proxies.clone();
-        let serve = |listener, router, tls, proxies, most| {
-            http::serve(listener, router, &gateway, tls, proxies, most, &closing)
+        let serve = |listener, router, tls, public, most| {
+            http::serve(listener, router, &gateway, tls, public, most, &closing)
         };
-        self.tasks.spawn(serve(self.public, public, self.tls, proxies, max_connections));
-        // Nobody is to speak for others there.
-        self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), http::ADMIN_CONNECTIONS));
+        self.tasks.spawn(serve(self.public, public, self.tls, true, max_connections));
+        self.tasks.spawn(serve(self.admin, admin, None, false, http::ADMIN_CONNECTIONS));
         shutdown.await;
         drain(&gateway, &closing).await;
         self.tasks.shutdown().await;
@@ -195,7 +176,7 @@ async fn every<T>(period: Duration, subject: Arc<T>, work: fn(&T)) {
 /// requests in service are answered, and HTTP/2 writes out what its streams have ended with.
 async fn drain(gateway: &Gateway, closing: &CancellationToken) {
     gateway.start_draining();
-    let (begin, window) = (Instant::now(), gateway.config().drain);
+    let (begin, window) = (Instant::now(), gateway.current().config.drain);
     let steps = (window.mul_f64(0.8).as_millis() / DRAIN_STEP.as_millis()).max(1) as usize;
     let batch = gateway.table().len().div_ceil(steps).max(DRAIN_BATCH);
     tracing::info!(streams = gateway.table().len(), ?window, "draining");

@@ -4,7 +4,7 @@
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
 //! the shape of what people write, `parse.rs`, `rule.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
 //! it, `advice.rs` says what is allowed but unwise, `explain.rs`
-//! says in words what would happen. Nothing here opens a file that a setting names, or a socket.
+//! says in words what would happen, `restart.rs` what cannot change while it does. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
 mod auth;
@@ -16,6 +16,7 @@ mod origin;
 mod parse;
 mod proxies;
 mod raw;
+mod restart;
 mod rule;
 mod tls;
 mod url;
@@ -33,6 +34,7 @@ pub use self::forward::Forward;
 pub use self::load::Sources;
 pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
+pub use self::restart::NeedsRestart;
 pub use self::tls::Tls;
 pub use self::url::{BrokerKind, is_loopback, masked};
 use crate::topic::Filter;

@@ -84,17 +84,6 @@ impl Subscription {
         self.outcome = Subscribed::Confirmed;
     }
 
-    /// Waits until the log is given up: nothing is subscribed for it any more.
-    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
-        let subscribed = self.registry.with_slot(&self.log, |slot| slot.subscribed.subscribe());
-        async move {
-            // Its sender goes with the slot.
-            if let Some(mut subscribed) = subscribed {
-                while subscribed.changed().await.is_ok() {}
-            }
-        }
-    }
-
     /// The broker could not or would not.
     pub fn fail(mut self, code: CloseCode) {
         self.outcome = Subscribed::Failed(code);

@@ -146,7 +146,6 @@ impl Usage {
 #[derive(Debug)]
 pub struct TopicLog {
     filter: Filter,
-    bounds: Bounds,
     usage: Arc<Usage>,
     /// The last sequence that the log knows of: of its newest entry, or where it began. Stored after the entry is in and
     /// before it is published.
@@ -171,6 +170,7 @@ struct Readers {
 
 #[derive(Debug)]
 struct State {
+    bounds: Bounds,
     /// In ascending order of sequence.
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
@@ -196,6 +196,7 @@ impl TopicLog {
         evicted_time: SystemTime,
     ) -> Self {
         let state = State {
+            bounds,
             entries: VecDeque::new(),
             bytes: 0,
             evicted,
@@ -205,7 +206,6 @@ impl TopicLog {
         };
         TopicLog {
             filter,
-            bounds,
             usage,
             newest: AtomicU64::new(evicted),
             sealed: AtomicU64::new(u64::MAX),
@@ -219,6 +219,11 @@ impl TopicLog {
         &self.filter
     }
 
+    /// What wakes each of its readers.
+    pub fn readers(&self) -> Vec<Arc<Signal>> {
+        self.readers.lock().signals.iter().map(|(_, signal)| signal.clone()).collect()
+    }
+
     /// Appends, and evicts what is then beyond the bounds. Readers see the entry once it is published.
     fn append(&self, entry: Arc<Entry>) {
         let mut state = self.state.lock();
@@ -230,17 +235,34 @@ impl TopicLog {
         state.entries.push_back(entry);
         state.bytes += weight;
         self.usage.0.fetch_add(weight, Ordering::Relaxed);
-        let over = |state: &State| {
-            // The newest stays even if it is more than the bound alone: its payload was allowed, and in memory it is more
-            // than that. Evicted before it was read, it would be a gap for everyone.
-            state.entries.len() > self.bounds.messages
-                || (state.bytes > self.bounds.bytes && state.entries.len() > 1)
-        };
-        while over(&state) {
-            self.evict_oldest(&mut state);
-        }
+        self.evict_surplus(&mut state);
         self.evict_aged(&mut state, now);
         self.newest.store(sequence, Ordering::Release);
+    }
+
+    /// From now on it holds so much.
+    fn set_bounds(&self, bounds: &Bounds) {
+        let mut state = self.state.lock();
+        if state.bounds != *bounds {
+            state.bounds = bounds.clone();
+            state.pieces.clear();
+            self.evict_surplus(&mut state);
+        }
+    }
+
+    /// How long it outlives its last reader.
+    fn linger(&self) -> Duration {
+        self.state.lock().bounds.linger
+    }
+
+    fn evict_surplus(&self, state: &mut State) {
+        // The newest stays even if it is more than the bound alone: its payload was allowed, and in memory it is more
+        // than that. Evicted before it was read, it would be a gap for everyone.
+        while state.entries.len() > state.bounds.messages
+            || (state.bytes > state.bounds.bytes && state.entries.len() > 1)
+        {
+            self.evict_oldest(state);
+        }
     }
 
     fn evict_oldest(&self, state: &mut State) {
@@ -262,7 +284,7 @@ impl TopicLog {
 
     fn evict_aged(&self, state: &mut State, now: SystemTime) {
         while let Some(oldest) = state.entries.front()
-            && now.duration_since(oldest.time).is_ok_and(|age| age > self.bounds.age)
+            && now.duration_since(oldest.time).is_ok_and(|age| age > state.bounds.age)
         {
             self.evict_oldest(state);
         }

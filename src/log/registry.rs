@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -36,8 +37,8 @@ pub struct Full;
 pub struct Registry {
     sequence: Sequence,
     usage: Arc<Usage>,
-    max_topics: usize,
-    max_bytes: usize,
+    max_topics: AtomicUsize,
+    max_bytes: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
@@ -59,6 +60,8 @@ pub(super) struct Slot {
     /// Since when it has no reader.
     pub(super) idle_since: Instant,
     pub(super) subscribed: watch::Sender<Subscribed>,
+    /// It stays without a reader too: its rule is warm.
+    kept: bool,
     feed: Feed,
 }
 
@@ -67,7 +70,7 @@ pub(super) struct Slot {
 enum Feed {
     /// A subscription of its own, for as long as it is held.
     Own,
-    /// A subscription of its own, from the start and for good. It feeds other logs inside its pattern too.
+    /// A subscription of its own, of a rule that is warm, or was when it fed others. It feeds logs inside its pattern too.
     Warm(Fed),
     /// The warm log of this filter.
     By(Filter),
@@ -78,6 +81,12 @@ enum Feed {
 struct Fed {
     topics: HashMap<Filter, Arc<TopicLog>>,
     patterns: Vec<Arc<TopicLog>>,
+}
+
+impl Fed {
+    fn is_empty(&self) -> bool {
+        self.topics.is_empty() && self.patterns.is_empty()
+    }
 }
 
 impl Slot {
@@ -129,7 +138,30 @@ impl Registry {
 
     /// An empty one.
     pub fn new(sequence: Sequence, max_topics: usize, max_bytes: usize) -> Arc<Self> {
+        let (max_topics, max_bytes) = (AtomicUsize::new(max_topics), AtomicUsize::new(max_bytes));
         Arc::new(Registry { sequence, usage: Arc::default(), max_topics, max_bytes, inner: Mutex::default() })
+    }
+
+    /// From now on so many topics and bytes are held at most. Topics that are more stay for as long as they are read.
+    pub fn set_bounds(&self, max_topics: usize, max_bytes: usize) {
+        self.max_topics.store(max_topics, Ordering::Relaxed);
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.keep_bound();
+    }
+
+    /// Gives each log the bounds and fields that `settings` has for its filter.
+    pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<Fields>)>) {
+        for (filter, slot) in &mut self.inner.lock().slots {
+            if let Some((bounds, fields)) = settings(filter) {
+                slot.log.set_bounds(&bounds);
+                slot.fields = fields;
+            }
+        }
+    }
+
+    /// Every log.
+    pub fn logs(&self) -> Vec<Arc<TopicLog>> {
+        self.inner.lock().slots.values().map(|slot| slot.log.clone()).collect()
     }
 
     /// The process-wide counter.
@@ -163,7 +195,7 @@ impl Registry {
             slot.readers += 1;
             return Ok((Lease::new(self.clone(), slot.log.clone()), None));
         }
-        if inner.slots.len() >= self.max_topics {
+        if inner.slots.len() >= self.max_topics.load(Ordering::Relaxed) {
             return Err(Full);
         }
         let warm =
@@ -183,6 +215,7 @@ impl Registry {
             readers: 1,
             idle_since: Instant::now(),
             subscribed,
+            kept: false,
             feed,
         };
         inner.slots.insert(filter.clone(), slot);
@@ -190,31 +223,54 @@ impl Registry {
         Ok((Lease::new(self.clone(), log), subscription))
     }
 
-    /// Makes the log of a rule warm: it stays, subscribed, until the broker ends its subscription
-    /// ([`Subscription::ended`]). The caller confirms the subscription when the broker is there.
-    pub fn warm(self: &Arc<Self>, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Subscription {
+    /// Makes the log of a rule warm: it stays, subscribed, until [`Registry::cool`] or until the broker ends its
+    /// subscription ([`Registry::ended`]). If the log is new, the caller has the duty to subscribe to it.
+    pub fn warm(
+        self: &Arc<Self>,
+        filter: &Filter,
+        bounds: &Bounds,
+        fields: &Arc<Fields>,
+    ) -> Option<Subscription> {
         let mut inner = self.inner.lock();
-        // After the broker has ended it once, a reader may have been here first.
-        let log = match inner.slots.get_mut(filter) {
-            Some(slot) => {
+        // A reader may have been here first.
+        if let Some(slot) = inner.slots.get_mut(filter) {
+            slot.kept = true;
+            // One that another warm log feeds has its messages from there.
+            if matches!(slot.feed, Feed::Own) {
                 slot.feed = Feed::Warm(Fed::default());
-                slot.log.clone()
             }
-            None => {
-                let log = self.empty_log(filter, bounds);
-                let slot = Slot {
-                    log: log.clone(),
-                    fields: fields.clone(),
-                    readers: 0,
-                    idle_since: Instant::now(),
-                    subscribed: watch::Sender::new(Subscribed::Pending),
-                    feed: Feed::Warm(Fed::default()),
-                };
-                inner.slots.insert(filter.clone(), slot);
-                log
-            }
+            return None;
+        }
+        let log = self.empty_log(filter, bounds);
+        let slot = Slot {
+            log: log.clone(),
+            fields: fields.clone(),
+            readers: 0,
+            idle_since: Instant::now(),
+            subscribed: watch::Sender::new(Subscribed::Pending),
+            kept: true,
+            feed: Feed::Warm(Fed::default()),
         };
-        Subscription::new(self.clone(), log)
+        inner.slots.insert(filter.clone(), slot);
+        Some(Subscription::new(self.clone(), log))
+    }
+
+    /// Ends what [`Registry::warm`] began: the log goes once nobody reads it nor one that it feeds.
+    pub fn cool(&self, filter: &Filter) {
+        if let Some(slot) = self.inner.lock().slots.get_mut(filter) {
+            slot.kept = false;
+        }
+    }
+
+    /// Waits until the log of `filter` is given up: nothing is subscribed for it any more.
+    pub fn ended(&self, filter: &Filter) -> impl Future<Output = ()> + Send + use<> {
+        let subscribed = self.inner.lock().slots.get(filter).map(|slot| slot.subscribed.subscribe());
+        async move {
+            // Its sender goes with the slot.
+            if let Some(mut subscribed) = subscribed {
+                while subscribed.changed().await.is_ok() {}
+            }
+        }
     }
 
     /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what
@@ -317,7 +373,7 @@ impl Registry {
 
     /// Frees memory if the logs hold more than they may together.
     pub fn keep_bound(&self) {
-        if self.bytes() > self.max_bytes {
+        if self.bytes() > self.max_bytes.load(Ordering::Relaxed) {
             self.reclaim();
         }
     }
@@ -334,7 +390,7 @@ impl Registry {
     /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
     /// then the oldest entries wherever they are.
     fn reclaim(&self) {
-        let target = (self.max_bytes as f64 * RECLAIM_TO) as usize;
+        let target = (self.max_bytes.load(Ordering::Relaxed) as f64 * RECLAIM_TO) as usize;
         let (mut idle, busy): (Vec<_>, Vec<_>) = {
             let inner = self.inner.lock();
             let logs = inner.slots.values().map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone()));
@@ -370,21 +426,23 @@ impl Registry {
         let logs: Vec<_> = {
             let mut inner = self.inner.lock();
             // Short of room for new topics, nothing lingers.
-            let crowded = inner.slots.len() * 10 >= self.max_topics * 9;
+            let crowded = inner.slots.len() * 10 >= self.max_topics.load(Ordering::Relaxed) * 9;
             let idle = |slot: &Slot| {
                 slot.readers == 0
-                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.bounds.linger)
+                    && !slot.kept
+                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
+            };
+            // While one waits to be confirmed, its subscription is not there to be ended yet.
+            let mut ends = |filter: &Filter, slot: &Slot| {
+                idle(slot) && *slot.subscribed.borrow() != Subscribed::Pending && unsubscribe(filter)
             };
             let ended: Vec<Filter> = inner
                 .slots
                 .iter()
-                .filter(|(filter, slot)| match slot.feed {
-                    Feed::Warm(_) => false,
+                .filter(|(filter, slot)| match &slot.feed {
+                    Feed::Warm(fed) => fed.is_empty() && ends(filter, slot),
                     Feed::By(_) => idle(slot),
-                    // While one waits to be confirmed, its subscription is not there to be ended yet.
-                    Feed::Own => {
-                        idle(slot) && *slot.subscribed.borrow() != Subscribed::Pending && unsubscribe(filter)
-                    }
+                    Feed::Own => ends(filter, slot),
                 })
                 .map(|(filter, _)| filter.clone())
                 .collect();

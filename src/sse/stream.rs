@@ -150,6 +150,9 @@ impl Stream {
         if self.expires != u64::MAX && !matches!(self.phase, Phase::Ended(_)) && self.now() >= self.expires {
             return Poll::Ready(Some(self.say_goodbye(CloseCode::Expired, coding)));
         }
+        if self.ticket.signal().is_revoked() && !matches!(self.phase, Phase::Ended(_)) {
+            return Poll::Ready(Some(self.say_goodbye(CloseCode::Revoked, coding)));
+        }
         // Before it is read too: who never catches up grows old as well.
         if self.aged != u64::MAX && self.phase == Phase::Live && self.now() >= self.aged {
             self.ticket.signal().close(CloseCode::MaxAge);

@@ -3,12 +3,14 @@
 //! One clock for all instead of a timer each: a timer per stream costs memory, and a lock of the runtime at every reset.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
 
+use crate::auth::Caller;
 use crate::signal::{CloseCode, Signal};
 
 /// How often the clock looks whose time has come. Heartbeats and write timeouts are late by at most this much.
@@ -28,7 +30,7 @@ impl Clock {
 /// See the module.
 #[derive(Debug)]
 pub struct Table {
-    limit: usize,
+    limit: AtomicUsize,
     clock: Clock,
     signals: Mutex<Slab<Arc<Signal>>>,
 }
@@ -36,7 +38,16 @@ pub struct Table {
 impl Table {
     /// An empty table for at most `limit` streams.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Table { limit, clock: Clock(Instant::now()), signals: Mutex::default() })
+        Arc::new(Table {
+            limit: AtomicUsize::new(limit),
+            clock: Clock(Instant::now()),
+            signals: Mutex::default(),
+        })
+    }
+
+    /// At most so many streams from now on. Those that are more stay.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// The clock of all streams.
@@ -54,12 +65,12 @@ impl Table {
         self.len() == 0
     }
 
-    /// A place for one more stream, or `None` at the limit.
-    pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
-        let signal = Arc::new(Signal::default());
+    /// A place for one more stream, that `caller` reads if that is known, or `None` at the limit.
+    pub fn enter(self: &Arc<Self>, caller: Option<Arc<Caller>>) -> Option<Ticket> {
+        let signal = Arc::new(Signal::of(caller));
         signal.wake_at(u64::MAX);
         let mut signals = self.signals.lock();
-        (signals.len() < self.limit).then(|| Ticket {
+        (signals.len() < self.limit.load(Ordering::Relaxed)).then(|| Ticket {
             key: signals.insert(signal.clone()),
             table: self.clone(),
             signal,

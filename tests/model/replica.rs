@@ -78,7 +78,7 @@ impl Replica {
             write_timeout: Duration::from_secs(30),
         });
         let fields = Arc::new(Fields { id: Field::Header("id".into()), kind: Field::Header("type".into()) });
-        let subscription = registry.warm(&filter(WARM), &bounds, &fields);
+        let subscription = registry.warm(&filter(WARM), &bounds, &fields).unwrap();
         let table = Table::new(1_000);
         let most = 1_000_000_000; // the model has one client, and is about something else
         let limits = Limits { opens_per_second: most, resume_bytes: most as u64, ..Config::default().limits };
@@ -109,7 +109,7 @@ impl Replica {
     }
 
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
-        let ticket = self.table.enter().unwrap();
+        let ticket = self.table.enter(None).unwrap();
         let opener = Opener { address: Ipv4Addr::LOCALHOST.into(), subject: None };
         let place = self.clients.enter(opener, leases.len()).unwrap();
         let terms = Terms { format, http: HttpVersion::Http11, expires: None };

@@ -1,0 +1,62 @@
+//! What cannot change while the process runs: sockets that are bound, the connection to the broker, and what was sized at
+//! the start.
+
+use thiserror::Error;
+
+use super::{BrokerKind, Config};
+
+/// A change on which the meaning of the rules depends, so that the rest cannot be taken without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{key} has changed so that the rules mean something else; that needs a restart")]
+pub struct NeedsRestart {
+    key: &'static str,
+}
+
+/// Puts the running value in the place of the new one.
+struct Keep(Vec<&'static str>);
+
+impl Keep {
+    fn keep<T: PartialEq + Clone>(&mut self, key: &'static str, new: &mut T, running: &T) {
+        if new != running {
+            new.clone_from(running);
+            self.0.push(key);
+        }
+    }
+}
+
+impl Config {
+    /// Keeps of `running` what cannot change, and returns the keys that were to.
+    ///
+    /// # Errors
+    /// [`NeedsRestart`]: rules that were written for one broker are none for another, and rules that nobody wrote are
+    /// for the embedded broker on loopback alone.
+    pub fn keep_until_restart(&mut self, running: &Config) -> Result<Vec<&'static str>, NeedsRestart> {
+        let kind = running.broker.kind();
+        if self.broker.kind() != kind {
+            return Err(NeedsRestart { key: "broker.url" });
+        }
+        let loopback = |config: &Config| config.listen.ip().is_loopback();
+        if kind == BrokerKind::Memory && loopback(self) != loopback(running) {
+            return Err(NeedsRestart { key: "listen" });
+        }
+        let mut kept = Keep(vec![]);
+        kept.keep("listen", &mut self.listen, &running.listen);
+        kept.keep("admin.listen", &mut self.admin.listen, &running.admin.listen);
+        let (new, old) = (&mut self.broker, &running.broker);
+        kept.keep("broker.url", &mut new.url, &old.url);
+        kept.keep("broker.user", &mut new.user, &old.user);
+        kept.keep("broker.password", &mut new.password, &old.password);
+        kept.keep("broker.token", &mut new.token, &old.token);
+        kept.keep("broker.nkey", &mut new.nkey, &old.nkey);
+        kept.keep("broker.credentials", &mut new.credentials, &old.credentials);
+        kept.keep("broker.separator", &mut new.separator, &old.separator);
+        kept.keep("broker.tls", &mut new.tls, &old.tls);
+        kept.keep("limits.connections", &mut self.limits.connections, &running.limits.connections);
+        kept.keep("log.format", &mut self.log.format, &running.log.format);
+        // Other files are taken; that there are some at all is the listener's business.
+        if self.tls.is_some() != running.tls.is_some() {
+            kept.keep("tls", &mut self.tls, &running.tls);
+        }
+        Ok(kept.0)
+    }
+}
