@@ -20,16 +20,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::access::Verdict;
 use crate::auth::{Action, Auth, Caller};
-use crate::broker::{Broker, BrokerError, Headers};
+use crate::broker::{Broker, BrokerError, Headers, Located};
 use crate::clients::{Clients, Opener};
-use crate::config::{Config, Field, Rule};
+use crate::config::{Config, Field, Rule, Source};
 use crate::current::Current;
-use crate::ingest::Upstream;
-use crate::log::{Bounds, Registry, Subscription};
+use crate::ingest::{Upstream, Upstreams};
+use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Metrics};
-use crate::position::Start;
+use crate::position::{MAX_SEQUENCES, Start};
 use crate::signal::CloseCode;
 use crate::sse::stream::{Stream, Terms};
 use crate::sse::table::Table;
@@ -56,10 +56,12 @@ pub struct Opening<'a> {
 }
 
 /// Why a stream was not opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenError {
     /// What the caller may has ended meanwhile.
     Expired,
+    /// It will never work as it was asked: why, and what would.
+    Impossible(String),
     /// Not now: the client should come back.
     ComeBack(CloseCode),
 }
@@ -94,7 +96,7 @@ pub struct Gateway {
     warm: Mutex<HashMap<Filter, CancellationToken>>,
     table: Arc<Table>,
     clients: Arc<Clients>,
-    upstream: watch::Receiver<Upstream>,
+    upstream: watch::Receiver<Upstreams>,
     draining: AtomicBool,
     /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
     refusals: Arc<Throttle>,
@@ -110,7 +112,7 @@ impl Gateway {
         broker: Broker,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        upstream: watch::Receiver<Upstream>,
+        upstream: watch::Receiver<Upstreams>,
         max_message: Arc<AtomicUsize>,
     ) -> Arc<Self> {
         let table = Table::new(config.limits.streams);
@@ -186,31 +188,40 @@ impl Gateway {
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
-        let mut leases = Vec::with_capacity(filters.len());
+        let mut rules = Vec::with_capacity(filters.len());
         for filter in filters {
             // They were let in a moment ago: what is in force has changed since.
-            let Verdict::Allowed(rule) = current.decide(Action::Subscribe, filter, caller) else {
-                return Err(OpenError::ComeBack(CloseCode::Revoked));
-            };
+            match current.decide(Action::Subscribe, filter, caller) {
+                Verdict::Allowed(rule) => rules.push(rule),
+                _ => return Err(OpenError::ComeBack(CloseCode::Revoked)),
+            }
+        }
+        is_possible(filters, &rules)?;
+        let mut leases = Vec::with_capacity(filters.len());
+        for (filter, rule) in filters.iter().zip(&rules) {
             let (bounds, fields) = log_settings(rule);
-            let warm = rule.replay.warm.then_some(&rule.filter);
-            let (lease, subscription) = self
-                .registry
-                .lease(filter, &bounds, &fields, warm)
-                .map_err(|_| OpenError::ComeBack(CloseCode::Overloaded))?;
+            let warm = is_warm(rule).then_some(&rule.filter);
+            let leased = self.registry.lease(filter, &bounds, &fields, warm);
+            let (lease, subscription) = leased.map_err(|error| {
+                OpenError::ComeBack(match error {
+                    LeaseError::Full => CloseCode::Overloaded,
+                    LeaseError::NotFed => CloseCode::Unavailable,
+                })
+            })?;
             if let Some(subscription) = subscription {
+                let (broker, source) = (self.broker.clone(), rule.source.clone());
                 // A task of its own: others may wait for the same subscription, whatever becomes of this request.
-                tokio::spawn(subscribe(self.broker.clone(), subscription, self.refusals.clone()));
+                tokio::spawn(subscribe(broker, source, subscription, self.refusals.clone()));
             }
             leases.push(lease);
         }
-        let confirmed = async {
+        let located = async {
             for lease in &leases {
                 lease.ready().await?;
             }
-            Ok(())
+            self.locate(&leases, &rules, start).await
         };
-        tokio::time::timeout(BROKER_TIMEOUT, confirmed)
+        let located = tokio::time::timeout(BROKER_TIMEOUT, located)
             .await
             .unwrap_or(Err(CloseCode::Unavailable))
             .map_err(OpenError::ComeBack)?;
@@ -218,13 +229,32 @@ impl Gateway {
             return Err(OpenError::Expired);
         }
         let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
-        let stream = Stream::open(current.streams.clone(), ticket, place, leases, start, terms);
+        let stream = Stream::open(current.streams.clone(), ticket, place, leases, (start, &located), terms);
         // A reload finds those that read already; this one may have come too late for it.
         let now = self.current();
         if !filters.iter().all(|filter| now.still_lets_read(filter, signal.caller())) {
             signal.revoke();
         }
         Ok(stream)
+    }
+
+    /// Asks the broker where in its histories the stream begins, as far as the logs do not know.
+    async fn locate(
+        &self,
+        leases: &[Lease],
+        rules: &[&Rule],
+        start: &Start,
+    ) -> Result<Vec<Option<Located>>, CloseCode> {
+        let questions = log::questions(leases, start);
+        let asked = leases.iter().zip(rules).zip(questions).map(async |((lease, rule), question)| {
+            let Some(place) = question else { return Ok(None) };
+            let located = self.broker.locate(lease.filter().clone(), rule.source.clone(), place).await;
+            located.map(Some).map_err(|error| {
+                tracing::debug!(topic = lease.filter().as_str(), %error, "a place was not found");
+                CloseCode::Unavailable
+            })
+        });
+        futures_util::future::try_join_all(asked).await
     }
 
     /// A proxy that nobody told us of makes one client of all, which then meets limits that are meant for one.
@@ -258,7 +288,7 @@ impl Gateway {
         payload: Bytes,
         id: Option<String>,
         kind: Option<String>,
-    ) -> Result<(), PublishError> {
+    ) -> Result<Option<String>, PublishError> {
         let current = self.current();
         let Verdict::Allowed(rule) = current.decide(Action::Publish, &topic.clone().into(), caller) else {
             return Err(PublishError::NotExposed);
@@ -267,6 +297,7 @@ impl Gateway {
             return Err(PublishError::Expired);
         }
         let mut headers = Headers::default();
+        let given = id.clone();
         for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
             match (field, value) {
                 (_, None) => {}
@@ -275,7 +306,10 @@ impl Gateway {
                         "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
                     )));
                 }
-                (Field::Header(_), Some(_)) if !current.config.broker.has_headers() => {
+                // Those of an entry of a Redis Stream are its fields.
+                (Field::Header(_), Some(_))
+                    if !rule.source.is_stored() && !current.config.broker.has_headers() =>
+                {
                     return Err(PublishError::NoPlace(format!(
                         "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
                          put it into the payload"
@@ -284,7 +318,13 @@ impl Gateway {
                 (Field::Header(name), Some(value)) => headers.insert(name, value),
             }
         }
-        let published = self.broker.publish(topic.clone(), payload, headers);
+        let published = async {
+            if !rule.source.is_stored() {
+                return self.broker.publish(topic.clone(), payload, headers).await.map(|()| given);
+            }
+            let number = self.broker.store(topic.clone(), rule.source.clone(), payload, headers).await?;
+            Ok(self.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
+        };
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)
             .await
@@ -307,7 +347,7 @@ impl Gateway {
         if self.is_draining() {
             return Err("draining".into());
         }
-        match &*self.upstream.borrow() {
+        match self.upstream.borrow().all() {
             Upstream::Up => Ok(()),
             Upstream::Down(why) => Err(format!("broker away: {why}")),
         }
@@ -324,7 +364,12 @@ impl Gateway {
 
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
-        self.registry.sweep(|filter| self.broker.try_unsubscribe(filter.clone()));
+        self.registry.sweep(|filter, source| match source {
+            Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
+            Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
+                self.broker.try_unfollow(filter.clone())
+            }
+        });
         self.metrics().topics.set(self.registry.topics() as i64);
         self.metrics().buffer_bytes.set(self.registry.bytes() as i64);
         let usage = self.clients.sweep();
@@ -343,11 +388,60 @@ fn log_settings(rule: &Rule) -> (Bounds, Arc<Fields>) {
         age: replay.age,
         linger: replay.linger,
     };
-    (bounds, Arc::new(Fields { id: rule.id.clone(), kind: rule.kind.clone() }))
+    let fields = Fields { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
+    (bounds, Arc::new(fields))
 }
 
-async fn subscribe(broker: Broker, subscription: Subscription, refusals: Arc<Throttle>) {
-    match broker.subscribe(subscription.filter().clone()).await {
+/// Whether the whole of a rule is subscribed to from the start. What the broker feeds by one subscription is: one for each
+/// topic would cost it a consumer each.
+fn is_warm(rule: &Rule) -> bool {
+    rule.replay.warm || rule.source.is_shared()
+}
+
+/// The filter by whose subscription a rule's messages of `topic` come.
+fn subscribed_filter(rule: &Rule, topic: &Topic) -> Filter {
+    if is_warm(rule) { rule.filter.clone() } else { topic.clone().into() }
+}
+
+/// Whether one stream can have these topics, whatever the broker says.
+fn is_possible(filters: &[Filter], rules: &[&Rule]) -> Result<(), OpenError> {
+    let keys = rules.iter().filter(|rule| matches!(rule.source, Source::RedisStream { .. })).count();
+    let mut shared: Vec<&Filter> =
+        rules.iter().filter(|rule| rule.source.is_shared()).map(|rule| &rule.filter).collect();
+    shared.sort_unstable_by_key(|filter| filter.as_str());
+    shared.dedup();
+    let pubsub = usize::from(rules.iter().any(|rule| rule.source == Source::Pubsub));
+    let sequences = keys + shared.len() + pubsub;
+    if sequences > MAX_SEQUENCES {
+        return Err(OpenError::Impossible(format!(
+            "these topics come from {sequences} histories of the broker, and the event id of one stream has room for the places in \
+             {MAX_SEQUENCES}; use several streams"
+        )));
+    }
+    let pattern = filters
+        .iter()
+        .zip(rules)
+        .find(|(filter, rule)| filter.is_pattern() && matches!(rule.source, Source::RedisStream { .. }));
+    match pattern {
+        Some((filter, _)) => Err(OpenError::Impossible(format!(
+            "{filter} is a pattern, and Redis Streams can only be read one by one; name the topics, each as topic="
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Subscribes to what `source` says.
+async fn follow(broker: &Broker, source: &Source, filter: Filter) -> Result<(), BrokerError> {
+    match source {
+        Source::Pubsub => broker.subscribe(filter).await,
+        Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
+            broker.follow(filter, source.clone()).await
+        }
+    }
+}
+
+async fn subscribe(broker: Broker, source: Source, subscription: Subscription, refusals: Arc<Throttle>) {
+    match follow(&broker, &source, subscription.filter().clone()).await {
         Ok(()) => subscription.confirm(),
         Err(BrokerError::Away(why)) => {
             tracing::debug!(topic = subscription.filter().as_str(), why, "not subscribed");

@@ -4,16 +4,16 @@
 //! logs concerned. It does not talk back to the broker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::yield_now;
 
-use crate::broker::{self, Event};
-use crate::log::{EntryKind, Registry};
-use crate::message::Message;
+use crate::broker::{self, Event, Link};
+use crate::encoder::Encoder;
+use crate::log::Registry;
 use crate::metrics::Metrics;
 use crate::sse::frame::GapReason;
+use crate::topic::{Filter, Topic};
 
 /// Events taken at once.
 const BATCH: usize = 256;
@@ -31,6 +31,33 @@ pub enum Upstream {
     Down(String),
 }
 
+/// That of each of its connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstreams {
+    /// Of plain publish/subscribe.
+    pub pubsub: Upstream,
+    /// Of what the broker keeps. Up as long as it is not needed.
+    pub stored: Upstream,
+}
+
+impl Upstreams {
+    /// Nothing is connected yet, and what the broker keeps is not needed yet.
+    pub fn new() -> Self {
+        Upstreams { pubsub: Upstream::Down("not connected yet".into()), stored: Upstream::Up }
+    }
+
+    /// Down if one of them is.
+    pub fn all(&self) -> &Upstream {
+        if self.pubsub == Upstream::Up { &self.stored } else { &self.pubsub }
+    }
+}
+
+impl Default for Upstreams {
+    fn default() -> Self {
+        Upstreams::new()
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Ingest {
@@ -38,10 +65,10 @@ pub struct Ingest {
     pub registry: Arc<Registry>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// `limits.message`, in bytes, as it is now.
-    pub max_message: Arc<AtomicUsize>,
+    /// Makes entries of messages.
+    pub encoder: Encoder,
     /// Told of every change of the broker's state.
-    pub upstream: watch::Sender<Upstream>,
+    pub upstream: watch::Sender<Upstreams>,
 }
 
 impl Ingest {
@@ -85,22 +112,32 @@ impl Ingest {
                 self.metrics.rejected("topic");
                 tracing::debug!(filter = filter.as_str(), "a message's subject is no topic; it was left out");
             }
-            Event::Up => {
-                tracing::info!("broker connected");
-                self.metrics.upstream_up.set(1);
-                self.upstream.send_replace(Upstream::Up);
+            Event::Begun { filter, tag, head } => {
+                tracing::debug!(topics = filter.as_str(), head, "a history is followed");
+                self.registry.begin(&filter, tag, head);
             }
-            Event::Down { why } => {
-                self.metrics.upstream_up.set(0);
-                let was_up = *self.upstream.borrow() == Upstream::Up;
-                if was_up {
-                    self.metrics.upstream_losses.inc();
-                }
-                // Every failed attempt to come back is told; one line for the first is enough.
-                if self.upstream.send_replace(Upstream::Down(why.clone())) != Upstream::Down(why.clone()) {
-                    tracing::warn!(why, "broker away");
-                }
+            Event::Gone { filter, through, why } => {
+                let gaps = self.skip(&filter, None, through, GapReason::Broker);
+                tracing::warn!(
+                    topics = filter.as_str(),
+                    gaps,
+                    why,
+                    "messages were gone before they could be read"
+                );
             }
+            Event::Ended { filter, why } => {
+                tracing::warn!(
+                    topics = filter.as_str(),
+                    why,
+                    "a history has ended; its readers are told to come back"
+                );
+                self.registry.end(&filter);
+            }
+            Event::Up(link) => {
+                tracing::info!(?link, "broker connected");
+                self.tell_of(link, Upstream::Up);
+            }
+            Event::Down { link, why } => self.tell_of(link, Upstream::Down(why)),
             Event::Refused { filter, why } => {
                 tracing::error!(
                     topic = filter.as_str(),
@@ -112,40 +149,62 @@ impl Ingest {
         }
     }
 
-    fn append(&self, message: broker::Message) {
-        let broker::Message { filter, topic, payload, headers } = message;
-        self.metrics.messages_received.inc();
-        self.metrics.bytes_received.inc_by(payload.len() as u64);
-        let limit = self.max_message.load(Ordering::Relaxed);
-        if payload.len() > limit {
-            self.metrics.rejected("message");
-            let gaps = self.registry.append_gap(Some(&filter), Some(&topic), GapReason::TooLarge);
-            self.metrics.gaps(GapReason::TooLarge, gaps);
-            tracing::warn!(
-                topic = topic.as_str(),
-                bytes = payload.len(),
-                limit,
-                "a message is larger than limits.message and was left out"
-            );
-            return;
-        }
-        self.registry.append(&filter, &topic, |sequence, time, fields| {
-            let found = fields.find(&headers, &payload);
-            for (bad, what) in [(found.bad_id, "id"), (found.bad_kind, "type")] {
-                if bad {
-                    self.metrics.rejected(what);
-                    tracing::debug!(
-                        topic = topic.as_str(),
-                        what,
-                        "this field cannot be carried and was left out"
-                    );
-                }
-            }
-            let event_id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
-            EntryKind::Message(Message::new(topic.clone(), time, event_id, found, &payload))
+    fn tell_of(&self, link: Link, state: Upstream) {
+        let was_up = *self.upstream.borrow().all() == Upstream::Up;
+        let mut is_new = false;
+        self.upstream.send_modify(|all| {
+            let one = match link {
+                Link::Pubsub => &mut all.pubsub,
+                Link::Stored => &mut all.stored,
+            };
+            is_new = *one != state;
+            *one = state.clone();
         });
+        let is_up = *self.upstream.borrow().all() == Upstream::Up;
+        self.metrics.upstream_up.set(is_up.into());
+        if was_up && !is_up {
+            self.metrics.upstream_losses.inc();
+        }
+        // Every failed attempt to come back is told; one line for the first is enough.
+        if let Upstream::Down(why) = state
+            && is_new
+        {
+            tracing::warn!(?link, why, "broker away");
+        }
+    }
+
+    fn append(&self, message: broker::Message) {
+        self.metrics.messages_received.inc();
+        self.metrics.bytes_received.inc_by(message.payload.len() as u64);
+        let stored = message.stored.map(|stored| (stored.number, stored.time));
+        match (self.encoder.is_too_large(&message), stored) {
+            (false, _) => {
+                self.registry.append(
+                    &message.filter,
+                    &message.topic,
+                    stored,
+                    |sequence, number, time, fields| {
+                        self.encoder.encode(&message, (sequence, number), time, fields)
+                    },
+                );
+            }
+            (true, Some((number, _))) => {
+                self.skip(&message.filter, Some(&message.topic), number, GapReason::TooLarge);
+            }
+            (true, None) => {
+                let (filter, topic) = (Some(&message.filter), Some(&message.topic));
+                let gaps = self.registry.append_gap(filter, topic, GapReason::TooLarge);
+                self.metrics.gaps(GapReason::TooLarge, gaps);
+            }
+        }
         // Not once a batch: one of large messages would take the buffers far beyond their bound.
         self.registry.keep_bound();
+    }
+
+    fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
+        let gaps = self.registry.skip(filter, topic, through, reason);
+        self.metrics.gaps(reason, gaps);
+        gaps
     }
 }
 
@@ -155,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::broker::Headers;
-    use crate::config::Field;
+    use crate::config::{Field, Source};
     use crate::log::Bounds;
     use crate::message::Fields;
     use crate::position::{Epoch, Sequence};
@@ -165,11 +224,12 @@ mod tests {
     const MESSAGE: usize = 16 * 1024;
 
     fn ingest() -> Ingest {
+        let metrics = Arc::new(Metrics::new());
         Ingest {
-            registry: Registry::new(Sequence::new(Epoch::random()), 10, BOUND),
-            metrics: Arc::new(Metrics::new()),
-            max_message: Arc::new(AtomicUsize::new(MESSAGE)),
-            upstream: watch::channel(Upstream::Up).0,
+            registry: Registry::new(Sequence::new(Epoch::random()), 10, BOUND, mpsc::channel(1).0),
+            metrics: metrics.clone(),
+            encoder: Encoder { metrics, max_message: Arc::new(MESSAGE.into()) },
+            upstream: watch::channel(Upstreams::new()).0,
         }
     }
 
@@ -180,13 +240,17 @@ mod tests {
         let filter = Filter::from(topic.clone());
         let minute = Duration::from_secs(60);
         let bounds = Bounds { messages: 1000, bytes: 10 * BOUND, age: minute, linger: minute };
-        let fields = Arc::new(Fields { id: Field::Header("a".into()), kind: Field::Header("b".into()) });
+        let fields = Arc::new(Fields {
+            source: Source::Pubsub,
+            id: Field::Header("a".into()),
+            kind: Field::Header("b".into()),
+        });
         let (_lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
         subscription.unwrap().confirm();
         for _ in 0..BATCH {
             let payload = vec![b'x'; MESSAGE].into();
             let (filter, topic, headers) = (filter.clone(), topic.clone(), Headers::default());
-            ingest.take(Event::Message(broker::Message { filter, topic, payload, headers }));
+            ingest.take(Event::Message(broker::Message { filter, topic, payload, headers, stored: None }));
             assert!(ingest.registry.bytes() <= BOUND);
         }
         assert!(ingest.registry.bytes() > BOUND / 2);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::broker::Headers;
-use crate::config::Field;
+use crate::config::{Field, Source};
 use crate::position::is_publisher_id;
 use crate::sse::frame::{self, Frame};
 use crate::topic::Topic;
@@ -25,9 +25,11 @@ pub enum Format {
     CloudEvents,
 }
 
-/// Where a rule's messages carry their id and their type.
+/// Where a rule's messages come from, and where they carry their id and their type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fields {
+    /// Where they come from.
+    pub source: Source,
     /// Where the publisher's id is.
     pub id: Field,
     /// Where the event type is.
@@ -74,7 +76,7 @@ impl Fields {
 #[derive(Debug)]
 pub struct Message {
     topic: Topic,
-    /// When the gateway took it in.
+    /// When the broker took it, where it says so; else when the gateway did.
     time: SystemTime,
     /// The event id, of which the publisher's id is the tail.
     event_id: Box<str>,
@@ -97,6 +99,29 @@ impl Message {
             // At most 128 bytes, so says is_publisher_id.
             publisher_id_length: found.publisher_id.map_or(0, |id| id.len() as u8),
             kind: found.kind.map(Into::into),
+            payload,
+            raw,
+            cloud_event: OnceLock::new(),
+        }
+    }
+
+    /// That a key was deleted. The event is one of ours, which publishers cannot write.
+    pub fn deletion(topic: Topic, time: SystemTime, event_id: String, operation: &'static str) -> Self {
+        #[derive(Serialize)]
+        struct Deletion<'a> {
+            topic: &'a str,
+            operation: &'static str,
+        }
+        let deletion = Deletion { topic: topic.as_str(), operation };
+        // Two strings always serialize.
+        let data = serde_json::to_vec(&deletion).unwrap_or_default();
+        let (raw, payload) = frame::message(&event_id, Some(frame::STREAM_DELETE), &data);
+        Message {
+            topic,
+            time,
+            event_id: event_id.into(),
+            publisher_id_length: 0,
+            kind: Some(frame::STREAM_DELETE.into()),
             payload,
             raw,
             cloud_event: OnceLock::new(),
@@ -224,7 +249,7 @@ mod tests {
     }
 
     fn fields(id: Field, kind: Field) -> Fields {
-        Fields { id, kind }
+        Fields { source: Source::Pubsub, id, kind }
     }
 
     fn headers(all: &[(&str, &str)]) -> Headers {

@@ -46,6 +46,7 @@ pub struct Metrics {
     opened: Family<Label, Counter>,
     closed: Family<Label, Counter>,
     resumes: Family<Label, Counter>,
+    recalls: Family<Label, Counter>,
     gaps: Family<Label, Counter>,
     rejected: Family<Label, Counter>,
     publishes: Family<Label, Counter>,
@@ -110,6 +111,11 @@ impl Metrics {
             opened: register!("streams_opened", "Streams opened", Family::default()),
             closed: register!("streams_closed", "Streams ended, by code", Family::default()),
             resumes: register!("resumes", "Streams that asked to resume, by outcome", Family::default()),
+            recalls: register!(
+                "recalls",
+                "Parts of a history that were fetched from the broker for readers, by result",
+                Family::default()
+            ),
             gaps: register!(
                 "gaps",
                 "Gaps: by topic where the broker lost, by stream where the reader did",
@@ -199,6 +205,9 @@ impl Metrics {
         for outcome in ["exact", "gap"] {
             drop(metrics.resumes.get_or_create(&[("outcome", outcome)]));
         }
+        for result in ["fetched", "failed"] {
+            drop(metrics.recalls.get_or_create(&[("result", result)]));
+        }
         for result in ["done", "failed", "plain", "timeout"] {
             drop(metrics.handshakes.get_or_create(&[("result", result)]));
         }
@@ -242,6 +251,11 @@ impl Metrics {
     /// Something of a message could not be carried.
     pub fn rejected(&self, what: &'static str) {
         self.rejected.get_or_create(&[("what", what)]).inc();
+    }
+
+    /// A part of a history was fetched from the broker, or could not be.
+    pub fn recalled(&self, fetched: bool) {
+        self.recalls.get_or_create(&[("result", if fetched { "fetched" } else { "failed" })]).inc();
     }
 
     /// The result of a publish request.

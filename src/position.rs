@@ -6,7 +6,11 @@
 //! would be given 4 and never know of the new 1, 2 and 3; with it, the foreign epoch is seen, and told as a gap.
 //!
 //! On the wire an id is `<epoch>-<sequence>`, and `<epoch>-<sequence>-<publisher id>` where the publisher gave the
-//! message an id of its own, by which a process of another epoch can find the message too. Clients treat ids as opaque.
+//! message an id of its own, by which a process of another epoch can find the message too.
+//!
+//! What the broker keeps is numbered by the broker: each history is a [`Sequence`] of its own, with a tag in place of the
+//! epoch, and every process writes the same id for the same message. A stream that reads several sequences has an id with a part
+//! for each, `<tag><number>.<tag><number>`. Clients treat ids as opaque.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +22,13 @@ pub const MAX_EVENT_ID: usize = 256;
 /// The longest publisher id that is carried. With it an event id stays far below what proxies allow in a header.
 const MAX_PUBLISHER_ID: usize = 128;
 
+/// Without letters that are mistaken for others.
+const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+/// Characters of an epoch, and of a tag.
+const EPOCH: usize = 8;
+const TAG: usize = 6;
+
 /// Names this process among all that ever ran: random, letters and digits, no `-`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Epoch(Box<str>);
@@ -25,8 +36,7 @@ pub struct Epoch(Box<str>);
 impl Epoch {
     /// A new one. 40 random bits: two processes that one client ever meets share an epoch once in a million million.
     pub fn random() -> Self {
-        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-        Epoch((0..8).map(|_| char::from(DIGITS[fastrand::usize(..DIGITS.len())])).collect())
+        Epoch((0..EPOCH).map(|_| char::from(DIGITS[fastrand::usize(..DIGITS.len())])).collect())
     }
 }
 
@@ -36,20 +46,69 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The process-wide counter. One writer (the registry, on behalf of ingest) advances it; everybody reads.
+/// Names a history that a broker keeps, the same in every replica: of a stream, hashed from its name and when it was made, so
+/// that one made anew has another. Six letters and digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag(Box<str>);
+
+impl Tag {
+    /// The tag of what `parts` tell apart.
+    pub fn of(parts: &[&[u8]]) -> Self {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in parts {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let digest = hash.finish();
+        Tag(digest.as_ref().iter().take(TAG).map(|byte| char::from(DIGITS[usize::from(byte % 32)])).collect())
+    }
+}
+
+/// How the numbers of a sequence are written as event ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// `<epoch>-<sequence>[-<publisher id>]`.
+    Process,
+    /// `<tag>-<sequence>`.
+    Tagged,
+    /// The entry id of a Redis Stream, `<ms>-<seq>`.
+    EntryId,
+}
+
+/// One order of messages, and how its places are written. What the broker does not keep is numbered here, by one sequence for
+/// the whole process; every history that it does keep is a sequence of its own, numbered by the broker.
+///
+/// One writer (the registry, on behalf of ingest) advances it; everybody reads.
 #[derive(Debug)]
 pub struct Sequence {
-    epoch: Epoch,
+    /// The epoch of this process, or the tag of a history.
+    name: Box<str>,
+    form: Form,
     head: AtomicU64,
 }
 
 impl Sequence {
-    /// Starts at 0: the first entry is 1.
+    /// That of this process. Starts at 0: the first entry is 1.
     pub fn new(epoch: Epoch) -> Self {
-        Sequence { epoch, head: AtomicU64::new(0) }
+        Sequence { name: epoch.0, form: Form::Process, head: AtomicU64::new(0) }
     }
 
-    /// The number of the next entry. Only the one writer asks.
+    /// That of a history which is followed from after `head` on.
+    pub fn stored(tag: Tag, head: u64) -> Self {
+        Sequence { name: tag.0, form: Form::Tagged, head: AtomicU64::new(head) }
+    }
+
+    /// That of a Redis Stream, of which the numbers are packed entry ids.
+    pub fn of_entry_ids(tag: Tag, head: u64) -> Self {
+        Sequence { name: tag.0, form: Form::EntryId, head: AtomicU64::new(head) }
+    }
+
+    /// Whether the broker keeps and numbers it.
+    pub fn is_stored(&self) -> bool {
+        self.form != Form::Process
+    }
+
+    /// The number of the next entry, where this process numbers. Only the one writer asks.
     pub fn next(&self) -> u64 {
         self.head.load(Ordering::Relaxed) + 1
     }
@@ -65,24 +124,80 @@ impl Sequence {
         self.head.load(Ordering::Acquire)
     }
 
-    /// The event id of the entry `sequence`.
+    /// The event id of the entry `sequence`. One that the broker keeps is found by its number alone.
     pub fn event_id(&self, sequence: u64, publisher_id: Option<&str>) -> String {
-        match publisher_id {
-            Some(publisher_id) => format!("{}-{sequence}-{publisher_id}", self.epoch),
-            None => format!("{}-{sequence}", self.epoch),
+        match (self.form, publisher_id) {
+            (Form::Process, Some(publisher_id)) => format!("{}-{sequence}-{publisher_id}", self.name),
+            (Form::Process | Form::Tagged, _) => format!("{}-{sequence}", self.name),
+            (Form::EntryId, _) => {
+                let (ms, seq) = unpack_entry_id(sequence);
+                format!("{ms}-{seq}")
+            }
         }
     }
 
-    /// Reads an event id that a client sent. What this process did not write is a foreign one or a publisher's.
+    /// Reads an event id that a client sent. What this sequence did not write is a foreign one or a publisher's. Of a
+    /// stored one, whether the broker has come so far is to be asked of it.
     pub fn read_event_id<'a>(&self, text: &'a str) -> EventId<'a> {
+        match self.form {
+            Form::Process => self.read_process_id(text),
+            Form::Tagged => match text.split_once('-') {
+                Some((tag, number)) if tag.len() == TAG && is_name(tag) => match digits(number) {
+                    Some(sequence) if tag == &*self.name => EventId::Own { sequence, publisher_id: None },
+                    Some(_) => EventId::Foreign { publisher_id: None },
+                    None => EventId::Unknown,
+                },
+                _ => EventId::Unknown,
+            },
+            Form::EntryId => {
+                let read = || {
+                    let (ms, seq) = text.split_once('-')?;
+                    pack_entry_id(digits(ms)?, digits(seq)?)
+                };
+                read().map_or(EventId::Unknown, |sequence| EventId::Own { sequence, publisher_id: None })
+            }
+        }
+    }
+
+    fn read_process_id<'a>(&self, text: &'a str) -> EventId<'a> {
         let Some((epoch, sequence, publisher_id)) = split(text) else { return EventId::Publisher(text) };
-        if epoch != &*self.epoch.0 {
+        if epoch != &*self.name {
             return EventId::Foreign { publisher_id };
         }
         // Beyond what was ever published here: forged, or garbled on its way.
         if sequence > self.head() { EventId::Unknown } else { EventId::Own { sequence, publisher_id } }
     }
+
+    /// The place `sequence` as a part of an event id that stands for several sequences.
+    pub fn component(&self, sequence: u64) -> String {
+        let mut digits = Vec::new();
+        let mut rest = sequence;
+        while rest > 0 || digits.is_empty() {
+            digits.push(BASE62[(rest % 62) as usize]);
+            rest /= 62;
+        }
+        self.name.chars().chain(digits.iter().rev().map(|digit| char::from(*digit))).collect()
+    }
+
+    /// Reads such a part; `None` if it is not of this sequence.
+    pub fn read_component(&self, text: &str) -> Option<u64> {
+        let digits = text.strip_prefix(&*self.name).filter(|digits| !digits.is_empty())?;
+        let sequence = digits.bytes().try_fold(0_u64, |number, digit| {
+            let value = BASE62.iter().position(|known| *known == digit)? as u64;
+            number.checked_mul(62)?.checked_add(value)
+        })?;
+        (self.is_stored() || sequence <= self.head()).then_some(sequence)
+    }
 }
+
+/// What stands between the parts of an event id for several sequences. No part has a `-`, and every other id has one.
+pub const COMPONENTS: char = '.';
+
+/// Sequences that one stream may read: so many places fit into [`MAX_EVENT_ID`], however large their numbers. Each takes a tag
+/// of 6 (one of them an epoch of 8), 11 digits and a dot.
+pub const MAX_SEQUENCES: usize = 14;
+
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// What an event id turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +226,31 @@ fn split(text: &str) -> Option<(&str, u64, Option<&str>)> {
         Some((sequence, publisher_id)) => (sequence, Some(publisher_id)),
         None => (rest, None),
     };
-    let digits = !sequence.is_empty() && sequence.bytes().all(|b| b.is_ascii_digit());
-    let ours = epoch.len() == 8 && epoch.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    (digits && ours).then_some(())?;
-    Some((epoch, sequence.parse().ok()?, publisher_id))
+    (epoch.len() == EPOCH && is_name(epoch)).then_some(())?;
+    Some((epoch, digits(sequence)?, publisher_id))
+}
+
+fn is_name(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+/// A number in digits alone: `parse` would take a sign too.
+fn digits(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// Bits of a number that hold the second half of a Redis entry id.
+const ENTRY_BITS: u32 = 20;
+
+/// The number of a Redis entry id `<ms>-<seq>`. It rises as the ids do. `None` for an id that no server gives on its own: of
+/// a time after the year 2527, or the millionth of a millisecond.
+pub fn pack_entry_id(ms: u64, seq: u64) -> Option<u64> {
+    (ms < 1 << (64 - ENTRY_BITS) && seq < 1 << ENTRY_BITS).then_some(ms << ENTRY_BITS | seq)
+}
+
+/// The entry id of a number.
+pub fn unpack_entry_id(number: u64) -> (u64, u64) {
+    (number >> ENTRY_BITS, number & ((1 << ENTRY_BITS) - 1))
 }
 
 /// Whether a publisher's id can be carried in an event id: short, visible ASCII. A header must be able to bring it back.
@@ -192,5 +328,56 @@ mod tests {
         assert_ne!(a, b);
         let id = format!("{a}-0");
         assert_eq!(Sequence::new(a).read_event_id(&id), EventId::Own { sequence: 0, publisher_id: None });
+    }
+
+    #[test]
+    fn a_history_has_the_same_ids_in_every_process_and_others_when_it_is_made_anew() {
+        let tag = |made: &[u8]| Tag::of(&[b"ORDERS", made]);
+        let [one, other] = [0, 9].map(|head| Sequence::stored(tag(b"monday"), head));
+        let anew = Sequence::stored(tag(b"tuesday"), 0);
+        let id = one.event_id(41, Some("x"));
+        assert_eq!(other.read_event_id(&id), EventId::Own { sequence: 41, publisher_id: None });
+        assert_eq!(anew.read_event_id(&id), EventId::Foreign { publisher_id: None });
+        for bad in ["", "k3x9q2m7-41", "41", "1700000000000-0", &format!("{id}x"), &format!("{id}-1")] {
+            assert_eq!(one.read_event_id(bad), EventId::Unknown, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_id_of_an_entry_of_a_redis_stream_is_its_own() {
+        let sequence = Sequence::of_entry_ids(Tag::of(&[b"orders"]), 0);
+        let number = pack_entry_id(1_700_000_000_000, 7).unwrap();
+        assert_eq!(sequence.event_id(number, None), "1700000000000-7");
+        let own = EventId::Own { sequence: number, publisher_id: None };
+        assert_eq!(sequence.read_event_id("1700000000000-7"), own);
+        assert!(
+            pack_entry_id(1_700_000_000_000, 8) > Some(number)
+                && pack_entry_id(1_700_000_000_001, 0) > Some(number)
+        );
+        for bad in ["1700000000000", "-", "a-1", "1-", "+1-1", "99999999999999999-0", "1-9999999"] {
+            assert_eq!(sequence.read_event_id(bad), EventId::Unknown, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_largest_places_of_as_many_sequences_as_may_be_fit_into_an_id() {
+        let process = sequence(u64::MAX);
+        let history = Sequence::stored(Tag::of(&[b"x"]), 0);
+        let parts = std::iter::once(&process).chain(std::iter::repeat_n(&history, MAX_SEQUENCES - 1));
+        let id = parts.map(|part| part.component(u64::MAX)).collect::<Vec<_>>().join(".");
+        assert!(id.len() <= MAX_EVENT_ID, "{}", id.len());
+        for number in [0, 1, 61, 62, 12_345_678, u64::MAX] {
+            assert_eq!(history.read_component(&history.component(number)), Some(number));
+        }
+        for bad in [
+            "",
+            "abcdef1",
+            &format!("{}-", history.name),
+            &history.name,
+            &format!("{}zzzzzzzzzzzzzz", history.name),
+        ] {
+            assert_eq!(history.read_component(bad), None, "{bad:?}");
+        }
+        assert_eq!(sequence(5).read_component("k3x9q2m76"), None, "beyond what was published");
     }
 }

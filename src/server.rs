@@ -17,12 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{self, Auth};
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
 use crate::config::Config;
+use crate::encoder::Encoder;
 use crate::gateway::Gateway;
 use crate::http;
-use crate::ingest::{Ingest, Upstream};
-use crate::log::Registry;
+use crate::ingest::{Ingest, Upstreams};
+use crate::log::{ASK_CAPACITY, Registry};
 use crate::metrics::Metrics;
 use crate::position::{Epoch, Sequence};
+use crate::recall::Recall;
 use crate::reload::Reloader;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
@@ -88,21 +90,25 @@ impl Server {
         let admin = bind("admin.listen", config.admin.listen)?;
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
+        let (asks, asks_receiver) = mpsc::channel(ASK_CAPACITY);
         // The gateway sets their bounds.
-        let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0);
+        let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
         let max_message = Arc::new(AtomicUsize::new(0));
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
         let broker = Broker::start(&config.broker, events)?;
-        let (upstream, upstream_receiver) = watch::channel(Upstream::Down("not connected yet".into()));
+        let (upstream, upstream_receiver) = watch::channel(Upstreams::new());
+        let encoder = Encoder { metrics: metrics.clone(), max_message: max_message.clone() };
         let ingest = Ingest {
             registry: registry.clone(),
             metrics: metrics.clone(),
-            max_message: max_message.clone(),
+            encoder: encoder.clone(),
             upstream,
         };
+        let recall = Recall { registry: registry.clone(), broker: broker.clone(), encoder };
         let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver, max_message);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
+        tasks.spawn(recall.run(asks_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
         if let Some(tls) = &tls {

@@ -41,13 +41,15 @@ pub enum CloseCode {
     TooManySubjectStreams = 12,
     /// The client's address opens streams faster than it may.
     TooFast = 13,
+    /// The history that the stream was read from was deleted, or another one has its name.
+    Restarted = 14,
     /// What is in force since a reload does not let the reader in, or no longer trusts who said that it may.
-    Revoked = 14,
+    Revoked = 15,
 }
 
 impl CloseCode {
     /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 14] = [
+    pub const ALL: [CloseCode; 15] = [
         CloseCode::Draining,
         CloseCode::Overloaded,
         CloseCode::Unavailable,
@@ -61,6 +63,7 @@ impl CloseCode {
         CloseCode::TooManyTopics,
         CloseCode::TooManySubjectStreams,
         CloseCode::TooFast,
+        CloseCode::Restarted,
         CloseCode::Revoked,
     ];
 
@@ -80,6 +83,7 @@ impl CloseCode {
             CloseCode::TooManyTopics => "too_many_topics",
             CloseCode::TooManySubjectStreams => "too_many_subject_streams",
             CloseCode::TooFast => "too_fast",
+            CloseCode::Restarted => "restarted",
             CloseCode::Revoked => "revoked",
         }
     }
@@ -129,6 +133,11 @@ impl Signal {
             self.waker.wake();
         }
         waited
+    }
+
+    /// Wakes the stream, whatever it waits for.
+    pub fn wake(&self) {
+        self.waker.wake();
     }
 
     /// Orders the stream to close. The first order counts.

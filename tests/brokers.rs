@@ -55,7 +55,7 @@ impl Fixture {
 
     async fn up(server: Server, broker: Broker, events: mpsc::Receiver<Event>) -> Self {
         let mut fixture = Fixture { server, broker, events, unnameable: 0 };
-        assert!(matches!(next(&mut fixture.events).await, Event::Up));
+        assert!(matches!(next(&mut fixture.events).await, Event::Up(_)));
         fixture
     }
 
@@ -292,7 +292,7 @@ mod nats_server {
     /// The reason of the next event, which must be `Down`.
     async fn down(events: &mut mpsc::Receiver<Event>, limit: Duration) -> String {
         match within("the connection is found dead", limit, events.recv()).await {
-            Some(Event::Down { why }) => why,
+            Some(Event::Down { why, .. }) => why,
             other => panic!("{other:?}"),
         }
     }
@@ -306,7 +306,7 @@ mod nats_server {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(matches!(next(events).await, Event::Up));
+        assert!(matches!(next(events).await, Event::Up(_)));
     }
 
     /// Waits for `Up` and nothing but `Down` before it.
@@ -314,7 +314,7 @@ mod nats_server {
         loop {
             match next(events).await {
                 Event::Down { .. } => {}
-                Event::Up => return,
+                Event::Up(_) => return,
                 other => panic!("{other:?}"),
             }
         }
@@ -712,7 +712,7 @@ mod nats_server {
         let client = async_nats::connect(server.url()).await.unwrap();
         let (sender, mut events) = mpsc::channel(16);
         let broker = Broker::nats(&broker_config(&server.url()), sender).unwrap();
-        assert!(matches!(next(&mut events).await, Event::Up));
+        assert!(matches!(next(&mut events).await, Event::Up(_)));
         broker.subscribe(filter("quiet")).await.unwrap();
         broker.subscribe(filter("flood")).await.unwrap();
         broker.subscribe(filter("still/**")).await.unwrap();

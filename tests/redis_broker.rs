@@ -57,12 +57,12 @@ impl Fixture {
     }
 
     async fn until_up(&mut self) -> Vec<Event> {
-        self.until(LIMIT, |event| matches!(event, Event::Up)).await.1
+        self.until(LIMIT, |event| matches!(event, Event::Up(_))).await.1
     }
 
     async fn until_down(&mut self, limit: Duration) -> String {
         match self.until(limit, |event| matches!(event, Event::Down { .. })).await.0 {
-            Event::Down { why } => why,
+            Event::Down { why, .. } => why,
             _ => unreachable!(),
         }
     }
@@ -453,10 +453,8 @@ async fn every_number_comes_in_order_or_after_a_loss_when_the_server_cuts_the_cl
                     next = [None; 2];
                     losses += 1;
                 }
-                event @ (Event::Lost { .. } | Event::Refused { .. } | Event::Unnameable { .. }) => {
-                    panic!("{event:?}")
-                }
-                Event::Up | Event::Down { .. } => {}
+                Event::Up(_) | Event::Down { .. } => {}
+                event => panic!("{event:?}"),
             }
         }
         // A cut that falls between a subscription and our knowing of it adds none.

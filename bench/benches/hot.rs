@@ -10,8 +10,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use topicgate::config::Field;
-use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Registry};
+use tokio::sync::mpsc;
+use topicgate::config::{Field, Source};
+use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
 use topicgate::message::{Fields, Format, Found, Message};
 use topicgate::position::{Epoch, Sequence, Start};
 use topicgate::signal::Signal;
@@ -36,7 +37,7 @@ struct Logs {
 
 impl Logs {
     fn new(topics: usize, payload: usize) -> Self {
-        let registry = Registry::new(Sequence::new(Epoch::random()), topics, usize::MAX);
+        let registry = Registry::new(Sequence::new(Epoch::random()), topics, usize::MAX, mpsc::channel(1).0);
         let topics: Vec<Topic> = (0..topics)
             .map(|index| Topic::parse(&format!("bench/{index}"), 200).expect("a good topic"))
             .collect();
@@ -53,7 +54,7 @@ impl Logs {
     }
 
     fn append(&self, topic: &Topic, publisher_id: Option<String>) {
-        self.registry.append(&Filter::from(topic.clone()), topic, |sequence, time, _| {
+        self.registry.append(&Filter::from(topic.clone()), topic, None, |_, sequence, time, _| {
             let id = self.registry.sequence().event_id(sequence, publisher_id.as_deref());
             let found = Found { publisher_id, ..Found::default() };
             EntryKind::Message(Message::new(topic.clone(), time, id, found, &self.payload))
@@ -63,12 +64,13 @@ impl Logs {
     /// Cursors over every topic.
     fn open(&self, start: &Start) -> Cursors {
         let leases = self.topics.iter().map(|topic| lease(&self.registry, topic)).collect();
-        Cursors::open(leases, &Arc::new(Signal::default()), start, self.registry.sequence()).cursors
+        Cursors::open(leases, &Arc::new(Signal::default()), start, &[]).cursors
     }
 
     fn read(&self, cursors: &mut Cursors) -> usize {
         let mut entries = 0;
-        while let Some(batch) = cursors.read(self.registry.sequence(), Format::Raw, Coding::Chunked) {
+        let signal = Arc::new(Signal::default());
+        while let Read::Batch(batch) = cursors.read(Format::Raw, Coding::Chunked, &signal) {
             entries += batch.entries;
         }
         entries
@@ -83,7 +85,8 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
         linger: Duration::from_secs(60),
     };
     let field = |name: &str| Field::Header(name.to_owned());
-    let fields = Arc::new(Fields { id: field("Nats-Msg-Id"), kind: field("Event-Type") });
+    let fields =
+        Arc::new(Fields { source: Source::Pubsub, id: field("Nats-Msg-Id"), kind: field("Event-Type") });
     let filter = Filter::from(topic.clone());
     let (lease, subscription) = registry.lease(&filter, &bounds, &fields, None).expect("there is room");
     if let Some(subscription) = subscription {
@@ -114,10 +117,10 @@ fn append(bencher: Bencher, size: usize) {
 fn cursor_read_one(bencher: Bencher) {
     let logs = Logs::new(1, 200);
     logs.fill(1);
-    let mut cursors = logs.open(&Start::Now);
+    let (mut cursors, signal) = (logs.open(&Start::Now), Arc::default());
     bencher
         .with_inputs(|| logs.append(&logs.topics[0], None))
-        .bench_local_values(|()| cursors.read(logs.registry.sequence(), Format::Raw, Coding::Chunked));
+        .bench_local_values(|()| cursors.read(Format::Raw, Coding::Chunked, &signal));
 }
 
 /// What the second and every later reader at one place does for a thousand messages.
@@ -154,8 +157,8 @@ fn resume_and_read_first(bencher: Bencher, held: usize) {
     logs.fill(held);
     let start = Start::After(Some(logs.registry.sequence().event_id(held as u64 / 2, None)));
     bencher.bench_local(|| {
-        let mut cursors = logs.open(&start);
-        cursors.read(logs.registry.sequence(), Format::Raw, Coding::Chunked)
+        let (mut cursors, signal) = (logs.open(&start), Arc::default());
+        cursors.read(Format::Raw, Coding::Chunked, &signal)
     });
 }
 
@@ -176,8 +179,8 @@ fn merge_hundred_logs(bencher: Bencher) {
 fn merge_hundred_logs_one(bencher: Bencher) {
     let logs = Logs::new(100, 200);
     logs.fill(10);
-    let mut cursors = logs.open(&Start::Now);
+    let (mut cursors, signal) = (logs.open(&Start::Now), Arc::default());
     bencher
         .with_inputs(|| logs.append(&logs.topics[0], None))
-        .bench_local_values(|()| cursors.read(logs.registry.sequence(), Format::Raw, Coding::Chunked));
+        .bench_local_values(|()| cursors.read(Format::Raw, Coding::Chunked, &signal));
 }

@@ -5,14 +5,14 @@ use std::collections::HashSet;
 
 use tokio::sync::mpsc;
 
-use super::{Command, Event, Message};
+use super::{Command, Event, Link, Message};
 use crate::topic::Filter;
 
 /// Runs until the command channel or the event channel closes. A full event channel holds publishers up; nothing is lost.
 pub(super) async fn run(mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
     let mut topics: HashSet<Filter> = HashSet::new();
     let mut patterns: HashSet<Filter> = HashSet::new();
-    if events.send(Event::Up).await.is_err() {
+    if events.send(Event::Up(Link::Pubsub)).await.is_err() {
         return;
     }
     while let Some(command) = commands.recv().await {
@@ -38,6 +38,7 @@ pub(super) async fn run(mut commands: mpsc::Receiver<Command>, events: mpsc::Sen
                         topic: topic.clone(),
                         payload: payload.clone(),
                         headers: headers.clone(),
+                        stored: None,
                     };
                     if events.send(Event::Message(message)).await.is_err() {
                         return;

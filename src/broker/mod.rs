@@ -25,12 +25,15 @@
 mod memory;
 mod nats;
 mod redis;
+mod stored;
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::{self, BrokerKind};
+pub use self::stored::{Change, FETCH_BYTES, FETCH_MESSAGES, Fetched, Located, Place, Stored, StoredCommand};
+use crate::config::{self, BrokerKind, Source};
+use crate::position::Tag;
 use crate::topic::{Filter, Topic};
 
 /// Commands that wait for the broker's task. Beyond it senders wait.
@@ -76,6 +79,17 @@ pub struct Message {
     pub payload: Bytes,
     /// Its header fields.
     pub headers: Headers,
+    /// Where the broker keeps it, if it does.
+    pub stored: Option<Stored>,
+}
+
+/// The connections to a broker: each comes and goes on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// That of plain publish/subscribe.
+    Pubsub,
+    /// That of what the broker keeps ([`StoredCommand`]). Made when it is first needed.
+    Stored,
 }
 
 /// What a broker tells.
@@ -83,7 +97,7 @@ pub struct Message {
 pub enum Event {
     /// A message of a subscribed filter.
     Message(Message),
-    /// Messages of `filter` (of every filter if `None`) may be missing at this place.
+    /// Messages of `filter` (of every filter of plain publish/subscribe if `None`) may be missing at this place.
     Lost {
         /// The filter concerned; `None` is all that were subscribed.
         filter: Option<Filter>,
@@ -95,10 +109,39 @@ pub enum Event {
         /// The subscribed filter it came by.
         filter: Filter,
     },
+    /// A stored filter is followed from here on: what comes next has a higher number than `head`. Told before
+    /// `Subscribe` is answered.
+    Begun {
+        /// The subscribed filter.
+        filter: Filter,
+        /// Names the history it is read from, the same in every replica.
+        tag: Tag,
+        /// The last number that was given when it began.
+        head: u64,
+    },
+    /// Stored messages of `filter` up to the number `through` were gone before they could be read.
+    Gone {
+        /// The subscribed filter concerned.
+        filter: Filter,
+        /// Higher than every number told before, lower than every one that follows.
+        through: u64,
+        /// Why, for the log: one line.
+        why: String,
+    },
+    /// The history that a stored filter was read from is no more, or another one has its name. The filter is no longer
+    /// subscribed; to subscribe again begins anew.
+    Ended {
+        /// The filter concerned.
+        filter: Filter,
+        /// Why, for the log: one line.
+        why: String,
+    },
     /// The connection is up and every filter is subscribed.
-    Up,
+    Up(Link),
     /// The connection is down; the broker is trying to come back. Told again when the reason changes.
     Down {
+        /// Which.
+        link: Link,
         /// Why, for the log and for `/readyz`: one line, without secrets.
         why: String,
     },
@@ -159,6 +202,8 @@ pub enum Command {
 #[derive(Debug, Clone)]
 pub struct Broker {
     commands: mpsc::Sender<Command>,
+    /// Of the task for what the broker keeps; the embedded one keeps nothing.
+    stored: Option<mpsc::Sender<StoredCommand>>,
 }
 
 impl Broker {
@@ -178,29 +223,33 @@ impl Broker {
     pub fn memory(events: mpsc::Sender<Event>) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(memory::run(receiver, events));
-        Broker { commands }
+        Broker { commands, stored: None }
     }
 
-    /// Starts the connection to a Redis server. One that is away is waited for.
+    /// Starts the connections to a Redis server. One that is away is waited for.
     ///
     /// # Errors
     /// Settings or files that can never work.
     pub fn redis(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
         let client = redis::client(config)?;
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
+        let (stored, stored_receiver) = mpsc::channel(COMMAND_CAPACITY);
+        tokio::spawn(redis::streams::run(client.clone(), config.separator, stored_receiver, events.clone()));
         tokio::spawn(redis::run(client, config.separator, receiver, events));
-        Ok(Broker { commands })
+        Ok(Broker { commands, stored: Some(stored) })
     }
 
-    /// Starts a NATS connection. A server that is merely away is no error: it is retried, and told by [`Event::Down`].
+    /// Starts the connections to NATS. A server that is merely away is no error: it is retried, and told by [`Event::Down`].
     ///
     /// # Errors
     /// What can never work, with the name of the key: a malformed URL, credentials or certificates that cannot be read.
     pub fn nats(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
         let settings = nats::Settings::read(config).map_err(SettingError)?;
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
+        let (stored, stored_receiver) = mpsc::channel(COMMAND_CAPACITY);
+        tokio::spawn(nats::jetstream::run(settings.clone(), stored_receiver, events.clone()));
         tokio::spawn(nats::run(settings, receiver, events));
-        Ok(Broker { commands })
+        Ok(Broker { commands, stored: Some(stored) })
     }
 
     /// Subscribes; returns once the server has confirmed.
@@ -208,16 +257,13 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::Away`] or [`BrokerError::Refused`]; the filter is then not subscribed.
     pub async fn subscribe(&self, filter: Filter) -> Result<(), BrokerError> {
-        self.call(|done| Command::Subscribe { filter, done }).await
+        call(&self.commands, |done| Command::Subscribe { filter, done }).await
     }
 
     /// Ends a subscription without waiting. Returns whether the command was taken: `false` means that the channel is
     /// full and the caller should try again later. Ordered against every later `subscribe`.
     pub fn try_unsubscribe(&self, filter: Filter) -> bool {
-        !matches!(
-            self.commands.try_send(Command::Unsubscribe { filter }),
-            Err(mpsc::error::TrySendError::Full(_))
-        )
+        is_taken(self.commands.try_send(Command::Unsubscribe { filter }))
     }
 
     /// Publishes; returns once the server has the message.
@@ -225,16 +271,80 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::Away`] or [`BrokerError::Refused`].
     pub async fn publish(&self, topic: Topic, payload: Bytes, headers: Headers) -> Result<(), BrokerError> {
-        self.call(|done| Command::Publish { topic, payload, headers, done }).await
+        call(&self.commands, |done| Command::Publish { topic, payload, headers, done }).await
     }
 
-    async fn call(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), BrokerError>>) -> Command,
-    ) -> Result<(), BrokerError> {
-        let stopped = || BrokerError::Away("its task has stopped".into());
-        let (done, answer) = oneshot::channel();
-        self.commands.send(command(done)).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+    /// Subscribes to what the broker keeps; returns once it is followed, after [`Event::Begun`] was told.
+    ///
+    /// # Errors
+    /// As [`Broker::subscribe`].
+    pub async fn follow(&self, filter: Filter, source: Source) -> Result<(), BrokerError> {
+        self.ask(|done| StoredCommand::Subscribe { filter, source, done }).await
     }
+
+    /// Ends what [`Broker::follow`] began, as [`Broker::try_unsubscribe`].
+    pub fn try_unfollow(&self, filter: Filter) -> bool {
+        let command = StoredCommand::Unsubscribe { filter };
+        self.stored.as_ref().is_none_or(|stored| is_taken(stored.try_send(command)))
+    }
+
+    /// Stores a message; returns its number.
+    ///
+    /// # Errors
+    /// As [`Broker::publish`].
+    pub async fn store(
+        &self,
+        topic: Topic,
+        source: Source,
+        payload: Bytes,
+        headers: Headers,
+    ) -> Result<u64, BrokerError> {
+        self.ask(|done| StoredCommand::Publish { topic, source, payload, headers, done }).await
+    }
+
+    /// Reads a part of what the broker keeps.
+    ///
+    /// # Errors
+    /// [`BrokerError::Away`] or [`BrokerError::Refused`].
+    pub async fn fetch(
+        &self,
+        filter: Filter,
+        source: Source,
+        after: u64,
+        until: u64,
+    ) -> Result<Fetched, BrokerError> {
+        self.ask(|done| StoredCommand::Fetch { filter, source, after, until, done }).await
+    }
+
+    /// Finds a place in what the broker keeps.
+    ///
+    /// # Errors
+    /// [`BrokerError::Away`] or [`BrokerError::Refused`].
+    pub async fn locate(&self, filter: Filter, source: Source, place: Place) -> Result<Located, BrokerError> {
+        self.ask(|done| StoredCommand::Locate { filter, source, place, done }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> StoredCommand,
+    ) -> Result<T, BrokerError> {
+        match &self.stored {
+            Some(stored) => call(stored, command).await,
+            None => Err(BrokerError::Refused("the embedded broker keeps nothing".into())),
+        }
+    }
+}
+
+fn is_taken<C>(sent: Result<(), mpsc::error::TrySendError<C>>) -> bool {
+    !matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
+}
+
+async fn call<C, T>(
+    commands: &mpsc::Sender<C>,
+    command: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> C,
+) -> Result<T, BrokerError> {
+    let stopped = || BrokerError::Away("its task has stopped".into());
+    let (done, answer) = oneshot::channel();
+    commands.send(command(done)).await.map_err(|_| stopped())?;
+    answer.await.map_err(|_| stopped())?
 }

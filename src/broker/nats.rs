@@ -6,10 +6,12 @@
 //! [`Event::Up`], and only then lets messages through. When it ends, what had arrived is delivered, [`Event::Down`] is
 //! told, and the next server is tried.
 //!
-//! Not here: JetStream, positions, replay. A server in lame-duck mode is left when it closes the connection: core NATS
-//! loses what is published in between either way.
+//! Not here: what JetStream keeps (`jetstream.rs`), positions, replay. A server in lame-duck mode is left when it closes
+//! the connection: core NATS loses what is published in between either way.
 
 mod forward;
+mod headers;
+pub(super) mod jetstream;
 mod session;
 mod settings;
 
@@ -24,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::session::{CONFIRM_LIMIT, DOT, OVERRUN, Session, Verdict, subject, unconfirmed, unspeakable};
 pub(super) use self::settings::Settings;
-use super::{BrokerError, Command, Event};
+use super::{BrokerError, Command, Event, Link};
 use crate::topic::Filter;
 
 /// Time for all addresses of a server, name resolution included.
@@ -74,7 +76,7 @@ impl Nats {
                 Err(why) => why,
             };
             if told.as_ref() != Some(&why) {
-                self.tell(Event::Down { why: why.clone() }).await?;
+                self.tell(Event::Down { link: Link::Pubsub, why: why.clone() }).await?;
                 told = Some(why.clone());
             }
             self.away_while(&why, sleep(pause(attempts))).await?;
@@ -127,7 +129,7 @@ impl Nats {
             let why = "the connection was lost and made anew".to_owned();
             self.tell(Event::Lost { filter: None, why }).await?;
         }
-        self.tell(Event::Up).await?;
+        self.tell(Event::Up(Link::Pubsub)).await?;
         for (filter, subscriber) in subscribers {
             // Not those that were refused, or unsubscribed in the meantime; dropping the subscriber unsubscribes.
             if self.filters.contains(&filter) {

@@ -11,6 +11,7 @@ mod outbox;
 mod publisher;
 mod session;
 mod settings;
+pub(super) mod streams;
 mod table;
 
 use std::cell::OnceCell;
@@ -380,6 +381,7 @@ impl Task {
                 topic: topic.clone(),
                 payload: payload(),
                 headers: headers(),
+                stored: None,
             });
             return;
         }
@@ -395,6 +397,7 @@ impl Task {
                 topic: topic.clone(),
                 payload: payload(),
                 headers: headers(),
+                stored: None,
             });
         }
     }

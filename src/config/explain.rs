@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
-use super::{Access, BrokerKind, Config, Field, Forward, Jwt, JwtKeys, LogFormat, Rule, TokenPlaces, masked};
+use super::{
+    Access, BrokerKind, Config, Field, Forward, Jwt, JwtKeys, LogFormat, Rule, Source, TokenPlaces, masked,
+};
 
 impl Config {
     /// A page of text for people: listeners, broker, rules, limits, and what is unwise.
@@ -183,6 +185,23 @@ impl Forward {
     }
 }
 
+impl Source {
+    fn in_words(&self) -> String {
+        match self {
+            Source::Pubsub => String::new(),
+            Source::JetStream { stream: Some(stream) } => format!(" (the JetStream stream {stream})"),
+            Source::JetStream { stream: None } => " (the JetStream stream that has these subjects)".into(),
+            Source::Kv { bucket, .. } => {
+                format!(" (the bucket {bucket}: first the values, then their changes)")
+            }
+            Source::RedisStream { payload: Some(field) } => {
+                format!(" (Redis Streams, of which {field} is the payload)")
+            }
+            Source::RedisStream { payload: None } => " (Redis Streams, all fields as JSON)".into(),
+        }
+    }
+}
+
 impl Rule {
     fn in_words(&self) -> String {
         let who = |access| match access {
@@ -203,9 +222,10 @@ impl Rule {
             linger => format!("let go {} after the last reader left", format_duration(linger)),
         };
         format!(
-            "{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for those who come back; \
+            "{}{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for those who come back; \
              it is {linger}{}. Ids are in {}, types in {}.",
             self.pattern(),
+            self.source.in_words(),
             who(self.read),
             who(self.publish),
             r.messages,

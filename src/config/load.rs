@@ -268,21 +268,21 @@ fn kind(actual: &Actual) -> &'static str {
     }
 }
 
-/// The near name may be in another table: people write `heartbeat` for `streams.heartbeat`, and
+/// The near name may be in another table, unless one here is but one letter away: people write `heartbeat` for `streams.heartbeat`, and
 /// `TOPICGATE_LOG_LEVEL` for `TOPICGATE_LOG__LEVEL`.
 fn unknown(path: &[String], siblings: &[&str], origin: &str) -> String {
     let path: Vec<&str> =
         path.iter().map(String::as_str).filter(|key| key.parse::<usize>().is_err()).collect();
     let Some((name, parents)) = path.split_last() else { return "no such key".to_owned() };
     let keys = raw::keys();
+    let near = nearest(name, siblings.iter().copied());
+    let sibling = near.map(|near| [parents, &[near]].concat().join("."));
+    let slip = near.is_some_and(|near| strsim::damerau_levenshtein(name, near) == 1);
     let elsewhere = keys.iter().map(String::as_str).find(|key| {
-        key.replace('.', "_") == path.join("_") || key.rsplit_once('.').is_some_and(|(_, leaf)| leaf == *name)
+        let leaf = key.rsplit_once('.').map_or(*key, |(_, leaf)| leaf);
+        key.replace('.', "_") == path.join("_") || (leaf == *name && !slip)
     });
-    let sibling = || {
-        let near = nearest(name, siblings.iter().copied())?;
-        Some([parents, &[near]].concat().join("."))
-    };
-    match elsewhere.map(str::to_owned).or_else(sibling) {
+    match elsewhere.map(str::to_owned).or(sibling) {
         Some(key) if origin.starts_with("environment variable") => {
             format!("no such key; did you mean {PREFIX}{}?", key.to_uppercase().replace('.', "__"))
         }

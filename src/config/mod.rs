@@ -2,7 +2,7 @@
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs`, `rule.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
+//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
 //! it, `advice.rs` says what is allowed but unwise, `explain.rs`
 //! says in words what would happen, `restart.rs` what cannot change while it does. Nothing here opens a file that a setting names, or a socket.
 
@@ -18,6 +18,7 @@ mod proxies;
 mod raw;
 mod restart;
 mod rule;
+mod source;
 mod tls;
 mod url;
 
@@ -154,10 +155,39 @@ pub struct Rule {
 }
 
 /// What feeds a rule's topics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// Plain publish/subscribe.
     Pubsub,
+    /// A stream of NATS JetStream.
+    JetStream {
+        /// `stream`: its name. `None`: the one that has the subjects of `match`.
+        stream: Option<String>,
+    },
+    /// A bucket of the NATS key-value store.
+    Kv {
+        /// `bucket`: its name.
+        bucket: String,
+        /// How many segments of a topic come before the key: those of `match` before its first wildcard.
+        prefix: usize,
+    },
+    /// Redis Streams, one key a topic.
+    RedisStream {
+        /// `payload`: the field of an entry that is the payload. `None`: all fields, as one JSON object.
+        payload: Option<String>,
+    },
+}
+
+impl Source {
+    /// Whether the broker keeps what passes, under numbers of its own.
+    pub fn is_stored(&self) -> bool {
+        *self != Source::Pubsub
+    }
+
+    /// Whether one subscription of the rule's whole `match` feeds all its topics.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Source::JetStream { .. } | Source::Kv { .. })
+    }
 }
 
 /// Who may.

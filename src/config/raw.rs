@@ -61,6 +61,9 @@ table!(RawRule {
     #[serde(rename = "match")]
     filter: Option<String>,
     source: Option<String>,
+    stream: Option<String>,
+    bucket: Option<String>,
+    payload: RawPayload,
     read: Option<String>,
     publish: Option<String>,
     id: Option<RawField>,
@@ -73,6 +76,8 @@ table!(RawField {
     header: Option<String>,
     pointer: Option<String>,
 });
+
+table!(RawPayload { field: Option<String> });
 
 table!(RawReplay {
     messages: Option<Count>,

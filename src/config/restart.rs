@@ -13,13 +13,13 @@ pub struct NeedsRestart {
 }
 
 /// Puts the running value in the place of the new one.
-struct Keep(Vec<&'static str>);
+struct Keep(Vec<String>);
 
 impl Keep {
-    fn keep<T: PartialEq + Clone>(&mut self, key: &'static str, new: &mut T, running: &T) {
+    fn keep<T: PartialEq + Clone>(&mut self, key: &str, new: &mut T, running: &T) {
         if new != running {
             new.clone_from(running);
-            self.0.push(key);
+            self.0.push(key.to_owned());
         }
     }
 }
@@ -30,7 +30,7 @@ impl Config {
     /// # Errors
     /// [`NeedsRestart`]: rules that were written for one broker are none for another, and rules that nobody wrote are
     /// for the embedded broker on loopback alone.
-    pub fn keep_until_restart(&mut self, running: &Config) -> Result<Vec<&'static str>, NeedsRestart> {
+    pub fn keep_until_restart(&mut self, running: &Config) -> Result<Vec<String>, NeedsRestart> {
         let kind = running.broker.kind();
         if self.broker.kind() != kind {
             return Err(NeedsRestart { key: "broker.url" });
@@ -53,6 +53,13 @@ impl Config {
         kept.keep("broker.tls", &mut new.tls, &old.tls);
         kept.keep("limits.connections", &mut self.limits.connections, &running.limits.connections);
         kept.keep("log.format", &mut self.log.format, &running.log.format);
+        for (index, rule) in self.topics.iter_mut().enumerate() {
+            // Its topics are followed already, under numbers that are those of the source.
+            if let Some(before) = running.topics.iter().find(|before| before.filter == rule.filter) {
+                let key = format!("[[topics]] #{} source", index + 1);
+                kept.keep(&key, &mut rule.source, &before.source);
+            }
+        }
         // Other files are taken; that there are some at all is the listener's business.
         if self.tls.is_some() != running.tls.is_some() {
             kept.keep("tls", &mut self.tls, &running.tls);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::parse::{Check, GIB, LONGEST, bytes};
 use super::raw::{RawField, RawReplay, RawRule};
-use super::{Access, Auth, BrokerKind, Field, Limits, Replay, Rule, Source};
+use super::source::Written;
+use super::{Access, Auth, BrokerKind, Field, Limits, Replay, Rule};
 use crate::topic::Filter;
 
 /// What binds a segment of `match` to the caller's subject.
@@ -31,7 +32,12 @@ impl Check<'_> {
     ) -> Option<Rule> {
         let path = |key: &str| format!("topics.{index}.{key}");
         let default = Rule::everything();
-        let source = self.word(&path("source"), raw.source, default.source, &[("pubsub", Source::Pubsub)]);
+        let written = Written {
+            source: raw.source,
+            stream: raw.stream,
+            bucket: raw.bucket,
+            payload: raw.payload.field,
+        };
         let read = self.access(&path("read"), raw.read, auth);
         let publish = self.access(&path("publish"), raw.publish, auth);
         let id = self.field(&path("id"), raw.id, default.id);
@@ -67,7 +73,11 @@ impl Check<'_> {
             );
         }
         match Filter::parse(&text, limits.topic_length) {
-            Ok(filter) => Some(Rule { filter, subject, source, read, publish, id, kind: event_type, replay }),
+            Ok(filter) => {
+                let source = self.source(&path, written, &filter, kind);
+                self.warm(&path("replay.warm"), &source, &filter, replay.warm);
+                Some(Rule { filter, subject, source, read, publish, id, kind: event_type, replay })
+            }
             Err(error) => {
                 self.refuse(&path("match"), format!("{text:?}: {error}"));
                 None

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Gateway, log_settings};
+use super::{Gateway, follow, is_warm, log_settings};
 use crate::broker::{Broker, BrokerError};
-use crate::config::Rule;
-use crate::ingest::Upstream;
+use crate::config::{Rule, Source};
+use crate::ingest::{Upstream, Upstreams};
 use crate::log::Subscription;
 
 /// How long a warm topic is not asked for again when the broker says no, and when it was away after all.
@@ -21,14 +21,14 @@ impl Gateway {
     pub(super) fn keep_warm(&self, rules: &[Rule]) {
         let mut warm = self.warm.lock();
         warm.retain(|filter, cooled| {
-            let stays = rules.iter().any(|rule| rule.replay.warm && rule.filter == *filter);
+            let stays = rules.iter().any(|rule| is_warm(rule) && rule.filter == *filter);
             if !stays {
                 cooled.cancel();
                 self.registry.cool(filter);
             }
             stays
         });
-        for rule in rules.iter().filter(|rule| rule.replay.warm) {
+        for rule in rules.iter().filter(|rule| is_warm(rule)) {
             if !warm.contains_key(&rule.filter) {
                 let cooled = CancellationToken::new();
                 warm.insert(rule.filter.clone(), cooled.clone());
@@ -38,7 +38,7 @@ impl Gateway {
                 // The first time here, so that it is there before the first reader.
                 let first = keep();
                 let (broker, upstream) = (self.broker.clone(), self.upstream.clone());
-                tokio::spawn(subscribed(broker, first, keep, upstream, cooled));
+                tokio::spawn(subscribed(broker, rule.source.clone(), first, keep, upstream, cooled));
             }
         }
     }
@@ -48,9 +48,10 @@ impl Gateway {
 /// returns the duty to subscribe, if it is ours, and the end of the subscription.
 async fn subscribed<E: Future<Output = ()>>(
     broker: Broker,
+    source: Source,
     first: (Option<Subscription>, E),
     keep: impl Fn() -> (Option<Subscription>, E),
-    mut upstream: watch::Receiver<Upstream>,
+    mut upstream: watch::Receiver<Upstreams>,
     cooled: CancellationToken,
 ) -> Option<()> {
     let pause = async |time| cooled.run_until_cancelled(tokio::time::sleep(time)).await;
@@ -59,10 +60,12 @@ async fn subscribed<E: Future<Output = ()>>(
         if let Some(subscription) = subscription {
             let filter = subscription.filter().clone();
             loop {
-                let up = upstream.wait_for(|state| *state == Upstream::Up);
+                // What the broker keeps has a connection of its own, which is made by this.
+                let up = |state: &Upstreams| source.is_stored() || state.pubsub == Upstream::Up;
+                let up = upstream.wait_for(up);
                 cooled.run_until_cancelled(up).await?.ok()?; // or the process is ending
                 // Not broken off in between: nobody would know of the subscription.
-                match broker.subscribe(filter.clone()).await {
+                match follow(&broker, &source, filter.clone()).await {
                     Ok(()) => break subscription.confirm(),
                     // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
                     Err(BrokerError::Away(_)) => pause(AWAY_RETRY).await?,
@@ -78,7 +81,8 @@ async fn subscribed<E: Future<Output = ()>>(
             }
         }
         cooled.run_until_cancelled(ended).await?;
-        pause(REFUSED_RETRY).await?;
+        // A history that has ended may be there anew; a right that was withdrawn is hardly back at once.
+        pause(if source.is_stored() { AWAY_RETRY } else { REFUSED_RETRY }).await?;
         (subscription, ended) = keep();
     }
 }

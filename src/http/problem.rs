@@ -168,7 +168,7 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
         CloseCode::Refused => (OURS, "the broker does not let this gateway read this topic"),
         CloseCode::AuthUnavailable => (OURS, "whether you may read this cannot be found out now"),
         CloseCode::Revoked => (OURS, "what may be read has just changed; ask again"),
-        CloseCode::MaxAge | CloseCode::Slow | CloseCode::Gone | CloseCode::Expired => {
+        CloseCode::MaxAge | CloseCode::Slow | CloseCode::Gone | CloseCode::Expired | CloseCode::Restarted => {
             (OURS, "the stream has ended; open it again")
         }
     }

@@ -78,7 +78,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
     }
     let payload = payload(gateway, body).await.map_err(Problem::into_response)?;
     match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
-        Ok(()) => {
+        Ok(id) => {
             #[derive(Serialize)]
             struct Accepted<'a> {
                 topic: &'a str,

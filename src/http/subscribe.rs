@@ -85,6 +85,7 @@ pub(super) async fn subscribe(
         Err(OpenError::Expired) => {
             return not_allowed(&gateway, request.headers(), Refusal::expired());
         }
+        Err(OpenError::Impossible(why)) => return Err(bad_query(why)),
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
     };
     if version != HttpVersion::Http2 {

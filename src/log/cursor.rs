@@ -1,7 +1,8 @@
 //! Cursors: where one stream stands in each of its logs, and the merge of what it reads from them.
 //!
-//! A cursor is a position; what is read is in the logs. Reading several logs goes up to one head and in the order of the
-//! process-wide sequence, so the id of the last event tells the place in all of them.
+//! A cursor is a position; what is read is in the logs, or in the history that the broker keeps of them. Logs of one sequence
+//! are read up to one head and in its order, so the number of the last event tells the place in all of them. Between
+//! sequences there is no order to keep: each is read as far as it goes, and an id tells the place in every one.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use smallvec::SmallVec;
 use super::lease::Lease;
 use super::{BATCH_BYTES, Item};
 use crate::message::Format;
-use crate::position::{EventId, Sequence, Start};
+use crate::position::{COMPONENTS, Sequence};
 use crate::signal::Signal;
 use crate::sse::frame::{self, Coding, GapReason};
 use crate::topic::Filter;
@@ -19,18 +20,25 @@ use crate::topic::Filter;
 /// The cursors of one stream. Dropping them gives up the logs.
 #[derive(Debug)]
 pub struct Cursors {
-    cursors: SmallVec<[Cursor; 1]>,
+    /// Those of one sequence stand together.
+    pub(super) cursors: SmallVec<[Cursor; 1]>,
+    /// They are of several sequences.
+    pub(super) mixed: bool,
+    /// It has not read yet all that there was when it opened.
+    pub replaying: bool,
     /// The stream has once read all there was. What is evicted before its eyes from then on, it was too slow for.
     caught_up: bool,
 }
 
 #[derive(Debug)]
-struct Cursor {
-    lease: Lease,
+pub(super) struct Cursor {
+    pub(super) lease: Lease,
     /// Under which the log knows the stream's signal.
     reader: usize,
     /// Everything up to here was read, or told as a gap.
-    position: u64,
+    pub(super) position: u64,
+    /// While the stream is replaying, up to where that goes; while it is closing, up to where it is still read.
+    pub(super) target: u64,
 }
 
 impl Drop for Cursor {
@@ -39,20 +47,15 @@ impl Drop for Cursor {
     }
 }
 
-/// Cursors at their start.
+/// What comes next.
 #[derive(Debug)]
-pub struct Opened {
-    /// To read from.
-    pub cursors: Cursors,
-    /// The position from which the stream is complete, once `gaps` have been told.
-    pub position: u64,
-    /// What the publisher called the message there, if the client came with that. To be handed back with the position:
-    /// an id without it would take from the client what another process can find the place by.
-    pub publisher_id: Option<String>,
-    /// Whether the stream goes on exactly where the client asked, with nothing missing.
-    pub resumed: bool,
-    /// Topics of which messages are missing before the first that will be read.
-    pub gaps: Vec<(Filter, GapReason)>,
+pub enum Read {
+    /// These events.
+    Batch(Batch),
+    /// Nothing: the stream has read all there is.
+    Nothing,
+    /// Nothing yet: what comes next is being fetched from the broker.
+    Fetching,
 }
 
 /// Some whole events, in order.
@@ -66,235 +69,314 @@ pub struct Batch {
     pub gaps: SmallVec<[GapReason; 1]>,
 }
 
+/// How it is read.
+#[derive(Debug, Clone, Copy)]
+struct Way<'a> {
+    format: Format,
+    coding: Coding,
+    signal: &'a Arc<Signal>,
+    /// A gap in what the log no longer holds has this reason.
+    reason: GapReason,
+}
+
 impl Cursors {
-    /// Places cursors where the client asked to start. From here on `signal` is told of new entries.
-    pub fn open(leases: Vec<Lease>, signal: &Arc<Signal>, start: &Start, sequence: &Sequence) -> Opened {
-        let cursors: SmallVec<[Cursor; 1]> = leases
+    /// Cursors over `leases`, of which those of one sequence come to stand together. `signal` is told of new entries from
+    /// here on.
+    pub(super) fn new(leases: Vec<Lease>, signal: &Arc<Signal>) -> Self {
+        let mut cursors: SmallVec<[Cursor; 1]> = leases
             .into_iter()
-            .map(|lease| Cursor { reader: lease.log().join(signal.clone()), lease, position: 0 })
+            .map(|lease| Cursor { reader: lease.log().join(signal.clone()), lease, position: 0, target: 0 })
             .collect();
-        let mut opened = Opened {
-            cursors: Cursors { cursors, caught_up: false },
-            position: 0,
-            publisher_id: None,
-            resumed: false,
-            gaps: Vec::new(),
-        };
-        match start {
-            Start::Now => opened.start_at(sequence.head()),
-            Start::After(None) => opened.start_at_oldest(Some(GapReason::UnknownId)),
-            Start::After(Some(id)) => match sequence.read_event_id(id) {
-                EventId::Own { sequence, publisher_id } => {
-                    opened.resumed =
-                        opened.cursors.logs().all(|cursor| cursor.lease.log().evicted().0 <= sequence);
-                    opened.start_at(sequence);
-                    // As it stands in these logs, not as the client says.
-                    let known = |id: &&str| {
-                        opened.cursors.logs().any(|cursor| cursor.lease.log().has_publisher_id(sequence, id))
-                    };
-                    opened.publisher_id = publisher_id.filter(known).map(str::to_owned);
-                }
-                EventId::Unknown => opened.start_at_oldest(Some(GapReason::UnknownId)),
-                EventId::Foreign { publisher_id: None } => opened.start_at_oldest(Some(GapReason::Restarted)),
-                EventId::Foreign { publisher_id: Some(id) } => {
-                    opened.start_after_publisher_id(id, GapReason::Restarted)
-                }
-                EventId::Publisher(id) => opened.start_after_publisher_id(id, GapReason::UnknownId),
-            },
-            Start::Since(time) => {
-                let mut before = 0;
-                for cursor in &mut opened.cursors.cursors {
-                    let log = cursor.lease.log();
-                    cursor.position = log.position_before(*time);
-                    if log.evicted().1 >= *time {
-                        opened.gaps.push((log.filter().clone(), GapReason::Evicted));
-                    } else {
-                        before = before.max(cursor.position);
-                    }
-                }
-                // What came at that time or later has a higher number than all that came before, in whichever log. So
-                // the one id that stands for all cursors brings nothing older to a client that comes back with it.
-                for cursor in &mut opened.cursors.cursors {
-                    cursor.position = cursor.position.max(before);
-                }
-                opened.resumed = opened.gaps.is_empty();
-                opened.position = opened.cursors.position();
-            }
-            Start::All => opened.start_at_oldest(None),
-            Start::Last(count) => {
-                let head = sequence.head();
-                let mut last: Vec<u64> = opened
-                    .cursors
-                    .logs()
-                    .flat_map(|cursor| cursor.lease.log().last_messages(*count, head))
-                    .collect();
-                last.sort_unstable_by(|a, b| b.cmp(a));
-                last.truncate(*count);
-                opened.start_at(last.last().map_or(sequence.head(), |oldest| oldest - 1));
-                for cursor in &mut opened.cursors.cursors {
-                    // No promise was made of older ones, so what is gone before the last so many is no gap.
-                    cursor.position = cursor.position.max(cursor.lease.log().evicted().0);
-                }
-            }
+        let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
+        if mixed {
+            // By the filter that comes first in each, so that the same topics have the same order everywhere.
+            let first = |cursor: &Cursor, all: &[Cursor]| {
+                let with = all.iter().filter(|other| other.is_with(cursor));
+                with.map(|other| other.lease.filter().as_str().to_owned()).min()
+            };
+            let keys: Vec<_> = cursors
+                .iter()
+                .map(|cursor| (first(cursor, &cursors), cursor.lease.filter().clone()))
+                .collect();
+            let mut keyed: Vec<_> = keys.into_iter().zip(cursors).collect();
+            keyed.sort_by(|(a, _), (b, _)| (&a.0, a.1.as_str()).cmp(&(&b.0, b.1.as_str())));
+            cursors = keyed.into_iter().map(|(_, cursor)| cursor).collect();
         }
-        opened.stop_at_the_end();
-        opened
+        Cursors { cursors, mixed, replaying: false, caught_up: false }
     }
 
-    /// What comes next, or `None` if the stream has read all there is.
-    pub fn read(&mut self, sequence: &Sequence, format: Format, coding: Coding) -> Option<Batch> {
-        let head = sequence.head();
-        let batch = match &mut *self.cursors {
-            [cursor] => cursor.read(head, sequence, format, coding, self.caught_up),
-            _ => self.merge(head, sequence, format, coding),
+    /// What comes next. Where that is to be fetched, `signal` is told when it is there.
+    pub fn read(&mut self, format: Format, coding: Coding, signal: &Arc<Signal>) -> Read {
+        let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
+        let way = Way { format, coding, signal, reason };
+        let replaying = self.replaying;
+        let read = match &mut *self.cursors {
+            [cursor] => cursor.read(way, replaying),
+            _ => self.merge(way),
         };
-        self.caught_up |= batch.is_none();
-        batch
+        self.caught_up |= matches!(read, Read::Nothing);
+        read
     }
 
-    /// The last that any of the logs knows of. Who has read up to here has read all that there is now.
-    pub fn newest(&self) -> u64 {
-        self.logs().map(|cursor| cursor.lease.log().newest()).max().unwrap_or_default()
+    /// Marks what each log has now: [`Cursors::has_reached_mark`] tells when all of it was read.
+    pub fn mark(&mut self) {
+        for cursor in &mut self.cursors {
+            cursor.target = cursor.lease.sequence().head();
+        }
     }
 
-    /// Everything up to here was read or told, in every log.
-    pub fn position(&self) -> u64 {
-        self.logs().map(|cursor| cursor.position).min().unwrap_or_default()
+    /// Whether all up to the mark was read.
+    pub fn has_reached_mark(&self) -> bool {
+        self.cursors.iter().all(|cursor| cursor.position >= cursor.target)
     }
 
-    /// The filters, in the order they were asked for.
+    /// Whether what was there when the stream opened is still to be read.
+    pub fn is_replaying(&mut self) -> bool {
+        self.replaying = self.replaying && !self.has_reached_mark();
+        self.replaying
+    }
+
+    /// What was there when it opened has been read, or counts as such.
+    pub fn end_replay(&mut self) {
+        self.replaying = false;
+    }
+
+    /// The filters.
     pub fn filters(&self) -> impl Iterator<Item = &Filter> {
-        self.logs().map(|cursor| cursor.lease.log().filter())
+        self.cursors.iter().map(|cursor| cursor.lease.filter())
     }
 
-    fn logs(&self) -> impl Iterator<Item = &Cursor> {
-        self.cursors.iter()
-    }
-
-    fn gap_reason(caught_up: bool) -> GapReason {
-        if caught_up { GapReason::Slow } else { GapReason::Evicted }
-    }
-
-    fn merge(&mut self, head: u64, sequence: &Sequence, format: Format, coding: Coding) -> Option<Batch> {
-        let mut items: Vec<(usize, Item)> = Vec::new();
-        let mut found = Vec::new();
-        let mut limit = head;
+    /// Where each sequence begins among the cursors, and ends.
+    pub(super) fn sequences(&self) -> SmallVec<[std::ops::Range<usize>; 1]> {
+        let mut ranges: SmallVec<[std::ops::Range<usize>; 1]> = SmallVec::new();
         for (index, cursor) in self.cursors.iter().enumerate() {
-            // A log that had more than fits limits all: beyond its last item here, its entries would come too late.
-            limit = limit.min(cursor.lease.log().collect(cursor.position, head, format, &mut found));
-            items.extend(found.drain(..).map(|item| (index, item)));
+            match ranges.last_mut() {
+                Some(range) if cursor.is_with(&self.cursors[range.start]) => range.end = index + 1,
+                _ => ranges.push(index..index + 1),
+            }
         }
-        items.retain(|(_, item)| item.place().0 <= limit);
-        items.sort_by_key(|(_, item)| item.place());
+        ranges
+    }
+
+    /// The event id of these places, one for each of [`Cursors::sequences`].
+    pub(super) fn event_id(&self, places: &[(usize, u64)]) -> String {
+        let part = |(cursor, place): &(usize, u64)| self.cursors[*cursor].lease.sequence().component(*place);
+        let parts: Vec<String> = places.iter().map(part).collect();
+        parts.join(COMPONENTS.encode_utf8(&mut [0; 4]))
+    }
+
+    fn merge(&mut self, way: Way) -> Read {
+        let ranges = self.sequences();
         let mut joined = BytesMut::new();
         let mut batch = Batch { bytes: Bytes::new(), entries: 0, gaps: SmallVec::new() };
-        let mut items = items.into_iter().peekable();
-        while let Some((index, item)) = items.next() {
-            let (place, _) = item.place();
-            let followed = items.peek().is_some_and(|(_, next)| next.place().0 == place);
-            match item {
-                Item::Entry(entry) => {
-                    joined.extend_from_slice(entry.frame(format).slice(coding));
-                    batch.entries += 1;
+        let mut fetching = false;
+        for range in &ranges {
+            let places = |cursors: &Cursors, ranges: &[std::ops::Range<usize>]| -> Vec<(usize, u64)> {
+                let place = |range: &std::ops::Range<usize>| {
+                    let positions = cursors.cursors[range.clone()].iter().map(|cursor| cursor.position);
+                    (range.start, positions.min().unwrap_or_default())
+                };
+                ranges.iter().map(place).collect()
+            };
+            // The parts of an id before and after the place in this sequence, where there are others.
+            let around = self.mixed.then(|| {
+                let index = ranges.iter().position(|other| other == range).unwrap_or_default();
+                let mut before = self.event_id(&places(self, &ranges[..index]));
+                let mut after = self.event_id(&places(self, &ranges[index + 1..]));
+                if !before.is_empty() {
+                    before.push(COMPONENTS);
                 }
-                Item::Evicted(through) => {
-                    let reason = Self::gap_reason(self.caught_up);
-                    let filter = self.cursors[index].lease.log().filter();
-                    // Two logs can have lost the same number. An id that says "read up to here" is for the last of them.
-                    let id = sequence.event_id(if followed { through - 1 } else { through }, None);
-                    joined.extend_from_slice(
-                        &frame::stream_gap(Some(&id), filter.as_str(), reason).bytes(coding),
-                    );
-                    batch.gaps.push(reason);
+                if !after.is_empty() {
+                    after.insert(0, COMPONENTS);
                 }
-            }
-            if joined.len() >= BATCH_BYTES && !followed {
-                limit = place;
-                break;
-            }
-        }
-        for cursor in &mut self.cursors {
-            cursor.position = cursor.position.max(limit);
+                (before, after)
+            });
+            let budget = BATCH_BYTES / ranges.len();
+            let replaying = self.replaying;
+            let cursors = &mut self.cursors[range.clone()];
+            fetching |= merge_one(cursors, way, replaying, budget, around.as_ref(), &mut joined, &mut batch);
         }
         batch.bytes = joined.freeze();
-        (!batch.bytes.is_empty()).then_some(batch)
+        match batch.bytes.is_empty() {
+            false => Read::Batch(batch),
+            true if fetching => Read::Fetching,
+            true => Read::Nothing,
+        }
     }
+}
+
+/// Reads the cursors of one sequence, in its order, and appends what it finds. Returns whether something is being fetched.
+fn merge_one(
+    cursors: &mut [Cursor],
+    way: Way,
+    replaying: bool,
+    budget: usize,
+    around: Option<&(String, String)>,
+    joined: &mut BytesMut,
+    batch: &mut Batch,
+) -> bool {
+    let Some(sequence) = cursors.first().map(|cursor| cursor.lease.sequence().clone()) else { return false };
+    let head = sequence.head();
+    let mut items: Vec<(usize, Item)> = Vec::new();
+    let mut found = Vec::new();
+    let mut limit = u64::MAX;
+    let mut fetching = false;
+    for (index, cursor) in cursors.iter_mut().enumerate() {
+        // A log that had more than fits limits all: beyond its last item here, its entries would come too late.
+        let collected = cursor.collect(head, way, replaying, budget, &mut found);
+        fetching |= collected.is_none();
+        limit = limit.min(collected.unwrap_or(cursor.position));
+        items.extend(found.drain(..).map(|item| (index, item)));
+    }
+    items.retain(|(_, item)| item.place().0 <= limit);
+    items.sort_by_key(|(_, item)| item.place());
+    let event_id = |place: u64| match around {
+        Some((before, after)) => format!("{before}{}{after}", sequence.component(place)),
+        None => sequence.event_id(place, None),
+    };
+    let begin = joined.len();
+    let mut items = items.into_iter().peekable();
+    while let Some((index, item)) = items.next() {
+        let (place, _) = item.place();
+        let followed = items.peek().is_some_and(|(_, next)| next.place().0 == place);
+        // Two logs can have lost the same number. An id that says "read up to here" is for the last of them.
+        let told = if followed { place - 1 } else { place };
+        let filter = cursors[index].lease.filter();
+        match item {
+            Item::Entry(entry) if !followed && around.is_none() => {
+                joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
+                batch.entries += 1;
+            }
+            Item::Entry(entry) => {
+                let frame = entry.frame_with_id(way.format, filter, &event_id(told));
+                joined.extend_from_slice(frame.slice(way.coding));
+                batch.entries += 1;
+            }
+            Item::Evicted(_) => {
+                let gap = frame::stream_gap(Some(&event_id(told)), filter.as_str(), way.reason);
+                joined.extend_from_slice(gap.slice(way.coding));
+                batch.gaps.push(way.reason);
+            }
+        }
+        if joined.len() - begin >= budget && !followed {
+            limit = place;
+            break;
+        }
+    }
+    for cursor in cursors {
+        cursor.position = cursor.position.max(limit);
+    }
+    fetching
 }
 
 impl Cursor {
-    fn read(
-        &mut self,
-        head: u64,
-        sequence: &Sequence,
-        format: Format,
-        coding: Coding,
-        caught_up: bool,
-    ) -> Option<Batch> {
-        let log = self.lease.log();
-        match log.piece(self.position, head, format, coding) {
-            Ok(piece) => {
-                let piece = piece?;
-                self.position = piece.last;
-                Some(Batch { bytes: piece.bytes, entries: piece.entries, gaps: SmallVec::new() })
-            }
-            Err(through) => {
-                let reason = Cursors::gap_reason(caught_up);
-                let id = sequence.event_id(through, None);
-                let frame = frame::stream_gap(Some(&id), log.filter().as_str(), reason);
-                self.position = through;
-                Some(Batch { bytes: frame.bytes(coding), entries: 0, gaps: SmallVec::from_elem(reason, 1) })
-            }
-        }
+    /// Whether both are of one sequence.
+    fn is_with(&self, other: &Cursor) -> bool {
+        Arc::ptr_eq(self.lease.sequence(), other.lease.sequence())
     }
-}
 
-impl Opened {
-    /// A log whose subscription ended just now is not complete up to the head, and no id may say so.
-    fn stop_at_the_end(&mut self) {
-        for cursor in &mut self.cursors.cursors {
-            if let Some(end) = cursor.lease.log().sealed() {
-                cursor.position = cursor.position.min(end);
-                if end < self.position {
-                    (self.position, self.publisher_id) = (end, None);
+    pub(super) fn sequence(&self) -> &Arc<Sequence> {
+        self.lease.sequence()
+    }
+
+    fn read(&mut self, way: Way, replaying: bool) -> Read {
+        let head = self.sequence().head();
+        while let Some(until) = self.history_until(replaying) {
+            let mut items = Vec::new();
+            let Some(through) = self.collect_history(until, way, BATCH_BYTES, &mut items) else {
+                return Read::Fetching;
+            };
+            self.position = through;
+            if items.is_empty() {
+                continue; // nothing of it is held there
+            }
+            let mut batch = Batch { bytes: Bytes::new(), entries: 0, gaps: SmallVec::new() };
+            let mut joined = BytesMut::new();
+            for item in items {
+                match item {
+                    Item::Entry(entry) => {
+                        joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
+                        batch.entries += 1;
+                    }
+                    Item::Evicted(through) => {
+                        joined.extend_from_slice(self.gap(through, way).slice(way.coding));
+                        batch.gaps.push(way.reason);
+                    }
                 }
             }
+            batch.bytes = joined.freeze();
+            return Read::Batch(batch);
         }
-    }
-
-    fn start_at(&mut self, position: u64) {
-        self.position = position;
-        self.cursors.cursors.iter_mut().for_each(|cursor| cursor.position = position);
-    }
-
-    /// From the oldest that each log holds; `reason` tells what is missing before it.
-    fn start_at_oldest(&mut self, reason: Option<GapReason>) {
-        for cursor in &mut self.cursors.cursors {
-            let log = cursor.lease.log();
-            cursor.position = log.evicted().0;
-            self.gaps.extend(reason.map(|reason| (log.filter().clone(), reason)));
-        }
-        self.position = self.cursors.position();
-    }
-
-    /// After the message that its publisher gave this id. It tells the place in its own topic only: another process took
-    /// messages of other topics in at other places, so for those it is a gap, and for a pattern too.
-    fn start_after_publisher_id(&mut self, id: &str, otherwise: GapReason) {
-        let place = self.cursors.logs().enumerate().find_map(|(index, cursor)| {
-            cursor.lease.log().find_publisher_id(id).map(|position| (index, position))
-        });
-        let Some((found, position)) = place else { return self.start_at_oldest(Some(otherwise)) };
-        self.start_at(position);
-        self.publisher_id = Some(id.to_owned());
-        let mut evicted = false;
-        for (index, cursor) in self.cursors.cursors.iter_mut().enumerate() {
-            let log = cursor.lease.log();
-            if index != found || log.filter().is_pattern() {
-                cursor.position = position.max(log.evicted().0);
-                self.gaps.push((log.filter().clone(), otherwise));
-            } else {
-                evicted = log.evicted().0 > position;
+        match self.lease.log().piece(self.position, head, way.format, way.coding) {
+            Ok(None) => Read::Nothing,
+            Ok(Some(piece)) => {
+                self.position = piece.last;
+                Read::Batch(Batch { bytes: piece.bytes, entries: piece.entries, gaps: SmallVec::new() })
+            }
+            // Evicted since it was looked at above.
+            Err(_) if self.history_until(replaying).is_some() => self.read(way, replaying),
+            Err(through) => {
+                let bytes = self.gap(through, way).bytes(way.coding);
+                self.position = through;
+                Read::Batch(Batch { bytes, entries: 0, gaps: SmallVec::from_elem(way.reason, 1) })
             }
         }
-        self.resumed = self.gaps.is_empty() && !evicted;
+    }
+
+    fn gap(&self, through: u64, way: Way) -> frame::Frame {
+        let id = self.sequence().event_id(through, None);
+        frame::stream_gap(Some(&id), self.lease.filter().as_str(), way.reason)
+    }
+
+    /// Up to where it is to be read from the history that the broker keeps, if it stands before what the log holds.
+    fn history_until(&self, replaying: bool) -> Option<u64> {
+        let log = self.lease.log();
+        let history = log.history.as_ref()?;
+        if history.of_values {
+            // Only to begin with. Who falls behind later is told so: values alone do not say which keys were deleted.
+            return (replaying && self.position < self.target).then_some(self.target);
+        }
+        let begin = log.evicted().0;
+        (self.position < begin).then_some(begin)
+    }
+
+    /// As [`super::TopicLog::collect`], from the history where the log no longer has it. `None`: it is being fetched.
+    fn collect(
+        &mut self,
+        head: u64,
+        way: Way,
+        replaying: bool,
+        budget: usize,
+        items: &mut Vec<Item>,
+    ) -> Option<u64> {
+        while let Some(until) = self.history_until(replaying) {
+            let through = self.collect_history(until, way, budget, items)?;
+            if !items.is_empty() {
+                return Some(through);
+            }
+            self.position = through;
+        }
+        Some(self.lease.log().collect(self.position, head, way.format, budget, items))
+    }
+
+    /// What the broker keeps after the position, about `budget` bytes of it; returns how far that is everything. `None`: it is
+    /// being fetched.
+    fn collect_history(&self, until: u64, way: Way, budget: usize, items: &mut Vec<Item>) -> Option<u64> {
+        let log = self.lease.log();
+        let history = log.history.as_ref()?;
+        let run = history.read(log, self.position, until, way.signal)?;
+        if run.gone > self.position {
+            items.push(Item::Evicted(run.gone));
+        }
+        let index = run.entries.partition_point(|entry| entry.sequence <= self.position);
+        let mut bytes = 0;
+        for entry in &run.entries[index..] {
+            items.push(Item::Entry(entry.clone()));
+            bytes += entry.frame(way.format).weight();
+            if bytes >= budget {
+                return Some(entry.sequence);
+            }
+        }
+        Some(run.through)
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::TopicLog;
 use super::registry::{Registry, Slot};
+use crate::position::Sequence;
 use crate::signal::CloseCode;
 use crate::topic::Filter;
 
@@ -32,8 +33,18 @@ impl Lease {
     }
 
     /// The log.
-    pub(super) fn log(&self) -> &TopicLog {
+    pub(super) fn log(&self) -> &Arc<TopicLog> {
         &self.log
+    }
+
+    /// Its sequence. Until a history is followed, which is before it is [`Lease::ready`], that of the process stands for it.
+    pub(super) fn sequence(&self) -> &Arc<Sequence> {
+        self.log.sequence().unwrap_or(self.registry.sequence())
+    }
+
+    /// The filter whose messages it holds.
+    pub fn filter(&self) -> &Filter {
+        &self.log.filter
     }
 
     /// Waits until the log's subscription is confirmed.
@@ -79,7 +90,7 @@ impl Subscription {
         &self.log.filter
     }
 
-    /// The broker has confirmed.
+    /// The broker has confirmed. What it keeps is confirmed by [`Registry::begin`] alone, which knows where it begins.
     pub fn confirm(mut self) {
         self.outcome = Subscribed::Confirmed;
     }
@@ -93,6 +104,9 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let failed = matches!(self.outcome, Subscribed::Failed(_));
+        if !failed && self.log.history.is_some() {
+            return;
+        }
         self.registry.with_slot(&self.log, |slot: &mut Slot| {
             slot.subscribed.send_replace(self.outcome);
             if !failed {

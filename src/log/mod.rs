@@ -1,32 +1,39 @@
 //! The topic log: the one structure for live delivery and for replay.
 //!
-//! A log holds the last entries of one filter, each once and encoded, in the order of the process-wide sequence. A gap
-//! is an entry too, so every reader meets it at its place. Reading past what was evicted is an outcome of its own
-//! ([`Item::Evicted`]), never a jump.
+//! A log holds the last entries of one filter, each once and encoded, in the order of its sequence: that of the process, or
+//! that of the history which the broker keeps. A gap is an entry too, so every reader meets it at its place. Reading past
+//! what was evicted is an outcome of its own ([`Item::Evicted`]), never a jump; where the broker keeps the history, it is
+//! read from there ([`history`]).
 //!
 //! One writer appends ([`Registry`], for ingest); any number of readers read at positions of their own. The log knows
 //! nothing of brokers, HTTP or configuration.
 
 mod cursor;
+mod history;
 mod lease;
+mod open;
 mod piece;
 mod registry;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use slab::Slab;
 
-pub use self::cursor::{Batch, Cursors, Opened};
+pub use self::cursor::{Batch, Cursors, Read};
+use self::history::History;
+pub use self::history::{ASK_CAPACITY, Ask};
 pub use self::lease::{Lease, Subscription};
+pub use self::open::{Opened, questions};
 use self::piece::{Piece, Pieces, Place};
-pub use self::registry::{Full, Registry};
+pub use self::registry::{LeaseError, Registry};
 use crate::message::{Format, Message};
+use crate::position::Sequence;
 use crate::signal::{CloseCode, Signal};
-use crate::sse::frame::{Coding, Frame, GapReason};
+use crate::sse::frame::{self, Coding, Frame, GapReason};
 use crate::topic::Filter;
 
 /// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds
@@ -52,9 +59,9 @@ pub struct Bounds {
 /// One entry. Shared between logs that both hold it.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its number in the process-wide sequence.
+    /// Its number in the log's sequence.
     pub sequence: u64,
-    /// When it was taken in.
+    /// When the broker took it, where it says so; else when it was taken in.
     pub time: SystemTime,
     /// What it is.
     pub kind: EntryKind,
@@ -85,6 +92,14 @@ impl Entry {
                 message.frame(format, |weight| _ = self.usage.0.fetch_add(weight, Ordering::Relaxed))
             }
             EntryKind::Gap(_, frame) => frame,
+        }
+    }
+
+    /// The event with another id, for a reader of several sequences. `filter` is that of the log it was read from.
+    fn frame_with_id(&self, format: Format, filter: &Filter, id: &str) -> Frame {
+        match &self.kind {
+            EntryKind::Message(_) => self.frame(format).with_id(id),
+            EntryKind::Gap(reason, _) => frame::stream_gap(Some(id), filter.as_str(), *reason),
         }
     }
 
@@ -147,6 +162,10 @@ impl Usage {
 pub struct TopicLog {
     filter: Filter,
     usage: Arc<Usage>,
+    /// Whose numbers its entries have. Set when its subscription begins, at the latest: nobody reads before.
+    sequence: OnceLock<Arc<Sequence>>,
+    /// Of what the broker keeps.
+    history: Option<History>,
     /// The last sequence that the log knows of: of its newest entry, or where it began. Stored after the entry is in and
     /// before it is published.
     newest: AtomicU64,
@@ -192,8 +211,9 @@ impl TopicLog {
         filter: Filter,
         bounds: Bounds,
         usage: Arc<Usage>,
-        evicted: u64,
-        evicted_time: SystemTime,
+        sequence: OnceLock<Arc<Sequence>>,
+        history: Option<History>,
+        (evicted, evicted_time): (u64, SystemTime),
     ) -> Self {
         let state = State {
             bounds,
@@ -207,6 +227,8 @@ impl TopicLog {
         TopicLog {
             filter,
             usage,
+            sequence,
+            history,
             newest: AtomicU64::new(evicted),
             sealed: AtomicU64::new(u64::MAX),
             state: Mutex::new(state),
@@ -222,6 +244,20 @@ impl TopicLog {
     /// What wakes each of its readers.
     pub fn readers(&self) -> Vec<Arc<Signal>> {
         self.readers.lock().signals.iter().map(|(_, signal)| signal.clone()).collect()
+    }
+
+    /// Its sequence. `None` as long as it is not known, which is while nobody reads it.
+    fn sequence(&self) -> Option<&Arc<Sequence>> {
+        self.sequence.get()
+    }
+
+    /// Its subscription follows a history that is at its head: the log begins there.
+    fn begin(&self, sequence: &Arc<Sequence>, now: SystemTime) {
+        let mut state = self.state.lock();
+        let head = sequence.head();
+        (state.evicted, state.evicted_time) = (head, now);
+        self.newest.store(head, Ordering::Release);
+        let _ = self.sequence.set(sequence.clone());
     }
 
     /// Appends, and evicts what is then beyond the bounds. Readers see the entry once it is published.
@@ -358,14 +394,15 @@ impl TopicLog {
 
     /// A log of `filter`, which lies inside this one's, that begins with what this one holds of it. A gap here concerns
     /// all of it, so the new log is complete from the last gap on.
-    fn narrowed(&self, filter: &Filter, bounds: &Bounds) -> TopicLog {
+    fn narrowed(&self, filter: &Filter, bounds: &Bounds, history: Option<History>) -> TopicLog {
         let state = self.state.lock();
         let last_gap = state.entries.iter().rposition(|entry| entry.message().is_none());
         let (evicted, time) = match last_gap.map(|index| &state.entries[index]) {
             Some(gap) => (gap.sequence, gap.time),
             None => (state.evicted, state.evicted_time),
         };
-        let log = TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), evicted, time);
+        let (usage, sequence) = (self.usage.clone(), self.sequence.clone());
+        let log = TopicLog::new(filter.clone(), bounds.clone(), usage, sequence, history, (evicted, time));
         let complete = state.entries.range(last_gap.map_or(0, |index| index + 1)..);
         complete
             .filter(|entry| entry.message().is_some_and(|message| filter.matches(message.topic())))
@@ -373,9 +410,9 @@ impl TopicLog {
         log
     }
 
-    /// Puts into `items` what follows `position` up to `head`, about [`BATCH_BYTES`] of it. Returns how far that is
+    /// Puts into `items` what follows `position` up to `head`, about `budget` bytes of it. Returns how far that is
     /// everything.
-    fn collect(&self, position: u64, head: u64, format: Format, items: &mut Vec<Item>) -> u64 {
+    fn collect(&self, position: u64, head: u64, format: Format, budget: usize, items: &mut Vec<Item>) -> u64 {
         let head = head.min(self.sealed.load(Ordering::Acquire));
         if self.has_nothing_after(position) {
             return head;
@@ -392,7 +429,7 @@ impl TopicLog {
             }
             items.push(Item::Entry(entry.clone()));
             bytes += entry.frame(format).weight();
-            if bytes >= BATCH_BYTES {
+            if bytes >= budget {
                 return entry.sequence;
             }
         }
@@ -542,7 +579,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::config::Field;
+    use tokio::sync::mpsc;
+
+    use crate::config::{Field, Source};
     use crate::message::{Fields, Found};
     use crate::position::{Epoch, Sequence, Start};
     use crate::topic::Topic;
@@ -550,7 +589,7 @@ mod tests {
     const MESSAGES: u64 = 2_000;
 
     fn full_registry() -> (Arc<Registry>, Lease) {
-        let registry = Registry::new(Sequence::new(Epoch::random()), 10, usize::MAX);
+        let registry = Registry::new(Sequence::new(Epoch::random()), 10, usize::MAX, mpsc::channel(1).0);
         let lease = lease(&registry);
         append(&registry, "a", MESSAGES);
         (registry, lease)
@@ -559,10 +598,17 @@ mod tests {
     fn append(registry: &Arc<Registry>, topic: &str, count: u64) {
         let topic = Topic::parse(topic, 9).unwrap();
         for _ in 0..count {
-            registry.append(&topic.clone().into(), &topic, |sequence, time, _| {
+            registry.append(&topic.clone().into(), &topic, None, |_, sequence, time, _| {
                 let id = registry.sequence().event_id(sequence, None);
                 EntryKind::Message(Message::new(topic.clone(), time, id, Found::default(), &[b'x'; 200]))
             });
+        }
+    }
+
+    fn read(cursors: &mut Cursors) -> Option<Batch> {
+        match cursors.read(Format::Raw, Coding::Chunked, &Arc::default()) {
+            Read::Batch(batch) => Some(batch),
+            Read::Nothing | Read::Fetching => None,
         }
     }
 
@@ -573,7 +619,8 @@ mod tests {
     fn lease_of(registry: &Arc<Registry>, topic: &str) -> Lease {
         let age = Duration::from_secs(60);
         let bounds = Bounds { messages: usize::MAX, bytes: usize::MAX, age, linger: age };
-        let fields = Fields { id: Field::Header("a".into()), kind: Field::Header("b".into()) };
+        let fields =
+            Fields { source: Source::Pubsub, id: Field::Header("a".into()), kind: Field::Header("b".into()) };
         let (lease, subscription) =
             registry.lease(&Filter::parse(topic, 9).unwrap(), &bounds, &Arc::new(fields), None).unwrap();
         if let Some(subscription) = subscription {
@@ -584,9 +631,9 @@ mod tests {
 
     /// Where each piece that the reader is given lies in memory, to the end.
     fn places(registry: &Arc<Registry>, start: &Start) -> Vec<(*const u8, usize)> {
-        let opened = Cursors::open(vec![lease(registry)], &Arc::default(), start, registry.sequence());
+        let opened = Cursors::open(vec![lease(registry)], &Arc::default(), start, &[]);
         let mut cursors = opened.cursors;
-        let read = || cursors.read(registry.sequence(), Format::Raw, Coding::Chunked);
+        let read = || read(&mut cursors);
         std::iter::from_fn(read).map(|batch| (batch.bytes.as_ptr(), batch.bytes.len())).collect()
     }
 
@@ -613,7 +660,7 @@ mod tests {
     }
 
     fn reader(registry: &Arc<Registry>, start: &Start) -> Cursors {
-        Cursors::open(vec![lease(registry)], &Arc::default(), start, registry.sequence()).cursors
+        Cursors::open(vec![lease(registry)], &Arc::default(), start, &[]).cursors
     }
 
     #[test]
@@ -621,7 +668,7 @@ mod tests {
         let (registry, _lease) = full_registry();
         let mut readers: Vec<_> = (0..4).map(|_| reader(&registry, &Start::Now)).collect();
         let mut read = |index: usize| {
-            readers[index].read(registry.sequence(), Format::Raw, Coding::Chunked).map(|batch| {
+            read(&mut readers[index]).map(|batch| {
                 let Batch { bytes, entries, .. } = batch;
                 (entries, bytes.as_ptr())
             })
@@ -640,9 +687,7 @@ mod tests {
     fn a_piece_is_not_built_anew_for_a_little_more() {
         let (registry, _lease) = full_registry();
         let mut readers: Vec<_> = (0..2).map(|_| reader(&registry, &Start::Now)).collect();
-        let mut entries = |index: usize| {
-            readers[index].read(registry.sequence(), Format::Raw, Coding::Chunked).unwrap().entries
-        };
+        let mut entries = |index: usize| read(&mut readers[index]).unwrap().entries;
         append(&registry, "a", 40);
         assert_eq!(entries(0), 40);
         append(&registry, "a", 9);
@@ -690,7 +735,7 @@ mod tests {
         let pieces = places(&registry, &Start::All);
         let joined: usize = pieces.iter().rev().take(piece::PIECES).map(|(_, length)| length).sum();
         assert!(registry.bytes() >= before + joined / 2, "{joined}");
-        registry.sweep(|_| true);
+        registry.sweep(|_, _| true);
         assert_eq!(registry.bytes(), before);
     }
 }

@@ -6,19 +6,21 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::history::{Ask, History, Runs};
 use super::lease::{Lease, Subscribed, Subscription};
 use super::{Bounds, Entry, EntryKind, TopicLog, Usage};
+use crate::config::Source;
 use crate::message::Fields;
-use crate::position::Sequence;
+use crate::position::{Sequence, Tag};
 use crate::signal::CloseCode;
 use crate::sse::frame::{self, GapReason};
 use crate::topic::{Filter, Topic};
@@ -27,16 +29,26 @@ use crate::topic::{Filter, Topic};
 /// for the very next message.
 const RECLAIM_TO: f64 = 0.9;
 
-/// As many topics are held as may be (`limits.topics`). Those without a reader are about to be given up.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("as many topics are held as may be (limits.topics)")]
-pub struct Full;
+/// Why there is no hold on a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum LeaseError {
+    /// As many topics are held as may be. Those without a reader are about to be given up.
+    #[error("as many topics are held as may be (limits.topics)")]
+    Full,
+    /// The subscription that feeds all topics of the rule is not there now.
+    #[error("what feeds the topics of the rule is not there")]
+    NotFed,
+}
 
 /// Every log of the process.
 #[derive(Debug)]
 pub struct Registry {
-    sequence: Sequence,
+    /// Of what the broker does not keep.
+    sequence: Arc<Sequence>,
     usage: Arc<Usage>,
+    /// Of what it does keep.
+    runs: Runs,
+    asks: mpsc::Sender<Ask>,
     max_topics: AtomicUsize,
     max_bytes: AtomicUsize,
     inner: Mutex<Inner>,
@@ -47,15 +59,17 @@ struct Inner {
     slots: HashMap<Filter, Slot>,
     /// Logs of which readers are still to be woken, each once.
     waking: VecDeque<Arc<TopicLog>>,
-    /// Times never run backwards within the logs, whatever the system's clock does: `since=` searches them.
+    /// Times never run backwards within the logs, whatever the system's clock or the broker's does: `since=` searches them.
     last_time: Option<SystemTime>,
 }
 
 /// A log, and what the registry knows of it.
 #[derive(Debug)]
 pub(super) struct Slot {
-    log: Arc<TopicLog>,
+    pub(super) log: Arc<TopicLog>,
     fields: Arc<Fields>,
+    /// Of what the broker keeps, the time of the last message.
+    stored_time: Option<SystemTime>,
     pub(super) readers: usize,
     /// Since when it has no reader.
     pub(super) idle_since: Instant,
@@ -136,10 +150,22 @@ impl Registry {
         }
     }
 
-    /// An empty one.
-    pub fn new(sequence: Sequence, max_topics: usize, max_bytes: usize) -> Arc<Self> {
-        let (max_topics, max_bytes) = (AtomicUsize::new(max_topics), AtomicUsize::new(max_bytes));
-        Arc::new(Registry { sequence, usage: Arc::default(), max_topics, max_bytes, inner: Mutex::default() })
+    /// An empty one. What is to be fetched from the broker goes to `asks`.
+    pub fn new(
+        sequence: Sequence,
+        max_topics: usize,
+        max_bytes: usize,
+        asks: mpsc::Sender<Ask>,
+    ) -> Arc<Self> {
+        Arc::new(Registry {
+            sequence: Arc::new(sequence),
+            usage: Arc::default(),
+            runs: Runs::default(),
+            asks,
+            max_topics: AtomicUsize::new(max_topics),
+            max_bytes: AtomicUsize::new(max_bytes),
+            inner: Mutex::default(),
+        })
     }
 
     /// From now on so many topics and bytes are held at most. Topics that are more stay for as long as they are read.
@@ -149,12 +175,17 @@ impl Registry {
         self.keep_bound();
     }
 
-    /// Gives each log the bounds and fields that `settings` has for its filter.
+    /// Gives each log the bounds and fields that `settings` has for its filter. What is fetched from a history is to be
+    /// encoded as what came live, so its fields stay.
     pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<Fields>)>) {
         for (filter, slot) in &mut self.inner.lock().slots {
-            if let Some((bounds, fields)) = settings(filter) {
+            if let Some((bounds, fields)) = settings(filter)
+                && fields.source == slot.fields.source
+            {
                 slot.log.set_bounds(&bounds);
-                slot.fields = fields;
+                if !fields.source.is_stored() {
+                    slot.fields = fields;
+                }
             }
         }
     }
@@ -164,8 +195,8 @@ impl Registry {
         self.inner.lock().slots.values().map(|slot| slot.log.clone()).collect()
     }
 
-    /// The process-wide counter.
-    pub fn sequence(&self) -> &Sequence {
+    /// The sequence of what the broker does not keep.
+    pub fn sequence(&self) -> &Arc<Sequence> {
         &self.sequence
     }
 
@@ -182,27 +213,28 @@ impl Registry {
     /// A hold on the log of `filter`. If the log is new, also the duty to subscribe to it.
     ///
     /// # Errors
-    /// [`Full`].
+    /// [`LeaseError`].
     pub fn lease(
         self: &Arc<Self>,
         filter: &Filter,
         bounds: &Bounds,
         fields: &Arc<Fields>,
         warm: Option<&Filter>,
-    ) -> Result<(Lease, Option<Subscription>), Full> {
+    ) -> Result<(Lease, Option<Subscription>), LeaseError> {
         let mut inner = self.inner.lock();
         if let Some(slot) = inner.slots.get_mut(filter) {
             slot.readers += 1;
             return Ok((Lease::new(self.clone(), slot.log.clone()), None));
         }
         if inner.slots.len() >= self.max_topics.load(Ordering::Relaxed) {
-            return Err(Full);
+            return Err(LeaseError::Full);
         }
         let warm =
             warm.filter(|warm| matches!(inner.slots.get(*warm).map(|slot| &slot.feed), Some(Feed::Warm(_))));
         let (log, feed) = match warm {
-            Some(warm) => (self.feed_from(&mut inner, warm, filter, bounds), Feed::By(warm.clone())),
-            None => (self.empty_log(filter, bounds), Feed::Own),
+            Some(warm) => (self.feed_from(&mut inner, warm, filter, bounds, fields), Feed::By(warm.clone())),
+            None if fields.source.is_shared() => return Err(LeaseError::NotFed),
+            None => (self.empty_log(filter, bounds, fields), Feed::Own),
         };
         let subscribed = match warm.and_then(|warm| inner.slots.get(warm)) {
             Some(warm) => warm.subscribed.clone(),
@@ -212,6 +244,7 @@ impl Registry {
         let slot = Slot {
             log: log.clone(),
             fields: fields.clone(),
+            stored_time: None,
             readers: 1,
             idle_since: Instant::now(),
             subscribed,
@@ -234,6 +267,9 @@ impl Registry {
         let mut inner = self.inner.lock();
         // A reader may have been here first.
         if let Some(slot) = inner.slots.get_mut(filter) {
+            if slot.fields.source != fields.source {
+                return None; // of a rule that is gone; it ends with its last reader
+            }
             slot.kept = true;
             // One that another warm log feeds has its messages from there.
             if matches!(slot.feed, Feed::Own) {
@@ -241,10 +277,11 @@ impl Registry {
             }
             return None;
         }
-        let log = self.empty_log(filter, bounds);
+        let log = self.empty_log(filter, bounds, fields);
         let slot = Slot {
             log: log.clone(),
             fields: fields.clone(),
+            stored_time: None,
             readers: 0,
             idle_since: Instant::now(),
             subscribed: watch::Sender::new(Subscribed::Pending),
@@ -274,20 +311,41 @@ impl Registry {
     }
 
     /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what
-    /// was published to the filter while there was no log took none, and would not show. Under the writer's lock.
-    fn empty_log(&self, filter: &Filter, bounds: &Bounds) -> Arc<TopicLog> {
-        let (now, begin) = (SystemTime::now(), self.sequence.next());
-        self.sequence.publish(begin);
-        Arc::new(TopicLog::new(filter.clone(), bounds.clone(), self.usage.clone(), begin, now))
+    /// was published to the filter while there was no log took none, and would not show. That of a history begins where its
+    /// subscription does. Under the writer's lock.
+    fn empty_log(&self, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Arc<TopicLog> {
+        let history = self.history(fields);
+        let (sequence, begin) = match history {
+            Some(_) => (OnceLock::new(), 0),
+            None => {
+                let begin = self.sequence.next();
+                self.sequence.publish(begin);
+                (OnceLock::from(self.sequence.clone()), begin)
+            }
+        };
+        let begin = (begin, SystemTime::now());
+        let (filter, bounds, usage) = (filter.clone(), bounds.clone(), self.usage.clone());
+        Arc::new(TopicLog::new(filter, bounds, usage, sequence, history, begin))
+    }
+
+    fn history(&self, fields: &Arc<Fields>) -> Option<History> {
+        fields.source.is_stored().then(|| History::new(fields.clone(), self.asks.clone()))
     }
 
     /// A log that begins with what the warm one holds of its filter, and is fed by it from now on. Under the writer's
     /// lock, so that no message falls between the two.
-    fn feed_from(&self, inner: &mut Inner, warm: &Filter, filter: &Filter, bounds: &Bounds) -> Arc<TopicLog> {
+    fn feed_from(
+        &self,
+        inner: &mut Inner,
+        warm: &Filter,
+        filter: &Filter,
+        bounds: &Bounds,
+        fields: &Arc<Fields>,
+    ) -> Arc<TopicLog> {
         let Some(Slot { log: source, feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(warm) else {
-            return self.empty_log(filter, bounds);
+            return self.empty_log(filter, bounds, fields);
         };
-        let log = Arc::new(source.narrowed(filter, bounds));
+        let log = Arc::new(source.narrowed(filter, bounds, self.history(fields)));
         if filter.is_pattern() {
             fed.patterns.push(log.clone());
         } else {
@@ -296,20 +354,40 @@ impl Registry {
         log
     }
 
-    /// Appends a message of `topic` that came by the subscription of `filter`. `encode` is given its sequence.
-    /// Nothing happens if nothing holds that filter any more.
+    /// The subscription of `filter` follows a history: its logs, which have no entry yet, begin at its head.
+    pub fn begin(&self, filter: &Filter, tag: Tag, head: u64) {
+        let mut inner = self.inner.lock();
+        let Some(slot) = inner.slots.get_mut(filter) else { return };
+        let sequence = match slot.fields.source {
+            Source::RedisStream { .. } => Sequence::of_entry_ids(tag, head),
+            Source::Pubsub | Source::JetStream { .. } | Source::Kv { .. } => Sequence::stored(tag, head),
+        };
+        let (sequence, now) = (Arc::new(sequence), SystemTime::now());
+        slot.logs().for_each(|log| log.begin(&sequence, now));
+        slot.subscribed.send_replace(Subscribed::Confirmed);
+    }
+
+    /// Appends a message of `topic` that came by the subscription of `filter`; `stored` says under which number the broker
+    /// keeps it, and since when. `encode` is given its place. Nothing happens if nothing holds that filter any more.
     pub fn append(
         &self,
         filter: &Filter,
         topic: &Topic,
-        encode: impl FnOnce(u64, SystemTime, &Fields) -> EntryKind,
+        stored: Option<(u64, SystemTime)>,
+        encode: impl FnOnce(&Sequence, u64, SystemTime, &Fields) -> EntryKind,
     ) {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, last_time } = &mut *inner;
-        let Some(slot) = slots.get(filter) else { return };
-        let time = next_time(last_time);
-        let sequence = self.sequence.next();
-        let entry = Entry::new(sequence, time, encode(sequence, time, &slot.fields), &self.usage);
+        let Some(slot) = slots.get_mut(filter) else { return };
+        let Some(sequence) = slot.log.sequence().cloned() else { return };
+        let (number, time) = match stored {
+            Some((number, time)) => (number, next_time(&mut slot.stored_time, time)),
+            None => (sequence.next(), next_time(last_time, SystemTime::now())),
+        };
+        if number <= sequence.head() {
+            return; // nothing comes twice, whatever a broker does
+        }
+        let entry = Entry::new(number, time, encode(&sequence, number, time, &slot.fields), &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
             let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
             for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
@@ -319,17 +397,67 @@ impl Registry {
         }
         slot.log.append(entry);
         slot.log.queue_wake(waking);
-        self.sequence.publish(sequence);
+        sequence.publish(number);
+    }
+
+    /// Marks that messages with numbers up to `through`, of `topic` if it is known, are not in the logs that the subscription of
+    /// `filter` feeds from a history. Returns how many gaps that is.
+    pub fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
+        let mut inner = self.inner.lock();
+        let Inner { slots, waking, .. } = &mut *inner;
+        let Some(slot) = slots.get_mut(filter) else { return 0 };
+        let Some(sequence) = slot.log.sequence().cloned().filter(|sequence| sequence.head() < through) else {
+            return 0;
+        };
+        let time = next_time(&mut slot.stored_time, SystemTime::now());
+        let id = sequence.event_id(through, None);
+        let concerned = |log: &&Arc<TopicLog>| topic.is_none_or(|topic| log.filter.matches(topic));
+        let mut gaps = 0;
+        for log in slot.logs().filter(concerned) {
+            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
+            log.append(Entry::new(through, time, EntryKind::Gap(reason, frame), &self.usage));
+            log.queue_wake(waking);
+            gaps += 1;
+        }
+        sequence.publish(through);
+        gaps
+    }
+
+    /// The event id of what the broker gave `number`, as it comes by the subscription of `filter`; `None` while nothing
+    /// follows that.
+    pub fn event_id(&self, filter: &Filter, number: u64) -> Option<String> {
+        let inner = self.inner.lock();
+        Some(inner.slots.get(filter)?.log.sequence()?.event_id(number, None))
+    }
+
+    /// The history of `filter` is no more. Its readers are told to come back, and will find another or none.
+    pub fn end(&self, filter: &Filter) {
+        self.give_up(filter, CloseCode::Restarted);
+    }
+
+    /// Hands a part of a history to those who wait for it: what lies up to `through`, of which up to `gone` something is
+    /// missing.
+    pub fn recall(
+        &self,
+        ask: &Ask,
+        through: u64,
+        gone: u64,
+        entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
+    ) {
+        let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
+        let max_bytes = self.max_bytes.load(Ordering::Relaxed);
+        self.runs.keep(ask, through, gone, entries.into_iter().map(entry).collect(), max_bytes);
     }
 
     /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,
-    /// or in every log. Returns how many gaps that is.
+    /// or in every log of what the broker does not keep. Returns how many gaps that is.
     pub fn append_gap(&self, filter: Option<&Filter>, topic: Option<&Topic>, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, last_time } = &mut *inner;
-        let time = next_time(last_time);
+        let time = next_time(last_time, SystemTime::now());
         let mut gaps = 0;
         let concerned = |slot: &&Slot| match filter {
+            _ if slot.fields.source.is_stored() => false,
             None => true,
             Some(filter) if slot.log.filter == *filter => true,
             Some(filter) => {
@@ -380,11 +508,15 @@ impl Registry {
 
     /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
     pub fn refuse(&self, filter: &Filter) {
+        self.give_up(filter, CloseCode::Refused);
+    }
+
+    fn give_up(&self, filter: &Filter, code: CloseCode) {
         let mut inner = self.inner.lock();
         let removed = inner.remove(filter);
-        removed.iter().for_each(|log| log.seal(self.sequence.head()));
+        removed.iter().for_each(|log| log.seal(log.sequence().map_or(0, |sequence| sequence.head())));
         drop(inner);
-        removed.iter().for_each(|log| log.close(CloseCode::Refused));
+        removed.iter().for_each(|log| log.close(code));
     }
 
     /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
@@ -421,7 +553,7 @@ impl Registry {
 
     /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` is called under
     /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later.
-    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter) -> bool) {
+    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) {
         let now = Instant::now();
         let logs: Vec<_> = {
             let mut inner = self.inner.lock();
@@ -434,7 +566,9 @@ impl Registry {
             };
             // While one waits to be confirmed, its subscription is not there to be ended yet.
             let mut ends = |filter: &Filter, slot: &Slot| {
-                idle(slot) && *slot.subscribed.borrow() != Subscribed::Pending && unsubscribe(filter)
+                idle(slot)
+                    && *slot.subscribed.borrow() != Subscribed::Pending
+                    && unsubscribe(filter, &slot.fields.source)
             };
             let ended: Vec<Filter> = inner
                 .slots
@@ -454,13 +588,13 @@ impl Registry {
         };
         let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
+        self.runs.clear();
         // Readers can fill memory too, with envelopes.
         self.keep_bound();
     }
 }
 
-fn next_time(last: &mut Option<SystemTime>) -> SystemTime {
-    let now = SystemTime::now();
+fn next_time(last: &mut Option<SystemTime>, now: SystemTime) -> SystemTime {
     let time = last.map_or(now, |last| last.max(now));
     *last = Some(time);
     time

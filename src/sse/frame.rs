@@ -17,6 +17,9 @@ use serde::Serialize;
 /// data: URL (RFC 2397), which a page can hand to `fetch`.
 pub const BINARY_MARK: &str = "data:application/octet-stream;base64,";
 
+/// The type of the event that tells that a key was deleted.
+pub const STREAM_DELETE: &str = "stream-delete";
+
 /// The longest event type that is carried, in bytes.
 const MAX_TYPE: usize = 128;
 
@@ -63,6 +66,16 @@ impl Frame {
         let parts: Vec<&[u8]> = frames.iter().map(|frame| frame.slice(Coding::Plain)).collect();
         Frame::build(parts.iter().map(|part| part.len()).sum(), |out| {
             parts.iter().for_each(|part| out.extend_from_slice(part))
+        })
+    }
+
+    /// The same event with another id. It must be of [`event`], which begins with the id.
+    pub fn with_id(&self, id: &str) -> Frame {
+        let event = self.slice(Coding::Plain);
+        let rest = memchr::memchr(b'\n', event).map_or(event, |end| &event[end + 1..]);
+        Frame::build(4 + id.len() + 1 + rest.len(), |out| {
+            field(out, "id", id.as_bytes());
+            out.extend_from_slice(rest);
         })
     }
 

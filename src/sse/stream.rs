@@ -9,12 +9,16 @@ use bytes::Bytes;
 
 use super::frame::{self, Coding, Frame};
 use super::table::Ticket;
+use crate::broker::Located;
 use crate::clients::Place;
-use crate::log::{Cursors, Lease, Opened, Registry};
+use crate::log::{Cursors, Lease, Opened, Read, Registry};
 use crate::message::Format;
 use crate::metrics::{HttpVersion, Metrics};
 use crate::position::Start;
 use crate::signal::CloseCode;
+
+/// How long what is being fetched is waited for before it is asked for again, in milliseconds.
+const FETCH_AGAIN: u64 = 1_000;
 
 /// Browsers that are told less reconnect in a loop that harms both sides.
 const MIN_RETRY_MS: u64 = 500;
@@ -65,9 +69,6 @@ pub struct Stream {
     cursors: Cursors,
     format: Format,
     http: HttpVersion,
-    /// Up to here it reads what it missed, at the pace of its address; 0 once it has. What is published after it opened is
-    /// live, and has none.
-    replay_until: u64,
     /// `stream-open` and the gaps before the first message, until they are handed out. Boxed: it is a
     /// word for most of a stream's life.
     opening: Option<Box<Frame>>,
@@ -83,31 +84,29 @@ pub struct Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Live,
-    /// Ordered to close: first what was published before the order, up to this sequence.
-    Closing(CloseCode, u64),
+    /// Ordered to close: first what was published before the order, up to the mark of the cursors.
+    Closing(CloseCode),
     Ended(CloseCode),
 }
 
 impl Stream {
-    /// A stream over `leases`, whose subscriptions are confirmed.
+    /// A stream over `leases`, whose subscriptions are confirmed; `located` answers what [`crate::log::questions`] had to ask
+    /// of the broker.
     pub fn open(
         shared: Arc<Shared>,
         ticket: Ticket,
         place: Place,
         leases: Vec<Lease>,
-        start: &Start,
+        (start, located): (&Start, &[Option<Located>]),
         terms: Terms,
     ) -> Self {
         let Terms { format, http, expires } = terms;
-        let sequence = shared.registry.sequence();
-        let Opened { cursors, position, publisher_id, resumed, gaps } =
-            Cursors::open(leases, ticket.signal(), start, sequence);
+        let Opened { cursors, id, resumed, gaps } = Cursors::open(leases, ticket.signal(), start, located);
         if matches!(start, Start::After(_)) {
             shared.metrics.resumed(resumed);
         }
         // The id says "complete from here on", which holds only once every gap is told: so the last of them carries it.
         // A client that is cut off before that comes back with the cursor it had, and is told again.
-        let id = sequence.event_id(position, publisher_id.as_deref());
         let topics: Vec<&str> = cursors.filters().map(|filter| filter.as_str()).collect();
         let open_id = gaps.is_empty().then_some(id.as_str());
         let mut frames = vec![frame::stream_open(open_id, shared.jittered_retry(), &topics, resumed)];
@@ -127,7 +126,6 @@ impl Stream {
             now + fastrand::u64(age - age / 10..=age + age / 10)
         });
         Stream {
-            replay_until: if matches!(start, Start::Now) { 0 } else { cursors.newest() },
             opening: Some(Box::new(Frame::concat(&frames))),
             heartbeat_due: now,
             aged,
@@ -163,33 +161,40 @@ impl Stream {
         if self.phase == Phase::Live
             && let Some(code) = self.ticket.signal().closing()
         {
-            self.phase = Phase::Closing(code, self.shared.registry.sequence().head());
+            self.phase = Phase::Closing(code);
+            self.cursors.end_replay();
+            self.cursors.mark();
         }
         match self.phase {
             Phase::Live => {}
-            Phase::Closing(code, until) if self.cursors.position() >= until => {
+            Phase::Closing(code) if self.cursors.has_reached_mark() => {
                 return Poll::Ready(Some(self.say_goodbye(code, coding)));
             }
-            Phase::Closing(..) => {}
+            Phase::Closing(_) => {}
             Phase::Ended(_) => return Poll::Ready(None),
         }
         // While it waits for its turn it holds nothing but its place, and entries do not wake it.
         let turn = self.turn();
+        let mut again = turn;
         if turn.is_none() {
             self.ticket.signal().await_entries();
-            if let Some(batch) = self.cursors.read(self.shared.registry.sequence(), self.format, coding) {
-                self.shared.metrics.events_sent.inc_by(batch.entries as u64);
-                batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
-                if self.replay_until > 0 {
-                    self.place.replayed(batch.bytes.len());
-                    self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
+            match self.cursors.read(self.format, coding, self.ticket.signal()) {
+                Read::Batch(batch) => {
+                    self.shared.metrics.events_sent.inc_by(batch.entries as u64);
+                    batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
+                    if self.cursors.replaying {
+                        self.place.replayed(batch.bytes.len());
+                        self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
+                    }
+                    return Poll::Ready(Some(self.hand_out(batch.bytes)));
                 }
-                return Poll::Ready(Some(self.hand_out(batch.bytes)));
+                Read::Nothing => self.cursors.end_replay(),
+                Read::Fetching => again = Some(self.now() + FETCH_AGAIN),
             }
-            self.replay_until = 0;
         }
-        // Whoever is still waiting for its turn comes back for the rest: it has no id of what it was not sent.
-        if let Phase::Closing(code, _) = self.phase {
+        // Whoever is still waiting for its turn, or for the broker, comes back for the rest: it has no id of what it was not
+        // sent.
+        if let Phase::Closing(code) = self.phase {
             return Poll::Ready(Some(self.say_goodbye(code, coding)));
         }
         if self.ticket.clock().now() >= self.heartbeat_due {
@@ -199,7 +204,7 @@ impl Stream {
             self.shared.metrics.replay_waits.inc();
         }
         let due = self.heartbeat_due.min(self.aged).min(self.expires);
-        self.ticket.signal().wake_at(due.min(turn.unwrap_or(u64::MAX)));
+        self.ticket.signal().wake_at(due.min(again.unwrap_or(u64::MAX)));
         Poll::Pending
     }
 
@@ -226,10 +231,7 @@ impl Stream {
 
     /// When it may read on, if that is not now: only what it missed has to wait.
     fn turn(&mut self) -> Option<u64> {
-        if self.replay_until > 0 && self.cursors.position() >= self.replay_until {
-            self.replay_until = 0;
-        }
-        if self.replay_until > 0 { self.place.replay_due() } else { None }
+        if self.cursors.is_replaying() { self.place.replay_due() } else { None }
     }
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {
@@ -252,7 +254,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let code = match self.phase {
             Phase::Ended(code) => code,
-            Phase::Live | Phase::Closing(..) => CloseCode::Gone,
+            Phase::Live | Phase::Closing(_) => CloseCode::Gone,
         };
         self.shared.metrics.stream_closed(self.http, code);
     }

@@ -7,6 +7,7 @@ pub mod browser;
 pub mod client;
 pub mod document;
 pub mod gateway;
+pub mod jetstream;
 pub mod nats;
 #[cfg(unix)]
 pub mod process;

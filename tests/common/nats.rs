@@ -36,6 +36,22 @@ impl NatsServer {
     /// A server with more lines of configuration.
     pub fn with(extra: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::inside(directory, extra)
+    }
+
+    /// A server with JetStream, whose streams survive a restart.
+    pub fn jetstream() -> Self {
+        Self::jetstream_with("")
+    }
+
+    /// As [`NatsServer::jetstream`], with more lines of configuration.
+    pub fn jetstream_with(extra: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = directory.path().join("jetstream");
+        Self::inside(directory, &format!("jetstream {{ store_dir: {store:?} }}\n{extra}"))
+    }
+
+    fn inside(directory: tempfile::TempDir, extra: &str) -> Self {
         let mut server = NatsServer { child: None, directory, port: 0, monitoring: 0 };
         server.configure(extra);
         server.restart();

@@ -6,4 +6,5 @@ mod client;
 mod edges;
 mod replica;
 mod schedules;
+mod stored;
 mod threads;

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use topicgate::broker::Headers;
 use topicgate::clients::{Clients, Opener};
-use topicgate::config::{Config, Field, Limits};
+use topicgate::config::{Config, Field, Limits, Source};
 use topicgate::log::{Bounds, EntryKind, Lease, Registry, Subscription};
 use topicgate::message::{Fields, Format, Message};
 use topicgate::metrics::{HttpVersion, Metrics};
@@ -67,7 +68,7 @@ impl Replica {
     /// With the subscription of its warm log still to be confirmed.
     pub fn before_warm(bounds: Bounds, max_bytes: usize) -> (Self, Subscription) {
         let epoch = Epoch::random();
-        let registry = Registry::new(Sequence::new(epoch.clone()), 1_000, max_bytes);
+        let registry = Registry::new(Sequence::new(epoch.clone()), 1_000, max_bytes, mpsc::channel(1).0);
         let hour = Duration::from_secs(3_600);
         let shared = Arc::new(Shared {
             registry: registry.clone(),
@@ -77,7 +78,11 @@ impl Replica {
             max_age: None,
             write_timeout: Duration::from_secs(30),
         });
-        let fields = Arc::new(Fields { id: Field::Header("id".into()), kind: Field::Header("type".into()) });
+        let fields = Arc::new(Fields {
+            source: Source::Pubsub,
+            id: Field::Header("id".into()),
+            kind: Field::Header("type".into()),
+        });
         let subscription = registry.warm(&filter(WARM), &bounds, &fields).unwrap();
         let table = Table::new(1_000);
         let most = 1_000_000_000; // the model has one client, and is about something else
@@ -113,7 +118,7 @@ impl Replica {
         let opener = Opener { address: Ipv4Addr::LOCALHOST.into(), subject: None };
         let place = self.clients.enter(opener, leases.len()).unwrap();
         let terms = Terms { format, http: HttpVersion::Http11, expires: None };
-        Stream::open(self.shared.clone(), ticket, place, leases, start, terms)
+        Stream::open(self.shared.clone(), ticket, place, leases, (start, &[]), terms)
     }
 
     /// A stream over `filters`, or `None` if the broker has just ended a subscription of it.
@@ -131,7 +136,7 @@ impl Replica {
         let payload = Bytes::from(payload.to_owned());
         let mut taken = SystemTime::now();
         for filter in self.matching(topic) {
-            self.registry.append(&filter, topic, |sequence, time, fields| {
+            self.registry.append(&filter, topic, None, |_, sequence, time, fields| {
                 taken = time;
                 let found = fields.find(&headers, &payload);
                 let id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
@@ -163,7 +168,7 @@ impl Replica {
 
     /// Gives up logs that nobody reads.
     pub fn sweep(&self) {
-        self.registry.sweep(|filter| self.subscribed.lock().remove(filter));
+        self.registry.sweep(|filter, _| self.subscribed.lock().remove(filter));
     }
 
     fn matching(&self, topic: &Topic) -> Vec<Filter> {

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use async_nats::Subscriber;
-use async_nats::header::HeaderMap;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use crate::broker::{Event, Headers, Message};
+use super::headers::read_headers;
+use crate::broker::{Event, Message};
 use crate::topic::{Filter, Topic};
 
 /// Messages of one subscription that wait while the event channel is full; beyond either bound the newest are dropped.
@@ -102,20 +102,6 @@ fn read_message(
     if !filter.matches(&topic) {
         return None; // a reserved subject, which NATS' wildcards match and ours do not
     }
-    let headers = message.headers.as_ref().map(read_headers).unwrap_or_default();
-    Some(Message { filter: filter.clone(), topic, payload: message.payload, headers })
-}
-
-/// async-nats keeps fields in a hash map: the order received is lost, so it is by name, the same for every message.
-fn read_headers(fields: &HeaderMap) -> Headers {
-    let mut sorted: Vec<_> = fields
-        .iter()
-        .flat_map(|(name, values)| values.iter().map(|value| (name.to_string(), value)))
-        .collect();
-    sorted.sort_by(|a, b| a.0.cmp(&b.0)); // stable: values of one name keep their order
-    let mut headers = Headers::default();
-    for (name, value) in sorted {
-        headers.insert(name, value.as_str());
-    }
-    headers
+    let headers = message.headers.as_ref().map(|fields| read_headers(fields, &[])).unwrap_or_default();
+    Some(Message { filter: filter.clone(), topic, payload: message.payload, headers, stored: None })
 }

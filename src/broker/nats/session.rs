@@ -7,7 +7,6 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use async_nats::{Client, ReconnectToServer, ServerAddr, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -16,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::forward::forward;
+use super::headers::write_headers;
 use crate::broker::{BrokerError, Event, Headers};
 use crate::topic::{Filter, Topic};
 
@@ -71,46 +71,55 @@ pub(super) struct Session {
     pub(super) overrun: bool,
 }
 
+/// Makes a connection that does not come back on its own, and the lines of `-ERR` that the server sends on it.
+pub(super) async fn connect(
+    address: ServerAddr,
+    options: async_nats::ConnectOptions,
+) -> Result<(Client, mpsc::Receiver<String>), String> {
+    let (error, errors) = mpsc::channel(1024);
+    // async-nats always tries to reconnect. It is allowed one attempt, and that one is sent to a port where nothing
+    // can listen: it fails at once, the connection's task ends, and every subscription ends once it is drained.
+    let dead = ServerAddr::from_str("nats://127.0.0.1:0").map_err(|error| error.to_string())?;
+    let pool = vec![address.clone(), dead.clone()];
+    let connected = AtomicBool::new(false);
+    let client = options
+        .name("topicgate")
+        .connection_timeout(CONNECT_LIMIT)
+        .ping_interval(PING_INTERVAL)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .ignore_discovered_servers()
+        .retain_servers_order()
+        .max_reconnects(1)
+        .reconnect_to_server_callback(move |_, _| {
+            let addr = if connected.swap(true, Ordering::Relaxed) { &dead } else { &address };
+            let target = ReconnectToServer { addr: addr.clone(), delay: Some(Duration::ZERO) };
+            std::future::ready(Some(target))
+        })
+        .event_callback(move |event| {
+            let words = match event {
+                async_nats::Event::ServerError(error) => Some(error.to_string()),
+                async_nats::Event::SlowConsumer(_) => Some(OVERRUN.to_owned()),
+                _ => None,
+            };
+            let error = error.clone();
+            async move {
+                if let Some(words) = words {
+                    let _ = error.send(words).await;
+                }
+            }
+        })
+        .connect(pool)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok((client, errors))
+}
+
 impl Session {
     pub(super) async fn connect(
         address: ServerAddr,
         options: async_nats::ConnectOptions,
     ) -> Result<Self, String> {
-        let (error, errors) = mpsc::channel(1024);
-        // async-nats always tries to reconnect. It is allowed one attempt, and that one is sent to a port where nothing
-        // can listen: it fails at once, the connection's task ends, and every subscription ends once it is drained.
-        let dead = ServerAddr::from_str("nats://127.0.0.1:0").map_err(|error| error.to_string())?;
-        let pool = vec![address.clone(), dead.clone()];
-        let connected = AtomicBool::new(false);
-        let client = options
-            .name("topicgate")
-            .connection_timeout(CONNECT_LIMIT)
-            .ping_interval(PING_INTERVAL)
-            .subscription_capacity(SUBSCRIPTION_CAPACITY)
-            .ignore_discovered_servers()
-            .retain_servers_order()
-            .max_reconnects(1)
-            .reconnect_to_server_callback(move |_, _| {
-                let addr = if connected.swap(true, Ordering::Relaxed) { &dead } else { &address };
-                let target = ReconnectToServer { addr: addr.clone(), delay: Some(Duration::ZERO) };
-                std::future::ready(Some(target))
-            })
-            .event_callback(move |event| {
-                let words = match event {
-                    async_nats::Event::ServerError(error) => Some(error.to_string()),
-                    async_nats::Event::SlowConsumer(_) => Some(OVERRUN.to_owned()),
-                    _ => None,
-                };
-                let error = error.clone();
-                async move {
-                    if let Some(words) = words {
-                        let _ = error.send(words).await;
-                    }
-                }
-            })
-            .connect(pool)
-            .await
-            .map_err(|error| error.to_string())?;
+        let (client, errors) = connect(address, options).await?;
         let sentinel = client.subscribe(BARRIER).await.map_err(|error| error.to_string())?;
         let mut session = Session {
             client,
@@ -228,14 +237,7 @@ impl Session {
         let published = if headers.is_empty() {
             self.client.publish(subject.clone(), payload).await
         } else {
-            let mut fields = HeaderMap::new();
-            for (name, value) in headers.iter() {
-                let bad = |error: String| BrokerError::Refused(format!("the header field {name:?}: {error}"));
-                let key = HeaderName::from_str(name).map_err(|error| bad(error.to_string()))?;
-                let value = HeaderValue::from_str(value).map_err(|error| bad(error.to_string()))?;
-                fields.append(key, value);
-            }
-            self.client.publish_with_headers(subject.clone(), fields, payload).await
+            self.client.publish_with_headers(subject.clone(), write_headers(headers)?, payload).await
         };
         match published {
             Ok(()) => Ok(subject),

@@ -2,6 +2,7 @@
 //! ends the process with the name of the key, and read again for every session, so that rotated files are picked up.
 
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use async_nats::rustls::pki_types::pem::PemObject;
@@ -13,9 +14,15 @@ use url::Url;
 
 use crate::config::{self, BrokerTls};
 
+/// Servers of a cluster that are known beside those of `broker.url`.
+const DISCOVERED: usize = 64;
+
 /// Where to connect, and as whom.
+#[derive(Clone)]
 pub(in crate::broker) struct Settings {
     servers: Vec<(ServerAddr, Login)>,
+    /// How many of them `broker.url` names; the others are known from the cluster.
+    named: usize,
     tls: BrokerTls,
 }
 
@@ -47,7 +54,7 @@ impl Settings {
             };
             servers.push((address, login));
         }
-        let settings = Settings { servers, tls: config.tls.clone() };
+        let settings = Settings { named: servers.len(), servers, tls: config.tls.clone() };
         tls(&settings.tls)?;
         Ok(settings)
     }
@@ -76,6 +83,21 @@ impl Settings {
             }
         };
         Ok((address.clone(), options))
+    }
+
+    /// Takes in what server `index` tells of its cluster, each as host and port, in place of what was told before. There
+    /// the same login and scheme hold as on that server.
+    pub(super) fn discovered(&mut self, index: usize, addresses: &[String]) {
+        let (like, login) = self.servers[index % self.servers.len()].clone();
+        self.servers.truncate(self.named);
+        for address in addresses.iter().take(DISCOVERED) {
+            let parsed = ServerAddr::from_str(&format!("{}://{address}", like.scheme()));
+            if let Ok(address) = parsed
+                && !self.servers.iter().any(|(known, _)| *known == address)
+            {
+                self.servers.push((address, login.clone()));
+            }
+        }
     }
 }
 

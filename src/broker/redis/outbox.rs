@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
 
-use crate::broker::{Event, Message};
+use crate::broker::{Event, Link, Message};
 use crate::topic::Filter;
 
 /// The way to the event channel, which never waits: what finds no room is dropped and marked, and the mark goes first
@@ -108,13 +108,13 @@ impl Outbox {
         while self.is_pending() {
             let Ok(permit) = self.events.try_reserve() else { return };
             let event = if let Some(why) = self.down.take() {
-                Event::Down { why }
+                Event::Down { link: Link::Pubsub, why }
             } else if let Some((filter, why)) = self.refused.pop_first() {
                 Event::Refused { filter, why }
             } else if let Some(why) = self.lost_all.take() {
                 Event::Lost { filter: None, why }
             } else if std::mem::take(&mut self.up) {
-                Event::Up
+                Event::Up(Link::Pubsub)
             } else if let Some((filter, count)) = self.lost.pop_first() {
                 let why = format!("{count} messages were dropped: they came faster than they were taken");
                 Event::Lost { filter: Some(filter), why }

@@ -1,0 +1,105 @@
+//! A message as a stream holds it, and as the contract has it.
+
+use std::time::SystemTime;
+
+use async_nats::jetstream::message::StreamMessage;
+use bytes::Bytes;
+
+use super::super::headers::read_headers;
+use super::names::Names;
+use crate::broker::{Change, Headers, Message, Stored};
+use crate::config::Source;
+use crate::topic::Filter;
+
+/// Fields that the server adds to a message that is got from a stream directly, behind those of the same name that its
+/// publisher gave it.
+const ADDED: [&str; 6] = [
+    "Nats-Stream",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Time-Stamp",
+    "Nats-Num-Pending",
+    "Nats-Last-Sequence",
+];
+
+/// A message, before anyone asks what its subject means.
+pub(super) struct Held {
+    pub(super) subject: String,
+    pub(super) number: u64,
+    pub(super) time: SystemTime,
+    pub(super) payload: Bytes,
+    pub(super) headers: Headers,
+}
+
+/// What a message is to a filter.
+#[derive(Debug)]
+pub(super) enum Meaning {
+    Message(Message),
+    /// The topic grammar has no name for its subject.
+    Unnameable,
+    /// Of a reserved subject, which NATS' wildcards match and ours do not.
+    Other,
+}
+
+impl Held {
+    /// One that a consumer delivered; `None` if it is not.
+    pub(super) fn delivered(message: &async_nats::jetstream::Message) -> Option<Self> {
+        let info = message.info().ok()?;
+        Some(Held {
+            subject: message.subject.to_string(),
+            number: info.stream_sequence,
+            time: info.published.into(),
+            payload: message.payload.clone(),
+            headers: message.headers.as_ref().map(|fields| read_headers(fields, &[])).unwrap_or_default(),
+        })
+    }
+
+    /// One that a replica looked up, beside whose own fields stand the server's.
+    pub(super) fn looked_up(message: StreamMessage) -> Self {
+        Held::of(message, &ADDED)
+    }
+
+    /// One that the leader looked up, with the fields of its publisher alone.
+    pub(super) fn from_leader(message: StreamMessage) -> Self {
+        Held::of(message, &[])
+    }
+
+    fn of(message: StreamMessage, added: &[&str]) -> Self {
+        Held {
+            subject: message.subject.to_string(),
+            number: message.sequence,
+            time: message.time.into(),
+            payload: message.payload,
+            headers: read_headers(&message.headers, added),
+        }
+    }
+
+    /// What it does to its topic. Keys are deleted by messages of their own, which a client puts there, or the server once
+    /// a key's time is over.
+    pub(super) fn change(&self, source: &Source) -> Change {
+        if !matches!(source, Source::Kv { .. }) {
+            return Change::Put;
+        }
+        match (self.headers.get("KV-Operation"), self.headers.get("Nats-Marker-Reason")) {
+            (Some("DEL"), _) | (_, Some("MaxAge" | "Remove")) => Change::Delete,
+            (Some("PURGE"), _) | (_, Some("Purge")) => Change::Purge,
+            _ => Change::Put,
+        }
+    }
+
+    /// What it is to `filter`.
+    pub(super) fn read(self, filter: &Filter, names: &Names, source: &Source) -> Meaning {
+        let Some(topic) = names.topic(&self.subject) else { return Meaning::Unnameable };
+        if !filter.matches(&topic) {
+            return Meaning::Other;
+        }
+        let stored = Stored { number: self.number, time: self.time, change: self.change(source) };
+        Meaning::Message(Message {
+            filter: filter.clone(),
+            topic,
+            payload: self.payload,
+            headers: self.headers,
+            stored: Some(stored),
+        })
+    }
+}

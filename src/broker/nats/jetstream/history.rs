@@ -1,0 +1,224 @@
+//! What a stream holds of the past: parts of it, and places in it.
+
+use std::collections::HashMap;
+
+use async_nats::jetstream::stream::Info;
+
+use super::held::{Held, Meaning};
+use super::names::Names;
+use super::page::Look;
+use super::stream::Holes;
+use crate::broker::{BrokerError, Change, Fetched, Located, Place};
+use crate::config::Source;
+use crate::topic::Filter;
+
+/// Steps of a search for a place among numbers of 64 bits, with those to the first guess.
+const STEPS: usize = 128;
+
+/// What is asked for.
+pub(super) struct Asked {
+    pub(super) filter: Filter,
+    pub(super) source: Source,
+    pub(super) names: Names,
+}
+
+impl Asked {
+    fn is_kv(&self) -> bool {
+        matches!(self.source, Source::Kv { .. })
+    }
+
+    /// What the stream holds above `after`, up to `until` at most. `info` is from before.
+    pub(super) async fn fetch(
+        &self,
+        look: &Look<'_>,
+        info: &Info,
+        after: u64,
+        until: u64,
+    ) -> Result<Fetched, BrokerError> {
+        if until <= after {
+            return Ok(Fetched { through: after, gone: 0, messages: Vec::new() });
+        }
+        let mut page = look.page(after + 1).await?;
+        let mut part = match page.messages.last().map(|last| last.number) {
+            Some(last) if last >= until => Part::of(page.messages, until),
+            Some(last) if page.more > 0 => Part::of(page.messages, last),
+            last => {
+                // The end, for whoever answered; the leader knows what a replica that lags does not have yet.
+                let missed = look.from_leader(last.unwrap_or(after) + 1).await?;
+                match missed.filter(|missed| missed.number <= until) {
+                    Some(missed) => {
+                        let number = missed.number;
+                        page.messages.push(missed);
+                        Part::of(page.messages, number)
+                    }
+                    None => Part::of(page.messages, until),
+                }
+            }
+        };
+        if self.is_kv() {
+            self.values(look, info, &mut part, after, until).await?;
+        } else if !part.is_unbroken(after) {
+            let holes = Holes::of(look.api, look.stream, look.subject).await?;
+            let (holes, _) = holes.ok_or_else(|| BrokerError::Refused("the stream is no more".into()))?;
+            part.drop_evicted(&holes, after, until);
+            if part.gone == 0
+                && let Some(hole) = part.hole(&holes, after)
+                && !self.is_kept(look, after).await?
+            {
+                part.stop_before(hole);
+            }
+        }
+        let messages = part.messages.into_iter().filter_map(|held| {
+            match held.read(&self.filter, &self.names, &self.source) {
+                Meaning::Message(message) => Some(message),
+                Meaning::Unnameable | Meaning::Other => None,
+            }
+        });
+        Ok(Fetched { through: part.through, gone: part.gone, messages: messages.collect() })
+    }
+
+    /// Leaves one value for each key. What was overwritten before it was read is no loss: the new value is in this part, a
+    /// later one, or among what is followed. A key that was deleted is told to whoever may know it.
+    async fn values(
+        &self,
+        look: &Look<'_>,
+        info: &Info,
+        part: &mut Part,
+        after: u64,
+        until: u64,
+    ) -> Result<(), BrokerError> {
+        if after > 0 && info.state.messages == 0 {
+            part.gone = part.through; // somebody emptied the bucket, and no message says so
+        }
+        let mut last = HashMap::new();
+        for held in &part.messages {
+            last.insert(held.subject.clone(), held.number);
+        }
+        if info.config.max_messages_per_subject != 1 {
+            let subjects: Vec<&str> = last.keys().map(String::as_str).collect();
+            let newest = if subjects.is_empty() { None } else { Some(look.last_of(&subjects, until).await?) };
+            for held in newest.into_iter().flat_map(|page| page.messages) {
+                last.insert(held.subject, held.number);
+            }
+        }
+        part.messages.retain(|held| {
+            last.get(&held.subject) == Some(&held.number)
+                && (after > 0 || held.change(&self.source) == Change::Put)
+        });
+        Ok(())
+    }
+
+    /// Whether nothing of the filter above `after` can have been dropped: limits drop the oldest message of a subject first,
+    /// and the stream still holds one that is no younger. Tells of one subject only. (Somebody who deletes a message by its
+    /// number, or gives it a time to live of its own, means it to be gone.)
+    async fn is_kept(&self, look: &Look<'_>, after: u64) -> Result<bool, BrokerError> {
+        if self.filter.is_pattern() {
+            return Ok(false);
+        }
+        Ok(!look.last_of(&[look.subject], after).await?.messages.is_empty())
+    }
+
+    /// Finds a place. `info` is the leader's.
+    pub(super) async fn locate(
+        &self,
+        look: &Look<'_>,
+        info: &Info,
+        place: Place,
+    ) -> Result<Located, BrokerError> {
+        let state = &info.state;
+        let oldest = state.first_sequence.saturating_sub(1);
+        Ok(match place {
+            Place::After(number) if number > state.last_sequence => Located::Unknown(oldest),
+            // A bucket drops old values, which nobody misses.
+            Place::After(number) if number < oldest && !self.is_kv() => Located::Evicted(oldest),
+            Place::After(number) => Located::At(number),
+            Place::Oldest => Located::At(oldest),
+            Place::Since(time) if time > state.last_timestamp => Located::At(state.last_sequence),
+            Place::Since(time) if time >= state.first_timestamp => Located::At(look.before(time).await?),
+            Place::Since(_) if oldest > 0 && !self.is_kv() => Located::Evicted(oldest),
+            Place::Since(_) => Located::At(oldest),
+            Place::Last(count) => Located::At(self.last(look, info, count as u64).await?),
+        })
+    }
+
+    /// The number before the last `count` messages: searched for by how many follow a number.
+    async fn last(&self, look: &Look<'_>, info: &Info, count: u64) -> Result<u64, BrokerError> {
+        let oldest = info.state.first_sequence.max(1);
+        // At least `count` follow from `low` on, as soon as `back` is `None`; fewer from `high` on.
+        let (mut low, mut high) = (oldest, info.state.last_sequence + 1);
+        if count == 0 {
+            return Ok(high - 1);
+        }
+        // Ever further back until enough follow. In a stream of nothing else the first guess is right.
+        let mut back = Some(count);
+        for _ in 0..STEPS {
+            let guess = match back {
+                Some(back) => high.saturating_sub(back).max(oldest),
+                None if low + 1 < high => low + (high - low) / 2,
+                None => break,
+            };
+            match look.first(guess).await? {
+                Some((found, more)) if more + 1 == count => return Ok(found - 1),
+                Some((found, more)) if more + 1 > count => (low, back) = (found, None),
+                _ if guess == oldest => break, // there are not that many
+                _ => (high, back) = (guess, back.map(|back| back.saturating_mul(4))),
+            }
+        }
+        Ok(low - 1)
+    }
+}
+
+/// A part of a stream on its way to become [`Fetched`].
+struct Part {
+    through: u64,
+    gone: u64,
+    messages: Vec<Held>,
+}
+
+impl Part {
+    fn of(mut messages: Vec<Held>, through: u64) -> Self {
+        messages.retain(|held| held.number <= through);
+        Part { through, gone: 0, messages }
+    }
+
+    /// Whether there is a message for each number behind `after`.
+    fn is_unbroken(&self, after: u64) -> bool {
+        self.messages.len() as u64 == self.through - after
+    }
+
+    /// Takes out what the stream has dropped by now: some of it was read before, some was not.
+    fn drop_evicted(&mut self, holes: &Holes, after: u64, until: u64) {
+        let evicted = holes.oldest().saturating_sub(1).min(until);
+        if evicted > after {
+            self.gone = evicted;
+            self.through = self.through.max(evicted);
+            self.messages.retain(|held| held.number > evicted);
+        }
+    }
+
+    /// The first number for which the stream holds nothing any more, and may have.
+    fn hole(&self, holes: &Holes, after: u64) -> Option<u64> {
+        let numbers = self.messages.iter().map(|held| held.number).chain([self.through + 1]);
+        let mut before = after;
+        for number in numbers {
+            if let Some(hole) = holes.between(before, number) {
+                return Some(hole);
+            }
+            before = number;
+        }
+        None
+    }
+
+    /// Sees that the hole stands at the beginning: a part says no more than that something is gone there. If messages come
+    /// before it, they are this part, and it begins the next.
+    fn stop_before(&mut self, hole: u64) {
+        match self.messages.first() {
+            Some(first) if first.number < hole => {
+                self.messages.retain(|held| held.number < hole);
+                self.through = hole - 1;
+            }
+            Some(first) => self.gone = first.number - 1,
+            None => self.gone = self.through,
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! A piece of a stream, read once: by Direct Get in batches (ADR-31), which any replica answers, or by a consumer that lives
+//! for a moment, where the stream does not allow that or the server is older than 2.11.
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::RawMessageErrorKind;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::consumer::{Consumer, bytes_at_once};
+use super::held::Held;
+use super::link::Api;
+use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
+
+/// Short-lived consumers at once. Each is work for the server's leaders.
+const CONSUMERS: usize = 8;
+
+/// A stream that is looked into, and what of it is asked for.
+pub(super) struct Look<'a> {
+    pub(super) api: &'a Api,
+    pub(super) stream: &'a str,
+    pub(super) subject: &'a str,
+    /// Whether the stream allows Direct Get.
+    pub(super) direct: bool,
+    pub(super) client: &'a str,
+    pub(super) consumers: &'a Semaphore,
+}
+
+/// Messages in the order of their numbers.
+pub(super) struct Page {
+    pub(super) messages: Vec<Held>,
+    /// Messages of the subject behind these, as far as whoever answered knows.
+    pub(super) more: u64,
+}
+
+/// The bound on short-lived consumers.
+pub(super) fn consumers() -> Semaphore {
+    Semaphore::new(CONSUMERS)
+}
+
+impl Look<'_> {
+    /// Whether Direct Get answers in batches here.
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct && self.api.client.is_server_compatible(2, 11, 0)
+    }
+
+    /// The messages of the subject from the number `first` on, as many as fit.
+    pub(super) async fn page(&self, first: u64) -> Result<Page, BrokerError> {
+        let first = first.max(1);
+        if self.is_direct() {
+            let question = json!({
+                "seq": first, "next_by_subj": self.subject, "batch": FETCH_MESSAGES, "max_bytes": FETCH_BYTES,
+            });
+            return self.direct(&question).await;
+        }
+        let _permit = self.permit().await?;
+        let consumer = self.consumer(DeliverPolicy::ByStartSequence { start_sequence: first }).await?;
+        let mut page = Page { messages: Vec::new(), more: consumer.waiting() };
+        if page.more == 0 {
+            return Ok(page);
+        }
+        let pulling = consumer.pull().fetch();
+        let bytes = bytes_at_once(self.api, FETCH_BYTES);
+        let pulling = pulling.max_messages(FETCH_MESSAGES).max_bytes(bytes).messages();
+        let mut messages = pulling.await.map_err(|error| BrokerError::Away(error.to_string()))?;
+        while page.more > 0
+            && let Some(message) = messages.next().await
+        {
+            let message = match message {
+                Ok(message) => message,
+                Err(_) if !page.messages.is_empty() => break, // it did not fit any more
+                Err(error) => return Err(BrokerError::Away(error.to_string())),
+            };
+            let Some(held) = Held::delivered(&message) else { break };
+            page.more = message.info().map_or(0, |info| info.pending);
+            page.messages.push(held);
+        }
+        Ok(page)
+    }
+
+    /// The first message of the subject from the number `first` on, and how many follow it. `None`: there is none.
+    pub(super) async fn first(&self, first: u64) -> Result<Option<(u64, u64)>, BrokerError> {
+        if self.is_direct() {
+            let question = json!({ "seq": first.max(1), "next_by_subj": self.subject, "batch": 1 });
+            let page = self.direct(&question).await?;
+            return Ok(page.messages.first().map(|message| (message.number, page.more)));
+        }
+        let _permit = self.permit().await?;
+        let consumer = self.consumer(DeliverPolicy::ByStartSequence { start_sequence: first.max(1) }).await?;
+        Ok(consumer.waiting().checked_sub(1).map(|more| (first, more)))
+    }
+
+    /// The last number before everything that was stored at this time or later.
+    pub(super) async fn before(&self, time: std::time::SystemTime) -> Result<u64, BrokerError> {
+        let _permit = self.permit().await?;
+        let consumer = self.consumer(DeliverPolicy::ByStartTime { start_time: time.into() }).await?;
+        Ok(consumer.place())
+    }
+
+    /// The next message of the subject from `first` on, as the leader has it: it knows of every message that was
+    /// confirmed to anyone, and a replica may lag.
+    pub(super) async fn from_leader(&self, first: u64) -> Result<Option<Held>, BrokerError> {
+        let stream = self.api.context.get_stream_no_info(self.stream).await;
+        let stream = stream.map_err(|error| BrokerError::Refused(error.to_string()))?;
+        let question = stream.raw_message_builder().sequence(first).next_by_subject(self.subject);
+        match question.send().await {
+            Ok(message) => Ok(Some(Held::from_leader(message))),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(BrokerError::Away(error.to_string())),
+        }
+    }
+
+    /// The last message of each of these subjects up to the number `until`, as far as they fit and Direct Get is there to
+    /// tell.
+    pub(super) async fn last_of(&self, subjects: &[&str], until: u64) -> Result<Page, BrokerError> {
+        if !self.is_direct() || until == 0 {
+            return Ok(Page { messages: Vec::new(), more: 0 });
+        }
+        let question = json!({ "multi_last": subjects, "up_to_seq": until, "max_bytes": FETCH_BYTES });
+        self.direct(&question).await
+    }
+
+    async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BrokerError> {
+        self.consumers.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))
+    }
+
+    async fn consumer(&self, from: DeliverPolicy) -> Result<Consumer, BrokerError> {
+        Consumer::create(self.api, self.stream, self.client, self.subject, from).await
+    }
+
+    /// One Direct Get. Its answers come one by one to an inbox of their own; a status ends them.
+    async fn direct(&self, question: &Value) -> Result<Page, BrokerError> {
+        let away = |error: &dyn std::fmt::Display| BrokerError::Away(format!("Direct Get: {error}"));
+        let client = &self.api.client;
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| away(&error))?;
+        let to = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let asked = client.publish_with_reply(to, inbox, question.to_string().into()).await;
+        asked.map_err(|error| away(&error))?;
+        let mut page = Page { messages: Vec::new(), more: 0 };
+        while let Some(answer) = answers.next().await {
+            let pending = answer.headers.as_ref().and_then(|fields| fields.get_last("Nats-Num-Pending"));
+            let pending = pending.and_then(|pending| pending.as_str().parse().ok());
+            page.more = pending.unwrap_or(1);
+            match answer.status.map(|status| status.as_u16()) {
+                None | Some(200) => {
+                    let message = StreamMessage::try_from(answer).map_err(|error| away(&error))?;
+                    page.messages.push(Held::looked_up(message));
+                    if pending.is_none() {
+                        return Ok(page); // a replica older than 2.11, which gives one message whatever it is asked for
+                    }
+                }
+                Some(204) => return Ok(page), // the end of the batch
+                Some(404) => return Ok(Page { messages: Vec::new(), more: 0 }),
+                Some(503) => return Err(away(&"no replica of the stream answers")),
+                Some(status) => {
+                    return Err(away(&format!("{status} {}", answer.description.unwrap_or_default())));
+                }
+            }
+        }
+        Err(away(&"the connection was lost"))
+    }
+}

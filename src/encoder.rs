@@ -1,0 +1,93 @@
+//! The encoder: makes an entry of a message, once, whoever reads it; for ingest and for what is recalled from a history.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use crate::broker::{self, Change};
+use crate::log::EntryKind;
+use crate::message::{Fields, Message};
+use crate::metrics::Metrics;
+use crate::position::Sequence;
+use crate::sse::frame::{self, GapReason};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// `limits.message`, in bytes, as it is now.
+    pub max_message: Arc<AtomicUsize>,
+}
+
+impl Encoder {
+    /// Whether a message cannot be carried for its size, which is then counted and logged.
+    pub fn is_too_large(&self, message: &broker::Message) -> bool {
+        let limit = self.max_message.load(Ordering::Relaxed);
+        let too_large = message.payload.len() > limit;
+        if too_large {
+            self.metrics.rejected("message");
+            tracing::warn!(
+                topic = message.topic.as_str(),
+                bytes = message.payload.len(),
+                limit,
+                "a message is larger than limits.message and was left out"
+            );
+        }
+        too_large
+    }
+
+    /// The entry of a message at its place. Its size was looked at.
+    pub fn encode(
+        &self,
+        message: &broker::Message,
+        (sequence, number): (&Sequence, u64),
+        time: SystemTime,
+        fields: &Fields,
+    ) -> EntryKind {
+        let topic = &message.topic;
+        if let Some(operation) = deletion(message) {
+            let event_id = sequence.event_id(number, None);
+            return EntryKind::Message(Message::deletion(topic.clone(), time, event_id, operation));
+        }
+        let mut found = fields.find(&message.headers, &message.payload);
+        for (bad, what) in [(found.bad_id, "id"), (found.bad_kind, "type")] {
+            if bad {
+                self.metrics.rejected(what);
+                tracing::debug!(
+                    topic = topic.as_str(),
+                    what,
+                    "this field cannot be carried and was left out"
+                );
+            }
+        }
+        if sequence.is_stored() {
+            found.publisher_id = None; // the broker's number finds it everywhere
+        }
+        let event_id = sequence.event_id(number, found.publisher_id.as_deref());
+        EntryKind::Message(Message::new(topic.clone(), time, event_id, found, &message.payload))
+    }
+
+    /// As [`Encoder::encode`]; what is too large for it is a gap.
+    pub fn encode_any(
+        &self,
+        message: &broker::Message,
+        (sequence, number): (&Sequence, u64),
+        time: SystemTime,
+        fields: &Fields,
+    ) -> EntryKind {
+        if !self.is_too_large(message) {
+            return self.encode(message, (sequence, number), time, fields);
+        }
+        let (id, reason) = (sequence.event_id(number, None), GapReason::TooLarge);
+        EntryKind::Gap(reason, frame::stream_gap(Some(&id), message.topic.as_str(), reason))
+    }
+}
+
+fn deletion(message: &broker::Message) -> Option<&'static str> {
+    match message.stored?.change {
+        Change::Put => None,
+        Change::Delete => Some("delete"),
+        Change::Purge => Some("purge"),
+    }
+}

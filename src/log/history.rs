@@ -1,0 +1,222 @@
+//! What the broker still holds of a log that the log itself no longer does: asked for in runs, which the readers who come
+//! through the same place share.
+//!
+//! A reader that is older than its log reads runs until it stands where the log begins, and then the log: both have the
+//! broker's numbers, so there is nothing to join. What it waits for is here, not in the reader: who waits holds a place in a
+//! list, and no message. This asks; it does not talk to the broker.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::{Entry, TopicLog, Usage};
+use crate::config::Source;
+use crate::message::Fields;
+use crate::position::Sequence;
+use crate::signal::Signal;
+use crate::topic::Filter;
+
+/// Runs that wait to be fetched. Who finds no room asks again a moment later.
+pub const ASK_CAPACITY: usize = 1024;
+
+/// Which part of the bound on all logs the runs of all may take. They are fetched again if they went too early.
+const SHARE: usize = 8;
+
+/// A run that is to be fetched: what `log` has after the number `after`, up to `until`.
+#[derive(Debug)]
+pub struct Ask {
+    /// Of which log.
+    pub log: Arc<TopicLog>,
+    /// After this number.
+    pub after: u64,
+    /// Up to this one. Of values, as of this one.
+    pub until: u64,
+}
+
+/// A part of a history.
+#[derive(Debug)]
+pub(super) struct Run {
+    after: u64,
+    until: u64,
+    /// Up to where it is everything.
+    pub(super) through: u64,
+    /// Up to where something is gone; 0 if nothing is.
+    pub(super) gone: u64,
+    /// In ascending order of number.
+    pub(super) entries: Vec<Arc<Entry>>,
+    bytes: usize,
+    usage: Arc<Usage>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.usage.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The history of one log. See the module.
+#[derive(Debug)]
+pub(super) struct History {
+    /// It holds values: the newest message of a topic is all there is to know of it. A run of them is of one moment.
+    pub(super) of_values: bool,
+    fields: Arc<Fields>,
+    asks: mpsc::Sender<Ask>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    runs: VecDeque<Arc<Run>>,
+    asked: Vec<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    after: u64,
+    until: u64,
+    waiting: Vec<Arc<Signal>>,
+}
+
+impl History {
+    pub(super) fn new(fields: Arc<Fields>, asks: mpsc::Sender<Ask>) -> Self {
+        History {
+            of_values: matches!(fields.source, Source::Kv { .. }),
+            fields,
+            asks,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The run in which `position` lies. `None`: it is being fetched, and `signal` is told when it is there or must be asked
+    /// for anew.
+    pub(super) fn read(
+        &self,
+        log: &Arc<TopicLog>,
+        position: u64,
+        until: u64,
+        signal: &Arc<Signal>,
+    ) -> Option<Arc<Run>> {
+        let mut state = self.state.lock();
+        let fits = |run: &&Arc<Run>| {
+            (run.after..run.through).contains(&position) && (!self.of_values || run.until == until)
+        };
+        if let Some(run) = state.runs.iter().find(fits) {
+            return Some(run.clone());
+        }
+        // Up to where the next run begins: from there on it shares.
+        let next =
+            state.runs.iter().map(|run| run.after).filter(|after| *after > position && !self.of_values).min();
+        let until = next.map_or(until, |next| next.min(until));
+        let same = |asked: &&mut Asked| (asked.after, asked.until) == (position, until);
+        if let Some(asked) = state.asked.iter_mut().find(same) {
+            if !asked.waiting.iter().any(|other| Arc::ptr_eq(other, signal)) {
+                asked.waiting.push(signal.clone());
+            }
+        } else if self.asks.try_send(Ask { log: log.clone(), after: position, until }).is_ok() {
+            state.asked.push(Asked { after: position, until, waiting: vec![signal.clone()] });
+        }
+        None
+    }
+
+    /// What was asked for is there, or could not be had. Wakes those who wait for it, and those whom it serves too though
+    /// they asked for a part of it.
+    fn answer(&self, after: u64, until: u64, run: Option<Arc<Run>>) {
+        let mut state = self.state.lock();
+        let mut waiting = Vec::new();
+        let answered = state.asked.iter().position(|asked| (asked.after, asked.until) == (after, until));
+        if let Some(index) = answered {
+            waiting = state.asked.swap_remove(index).waiting;
+        }
+        if let Some(run) = run {
+            let served = |asked: &&mut Asked| (run.after..run.through).contains(&asked.after);
+            state.asked.iter_mut().filter(served).for_each(|asked| waiting.append(&mut asked.waiting));
+            state.runs.push_back(run);
+        }
+        drop(state);
+        waiting.iter().for_each(|signal| signal.wake());
+    }
+
+    fn forget(&self, run: &Arc<Run>) {
+        self.state.lock().runs.retain(|kept| !Arc::ptr_eq(kept, run));
+    }
+}
+
+/// The runs of all logs, and the bound on them.
+#[derive(Debug, Default)]
+pub(super) struct Runs(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Oldest first.
+    runs: VecDeque<(Weak<TopicLog>, Arc<Run>)>,
+    bytes: usize,
+}
+
+impl Runs {
+    /// Hands a run to those who wait for it, and keeps it for others as long as there is room.
+    pub(super) fn keep(
+        &self,
+        ask: &Ask,
+        through: u64,
+        gone: u64,
+        entries: Vec<Arc<Entry>>,
+        max_bytes: usize,
+    ) {
+        let Some(history) = &ask.log.history else { return };
+        let usage = ask.log.usage.clone();
+        let bytes = entries.iter().map(|entry| entry.weight()).sum();
+        usage.0.fetch_add(bytes, Ordering::Relaxed);
+        let run = Run { after: ask.after, until: ask.until, through, gone, entries, bytes, usage };
+        let run = Arc::new(run);
+        history.answer(ask.after, ask.until, Some(run.clone()));
+        let given_up = {
+            let mut kept = self.0.lock();
+            kept.runs.push_back((Arc::downgrade(&ask.log), run));
+            kept.bytes += bytes;
+            let mut given_up = Vec::new();
+            // The newest stays: somebody was woken for it just now.
+            while kept.bytes > max_bytes / SHARE && kept.runs.len() > 1 {
+                let Some(oldest) = kept.runs.pop_front() else { break };
+                kept.bytes -= oldest.1.bytes;
+                given_up.push(oldest);
+            }
+            given_up
+        };
+        given_up.iter().for_each(forget);
+    }
+
+    /// Gives all up: those who still need one fetch it again.
+    pub(super) fn clear(&self) {
+        let kept = std::mem::take(&mut *self.0.lock());
+        kept.runs.iter().for_each(forget);
+    }
+}
+
+fn forget((log, run): &(Weak<TopicLog>, Arc<Run>)) {
+    if let Some(history) = log.upgrade().as_ref().and_then(|log| log.history.as_ref()) {
+        history.forget(run);
+    }
+}
+
+impl Ask {
+    /// It cannot be had now. Those who wait ask again.
+    pub fn give_up(&self) {
+        if let Some(history) = &self.log.history {
+            history.answer(self.after, self.until, None);
+        }
+    }
+
+    /// The filter whose history it is.
+    pub fn filter(&self) -> &Filter {
+        &self.log.filter
+    }
+
+    /// How what is fetched is numbered, and where its fields are. `None`: nothing follows it any more.
+    pub fn reading(&self) -> Option<(Arc<Sequence>, Arc<Fields>)> {
+        let history = self.log.history.as_ref().filter(|_| self.log.sealed().is_none())?;
+        Some((self.log.sequence()?.clone(), history.fields.clone()))
+    }
+}

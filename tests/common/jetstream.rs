@@ -1,0 +1,269 @@
+//! JetStream as its administrators and publishers see it, and the contract of `topicgate::broker` over it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use topicgate::broker::{Broker, EVENT_CAPACITY, Event, Fetched, Located, Message, Place};
+use topicgate::config::Source;
+use topicgate::position::Tag;
+use topicgate::topic::{Filter, Topic};
+
+use super::{LIMIT, broker_config, within};
+
+/// A client that is not topicgate.
+#[derive(Clone)]
+pub struct Admin {
+    pub client: async_nats::Client,
+}
+
+impl Admin {
+    pub async fn connect(url: &str) -> Self {
+        let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        Admin { client: options.connect(url).await.unwrap() }
+    }
+
+    /// Asks the JetStream API.
+    pub async fn ask(&self, what: &str, question: Value) -> Value {
+        let question = question.to_string().into();
+        let answer = self.client.request(format!("$JS.API.{what}"), question).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    }
+
+    /// As [`Admin::ask`], and insists that it is done.
+    pub async fn tell(&self, what: &str, question: Value) -> Value {
+        let answer = self.ask(what, question).await;
+        assert!(answer["error"].is_null(), "{what}: {answer}");
+        answer
+    }
+
+    /// Makes a stream; `more` is laid over what it is otherwise.
+    pub async fn stream(&self, name: &str, subjects: &[&str], more: Value) {
+        let mut config = json!({
+            "name": name, "subjects": subjects, "retention": "limits", "storage": "file", "discard": "old",
+            "num_replicas": 1, "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0,
+            "allow_direct": true,
+        });
+        for (key, value) in more.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        self.tell(&format!("STREAM.CREATE.{name}"), config).await;
+    }
+
+    /// Makes a bucket.
+    pub async fn bucket(&self, name: &str, more: Value) {
+        let mut config = json!({
+            "max_msgs_per_subject": 1, "discard": "new", "allow_rollup_hdrs": true, "deny_delete": true,
+        });
+        for (key, value) in more.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        self.stream(&format!("KV_{name}"), &[&format!("$KV.{name}.>")], config).await;
+    }
+
+    pub async fn purge(&self, name: &str) {
+        self.tell(&format!("STREAM.PURGE.{name}"), json!({})).await;
+    }
+
+    pub async fn delete(&self, name: &str) {
+        self.tell(&format!("STREAM.DELETE.{name}"), json!({})).await;
+    }
+
+    /// Stores a message; its number.
+    pub async fn put(&self, subject: &str, payload: impl Into<bytes::Bytes>) -> u64 {
+        self.put_with(subject, &[], payload).await
+    }
+
+    pub async fn put_with(
+        &self,
+        subject: &str,
+        headers: &[(&str, &str)],
+        payload: impl Into<bytes::Bytes>,
+    ) -> u64 {
+        let mut fields = async_nats::HeaderMap::new();
+        for (name, value) in headers {
+            fields.append(*name, *value);
+        }
+        let sent = self.client.request_with_headers(subject.to_owned(), fields, payload.into()).await;
+        let answer: Value = serde_json::from_slice(&sent.unwrap().payload).unwrap();
+        answer["seq"].as_u64().unwrap_or_else(|| panic!("{subject}: {answer}"))
+    }
+
+    /// Stores a message as often as it takes until the stream confirms one: for servers that come and go. It may be
+    /// stored more than once.
+    pub async fn put_until_stored(&self, subject: &str, payload: &str) -> u64 {
+        super::found("the stream stores a message", LIMIT * 2, async || {
+            let asked = self.client.request(subject.to_owned(), payload.to_owned().into());
+            let answer = tokio::time::timeout(std::time::Duration::from_secs(2), asked).await.ok()?.ok()?;
+            serde_json::from_slice::<Value>(&answer.payload).ok()?["seq"].as_u64()
+        })
+        .await
+    }
+
+    /// Stores many; the number of the last.
+    pub async fn put_many(&self, subject: &str, range: std::ops::Range<u64>, payload: &str) -> u64 {
+        for number in range.start..range.end - 1 {
+            self.client.publish(subject.to_owned(), format!("{number}{payload}").into()).await.unwrap();
+        }
+        self.put(subject, format!("{}{payload}", range.end - 1)).await
+    }
+
+    /// Consumers on a stream.
+    pub async fn consumers(&self, name: &str) -> u64 {
+        self.tell(&format!("STREAM.INFO.{name}"), json!({})).await["state"]["consumer_count"]
+            .as_u64()
+            .unwrap()
+    }
+}
+
+/// A broker under test, and what it tells.
+pub struct Kept {
+    pub broker: Broker,
+    pub events: mpsc::Receiver<Event>,
+}
+
+impl Kept {
+    pub fn connect(url: &str) -> Self {
+        Self::with_room_for(url, EVENT_CAPACITY)
+    }
+
+    /// With an event channel that holds no more than `events`.
+    pub fn with_room_for(url: &str, events: usize) -> Self {
+        let (sender, events) = mpsc::channel(events);
+        Kept { broker: Broker::nats(&broker_config(url), sender).unwrap(), events }
+    }
+
+    /// The next event that is not one of a connection.
+    pub async fn next(&mut self) -> Event {
+        loop {
+            match within("an event", LIMIT, self.events.recv()).await.unwrap() {
+                Event::Up(_) | Event::Down { .. } => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// Follows, and gives what `Begun` said.
+    pub async fn follow(&mut self, text: &str, source: &Source) -> (Tag, u64) {
+        let (broker, asked) = (self.broker.clone(), filter(text));
+        let source = source.clone();
+        let following = tokio::spawn(async move { broker.follow(asked, source).await });
+        let begun = self.next().await;
+        within("an answer", LIMIT, following).await.unwrap().unwrap();
+        match begun {
+            Event::Begun { filter: begun, tag, head } => {
+                assert_eq!(begun, filter(text));
+                (tag, head)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next event, which must be a message.
+    pub async fn message(&mut self) -> Message {
+        match self.next().await {
+            Event::Message(message) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Reads on from `after` until the number `until` is told; insists that numbers rise.
+    pub async fn read_until(&mut self, mut after: u64, until: u64) -> Told {
+        let mut told = Told::default();
+        while after < until {
+            match self.next().await {
+                Event::Message(message) => {
+                    let number = message.stored.unwrap().number;
+                    assert!(number > after, "{number} after {after}");
+                    after = number;
+                    told.messages.insert(number, message);
+                }
+                Event::Gone { through, .. } => {
+                    assert!(through > after, "gone up to {through} after {after}");
+                    told.gone.push((after, through));
+                    after = through;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        told
+    }
+
+    pub async fn fetch(&self, text: &str, source: &Source, after: u64, until: u64) -> Fetched {
+        let asked = self.broker.fetch(filter(text), source.clone(), after, until);
+        let fetched = within("an answer", LIMIT, asked).await.unwrap();
+        assert!(fetched.through > after && fetched.through <= until, "{after} {until} {fetched:?}");
+        assert!(fetched.gone == 0 || fetched.gone > after && fetched.gone <= fetched.through);
+        let mut last = after.max(fetched.gone);
+        for message in &fetched.messages {
+            let number = message.stored.unwrap().number;
+            assert!(number > last && number <= fetched.through, "{number} after {last}");
+            assert_eq!(message.filter, filter(text));
+            last = number;
+        }
+        fetched
+    }
+
+    /// Fetches part after part.
+    pub async fn fetch_all(&self, text: &str, source: &Source, mut after: u64, until: u64) -> Told {
+        let mut told = Told::default();
+        while after < until {
+            let part = self.fetch(text, source, after, until).await;
+            if part.gone > 0 {
+                told.gone.push((after, part.gone));
+            }
+            told.messages
+                .extend(part.messages.into_iter().map(|message| (message.stored.unwrap().number, message)));
+            after = part.through;
+            told.parts += 1;
+        }
+        told
+    }
+
+    pub async fn locate(&self, text: &str, source: &Source, place: Place) -> Located {
+        let asked = self.broker.locate(filter(text), source.clone(), place);
+        within("an answer", LIMIT, asked).await.unwrap()
+    }
+}
+
+/// What was told of a part of a history.
+#[derive(Default)]
+pub struct Told {
+    pub messages: BTreeMap<u64, Message>,
+    /// Each from after which number, up to which.
+    pub gone: Vec<(u64, u64)>,
+    pub parts: usize,
+}
+
+impl Told {
+    pub fn numbers(&self) -> Vec<u64> {
+        self.messages.keys().copied().collect()
+    }
+
+    /// Topics and payloads, in order.
+    pub fn values(&self) -> Vec<(String, String)> {
+        self.messages.values().map(value).collect()
+    }
+}
+
+pub fn value(message: &Message) -> (String, String) {
+    (message.topic.to_string(), String::from_utf8_lossy(&message.payload).into_owned())
+}
+
+pub fn filter(text: &str) -> Filter {
+    Filter::parse(text, 200).unwrap()
+}
+
+pub fn topic(text: &str) -> Topic {
+    Topic::parse(text, 200).unwrap()
+}
+
+/// A stream by its name.
+pub fn stream(name: &str) -> Source {
+    Source::JetStream { stream: Some(name.into()) }
+}
+
+/// A bucket whose keys stand behind `prefix` segments.
+pub fn bucket(name: &str, prefix: usize) -> Source {
+    Source::Kv { bucket: name.into(), prefix }
+}

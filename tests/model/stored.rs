@@ -1,0 +1,509 @@
+//! Random schedules of two gateways over one broker that keeps what passes, and of a reader that is moved between them: every
+//! message in order and once, or a gap in its place, whatever is trimmed, made anew, fetched late or not at all.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt;
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+use topicgate::broker::{Headers, Located, Place, Stored};
+use topicgate::clients::{Clients, Opener};
+use topicgate::config::{Config, Field, Limits, Source};
+use topicgate::encoder::Encoder;
+use topicgate::log::{ASK_CAPACITY, Ask, Bounds, Lease, Registry, questions};
+use topicgate::message::{Fields, Format};
+use topicgate::metrics::{HttpVersion, Metrics};
+use topicgate::position::{Epoch, Sequence, Start, Tag};
+use topicgate::sse::frame::GapReason;
+use topicgate::sse::stream::{Shared, Stream, Terms};
+use topicgate::sse::table::Table;
+use topicgate::topic::{Filter, Topic};
+
+use crate::client::{Life, Reader};
+use crate::replica::{ample, at_most, filter, topic};
+
+/// Of one JetStream rule, of another, of Redis Streams, and of plain publish/subscribe.
+const TOPICS: [&str; 7] = ["j/1", "j/2", "j/3", "k/1", "r/1", "r/2", "p/1"];
+const STREAMS: [&[&str]; 9] = [
+    &["j/1"],
+    &["j/*"],
+    &["j/1", "j/2"],
+    &["r/1"],
+    &["r/1", "r/2"],
+    &["j/1", "k/1"],
+    &["j/**", "k/**", "r/1"],
+    &["r/2", "j/2", "j/3"],
+    &["j/1", "k/1", "r/1", "p/1"],
+];
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// So many messages, with so many numbers left out before each.
+    Publish {
+        topic: usize,
+        count: usize,
+        left_out: u64,
+    },
+    /// A gateway hears of the next messages of a history.
+    Hear {
+        replica: usize,
+        history: usize,
+        count: usize,
+    },
+    /// The broker gives up the oldest: of a hundred parts, so many.
+    Trim {
+        history: usize,
+        part: usize,
+    },
+    /// The history is deleted, and another one has its name.
+    Recreate(usize),
+    /// What was asked for is fetched, or is not to be had.
+    Fetch {
+        replica: usize,
+        count: usize,
+        fails: bool,
+        longest: usize,
+    },
+    Read {
+        polls: usize,
+    },
+    /// Reads once, sees so many of the events, and is cut off.
+    Cut {
+        seen: usize,
+    },
+    Resume {
+        replica: usize,
+    },
+    Sweep(usize),
+}
+
+/// What the broker keeps under one name.
+struct History {
+    /// The subscription that follows it.
+    followed: Filter,
+    source: Source,
+    incarnation: u8,
+    last: u64,
+    /// Up to here nothing is held any more.
+    floor: u64,
+    /// Number, topic, payload.
+    held: Vec<(u64, Topic, String)>,
+}
+
+impl History {
+    fn new(followed: &str, source: Source) -> Self {
+        History { followed: filter(followed), source, incarnation: 0, last: 0, floor: 0, held: Vec::new() }
+    }
+
+    fn tag(&self) -> Tag {
+        Tag::of(&[self.followed.as_str().as_bytes(), &[self.incarnation]])
+    }
+
+    fn locate(&self, filter: &Filter, place: Place) -> Located {
+        let held =
+            || self.held.iter().filter(|(_, topic, _)| filter.matches(topic)).map(|(number, ..)| *number);
+        match place {
+            Place::After(number) if number > self.last => Located::Unknown(self.floor),
+            Place::After(number) if number < self.floor => Located::Evicted(self.floor),
+            Place::After(number) => Located::At(number),
+            Place::Oldest => Located::At(self.floor),
+            Place::Last(count) => {
+                let numbers: Vec<u64> = held().collect();
+                let first = numbers[numbers.len().saturating_sub(count)..].first();
+                Located::At(first.map_or(self.last, |first| first - 1))
+            }
+            Place::Since(_) => unreachable!("no stream of this model starts at a time"),
+        }
+    }
+}
+
+struct Gateway {
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    table: Arc<Table>,
+    clients: Arc<Clients>,
+    asks: mpsc::Receiver<Ask>,
+    encoder: Encoder,
+    bounds: Bounds,
+    /// The last number that was heard of each subscription that is followed.
+    heard: BTreeMap<Filter, u64>,
+}
+
+impl Gateway {
+    fn new(bounds: &Bounds) -> Self {
+        let (asks, receiver) = mpsc::channel(ASK_CAPACITY);
+        let registry = Registry::new(Sequence::new(Epoch::random()), 1_000, usize::MAX, asks);
+        let hour = Duration::from_secs(3_600);
+        let metrics = Arc::new(Metrics::new());
+        let shared = Arc::new(Shared {
+            registry: registry.clone(),
+            metrics: metrics.clone(),
+            heartbeat: hour,
+            retry: hour,
+            max_age: None,
+            write_timeout: hour,
+        });
+        let table = Table::new(1_000);
+        let most = 1_000_000_000;
+        let limits = Limits { opens_per_second: most, resume_bytes: most as u64, ..Config::default().limits };
+        Gateway {
+            shared,
+            registry,
+            clients: Clients::new(&limits, table.clock()),
+            table,
+            asks: receiver,
+            encoder: Encoder { metrics, max_message: Arc::new((1 << 20).into()) },
+            bounds: bounds.clone(),
+            heard: BTreeMap::new(),
+        }
+    }
+
+    fn fields(source: &Source) -> Arc<Fields> {
+        let field = |name: &str| Field::Header(name.into());
+        Arc::new(Fields { source: source.clone(), id: field("id"), kind: field("type") })
+    }
+
+    fn begin(&mut self, history: &History) {
+        self.registry.begin(&history.followed, history.tag(), history.last);
+        self.heard.insert(history.followed.clone(), history.last);
+    }
+
+    /// A shared history is followed from the start.
+    fn follow(&mut self, history: &History) {
+        if history.source.is_shared() {
+            let fields = Self::fields(&history.source);
+            self.registry.warm(&history.followed, &self.bounds, &fields).unwrap().confirm();
+            self.begin(history);
+        }
+    }
+
+    fn lease(&mut self, filter: &Filter, history: Option<&History>) -> Lease {
+        let source = history.map_or(Source::Pubsub, |history| history.source.clone());
+        let warm = history.filter(|history| history.source.is_shared()).map(|history| &history.followed);
+        let (lease, subscription) =
+            self.registry.lease(filter, &self.bounds, &Self::fields(&source), warm).unwrap();
+        if let Some(subscription) = subscription {
+            subscription.confirm();
+            match history {
+                Some(history) => self.begin(history),
+                None => _ = self.heard.insert(filter.clone(), 0),
+            }
+        }
+        assert!(lease.ready().now_or_never().is_some_and(|ready| ready.is_ok()));
+        lease
+    }
+
+    fn append(&self, followed: &Filter, topic: &Topic, payload: &str, number: Option<u64>) {
+        let now = SystemTime::now();
+        let stored =
+            number.map(|number| Stored { number, time: now, change: topicgate::broker::Change::Put });
+        let message = topicgate::broker::Message {
+            filter: followed.clone(),
+            topic: topic.clone(),
+            payload: payload.to_owned().into(),
+            headers: Headers::default(),
+            stored,
+        };
+        let place = number.map(|number| (number, now));
+        self.registry.append(followed, topic, place, |sequence, number, time, fields| {
+            self.encoder.encode(&message, (sequence, number), time, fields)
+        });
+        while self.registry.wake(1) {}
+    }
+
+    fn hear(&mut self, history: &History, count: usize) {
+        let Some(last) = self.heard.get_mut(&history.followed) else { return };
+        if history.floor > *last {
+            self.registry.skip(&history.followed, None, history.floor, GapReason::Broker);
+            while self.registry.wake(1) {}
+            *last = history.floor;
+        }
+        let new = history.held.iter().filter(|(number, ..)| *number > *last).take(count);
+        let new: Vec<_> = new.cloned().collect();
+        if let Some((number, ..)) = new.last() {
+            *last = *number;
+        }
+        for (number, topic, payload) in new {
+            self.append(&history.followed, &topic, &payload, Some(number));
+        }
+    }
+
+    fn fetch(&mut self, histories: &[History], fails: bool, longest: usize) -> bool {
+        let Ok(ask) = self.asks.try_recv() else { return false };
+        let Some((sequence, fields)) = ask.reading().filter(|_| !fails) else {
+            ask.give_up();
+            return true;
+        };
+        let history = histories.iter().find(|history| history.followed.covers(ask.filter())).unwrap();
+        let held = history.held.iter().filter(|(number, topic, _)| {
+            *number > ask.after && *number <= ask.until && ask.filter().matches(topic)
+        });
+        let mut held: Vec<_> = held.take(longest + 1).cloned().collect();
+        let through = if held.len() > longest {
+            held.pop();
+            held.last().unwrap().0
+        } else {
+            ask.until
+        };
+        let gone = if history.floor > ask.after { history.floor.min(through) } else { 0 };
+        let entries = held.into_iter().map(|(number, topic, payload)| {
+            let now = SystemTime::now();
+            let message = topicgate::broker::Message {
+                filter: ask.filter().clone(),
+                topic,
+                payload: payload.into(),
+                headers: Headers::default(),
+                stored: Some(Stored { number, time: now, change: topicgate::broker::Change::Put }),
+            };
+            (number, now, self.encoder.encode(&message, (&sequence, number), now, &fields))
+        });
+        self.registry.recall(&ask, through, gone, entries.collect::<Vec<_>>());
+        true
+    }
+
+    fn open(&mut self, filters: &[Filter], start: &Start, histories: &[History]) -> Stream {
+        let of = |filter: &Filter| histories.iter().find(|history| history.followed.covers(filter));
+        let leases: Vec<Lease> = filters.iter().map(|filter| self.lease(filter, of(filter))).collect();
+        let answers = questions(&leases, start).into_iter().zip(filters);
+        let located: Vec<Option<Located>> =
+            answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
+        let ticket = self.table.enter(None).unwrap();
+        let opener = Opener { address: Ipv4Addr::LOCALHOST.into(), subject: None };
+        let place = self.clients.enter(opener, leases.len()).unwrap();
+        let terms = Terms { format: Format::Raw, http: HttpVersion::Http11, expires: None };
+        Stream::open(self.shared.clone(), ticket, place, leases, (start, &located), terms)
+    }
+}
+
+struct World {
+    gateways: [Gateway; 2],
+    histories: Vec<History>,
+    published: BTreeMap<Topic, usize>,
+    filters: Vec<Filter>,
+    reader: Option<Reader>,
+    life: Life,
+    gaps: usize,
+}
+
+impl World {
+    fn new(bounds: &Bounds, stream: usize, start: &Start) -> Self {
+        let jetstream = || Source::JetStream { stream: None };
+        let redis = || Source::RedisStream { payload: None };
+        let histories = vec![
+            History::new("j/**", jetstream()),
+            History::new("k/**", jetstream()),
+            History::new("r/1", redis()),
+            History::new("r/2", redis()),
+        ];
+        let mut gateways = [(); 2].map(|()| Gateway::new(bounds));
+        for gateway in &mut gateways {
+            histories.iter().for_each(|history| gateway.follow(history));
+        }
+        let mut world = World {
+            gateways,
+            histories,
+            published: TOPICS.iter().map(|text| (topic(text), 0)).collect(),
+            filters: STREAMS[stream].iter().map(|text| filter(text)).collect(),
+            reader: None,
+            life: Life::begin(Format::Raw, []),
+            gaps: 0,
+        };
+        world.life = world.new_life();
+        world.join(0, start);
+        world
+    }
+
+    /// What a client must be given that comes now.
+    fn new_life(&self) -> Life {
+        let asked = self.published.iter().filter(|(topic, _)| self.filters.iter().any(|f| f.matches(topic)));
+        Life::begin(Format::Raw, asked.map(|(topic, published)| (topic.clone(), 0, *published)))
+    }
+
+    fn join(&mut self, gateway: usize, start: &Start) {
+        let stream = self.gateways[gateway].open(&self.filters, start, &self.histories);
+        self.reader = Some(Reader::new(stream));
+    }
+
+    fn publish(&mut self, name: &str, left_out: u64) {
+        let topic = topic(name);
+        let number = self.published.get_mut(&topic).unwrap();
+        let payload = format!("{topic}#{number}");
+        *number += 1;
+        let filter = Filter::from(topic.clone());
+        match self.histories.iter_mut().find(|history| history.followed.covers(&filter)) {
+            Some(history) => {
+                history.last += 1 + left_out;
+                history.held.push((history.last, topic, payload));
+            }
+            None => {
+                for gateway in &self.gateways {
+                    gateway.append(&filter, &topic, &payload, None);
+                }
+            }
+        }
+    }
+
+    /// Takes up to `seen` of the events that come with one poll. Returns whether there were any.
+    fn poll(&mut self, seen: usize) -> bool {
+        let Some(reader) = &mut self.reader else { return false };
+        match reader.poll() {
+            Poll::Ready(Some(events)) => {
+                for event in events.iter().take(seen) {
+                    let rewinds = event.event == "stream-gap"
+                        && ["restarted", "unknown_id"].iter().any(|reason| event.data.contains(reason));
+                    self.gaps += usize::from(event.event == "stream-gap");
+                    self.life.take(event, rewinds, |topic| self.published[topic]);
+                }
+                true
+            }
+            Poll::Ready(None) => {
+                self.reader = None;
+                false
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Publish { topic, count, left_out } => {
+                (0..count).for_each(|_| self.publish(TOPICS[topic], left_out));
+            }
+            Step::Hear { replica, history, count } => {
+                self.gateways[replica].hear(&self.histories[history], count);
+            }
+            Step::Trim { history, part } => {
+                let history = &mut self.histories[history];
+                let index = history.held.len() * part / 100;
+                if let Some((number, ..)) = history.held[..index].last() {
+                    history.floor = *number;
+                    history.held.drain(..index);
+                }
+            }
+            Step::Recreate(index) => {
+                let history = &mut self.histories[index];
+                let (incarnation, source) = (history.incarnation + 1, history.source.clone());
+                // The ids of a Redis Stream go on with the time; what tells that it is another is that the old are gone.
+                let last = if source.is_shared() { 0 } else { history.last };
+                let new = History::new(history.followed.as_str(), source);
+                *history = History { incarnation, last, floor: last, ..new };
+                for gateway in &mut self.gateways {
+                    gateway.registry.end(&history.followed);
+                    gateway.heard.remove(&history.followed);
+                    gateway.follow(history);
+                }
+            }
+            Step::Fetch { replica, count, fails, longest } => {
+                (0..count).for_each(|_| _ = self.gateways[replica].fetch(&self.histories, fails, longest));
+            }
+            Step::Read { polls } => (0..polls).for_each(|_| _ = self.poll(usize::MAX)),
+            Step::Cut { seen } => {
+                self.poll(seen);
+                self.reader = None;
+                self.life.cut();
+            }
+            Step::Resume { replica } => {
+                if self.reader.is_none() {
+                    self.life.cut();
+                    let start = match &self.life.last_id {
+                        Some(id) => Start::After(Some(id.clone())),
+                        None => {
+                            // It has seen nothing of the stream, and is another client.
+                            self.life = self.new_life();
+                            Start::Now
+                        }
+                    };
+                    self.join(replica, &start);
+                }
+            }
+            Step::Sweep(replica) => {
+                let gateway = &mut self.gateways[replica];
+                let heard = &mut gateway.heard;
+                gateway.registry.sweep(|filter, _| {
+                    heard.remove(filter);
+                    true
+                });
+            }
+        }
+    }
+
+    /// Everything is heard, fetched and read.
+    fn settle(&mut self) {
+        for _ in 0..2_000 {
+            for gateway in &mut self.gateways {
+                self.histories.iter().for_each(|history| gateway.hear(history, usize::MAX));
+                while gateway.fetch(&self.histories, false, 3) {}
+            }
+            if self.reader.is_none() {
+                self.step(&Step::Resume { replica: 1 });
+            }
+            if !self.poll(usize::MAX)
+                && self.reader.is_some()
+                && self.gateways.iter().all(|g| g.asks.is_empty())
+            {
+                return;
+            }
+        }
+        panic!("it goes on for ever");
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (history, replica) = (0..4_usize, 0..2_usize);
+    prop_oneof![
+        6 => (0..TOPICS.len(), 1..6_usize, 0..3_u64)
+            .prop_map(|(topic, count, left_out)| Step::Publish { topic, count, left_out }),
+        6 => (replica.clone(), history.clone(), 1..9_usize)
+            .prop_map(|(replica, history, count)| Step::Hear { replica, history, count }),
+        1 => (history.clone(), 0..=100_usize).prop_map(|(history, part)| Step::Trim { history, part }),
+        1 => history.prop_map(Step::Recreate),
+        5 => (replica.clone(), 1..4_usize, proptest::bool::weighted(0.2), 1..6_usize)
+            .prop_map(|(replica, count, fails, longest)| Step::Fetch { replica, count, fails, longest }),
+        6 => (1..5_usize).prop_map(|polls| Step::Read { polls }),
+        3 => (0..4_usize).prop_map(|seen| Step::Cut { seen }),
+        5 => replica.clone().prop_map(|replica| Step::Resume { replica }),
+        1 => replica.prop_map(Step::Sweep),
+    ]
+}
+
+fn bounds() -> impl Strategy<Value = Bounds> {
+    prop_oneof![Just(ample()), (1..8_usize).prop_map(at_most)]
+}
+
+fn start() -> impl Strategy<Value = Start> {
+    prop_oneof![Just(Start::Now), Just(Start::All), (1..5_usize).prop_map(Start::Last)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
+    #[test]
+    fn a_reader_that_is_moved_between_two_gateways_gets_each_message_once_in_order_or_a_gap(
+        bounds in bounds(),
+        stream in 0..STREAMS.len(),
+        start in start(),
+        steps in proptest::collection::vec(step(), 1..60),
+    ) {
+        let mut world = World::new(&bounds, stream, &start);
+        steps.iter().for_each(|step| world.step(step));
+        world.settle();
+        world.life.caught_up(|topic| world.published[topic]);
+    }
+
+    #[test]
+    fn a_reader_of_histories_that_nobody_trims_is_never_told_of_a_gap(
+        bounds in bounds(),
+        stream in 0..STREAMS.len() - 1,
+        steps in proptest::collection::vec(step(), 1..60),
+    ) {
+        let mut world = World::new(&bounds, stream, &Start::All);
+        let harmless = |step: &&Step| !matches!(step, Step::Trim { .. } | Step::Recreate(_));
+        steps.iter().filter(harmless).for_each(|step| world.step(step));
+        world.settle();
+        world.life.caught_up(|topic| world.published[topic]);
+        prop_assert_eq!(world.gaps, 0);
+    }
+}
