@@ -144,7 +144,7 @@ async fn signals_that_come_at_once_end_with_what_the_file_says_last() {
     eventually("the last one holds", last).await;
     process.publish("a", "on").await;
     assert_eq!(reader.message().await, "on");
-    // A file that was caught half written is refused, and read again by the signal that follows.
+    // What was caught half written was read again, by the signal that followed.
     assert!(reloads(&process, "done").await + reloads(&process, "refused").await <= 40);
 }
 
