@@ -31,7 +31,7 @@ Settings come from built-in defaults, then topicgate.toml in the working directo
 flags; later wins. A password is best kept in the environment (TOPICGATE_BROKER__PASSWORD):
 flags can be seen by other users of the machine.
 
-Exit codes: 0 clean, 1 failed while running, 64 bad configuration or command line.";
+Exit codes: 0 clean, 1 failed while running or not alive (health), 64 bad configuration or command line.";
 
 /// What was typed.
 #[derive(Debug, Parser)]
@@ -55,6 +55,9 @@ pub struct Cli {
 pub enum Command {
     /// Check the configuration and say in words what it would do, without starting anything
     Check,
+    /// Ask the gateway that runs with this configuration, at admin.listen, whether it is alive: exit code 0 or 1, and one
+    /// line. One that is not ready, because its broker is away or it drains, is alive
+    Health,
 }
 
 /// Flags that set something.

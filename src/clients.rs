@@ -91,6 +91,8 @@ pub struct Usage {
     pub subjects: usize,
     /// Streams of the address that has most.
     pub most_of_address: usize,
+    /// Topics and patterns of the address that has most.
+    pub most_topics_of_address: usize,
     /// Streams of the subject that has most.
     pub most_of_subject: usize,
 }
@@ -118,6 +120,11 @@ impl Clients {
         let Counts { shares, addresses, .. } = &mut *counts;
         let entry = entry(addresses, shares.max_addresses, counted_as(address))?;
         if entry.opens.take(1, shares.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
+    }
+
+    /// Addresses that may be remembered.
+    pub fn max_addresses(&self) -> usize {
+        self.counts.lock().shares.max_addresses
     }
 
     /// A place for one more stream of `opener`, over so many topics. Who is refused has taken nothing.
@@ -165,6 +172,11 @@ impl Clients {
             addresses: addresses.len(),
             subjects: subjects.len(),
             most_of_address: addresses.values().map(|address| address.streams).max().unwrap_or_default(),
+            most_topics_of_address: addresses
+                .values()
+                .map(|address| address.topics)
+                .max()
+                .unwrap_or_default(),
             most_of_subject: subjects.values().copied().max().unwrap_or_default(),
         }
     }

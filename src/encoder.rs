@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use crate::broker::{self, Change};
 use crate::log::EntryKind;
 use crate::message::{Fields, Message};
-use crate::metrics::Metrics;
+use crate::metrics::{Limit, Metrics};
 use crate::position::Sequence;
 use crate::sse::frame::{self, GapReason};
 
@@ -27,6 +27,7 @@ impl Encoder {
         let too_large = message.payload.len() > limit;
         if too_large {
             self.metrics.rejected("message");
+            self.metrics.limits.met(Limit::Message);
             tracing::warn!(
                 topic = message.topic.as_str(),
                 bytes = message.payload.len(),

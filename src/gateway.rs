@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -28,12 +28,13 @@ use crate::ingest::{Upstream, Upstreams};
 use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
-use crate::metrics::{HttpVersion, Metrics};
+use crate::metrics::{HttpVersion, Limit, Metrics};
 use crate::position::{MAX_SEQUENCES, Start};
 use crate::signal::CloseCode;
 use crate::sse::stream::{Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
+use crate::traces::{self, Traces};
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -97,6 +98,7 @@ pub struct Gateway {
     table: Arc<Table>,
     clients: Arc<Clients>,
     upstream: watch::Receiver<Upstreams>,
+    traces: Traces,
     draining: AtomicBool,
     /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
     refusals: Arc<Throttle>,
@@ -107,17 +109,16 @@ pub struct Gateway {
 impl Gateway {
     /// Puts the parts together. Warm topics are subscribed to in the background, for as long as it takes.
     pub fn new(
-        config: Config,
-        auth: Auth,
+        current: Arc<Current>,
         broker: Broker,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
         upstream: watch::Receiver<Upstreams>,
+        traces: Traces,
         max_message: Arc<AtomicUsize>,
     ) -> Arc<Self> {
-        let table = Table::new(config.limits.streams);
-        let clients = Clients::new(&config.limits, table.clock());
-        let current = Current::new(config, auth, registry.clone(), metrics.clone());
+        let table = Table::new(current.config.limits.streams);
+        let clients = Clients::new(&current.config.limits, table.clock());
         let gateway = Arc::new(Gateway {
             current: RwLock::new(current.clone()),
             broker,
@@ -128,11 +129,12 @@ impl Gateway {
             table,
             clients,
             upstream,
+            traces,
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
             crowded: Throttle::default(),
         });
-        gateway.put_limits(&current.config.limits);
+        gateway.put_limits(&current.config);
         gateway.keep_warm(&current.config.topics);
         gateway
     }
@@ -157,6 +159,11 @@ impl Gateway {
         self.current().streams.jittered_retry()
     }
 
+    /// What is traced.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
     /// To be asked before anything is done for one who wants to open a stream: before a signature is checked, or a backend
     /// asked.
     ///
@@ -166,7 +173,10 @@ impl Gateway {
         if self.is_draining() {
             return Err(CloseCode::Draining);
         }
-        self.clients.knock(address).inspect_err(|code| self.tell_of_crowd(address, *code))
+        self.clients.knock(address).inspect_err(|code| {
+            self.metrics().limits.met_by_client(*code);
+            self.tell_of_crowd(address, *code);
+        })
     }
 
     /// Opens a stream. Returns once the broker has confirmed every subscription: what is published after that reaches
@@ -176,15 +186,22 @@ impl Gateway {
     /// [`OpenError`].
     pub async fn open(&self, opening: Opening<'_>) -> Result<Stream, OpenError> {
         let Opening { filters, start, format, http, address, caller } = opening;
+        traces::note_topics(filters.iter());
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
+        let begin = Instant::now();
         let current = self.current();
+        let overloaded = |limit| {
+            self.metrics().limits.met(limit);
+            OpenError::ComeBack(CloseCode::Overloaded)
+        };
         let reader = caller.map(|caller| Arc::new(caller.as_reader_of(filters)));
-        let ticket = self.table.enter(reader).ok_or(OpenError::ComeBack(CloseCode::Overloaded))?;
+        let ticket = self.table.enter(reader).ok_or_else(|| overloaded(Limit::Streams))?;
         let signal = ticket.signal().clone();
         let opener = Opener { address, subject: caller.and_then(|caller| caller.subject.clone()) };
         let place = self.clients.enter(opener, filters.len()).map_err(|code| {
+            self.metrics().limits.met_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
@@ -199,14 +216,12 @@ impl Gateway {
         is_possible(filters, &rules)?;
         let mut leases = Vec::with_capacity(filters.len());
         for (filter, rule) in filters.iter().zip(&rules) {
-            let (bounds, fields) = log_settings(rule);
+            let (bounds, fields) = log_settings(rule, self.metrics());
             let warm = is_warm(rule).then_some(&rule.filter);
             let leased = self.registry.lease(filter, &bounds, &fields, warm);
-            let (lease, subscription) = leased.map_err(|error| {
-                OpenError::ComeBack(match error {
-                    LeaseError::Full => CloseCode::Overloaded,
-                    LeaseError::NotFed => CloseCode::Unavailable,
-                })
+            let (lease, subscription) = leased.map_err(|error| match error {
+                LeaseError::Full => overloaded(Limit::Topics),
+                LeaseError::NotFed => OpenError::ComeBack(CloseCode::Unavailable),
             })?;
             if let Some(subscription) = subscription {
                 let (broker, source) = (self.broker.clone(), rule.source.clone());
@@ -228,6 +243,7 @@ impl Gateway {
         if caller.is_some_and(Caller::is_expired) {
             return Err(OpenError::Expired);
         }
+        self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
         let stream = Stream::open(current.streams.clone(), ticket, place, leases, (start, &located), terms);
         // A reload finds those that read already; this one may have come too late for it.
@@ -289,8 +305,10 @@ impl Gateway {
         id: Option<String>,
         kind: Option<String>,
     ) -> Result<Option<String>, PublishError> {
+        let filter = topic.clone().into();
+        traces::note_topics([&filter].into_iter());
         let current = self.current();
-        let Verdict::Allowed(rule) = current.decide(Action::Publish, &topic.clone().into(), caller) else {
+        let Verdict::Allowed(rule) = current.decide(Action::Publish, &filter, caller) else {
             return Err(PublishError::NotExposed);
         };
         if caller.is_some_and(Caller::is_expired) {
@@ -318,6 +336,8 @@ impl Gateway {
                 (Field::Header(name), Some(value)) => headers.insert(name, value),
             }
         }
+        self.traces.inject(&mut headers);
+        let begin = Instant::now();
         let published = async {
             if !rule.source.is_stored() {
                 return self.broker.publish(topic.clone(), payload, headers).await.map(|()| given);
@@ -329,6 +349,7 @@ impl Gateway {
         tokio::time::timeout(BROKER_TIMEOUT, published)
             .await
             .unwrap_or_else(|_| away())
+            .inspect(|_| self.metrics().publish_seconds.observe(begin.elapsed().as_secs_f64()))
             .inspect_err(|error| {
                 if let BrokerError::Refused(why) = error
                     && self.refusals.allows()
@@ -364,29 +385,46 @@ impl Gateway {
 
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
-        self.registry.sweep(|filter, source| match source {
+        let gave_way = self.registry.sweep(|filter, source| match source {
             Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
             Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
                 self.broker.try_unfollow(filter.clone())
             }
         });
-        self.metrics().topics.set(self.registry.topics() as i64);
-        self.metrics().buffer_bytes.set(self.registry.bytes() as i64);
+        if gave_way {
+            self.metrics().limits.met(Limit::Buffer);
+        }
+        let (topics, bytes) = (self.registry.topics(), self.registry.bytes());
         let usage = self.clients.sweep();
-        self.metrics().addresses.set(usage.addresses as i64);
-        self.metrics().address_streams_max.set(usage.most_of_address as i64);
-        self.metrics().subjects.set(usage.subjects as i64);
-        self.metrics().subject_streams_max.set(usage.most_of_subject as i64);
+        let metrics = self.metrics();
+        metrics.topics.set(topics as i64);
+        metrics.buffer_bytes.set(bytes as i64);
+        metrics.addresses.set(usage.addresses as i64);
+        metrics.subjects.set(usage.subjects as i64);
+        metrics.ready.set(i64::from(self.ready().is_ok()));
+        for (limit, used) in [
+            (Limit::Streams, self.table.len()),
+            (Limit::StreamsPerAddress, usage.most_of_address),
+            (Limit::StreamsPerSubject, usage.most_of_subject),
+            (Limit::Connections, usize::try_from(metrics.connections.get()).unwrap_or_default()),
+            (Limit::Topics, topics),
+            (Limit::TopicsPerAddress, usage.most_topics_of_address),
+            (Limit::Buffer, bytes),
+            (Limit::Addresses, usage.addresses),
+        ] {
+            metrics.limits.set_used(limit, used);
+        }
     }
 }
 
-fn log_settings(rule: &Rule) -> (Bounds, Arc<Fields>) {
+fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<Fields>) {
     let replay = &rule.replay;
     let bounds = Bounds {
         messages: replay.messages,
         bytes: usize::try_from(replay.bytes).unwrap_or(usize::MAX),
         age: replay.age,
         linger: replay.linger,
+        rule: metrics.rules.rule(&rule.pattern()),
     };
     let fields = Fields { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
     (bounds, Arc::new(fields))

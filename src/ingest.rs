@@ -11,9 +11,10 @@ use tokio::task::yield_now;
 use crate::broker::{self, Event, Link};
 use crate::encoder::Encoder;
 use crate::log::Registry;
-use crate::metrics::Metrics;
+use crate::metrics::{Limit, Metrics};
 use crate::sse::frame::GapReason;
 use crate::topic::{Filter, Topic};
+use crate::traces::Traces;
 
 /// Events taken at once.
 const BATCH: usize = 256;
@@ -69,6 +70,8 @@ pub struct Ingest {
     pub encoder: Encoder,
     /// Told of every change of the broker's state.
     pub upstream: watch::Sender<Upstreams>,
+    /// What is traced.
+    pub traces: Traces,
 }
 
 impl Ingest {
@@ -76,6 +79,7 @@ impl Ingest {
     pub async fn run(self, mut events: mpsc::Receiver<Event>) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut waking = false;
+        let waiting = self.metrics.limits.used(Limit::BrokerEvents);
         loop {
             if !waking {
                 if events.recv_many(&mut batch, BATCH).await == 0 {
@@ -91,6 +95,7 @@ impl Ingest {
             {
                 batch.push(event);
             }
+            waiting.set(events.len() as i64);
             batch.drain(..).for_each(|event| self.take(event));
             waking = self.registry.wake(WAKES);
             if waking {
@@ -174,9 +179,14 @@ impl Ingest {
     }
 
     fn append(&self, message: broker::Message) {
+        let _span = self.traces.received(&message);
         self.metrics.messages_received.inc();
         self.metrics.bytes_received.inc_by(message.payload.len() as u64);
         let stored = message.stored.map(|stored| (stored.number, stored.time));
+        if let Some((_, time)) = stored {
+            let lag = time.elapsed().unwrap_or_default(); // the broker's clock and ours may differ
+            self.metrics.upstream_lag_seconds.observe(lag.as_secs_f64());
+        }
         match (self.encoder.is_too_large(&message), stored) {
             (false, _) => {
                 self.registry.append(
@@ -198,7 +208,9 @@ impl Ingest {
             }
         }
         // Not once a batch: one of large messages would take the buffers far beyond their bound.
-        self.registry.keep_bound();
+        if self.registry.keep_bound() {
+            self.metrics.limits.met(Limit::Buffer);
+        }
     }
 
     fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
@@ -230,6 +242,7 @@ mod tests {
             metrics: metrics.clone(),
             encoder: Encoder { metrics, max_message: Arc::new(MESSAGE.into()) },
             upstream: watch::channel(Upstreams::new()).0,
+            traces: Traces::default(),
         }
     }
 
@@ -239,7 +252,13 @@ mod tests {
         let topic = Topic::parse("a", 9).unwrap();
         let filter = Filter::from(topic.clone());
         let minute = Duration::from_secs(60);
-        let bounds = Bounds { messages: 1000, bytes: 10 * BOUND, age: minute, linger: minute };
+        let bounds = Bounds {
+            messages: 1000,
+            bytes: 10 * BOUND,
+            age: minute,
+            linger: minute,
+            rule: Default::default(),
+        };
         let fields = Arc::new(Fields {
             source: Source::Pubsub,
             id: Field::Header("a".into()),

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use topicgate::cli::{Cli, Command, Options};
 use topicgate::config::Config;
+use topicgate::health;
 use topicgate::logging;
 use topicgate::server::Server;
 
@@ -22,6 +24,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
+    allow_descriptors();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
             let _ = write!(stdout(), "{}", config.explain());
             return ExitCode::SUCCESS;
         }
+        Some(Command::Health) => ask_for_health(&config),
         None => run(config, cli.options),
     };
     match outcome {
@@ -51,6 +55,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// As many file descriptors as the system lets us have. Every stream is one, and the soft limit of 1024 that most systems
+/// start a process with is for the sake of programs that use select(2); a pod has no way to ask for another.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, it is as it was: what cannot be accepted is logged and counted.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn run(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
@@ -84,6 +96,13 @@ fn run(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
     // Not by dropping it: that would wait for a look-up of the broker's name, which can take as long as it likes.
     runtime.shutdown_background();
     outcome
+}
+
+fn ask_for_health(config: &Config) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let line = runtime.block_on(health::ask(config.admin.listen))?;
+    let _ = writeln!(stdout(), "{line}");
+    Ok(())
 }
 
 /// Ends at the first SIGTERM or SIGINT. A second one ends the process at once.

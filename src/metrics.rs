@@ -1,17 +1,40 @@
-//! Metrics, as Prometheus reads them (OpenMetrics text). One set per gateway, no globals; no topic is ever a label.
+//! Metrics, as Prometheus reads them; `docs/metrics.md` has each. One set per gateway, no globals; no topic is ever a label,
+//! but a rule is.
 //!
 //! Counters that cost something to keep (messages to subscribers) are added to once a batch.
 
 mod asked;
+mod limits;
+#[cfg(target_os = "linux")]
+mod process;
+mod rules;
+mod text;
+
+use std::time::SystemTime;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use self::asked::{ForwardMetrics, KeyMetrics, Outcome};
+pub use self::asked::{ForwardMetrics, KeyMetrics, Outcome, SpanMetrics};
+pub use self::limits::{Limit, LimitMetrics};
+pub use self::rules::{RuleMetrics, RulesMetrics};
+pub use self::text::negotiate;
 use crate::signal::CloseCode;
 use crate::sse::frame::GapReason;
+
+/// The upper ends of the buckets of waits for a broker, in seconds: from one next door to one that is given up.
+const WAITS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// Those of the time that a message takes to a reader, who may be slow.
+const DELIVERIES: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+
+/// Of so many deliveries one is looked at.
+const SAMPLE: u8 = 16;
 
 /// One label and its value, from a closed set.
 type Label = [(&'static str, &'static str); 1];
@@ -57,8 +80,16 @@ pub struct Metrics {
     pub bytes_sent: Counter,
     /// Those among them that a reader missed and came back for.
     pub bytes_replayed: Counter,
-    /// Times that a reader waited for its address's turn to be read more of what it missed.
+    /// Times that a reader waited for its address's turn to be read more of what it missed: [`Limit::ResumeBytes`] was met.
     pub replay_waits: Counter,
+    /// Seconds from when a message was taken in until it was handed to a reader who is not behind. A sample.
+    pub delivery_seconds: Histogram,
+    /// Seconds from when the broker took a message until it was taken in here, where the broker says when.
+    pub upstream_lag_seconds: Histogram,
+    /// Seconds until a stream was open, its subscriptions confirmed.
+    pub open_seconds: Histogram,
+    /// Seconds until the broker had a message that was published.
+    pub publish_seconds: Histogram,
     /// Messages taken in from the broker.
     pub messages_received: Counter,
     /// Their payload bytes.
@@ -77,12 +108,10 @@ pub struct Metrics {
     pub buffer_bytes: Gauge,
     /// Client addresses that are remembered.
     pub addresses: Gauge,
-    /// Streams of the address that has most.
-    pub address_streams_max: Gauge,
     /// Token subjects with a stream.
     pub subjects: Gauge,
-    /// Streams of the subject that has most.
-    pub subject_streams_max: Gauge,
+    /// 1 while new streams are served.
+    pub ready: Gauge,
     /// 1 while the broker is connected and everything subscribed.
     pub upstream_up: Gauge,
     /// Connections to the broker that were lost.
@@ -91,14 +120,21 @@ pub struct Metrics {
     pub forward: ForwardMetrics,
     /// The keys of tokens, where they are published at a URL.
     pub jwks: KeyMetrics,
-    /// Bounds that the configuration sets, for ratios.
-    limits: Family<Label, Gauge>,
+    /// Spans of traces.
+    pub spans: SpanMetrics,
+    /// Bounds, how much of them is used, and how often they were met.
+    pub limits: LimitMetrics,
+    /// What is counted for each rule.
+    pub rules: RulesMetrics,
 }
 
 impl Metrics {
     /// All at zero, and present from the start but for the codes of refused requests.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("topicgate");
+        let mut whole = Registry::default();
+        #[cfg(target_os = "linux")]
+        whole.register_collector(Box::new(process::Process));
+        let registry = whole.sub_registry_with_prefix("topicgate");
         macro_rules! register {
             ($name:literal, $help:literal, $metric:expr) => {{
                 let metric = $metric;
@@ -106,6 +142,12 @@ impl Metrics {
                 metric
             }};
         }
+        registry.register(
+            "build",
+            "The version that runs",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        let limits = LimitMetrics::register(registry);
         let metrics = Metrics {
             streams: register!("streams", "Open streams", Family::default()),
             opened: register!("streams_opened", "Streams opened", Family::default()),
@@ -135,10 +177,26 @@ impl Metrics {
                 "Bytes of events that subscribers came back for",
                 Counter::default()
             ),
-            replay_waits: register!(
-                "replay_waits",
-                "Times that a replay waited for its address's turn",
-                Counter::default()
+            replay_waits: limits.counter(Limit::ResumeBytes),
+            delivery_seconds: register!(
+                "delivery_seconds",
+                "From when a message was taken in until it was handed to a reader, of those who are not behind; a sample",
+                Histogram::new(DELIVERIES)
+            ),
+            upstream_lag_seconds: register!(
+                "upstream_lag_seconds",
+                "From when the broker took a message until it was taken in here, where the broker says when",
+                Histogram::new(DELIVERIES)
+            ),
+            open_seconds: register!(
+                "open_seconds",
+                "How long it took to open a stream, until its subscriptions were confirmed",
+                Histogram::new(WAITS)
+            ),
+            publish_seconds: register!(
+                "publish_seconds",
+                "How long it took until the broker had a published message",
+                Histogram::new(WAITS)
             ),
             messages_received: register!("messages_received", "Messages from the broker", Counter::default()),
             bytes_received: register!("received_bytes", "Payload bytes from the broker", Counter::default()),
@@ -171,23 +229,16 @@ impl Metrics {
             topics: register!("topics", "Topics and patterns held", Gauge::default()),
             buffer_bytes: register!("buffer_bytes", "Bytes of all replay buffers", Gauge::default()),
             addresses: register!("addresses", "Client addresses that are remembered", Gauge::default()),
-            address_streams_max: register!(
-                "address_streams_max",
-                "Open streams of the client address that has most",
-                Gauge::default()
-            ),
             subjects: register!("subjects", "Token subjects with open streams", Gauge::default()),
-            subject_streams_max: register!(
-                "subject_streams_max",
-                "Open streams of the token subject that has most",
-                Gauge::default()
-            ),
+            ready: register!("ready", "1 while new streams are served", Gauge::default()),
             upstream_up: register!("upstream_up", "1 while the broker is connected", Gauge::default()),
             upstream_losses: register!("upstream_losses", "Broker connections lost", Counter::default()),
-            forward: ForwardMetrics::register(&mut registry),
-            jwks: KeyMetrics::register(&mut registry),
-            limits: register!("limit", "Configured bounds", Family::default()),
-            registry,
+            forward: ForwardMetrics::register(registry),
+            jwks: KeyMetrics::register(registry),
+            spans: SpanMetrics::register(registry),
+            limits,
+            rules: RulesMetrics::register(registry),
+            registry: whole,
         };
         for http in [HttpVersion::Http10, HttpVersion::Http11, HttpVersion::Http2] {
             drop(metrics.streams.get_or_create(&http.label()));
@@ -236,6 +287,14 @@ impl Metrics {
     /// A request for a stream was told to come back later.
     pub fn not_opened(&self, code: CloseCode) {
         self.closed.get_or_create(&[("code", code.as_str())]).inc();
+    }
+
+    /// Something that was taken in at `since` is handed to a reader who was waiting for it. One in [`SAMPLE`] is looked at,
+    /// whichever it is: looking at each would have all readers meet at one lock.
+    pub fn delivered(&self, since: SystemTime) {
+        if fastrand::u8(..SAMPLE) == 0 {
+            self.delivery_seconds.observe(since.elapsed().unwrap_or_default().as_secs_f64());
+        }
     }
 
     /// A stream asked to resume.
@@ -288,12 +347,7 @@ impl Metrics {
         self.refused_requests.get_or_create(&[("code", code)]).inc();
     }
 
-    /// A configured bound, so that a dashboard can show how near it is.
-    pub fn limit(&self, name: &'static str, value: u64) {
-        self.limits.get_or_create(&[("limit", name)]).set(i64::try_from(value).unwrap_or(i64::MAX));
-    }
-
-    /// The text that Prometheus scrapes.
+    /// All of it, as OpenMetrics.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail, and every metric above encodes.

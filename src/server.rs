@@ -17,18 +17,20 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{self, Auth};
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
 use crate::config::Config;
+use crate::current::Current;
 use crate::encoder::Encoder;
 use crate::gateway::Gateway;
 use crate::http;
 use crate::ingest::{Ingest, Upstreams};
 use crate::log::{ASK_CAPACITY, Registry};
-use crate::metrics::Metrics;
+use crate::metrics::{Limit, Metrics};
 use crate::position::{Epoch, Sequence};
 use crate::recall::Recall;
 use crate::reload::Reloader;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
 use crate::tls::{LOOK, Tls, TlsError};
+use crate::traces::{Export, Traces};
 
 /// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
 /// again after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
@@ -43,6 +45,9 @@ const DRAIN_BATCH: usize = 32;
 
 /// How often, once no stream is left, it is looked whether the connections have ended.
 const CLOSING_STEP: Duration = Duration::from_millis(5);
+
+/// How long the collector of traces is given for the last spans. Nobody else waits any more then.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// Why the gateway could not be built.
 #[derive(Debug, Error)]
@@ -66,6 +71,9 @@ pub enum BuildError {
     /// That of `[auth]` cannot.
     #[error(transparent)]
     Auth(#[from] auth::SettingError),
+    /// That of `[traces]` cannot.
+    #[error("{0}")]
+    Traces(String),
 }
 
 /// A gateway that is bound and not running yet.
@@ -76,6 +84,7 @@ pub struct Server {
     admin: TcpListener,
     tls: Option<Arc<Tls>>,
     tasks: JoinSet<()>,
+    export: Option<Export>,
 }
 
 impl Server {
@@ -88,8 +97,17 @@ impl Server {
         let auth = Auth::new(&config, &metrics)?;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
+        metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
+        let (traces, export) = match &config.traces {
+            None => (Traces::default(), None),
+            Some(settings) => {
+                let (traces, export) =
+                    Traces::new(settings, &config.broker, &metrics).map_err(BuildError::Traces)?;
+                (traces, Some(export))
+            }
+        };
         let (asks, asks_receiver) = mpsc::channel(ASK_CAPACITY);
         // The gateway sets their bounds.
         let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
@@ -103,9 +121,12 @@ impl Server {
             metrics: metrics.clone(),
             encoder: encoder.clone(),
             upstream,
+            traces: traces.clone(),
         };
         let recall = Recall { registry: registry.clone(), broker: broker.clone(), encoder };
-        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver, max_message);
+        let current = Current::new(config, auth, registry.clone(), metrics.clone());
+        let gateway =
+            Gateway::new(current, broker, registry, metrics, upstream_receiver, traces, max_message);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(recall.run(asks_receiver));
@@ -114,7 +135,7 @@ impl Server {
         if let Some(tls) = &tls {
             tasks.spawn(every(LOOK, tls.clone(), Tls::look));
         }
-        Ok(Server { gateway, public, admin, tls, tasks })
+        Ok(Server { gateway, public, admin, tls, tasks, export })
     }
 
     /// Where browsers connect, with the port that the system chose if it was asked to.
@@ -143,16 +164,24 @@ impl Server {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
-        let max_connections = gateway.current().config.limits.connections;
+        let connections = (Limit::Connections, gateway.current().config.limits.connections);
         let closing = CancellationToken::new();
         let serve = |listener, router, tls, public, most| {
             http::serve(listener, router, &gateway, tls, public, most, &closing)
         };
-        self.tasks.spawn(serve(self.public, public, self.tls, true, max_connections));
-        self.tasks.spawn(serve(self.admin, admin, None, false, http::ADMIN_CONNECTIONS));
+        self.tasks.spawn(serve(self.public, public, self.tls, true, connections));
+        let connections = (Limit::AdminConnections, http::ADMIN_CONNECTIONS);
+        self.tasks.spawn(serve(self.admin, admin, None, false, connections));
+        let stop_export = CancellationToken::new();
+        let mut export = JoinSet::new();
+        if let Some(task) = self.export {
+            export.spawn(task.run(stop_export.clone()));
+        }
         shutdown.await;
         drain(&gateway, &closing).await;
         self.tasks.shutdown().await;
+        stop_export.cancel();
+        let _ = tokio::time::timeout(LAST_SPANS, export.join_next()).await;
     }
 }
 

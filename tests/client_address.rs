@@ -5,7 +5,6 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::client::Reader;
@@ -279,78 +278,4 @@ async fn an_untrusted_peer_s_proxy_header_is_a_bad_request() {
         let _held = open(&gateway, "").await.unwrap();
         assert!(open(&gateway, "").await.is_none(), "{proxies}");
     }
-}
-
-/// A proxy as a child process, in front of `gateway`. Killed when dropped.
-async fn front(
-    command: &str,
-    arguments: &[&str],
-    configuration: &str,
-) -> (tokio::process::Child, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("proxy.conf");
-    std::fs::write(&file, configuration.replace("DIRECTORY", directory.path().to_str().unwrap())).unwrap();
-    let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default()); // Debian's place for both
-    let child = tokio::process::Command::new(command)
-        .env("PATH", path)
-        .args(arguments)
-        .arg(file)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command} is needed: run scripts/tools ({error})"));
-    (child, directory)
-}
-
-fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// Insists that clients of the proxy at `front`, which trusts nothing that they send, count each by itself.
-async fn counts_each_client_of(front: SocketAddr) {
-    eventually("the proxy is up", async || tokio::net::TcpStream::connect(front).await.is_ok()).await;
-    let mut held = vec![];
-    for last in [2, 3] {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 1, last], 0))).unwrap();
-        held.push(Wire::over(socket, front, "/topics/a", "1.1").await);
-    }
-    for lines in ["", "X-Forwarded-For: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\n"] {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 1, 2], 0))).unwrap();
-        let mut raw = Raw::over(socket.connect(front).await.unwrap());
-        raw.send(ask("GET", "/topics/a", lines)).await.unwrap();
-        assert_eq!(raw.head().await.0, 429, "{lines}");
-    }
-}
-
-#[tokio::test]
-async fn nginx_tells_its_clients_by_x_forwarded_for() {
-    let gateway = Gateway::with(&behind("trusted = [\"127.0.0.1\"]")).await;
-    let address = free_port();
-    let configuration = format!(
-        "daemon off; pid DIRECTORY/pid; error_log DIRECTORY/log;\nevents {{}}\nhttp {{ access_log off;\n\
-         client_body_temp_path DIRECTORY; proxy_temp_path DIRECTORY; fastcgi_temp_path DIRECTORY;\n\
-         uwsgi_temp_path DIRECTORY; scgi_temp_path DIRECTORY;\n\
-         server {{ listen {address}; location / {{ proxy_pass http://{}; proxy_http_version 1.1;\n\
-         proxy_set_header Host localhost; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }} }}\n",
-        gateway.address
-    );
-    let _nginx = front("nginx", &["-c"], &configuration).await;
-    counts_each_client_of(address).await;
-}
-
-#[tokio::test]
-async fn haproxy_tells_its_clients_by_the_proxy_protocol() {
-    let gateway = Gateway::with(&behind("trusted = [\"127.0.0.1\"], address = \"proxy-protocol\"")).await;
-    let address = free_port();
-    let configuration = format!(
-        "defaults\n mode http\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n\
-         frontend f\n bind {address}\n default_backend b\n\
-         backend b\n server s {} send-proxy-v2\n",
-        gateway.address
-    );
-    let _haproxy = front("haproxy", &["-db", "-f"], &configuration).await;
-    counts_each_client_of(address).await;
 }

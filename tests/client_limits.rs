@@ -84,8 +84,10 @@ async fn an_address_has_so_many_streams_and_a_place_again_once_one_has_left() {
     assert_eq!(gateway.metric("topicgate_refused_requests_total{code=\"too_many_streams\"}").await, 3.0);
     assert_eq!(gateway.metric("topicgate_limit{limit=\"streams_per_address\"}").await, 2.0);
     // The gauges are taken once a second.
-    eventually("the fullest is shown", async || gateway.metric("topicgate_address_streams_max").await == 2.0)
-        .await;
+    eventually("the fullest is shown", async || {
+        gateway.metric("topicgate_limit_used{limit=\"streams_per_address\"}").await == 2.0
+    })
+    .await;
     assert_eq!(gateway.metric("topicgate_addresses").await, 2.0);
     gateway.publish("b", "1").await;
     assert_eq!(held[1].message().await, "1", "who was here is not disturbed");
@@ -95,7 +97,7 @@ async fn an_address_has_so_many_streams_and_a_place_again_once_one_has_left() {
     eventually("there is a place", again).await;
     drop((held, elsewhere));
     eventually("nobody is remembered", async || gateway.metric("topicgate_addresses").await == 0.0).await;
-    assert_eq!(gateway.metric("topicgate_address_streams_max").await, 0.0);
+    assert_eq!(gateway.metric("topicgate_limit_used{limit=\"streams_per_address\"}").await, 0.0);
 }
 
 #[tokio::test]
@@ -193,7 +195,7 @@ async fn a_place_is_free_again_when_the_open_fails_or_its_request_is_dropped_in_
     upstream.pause();
     let mut waiting = Raw::connect(gateway.address).await;
     waiting.send(ask("GET", "/topics/a", "")).await.unwrap();
-    let most = async || gateway.metric("topicgate_address_streams_max").await;
+    let most = async || gateway.metric("topicgate_limit_used{limit=\"streams_per_address\"}").await;
     eventually("it has its place", async || most().await == 1.0).await;
     refused_to_others(&gateway, "/topics/b", 429, "too_many_streams").await;
     drop(waiting);
@@ -315,7 +317,7 @@ fn numbered(n: usize) -> String {
 }
 
 async fn waits(gateway: &Gateway) -> f64 {
-    gateway.metric("topicgate_replay_waits_total").await
+    gateway.metric("topicgate_limit_met_total{limit=\"resume_bytes\"}").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

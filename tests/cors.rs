@@ -254,7 +254,7 @@ async fn a_preflight_allows_what_pages_send_on_any_path_and_does_nothing_else() 
                 ("access-control-allow-methods", "get, head, post"),
                 (
                     "access-control-allow-headers",
-                    "last-event-id, authorization, cache-control, content-type, event-id, event-type",
+                    "last-event-id, authorization, cache-control, content-type, event-id, event-type, traceparent, tracestate",
                 ),
                 ("access-control-max-age", "3600"),
                 ("vary", "origin"),

@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::HashSet;
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use hyper::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// What the system, a debug build and a busy machine may add to a time that we promise.
@@ -261,4 +262,25 @@ async fn no_secret_is_in_the_log_at_its_most_talkative() {
     })
     .await;
     assert!(!process.log().contains("s3cret"), "{}", process.log());
+}
+
+#[tokio::test]
+async fn more_streams_are_held_than_the_soft_limit_of_descriptors_has_room_for() {
+    let mut child = tokio::process::Command::new("prlimit")
+        .args(["--nofile=32:1024", env!("CARGO_BIN_EXE_topicgate"), "--log-format", "json"])
+        .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let line = BufReader::new(child.stderr.take().unwrap()).lines().next_line().await.unwrap().unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let address = line["listen"].as_str().unwrap().parse().unwrap();
+    let mut readers = vec![];
+    for _ in 0..100 {
+        let mut reader = Reader::open(address, "/topics/a", &[]).await;
+        reader.expect("stream-open").await;
+        readers.push(reader);
+    }
 }

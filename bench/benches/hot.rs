@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use topicgate::config::{Field, Source};
 use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
 use topicgate::message::{Fields, Format, Found, Message};
+use topicgate::metrics::RuleMetrics;
 use topicgate::position::{Epoch, Sequence, Start};
 use topicgate::signal::Signal;
 use topicgate::sse::frame::{self, Coding};
@@ -83,6 +84,7 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
         bytes: usize::MAX,
         age: Duration::from_secs(3600),
         linger: Duration::from_secs(60),
+        rule: RuleMetrics::default(),
     };
     let field = |name: &str| Field::Header(name.to_owned());
     let fields =

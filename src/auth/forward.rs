@@ -23,9 +23,9 @@ use tokio::time::{Instant, timeout};
 
 use self::answer::Verdict;
 use self::question::Question;
-use super::client::{AskError, Client};
 use super::{Asked, AuthError, Caller, Grammar, SettingError};
 use crate::config;
+use crate::http_client::{AskError, Client};
 use crate::logging::Throttle;
 use crate::metrics::{Metrics, Outcome};
 
@@ -194,7 +194,7 @@ impl Forward {
         // The semaphore is never closed, so whoever has waited in vain has waited for too long.
         let _turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
         let _asking = self.metrics.forward.asking();
-        let answer = self.client.get(question.request(&self.uri), self.timeout, MAX_BODY).await;
+        let answer = self.client.ask(question.request(&self.uri), self.timeout, MAX_BODY).await;
         let answer = answer.map_err(|error| match error {
             AskError::Late(_) => (Outcome::Late, error.to_string()),
             _ => (Outcome::Failed, error.to_string()),

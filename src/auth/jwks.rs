@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::header::{ACCEPT, HeaderValue};
 use hyper::{Request, StatusCode, Uri};
 use jsonwebtoken::Algorithm;
@@ -20,9 +20,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::AuthError;
-use super::client::Client;
 use super::key::Key;
 use crate::config::Secret;
+use crate::http_client::Client;
 use crate::metrics::Metrics;
 
 /// The least time between two fetches.
@@ -207,11 +207,11 @@ impl Fetcher {
     }
 
     async fn fetch(&self) -> Result<Set, String> {
-        let mut request = Request::new(Empty::<Bytes>::new());
+        let mut request = Request::new(Full::<Bytes>::default());
         *request.uri_mut() = self.uri.clone();
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
         let answer =
-            self.client.get(request, FETCH_TIMEOUT, MAX_BODY).await.map_err(|error| error.to_string())?;
+            self.client.ask(request, FETCH_TIMEOUT, MAX_BODY).await.map_err(|error| error.to_string())?;
         let (head, body) = answer.into_parts();
         if head.status != StatusCode::OK {
             return Err(format!("it answered {}", head.status.as_u16()));

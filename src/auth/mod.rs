@@ -4,7 +4,6 @@
 
 pub mod access;
 mod claims;
-mod client;
 mod crypto;
 mod forward;
 mod jwks;

@@ -58,6 +58,7 @@ impl Config {
             let fields = [("id", &rule.id, "Nats-Msg-Id"), ("type", &rule.kind, "Event-Type")];
             for (key, field, default) in fields {
                 if let (BrokerKind::Redis, Field::Header(header)) = (self.broker.kind(), field)
+                    && !rule.source.is_stored()
                     && header != default
                 {
                     warn(format!(

@@ -89,6 +89,13 @@ impl Config {
             LogFormat::Json => "JSON",
         };
         line(format!("Logs go to standard error as {format}, level {}.", self.log.level));
+        if let Some(traces) = &self.traces {
+            line(format!(
+                "Traces go to {}: of {} of every 100 requests that come without a trace, and of those whose trace is sampled.",
+                masked(&traces.endpoint.0),
+                traces.sample * 100.0
+            ));
+        }
         line(format!("On SIGTERM, open streams are closed over {}.", format_duration(self.drain)));
         let warnings = self.warnings();
         if !warnings.is_empty() {

@@ -2,9 +2,9 @@
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs` and `tls.rs` check
-//! it, `advice.rs` says what is allowed but unwise, `explain.rs`
-//! says in words what would happen, `restart.rs` what cannot change while it does. Nothing here opens a file that a setting names, or a socket.
+//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs`,
+//! `tls.rs` and `traces.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would
+//! happen, `restart.rs` what cannot change while it does. Nothing here opens a file that a setting names, or a socket.
 
 mod advice;
 mod auth;
@@ -20,6 +20,7 @@ mod restart;
 mod rule;
 mod source;
 mod tls;
+mod traces;
 mod url;
 
 use std::fmt;
@@ -37,6 +38,7 @@ pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::restart::NeedsRestart;
 pub use self::tls::Tls;
+pub use self::traces::Traces;
 pub use self::url::{BrokerKind, is_loopback, masked};
 use crate::topic::Filter;
 
@@ -70,6 +72,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// `[log]`.
     pub log: Log,
+    /// `[traces]`. `None`: nothing is traced.
+    pub traces: Option<Traces>,
 }
 
 /// `[admin]`: the listener for probes and metrics, never public.
@@ -346,6 +350,7 @@ impl Default for Config {
             cors: Cors::default(),
             tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },
+            traces: None,
         }
     }
 }

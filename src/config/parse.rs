@@ -94,6 +94,7 @@ pub(super) fn config(
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         ),
     };
+    let traces = check.traces(raw.traces);
     let topics = match raw.topics {
         Some(rules) => {
             let rules = rules.into_iter().enumerate();
@@ -107,7 +108,22 @@ pub(super) fn config(
         }
         None => vec![],
     };
-    Config { listen, hosts, drain, admin, broker, topics, streams, limits, proxies, auth, cors, tls, log }
+    Config {
+        listen,
+        hosts,
+        drain,
+        admin,
+        broker,
+        topics,
+        streams,
+        limits,
+        proxies,
+        auth,
+        cors,
+        tls,
+        log,
+        traces,
+    }
 }
 
 pub(super) struct Check<'a> {

@@ -36,6 +36,7 @@ table!(Raw {
     cors: RawCors,
     tls: RawTls,
     log: RawLog,
+    traces: RawTraces,
 });
 
 table!(RawAdmin { listen: Option<String>, });
@@ -159,6 +160,11 @@ table!(RawLog {
     format: Option<String>,
 });
 
+table!(RawTraces {
+    endpoint: Option<String>,
+    sample: Option<Share>,
+});
+
 /// A whole number.
 #[derive(Debug)]
 pub(super) struct Count(pub(super) u64);
@@ -173,6 +179,24 @@ impl<'de> Deserialize<'de> for Count {
         };
         number.and_then(|number| u64::try_from(number).ok()).map(Count).ok_or_else(|| {
             D::Error::custom(format!("is {}; write a whole number, such as 1000", sort(&value)))
+        })
+    }
+}
+
+/// A part of something, in parts of one.
+#[derive(Debug)]
+pub(super) struct Share(pub(super) f64);
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value: Value = Deserialize::deserialize(deserializer)?;
+        let share = match &value {
+            Value::Num(_, number) => number.to_f64().or_else(|| number.to_i128().map(|whole| whole as f64)),
+            Value::String(_, text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        share.map(Share).ok_or_else(|| {
+            D::Error::custom(format!("is {}; write a number from 0 to 1, such as 0.1", sort(&value)))
         })
     }
 }

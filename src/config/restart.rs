@@ -52,6 +52,7 @@ impl Config {
         kept.keep("broker.separator", &mut new.separator, &old.separator);
         kept.keep("broker.tls", &mut new.tls, &old.tls);
         kept.keep("limits.connections", &mut self.limits.connections, &running.limits.connections);
+        kept.keep("traces", &mut self.traces, &running.traces);
         kept.keep("log.format", &mut self.log.format, &running.log.format);
         for (index, rule) in self.topics.iter_mut().enumerate() {
             // Its topics are followed already, under numbers that are those of the source.

@@ -82,7 +82,7 @@ fn the_optional_settings_in_the_annotated_file_fit_the_brokers_they_are_said_for
 }
 
 #[test]
-fn the_annotated_file_says_the_defaults_of_tokens_and_of_the_backend() {
+fn the_annotated_file_says_the_defaults_of_tokens_of_the_backend_and_of_traces() {
     for (needed, keys) in [
         (
             "[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n",
@@ -90,6 +90,7 @@ fn the_annotated_file_says_the_defaults_of_tokens_and_of_the_backend() {
         ),
         ("[auth.jwt]\njwks_url = \"https://h\"\n", &["jwks_refresh"]),
         ("[auth.forward]\nurl = \"https://h\"\n", &["timeout", "cache", "concurrency"]),
+        ("[traces]\nendpoint = \"https://h\"\n", &["sample"]),
     ] {
         let set = |line: &&str| keys.iter().any(|key| line.starts_with(&format!("{key} =")));
         let lines: Vec<&str> =

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::{Gateway, log_settings};
 use crate::auth::Auth;
-use crate::config::{Config, Limits};
+use crate::config::Config;
 use crate::current::Current;
+use crate::metrics::Limit;
 
 impl Gateway {
     /// Puts another configuration in force, as far as it does not concern listeners and the broker. Ends the streams that
@@ -15,9 +16,10 @@ impl Gateway {
         let current = Current::new(config, auth, self.registry.clone(), self.metrics.clone());
         // From here on nobody is let in by what was in force before: who is on the way in looks once more at the end.
         *self.current.write() = current.clone();
-        self.put_limits(&current.config.limits);
+        self.put_limits(&current.config);
         let topics = &current.config.topics;
-        let settings: Vec<_> = topics.iter().map(|rule| (&rule.filter, log_settings(rule))).collect();
+        let settings: Vec<_> =
+            topics.iter().map(|rule| (&rule.filter, log_settings(rule, &self.metrics))).collect();
         self.registry.set_rules(|filter| {
             let rule = settings.iter().find(|(pattern, _)| pattern.covers(filter));
             rule.map(|(_, settings)| settings.clone())
@@ -38,24 +40,17 @@ impl Gateway {
         revoked
     }
 
-    pub(super) fn put_limits(&self, limits: &Limits) {
+    /// Tells everyone what they are to keep, and the metrics what there is.
+    pub(super) fn put_limits(&self, config: &Config) {
+        let limits = &config.limits;
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         self.table.set_limit(limits.streams);
         self.clients.set_limits(limits);
         self.registry.set_bounds(limits.topics, size(limits.buffer));
         self.max_message.store(size(limits.message), Ordering::Relaxed);
-        for (name, value) in [
-            ("streams", limits.streams as u64),
-            ("streams_per_address", limits.streams_per_address as u64),
-            ("streams_per_subject", limits.streams_per_subject as u64),
-            ("opens_per_second", limits.opens_per_second as u64),
-            ("resume_bytes", limits.resume_bytes),
-            ("connections", limits.connections as u64),
-            ("topics", limits.topics as u64),
-            ("topics_per_address", limits.topics_per_address as u64),
-            ("buffer", limits.buffer),
-        ] {
-            self.metrics.limit(name, value);
-        }
+        self.metrics.limits.configure(limits);
+        self.metrics.limits.set_bound(Limit::Addresses, self.clients.max_addresses() as u64);
+        // At zero from the start, as far as can be said from the start.
+        config.topics.iter().for_each(|rule| drop(self.metrics.rules.rule(&rule.pattern())));
     }
 }

@@ -33,7 +33,7 @@ impl Gateway {
                 let cooled = CancellationToken::new();
                 warm.insert(rule.filter.clone(), cooled.clone());
                 let (registry, filter) = (self.registry.clone(), rule.filter.clone());
-                let (bounds, fields) = log_settings(rule);
+                let (bounds, fields) = log_settings(rule, &self.metrics);
                 let keep = move || (registry.warm(&filter, &bounds, &fields), registry.ended(&filter));
                 // The first time here, so that it is there before the first reader.
                 let first = keep();

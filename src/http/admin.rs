@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::gateway::Gateway;
+use crate::metrics;
 
 /// The routes of the admin listener.
 pub(super) fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(show_metrics))
         .with_state(gateway)
 }
 
@@ -27,7 +28,7 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
     }
 }
 
-async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], gateway.metrics().encode()).into_response()
+async fn show_metrics(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
+    let (content_type, text) = metrics::negotiate(gateway.metrics().encode(), &headers);
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,8 @@ const CLOSING_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Settings {
     /// Bytes of a request head.
     pub(super) max_head: usize,
+    /// Of those that had more.
+    pub(super) heads_too_large: Counter,
     /// Time for a request head to arrive, and for a connection to begin one.
     pub(super) head_timeout: Duration,
     /// Time in which a reader must take something.
@@ -180,7 +183,10 @@ async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     match stream {
         Ok((stream, coding)) => Some((socket, stream, coding)),
         Err(Err(error)) if error.is_timeout() => None,
-        Err(_) => {
+        Err(ended) => {
+            if ended.is_err_and(|error| error.is_parse_too_large()) {
+                settings.heads_too_large.inc();
+            }
             drop(handoff); // with a stream that hyper left in it, if there is one
             let hurry = async {
                 settings.closing.cancelled().await;

@@ -14,6 +14,7 @@ mod problem;
 mod proxy_protocol;
 mod publish;
 mod subscribe;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::config::{BrokerKind, Proxies};
 use crate::current::Current;
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
+use crate::metrics::Limit;
 use crate::tls::Tls;
 
 /// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
@@ -79,6 +81,9 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     if gateway.current().config.broker.kind() == BrokerKind::Memory {
         router = router.route("/", get(page::page));
     }
+    if gateway.traces().is_on() {
+        router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
+    }
     router
         .layer(middleware::map_response_with_state(gateway.clone(), keep_url_private))
         .layer(middleware::from_fn_with_state(gateway.clone(), client::find))
@@ -106,6 +111,9 @@ async fn count_refusals(
     if let Some(problem::Code(code)) = response.extensions().get() {
         gateway.metrics().refused_request(code);
     }
+    if let Some(problem::Met(limit)) = response.extensions().get() {
+        gateway.metrics().limits.met(*limit);
+    }
     response
 }
 
@@ -118,15 +126,15 @@ async fn keep_url_private(State(gateway): State<Arc<Gateway>>, mut response: Res
 }
 
 /// Accepts connections until `closing`; they speak TLS if `tls` is given. At `max_connections` it stops accepting until one
-/// ends: who waits in the system's queue is served late, who is turned away by a browser's EventSource may be lost for
-/// good. Proxies may be in front of it if it is `public`.
+/// ends, and counts that as `limit`: who waits in the system's queue is served late, who is turned away by a browser's
+/// EventSource may be lost for good. Proxies may be in front of it if it is `public`.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
     tls: Option<Arc<Tls>>,
     public: bool,
-    max_connections: usize,
+    (limit, max_connections): (Limit, usize),
     closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let gateway = gateway.clone();
@@ -134,6 +142,7 @@ pub(crate) fn serve(
     let clock = gateway.table().clock();
     let settings_of = {
         let closing = closing.clone();
+        let heads_too_large = gateway.metrics().limits.counter(Limit::Head);
         move |current: &Current| {
             let limits = &current.config.limits;
             let forward = current.config.auth.forward.as_ref();
@@ -141,6 +150,7 @@ pub(crate) fn serve(
             let proxies = if public { current.config.proxies.clone() } else { Proxies::default() };
             Arc::new(connection::Settings {
                 max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
+                heads_too_large: heads_too_large.clone(),
                 head_timeout: limits.head_timeout,
                 write_timeout: current.config.streams.write_timeout,
                 // The turn and the answer of the backend, then the broker.
@@ -159,6 +169,9 @@ pub(crate) fn serve(
         let mut current = gateway.current();
         let mut settings = settings_of(&current);
         loop {
+            if permits.available_permits() == 0 {
+                gateway.metrics().limits.met(limit);
+            }
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             match listener.accept().await {

@@ -18,8 +18,7 @@ use crate::gateway::Gateway;
 
 /// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST";
-const ALLOWED_HEADERS: &str =
-    "last-event-id, authorization, cache-control, content-type, event-id, event-type";
+const ALLOWED_HEADERS: &str = "last-event-id, authorization, cache-control, content-type, event-id, event-type, traceparent, tracestate";
 
 /// What it may read beyond what browsers show of every answer.
 const EXPOSED_HEADERS: &str = "retry-after, www-authenticate";

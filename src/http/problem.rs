@@ -10,9 +10,11 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
 use crate::gateway::Gateway;
+use crate::metrics::Limit;
 use crate::signal::CloseCode;
 use crate::sse::frame::{self, Coding};
 use crate::topic::TopicError;
+use crate::traces;
 
 /// What a scope may not hold as it is (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
@@ -24,6 +26,7 @@ pub(super) struct Problem {
     code: &'static str,
     detail: String,
     challenge: Option<Challenge>,
+    limit: Option<Limit>,
 }
 
 /// What `WWW-Authenticate` says (RFC 6750, section 3).
@@ -45,15 +48,24 @@ pub(super) enum Challenge {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Code(pub(super) &'static str);
 
+/// The limit that a request met, likewise.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Met(pub(super) Limit);
+
 impl Problem {
     /// `code` is for machines and stays the same; `detail` is for the person who sent the request.
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Problem { status, code, detail: detail.into(), challenge: None }
+        Problem { status, code, detail: detail.into(), challenge: None, limit: None }
     }
 
     /// With a `WWW-Authenticate`.
     pub(super) fn challenge(self, challenge: Challenge) -> Self {
         Problem { challenge: Some(challenge), ..self }
+    }
+
+    /// Because this was met.
+    pub(super) fn limit(self, limit: Limit) -> Self {
+        Problem { limit: Some(limit), ..self }
     }
 
     /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business.
@@ -84,7 +96,11 @@ impl Challenge {
 
 impl From<TopicError> for Problem {
     fn from(error: TopicError) -> Self {
-        Problem::new(StatusCode::BAD_REQUEST, "bad_topic", error.to_string())
+        let problem = Problem::new(StatusCode::BAD_REQUEST, "bad_topic", error.to_string());
+        match error {
+            TopicError::TooLong { .. } => problem.limit(Limit::TopicLength),
+            _ => problem,
+        }
     }
 }
 
@@ -120,6 +136,9 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, challenge.value(&self.detail));
         }
         response.extensions_mut().insert(Code(self.code));
+        if let Some(limit) = self.limit {
+            response.extensions_mut().insert(Met(limit));
+        }
         response
     }
 }
@@ -128,6 +147,7 @@ impl IntoResponse for Problem {
 /// so to a client that does not ask for an event stream by its name, and so is no EventSource.
 pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
     gateway.metrics().not_opened(code);
+    traces::note_code(code.as_str());
     let retry = gateway.jittered_retry();
     if !super::subscribe::names_event_stream(headers) {
         let (status, detail) = passing(code);

@@ -19,6 +19,7 @@ use super::problem::{Code, Problem};
 use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
+use crate::metrics::Limit;
 use crate::position::is_publisher_id;
 use crate::sse::frame::is_event_type;
 use crate::topic::{Filter, Topic, TopicError};
@@ -125,6 +126,7 @@ async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
             "too_large",
             format!("a message may be {limit} bytes long (limits.message)"),
         )
+        .limit(Limit::Message)
     };
     // As announced: not a byte of it need be sent.
     if body.size_hint().lower() > limits.message {
@@ -139,6 +141,7 @@ async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
             StatusCode::REQUEST_TIMEOUT,
             "timeout",
             "the body did not arrive in time (limits.head_timeout)",
-        )),
+        )
+        .limit(Limit::HeadTimeout)),
     }
 }

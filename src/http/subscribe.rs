@@ -17,7 +17,7 @@ use super::problem::{Problem, come_back};
 use crate::auth::{self, Action};
 use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
-use crate::metrics::HttpVersion;
+use crate::metrics::{HttpVersion, Limit};
 use crate::position::{MAX_EVENT_ID, Start};
 use crate::signal::CloseCode;
 use crate::topic::{Filter, TopicError};
@@ -224,7 +224,8 @@ fn without_overlaps(asked: Vec<Filter>, limit: usize) -> Result<Vec<Filter>, Pro
         if kept.len() > limit {
             return Err(bad_query(format!(
                 "at most {limit} topics may share a stream (limits.topics_per_stream); use a pattern, or several streams"
-            )));
+            ))
+            .limit(Limit::TopicsPerStream));
         }
     }
     for (index, filter) in kept.iter().enumerate() {

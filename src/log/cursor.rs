@@ -5,12 +5,13 @@
 //! sequences there is no order to keep: each is read as far as it goes, and an id tells the place in every one.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::lease::Lease;
-use super::{BATCH_BYTES, Item};
+use super::{BATCH_BYTES, Item, TopicLog};
 use crate::message::Format;
 use crate::position::{COMPONENTS, Sequence};
 use crate::signal::Signal;
@@ -59,14 +60,31 @@ pub enum Read {
 }
 
 /// Some whole events, in order.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Batch {
     /// As they go to the socket.
     pub bytes: Bytes,
     /// Entries among them.
     pub entries: usize,
+    /// The time of the oldest of them.
+    pub oldest: Option<SystemTime>,
     /// Gaps among them that this reader alone has.
     pub gaps: SmallVec<[GapReason; 1]>,
+}
+
+impl Batch {
+    /// So many entries of `log`, the first of them of that time.
+    fn count(&mut self, log: &TopicLog, entries: usize, time: SystemTime) {
+        self.entries += entries;
+        self.oldest = Some(self.oldest.map_or(time, |oldest| oldest.min(time)));
+        log.rule.events.inc_by(entries as u64);
+    }
+
+    /// A gap in `log`.
+    fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
+        self.gaps.push(reason);
+        log.rule.gaps.inc();
+    }
 }
 
 /// How it is read.
@@ -168,7 +186,7 @@ impl Cursors {
     fn merge(&mut self, way: Way) -> Read {
         let ranges = self.sequences();
         let mut joined = BytesMut::new();
-        let mut batch = Batch { bytes: Bytes::new(), entries: 0, gaps: SmallVec::new() };
+        let mut batch = Batch::default();
         let mut fetching = false;
         for range in &ranges {
             let places = |cursors: &Cursors, ranges: &[std::ops::Range<usize>]| -> Vec<(usize, u64)> {
@@ -245,17 +263,17 @@ fn merge_one(
         match item {
             Item::Entry(entry) if !followed && around.is_none() => {
                 joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
-                batch.entries += 1;
+                batch.count(cursors[index].lease.log(), 1, entry.time);
             }
             Item::Entry(entry) => {
                 let frame = entry.frame_with_id(way.format, filter, &event_id(told));
                 joined.extend_from_slice(frame.slice(way.coding));
-                batch.entries += 1;
+                batch.count(cursors[index].lease.log(), 1, entry.time);
             }
             Item::Evicted(_) => {
                 let gap = frame::stream_gap(Some(&event_id(told)), filter.as_str(), way.reason);
                 joined.extend_from_slice(gap.slice(way.coding));
-                batch.gaps.push(way.reason);
+                batch.count_gap(cursors[index].lease.log(), way.reason);
             }
         }
         if joined.len() - begin >= budget && !followed {
@@ -290,17 +308,17 @@ impl Cursor {
             if items.is_empty() {
                 continue; // nothing of it is held there
             }
-            let mut batch = Batch { bytes: Bytes::new(), entries: 0, gaps: SmallVec::new() };
+            let mut batch = Batch::default();
             let mut joined = BytesMut::new();
             for item in items {
                 match item {
                     Item::Entry(entry) => {
                         joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
-                        batch.entries += 1;
+                        batch.count(self.lease.log(), 1, entry.time);
                     }
                     Item::Evicted(through) => {
                         joined.extend_from_slice(self.gap(through, way).slice(way.coding));
-                        batch.gaps.push(way.reason);
+                        batch.count_gap(self.lease.log(), way.reason);
                     }
                 }
             }
@@ -311,14 +329,17 @@ impl Cursor {
             Ok(None) => Read::Nothing,
             Ok(Some(piece)) => {
                 self.position = piece.last;
-                Read::Batch(Batch { bytes: piece.bytes, entries: piece.entries, gaps: SmallVec::new() })
+                let mut batch = Batch { bytes: piece.bytes, ..Batch::default() };
+                batch.count(self.lease.log(), piece.entries, piece.time);
+                Read::Batch(batch)
             }
             // Evicted since it was looked at above.
             Err(_) if self.history_until(replaying).is_some() => self.read(way, replaying),
             Err(through) => {
-                let bytes = self.gap(through, way).bytes(way.coding);
+                let mut batch = Batch { bytes: self.gap(through, way).bytes(way.coding), ..Batch::default() };
+                batch.count_gap(self.lease.log(), way.reason);
                 self.position = through;
-                Read::Batch(Batch { bytes, entries: 0, gaps: SmallVec::from_elem(way.reason, 1) })
+                Read::Batch(batch)
             }
         }
     }

@@ -29,6 +29,7 @@ pub struct Lease {
 impl Lease {
     /// The registry has counted this reader.
     pub(super) fn new(registry: Arc<Registry>, log: Arc<TopicLog>) -> Self {
+        log.rule.readers.inc();
         Lease { registry, log }
     }
 
@@ -65,6 +66,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.log.rule.readers.dec();
         self.registry.with_slot(&self.log, |slot| {
             slot.readers -= 1;
             slot.idle_since = Instant::now();

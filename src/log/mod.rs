@@ -31,6 +31,7 @@ pub use self::open::{Opened, questions};
 use self::piece::{Piece, Pieces, Place};
 pub use self::registry::{LeaseError, Registry};
 use crate::message::{Format, Message};
+use crate::metrics::RuleMetrics;
 use crate::position::Sequence;
 use crate::signal::{CloseCode, Signal};
 use crate::sse::frame::{self, Coding, Frame, GapReason};
@@ -43,8 +44,8 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// For each reader that may be woken at once, how many are looked at.
 const LOOKS: usize = 16;
 
-/// How much a log holds. Whichever bound is met first counts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How much a log holds, as its rule says. Whichever bound is met first counts.
+#[derive(Debug, Clone)]
 pub struct Bounds {
     /// Entries.
     pub messages: usize,
@@ -54,6 +55,8 @@ pub struct Bounds {
     pub age: Duration,
     /// How long a log outlives its last reader.
     pub linger: Duration,
+    /// Counters of the rule.
+    pub rule: RuleMetrics,
 }
 
 /// One entry. Shared between logs that both hold it.
@@ -161,6 +164,8 @@ impl Usage {
 #[derive(Debug)]
 pub struct TopicLog {
     filter: Filter,
+    /// Under which its messages and readers are counted, for as long as it lives.
+    rule: RuleMetrics,
     usage: Arc<Usage>,
     /// Whose numbers its entries have. Set when its subscription begins, at the latest: nobody reads before.
     sequence: OnceLock<Arc<Sequence>>,
@@ -215,6 +220,7 @@ impl TopicLog {
         history: Option<History>,
         (evicted, evicted_time): (u64, SystemTime),
     ) -> Self {
+        let rule = bounds.rule.clone();
         let state = State {
             bounds,
             entries: VecDeque::new(),
@@ -226,6 +232,7 @@ impl TopicLog {
         };
         TopicLog {
             filter,
+            rule,
             usage,
             sequence,
             history,
@@ -279,11 +286,8 @@ impl TopicLog {
     /// From now on it holds so much.
     fn set_bounds(&self, bounds: &Bounds) {
         let mut state = self.state.lock();
-        if state.bounds != *bounds {
-            state.bounds = bounds.clone();
-            state.pieces.clear();
-            self.evict_surplus(&mut state);
-        }
+        state.bounds = bounds.clone();
+        self.evict_surplus(&mut state);
     }
 
     /// How long it outlives its last reader.
@@ -473,15 +477,16 @@ impl TopicLog {
         }
         if entries == 1 {
             // One alone is handed over as it is, without a copy.
-            let (first, bytes) = (first.sequence, first.frame(format).bytes(coding));
-            return Ok(Some(Piece { first, last: first, entries, format, coding, bytes }));
+            let (first, time, bytes) = (first.sequence, first.time, first.frame(format).bytes(coding));
+            return Ok(Some(Piece { first, last: first, time, entries, format, coding, bytes }));
         }
-        let (first, last) = (first.sequence, state.entries[index + entries - 1].sequence);
+        let (first, time) = (first.sequence, first.time);
+        let last = state.entries[index + entries - 1].sequence;
         let mut joined = Vec::with_capacity(length);
         for entry in state.entries.range(index..index + entries) {
             joined.extend_from_slice(entry.frame(format).slice(coding));
         }
-        let piece = Piece { first, last, entries, format, coding, bytes: joined.into() };
+        let piece = Piece { first, last, time, entries, format, coding, bytes: joined.into() };
         state.pieces.keep(piece.clone(), &place);
         Ok(Some(piece))
     }
@@ -618,7 +623,13 @@ mod tests {
 
     fn lease_of(registry: &Arc<Registry>, topic: &str) -> Lease {
         let age = Duration::from_secs(60);
-        let bounds = Bounds { messages: usize::MAX, bytes: usize::MAX, age, linger: age };
+        let bounds = Bounds {
+            messages: usize::MAX,
+            bytes: usize::MAX,
+            age,
+            linger: age,
+            rule: RuleMetrics::default(),
+        };
         let fields =
             Fields { source: Source::Pubsub, id: Field::Header("a".into()), kind: Field::Header("b".into()) };
         let (lease, subscription) =

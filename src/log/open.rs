@@ -153,6 +153,11 @@ impl Cursors {
             ([(_, position)], [sequence]) => sequence.event_id(*position, publisher_id.as_deref()),
             _ => cursors.event_id(&places),
         };
+        for (filter, _) in &gaps {
+            let log =
+                cursors.cursors.iter().map(|cursor| cursor.lease.log()).find(|log| log.filter == *filter);
+            log.inspect(|log| _ = log.rule.gaps.inc());
+        }
         Opened { cursors, id, resumed, gaps }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -20,6 +21,8 @@ pub(super) const PIECES: usize = 32;
 pub(super) struct Piece {
     pub(super) first: u64,
     pub(super) last: u64,
+    /// Of the first entry.
+    pub(super) time: SystemTime,
     pub(super) entries: usize,
     pub(super) format: Format,
     pub(super) coding: Coding,

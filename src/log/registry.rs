@@ -387,6 +387,7 @@ impl Registry {
         if number <= sequence.head() {
             return; // nothing comes twice, whatever a broker does
         }
+        slot.log.rule.messages.inc();
         let entry = Entry::new(number, time, encode(&sequence, number, time, &slot.fields), &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
             let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
@@ -416,6 +417,7 @@ impl Registry {
         for log in slot.logs().filter(concerned) {
             let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
             log.append(Entry::new(through, time, EntryKind::Gap(reason, frame), &self.usage));
+            log.rule.gaps.inc();
             log.queue_wake(waking);
             gaps += 1;
         }
@@ -472,6 +474,7 @@ impl Registry {
             let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
             let kind = EntryKind::Gap(reason, frame);
             slot.log.append(Entry::new(sequence, time, kind, &self.usage));
+            slot.log.rule.gaps.inc();
             slot.log.queue_wake(waking);
             self.sequence.publish(sequence);
             gaps += 1;
@@ -499,11 +502,13 @@ impl Registry {
         !inner.waking.is_empty()
     }
 
-    /// Frees memory if the logs hold more than they may together.
-    pub fn keep_bound(&self) {
-        if self.bytes() > self.max_bytes.load(Ordering::Relaxed) {
+    /// Frees memory if the logs hold more than they may together. Returns whether they did.
+    pub fn keep_bound(&self) -> bool {
+        let beyond = self.bytes() > self.max_bytes.load(Ordering::Relaxed);
+        if beyond {
             self.reclaim();
         }
+        beyond
     }
 
     /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
@@ -552,8 +557,9 @@ impl Registry {
     }
 
     /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` is called under
-    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later.
-    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) {
+    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later. Returns
+    /// as [`Registry::keep_bound`].
+    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> bool {
         let now = Instant::now();
         let logs: Vec<_> = {
             let mut inner = self.inner.lock();
@@ -590,7 +596,7 @@ impl Registry {
         logs.iter().for_each(|log| log.sweep(now));
         self.runs.clear();
         // Readers can fill memory too, with envelopes.
-        self.keep_bound();
+        self.keep_bound()
     }
 }
 

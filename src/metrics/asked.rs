@@ -1,4 +1,5 @@
-//! What is counted of questions to others: to the backend of forward auth, and to whoever publishes the keys of tokens.
+//! What is counted of requests to others: to the backend of forward auth, to whoever publishes the keys of tokens, to the
+//! collector of traces.
 
 use std::time::Instant;
 
@@ -144,4 +145,29 @@ impl KeyMetrics {
 
 fn fetch(succeeded: bool) -> Label {
     [("outcome", if succeeded { "fetched" } else { "failed" })]
+}
+
+/// Of spans, where traces are collected.
+#[derive(Debug, Clone)]
+pub struct SpanMetrics {
+    /// The collector has them.
+    pub exported: Counter,
+    /// It did not take them.
+    pub failed: Counter,
+    /// There was no room for them to wait.
+    pub dropped: Counter,
+}
+
+impl SpanMetrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let spans = Family::<Label, Counter>::default();
+        let result = |result| spans.get_or_create(&[("result", result)]).clone();
+        let metrics = SpanMetrics {
+            exported: result("exported"),
+            failed: result("failed"),
+            dropped: result("dropped"),
+        };
+        registry.register("spans", "Spans of traces, by what became of them", spans);
+        metrics
+    }
 }

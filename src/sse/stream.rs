@@ -185,6 +185,8 @@ impl Stream {
                     if self.cursors.replaying {
                         self.place.replayed(batch.bytes.len());
                         self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
+                    } else if let Some(oldest) = batch.oldest {
+                        self.shared.metrics.delivered(oldest);
                     }
                     return Poll::Ready(Some(self.hand_out(batch.bytes)));
                 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
 use hyper::server::conn::http1;
@@ -28,6 +28,7 @@ pub struct Question {
     pub method: String,
     pub uri: String,
     pub headers: HeaderMap,
+    pub body: Bytes,
 }
 
 impl Question {
@@ -216,9 +217,10 @@ impl Drop for Present<'_> {
 async fn reply(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let present = Present(&state);
     state.most.fetch_max(state.now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-    let (head, _) = request.into_parts();
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let question =
-        Question { method: head.method.to_string(), uri: head.uri.to_string(), headers: head.headers };
+        Question { method: head.method.to_string(), uri: head.uri.to_string(), headers: head.headers, body };
     let reply = (state.answer.lock())(&question);
     state.asked.lock().push(question);
     if reply.held {

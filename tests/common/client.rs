@@ -149,6 +149,12 @@ impl Reader {
         Self::of(send_over(socket, "localhost", "GET", path, headers, b"").await.unwrap())
     }
 
+    /// As [`Reader::over`], with a connection that breaks within the response head as an error.
+    pub async fn try_over(socket: TcpStream, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Self> {
+        let headers = [&[("accept", "text/event-stream")], headers].concat();
+        Ok(Self::of(send_over(socket, "localhost", "GET", path, &headers, b"").await?))
+    }
+
     /// The reader of a response, over whichever version it came.
     pub fn of(response: hyper::Response<hyper::body::Incoming>) -> Self {
         let (head, body) = response.into_parts();

@@ -133,11 +133,11 @@ impl Kept {
         Kept { broker: Broker::nats(&broker_config(url), sender).unwrap(), events }
     }
 
-    /// The next event that is not one of a connection.
+    /// The next event that is not one of a connection, nor of plain publish/subscribe.
     pub async fn next(&mut self) -> Event {
         loop {
             match within("an event", LIMIT, self.events.recv()).await.unwrap() {
-                Event::Up(_) | Event::Down { .. } => {}
+                Event::Up(_) | Event::Down { .. } | Event::Lost { filter: None, .. } => {}
                 event => return event,
             }
         }

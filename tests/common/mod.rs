@@ -5,7 +5,9 @@
 pub mod backend;
 pub mod browser;
 pub mod client;
+pub mod deploy;
 pub mod document;
+pub mod front;
 pub mod gateway;
 pub mod jetstream;
 pub mod nats;

@@ -14,7 +14,7 @@ use topicgate::clients::{Clients, Opener};
 use topicgate::config::{Config, Field, Limits, Source};
 use topicgate::log::{Bounds, EntryKind, Lease, Registry, Subscription};
 use topicgate::message::{Fields, Format, Message};
-use topicgate::metrics::{HttpVersion, Metrics};
+use topicgate::metrics::{HttpVersion, Metrics, RuleMetrics};
 use topicgate::position::{Epoch, Sequence, Start};
 use topicgate::sse::frame::GapReason;
 use topicgate::sse::stream::{Shared, Stream, Terms};
@@ -34,7 +34,13 @@ pub fn topic(text: &str) -> Topic {
 
 /// Room for everything a test publishes, and logs that end with the first sweep after their last reader.
 pub fn ample() -> Bounds {
-    Bounds { messages: 100_000, bytes: 1 << 30, age: Duration::from_secs(9_999), linger: Duration::ZERO }
+    Bounds {
+        messages: 100_000,
+        bytes: 1 << 30,
+        age: Duration::from_secs(9_999),
+        linger: Duration::ZERO,
+        rule: RuleMetrics::default(),
+    }
 }
 
 pub fn at_most(messages: usize) -> Bounds {

@@ -8,9 +8,9 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::{Deserialize, Deserializer};
 
-use super::super::client::AskError;
 use super::super::{Action, Caller, Grammar};
 use super::question::Question;
+use crate::http_client::AskError;
 use crate::topic::Filter;
 
 /// The last second of the year 9999. What is later was written in milliseconds, and would never expire.

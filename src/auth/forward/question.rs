@@ -1,7 +1,7 @@
 //! What the backend is asked: a GET with what tells it who asks, and for what. Nothing else of a request is passed on.
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::header::{ACCEPT, AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use hyper::{Request, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -71,8 +71,8 @@ impl Question {
     }
 
     /// The request to send.
-    pub(super) fn request(&self, uri: &Uri) -> Request<Empty<Bytes>> {
-        let mut request = Request::new(Empty::new());
+    pub(super) fn request(&self, uri: &Uri) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
         *request.uri_mut() = uri.clone();
         request.headers_mut().clone_from(&self.headers);
         request

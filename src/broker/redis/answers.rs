@@ -13,9 +13,10 @@ pub(super) fn is_answer(error: &RedisError) -> bool {
 pub(super) fn fault(error: &RedisError) -> BrokerError {
     match error.code() {
         // It says so of itself, or of our session, not of what was asked.
-        Some("NOAUTH" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN") => {
-            BrokerError::Away(words(error))
-        }
+        Some(
+            "NOAUTH" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "READONLY" | "MOVED"
+            | "ASK",
+        ) => BrokerError::Away(words(error)),
         _ if is_answer(error) => BrokerError::Refused(words(error)),
         _ => BrokerError::Away(words(error)),
     }

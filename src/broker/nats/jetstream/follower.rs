@@ -11,7 +11,7 @@
 //! and being delivered to a consumer that waits for it is not noticed. A KV bucket forgets the old values of a key on
 //! purpose: that is no loss, since the new one comes.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull;
@@ -26,7 +26,7 @@ use super::consumer::{Consumer, bytes_at_once};
 use super::held::{Held, Meaning};
 use super::link::{Api, State};
 use super::names::Names;
-use super::stream::{Holes, expect, find, is_whole, look, tag};
+use super::stream::{Holes, expect, find, is_whole, look, message_time, tag};
 use crate::broker::{BrokerError, Event};
 use crate::config::Source;
 use crate::position::Tag;
@@ -97,7 +97,9 @@ impl Follower {
             stream,
             tag: tag(&info),
             last: info.state.last_sequence,
+            read: None,
             behind: false,
+            caught_up: None,
             whole: is_whole(&info, &subject),
             subject,
         };
@@ -109,7 +111,7 @@ impl Follower {
     async fn feed(&self, api: Api, reading: &mut Reading) -> Result<Feed, BrokerError> {
         let from = DeliverPolicy::ByStartSequence { start_sequence: reading.last + 1 };
         let consumer = Consumer::create(&api, &reading.stream, &self.client, &reading.subject, from).await?;
-        reading.behind = consumer.waiting() > 0;
+        (reading.behind, reading.caught_up) = (consumer.waiting() > 0, None);
         let messages = consumer
             .pull()
             .stream()
@@ -161,13 +163,20 @@ impl Follower {
         if tag(&info) != reading.tag {
             return Ok(Again::Ended(format!("the stream {:?} was made anew", reading.stream)));
         }
-        if info.state.last_sequence < reading.last {
-            return Ok(Again::Ended(format!("the stream {:?} has gone back in time", reading.stream)));
+        if info.state.last_sequence < reading.last || self.is_rewritten(&api, reading).await? {
+            return Ok(Again::Ended(format!("the stream {:?} has lost what was read of it", reading.stream)));
         }
         reading.whole = is_whole(&info, &reading.subject);
         let gone = self.emptied(&info, reading.last);
         let feed = self.feed(api, reading).await?;
         Ok(Again::Feed(feed, gone))
+    }
+
+    /// Whether the message that was read last is another one now: a server that was killed can lose what it had confirmed
+    /// and give the same numbers again.
+    async fn is_rewritten(&self, api: &Api, reading: &Reading) -> Result<bool, BrokerError> {
+        let Some((number, time)) = reading.read else { return Ok(false) };
+        Ok(message_time(api, &reading.stream, number).await?.is_some_and(|now| now != time))
     }
 
     /// What a stream has dropped after `last`, before anything that it holds. Of a bucket: if it was emptied whole. Else
@@ -211,15 +220,18 @@ impl Follower {
     ) -> Option<Result<(), String>> {
         // As long as less than half of a batch is here, another is always asked for, and the consumer passes on at once
         // what comes.
-        let mut late = chunk.len() >= BATCH / 2;
+        let bytes: usize = chunk.iter().flatten().map(|message| message.length).sum();
+        if chunk.len() >= BATCH / 2 || bytes >= BATCH_BYTES / 2 {
+            reading.fall_behind();
+        }
         let mut holes = None;
         for pulled in chunk {
             let message = match pulled {
                 Ok(message) => message,
                 Err(error) => return Some(Err(error.to_string())),
             };
-            let place = message.info().map(|info| (info.consumer_sequence, info.pending));
-            let (Ok((delivered, waiting)), Some(held)) = (place, Held::delivered(&message)) else {
+            let delivered = message.info().map(|info| info.consumer_sequence);
+            let (Ok(delivered), Some(held)) = (delivered, Held::delivered(&message)) else {
                 return Some(Err("a message came without its number".into()));
             };
             if delivered != feed.delivered + 1 {
@@ -244,16 +256,21 @@ impl Follower {
                 }
             }
             reading.last = number;
+            reading.read = Some((number, held.time));
             let event = match held.read(&self.filter, &reading.names, &self.source) {
                 Meaning::Message(message) => Some(Event::Message(message)),
                 Meaning::Unnameable => Some(Event::Unnameable { filter: self.filter.clone() }),
                 Meaning::Other => None,
             };
             if let Some(event) = event {
-                late |= self.events.capacity() == 0;
+                if self.events.capacity() == 0 {
+                    reading.fall_behind(); // nothing is asked for while this waits
+                }
                 self.tell(event).await?;
             }
-            reading.behind = late || reading.behind && waiting > 0;
+            if reading.caught_up.is_some_and(|place| place <= delivered) {
+                (reading.behind, reading.caught_up) = (false, None);
+            }
         }
         Some(Ok(()))
     }
@@ -265,8 +282,15 @@ impl Follower {
             Err(error) => return Some(Err(error.to_string())),
         };
         let over = info.delivered.stream_sequence;
-        let is_read = info.num_pending == 0 && info.delivered.consumer_sequence == feed.delivered;
-        if !is_read || over <= reading.last {
+        if info.num_pending > 0 {
+            return Some(Ok(()));
+        }
+        if info.delivered.consumer_sequence > feed.delivered {
+            reading.caught_up = Some(info.delivered.consumer_sequence); // as soon as what is on its way has come
+            return Some(Ok(()));
+        }
+        if over <= reading.last {
+            reading.behind = false;
             return Some(Ok(()));
         }
         if reading.is_suspicious(over + 1, &self.source) {
@@ -314,13 +338,21 @@ struct Reading {
     tag: Tag,
     /// Everything up to here has been told, or is not of the filter.
     last: u64,
+    /// The number of the last message that was read, and when the stream took it.
+    read: Option<(u64, SystemTime)>,
     /// Messages of the filter may have waited on the server behind `last`, rather than having come at once.
     behind: bool,
+    /// As soon as the consumer has delivered so many, that is over.
+    caught_up: Option<u64>,
     /// The filter is all that the stream holds.
     whole: bool,
 }
 
 impl Reading {
+    fn fall_behind(&mut self) {
+        (self.behind, self.caught_up) = (true, None);
+    }
+
     /// Whether messages of the filter may have been lost between the last number and this one.
     fn is_suspicious(&self, number: u64, source: &Source) -> bool {
         number > self.last + 1 && (self.whole || self.behind) && !matches!(source, Source::Kv { .. })

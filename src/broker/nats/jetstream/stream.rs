@@ -1,9 +1,11 @@
 //! The stream behind a source: which one it is, what it holds, and what may be missing in it.
 
+use std::time::SystemTime;
+
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::RequestErrorKind;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{Info, RetentionPolicy};
+use async_nats::jetstream::stream::{Info, RawMessageErrorKind, RetentionPolicy};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -82,6 +84,21 @@ pub(super) async fn expect(api: &Api, name: &str) -> Result<Info, BrokerError> {
 /// Names the history: a stream that was deleted and made again has another time of creation.
 pub(super) fn tag(info: &Info) -> Tag {
     Tag::of(&[info.config.name.as_bytes(), &info.created.unix_timestamp_nanos().to_be_bytes()])
+}
+
+/// When the leader's message of this number was stored; `None` if there is none.
+pub(super) async fn message_time(
+    api: &Api,
+    name: &str,
+    number: u64,
+) -> Result<Option<SystemTime>, BrokerError> {
+    let stream = api.context.get_stream_no_info(name).await;
+    let stream = stream.map_err(|error| BrokerError::Refused(error.to_string()))?;
+    match stream.get_raw_message(number).await {
+        Ok(message) => Ok(Some(message.time.into())),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(BrokerError::Away(error.to_string())),
+    }
 }
 
 /// Whether every message of the stream is one of `subject`.

@@ -1,16 +1,16 @@
-//! Questions over HTTP to those who know who may: the backend of forward auth, and whoever publishes the keys of tokens.
+//! HTTP to others: the backend of forward auth, whoever publishes the keys of tokens, the collector of traces.
 //!
-//! A pooled client for each. Every question has one deadline, from the lookup of the name to the last byte of the body,
-//! and a bound on that body. No redirect is followed, and no proxy of the environment is used: an answer decides who may
-//! read, so it comes from where the configuration says or not at all. What is asked, and what an answer means, is known
-//! elsewhere (`forward`, `jwks`).
+//! A pooled client for each. Every request has one deadline, from the lookup of the name to the last byte of the body,
+//! and a bound on the answer's body. No redirect is followed, and no proxy of the environment is used: an answer may decide
+//! who may read, so it comes from where the configuration says or not at all. What is asked, and what an answer means, is
+//! known elsewhere (`auth`, `traces`).
 
 use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{Request, Response};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
@@ -37,7 +37,7 @@ const MAX_HEAD: usize = 32 * 1024;
 
 /// Why there is no answer, or no whole one.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(super) enum AskError {
+pub(crate) enum AskError {
     /// It did not come in time.
     #[error("no whole answer within {}", humantime::format_duration(*.0))]
     Late(Duration),
@@ -51,14 +51,14 @@ pub(super) enum AskError {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Client(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+pub(crate) struct Client(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Client {
     /// A client that trusts the authorities that the system trusts (`SSL_CERT_FILE` names others).
     ///
     /// # Errors
     /// None that the library used here has today; one line that says why TLS cannot be set up.
-    pub(super) fn new() -> Result<Self, String> {
+    pub(crate) fn new() -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         // A system without roots is no fault as long as no certificate needs them; then the handshake says so.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -91,9 +91,9 @@ impl Client {
     ///
     /// # Errors
     /// There is no head.
-    pub(super) async fn get(
+    pub(crate) async fn ask(
         &self,
-        request: Request<Empty<Bytes>>,
+        request: Request<Full<Bytes>>,
         within: Duration,
         max_body: usize,
     ) -> Result<Response<Result<Bytes, AskError>>, AskError> {

@@ -1,0 +1,204 @@
+//! One entry of a Redis Stream: its id, how it is read from an answer, and the message it is.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use redis::Value;
+
+use crate::broker::{BrokerError, Change, Headers, Message, Stored};
+use crate::position::{pack_entry_id, unpack_entry_id};
+use crate::topic::{Filter, Topic};
+
+/// Stands before a value that is not UTF-8 and therefore in base64, as it does before such a payload.
+const BINARY_MARK: &str = "data:application/octet-stream;base64,";
+
+/// The id of an entry, `<ms>-<seq>`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EntryId {
+    pub(super) ms: u64,
+    pub(super) seq: u64,
+}
+
+impl EntryId {
+    /// Before every entry.
+    pub(super) const ZERO: EntryId = EntryId { ms: 0, seq: 0 };
+
+    pub(super) fn of(number: u64) -> Self {
+        let (ms, seq) = unpack_entry_id(number);
+        EntryId { ms, seq }
+    }
+
+    /// `None` for what no number can say: see [`pack_entry_id`].
+    pub(super) fn number(self) -> Option<u64> {
+        pack_entry_id(self.ms, self.seq)
+    }
+
+    /// The highest number that is not above this id: its own, or the last of its millisecond. `None` beyond the last
+    /// time that numbers have.
+    pub(super) fn number_at_most(self) -> Option<u64> {
+        self.number().or_else(|| Some((pack_entry_id(self.ms, 0)?) | pack_entry_id(0, LAST_SEQ)?))
+    }
+
+    fn read(text: &[u8]) -> Option<Self> {
+        let (ms, seq) = std::str::from_utf8(text).ok()?.split_once('-')?;
+        Some(EntryId { ms: ms.parse().ok()?, seq: seq.parse().ok()? })
+    }
+
+    pub(super) fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::BulkString(text) => Self::read(text),
+            _ => None,
+        }
+    }
+}
+
+/// The last part of an id that a number can say.
+const LAST_SEQ: u64 = (1 << 20) - 1;
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.seq)
+    }
+}
+
+/// Names and values, in their order. A name may come twice.
+pub(super) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// An entry as the server sent it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: EntryId,
+    fields: Fields,
+}
+
+impl Entry {
+    /// The entries of one key, as `XRANGE` answers them.
+    pub(super) fn list(value: Value) -> Option<Vec<Entry>> {
+        let Value::Array(entries) = value else { return None };
+        entries.into_iter().map(Entry::from_value).collect()
+    }
+
+    fn from_value(value: Value) -> Option<Self> {
+        let Value::Array(parts) = value else { return None };
+        let [id, fields] = <[Value; 2]>::try_from(parts).ok()?;
+        let id = EntryId::from_value(&id)?;
+        // Nil: deleted since it was put on a list of pending ones. Only groups have those; here it has no fields.
+        let Value::Array(words) = fields else { return Some(Entry { id, fields: Vec::new() }) };
+        let mut words = words.into_iter();
+        let mut fields = Vec::with_capacity(words.len() / 2);
+        while let (Some(name), Some(value)) = (words.next(), words.next()) {
+            let (Value::BulkString(name), Value::BulkString(value)) = (name, value) else { return None };
+            fields.push((name, value));
+        }
+        Some(Entry { id, fields })
+    }
+
+    /// Bytes of names and values.
+    pub(super) fn size(&self) -> usize {
+        self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
+    /// The message that the entry is. `payload` is the field that is its payload, empty if the entry lacks it; without
+    /// one, it is all fields as a JSON object. Every other field that is text is a header field.
+    pub(super) fn into_message(
+        self,
+        number: u64,
+        filter: &Filter,
+        topic: &Topic,
+        payload: Option<&str>,
+    ) -> Message {
+        let mut body = match payload {
+            Some(_) => Bytes::new(),
+            None => Bytes::from(self.json()),
+        };
+        let mut headers = Headers::default();
+        for (name, value) in self.fields {
+            if payload.is_some_and(|field| field.as_bytes() == name) {
+                body = Bytes::from(value);
+            } else if let (Ok(name), Ok(value)) = (String::from_utf8(name), String::from_utf8(value)) {
+                headers.insert(name, value);
+            }
+        }
+        let time =
+            SystemTime::UNIX_EPOCH + Duration::from_millis(self.id.ms.min(unpack_entry_id(u64::MAX).0));
+        Message {
+            filter: filter.clone(),
+            topic: topic.clone(),
+            payload: body,
+            headers,
+            stored: Some(Stored { number, time, change: Change::Put }),
+        }
+    }
+
+    /// The fields as a JSON object, in their order.
+    fn json(&self) -> String {
+        let fields = self.fields.iter().map(|(name, value)| {
+            let name = String::from_utf8_lossy(name);
+            let value = match std::str::from_utf8(value) {
+                Ok(value) => serde_json::Value::from(value),
+                Err(_) => serde_json::Value::from(format!("{BINARY_MARK}{}", STANDARD.encode(value))),
+            };
+            format!("{}:{value}", serde_json::Value::from(&*name))
+        });
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+    }
+}
+
+/// The fields of the entry that a published message becomes: the reverse of [`Entry::into_message`].
+pub(super) fn fields(payload: &Bytes, headers: &Headers, field: Option<&str>) -> Result<Fields, BrokerError> {
+    let refused = |why: String| BrokerError::Refused(why);
+    let mut fields = match field {
+        Some(field) => vec![(field.as_bytes().to_vec(), payload.to_vec())],
+        None => {
+            let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(payload).map_err(|_| {
+                let why = "the payload is not a JSON object, whose members would be the fields of the entry; \
+                           send one, or name the field that is the payload (payload = { field = … })";
+                refused(why.into())
+            })?;
+            let text = |value: serde_json::Value| match value {
+                serde_json::Value::String(text) => text,
+                other => other.to_string(),
+            };
+            object.into_iter().map(|(name, value)| (name.into_bytes(), text(value).into_bytes())).collect()
+        }
+    };
+    for (name, value) in headers.iter() {
+        if fields.iter().any(|(field, _)| field == name.as_bytes()) {
+            return Err(refused(format!("the payload is or has the field {name:?} already")));
+        }
+        fields.push((name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+    }
+    if fields.is_empty() {
+        return Err(refused("the JSON object is empty, and an entry needs a field".into()));
+    }
+    Ok(fields)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_no_number_says_has_the_last_of_its_millisecond() {
+        let id = |ms, seq| EntryId { ms, seq };
+        assert_eq!(id(7, 3).number_at_most(), id(7, 3).number());
+        assert_eq!(id(7, 1 << 20).number(), None);
+        assert_eq!(id(7, 1 << 20).number_at_most(), id(7, (1 << 20) - 1).number());
+        assert_eq!(id(1 << 44, 0).number_at_most(), None);
+        assert_eq!(EntryId::of(id(7, 3).number().unwrap()), id(7, 3));
+        assert!(id(7, 3) < id(8, 0) && id(7, 3) < id(7, 4));
+    }
+
+    #[test]
+    fn fields_are_json_in_their_order_and_bytes_are_marked() {
+        let bulk = |text: &[u8]| Value::BulkString(text.to_vec());
+        let fields = [&b"b"[..], b"1", b"a\"", b"\xff", b"b", b"2"].map(bulk).to_vec();
+        let entry = Value::Array(vec![bulk(b"5-1"), Value::Array(fields)]);
+        let [entry] = <[Entry; 1]>::try_from(Entry::list(Value::Array(vec![entry])).unwrap()).unwrap();
+        assert_eq!(entry.json(), r#"{"b":"1","a\"":"data:application/octet-stream;base64,/w==","b":"2"}"#);
+    }
+}

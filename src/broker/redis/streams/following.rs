@@ -1,0 +1,304 @@
+//! The keys that are followed, and what of them is read next.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use redis::RedisError;
+use tokio::time::Instant;
+
+use super::key::Key;
+use super::read::{Found, Wanted, read, sift, sweep};
+use super::server::Session;
+use super::size::EntrySize;
+use crate::broker::redis::answers::{fault, is_answer, words};
+use crate::broker::{BrokerError, Event};
+
+/// Bytes that one read is meant to bring, by the size that entries had of late.
+const READ_BYTES: usize = 4 * 1024 * 1024;
+
+/// Keys that are read at once of those that have more than one answer holds, and entries of all of them together.
+const BEHIND_KEYS: usize = 64;
+const BEHIND_ENTRIES: usize = 4096;
+
+/// Entries of one key in a read of all.
+const WAITING_ENTRIES: usize = 16;
+
+/// A read of all keys costs the server half a microsecond a key, and where much is added there is one after the other:
+/// so much time must pass for each key from one to the next. It keeps that cost at a tenth of a core.
+const PACE: Duration = Duration::from_micros(5);
+
+/// A read that follows the one before within this is prompt: little can have been trimmed in between.
+const PROMPT: Duration = Duration::from_millis(20);
+
+/// So often some keys are sampled whether anything comes of them or not: they may have been deleted.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_KEYS: usize = 100;
+
+/// Bytes that they are meant to bring: a sample has the first and the last entry in it.
+const SWEEP_BYTES: usize = 256 * 1024;
+
+/// What is being read.
+pub(super) enum Round {
+    /// All keys but those that are behind, until one has something.
+    Waiting,
+    /// These, which were behind.
+    Behind(Vec<Arc<str>>),
+    /// Samples.
+    Sweep,
+    /// Which keys the server does not let be read.
+    Sift,
+}
+
+/// A read that is under way.
+pub(super) type Reading = BoxFuture<'static, Result<Vec<Found>, RedisError>>;
+
+/// See the module.
+pub(super) struct Following {
+    keys: BTreeMap<Arc<str>, Key>,
+    /// Those with [`Key::behind`]. May name others too.
+    behind: VecDeque<Arc<str>>,
+    /// Those of which a sample waits to be compared.
+    checked: BTreeSet<Arc<str>>,
+    /// Those of which one may not be read, so that no read of all of them succeeds; and what the server said.
+    suspects: VecDeque<Arc<str>>,
+    refusal: Option<String>,
+    size: Arc<EntrySize>,
+    /// The key that was swept last.
+    swept: Option<Arc<str>>,
+    waiting_at: Instant,
+    /// When all were read last.
+    answered_at: Instant,
+    is_turn_of_behind: bool,
+    sweep_at: Instant,
+}
+
+impl Following {
+    pub(super) fn new(size: Arc<EntrySize>) -> Self {
+        let now = Instant::now();
+        Following {
+            keys: BTreeMap::new(),
+            behind: VecDeque::new(),
+            checked: BTreeSet::new(),
+            suspects: VecDeque::new(),
+            refusal: None,
+            size,
+            swept: None,
+            waiting_at: now,
+            answered_at: now,
+            is_turn_of_behind: false,
+            sweep_at: now,
+        }
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.keys.contains_key(name)
+    }
+
+    pub(super) fn follow(&mut self, name: &str, key: Key) {
+        self.keys.insert(name.into(), key);
+    }
+
+    pub(super) fn unfollow(&mut self, name: &str) {
+        self.keys.remove(name);
+        self.checked.remove(name);
+    }
+
+    /// Reads every key on from where it is, on a new connection. `moved` is why something may be missing there.
+    pub(super) fn resume(&mut self, moved: Option<&str>) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.behind = self.keys.keys().cloned().collect();
+        self.suspects.clear();
+        self.refusal = None;
+        for key in self.keys.values_mut() {
+            key.behind = true;
+            key.sampled = None;
+            if let Some(why) = moved {
+                key.moved(why, &mut events);
+            }
+        }
+        if moved.is_some() {
+            self.checked.clear();
+        }
+        events
+    }
+
+    /// What is to be read now.
+    pub(super) fn next(&mut self, session: &Session) -> Option<(Round, Reading)> {
+        let now = Instant::now();
+        let connection = session.reads.clone();
+        if !self.suspects.is_empty() {
+            let part: Vec<_> = self.suspects.drain(..self.suspects.len().min(BEHIND_KEYS)).collect();
+            let part: Vec<_> = part.into_iter().filter(|name| self.contains(name)).collect();
+            return Some((Round::Sift, Box::pin(sift(connection, part))));
+        }
+        if now >= self.sweep_at {
+            self.sweep_at = now + SWEEP_EVERY;
+            return Some((Round::Sweep, Box::pin(sweep(connection, self.next_swept()))));
+        }
+        let is_waiting_due = now >= self.waiting_at;
+        // In turns: what is far behind holds up nothing that is not.
+        if !self.behind.is_empty() && (self.is_turn_of_behind || !is_waiting_due) {
+            self.is_turn_of_behind = false;
+            if let Some((names, wanted)) = self.next_behind() {
+                let share = names.len();
+                let count = self.size.fitting(READ_BYTES / share, BEHIND_ENTRIES / share);
+                return Some((Round::Behind(names), Box::pin(read(connection, wanted, count, None, true))));
+            }
+        }
+        if !is_waiting_due {
+            return None;
+        }
+        let keys = self.keys.iter().filter(|(_, key)| !key.behind);
+        let wanted: Vec<Wanted> = keys.map(|(name, key)| wanted(name, key)).collect();
+        self.waiting_at = now + PACE * u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+        self.is_turn_of_behind = true;
+        if wanted.is_empty() {
+            return None;
+        }
+        let count = self.size.fitting(READ_BYTES / BEHIND_KEYS, WAITING_ENTRIES);
+        let is_late = self.answered_at.elapsed() > PROMPT;
+        let block = self.behind.is_empty().then(|| session.block());
+        Some((Round::Waiting, Box::pin(read(connection, wanted, count, block, is_late))))
+    }
+
+    /// When there is something to read next, unless a key is followed before.
+    pub(super) fn next_at(&self) -> Instant {
+        let is_idle = self.suspects.is_empty() && self.behind.is_empty() && self.keys.is_empty();
+        if is_idle { self.sweep_at } else { self.sweep_at.min(self.waiting_at) }
+    }
+
+    /// Takes what a read brought. What is to be told of it is returned.
+    ///
+    /// # Errors
+    /// Why nothing can be read: one line.
+    pub(super) fn take(
+        &mut self,
+        round: Round,
+        answer: Result<Vec<Found>, RedisError>,
+    ) -> Result<Vec<Event>, String> {
+        let answer = match answer {
+            Err(why) if is_answer(&why) && !matches!(round, Round::Sift) => {
+                return self.suspect(round, &why).map(|()| Vec::new());
+            }
+            answer => answer.map_err(|why| words(&why))?,
+        };
+        if let Round::Waiting = round {
+            self.answered_at = Instant::now();
+        }
+        let mut events = Vec::new();
+        self.size.learn(answer.iter().flat_map(|found| &found.entries));
+        // Those that were asked and had nothing. The others go on waiting.
+        let found: HashSet<_> =
+            answer.iter().filter(|found| !found.entries.is_empty()).map(|found| &found.name).collect();
+        let nothing = |name: &&Arc<str>, key: &Key| match &round {
+            Round::Waiting => !key.behind && !found.contains(name),
+            Round::Behind(names) => names.contains(name) && !found.contains(name),
+            Round::Sweep | Round::Sift => false,
+        };
+        let unanswered: Vec<_> = self
+            .checked
+            .iter()
+            .filter(|name| self.keys.get(*name).is_some_and(|key| nothing(name, key)))
+            .cloned()
+            .collect();
+        for name in unanswered {
+            self.checked.remove(&name);
+            if let Some(key) = self.keys.get_mut(&name)
+                && let Err(end) = key.nothing_more(&mut events)
+            {
+                self.end(&name, |_| end, &mut events);
+            }
+        }
+        for Found { name, entries, is_full, sample } in answer {
+            let Some(key) = self.keys.get_mut(&name) else { continue };
+            let sample = match sample.transpose() {
+                Ok(sample) => sample,
+                Err(BrokerError::Away(why)) => return Err(why),
+                Err(BrokerError::Refused(why)) => {
+                    self.refusal = None;
+                    self.end(&name, |key| key.refuse(why), &mut events);
+                    continue;
+                }
+            };
+            if is_full && !key.behind {
+                key.behind = true;
+                self.behind.push_back(name.clone());
+            }
+            match key.take(entries, sample, &mut events) {
+                Ok(()) if key.is_checked() => drop(self.checked.insert(name)),
+                Ok(()) => {}
+                Err(end) => self.end(&name, |_| end, &mut events),
+            }
+        }
+        if let Round::Sift = round
+            && self.suspects.is_empty()
+            && let Some(why) = self.refusal.take()
+        {
+            // None of them alone is refused, and yet all together are.
+            return Err(why);
+        }
+        Ok(events)
+    }
+
+    /// A read of many was refused: each of them is to be looked at.
+    fn suspect(&mut self, round: Round, why: &RedisError) -> Result<(), String> {
+        if let BrokerError::Away(why) = fault(why) {
+            return Err(why);
+        }
+        self.refusal = Some(words(why));
+        self.suspects = self.keys.keys().cloned().collect();
+        if let Round::Behind(names) = round {
+            self.read_on(names);
+        }
+        Ok(())
+    }
+
+    fn read_on(&mut self, names: Vec<Arc<str>>) {
+        for name in names {
+            if let Some(key) = self.keys.get_mut(&name) {
+                key.behind = true;
+                self.behind.push_back(name);
+            }
+        }
+    }
+
+    /// Takes some from those that are behind, which they are no more unless their answer is full again.
+    fn next_behind(&mut self) -> Option<(Vec<Arc<str>>, Vec<Wanted>)> {
+        let most = self.size.fitting(READ_BYTES, BEHIND_KEYS);
+        let (mut names, mut keys) = (Vec::new(), Vec::new());
+        while names.len() < most
+            && let Some(name) = self.behind.pop_front()
+        {
+            if let Some(key) = self.keys.get_mut(&name).filter(|key| key.behind) {
+                key.behind = false;
+                keys.push(wanted(&name, key));
+                names.push(name);
+            }
+        }
+        (!names.is_empty()).then_some((names, keys))
+    }
+
+    /// The next keys to sample, in turns.
+    fn next_swept(&mut self) -> Vec<Arc<str>> {
+        let from = self.swept.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let most = self.size.fitting(SWEEP_BYTES, SWEEP_KEYS);
+        let names: Vec<_> = self.keys.range::<Arc<str>, _>((from, Bound::Unbounded)).take(most).collect();
+        let names: Vec<_> = names.into_iter().map(|(name, _)| name.clone()).collect();
+        self.swept = (names.len() == most).then(|| names.last().cloned()).flatten();
+        names
+    }
+
+    fn end(&mut self, name: &str, event: impl FnOnce(Key) -> Event, events: &mut Vec<Event>) {
+        self.checked.remove(name);
+        if let Some(key) = self.keys.remove(name) {
+            events.push(event(key));
+        }
+    }
+}
+
+fn wanted(name: &Arc<str>, key: &Key) -> Wanted {
+    Wanted { name: name.clone(), after: key.cursor, sampled: key.sampled }
+}

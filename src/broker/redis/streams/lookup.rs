@@ -1,0 +1,273 @@
+//! What is asked once: parts of a history, places in it, and entries to add.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Value};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::KeyOf;
+use super::entry::{self, Entry, EntryId};
+use super::sample::Sample;
+use super::server::ANSWER_LIMIT;
+use super::size::EntrySize;
+use crate::broker::redis::answers::{fault, is_answer, words};
+use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched, Headers, Located, Place};
+use crate::position::pack_entry_id;
+use crate::topic::{Filter, Topic};
+
+type Done<T> = oneshot::Sender<Result<T, BrokerError>>;
+
+/// A question, of one key.
+pub(super) struct Lookup {
+    pub(super) key: KeyOf,
+    pub(super) what: What,
+}
+
+/// What is asked.
+pub(super) enum What {
+    Fetch { after: u64, until: u64, done: Done<Fetched> },
+    Locate { place: Place, done: Done<Located> },
+    Publish { payload: Bytes, headers: Headers, done: Done<u64> },
+}
+
+/// Why a question has no answer.
+enum Fault {
+    /// Of this question only.
+    Here(BrokerError),
+    /// The connection fails.
+    Connection(String),
+}
+
+impl From<RedisError> for Fault {
+    fn from(why: RedisError) -> Self {
+        if is_answer(&why) { Fault::Here(fault(&why)) } else { Fault::Connection(words(&why)) }
+    }
+}
+
+impl From<BrokerError> for Fault {
+    fn from(why: BrokerError) -> Self {
+        Fault::Here(why)
+    }
+}
+
+impl Lookup {
+    /// Asks, and answers who asked.
+    ///
+    /// # Errors
+    /// Why the connection cannot be used any more.
+    pub(super) async fn run(self, connection: MultiplexedConnection, size: &EntrySize) -> Result<(), String> {
+        let Lookup { key: KeyOf { name, topic, payload }, what } = self;
+        let asked = Asked { connection, name, size };
+        match what {
+            What::Fetch { after, until, done } => {
+                answer(done, asked.fetch(&topic, payload.as_deref(), after, until)).await
+            }
+            What::Locate { place, done } => answer(done, asked.locate(place)).await,
+            What::Publish { payload: body, headers, done } => {
+                answer(done, asked.publish(&body, &headers, payload.as_deref())).await
+            }
+        }
+    }
+}
+
+impl What {
+    /// Answers who asked, without asking.
+    pub(super) fn fail(self, why: BrokerError) {
+        match self {
+            What::Fetch { done, .. } => drop(done.send(Err(why))),
+            What::Locate { done, .. } => drop(done.send(Err(why))),
+            What::Publish { done, .. } => drop(done.send(Err(why))),
+        }
+    }
+}
+
+async fn answer<T>(done: Done<T>, asking: impl Future<Output = Result<T, Fault>>) -> Result<(), String> {
+    let silent = || Fault::Connection(format!("no answer within {ANSWER_LIMIT:?}"));
+    let result = timeout(ANSWER_LIMIT, asking).await.unwrap_or_else(|_| Err(silent()));
+    let (answer, end) = match result {
+        Ok(found) => (Ok(found), Ok(())),
+        Err(Fault::Here(why)) => (Err(why), Ok(())),
+        Err(Fault::Connection(why)) => (Err(BrokerError::Away(why.clone())), Err(why)),
+    };
+    let _ = done.send(answer);
+    end
+}
+
+struct Asked<'a> {
+    connection: MultiplexedConnection,
+    name: String,
+    size: &'a EntrySize,
+}
+
+impl Asked<'_> {
+    async fn fetch(
+        mut self,
+        topic: &Topic,
+        payload: Option<&str>,
+        after: u64,
+        until: u64,
+    ) -> Result<Fetched, Fault> {
+        if after >= until {
+            return Ok(Fetched { through: until, gone: 0, messages: Vec::new() });
+        }
+        let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES);
+        // In this order: what is held up to `after` once the range was read was not trimmed before it was read.
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(Sample::command(&self.name));
+        pipeline.add_command(self.range("XRANGE", &exclusive(after), &EntryId::of(until).to_string(), count));
+        pipeline.add_command(self.range("XREVRANGE", &EntryId::of(after).to_string(), "-", 1));
+        let [sample, range, held] = self.ask(pipeline).await?;
+        let sample = Sample::read(sample)?;
+        let mut entries = entries(range?)?;
+        let is_full = entries.len() == count;
+        let is_joined = !entries_of(held)?.is_empty() || after == 0 && sample.is_whole();
+        self.size.learn(entries.iter());
+
+        // What was deleted (XDEL) is told once, where the last of it was: the part ends before that place.
+        let deleted = sample.deleted.number_at_most().unwrap_or(u64::MAX);
+        let below = entries.partition_point(|entry| entry.id <= sample.deleted);
+        let stops = below > 0 && deleted <= until;
+        if stops {
+            entries.truncate(below);
+        }
+        let first = entries.first().map(|entry| entry.id);
+        let next = first.and_then(EntryId::number_at_most);
+        // Up to here there is nothing; whether there was something is another question.
+        let empty_to = next.map_or(until, |next| next - 1);
+        let was_deleted = deleted > after && deleted <= empty_to;
+        let was_trimmed = !is_joined && sample.last > EntryId::of(after);
+        let mut gone = if empty_to > after && (was_deleted || was_trimmed) { empty_to } else { 0 };
+
+        let mut messages: Vec<crate::broker::Message> = Vec::with_capacity(entries.len());
+        let filter = Filter::from(topic.clone());
+        let mut is_cut = false;
+        for entry in entries {
+            let told =
+                messages.last().and_then(|message| message.stored).map_or(after.max(gone), |s| s.number);
+            match entry.id.number() {
+                Some(number) if number > told => {
+                    messages.push(entry.into_message(number, &filter, topic, payload));
+                }
+                Some(_) => {} // inside of what is told to be gone
+                None if messages.is_empty() => {
+                    gone = entry.id.number_at_most().unwrap_or(until).max(told + u64::from(gone == 0));
+                }
+                None => {
+                    is_cut = true;
+                    break;
+                }
+            }
+        }
+        let last = messages.last().and_then(|message| message.stored).map_or(gone, |stored| stored.number);
+        let through = if is_full || stops || is_cut { last.max(after + 1) } else { until };
+        Ok(Fetched { through, gone, messages })
+    }
+
+    async fn locate(mut self, place: Place) -> Result<Located, Fault> {
+        let sample = Sample::read(Sample::command(&self.name).query_async(&mut self.connection).await)?;
+        let head = sample.last.number_at_most().unwrap_or(u64::MAX);
+        let oldest =
+            sample.first.and_then(EntryId::number_at_most).map_or(head, |first| first.saturating_sub(1));
+        // What was deleted (XDEL) in between is told by the fetch that gets there.
+        let found = |number: u64| {
+            if number >= oldest { Located::At(number) } else { Located::Evicted(oldest) }
+        };
+        Ok(match place {
+            Place::After(number) if number > head => Located::Unknown(oldest),
+            // Only for 0: a stream that is whole may be another than the one of which a number above is.
+            Place::After(0) if sample.is_whole() => Located::At(0),
+            Place::After(number) => found(number),
+            Place::Oldest => Located::At(oldest),
+            Place::Since(time) => {
+                let number = before(time).min(head);
+                if sample.is_whole() { Located::At(number) } else { found(number) }
+            }
+            Place::Last(0) => Located::At(head),
+            Place::Last(count) => match self.last(count).await? {
+                Some(number) => Located::At(number),
+                None if sample.is_whole() => Located::At(oldest),
+                None => Located::Evicted(oldest),
+            },
+        })
+    }
+
+    /// The number before the last `wanted` entries; `None` if fewer are held.
+    async fn last(&mut self, wanted: usize) -> Result<Option<u64>, Fault> {
+        let (mut end, mut left) = ("+".to_owned(), wanted);
+        while left > 0 {
+            let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES).min(left);
+            let mut pipeline = redis::pipe();
+            pipeline.add_command(self.range("XREVRANGE", &end, "-", count));
+            let [answer] = self.ask(pipeline).await?;
+            let entries = entries_of(answer)?;
+            self.size.learn(entries.iter());
+            let Some(oldest) = entries.last().map(|entry| entry.id) else { return Ok(None) };
+            left = left.saturating_sub(entries.len());
+            if left == 0 {
+                return Ok(Some(oldest.number_at_most().unwrap_or(u64::MAX).saturating_sub(1)));
+            }
+            end = format!("({oldest}");
+        }
+        Ok(None)
+    }
+
+    async fn publish(
+        mut self,
+        payload: &Bytes,
+        headers: &Headers,
+        field: Option<&str>,
+    ) -> Result<u64, Fault> {
+        let mut command = redis::cmd("XADD");
+        command.arg(&self.name).arg("*");
+        for (name, value) in entry::fields(payload, headers, field)? {
+            command.arg(name).arg(value);
+        }
+        let id: Value = command.query_async(&mut self.connection).await?;
+        let number = EntryId::from_value(&id).and_then(EntryId::number);
+        // Stored all the same, but where no reader ever gets to.
+        number.ok_or_else(|| {
+            BrokerError::Refused("the stream's ids are beyond what a position can say".into()).into()
+        })
+    }
+
+    fn range(&self, command: &str, from: &str, to: &str, count: usize) -> redis::Cmd {
+        let mut range = redis::cmd(command);
+        range.arg(&self.name).arg(from).arg(to).arg("COUNT").arg(count);
+        range
+    }
+
+    async fn ask<const N: usize>(
+        &mut self,
+        mut pipeline: redis::Pipeline,
+    ) -> Result<[Result<Value, RedisError>; N], Fault> {
+        let answers: Vec<_> = pipeline.ignore_errors().query_async(&mut self.connection).await?;
+        answers.try_into().map_err(|_| garbled())
+    }
+}
+
+fn garbled() -> Fault {
+    Fault::Connection("the server's answer is not one of Redis Streams".into())
+}
+
+fn entries(value: Value) -> Result<Vec<Entry>, Fault> {
+    Entry::list(value).ok_or_else(garbled)
+}
+
+fn entries_of(answer: Result<Value, RedisError>) -> Result<Vec<Entry>, Fault> {
+    entries(answer?)
+}
+
+/// As the start of a range: what is after `number`.
+fn exclusive(number: u64) -> String {
+    if number == 0 { "-".into() } else { format!("({}", EntryId::of(number)) }
+}
+
+/// The highest number before a time.
+fn before(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    pack_entry_id(ms, 0).map_or(u64::MAX, |number| number.saturating_sub(1))
+}

@@ -1,0 +1,75 @@
+//! What the server says of a stream as a whole: `XINFO STREAM`.
+
+use redis::{RedisError, Value};
+
+use super::entry::EntryId;
+use crate::broker::BrokerError;
+use crate::broker::redis::answers::fault;
+
+/// The state of a stream at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sample {
+    /// Whether the key exists.
+    pub(super) exists: bool,
+    /// Entries that it holds.
+    pub(super) length: u64,
+    /// Entries that were ever added.
+    pub(super) added: u64,
+    /// The id that was given last.
+    pub(super) last: EntryId,
+    /// The highest id that was deleted with `XDEL`; trimming leaves it alone.
+    pub(super) deleted: EntryId,
+    /// The first entry that it holds.
+    pub(super) first: Option<EntryId>,
+}
+
+impl Sample {
+    pub(super) fn command(key: &str) -> redis::Cmd {
+        let mut command = redis::cmd("XINFO");
+        command.arg("STREAM").arg(key);
+        command
+    }
+
+    /// Reads an answer. A key that does not exist is an empty stream.
+    pub(super) fn read(answer: Result<Value, RedisError>) -> Result<Self, BrokerError> {
+        let answer = match answer {
+            Err(why) if why.code() == Some("ERR") && why.detail() == Some("no such key") => {
+                return Ok(Sample::default());
+            }
+            answer => answer.map_err(|why| fault(&why))?,
+        };
+        Self::from_value(&answer).ok_or_else(|| {
+            let why = "the server does not count what is added to a stream (entries-added in XINFO STREAM); \
+                       Redis 7.0 and newer do";
+            BrokerError::Refused(why.into())
+        })
+    }
+
+    fn from_value(answer: &Value) -> Option<Self> {
+        let Value::Array(words) = answer else { return None };
+        let mut sample = Sample { exists: true, ..Sample::default() };
+        let mut counted = false;
+        for pair in words.chunks_exact(2) {
+            let Value::BulkString(name) = &pair[0] else { continue };
+            match (&name[..], &pair[1]) {
+                (b"length", Value::Int(length)) => sample.length = length.unsigned_abs(),
+                (b"entries-added", Value::Int(added)) => {
+                    sample.added = added.unsigned_abs();
+                    counted = true;
+                }
+                (b"last-generated-id", id) => sample.last = EntryId::from_value(id)?,
+                (b"max-deleted-entry-id", id) => sample.deleted = EntryId::from_value(id)?,
+                (b"first-entry", Value::Array(entry)) => {
+                    sample.first = entry.first().and_then(EntryId::from_value);
+                }
+                _ => {}
+            }
+        }
+        counted.then_some(sample)
+    }
+
+    /// Whether all that was ever added is held.
+    pub(super) fn is_whole(&self) -> bool {
+        self.added == self.length
+    }
+}

@@ -1,0 +1,133 @@
+//! The way of spans to the collector: a bounded queue, and a task that empties it, a batch at a time.
+//!
+//! Nothing waits for the collector. Spans that find the queue full are dropped, those of a batch that it does not take are
+//! lost; both are counted.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http_body_util::Full;
+use opentelemetry::Context;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter as _, SpanProcessor};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::http_client::Client;
+use crate::logging::Throttle;
+use crate::metrics::{Metrics, SpanMetrics};
+
+/// Spans that wait for the collector.
+const QUEUE: usize = 2048;
+
+/// Spans that are sent at once.
+const BATCH: usize = 512;
+
+/// How long the first span of a batch waits for others.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the collector may take for one batch, and for all attempts at it.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of the collector's answer. It says what it rejected, in a few words.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Where ended spans go in.
+#[derive(Debug)]
+pub(super) struct Queue {
+    spans: mpsc::Sender<SpanData>,
+    metrics: SpanMetrics,
+}
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if span.span_context.is_sampled() && self.spans.try_send(span).is_err() {
+            self.metrics.dropped.inc();
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+}
+
+/// Where they come out.
+#[derive(Debug)]
+pub struct Export {
+    spans: mpsc::Receiver<SpanData>,
+    exporter: SpanExporter,
+    metrics: SpanMetrics,
+}
+
+/// Both ends, for the collector at `endpoint`.
+pub(super) fn new(endpoint: &str, metrics: &Metrics) -> Result<(Queue, Export), String> {
+    let client = Client::new().map_err(|problem| format!("traces.endpoint: {problem}"))?;
+    let mut exporter = SpanExporter::builder()
+        .with_http()
+        .with_http_client(Collector(client))
+        .with_endpoint(endpoint)
+        .with_protocol(Protocol::HttpBinary)
+        .with_timeout(TIMEOUT)
+        .build()
+        .map_err(|error| format!("traces.endpoint: {error}"))?;
+    exporter.set_resource(&super::resource());
+    let (sender, spans) = mpsc::channel(QUEUE);
+    let metrics = metrics.spans.clone();
+    Ok((Queue { spans: sender, metrics: metrics.clone() }, Export { spans, exporter, metrics }))
+}
+
+impl Export {
+    /// Sends what comes, until `stop`; then what is left.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let failures = Throttle::default();
+        let mut batch = Vec::with_capacity(BATCH);
+        while self.next(&mut batch, &stop).await {
+            let count = batch.len() as u64;
+            match self.exporter.export(std::mem::take(&mut batch)).await {
+                Ok(()) => drop(self.metrics.exported.inc_by(count)),
+                Err(error) => {
+                    self.metrics.failed.inc_by(count);
+                    if failures.allows() {
+                        tracing::warn!(%error, spans = count, "traces.endpoint: the collector did not take these");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fills a batch. Returns whether there is one.
+    async fn next(&mut self, batch: &mut Vec<SpanData>, stop: &CancellationToken) -> bool {
+        stop.run_until_cancelled(self.spans.recv_many(batch, BATCH)).await;
+        if batch.len() < BATCH {
+            stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+        }
+        while batch.len() < BATCH
+            && let Ok(span) = self.spans.try_recv()
+        {
+            batch.push(span);
+        }
+        !batch.is_empty()
+    }
+}
+
+/// The exporter's requests over the client that all others go by too.
+#[derive(Debug)]
+struct Collector(Client);
+
+#[async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let answer = self.0.ask(request.map(Full::new), TIMEOUT, MAX_BODY).await?;
+        let (head, body) = answer.into_parts();
+        // Its status is the answer, whatever becomes of the words.
+        Ok(Response::from_parts(head, body.unwrap_or_default()))
+    }
+}
