@@ -12,21 +12,12 @@ use parking_lot::Mutex;
 
 use crate::bucket::{Bucket, Rate};
 use crate::config::Limits;
-use crate::signal::CloseCode;
+use crate::signal::{CloseCode, Signal};
 use crate::sse::table::Clock;
 
 /// Addresses that are remembered without having a stream, until their buckets are full again: for seconds. Beyond it
 /// nobody new is let in, since nobody could be held to anything.
 const IDLE_ADDRESSES: usize = 100_000;
-
-/// Who opens a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opener {
-    /// Where they come from, as far as it can be believed.
-    pub address: IpAddr,
-    /// Who they are, if they have shown it.
-    pub subject: Option<Arc<str>>,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -127,13 +118,13 @@ impl Clients {
         self.counts.lock().shares.max_addresses
     }
 
-    /// A place for one more stream of `opener`, over so many topics. Who is refused has taken nothing.
+    /// A place for one more stream, over so many topics, among those of its reader. Who is refused has taken nothing.
     ///
     /// # Errors
     /// The limit that is met.
-    pub fn enter(self: &Arc<Self>, opener: Opener, topics: usize) -> Result<Place, CloseCode> {
-        let Opener { address, subject } = opener;
-        let address = counted_as(address);
+    pub fn enter(self: &Arc<Self>, stream: Arc<Signal>, topics: usize) -> Result<Place, CloseCode> {
+        let subject = stream.reader.subject().cloned();
+        let address = counted_as(stream.reader.address);
         let mut counts = self.counts.lock();
         let Counts { shares, addresses, subjects } = &mut *counts;
         let of_subject = subject.as_ref().and_then(|subject| subjects.get(subject));
@@ -149,11 +140,11 @@ impl Clients {
         }
         entry.streams += 1;
         entry.topics += topics;
-        if let Some(subject) = &subject {
+        if let Some(subject) = subject {
             *subjects.entry(subject.clone()).or_default() += 1;
         }
         drop(counts);
-        Ok(Place { clients: self.clone(), address, subject, topics })
+        Ok(Place { clients: self.clone(), stream, topics })
     }
 
     /// Forgets addresses that no longer have anything, and takes stock. To be called every second.
@@ -206,16 +197,19 @@ fn counted_as(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub struct Place {
     clients: Arc<Clients>,
-    address: IpAddr,
-    subject: Option<Arc<str>>,
+    stream: Arc<Signal>,
     topics: usize,
 }
 
 impl Place {
+    fn address(&self) -> IpAddr {
+        counted_as(self.stream.reader.address)
+    }
+
     /// When the address may be read more of what it missed, in milliseconds of the clock of all streams; `None`: now.
     pub fn replay_due(&self) -> Option<u64> {
         let now = self.clients.clock.now();
-        self.clients.counts.lock().addresses.get(&self.address)?.replays.in_debt_until(now)
+        self.clients.counts.lock().addresses.get(&self.address())?.replays.in_debt_until(now)
     }
 
     /// So many bytes of what it missed have been handed out.
@@ -223,7 +217,7 @@ impl Place {
         let now = self.clients.clock.now();
         let mut counts = self.clients.counts.lock();
         let Counts { shares, addresses, .. } = &mut *counts;
-        if let Some(address) = addresses.get_mut(&self.address) {
+        if let Some(address) = addresses.get_mut(&self.address()) {
             address.replays.owe(bytes as u64, shares.resume_bytes, now);
         }
     }
@@ -234,11 +228,11 @@ impl Drop for Place {
         let mut counts = self.clients.counts.lock();
         let Counts { addresses, subjects, .. } = &mut *counts;
         // An address that has a stream is never forgotten.
-        if let Some(address) = addresses.get_mut(&self.address) {
+        if let Some(address) = addresses.get_mut(&self.address()) {
             address.streams -= 1;
             address.topics -= self.topics;
         }
-        if let Some(subject) = &self.subject
+        if let Some(subject) = self.stream.reader.subject()
             && let Some(streams) = subjects.get_mut(subject)
         {
             *streams -= 1;
@@ -252,21 +246,27 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Caller;
     use crate::config::Config;
+    use crate::signal::{Reader, Who};
     use crate::sse::table::Table;
 
     fn clients(limits: Limits) -> Arc<Clients> {
         Clients::new(&limits, Table::new(1).clock())
     }
 
-    fn from(address: &str) -> Opener {
-        Opener { address: address.parse().unwrap(), subject: None }
+    fn stream(address: &str, subject: Option<&str>) -> Arc<Signal> {
+        let caller = |subject: &str| Caller { subject: Some(subject.into()), ..Caller::default() };
+        let who = subject.map_or(Who::Anyone, |subject| Who::Caller(Arc::new(caller(subject))));
+        let reader = Reader { address: address.parse().unwrap(), who, ..Reader::default() };
+        Arc::new(Signal::new(1, reader, 0))
     }
 
     #[test]
     fn an_address_of_ipv6_stands_for_its_64_and_one_of_ipv4_for_itself() {
         let clients = clients(Limits { streams_per_address: 1, ..Config::default().limits });
-        let _held = ["2001:db8:0:1::1", "10.0.0.1"].map(|address| clients.enter(from(address), 1).unwrap());
+        let _held =
+            ["2001:db8:0:1::1", "10.0.0.1"].map(|address| clients.enter(stream(address, None), 1).unwrap());
         for (address, full) in [
             ("2001:db8:0:1:ffff::9", true),
             ("2001:db8:0:2::1", false),
@@ -274,7 +274,7 @@ mod tests {
             ("10.0.0.2", false),
             ("::10.0.0.1", false),
         ] {
-            let refused = clients.enter(from(address), 1).err();
+            let refused = clients.enter(stream(address, None), 1).err();
             assert_eq!(refused, full.then_some(CloseCode::TooManyStreams), "{address}");
         }
     }
@@ -283,14 +283,12 @@ mod tests {
     fn a_subject_has_so_many_streams_from_wherever_and_is_forgotten_with_the_last() {
         let limits = Limits { streams_per_subject: 2, opens_per_second: 1_000, ..Config::default().limits };
         let clients = clients(limits);
-        let enter = |address: &str, subject: &str| {
-            clients.enter(Opener { subject: Some(subject.into()), ..from(address) }, 1)
-        };
+        let enter = |address, subject| clients.enter(stream(address, Some(subject)), 1);
         let held = ["10.0.0.1", "10.0.0.2"].map(|address| enter(address, "ann").unwrap());
         assert_eq!(enter("10.0.0.3", "ann").unwrap_err(), CloseCode::TooManySubjectStreams);
         assert_eq!(clients.sweep().addresses, 2, "who is refused is not counted");
         let _bob = enter("10.0.0.1", "bob").unwrap();
-        let _nobody = clients.enter(from("10.0.0.1"), 1).unwrap();
+        let _nobody = clients.enter(stream("10.0.0.1", None), 1).unwrap();
         let usage = clients.sweep();
         assert_eq!((usage.subjects, usage.most_of_subject, usage.most_of_address), (2, 2, 3));
         drop(held);

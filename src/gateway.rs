@@ -3,6 +3,7 @@
 //! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It
 //! knows neither requests nor sockets.
 
+mod look;
 mod renew;
 mod warm;
 
@@ -18,23 +19,26 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::look::{StreamState, Wanted};
 use crate::auth::access::Verdict;
-use crate::auth::{Action, Auth, Caller};
+use crate::auth::{Action, Caller};
 use crate::broker::{Broker, BrokerError, Headers, Located};
-use crate::clients::{Clients, Opener};
-use crate::config::{Config, Field, Rule, Source};
+use crate::clients::Clients;
+use crate::config::{Field, Rule, Source};
 use crate::current::Current;
+use crate::history::History;
 use crate::ingest::{Upstream, Upstreams};
 use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Limit, Metrics};
 use crate::position::{MAX_SEQUENCES, Start};
-use crate::signal::CloseCode;
+use crate::signal::{CloseCode, Reader, Who};
 use crate::sse::stream::{Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
 use crate::traces::{self, Traces};
+use crate::why::Why;
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -91,6 +95,7 @@ pub struct Gateway {
     broker: Broker,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    why: Arc<Why>,
     /// What ingest goes by.
     max_message: Arc<AtomicUsize>,
     /// Topics that are kept warm, and how that is ended.
@@ -104,6 +109,7 @@ pub struct Gateway {
     refusals: Arc<Throttle>,
     /// Of those that say that an address has all that it may.
     crowded: Throttle,
+    history: History,
 }
 
 impl Gateway {
@@ -111,8 +117,6 @@ impl Gateway {
     pub fn new(
         current: Arc<Current>,
         broker: Broker,
-        registry: Arc<Registry>,
-        metrics: Arc<Metrics>,
         upstream: watch::Receiver<Upstreams>,
         traces: Traces,
         max_message: Arc<AtomicUsize>,
@@ -122,8 +126,9 @@ impl Gateway {
         let gateway = Arc::new(Gateway {
             current: RwLock::new(current.clone()),
             broker,
-            registry,
-            metrics,
+            registry: current.streams.registry.clone(),
+            metrics: current.streams.metrics.clone(),
+            why: current.streams.why.clone(),
             max_message,
             warm: Mutex::default(),
             table,
@@ -133,6 +138,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
             crowded: Throttle::default(),
+            history: History::default(),
         });
         gateway.put_limits(&current.config);
         gateway.keep_warm(&current.config.topics);
@@ -147,6 +153,11 @@ impl Gateway {
     /// Counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Writes the lines that say why.
+    pub fn why(&self) -> &Why {
+        &self.why
     }
 
     /// The open streams.
@@ -196,11 +207,11 @@ impl Gateway {
             self.metrics().limits.met(limit);
             OpenError::ComeBack(CloseCode::Overloaded)
         };
-        let reader = caller.map(|caller| Arc::new(caller.as_reader_of(filters)));
-        let ticket = self.table.enter(reader).ok_or_else(|| overloaded(Limit::Streams))?;
+        let who = caller.map_or(Who::Anyone, |caller| Who::Caller(Arc::new(caller.as_reader_of(filters))));
+        let ticket =
+            self.table.enter(Reader { address, who, http }).ok_or_else(|| overloaded(Limit::Streams))?;
         let signal = ticket.signal().clone();
-        let opener = Opener { address, subject: caller.and_then(|caller| caller.subject.clone()) };
-        let place = self.clients.enter(opener, filters.len()).map_err(|code| {
+        let place = self.clients.enter(signal.clone(), filters.len()).map_err(|code| {
             self.metrics().limits.met_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
@@ -244,11 +255,11 @@ impl Gateway {
             return Err(OpenError::Expired);
         }
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
-        let terms = Terms { format, http, expires: caller.and_then(|caller| caller.expires) };
+        let terms = Terms { format, expires: caller.and_then(|caller| caller.expires) };
         let stream = Stream::open(current.streams.clone(), ticket, place, leases, (start, &located), terms);
         // A reload finds those that read already; this one may have come too late for it.
         let now = self.current();
-        if !filters.iter().all(|filter| now.still_lets_read(filter, signal.caller())) {
+        if !filters.iter().all(|filter| now.still_lets_read(filter, &signal.reader.who)) {
             signal.revoke();
         }
         Ok(stream)
@@ -414,6 +425,7 @@ impl Gateway {
         ] {
             metrics.limits.set_used(limit, used);
         }
+        self.history.push(self.sample());
     }
 }
 

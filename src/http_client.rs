@@ -6,7 +6,6 @@
 //! known elsewhere (`auth`, `traces`).
 
 use std::error::Error as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,10 +15,10 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
+
+use crate::trust;
 
 /// How long a server may take to accept, over all its addresses. Shorter than the deadline, so that one address that
 /// swallows packets leaves time for another.
@@ -59,15 +58,7 @@ impl Client {
     /// # Errors
     /// None that the library used here has today; one line that says why TLS cannot be set up.
     pub(crate) fn new() -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        // A system without roots is no fault as long as no certificate needs them; then the handshake says so.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        // Named here rather than taken from the process, so that no other library's choice can make it ambiguous.
-        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| format!("TLS cannot be set up: {error}"))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = trust::client_config(None)?;
         let mut sockets = HttpConnector::new();
         sockets.enforce_http(false);
         sockets.set_nodelay(true);

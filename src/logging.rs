@@ -58,7 +58,14 @@ pub fn set_level(log: &Log) {
 
 /// Lets a line through now and then: for what clients can cause as often as they like.
 #[derive(Debug, Default)]
-pub struct Throttle(Mutex<Option<Instant>>);
+pub struct Throttle(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    last: Option<Instant>,
+    /// Those that were held back since.
+    others: u64,
+}
 
 impl Throttle {
     /// The least time between two lines.
@@ -66,12 +73,18 @@ impl Throttle {
 
     /// Whether to say it this time.
     pub fn allows(&self) -> bool {
-        let mut last = self.0.lock();
-        let allowed = last.is_none_or(|last| last.elapsed() >= Self::PAUSE);
-        if allowed {
-            *last = Some(Instant::now());
+        self.turn().is_some()
+    }
+
+    /// If it is to be said this time: how many were held back since the last.
+    pub fn turn(&self) -> Option<u64> {
+        let mut told = self.0.lock();
+        if told.last.is_some_and(|last| last.elapsed() < Self::PAUSE) {
+            told.others += 1;
+            return None;
         }
-        allowed
+        told.last = Some(Instant::now());
+        Some(std::mem::take(&mut told.others))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The `topicgate` binary: reads the command line, hands on to the library, and turns outcomes into exit codes.
 
 use std::error::Error;
-use std::io::{self, Write as _, stderr, stdout};
+use std::io::{self, Write as _, stderr};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use clap::Parser as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use topicgate::cli::{Cli, Command, Options};
+use topicgate::cli::{Cli, Options};
+use topicgate::commands::{self, Failure};
 use topicgate::config::Config;
-use topicgate::health;
 use topicgate::logging;
 use topicgate::server::Server;
 
@@ -20,9 +20,6 @@ use topicgate::server::Server;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// `EX_USAGE` of sysexits: starting again will not help until a person has changed something.
-const BAD_CONFIGURATION: u8 = 64;
-
 fn main() -> ExitCode {
     allow_descriptors();
     let cli = match Cli::try_parse() {
@@ -30,31 +27,17 @@ fn main() -> ExitCode {
         Err(error) => {
             // Also how --help and --version arrive. A closed pipe is no reason to fail.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
-        }
-    };
-    let config = match cli.options.clone().sources().and_then(|sources| Config::load(&sources)) {
-        Ok(config) => config,
-        Err(errors) => {
-            let _ = writeln!(stderr(), "topicgate: the configuration cannot be used:\n{errors}");
-            return ExitCode::from(BAD_CONFIGURATION);
+            return if error.use_stderr() { ExitCode::from(commands::BAD_USAGE) } else { ExitCode::SUCCESS };
         }
     };
     let outcome = match cli.command {
-        Some(Command::Check) => {
-            let _ = write!(stdout(), "{}", config.explain());
-            return ExitCode::SUCCESS;
-        }
-        Some(Command::Health) => ask_for_health(&config),
-        None => run(config, cli.options),
+        Some(command) => commands::run(command),
+        None => run(cli.options),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(stderr(), "topicgate: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome.unwrap_or_else(|failure| {
+        let _ = writeln!(stderr(), "topicgate: {failure}");
+        ExitCode::from(failure.exit_code())
+    })
 }
 
 /// As many file descriptors as the system lets us have. Every stream is one, and the soft limit of 1024 that most systems
@@ -65,7 +48,12 @@ fn allow_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-fn run(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
+fn run(options: Options) -> Result<ExitCode, Failure> {
+    let config = options.clone().sources().and_then(|sources| Config::load(&sources))?;
+    serve(config, options).map(|()| ExitCode::SUCCESS).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+fn serve(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
@@ -96,13 +84,6 @@ fn run(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
     // Not by dropping it: that would wait for a look-up of the broker's name, which can take as long as it likes.
     runtime.shutdown_background();
     outcome
-}
-
-fn ask_for_health(config: &Config) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let line = runtime.block_on(health::ask(config.admin.listen))?;
-    let _ = writeln!(stdout(), "{line}");
-    Ok(())
 }
 
 /// Ends at the first SIGTERM or SIGINT. A second one ends the process at once.

@@ -5,6 +5,7 @@
 
 mod asked;
 mod limits;
+mod look;
 #[cfg(target_os = "linux")]
 mod process;
 mod rules;
@@ -23,6 +24,7 @@ pub use self::asked::{ForwardMetrics, KeyMetrics, Outcome, SpanMetrics};
 pub use self::limits::{Limit, LimitMetrics};
 pub use self::rules::{RuleMetrics, RulesMetrics};
 pub use self::text::negotiate;
+use crate::code::{Code, RefusalCode};
 use crate::signal::CloseCode;
 use crate::sse::frame::GapReason;
 
@@ -51,13 +53,17 @@ pub enum HttpVersion {
 }
 
 impl HttpVersion {
-    fn label(self) -> Label {
-        let version = match self {
+    /// As in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
             HttpVersion::Http10 => "1.0",
             HttpVersion::Http11 => "1.1",
             HttpVersion::Http2 => "2",
-        };
-        [("http", version)]
+        }
+    }
+
+    fn label(self) -> Label {
+        [("http", self.as_str())]
     }
 }
 
@@ -129,7 +135,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero, and present from the start but for the codes of refused requests.
+    /// All at zero, and present from the start but for refused requests by the codes of closed streams.
     pub fn new() -> Self {
         let mut whole = Registry::default();
         #[cfg(target_os = "linux")]
@@ -247,6 +253,9 @@ impl Metrics {
         for code in CloseCode::ALL {
             drop(metrics.closed.get_or_create(&[("code", code.as_str())]));
         }
+        for code in RefusalCode::ALL {
+            drop(metrics.refused_requests.get_or_create(&[("code", code.as_str())]));
+        }
         for reason in GapReason::ALL {
             drop(metrics.gaps.get_or_create(&[("reason", reason.as_str())]));
         }
@@ -343,8 +352,8 @@ impl Metrics {
     }
 
     /// A request was refused.
-    pub fn refused_request(&self, code: &'static str) {
-        self.refused_requests.get_or_create(&[("code", code)]).inc();
+    pub fn refused_request(&self, code: Code) {
+        self.refused_requests.get_or_create(&[("code", code.as_str())]).inc();
     }
 
     /// All of it, as OpenMetrics.

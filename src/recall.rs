@@ -72,6 +72,6 @@ impl Recall {
             let place = (sequence, stored.number);
             Some((stored.number, stored.time, self.encoder.encode_any(message, place, stored.time, fields)))
         });
-        self.registry.recall(ask, fetched.through, fetched.gone, entries);
+        self.registry.recall(ask, fetched.through, fetched.gone, fetched.torn, entries);
     }
 }

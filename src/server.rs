@@ -124,9 +124,8 @@ impl Server {
             traces: traces.clone(),
         };
         let recall = Recall { registry: registry.clone(), broker: broker.clone(), encoder };
-        let current = Current::new(config, auth, registry.clone(), metrics.clone());
-        let gateway =
-            Gateway::new(current, broker, registry, metrics, upstream_receiver, traces, max_message);
+        let current = Current::new(config, auth, registry, metrics);
+        let gateway = Gateway::new(current, broker, upstream_receiver, traces, max_message);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(recall.run(asks_receiver));
@@ -163,9 +162,9 @@ impl Server {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
-        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok());
         let connections = (Limit::Connections, gateway.current().config.limits.connections);
         let closing = CancellationToken::new();
+        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone());
         let serve = |listener, router, tls, public, most| {
             http::serve(listener, router, &gateway, tls, public, most, &closing)
         };

@@ -2,7 +2,7 @@
 //! are cut and move between the gateways. What the broker keeps: nothing missing, nothing twice, no gap. What it does not
 //! keep: a gap wherever something is missing.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use common::backend::{Backend, Reply};
 use common::client::{self, Reader};
-use common::eventually;
 use common::gateway::Gateway;
 use common::nats::NatsServer;
 use common::redis::RedisServer;
+use common::{LIMIT, eventually, within};
+use futures_util::StreamExt;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -199,10 +200,13 @@ async fn without_a_collector_in_the_configuration_messages_are_published_as_they
     let gateway = Gateway::with(&format!("broker.url = \"{}\"\n{OPEN}", nats.url())).await;
     let reader = async_nats::connect(nats.url()).await.unwrap();
     let mut messages = reader.subscribe("a").await.unwrap();
-    reader.flush().await.unwrap();
+    // What comes back shows that the server knows of the subscription.
+    reader.publish("a", "subscribed".into()).await.unwrap();
+    let mut next = async || within("a message", LIMIT, messages.next()).await.unwrap();
+    assert_eq!(next().await.payload, "subscribed");
     publish(&gateway, "a", &[SAMPLED]).await;
-    let message = futures_util::StreamExt::next(&mut messages).await.unwrap();
-    assert_eq!(message.headers, None);
+    let message = next().await;
+    assert_eq!((message.payload, message.headers), ("x".into(), None));
 }
 
 #[tokio::test]
@@ -273,5 +277,5 @@ async fn the_last_spans_are_sent_before_the_process_ends_and_a_dead_collector_do
     let dead = Backend::start(|_| Reply::status(200).held()).await;
     let gateway = self::gateway(&dead, 1.0, "").await;
     publish(&gateway, "a", &[]).await;
-    common::within("the end", Duration::from_secs(4), gateway.ended()).await;
+    within("the end", Duration::from_secs(4), gateway.ended()).await;
 }

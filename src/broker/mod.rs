@@ -231,11 +231,11 @@ impl Broker {
     /// # Errors
     /// Settings or files that can never work.
     pub fn redis(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
-        let client = redis::client(config)?;
+        let servers = redis::servers(config)?;
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (stored, stored_receiver) = mpsc::channel(COMMAND_CAPACITY);
-        tokio::spawn(redis::streams::run(client.clone(), config.separator, stored_receiver, events.clone()));
-        tokio::spawn(redis::run(client, config.separator, receiver, events));
+        tokio::spawn(redis::streams::run(servers.clone(), config.separator, stored_receiver, events.clone()));
+        tokio::spawn(redis::run(servers, config.separator, receiver, events));
         Ok(Broker { commands, stored: Some(stored) })
     }
 

@@ -4,11 +4,13 @@
 //! it holds for us. All three are done here: a session loop with back-off, a PING whenever nothing else was asked for
 //! a while, and a loop that takes messages whether or not anyone wants them, dropping and marking what does not fit.
 //!
-//! It does not read Redis Streams, and knows no cluster and no sentinel: one server at one address.
+//! It knows one server at a time, which sentinels may name (`servers.rs`), and no cluster. Redis Streams are read beside
+//! it, on connections of their own (`streams.rs`).
 
 mod answers;
 mod outbox;
 mod publisher;
+mod servers;
 mod session;
 mod settings;
 pub(super) mod streams;
@@ -31,8 +33,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::outbox::Outbox;
 use self::publisher::{PUBLISH_CAPACITY, Publish, publish_all};
+use self::servers::Servers;
 use self::session::{Answer, Change, Request, Session, Waiting, answer_of, establish};
-pub(super) use self::settings::client;
+pub(super) use self::settings::servers;
 use self::table::{Name, Table};
 use super::{BrokerError, Command, Event, Headers, Message};
 use crate::topic::{Filter, Topic};
@@ -59,7 +62,7 @@ const BATCH: usize = 256;
 
 /// Runs until the command channel or the event channel closes.
 pub(super) async fn run(
-    client: Client,
+    servers: Servers,
     separator: char,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
@@ -73,12 +76,17 @@ pub(super) async fn run(
     loop {
         task.unwanted.clear();
         let (channels, globs) = task.table.names();
-        let Some(established) = task.while_down(establish(&client, channels, globs), &why).await else {
+        let establishing = async {
+            let client = servers.find().await.map_err(End::Unreachable)?;
+            let session = establish(&client, channels, globs).await?;
+            Ok((client, session))
+        };
+        let Some(established) = task.while_down(establishing, &why).await else {
             return;
         };
         let end = match established {
             Err(end) => end,
-            Ok(session) => {
+            Ok((client, session)) => {
                 let started = Instant::now();
                 let end = task.serve(&client, session, before.as_deref()).await;
                 before = Some(end.to_string());

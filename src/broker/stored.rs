@@ -79,6 +79,9 @@ pub struct Fetched {
     pub through: u64,
     /// What was asked for up to this number is gone (0: nothing is).
     pub gone: u64,
+    /// Single messages behind `gone` are gone too, and `gone` stands for them: it is told before them, and whoever fetches the
+    /// state then has what they said. So this part is for readers who come from `after` alone.
+    pub torn: bool,
     /// What is held between `gone` (or `after`) and `through`, in the order of the numbers. `filter` is the one that was
     /// asked for.
     pub messages: Vec<Message>,

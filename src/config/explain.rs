@@ -22,7 +22,9 @@ impl Config {
             format!("over TLS, with the certificate in {}", tls.cert.display())
         });
         line(format!("Browsers connect to {}, {tls}; {}.", self.listen, self.hosts_in_words()));
-        line(format!("Probes and metrics are on {}.", self.admin.listen));
+        let console =
+            if self.admin.console { ", and the console, which shows topics and messages" } else { "" };
+        line(format!("Probes and metrics are on {}{console}.", self.admin.listen));
         line(format!("Messages come from {}.", self.broker_in_words()));
         line(String::new());
         line("Topics (the first rule that matches decides; everything else is answered 404):".into());
@@ -134,7 +136,12 @@ impl Config {
             BrokerKind::Memory => "the embedded broker (memory:): what is published here is read here".into(),
             BrokerKind::Nats => format!("NATS at {}{sign_in}", broker.masked_url()),
             BrokerKind::Redis => format!(
-                "Redis at {}{sign_in}; channels separate their segments with {:?}",
+                "Redis at {}{}{sign_in}; channels separate their segments with {:?}",
+                broker
+                    .sentinel
+                    .as_ref()
+                    .map(|name| format!("the master {name}, asked of "))
+                    .unwrap_or_default(),
                 broker.masked_url(),
                 broker.separator
             ),

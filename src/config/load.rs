@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::error::{ConfigError, ConfigErrors, nearest};
 use super::raw::{self, Raw};
-use super::{Config, parse};
+use super::{Config, Origins, Settings, parse};
 
 /// The file that is read from the working directory if no other is named.
 const FILE: &str = "topicgate.toml";
@@ -80,6 +80,13 @@ impl Config {
     /// # Errors
     /// Everything that is wrong, not only the first.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
+        let (mut config, layers) = Self::load_layers(sources)?;
+        config.origins = Origins(Settings::of(&config, &layers).into());
+        Ok(config)
+    }
+
+    /// As [`Config::load`], with where each value came from.
+    pub(super) fn load_layers(sources: &Sources) -> Result<(Self, Layers), ConfigErrors> {
         let layers = layers(sources)?;
         let (mut values, mut errors, mut failed) = (layers.values.clone(), vec![], BTreeSet::new());
         // serde stops at the first error. So each bad value is reported, taken out, and the rest is read again.
@@ -100,7 +107,7 @@ impl Config {
             failed.insert(path);
         };
         let config = parse::config(raw, &layers, &failed, &mut errors);
-        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
+        if errors.is_empty() { Ok((config, layers)) } else { Err(ConfigErrors(errors)) }
     }
 
     /// The built-in defaults with `text` over them, and nothing from outside. For tests, mostly.
@@ -121,19 +128,30 @@ pub(super) struct Layers {
 impl Layers {
     /// Where the value at `path` came from; if it was not set, where the table around it came from.
     pub(super) fn origin(&self, path: &str) -> String {
+        let known = self.way(path).last().and_then(|value| self.name(value));
+        known.unwrap_or_else(|| "built-in default".to_owned())
+    }
+
+    /// Where the value at `path` came from, if it was set.
+    pub(super) fn origin_of_set(&self, path: &str) -> Option<String> {
+        self.way(path).nth(path.split('.').count() - 1).and_then(|value| self.name(value))
+    }
+
+    /// The values on the way to `path`, as far as there are any.
+    fn way(&self, path: &str) -> impl Iterator<Item = &Value> {
         let mut value = &self.values;
-        let mut origin = None;
-        for segment in path.split('.') {
-            let next = match value {
-                Value::Dict(_, dict) => dict.get(segment),
-                Value::Array(_, items) => segment.parse::<usize>().ok().and_then(|index| items.get(index)),
-                _ => None,
+        path.split('.').map_while(move |segment| {
+            value = match value {
+                Value::Dict(_, dict) => dict.get(segment)?,
+                Value::Array(_, items) => items.get(segment.parse::<usize>().ok()?)?,
+                _ => return None,
             };
-            let Some(next) = next else { break };
-            value = next;
-            origin = self.figment.get_metadata(value.tag());
-        }
-        origin.map_or_else(|| "built-in default".to_owned(), |metadata| metadata.name.to_string())
+            Some(value)
+        })
+    }
+
+    fn name(&self, value: &Value) -> Option<String> {
+        self.figment.get_metadata(value.tag()).map(|metadata| metadata.name.to_string())
     }
 }
 

@@ -4,7 +4,8 @@
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
 //! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs`,
 //! `tls.rs` and `traces.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would
-//! happen, `restart.rs` what cannot change while it does. Nothing here opens a file that a setting names, or a socket.
+//! happen, `settings.rs` lists every value with its origin, `restart.rs` says what cannot change while it runs. Nothing here
+//! opens a file that a setting names, or a socket.
 
 mod advice;
 mod auth;
@@ -18,6 +19,7 @@ mod proxies;
 mod raw;
 mod restart;
 mod rule;
+mod settings;
 mod source;
 mod tls;
 mod traces;
@@ -37,6 +39,7 @@ pub use self::load::Sources;
 pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::restart::NeedsRestart;
+pub use self::settings::{Origins, Setting, Settings};
 pub use self::tls::Tls;
 pub use self::traces::Traces;
 pub use self::url::{BrokerKind, is_loopback, masked};
@@ -74,19 +77,24 @@ pub struct Config {
     pub log: Log,
     /// `[traces]`. `None`: nothing is traced.
     pub traces: Option<Traces>,
+    /// All of it once more, with where each value came from, for people.
+    pub origins: Origins,
 }
 
-/// `[admin]`: the listener for probes and metrics, never public.
+/// `[admin]`: the listener for probes, metrics and the console, never public.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     /// `admin.listen`.
     pub listen: SocketAddr,
+    /// `admin.console`: whether people may look in there. Not set: where `listen` is a loopback address.
+    pub console: bool,
 }
 
 /// `[broker]`: where messages come from, and who we are there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
-    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`.
+    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`; with
+    /// `broker.sentinel`, one or more, which are the sentinels'.
     pub url: Secret,
     /// `broker.user`.
     pub user: Option<String>,
@@ -100,6 +108,8 @@ pub struct Broker {
     pub credentials: Option<PathBuf>,
     /// `broker.separator`: what separates segments of a channel (Redis); NATS has `.`.
     pub separator: char,
+    /// `broker.sentinel`: the name of the master that the sentinels of `url` watch (Redis).
+    pub sentinel: Option<String>,
     /// `[broker.tls]`.
     pub tls: BrokerTls,
 }
@@ -311,7 +321,7 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             hosts: vec![],
             drain: Duration::from_secs(10),
-            admin: Admin { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)) },
+            admin: Admin { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)), console: true },
             broker: Broker {
                 url: Secret("memory:".into()),
                 user: None,
@@ -320,6 +330,7 @@ impl Default for Config {
                 nkey: None,
                 credentials: None,
                 separator: ':',
+                sentinel: None,
                 tls: BrokerTls::default(),
             },
             topics: vec![Rule::everything()],
@@ -351,6 +362,7 @@ impl Default for Config {
             tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },
             traces: None,
+            origins: Origins::default(),
         }
     }
 }

@@ -37,7 +37,11 @@ pub(super) fn config(
     let d = Config::default();
     let mut check = Check { layers, failed, errors };
     let listen = check.address("listen", raw.listen, d.listen);
-    let admin = Admin { listen: check.address("admin.listen", raw.admin.listen, d.admin.listen) };
+    let listen_admin = check.address("admin.listen", raw.admin.listen, d.admin.listen);
+    let admin = Admin {
+        listen: listen_admin,
+        console: raw.admin.console.map_or(listen_admin.ip().is_loopback(), |switch| switch.0),
+    };
     let clash = |a: SocketAddr, b: SocketAddr| {
         let anywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
         a.port() != 0 && a.port() == b.port() && (anywhere || a.ip() == b.ip())
@@ -123,6 +127,7 @@ pub(super) fn config(
         tls,
         log,
         traces,
+        origins: d.origins,
     }
 }
 
@@ -232,7 +237,7 @@ impl Check<'_> {
     fn broker(&mut self, raw: RawBroker) -> (Broker, Option<BrokerKind>) {
         let default = Config::default().broker;
         let url = raw.url.unwrap_or(default.url.0);
-        let kind = match url::check(&url) {
+        let kind = match url::check(&url, raw.sentinel.is_some()) {
             Ok(kind) if !self.failed.contains("broker.url") => Some(kind),
             Ok(_) => None,
             Err(problem) => {
@@ -250,6 +255,7 @@ impl Check<'_> {
                 ("broker.nkey", raw.nkey.is_some(), &[Nats]),
                 ("broker.credentials", raw.credentials.is_some(), &[Nats]),
                 ("broker.separator", raw.separator.is_some(), &[Redis]),
+                ("broker.sentinel", raw.sentinel.is_some(), &[Redis]),
                 ("broker.tls", tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some(), &[Nats, Redis]),
             ] {
                 if given && !fits.contains(&kind) {
@@ -265,7 +271,8 @@ impl Check<'_> {
             }
         }
         let ways: Vec<&str> = [
-            ("a user in broker.url", url::has_user_info(&url)),
+            // That of sentinels is another one than that of the servers they name.
+            ("a user in broker.url", url::has_user_info(&url) && raw.sentinel.is_none()),
             ("broker.user and broker.password", raw.user.is_some() || raw.password.is_some()),
             ("broker.token", raw.token.is_some()),
             ("broker.nkey", raw.nkey.is_some()),
@@ -295,6 +302,12 @@ impl Check<'_> {
             (None, Some(_)) => self.refuse("broker.tls.key", "has no broker.tls.cert beside it; set both"),
             _ => {}
         }
+        if raw.sentinel.as_deref() == Some("") {
+            self.refuse(
+                "broker.sentinel",
+                "is empty; name the master that the sentinels watch, as in mymaster",
+            );
+        }
         let separator = raw.separator.map_or(default.separator, |text| {
             let mut chars = text.chars();
             let one = chars.next().filter(|c| chars.next().is_none() && c.is_ascii_punctuation());
@@ -317,6 +330,7 @@ impl Check<'_> {
             nkey: raw.nkey.map(Secret),
             credentials: raw.credentials,
             separator,
+            sentinel: raw.sentinel,
             tls: BrokerTls { ca: raw.tls.ca, cert: raw.tls.cert, key: raw.tls.key },
         };
         (broker, kind)

@@ -39,7 +39,7 @@ table!(Raw {
     traces: RawTraces,
 });
 
-table!(RawAdmin { listen: Option<String>, });
+table!(RawAdmin { listen: Option<String>, console: Option<Switch>, });
 
 table!(RawBroker {
     url: Option<String>,
@@ -49,6 +49,7 @@ table!(RawBroker {
     nkey: Option<String>,
     credentials: Option<PathBuf>,
     separator: Option<String>,
+    sentinel: Option<String>,
     tls: RawBrokerTls,
 });
 

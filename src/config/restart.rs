@@ -3,7 +3,8 @@
 
 use thiserror::Error;
 
-use super::{BrokerKind, Config};
+use super::error::spell;
+use super::{BrokerKind, Config, Origins, Setting, Settings};
 
 /// A change on which the meaning of the rules depends, so that the rest cannot be taken without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -12,7 +13,7 @@ pub struct NeedsRestart {
     key: &'static str,
 }
 
-/// Puts the running value in the place of the new one.
+/// Puts the running value in the place of the new one. Holds the keys, dotted, of which that made a difference.
 struct Keep(Vec<String>);
 
 impl Keep {
@@ -42,6 +43,7 @@ impl Config {
         let mut kept = Keep(vec![]);
         kept.keep("listen", &mut self.listen, &running.listen);
         kept.keep("admin.listen", &mut self.admin.listen, &running.admin.listen);
+        kept.keep("admin.console", &mut self.admin.console, &running.admin.console);
         let (new, old) = (&mut self.broker, &running.broker);
         kept.keep("broker.url", &mut new.url, &old.url);
         kept.keep("broker.user", &mut new.user, &old.user);
@@ -57,7 +59,7 @@ impl Config {
         for (index, rule) in self.topics.iter_mut().enumerate() {
             // Its topics are followed already, under numbers that are those of the source.
             if let Some(before) = running.topics.iter().find(|before| before.filter == rule.filter) {
-                let key = format!("[[topics]] #{} source", index + 1);
+                let key = format!("topics.{index}.source");
                 kept.keep(&key, &mut rule.source, &before.source);
             }
         }
@@ -65,6 +67,21 @@ impl Config {
         if self.tls.is_some() != running.tls.is_some() {
             kept.keep("tls", &mut self.tls, &running.tls);
         }
-        Ok(kept.0)
+        self.origins = self.origins.with(&kept.0, &running.origins);
+        Ok(kept.0.iter().map(|key| spell(key)).collect())
+    }
+}
+
+impl Origins {
+    /// With what holds of `keys` until a restart in the place of what was read.
+    fn with(&self, keys: &[String], running: &Origins) -> Self {
+        let is_kept = |setting: &&Setting| {
+            let within = |key: &String| setting.key.strip_prefix(key.as_str());
+            keys.iter().filter_map(within).any(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let read = self.0.0.iter().filter(|setting| !is_kept(setting)).cloned();
+        let kept = running.0.0.iter().filter(is_kept).cloned();
+        let kept = kept.map(|setting| Setting { origin: setting.origin + ", until a restart", ..setting });
+        Origins(Settings(read.chain(kept).collect()).into())
     }
 }

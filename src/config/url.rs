@@ -36,8 +36,8 @@ impl BrokerKind {
     }
 }
 
-/// Says which broker `text` means, or what is wrong with it without repeating any of it that may be secret.
-pub(super) fn check(text: &str) -> Result<BrokerKind, String> {
+/// Says which broker `text` means (`are_sentinels`: those that know where Redis is), or what is wrong with it without repeating any of it that may be secret.
+pub(super) fn check(text: &str, are_sentinels: bool) -> Result<BrokerKind, String> {
     const FORMS: &str =
         "write memory:, nats://host:4222, tls://host:4222, redis://host:6379 or rediss://host:6379";
     if text == "memory:" {
@@ -53,9 +53,11 @@ pub(super) fn check(text: &str) -> Result<BrokerKind, String> {
         if kind.is_some_and(|kind| kind != this) {
             return Err("names brokers of several kinds; name servers of one".to_owned());
         }
-        if kind.is_some() && this == BrokerKind::Redis {
+        if kind.is_some() && this == BrokerKind::Redis && !are_sentinels {
             return Err(
-                "names several servers; Redis takes one (a comma in a password is written %2C)".to_owned()
+                "names several servers; Redis takes one, unless they are sentinels: then set broker.sentinel \
+                 (a comma in a password is written %2C)"
+                    .to_owned()
             );
         }
         kind = Some(this);
@@ -174,7 +176,7 @@ mod tests {
         for url in
             ["s3cret", "s3cret://h", "nats://s3cret@", "nats://a:s3cret/x", "redis://s3cret@h/s3cret", ""]
         {
-            let problem = check(url).unwrap_err();
+            let problem = check(url, false).unwrap_err();
             assert!(!problem.contains("s3cret"), "{url}: {problem}");
         }
     }

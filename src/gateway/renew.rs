@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 use super::{Gateway, log_settings};
 use crate::auth::Auth;
 use crate::config::Config;
-use crate::current::Current;
 use crate::metrics::Limit;
+use crate::signal::Who;
 
 impl Gateway {
     /// Puts another configuration in force, as far as it does not concern listeners and the broker. Ends the streams that
     /// it does not let read on, and returns how many those are. To be called by one at a time.
     pub fn renew(&self, config: Config, auth: Auth) -> usize {
-        let current = Current::new(config, auth, self.registry.clone(), self.metrics.clone());
+        let current = self.current().renewed(config, auth);
         // From here on nobody is let in by what was in force before: who is on the way in looks once more at the end.
         *self.current.write() = current.clone();
         self.put_limits(&current.config);
@@ -26,13 +26,13 @@ impl Gateway {
         });
         self.keep_warm(topics);
         let mut revoked = 0;
-        for log in self.registry.logs() {
+        for log in self.registry.logs_read() {
             let filter = log.filter();
-            if current.still_lets_read(filter, None) {
+            if current.still_lets_read(filter, &Who::Anyone) {
                 continue;
             }
             for signal in log.readers() {
-                if !current.still_lets_read(filter, signal.caller()) && signal.revoke() {
+                if !current.still_lets_read(filter, &signal.reader.who) && signal.revoke() {
                     revoked += 1;
                 }
             }

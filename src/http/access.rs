@@ -7,6 +7,7 @@ use super::problem::{Challenge, Problem};
 use crate::auth::access::Verdict;
 use crate::auth::jwt::BadToken;
 use crate::auth::{Action, Asked, AuthError, Caller};
+use crate::code::RefusalCode;
 use crate::current::Current;
 use crate::gateway::Gateway;
 use crate::topic::Filter;
@@ -36,24 +37,25 @@ impl From<Problem> for Refusal {
 impl From<AuthError> for Refusal {
     fn from(error: AuthError) -> Self {
         let detail = error.to_string();
-        let (status, code, challenge) = match error {
+        let (code, status, challenge) = match error {
             AuthError::Unavailable => return Refusal::Later,
             AuthError::NotGranted(action, filter) => {
                 return not_allowed(action, &filter, Verdict::NotGranted).into();
             }
-            AuthError::TooManyTopics => (StatusCode::BAD_REQUEST, "bad_query", None),
-            AuthError::TwoTokens => (StatusCode::BAD_REQUEST, "two_tokens", None),
+            AuthError::TooManyTopics => (RefusalCode::BadQuery, None, None),
+            AuthError::TwoTokens => (RefusalCode::TwoTokens, None, None),
             AuthError::BadToken(bad) => {
-                let code = if bad == BadToken::Expired { "expired_token" } else { "bad_token" };
-                (StatusCode::UNAUTHORIZED, code, Some(Challenge::InvalidToken))
+                let expired = bad == BadToken::Expired;
+                let code = if expired { RefusalCode::ExpiredToken } else { RefusalCode::BadToken };
+                (code, None, Some(Challenge::InvalidToken))
             }
             AuthError::Refused { status, challenge } => {
                 // A 401 has one (RFC 9110, section 15.5.2), though a backend of cookies has none to give.
                 let ours = (status == StatusCode::UNAUTHORIZED).then_some(Challenge::Credentials);
-                (status, "backend_refused", challenge.map(Challenge::Given).or(ours))
+                (RefusalCode::BackendRefused, Some(status), challenge.map(Challenge::Given).or(ours))
             }
         };
-        let problem = Problem::new(status, code, detail);
+        let problem = Problem::new(code, detail).status(status.unwrap_or(code.status()));
         Refusal::No(match challenge {
             Some(challenge) => problem.challenge(challenge),
             None => problem,
@@ -100,7 +102,7 @@ fn obstacle<'a>(
 
 fn no_token() -> Problem {
     let detail = "this is only for those who say who they are; send a token";
-    Problem::new(StatusCode::UNAUTHORIZED, "no_token", detail).challenge(Challenge::Credentials)
+    Problem::new(RefusalCode::NoToken, detail).challenge(Challenge::Credentials)
 }
 
 fn not_allowed(action: Action, filter: &Filter, verdict: Verdict<'_>) -> Problem {
@@ -110,9 +112,9 @@ fn not_allowed(action: Action, filter: &Filter, verdict: Verdict<'_>) -> Problem
     };
     if verdict == Verdict::NotTheirs {
         let detail = format!("{filter} belongs, or a part of it does, to other subjects than yours");
-        return Problem::new(StatusCode::FORBIDDEN, "wrong_subject", detail).challenge(Challenge::NotEnough);
+        return Problem::new(RefusalCode::WrongSubject, detail).challenge(Challenge::NotEnough);
     }
     let detail = format!("{doing} {filter} is not granted to you; it takes one grant that covers all of it");
-    Problem::new(StatusCode::FORBIDDEN, "missing_grant", detail)
+    Problem::new(RefusalCode::MissingGrant, detail)
         .challenge(Challenge::MissingGrant(action.as_str(), filter.to_string()))
 }

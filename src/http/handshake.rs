@@ -4,14 +4,15 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::http::StatusCode;
+use axum::{Router, middleware};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::connection::{self, Settings, Version};
 use super::problem::Problem;
+use crate::code::RefusalCode;
+use crate::gateway::Gateway;
 use crate::tls::Tls;
 
 /// How every record of a handshake begins (RFC 8446, section 5.1).
@@ -28,14 +29,13 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    pub(super) fn new(tls: Arc<Tls>) -> Self {
-        let plain = Router::new().fallback(|| async {
-            Problem::new(
-                StatusCode::BAD_REQUEST,
-                "tls_required",
-                "this address speaks TLS; write https:// for http://",
-            )
-        });
+    pub(super) fn new(tls: Arc<Tls>, gateway: Arc<Gateway>) -> Self {
+        let plain = Router::new()
+            .fallback(|| async {
+                let detail = "this address speaks TLS; write https:// for http://";
+                Problem::new(RefusalCode::TlsRequired, detail)
+            })
+            .layer(middleware::from_fn_with_state(gateway, super::tell_refusals));
         Handshake { tls, plain }
     }
 

@@ -31,12 +31,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::code::RefusalCode;
 use crate::config::{BrokerKind, Proxies};
 use crate::current::Current;
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
 use crate::metrics::Limit;
 use crate::tls::Tls;
+use crate::why::Refused;
 
 /// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
 pub(crate) const ADMIN_CONNECTIONS: usize = 64;
@@ -73,43 +75,59 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
         .fallback(|| async { problem::Problem::not_exposed() })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "bad_method",
+                RefusalCode::BadMethod,
                 "GET reads a topic, POST publishes to one where a rule allows it",
             )
         });
     if gateway.current().config.broker.kind() == BrokerKind::Memory {
         router = router.route("/", get(page::page));
     }
+    router = router
+        .layer(middleware::map_response_with_state(gateway.clone(), keep_url_private))
+        .layer(middleware::from_fn_with_state(listener, origin::guard))
+        .layer(middleware::from_fn_with_state(gateway.clone(), tell_refusals));
     if gateway.traces().is_on() {
         router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
     }
-    router
-        .layer(middleware::map_response_with_state(gateway.clone(), keep_url_private))
-        .layer(middleware::from_fn_with_state(gateway.clone(), client::find))
-        .layer(middleware::from_fn_with_state(listener, origin::guard))
-        .layer(middleware::from_fn_with_state(gateway.clone(), count_refusals))
-        .with_state(gateway)
+    router.layer(middleware::from_fn_with_state(gateway.clone(), client::find)).with_state(gateway)
 }
 
-/// The routes of the admin listener. `address` is where it listens.
-pub(crate) fn admin(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
+/// The routes of the admin listener. `address` is where it listens; `closing` ends what has no other end there.
+pub(crate) fn admin(
+    gateway: Arc<Gateway>,
+    address: Option<SocketAddr>,
+    closing: CancellationToken,
+) -> Router {
     let listener = origin::Listener::Admin(is_loopback(address));
-    admin::router(gateway).layer(middleware::from_fn_with_state(listener, origin::guard))
+    admin::router(gateway.clone(), closing)
+        .layer(middleware::from_fn_with_state(listener, origin::guard))
+        .layer(middleware::from_fn_with_state(gateway, tell_refusals))
 }
 
 fn is_loopback(address: Option<SocketAddr>) -> bool {
     address.is_some_and(|address| address.ip().is_loopback())
 }
 
-async fn count_refusals(
+/// Counts what is refused, and says why in the log. Those who are told to come back in a stream are counted there.
+async fn tell_refusals(
     State(gateway): State<Arc<Gateway>>,
     request: axum::extract::Request,
     next: Next,
 ) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let address = client::address(request.extensions());
     let response = next.run(request).await;
-    if let Some(problem::Code(code)) = response.extensions().get() {
-        gateway.metrics().refused_request(code);
+    if let Some(problem::Told { code, detail }) = response.extensions().get() {
+        if response.status() != StatusCode::OK {
+            gateway.metrics().refused_request(*code);
+        }
+        gateway.why().refused(*code, || Refused {
+            address,
+            method: method.as_str(),
+            path: uri.path(),
+            topics: subscribe::topics(&uri),
+            detail,
+        });
     }
     if let Some(problem::Met(limit)) = response.extensions().get() {
         gateway.metrics().limits.met(*limit);
@@ -161,7 +179,7 @@ pub(crate) fn serve(
             })
         }
     };
-    let handshake = tls.map(|tls| Arc::new(handshake::Handshake::new(tls)));
+    let handshake = tls.map(|tls| Arc::new(handshake::Handshake::new(tls, gateway.clone())));
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         let failures = Throttle::default();

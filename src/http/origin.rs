@@ -5,6 +5,7 @@
 //! there. Two things stop that: a `Host` that is not loopback is refused (DNS rebinding: the page's own name, pointed at
 //! 127.0.0.1), and a page of another origin is refused unless the configuration lists it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -13,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
+use crate::code::RefusalCode;
 use crate::config::{Cors, Origin, is_loopback};
 use crate::gateway::Gateway;
 
@@ -33,6 +35,8 @@ pub(super) enum Listener {
     Public(Arc<Gateway>, bool),
     /// Of `admin.listen`; likewise.
     Admin(bool),
+    /// The same, for what is for people.
+    Console,
 }
 
 /// What is let in.
@@ -48,6 +52,8 @@ struct Allowed<'a> {
 #[derive(Debug)]
 enum Hosts<'a> {
     Loopback,
+    /// Loopback names, and addresses.
+    Addresses,
     Listed(&'a [String]),
 }
 
@@ -65,19 +71,29 @@ impl<'a> Allowed<'a> {
         Allowed { hosts, cors, secure }
     }
 
+    /// No page of another origin, whatever it is called: by an address, or as this machine itself, it asks for ours. A page that
+    /// points its own name at us asks by that name.
+    fn addresses() -> Self {
+        Allowed { hosts: Some(Hosts::Addresses), cors: NO_PAGES, secure: false }
+    }
+
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let host = host(uri, headers);
         let allowed = match &self.hosts {
             None => true,
             // No browser leaves it out, and HTTP/1.0 may: some health checks do.
             Some(Hosts::Loopback) => host.is_none_or(|host| is_loopback(without_port(host))),
+            Some(Hosts::Addresses) => host.is_none_or(|host| {
+                let name = without_port(host);
+                let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+                is_loopback(name) || bare.parse::<IpAddr>().is_ok()
+            }),
             Some(Hosts::Listed(listed)) => host
                 .is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))),
         };
         if !allowed {
             return Err(Problem::new(
-                StatusCode::MISDIRECTED_REQUEST,
-                "bad_host",
+                RefusalCode::BadHost,
                 "this gateway does not answer for the Host that was asked for; the configuration key hosts lists the names \
                  it answers for",
             ));
@@ -86,8 +102,7 @@ impl<'a> Allowed<'a> {
             return Ok(());
         }
         Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "bad_origin",
+            RefusalCode::BadOrigin,
             "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
         ))
     }
@@ -164,6 +179,7 @@ pub(super) async fn guard(State(listener): State<Listener>, mut request: Request
             Allowed::new(&config.hosts, &config.cors, loopback, config.tls.is_some())
         }
         Listener::Admin(loopback) => Allowed::new(&[], NO_PAGES, loopback, false),
+        Listener::Console => Allowed::addresses(),
     };
     let preflight = is_preflight(request.method(), request.headers());
     let cors = allowed.cors_headers(request.headers(), preflight);
@@ -172,7 +188,7 @@ pub(super) async fn guard(State(listener): State<Listener>, mut request: Request
         request.version() != Version::HTTP_11 || request.headers().get_all(header::HOST).iter().count() == 1;
     let mut response = if !one_host {
         let detail = "a request of HTTP/1.1 has exactly one Host";
-        Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail).into_response()
+        Problem::new(RefusalCode::BadRequest, detail).into_response()
     } else if let Err(problem) = allowed.check(request.uri(), request.headers()) {
         problem.into_response()
     } else if preflight {
@@ -236,6 +252,16 @@ mod tests {
             "",
         ] {
             assert!(!verdict(&allowed, host), "{host}");
+        }
+    }
+
+    #[test]
+    fn by_an_address_everyone_may_ask_for_what_is_for_people() {
+        for host in ["localhost:9090", "127.0.0.1", "10.0.0.5:9090", "[2001:db8::1]:9090", "[::1]"] {
+            assert!(verdict(&Allowed::addresses(), host), "{host}");
+        }
+        for host in ["attacker.example", "attacker.example:9090", "10.0.0.5.attacker.example", "topicgate"] {
+            assert!(!verdict(&Allowed::addresses(), host), "{host}");
         }
     }
 

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
+use crate::code::{Code, RefusalCode};
 use crate::gateway::Gateway;
 use crate::metrics::Limit;
 use crate::signal::CloseCode;
@@ -23,7 +24,7 @@ const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
-    code: &'static str,
+    code: Code,
     detail: String,
     challenge: Option<Challenge>,
     limit: Option<Limit>,
@@ -44,9 +45,13 @@ pub(super) enum Challenge {
     Given(HeaderValue),
 }
 
-/// The machine code of a refusal, for the metrics. Travels in the response's extensions.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Code(pub(super) &'static str);
+/// Why, for the metrics and the log. Travels in the response's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) code: Code,
+    /// Our own words to the one who asked.
+    pub(super) detail: String,
+}
 
 /// The limit that a request met, likewise.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +59,20 @@ pub(super) struct Met(pub(super) Limit);
 
 impl Problem {
     /// `code` is for machines and stays the same; `detail` is for the person who sent the request.
-    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+    pub(super) fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
+        let (status, code) = (code.status(), code.into());
         Problem { status, code, detail: detail.into(), challenge: None, limit: None }
+    }
+
+    /// For a client that is no EventSource: with the status that says so, what passes.
+    pub(super) fn passing(code: CloseCode) -> Self {
+        let (status, detail) = passing(code);
+        Problem { status, code: code.into(), detail: detail.into(), challenge: None, limit: None }
+    }
+
+    /// With another status than that of its code.
+    pub(super) fn status(self, status: StatusCode) -> Self {
+        Problem { status, ..self }
     }
 
     /// With a `WWW-Authenticate`.
@@ -70,7 +87,7 @@ impl Problem {
 
     /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business.
     pub(super) fn not_exposed() -> Self {
-        Problem::new(StatusCode::NOT_FOUND, "not_found", "nothing is exposed here under this name")
+        Problem::new(RefusalCode::NotFound, "nothing is exposed here under this name")
     }
 }
 
@@ -96,7 +113,7 @@ impl Challenge {
 
 impl From<TopicError> for Problem {
     fn from(error: TopicError) -> Self {
-        let problem = Problem::new(StatusCode::BAD_REQUEST, "bad_topic", error.to_string());
+        let problem = Problem::new(RefusalCode::BadTopic, error.to_string());
         match error {
             TopicError::TooLong { .. } => problem.limit(Limit::TopicLength),
             _ => problem,
@@ -123,7 +140,7 @@ impl IntoResponse for Problem {
         let body = Body {
             title: self.status.canonical_reason().unwrap_or_default(),
             status: self.status.as_u16(),
-            code: self.code,
+            code: self.code.as_str(),
             detail: &self.detail,
             missing,
         };
@@ -135,10 +152,10 @@ impl IntoResponse for Problem {
         if let Some(challenge) = self.challenge {
             headers.insert(header::WWW_AUTHENTICATE, challenge.value(&self.detail));
         }
-        response.extensions_mut().insert(Code(self.code));
         if let Some(limit) = self.limit {
             response.extensions_mut().insert(Met(limit));
         }
+        response.extensions_mut().insert(Told { code: self.code, detail: self.detail });
         response
     }
 }
@@ -150,14 +167,14 @@ pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode)
     traces::note_code(code.as_str());
     let retry = gateway.jittered_retry();
     if !super::subscribe::names_event_stream(headers) {
-        let (status, detail) = passing(code);
-        let mut response = Problem::new(status, code.as_str(), detail).into_response();
+        let mut response = Problem::passing(code).into_response();
         response.headers_mut().insert(header::RETRY_AFTER, retry.div_ceil(1000).into());
         return response;
     }
     let goodbye = frame::stream_close(retry, code.as_str());
     let mut response = goodbye.bytes(Coding::Plain).into_response();
     super::subscribe::stream_headers(response.headers_mut());
+    response.extensions_mut().insert(Told { code: code.into(), detail: passing(code).1.into() });
     response
 }
 
@@ -186,10 +203,13 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
         CloseCode::Overloaded => (OURS, "this gateway serves as many streams, or topics, as it may"),
         CloseCode::Unavailable => (OURS, "the broker is away, or did not confirm in time"),
         CloseCode::Refused => (OURS, "the broker does not let this gateway read this topic"),
-        CloseCode::AuthUnavailable => (OURS, "whether you may read this cannot be found out now"),
+        CloseCode::AuthUnavailable => (OURS, "whether you may cannot be found out now; try again"),
         CloseCode::Revoked => (OURS, "what may be read has just changed; ask again"),
-        CloseCode::MaxAge | CloseCode::Slow | CloseCode::Gone | CloseCode::Expired | CloseCode::Restarted => {
-            (OURS, "the stream has ended; open it again")
-        }
+        CloseCode::MaxAge
+        | CloseCode::Slow
+        | CloseCode::Gone
+        | CloseCode::Expired
+        | CloseCode::Restarted
+        | CloseCode::Closed => (OURS, "the stream has ended; open it again"),
     }
 }

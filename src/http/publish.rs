@@ -15,12 +15,14 @@ use serde::Serialize;
 
 use super::access::{self, Refusal};
 use super::client;
-use super::problem::{Code, Problem};
+use super::problem::{Problem, Told};
 use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
+use crate::code::{Code, RefusalCode};
 use crate::gateway::{Gateway, PublishError};
 use crate::metrics::Limit;
 use crate::position::is_publisher_id;
+use crate::signal::CloseCode;
 use crate::sse::frame::is_event_type;
 use crate::topic::{Filter, Topic, TopicError};
 
@@ -31,20 +33,18 @@ const RETRY_AFTER: &str = "2";
 pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let result = publish_message(&gateway, &head, body).await;
-    let code = result.as_ref().err().and_then(|response| response.extensions().get());
-    gateway.metrics().published(match (&result, code) {
+    let told = result.as_ref().err().and_then(|response| response.extensions().get());
+    gateway.metrics().published(match (&result, told.map(|told: &Told| told.code)) {
         (Ok(_), _) => "accepted",
-        (_, Some(Code("broker_away"))) => "broker_away",
-        (_, Some(Code("broker_refused"))) => "broker_refused",
+        (_, Some(Code::Refused(RefusalCode::BrokerAway))) => "broker_away",
+        (_, Some(Code::Refused(RefusalCode::BrokerRefused))) => "broker_refused",
         _ => "refused",
     });
     result.unwrap_or_else(|refusal| refusal)
 }
 
 async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<Response, Response> {
-    let refused =
-        |status: StatusCode, code, detail: String| Problem::new(status, code, detail).into_response();
-    let bad = |detail: &str| refused(StatusCode::BAD_REQUEST, "bad_request", detail.into());
+    let bad = |detail: &str| Problem::new(RefusalCode::BadRequest, detail).into_response();
     let (uri, headers) = (&head.uri, &head.headers);
     let topic = topic(gateway, uri).map_err(|error| Problem::from(error).into_response())?;
     let asked = Asked {
@@ -57,7 +57,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
     // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
     let not_allowed = |refusal| match refusal {
         Refusal::No(problem) => problem.into_response(),
-        Refusal::Later => later("auth_unavailable", "who may publish cannot be asked now; try again"),
+        Refusal::Later => later(Problem::passing(CloseCode::AuthUnavailable)),
     };
     let caller = access::authorize(gateway, &asked).await.map_err(not_allowed)?;
     let query = |name| {
@@ -92,18 +92,19 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         Err(PublishError::Expired) => Err(not_allowed(Refusal::expired())),
         Err(PublishError::NoPlace(why)) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(_))) => {
-            let detail = "the broker refused the message; its reason is in the gateway's log".into();
-            Err(refused(StatusCode::BAD_GATEWAY, "broker_refused", detail))
+            let detail = "the broker refused the message; its reason is in the gateway's log";
+            Err(Problem::new(RefusalCode::BrokerRefused, detail).into_response())
         }
         Err(PublishError::Broker(BrokerError::Away(_))) => {
-            Err(later("broker_away", "the broker is away and the message was not confirmed; try again"))
+            let detail = "the broker is away and the message was not confirmed; try again";
+            Err(later(Problem::new(RefusalCode::BrokerAway, detail)))
         }
     }
 }
 
 /// What passes. A publisher is no EventSource, and knows what 503 means.
-fn later(code: &'static str, detail: &str) -> Response {
-    let mut response = Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).into_response();
+fn later(problem: Problem) -> Response {
+    let mut response = problem.into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
     response
 }
@@ -121,12 +122,8 @@ async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
     let limits = &current.config.limits;
     let limit = usize::try_from(limits.message).unwrap_or(usize::MAX);
     let too_large = || {
-        Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_large",
-            format!("a message may be {limit} bytes long (limits.message)"),
-        )
-        .limit(Limit::Message)
+        Problem::new(RefusalCode::TooLarge, format!("a message may be {limit} bytes long (limits.message)"))
+            .limit(Limit::Message)
     };
     // As announced: not a byte of it need be sent.
     if body.size_hint().lower() > limits.message {
@@ -136,12 +133,10 @@ async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
     match collected.await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Problem::new(StatusCode::BAD_REQUEST, "bad_body", "the body broke off")),
-        Err(_) => Err(Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "timeout",
-            "the body did not arrive in time (limits.head_timeout)",
-        )
-        .limit(Limit::HeadTimeout)),
+        Ok(Err(_)) => Err(Problem::new(RefusalCode::BadBody, "the body broke off")),
+        Err(_) => {
+            Err(Problem::new(RefusalCode::Timeout, "the body did not arrive in time (limits.head_timeout)")
+                .limit(Limit::HeadTimeout))
+        }
     }
 }

@@ -15,12 +15,14 @@ use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
 use crate::auth::{self, Action};
+use crate::code::RefusalCode;
 use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
 use crate::metrics::{HttpVersion, Limit};
 use crate::position::{MAX_EVENT_ID, Start};
 use crate::signal::CloseCode;
 use crate::topic::{Filter, TopicError};
+use crate::why;
 
 /// The names under which a cursor comes in a query: ours and Mercure's, and those of the polyfills.
 const CURSOR_NAMES: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
@@ -40,8 +42,7 @@ pub(super) async fn subscribe(
 ) -> Result<Response, Problem> {
     if !accepts_event_stream(request.headers()) {
         return Err(Problem::new(
-            StatusCode::NOT_ACCEPTABLE,
-            "not_acceptable",
+            RefusalCode::NotAcceptable,
             "this is an event stream; send Accept: text/event-stream, or no Accept at all",
         ));
     }
@@ -60,18 +61,14 @@ pub(super) async fn subscribe(
         Ok(caller) => caller,
         Err(refusal) => return not_allowed(&gateway, request.headers(), refusal),
     };
-    let mut response = Response::new(Body::empty());
-    stream_headers(response.headers_mut());
     if request.method() == Method::HEAD {
         // Of no known length, as the stream's: an empty body would announce one of 0.
-        *response.body_mut() = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
+        let empty = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
+        let mut response = Response::new(empty);
+        stream_headers(response.headers_mut());
         return Ok(response);
     }
-    let version = match request.version() {
-        Version::HTTP_2 => HttpVersion::Http2,
-        Version::HTTP_11 => HttpVersion::Http11,
-        _ => HttpVersion::Http10,
-    };
+    let version = http_version(&request);
     let opening = Opening {
         filters: &asked.filters,
         start: &asked.start,
@@ -88,6 +85,24 @@ pub(super) async fn subscribe(
         Err(OpenError::Impossible(why)) => return Err(bad_query(why)),
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
     };
+    let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
+    let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
+    Ok(stream_response(body, version))
+}
+
+/// What the stream of a request will go out by.
+pub(super) fn http_version(request: &Request) -> HttpVersion {
+    match request.version() {
+        Version::HTTP_2 => HttpVersion::Http2,
+        Version::HTTP_11 => HttpVersion::Http11,
+        _ => HttpVersion::Http10,
+    }
+}
+
+/// The answer whose body is a stream.
+pub(super) fn stream_response(body: StreamBody, version: HttpVersion) -> Response {
+    let mut response = Response::new(Body::new(body));
+    stream_headers(response.headers_mut());
     if version != HttpVersion::Http2 {
         // Nothing else will come over this connection, whoever ends the stream. HTTP/2 forbids the field.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -96,10 +111,7 @@ pub(super) async fn subscribe(
         // Else hyper grants a client's wish for keep-alive beside our `close`.
         *response.version_mut() = Version::HTTP_10;
     }
-    let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
-    let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
-    *response.body_mut() = Body::new(body);
-    Ok(response)
+    response
 }
 
 fn not_allowed(gateway: &Gateway, headers: &HeaderMap, refusal: Refusal) -> Result<Response, Problem> {
@@ -176,8 +188,15 @@ impl Asked {
     }
 }
 
+/// The topics that a query names, whatever they are, as far as a line of the log repeats them.
+pub(super) fn topics(uri: &Uri) -> String {
+    let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let topics: Vec<_> = query.filter(|(name, _)| name == "topic").map(|(_, topic)| topic).collect();
+    why::quoted(&topics.join(" ")).to_owned()
+}
+
 fn bad_query(detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad_query", detail)
+    Problem::new(RefusalCode::BadQuery, detail)
 }
 
 /// A duration back from now (`10m`), an RFC 3339 time, a unix time in seconds, or `all`.

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::lease::Lease;
+use super::look::Lag;
 use super::{BATCH_BYTES, Item, TopicLog};
 use crate::message::Format;
 use crate::position::{COMPONENTS, Sequence};
@@ -162,6 +163,18 @@ impl Cursors {
     /// The filters.
     pub fn filters(&self) -> impl Iterator<Item = &Filter> {
         self.cursors.iter().map(|cursor| cursor.lease.filter())
+    }
+
+    /// Where it has read up to everywhere. Of several sequences there is no one such place: then it is `u64::MAX`.
+    pub fn position(&self) -> u64 {
+        let positions = self.cursors.iter().map(|cursor| cursor.position);
+        if self.mixed { u64::MAX } else { positions.min().unwrap_or_default() }
+    }
+
+    /// What was not read yet, in all logs.
+    pub fn lag(&self) -> Lag {
+        let lags = self.cursors.iter().map(|cursor| cursor.lease.log().lag(cursor.position));
+        lags.fold(Lag::default(), Lag::and)
     }
 
     /// Where each sequence begins among the cursors, and ends.

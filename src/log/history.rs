@@ -45,6 +45,8 @@ pub(super) struct Run {
     pub(super) through: u64,
     /// Up to where something is gone; 0 if nothing is.
     pub(super) gone: u64,
+    /// Something behind `gone` is too, which only `gone` tells.
+    torn: bool,
     /// In ascending order of number.
     pub(super) entries: Vec<Arc<Entry>>,
     bytes: usize,
@@ -101,7 +103,9 @@ impl History {
     ) -> Option<Arc<Run>> {
         let mut state = self.state.lock();
         let fits = |run: &&Arc<Run>| {
-            (run.after..run.through).contains(&position) && (!self.of_values || run.until == until)
+            let within =
+                if run.torn { run.after == position } else { (run.after..run.through).contains(&position) };
+            within && (!self.of_values || run.until == until)
         };
         if let Some(run) = state.runs.iter().find(fits) {
             return Some(run.clone());
@@ -162,6 +166,7 @@ impl Runs {
         ask: &Ask,
         through: u64,
         gone: u64,
+        torn: bool,
         entries: Vec<Arc<Entry>>,
         max_bytes: usize,
     ) {
@@ -169,7 +174,7 @@ impl Runs {
         let usage = ask.log.usage.clone();
         let bytes = entries.iter().map(|entry| entry.weight()).sum();
         usage.0.fetch_add(bytes, Ordering::Relaxed);
-        let run = Run { after: ask.after, until: ask.until, through, gone, entries, bytes, usage };
+        let run = Run { after: ask.after, until: ask.until, through, gone, torn, entries, bytes, usage };
         let run = Arc::new(run);
         history.answer(ask.after, ask.until, Some(run.clone()));
         let given_up = {

@@ -4,6 +4,8 @@
 //! writing goes through its lock: one writer assigns a sequence and appends before it takes the next, so whoever sees
 //! entry *n* can see every entry before it, in any log.
 
+mod look;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +17,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use self::look::Reading;
 use super::history::{Ask, History, Runs};
 use super::lease::{Lease, Subscribed, Subscription};
 use super::{Bounds, Entry, EntryKind, TopicLog, Usage};
@@ -188,11 +191,6 @@ impl Registry {
                 }
             }
         }
-    }
-
-    /// Every log.
-    pub fn logs(&self) -> Vec<Arc<TopicLog>> {
-        self.inner.lock().slots.values().map(|slot| slot.log.clone()).collect()
     }
 
     /// The sequence of what the broker does not keep.
@@ -438,17 +436,18 @@ impl Registry {
     }
 
     /// Hands a part of a history to those who wait for it: what lies up to `through`, of which up to `gone` something is
-    /// missing.
+    /// missing, and single messages behind that too if it is `torn`: then it is for readers who come from its beginning.
     pub fn recall(
         &self,
         ask: &Ask,
         through: u64,
         gone: u64,
+        torn: bool,
         entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
     ) {
         let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
         let max_bytes = self.max_bytes.load(Ordering::Relaxed);
-        self.runs.keep(ask, through, gone, entries.into_iter().map(entry).collect(), max_bytes);
+        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
     }
 
     /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,

@@ -13,9 +13,10 @@ use crate::broker::Located;
 use crate::clients::Place;
 use crate::log::{Cursors, Lease, Opened, Read, Registry};
 use crate::message::Format;
-use crate::metrics::{HttpVersion, Metrics};
+use crate::metrics::Metrics;
 use crate::position::Start;
 use crate::signal::CloseCode;
+use crate::why::{self, Ended, Why};
 
 /// How long what is being fetched is waited for before it is asked for again, in milliseconds.
 const FETCH_AGAIN: u64 = 1_000;
@@ -38,6 +39,8 @@ pub struct Shared {
     pub max_age: Option<Duration>,
     /// How long a reader may take nothing.
     pub write_timeout: Duration,
+    /// Writes the line that says why a stream ended.
+    pub why: Arc<Why>,
 }
 
 impl Shared {
@@ -53,8 +56,6 @@ impl Shared {
 pub struct Terms {
     /// How messages are written.
     pub format: Format,
-    /// What it goes out by.
-    pub http: HttpVersion,
     /// From then on nothing more is delivered.
     pub expires: Option<SystemTime>,
 }
@@ -68,7 +69,6 @@ pub struct Stream {
     place: Box<Place>,
     cursors: Cursors,
     format: Format,
-    http: HttpVersion,
     /// `stream-open` and the gaps before the first message, until they are handed out. Boxed: it is a
     /// word for most of a stream's life.
     opening: Option<Box<Frame>>,
@@ -100,7 +100,7 @@ impl Stream {
         (start, located): (&Start, &[Option<Located>]),
         terms: Terms,
     ) -> Self {
-        let Terms { format, http, expires } = terms;
+        let Terms { format, expires } = terms;
         let Opened { cursors, id, resumed, gaps } = Cursors::open(leases, ticket.signal(), start, located);
         if matches!(start, Start::After(_)) {
             shared.metrics.resumed(resumed);
@@ -115,7 +115,8 @@ impl Stream {
             frames.push(frame::stream_gap(id, filter.as_str(), *reason));
             shared.metrics.gaps(*reason, 1);
         }
-        shared.metrics.stream_opened(http);
+        shared.metrics.stream_opened(ticket.signal().reader.http);
+        ticket.signal().advance(0, cursors.position());
         let now = ticket.clock().now();
         let expires = expires.map_or(u64::MAX, |time| {
             let left = time.duration_since(SystemTime::now()).unwrap_or_default();
@@ -135,7 +136,6 @@ impl Stream {
             place: Box::new(place),
             cursors,
             format,
-            http,
             phase: Phase::Live,
         }
     }
@@ -238,6 +238,7 @@ impl Stream {
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {
         self.shared.metrics.bytes_sent.inc_by(bytes.len() as u64);
+        self.ticket.signal().advance(bytes.len(), self.cursors.position());
         self.heartbeat_due = self.ticket.clock().now() + self.shared.heartbeat.as_millis() as u64;
         bytes
     }
@@ -258,6 +259,15 @@ impl Drop for Stream {
             Phase::Ended(code) => code,
             Phase::Live | Phase::Closing(_) => CloseCode::Gone,
         };
-        self.shared.metrics.stream_closed(self.http, code);
+        let signal = self.ticket.signal();
+        self.shared.metrics.stream_closed(signal.reader.http, code);
+        self.shared.why.ended(code, || Ended {
+            stream: signal.id,
+            address: signal.reader.address,
+            topics: why::named(self.cursors.filters()),
+            age: Duration::from_millis(self.now().saturating_sub(signal.opened)),
+            sent: signal.sent(),
+            lag: self.cursors.lag(),
+        });
     }
 }

@@ -10,8 +10,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
 
-use crate::auth::Caller;
-use crate::signal::{CloseCode, Signal};
+use crate::signal::{CloseCode, Reader, Signal};
 
 /// How often the clock looks whose time has come. Heartbeats and write timeouts are late by at most this much.
 pub const TICK: Duration = Duration::from_millis(500);
@@ -32,17 +31,21 @@ impl Clock {
 pub struct Table {
     limit: AtomicUsize,
     clock: Clock,
-    signals: Mutex<Slab<Arc<Signal>>>,
+    streams: Mutex<Streams>,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    signals: Slab<Arc<Signal>>,
+    /// The id of the last.
+    last: u64,
 }
 
 impl Table {
     /// An empty table for at most `limit` streams.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Table {
-            limit: AtomicUsize::new(limit),
-            clock: Clock(Instant::now()),
-            signals: Mutex::default(),
-        })
+        let limit = AtomicUsize::new(limit);
+        Arc::new(Table { limit, clock: Clock(Instant::now()), streams: Mutex::default() })
     }
 
     /// At most so many streams from now on. Those that are more stay.
@@ -57,7 +60,7 @@ impl Table {
 
     /// Open streams.
     pub fn len(&self) -> usize {
-        self.signals.lock().len()
+        self.streams.lock().signals.len()
     }
 
     /// Whether no stream is open.
@@ -65,31 +68,39 @@ impl Table {
         self.len() == 0
     }
 
-    /// A place for one more stream, that `caller` reads if that is known, or `None` at the limit.
-    pub fn enter(self: &Arc<Self>, caller: Option<Arc<Caller>>) -> Option<Ticket> {
-        let signal = Arc::new(Signal::of(caller));
-        signal.wake_at(u64::MAX);
-        let mut signals = self.signals.lock();
-        (signals.len() < self.limit.load(Ordering::Relaxed)).then(|| Ticket {
-            key: signals.insert(signal.clone()),
-            table: self.clone(),
-            signal,
-        })
+    /// A place for one more stream, or `None` at the limit.
+    pub fn enter(self: &Arc<Self>, reader: Reader) -> Option<Ticket> {
+        let opened = self.clock.now();
+        let mut streams = self.streams.lock();
+        if streams.signals.len() >= self.limit.load(Ordering::Relaxed) {
+            return None;
+        }
+        streams.last += 1;
+        let signal = Arc::new(Signal::new(streams.last, reader, opened));
+        Some(Ticket { key: streams.signals.insert(signal.clone()), table: self.clone(), signal })
     }
 
     /// Wakes every stream whose time has come.
     pub fn tick(&self) {
         let now = self.clock.now();
-        for (_, signal) in &*self.signals.lock() {
+        for (_, signal) in &self.streams.lock().signals {
             signal.tick(now);
         }
     }
 
     /// Orders up to `count` of the streams that are not closing yet to close. Returns how many that were.
     pub fn close(&self, count: usize, code: CloseCode) -> usize {
-        let signals = self.signals.lock();
-        let open = signals.iter().map(|(_, signal)| signal).filter(|signal| signal.closing().is_none());
+        let streams = self.streams.lock();
+        let open =
+            streams.signals.iter().map(|(_, signal)| signal).filter(|signal| signal.closing().is_none());
         open.take(count).map(|signal| signal.close(code)).count()
+    }
+
+    /// The streams that `wanted` picks, in no order.
+    pub fn find(&self, wanted: impl Fn(&Signal) -> bool) -> Vec<Arc<Signal>> {
+        let streams = self.streams.lock();
+        let found = streams.signals.iter().map(|(_, signal)| signal).filter(|signal| wanted(signal));
+        found.cloned().collect()
     }
 }
 
@@ -115,10 +126,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut signals = self.table.signals.lock();
-        signals.try_remove(self.key);
-        if signals.is_empty() {
-            signals.shrink_to_fit();
+        let mut streams = self.table.streams.lock();
+        streams.signals.try_remove(self.key);
+        if streams.signals.is_empty() {
+            streams.signals.shrink_to_fit();
         }
     }
 }

@@ -35,10 +35,21 @@ impl Gateway {
         gateway
     }
 
+    /// On the embedded broker, with these settings of the admin listener on a port of that address.
+    pub async fn with_admin(address: &str, settings: &str) -> Self {
+        let text = format!("listen = \"127.0.0.1:0\"\n[admin]\nlisten = \"{address}:0\"\n{settings}\n");
+        Self::run(&text).await
+    }
+
     /// As [`Gateway::with`], whether or not its broker is there.
     pub async fn unready(toml: &str) -> Self {
-        let text = Self::file(toml);
-        let config = Config::from_toml(&text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
+        let mut gateway = Self::run(&Self::file(toml)).await;
+        gateway.toml = toml.into();
+        gateway
+    }
+
+    async fn run(text: &str) -> Self {
+        let config = Config::from_toml(text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
         let server = Server::build(config).await.unwrap();
         let (address, admin) = (server.address().unwrap(), server.admin_address().unwrap());
         let reloader = Arc::new(server.reloader());
@@ -46,7 +57,7 @@ impl Gateway {
         let running = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));
-        Gateway { address, admin, reloader, toml: toml.into(), stop: Some(stop), running }
+        Gateway { address, admin, reloader, toml: String::new(), stop: Some(stop), running }
     }
 
     fn file(toml: &str) -> String {
@@ -100,6 +111,11 @@ impl Gateway {
 
     pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         client::request(self.address, method, path, headers, b"").await
+    }
+
+    /// A request to the admin listener.
+    pub async fn ask_admin(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        client::request(self.admin, method, path, headers, b"").await
     }
 
     /// Insists that nothing is subscribed but the topic of an ordinary stream, which still works.

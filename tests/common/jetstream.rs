@@ -23,11 +23,17 @@ impl Admin {
         Admin { client: options.connect(url).await.unwrap() }
     }
 
-    /// Asks the JetStream API.
+    /// Asks the JetStream API, again while nobody answers: nodes come and go.
     pub async fn ask(&self, what: &str, question: Value) -> Value {
-        let question = question.to_string().into();
-        let answer = self.client.request(format!("$JS.API.{what}"), question).await.unwrap();
-        serde_json::from_slice(&answer.payload).unwrap()
+        let begin = std::time::Instant::now();
+        loop {
+            let asked = self.client.request(format!("$JS.API.{what}"), question.to_string().into());
+            match tokio::time::timeout(std::time::Duration::from_secs(5), asked).await {
+                Ok(Ok(answer)) => return serde_json::from_slice(&answer.payload).unwrap(),
+                other => assert!(begin.elapsed() < LIMIT, "{what}: {other:?}"),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     }
 
     /// As [`Admin::ask`], and insists that it is done.
@@ -98,6 +104,24 @@ impl Admin {
             serde_json::from_slice::<Value>(&answer.payload).ok()?["seq"].as_u64()
         })
         .await
+    }
+
+    /// As [`Admin::put_until_stored`], under its payload as its id: it is stored once. For as long as it takes.
+    pub async fn put_once(&self, subject: &str, payload: &str) -> u64 {
+        loop {
+            let mut fields = async_nats::HeaderMap::new();
+            fields.append("Nats-Msg-Id", payload);
+            let asked =
+                self.client.request_with_headers(subject.to_owned(), fields, payload.to_owned().into());
+            let answer = tokio::time::timeout(std::time::Duration::from_secs(1), asked).await;
+            let answer = answer.ok().and_then(Result::ok);
+            let number = answer
+                .and_then(|answer| serde_json::from_slice::<Value>(&answer.payload).ok()?["seq"].as_u64());
+            match number {
+                Some(number) => return number,
+                None => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            }
+        }
     }
 
     /// Stores many; the number of the last.

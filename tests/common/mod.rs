@@ -5,12 +5,14 @@
 pub mod backend;
 pub mod browser;
 pub mod client;
+pub mod command;
 pub mod deploy;
 pub mod document;
 pub mod front;
 pub mod gateway;
 pub mod jetstream;
 pub mod nats;
+pub mod nats_cluster;
 #[cfg(unix)]
 pub mod process;
 pub mod proxy;

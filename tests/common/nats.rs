@@ -51,7 +51,8 @@ impl NatsServer {
         Self::inside(directory, &format!("jetstream {{ store_dir: {store:?} }}\n{extra}"))
     }
 
-    fn inside(directory: tempfile::TempDir, extra: &str) -> Self {
+    /// In a directory that is there already.
+    pub fn inside(directory: tempfile::TempDir, extra: &str) -> Self {
         let mut server = NatsServer { child: None, directory, port: 0, monitoring: 0 };
         server.configure(extra);
         server.restart();
@@ -108,6 +109,11 @@ impl NatsServer {
     /// What it has logged since it was started.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Whether it was started and not stopped.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Kills it at once.

@@ -17,6 +17,7 @@ pub struct RedisServer {
     child: Option<Child>,
     port: u16,
     lines: Vec<String>,
+    is_sentinel: bool,
     directory: tempfile::TempDir,
 }
 
@@ -44,8 +45,26 @@ impl RedisServer {
             child: None,
             port: free_port(),
             lines: lines.iter().map(ToString::to_string).collect(),
+            is_sentinel: false,
             directory: tempfile::tempdir().unwrap(),
         }
+    }
+
+    /// A sentinel that watches `master` as `mymaster`, and calls it down after a second.
+    pub fn sentinel(master: &RedisServer) -> Self {
+        let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", master.port);
+        let settings = ["down-after-milliseconds mymaster 1000", "failover-timeout mymaster 3000"];
+        let [down, limit] = settings.map(|setting| format!("sentinel {setting}"));
+        let mut server = Self::absent(&[&monitor, &down, &limit]);
+        server.is_sentinel = true;
+        server.restart();
+        server
+    }
+
+    /// A replica of `master`.
+    pub fn replica_of(master: &RedisServer, lines: &[&str]) -> Self {
+        let of = format!("replicaof 127.0.0.1 {}", master.port);
+        Self::start_with(&[&[of.as_str()], lines].concat())
     }
 
     /// Its URL.
@@ -127,6 +146,7 @@ impl RedisServer {
         let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
         let child = Command::new(program)
             .arg(&file)
+            .args(self.is_sentinel.then_some("--sentinel"))
             .current_dir(self.directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

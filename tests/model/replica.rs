@@ -1,7 +1,6 @@
 //! One gateway process without its doors: the logs, and a broker that keeps to its contract.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,12 +9,13 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use topicgate::broker::Headers;
-use topicgate::clients::{Clients, Opener};
+use topicgate::clients::Clients;
 use topicgate::config::{Config, Field, Limits, Source};
 use topicgate::log::{Bounds, EntryKind, Lease, Registry, Subscription};
 use topicgate::message::{Fields, Format, Message};
-use topicgate::metrics::{HttpVersion, Metrics, RuleMetrics};
+use topicgate::metrics::{Metrics, RuleMetrics};
 use topicgate::position::{Epoch, Sequence, Start};
+use topicgate::signal::Reader;
 use topicgate::sse::frame::GapReason;
 use topicgate::sse::stream::{Shared, Stream, Terms};
 use topicgate::sse::table::Table;
@@ -83,6 +83,7 @@ impl Replica {
             retry: hour,
             max_age: None,
             write_timeout: Duration::from_secs(30),
+            why: Arc::default(),
         });
         let fields = Arc::new(Fields {
             source: Source::Pubsub,
@@ -120,10 +121,9 @@ impl Replica {
     }
 
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
-        let ticket = self.table.enter(None).unwrap();
-        let opener = Opener { address: Ipv4Addr::LOCALHOST.into(), subject: None };
-        let place = self.clients.enter(opener, leases.len()).unwrap();
-        let terms = Terms { format, http: HttpVersion::Http11, expires: None };
+        let ticket = self.table.enter(Reader::default()).unwrap();
+        let place = self.clients.enter(ticket.signal().clone(), leases.len()).unwrap();
+        let terms = Terms { format, expires: None };
         Stream::open(self.shared.clone(), ticket, place, leases, (start, &[]), terms)
     }
 

@@ -2,7 +2,6 @@
 //! message in order and once, or a gap in its place, whatever is trimmed, made anew, fetched late or not at all.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -11,13 +10,14 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 use topicgate::broker::{Headers, Located, Place, Stored};
-use topicgate::clients::{Clients, Opener};
+use topicgate::clients::Clients;
 use topicgate::config::{Config, Field, Limits, Source};
 use topicgate::encoder::Encoder;
 use topicgate::log::{ASK_CAPACITY, Ask, Bounds, Lease, Registry, questions};
 use topicgate::message::{Fields, Format};
-use topicgate::metrics::{HttpVersion, Metrics};
+use topicgate::metrics::Metrics;
 use topicgate::position::{Epoch, Sequence, Start, Tag};
+use topicgate::signal;
 use topicgate::sse::frame::GapReason;
 use topicgate::sse::stream::{Shared, Stream, Terms};
 use topicgate::sse::table::Table;
@@ -146,6 +146,7 @@ impl Gateway {
             retry: hour,
             max_age: None,
             write_timeout: hour,
+            why: Arc::default(),
         });
         let table = Table::new(1_000);
         let most = 1_000_000_000;
@@ -261,7 +262,7 @@ impl Gateway {
             };
             (number, now, self.encoder.encode(&message, (&sequence, number), now, &fields))
         });
-        self.registry.recall(&ask, through, gone, entries.collect::<Vec<_>>());
+        self.registry.recall(&ask, through, gone, false, entries.collect::<Vec<_>>());
         true
     }
 
@@ -271,10 +272,9 @@ impl Gateway {
         let answers = questions(&leases, start).into_iter().zip(filters);
         let located: Vec<Option<Located>> =
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
-        let ticket = self.table.enter(None).unwrap();
-        let opener = Opener { address: Ipv4Addr::LOCALHOST.into(), subject: None };
-        let place = self.clients.enter(opener, leases.len()).unwrap();
-        let terms = Terms { format: Format::Raw, http: HttpVersion::Http11, expires: None };
+        let ticket = self.table.enter(signal::Reader::default()).unwrap();
+        let place = self.clients.enter(ticket.signal().clone(), leases.len()).unwrap();
+        let terms = Terms { format: Format::Raw, expires: None };
         Stream::open(self.shared.clone(), ticket, place, leases, (start, &located), terms)
     }
 }

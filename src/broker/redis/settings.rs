@@ -1,15 +1,16 @@
 //! What the configuration says of a Redis server, read and checked once.
 
-use redis::{Client, IntoConnectionInfo};
+use redis::{Client, IntoConnectionInfo, RedisConnectionInfo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::answers::words;
+use super::servers::Servers;
 use crate::broker::SettingError;
 use crate::config;
 
 /// Reads the settings and the files they name, so that what can never work fails here rather than at every attempt.
-pub(in crate::broker) fn client(config: &config::Broker) -> Result<Client, SettingError> {
+pub(in crate::broker) fn servers(config: &config::Broker) -> Result<Servers, SettingError> {
     let error = |key: &str, why: String| SettingError(format!("{key}: {why}"));
     // The redis crate takes rustls' process-wide provider and no other. One that is installed already serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -18,8 +19,31 @@ pub(in crate::broker) fn client(config: &config::Broker) -> Result<Client, Setti
     if separator.is_whitespace() || separator.is_control() || "*>?[]\\%^".contains(separator) {
         return Err(error("broker.separator", format!("{separator:?} means something else in a channel")));
     }
+    let Some(name) = &config.sentinel else {
+        let (client, _) = client(config, &config.url.0, config.user.as_ref(), config.password.as_ref())?;
+        return Ok(Servers::One(client));
+    };
+    // Sentinels have users of their own, which stand in their URLs, and no databases.
+    let asked: Result<Vec<_>, _> =
+        config.url.0.split(',').map(|url| client(config, url.trim(), None, None)).collect();
+    let asked = asked?;
+    let db = asked.first().map_or(0, |(_, login)| login.db());
+    let login =
+        login(RedisConnectionInfo::default().set_db(db), config.user.as_ref(), config.password.as_ref())?;
+    let sentinels = asked.into_iter().map(|(client, _)| client).collect();
+    Ok(Servers::Sentinels { name: name.clone(), sentinels, login })
+}
+
+/// A client of one address, and what its URL says of signing in.
+fn client(
+    config: &config::Broker,
+    url: &str,
+    user: Option<&String>,
+    password: Option<&config::Secret>,
+) -> Result<(Client, RedisConnectionInfo), SettingError> {
+    let error = |key: &str, why: String| SettingError(format!("{key}: {why}"));
     // The reason of url::ParseError never quotes the text, which may hold a password.
-    let url = url::Url::parse(&config.url.0).map_err(|why| error("broker.url", why.to_string()))?;
+    let url = url::Url::parse(url).map_err(|why| error("broker.url", why.to_string()))?;
     let encrypted = match url.scheme() {
         "redis" => false,
         "rediss" => true,
@@ -30,20 +54,10 @@ pub(in crate::broker) fn client(config: &config::Broker) -> Result<Client, Setti
     }
     let info = url.into_connection_info().map_err(|why| error("broker.url", words(&why)))?;
 
-    let mut login = info.redis_settings().clone().set_protocol(redis::ProtocolVersion::RESP2);
-    // Naming the library would be denied by a narrow ACL, at every connection, into the server's ACL log.
-    login = login.set_skip_set_lib_name();
-    if let Some(user) = &config.user {
-        login = login.set_username(user);
-    }
-    if let Some(password) = &config.password {
-        login = login.set_password(&password.0);
-    }
-    if login.username().is_some() && login.password().is_none() {
-        return Err(error(
-            "broker.user",
-            "is set without broker.password; Redis takes both or neither".into(),
-        ));
+    let written = info.redis_settings().clone();
+    let mut login = login(written.clone(), user, password)?;
+    if config.sentinel.is_some() {
+        login = login.set_db(0);
     }
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let info = info.set_redis_settings(login).set_tcp_settings(tcp);
@@ -57,10 +71,34 @@ pub(in crate::broker) fn client(config: &config::Broker) -> Result<Client, Setti
                 return Err(error(key, "is set, but broker.url is not encrypted; write rediss://".into()));
             }
         }
-        return Client::open(info).map_err(|why| error("broker.url", words(&why)));
+        let client = Client::open(info).map_err(|why| error("broker.url", words(&why)))?;
+        return Ok((client, written));
     }
     let certificates = certificates(tls)?;
-    Client::build_with_tls(info, certificates).map_err(|why| error("broker.tls", words(&why)))
+    let client =
+        Client::build_with_tls(info, certificates).map_err(|why| error("broker.tls", words(&why)))?;
+    Ok((client, written))
+}
+
+/// Completes what a URL says of signing in with what stands beside it.
+fn login(
+    mut login: RedisConnectionInfo,
+    user: Option<&String>,
+    password: Option<&config::Secret>,
+) -> Result<RedisConnectionInfo, SettingError> {
+    // Naming the library would be denied by a narrow ACL, at every connection, into the server's ACL log.
+    login = login.set_protocol(redis::ProtocolVersion::RESP2).set_skip_set_lib_name();
+    if let Some(user) = user {
+        login = login.set_username(user);
+    }
+    if let Some(password) = password {
+        login = login.set_password(&password.0);
+    }
+    if login.username().is_some() && login.password().is_none() {
+        let why = "broker.user: is set without broker.password; Redis takes both or neither";
+        return Err(SettingError(why.into()));
+    }
+    Ok(login)
 }
 
 /// Reads the certificates. The library would find a key that does not fit only when it connects.

@@ -24,7 +24,6 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use redis::Client;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -36,6 +35,7 @@ use self::read::samples;
 use self::server::{Server, Session};
 use self::size::EntrySize;
 use super::answers::words;
+use super::servers::Servers;
 use super::table::{Name, Table};
 use super::{BACKOFF_CAP, BACKOFF_START, BATCH};
 use crate::broker::{BrokerError, Event, StoredCommand};
@@ -51,7 +51,7 @@ const EVENTS_WAITING: usize = 4096;
 
 /// Runs until the command channel or the event channel closes. Connects when the first command comes.
 pub(in crate::broker) async fn run(
-    client: Client,
+    servers: Servers,
     separator: char,
     mut commands: mpsc::Receiver<StoredCommand>,
     events: mpsc::Sender<Event>,
@@ -71,7 +71,7 @@ pub(in crate::broker) async fn run(
     // Until something is known of the server, commands wait.
     let mut why: Option<String> = None;
     loop {
-        let connect = Session::connect(&client);
+        let connect = Session::connect(&servers);
         let connected = match &why {
             None => Some(connect.await),
             Some(why) => task.while_down(connect, &mut commands, why).await,

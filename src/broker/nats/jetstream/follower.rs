@@ -26,7 +26,7 @@ use super::consumer::{Consumer, bytes_at_once};
 use super::held::{Held, Meaning};
 use super::link::{Api, State};
 use super::names::Names;
-use super::stream::{Holes, expect, find, is_whole, look, message_time, tag};
+use super::stream::{Holes, expect, find, is_whole, look, message_time, next_of, tag};
 use crate::broker::{BrokerError, Event};
 use crate::config::Source;
 use crate::position::Tag;
@@ -41,7 +41,7 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// How often the server says that there is nothing. After two that stay away the consumer counts as lost.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// How often the consumer is asked how far it has read: a stream that was emptied says nothing on its own.
+/// How often the stream is asked whether all of it has been read.
 const CHECK: Duration = Duration::from_secs(3);
 
 /// How far a follower has come.
@@ -77,7 +77,7 @@ impl Follower {
                 return;
             }
         };
-        let (tag, head) = (reading.tag.clone(), reading.last);
+        let (tag, head) = (reading.tag.clone(), reading.told);
         if self.events.send(Event::Begun { filter: self.filter.clone(), tag, head }).await.is_ok() {
             self.stage.send_replace(Stage::Following(reading.stream.clone()));
             let _ = done.send(Ok(()));
@@ -96,7 +96,8 @@ impl Follower {
             names,
             stream,
             tag: tag(&info),
-            last: info.state.last_sequence,
+            told: info.state.last_sequence,
+            sound: info.state.last_sequence,
             read: None,
             behind: false,
             caught_up: None,
@@ -109,7 +110,7 @@ impl Follower {
 
     /// A consumer of what comes after the last number.
     async fn feed(&self, api: Api, reading: &mut Reading) -> Result<Feed, BrokerError> {
-        let from = DeliverPolicy::ByStartSequence { start_sequence: reading.last + 1 };
+        let from = DeliverPolicy::ByStartSequence { start_sequence: reading.told + 1 };
         let consumer = Consumer::create(&api, &reading.stream, &self.client, &reading.subject, from).await?;
         (reading.behind, reading.caught_up) = (consumer.waiting() > 0, None);
         let messages = consumer
@@ -141,7 +142,7 @@ impl Follower {
                         if let Some((through, why)) = gone {
                             self.gone(&mut reading, through, why).await?;
                         }
-                        break feed;
+                        break *feed;
                     }
                     Ok(Again::Ended(why)) => {
                         self.stage.send_replace(Stage::Over);
@@ -163,13 +164,14 @@ impl Follower {
         if tag(&info) != reading.tag {
             return Ok(Again::Ended(format!("the stream {:?} was made anew", reading.stream)));
         }
-        if info.state.last_sequence < reading.last || self.is_rewritten(&api, reading).await? {
+        if info.state.last_sequence < reading.sound || self.is_rewritten(&api, reading).await? {
             return Ok(Again::Ended(format!("the stream {:?} has lost what was read of it", reading.stream)));
         }
         reading.whole = is_whole(&info, &reading.subject);
-        let gone = self.emptied(&info, reading.last);
+        let gone = self.emptied(&info, reading.sound);
         let feed = self.feed(api, reading).await?;
-        Ok(Again::Feed(feed, gone))
+        reading.behind = true; // what came meanwhile waited, and may be gone without anything that waits now
+        Ok(Again::Feed(Box::new(feed), gone))
     }
 
     /// Whether the message that was read last is another one now: a server that was killed can lose what it had confirmed
@@ -179,13 +181,13 @@ impl Follower {
         Ok(message_time(api, &reading.stream, number).await?.is_some_and(|now| now != time))
     }
 
-    /// What a stream has dropped after `last`, before anything that it holds. Of a bucket: if it was emptied whole. Else
+    /// What a stream has dropped after `sound`, before anything that it holds. Of a bucket: if it was emptied whole. Else
     /// what it dropped are old values.
-    fn emptied(&self, info: &Info, last: u64) -> Option<(u64, String)> {
+    fn emptied(&self, info: &Info, sound: u64) -> Option<(u64, String)> {
         let state = &info.state;
         let is_kv = matches!(self.source, Source::Kv { .. });
         let through = state.first_sequence.saturating_sub(1).min(state.last_sequence);
-        (through > last && (!is_kv || state.messages == 0))
+        (through > sound && (!is_kv || state.messages == 0))
             .then(|| (through, "the stream had dropped them before they were read".to_owned()))
     }
 
@@ -239,7 +241,7 @@ impl Follower {
             }
             feed.delivered = delivered;
             let number = held.number;
-            if number <= reading.last {
+            if number <= reading.told {
                 continue; // a replica that lags has given us more than we asked for
             }
             if reading.is_suspicious(number, &self.source) {
@@ -250,12 +252,13 @@ impl Follower {
                         Err(why) => return Some(Err(why)), // and is asked again
                     },
                 };
-                if known.between(reading.last, number).is_some() {
+                if known.between(reading.sound, number).is_some() {
                     let why = "the stream dropped them before they were read".to_owned();
                     self.gone(reading, number - 1, why).await?;
                 }
             }
-            reading.last = number;
+            reading.told = number;
+            reading.sound = reading.sound.max(number);
             reading.read = Some((number, held.time));
             let event = match held.read(&self.filter, &reading.names, &self.source) {
                 Meaning::Message(message) => Some(Event::Message(message)),
@@ -275,37 +278,50 @@ impl Follower {
         Some(Ok(()))
     }
 
-    /// Asks how far the consumer has read. It may have gone over numbers that it delivered nothing for.
+    /// Asks whether all that the stream holds has been read: one that was emptied says nothing on its own, and a long silence
+    /// in a stream of others would look like a loss once a new consumer is made.
     async fn check(&self, reading: &mut Reading, feed: &Feed) -> Option<Result<(), String>> {
-        let info = match feed.consumer.pull().get_info().await {
-            Ok(info) => info,
-            Err(error) => return Some(Err(error.to_string())),
+        match self.checked(reading, feed).await {
+            Ok(Some(gone)) => {
+                let why = "the stream was emptied before they were read".to_owned();
+                self.gone(reading, gone, why).await?;
+                reading.behind = false;
+                Some(Ok(()))
+            }
+            Ok(None) => Some(Ok(())),
+            Err(why) => Some(Err(why)),
+        }
+    }
+
+    /// Up to where messages are gone, if some are.
+    async fn checked(&self, reading: &mut Reading, feed: &Feed) -> Result<Option<u64>, String> {
+        // First how much there is, then what was read: not more than that.
+        let head = match look(&feed.api, &reading.stream).await {
+            Ok(Some(info)) => info.state.last_sequence,
+            Ok(None) => return Err("the stream is no more".into()),
+            Err(error) => return Err(error.to_string()),
         };
-        let over = info.delivered.stream_sequence;
+        let info = feed.consumer.pull().get_info().await.map_err(|error| error.to_string())?;
         if info.num_pending > 0 {
-            return Some(Ok(()));
+            return Ok(None);
         }
         if info.delivered.consumer_sequence > feed.delivered {
             reading.caught_up = Some(info.delivered.consumer_sequence); // as soon as what is on its way has come
-            return Some(Ok(()));
+            return Ok(None);
         }
-        if over <= reading.last {
-            reading.behind = false;
-            return Some(Ok(()));
-        }
-        if reading.is_suspicious(over + 1, &self.source) {
-            match self.holes(&feed.api, reading).await {
-                Ok(holes) if holes.between(reading.last, over + 1).is_some() => {
-                    let why = "the stream was emptied before they were read".to_owned();
-                    self.gone(reading, over, why).await?;
-                }
-                Ok(_) => {}
-                Err(why) => return Some(Err(why)),
+        if reading.is_suspicious(head + 1, &self.source) {
+            let next = next_of(&feed.api, &reading.stream, &reading.subject, reading.sound + 1).await;
+            if next.map_err(|error| error.to_string())?.is_some_and(|next| next.number <= head) {
+                return Ok(None); // the consumer's server does not have it yet
+            }
+            let holes = self.holes(&feed.api, reading).await?;
+            if holes.between(reading.sound, head + 1).is_some() {
+                return Ok(Some(head));
             }
         }
-        reading.last = over;
+        reading.sound = reading.sound.max(head);
         reading.behind = false;
-        Some(Ok(()))
+        Ok(None)
     }
 
     async fn holes(&self, api: &Api, reading: &mut Reading) -> Result<Holes, String> {
@@ -320,7 +336,7 @@ impl Follower {
     }
 
     async fn gone(&self, reading: &mut Reading, through: u64, why: String) -> Option<()> {
-        reading.last = through;
+        (reading.told, reading.sound) = (through, through);
         self.tell(Event::Gone { filter: self.filter.clone(), through, why }).await
     }
 
@@ -336,8 +352,10 @@ struct Reading {
     /// The stream that is read, by the name it was found under.
     stream: String,
     tag: Tag,
-    /// Everything up to here has been told, or is not of the filter.
-    last: u64,
+    /// The highest number that was told.
+    told: u64,
+    /// Of what the stream held up to here, nothing is missing that was not told. At least `told`.
+    sound: u64,
     /// The number of the last message that was read, and when the stream took it.
     read: Option<(u64, SystemTime)>,
     /// Messages of the filter may have waited on the server behind `last`, rather than having come at once.
@@ -355,7 +373,7 @@ impl Reading {
 
     /// Whether messages of the filter may have been lost between the last number and this one.
     fn is_suspicious(&self, number: u64, source: &Source) -> bool {
-        number > self.last + 1 && (self.whole || self.behind) && !matches!(source, Source::Kv { .. })
+        number > self.sound + 1 && (self.whole || self.behind) && !matches!(source, Source::Kv { .. })
     }
 }
 
@@ -373,7 +391,7 @@ struct Feed {
 /// What became of a follower that has to begin anew.
 enum Again {
     /// It reads on, and what was gone meanwhile: up to which number, and why.
-    Feed(Feed, Option<(u64, String)>),
+    Feed(Box<Feed>, Option<(u64, String)>),
     /// It cannot, and why.
     Ended(String),
 }

@@ -36,7 +36,7 @@ impl Asked {
         until: u64,
     ) -> Result<Fetched, BrokerError> {
         if until <= after {
-            return Ok(Fetched { through: after, gone: 0, messages: Vec::new() });
+            return Ok(Fetched { through: after, gone: 0, torn: false, messages: Vec::new() });
         }
         let mut page = look.page(after + 1).await?;
         let mut part = match page.messages.last().map(|last| last.number) {
@@ -44,7 +44,7 @@ impl Asked {
             Some(last) if page.more > 0 => Part::of(page.messages, last),
             last => {
                 // The end, for whoever answered; the leader knows what a replica that lags does not have yet.
-                let missed = look.from_leader(last.unwrap_or(after) + 1).await?;
+                let missed = look.next(last.unwrap_or(after) + 1).await?;
                 match missed.filter(|missed| missed.number <= until) {
                     Some(missed) => {
                         let number = missed.number;
@@ -56,7 +56,7 @@ impl Asked {
             }
         };
         if self.is_kv() {
-            self.values(look, info, &mut part, after, until).await?;
+            self.values(look, info, &mut part, until).await?;
         } else if !part.is_unbroken(after) {
             let holes = Holes::of(look.api, look.stream, look.subject).await?;
             let (holes, _) = holes.ok_or_else(|| BrokerError::Refused("the stream is no more".into()))?;
@@ -67,6 +67,7 @@ impl Asked {
             {
                 part.stop_before(hole);
             }
+            part.torn = part.gone > 0 && part.hole(&holes, part.gone).is_some();
         }
         let messages = part.messages.into_iter().filter_map(|held| {
             match held.read(&self.filter, &self.names, &self.source) {
@@ -74,22 +75,18 @@ impl Asked {
                 Meaning::Unnameable | Meaning::Other => None,
             }
         });
-        Ok(Fetched { through: part.through, gone: part.gone, messages: messages.collect() })
+        Ok(Fetched { through: part.through, gone: part.gone, torn: part.torn, messages: messages.collect() })
     }
 
-    /// Leaves one value for each key. What was overwritten before it was read is no loss: the new value is in this part, a
-    /// later one, or among what is followed. A key that was deleted is told to whoever may know it.
+    /// Leaves one value for each key that is not deleted. What was overwritten before it was read is no loss: the new value is
+    /// in this part, in a later one, or among what is followed.
     async fn values(
         &self,
         look: &Look<'_>,
         info: &Info,
         part: &mut Part,
-        after: u64,
         until: u64,
     ) -> Result<(), BrokerError> {
-        if after > 0 && info.state.messages == 0 {
-            part.gone = part.through; // somebody emptied the bucket, and no message says so
-        }
         let mut last = HashMap::new();
         for held in &part.messages {
             last.insert(held.subject.clone(), held.number);
@@ -102,8 +99,7 @@ impl Asked {
             }
         }
         part.messages.retain(|held| {
-            last.get(&held.subject) == Some(&held.number)
-                && (after > 0 || held.change(&self.source) == Change::Put)
+            last.get(&held.subject) == Some(&held.number) && held.change(&self.source) == Change::Put
         });
         Ok(())
     }
@@ -112,10 +108,7 @@ impl Asked {
     /// and the stream still holds one that is no younger. Tells of one subject only. (Somebody who deletes a message by its
     /// number, or gives it a time to live of its own, means it to be gone.)
     async fn is_kept(&self, look: &Look<'_>, after: u64) -> Result<bool, BrokerError> {
-        if self.filter.is_pattern() {
-            return Ok(false);
-        }
-        Ok(!look.last_of(&[look.subject], after).await?.messages.is_empty())
+        Ok(!self.filter.is_pattern() && look.next(1).await?.is_some_and(|oldest| oldest.number <= after))
     }
 
     /// Finds a place. `info` is the leader's.
@@ -172,13 +165,14 @@ impl Asked {
 struct Part {
     through: u64,
     gone: u64,
+    torn: bool,
     messages: Vec<Held>,
 }
 
 impl Part {
     fn of(mut messages: Vec<Held>, through: u64) -> Self {
         messages.retain(|held| held.number <= through);
-        Part { through, gone: 0, messages }
+        Part { through, gone: 0, torn: false, messages }
     }
 
     /// Whether there is a message for each number behind `after`.

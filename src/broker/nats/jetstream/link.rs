@@ -23,7 +23,7 @@ pub(super) enum State {
     /// The first round of attempts is under way.
     Opening,
     /// There is.
-    Up(Api),
+    Up(Box<Api>),
     /// There is none, and why.
     Down(String),
 }
@@ -39,7 +39,7 @@ impl Api {
     /// The connection, if there is one now.
     pub(super) fn now(state: &watch::Receiver<State>) -> Result<Self, BrokerError> {
         match &*state.borrow() {
-            State::Up(api) => Ok(api.clone()),
+            State::Up(api) => Ok(Api::clone(api)),
             State::Down(why) => Err(BrokerError::Away(why.clone())),
             State::Opening => Err(BrokerError::Away("it is connecting".into())),
         }
@@ -48,7 +48,7 @@ impl Api {
     /// The connection, once there is one. `None` if there will be none any more.
     pub(super) async fn next(state: &mut watch::Receiver<State>) -> Option<Self> {
         match &*state.wait_for(|state| matches!(state, State::Up(_))).await.ok()? {
-            State::Up(api) => Some(api.clone()),
+            State::Up(api) => Some(Api::clone(api)),
             State::Opening | State::Down(_) => None,
         }
     }
@@ -67,7 +67,7 @@ pub(super) async fn keep(mut settings: Settings, events: mpsc::Sender<Event>, st
                 }
                 (told, tried) = (None, settings.len());
                 let start = Instant::now();
-                state.send_replace(State::Up(api.clone()));
+                state.send_replace(State::Up(Box::new(api.clone())));
                 let why = ended(&api, errors).await;
                 settings.discovered(server, &api.client.server_info().connect_urls);
                 if start.elapsed() > RETRY_LIMIT {

@@ -3,7 +3,6 @@
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::RawMessageErrorKind;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -11,6 +10,7 @@ use tokio::sync::Semaphore;
 use super::consumer::{Consumer, bytes_at_once};
 use super::held::Held;
 use super::link::Api;
+use super::stream::next_of;
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
 
 /// Short-lived consumers at once. Each is work for the server's leaders.
@@ -98,23 +98,15 @@ impl Look<'_> {
         Ok(consumer.place())
     }
 
-    /// The next message of the subject from `first` on, as the leader has it: it knows of every message that was
-    /// confirmed to anyone, and a replica may lag.
-    pub(super) async fn from_leader(&self, first: u64) -> Result<Option<Held>, BrokerError> {
-        let stream = self.api.context.get_stream_no_info(self.stream).await;
-        let stream = stream.map_err(|error| BrokerError::Refused(error.to_string()))?;
-        let question = stream.raw_message_builder().sequence(first).next_by_subject(self.subject);
-        match question.send().await {
-            Ok(message) => Ok(Some(Held::from_leader(message))),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(BrokerError::Away(error.to_string())),
-        }
+    /// The next message of the subject from `first` on, as the leader has it.
+    pub(super) async fn next(&self, first: u64) -> Result<Option<Held>, BrokerError> {
+        next_of(self.api, self.stream, self.subject, first).await
     }
 
     /// The last message of each of these subjects up to the number `until`, as far as they fit and Direct Get is there to
     /// tell.
     pub(super) async fn last_of(&self, subjects: &[&str], until: u64) -> Result<Page, BrokerError> {
-        if !self.is_direct() || until == 0 {
+        if !self.is_direct() {
             return Ok(Page { messages: Vec::new(), more: 0 });
         }
         let question = json!({ "multi_last": subjects, "up_to_seq": until, "max_bytes": FETCH_BYTES });

@@ -9,6 +9,7 @@ use async_nats::jetstream::stream::{Info, RawMessageErrorKind, RetentionPolicy};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::held::Held;
 use super::link::Api;
 use super::names::covers;
 use crate::broker::BrokerError;
@@ -96,6 +97,23 @@ pub(super) async fn message_time(
     let stream = stream.map_err(|error| BrokerError::Refused(error.to_string()))?;
     match stream.get_raw_message(number).await {
         Ok(message) => Ok(Some(message.time.into())),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(BrokerError::Away(error.to_string())),
+    }
+}
+
+/// The next message of `subject` from the number `first` on, as the leader has it: it knows of every message that was
+/// confirmed to anyone, and a replica may lag.
+pub(super) async fn next_of(
+    api: &Api,
+    name: &str,
+    subject: &str,
+    first: u64,
+) -> Result<Option<Held>, BrokerError> {
+    let stream = api.context.get_stream_no_info(name).await;
+    let stream = stream.map_err(|error| BrokerError::Refused(error.to_string()))?;
+    match stream.raw_message_builder().sequence(first).next_by_subject(subject).send().await {
+        Ok(message) => Ok(Some(Held::from_leader(message))),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(BrokerError::Away(error.to_string())),
     }

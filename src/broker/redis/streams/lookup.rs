@@ -111,7 +111,7 @@ impl Asked<'_> {
         until: u64,
     ) -> Result<Fetched, Fault> {
         if after >= until {
-            return Ok(Fetched { through: until, gone: 0, messages: Vec::new() });
+            return Ok(Fetched { through: until, gone: 0, torn: false, messages: Vec::new() });
         }
         let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES);
         // In this order: what is held up to `after` once the range was read was not trimmed before it was read.
@@ -163,7 +163,7 @@ impl Asked<'_> {
         }
         let last = messages.last().and_then(|message| message.stored).map_or(gone, |stored| stored.number);
         let through = if is_full || stops || is_cut { last.max(after + 1) } else { until };
-        Ok(Fetched { through, gone, messages })
+        Ok(Fetched { through, gone, torn: false, messages })
     }
 
     async fn locate(mut self, place: Place) -> Result<Located, Fault> {

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Value};
+use redis::{AsyncConnectionConfig, Value};
 use tokio::time::sleep;
 
 use crate::broker::BrokerError;
 use crate::broker::redis::CONNECT_LIMIT;
 use crate::broker::redis::answers::{fault, is_answer, words};
+use crate::broker::redis::servers::Servers;
 
 /// How long the server may take to answer.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -39,7 +40,8 @@ impl Session {
     ///
     /// # Errors
     /// Why not: one line, without secrets.
-    pub(super) async fn connect(client: &Client) -> Result<Self, String> {
+    pub(super) async fn connect(servers: &Servers) -> Result<Self, String> {
+        let client = servers.find().await.map_err(|why| format!("cannot connect: {why}"))?;
         let address = client.get_connection_info().addr();
         let unreachable = |why| format!("cannot connect: {address}: {}", words(&why));
         let settings = AsyncConnectionConfig::new()
@@ -53,12 +55,17 @@ impl Session {
             Ok(info) if info.lines().any(|line| line.trim_end() == "loading:1") => {
                 return Err("the server is loading what it keeps".into());
             }
-            Ok(info) => Server::read(&info),
+            Ok(info) => Server::read(&address.to_string(), &info),
             Err(why) if is_answer(&why) && matches!(fault(&why), BrokerError::Refused(_)) => {
                 Server::default()
             }
             Err(why) => return Err(unreachable(why)),
         };
+        if servers.is_watched() && server.is_replica {
+            return Err(format!(
+                "cannot connect: {address} is no master any more, though a sentinel names it"
+            ));
+        }
         let reader = match redis::cmd("CLIENT").arg("ID").query_async(&mut reads).await {
             Ok(id) => Some(id),
             Err(why) if is_answer(&why) => None,
@@ -84,7 +91,9 @@ impl Session {
 /// Which server, and what it can have lost.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Server {
+    address: String,
     run: Option<String>,
+    is_replica: bool,
     history: Option<String>,
     /// The history it continued as a replica, before it became a master.
     continued: Option<String>,
@@ -93,13 +102,15 @@ pub(super) struct Server {
 }
 
 impl Server {
-    fn read(info: &str) -> Self {
+    fn read(address: &str, info: &str) -> Self {
         let value = |name: &str| {
             let mut lines = info.lines().filter_map(|line| line.split_once(':'));
             lines.find(|(key, _)| *key == name).map(|(_, value)| value.trim().to_owned())
         };
         Server {
+            address: address.to_owned(),
             run: value("run_id"),
+            is_replica: value("role").as_deref() == Some("slave"),
             history: value("master_replid"),
             continued: value("master_replid2"),
             keeps_a_file: value("aof_enabled").as_deref() == Some("1"),
@@ -111,7 +122,8 @@ impl Server {
     pub(super) fn continues(&self, before: &Server) -> bool {
         let same = self.run.is_some() && self.run == before.run && self.history == before.history;
         let promoted = self.continued == before.history;
-        same || before.keeps_a_file && self.keeps_a_file && self.history.is_some() && !promoted
+        let same_place = self.address == before.address;
+        same || same_place && before.keeps_a_file && self.keeps_a_file && self.history.is_some() && !promoted
     }
 }
 
@@ -122,9 +134,12 @@ mod tests {
     #[test]
     fn a_server_is_told_from_one_that_took_its_place() {
         let server = |run: &str, history: &str, continued: &str, aof: &str| {
-            Server::read(&format!(
-                "# Server\r\nrun_id:{run}\r\nmaster_replid:{history}\r\nmaster_replid2:{continued}\r\naof_enabled:{aof}\r\n"
-            ))
+            Server::read(
+                "h:1",
+                &format!(
+                    "# Server\r\nrun_id:{run}\r\nmaster_replid:{history}\r\nmaster_replid2:{continued}\r\naof_enabled:{aof}\r\n"
+                ),
+            )
         };
         let before = server("r1", "h1", "0", "0");
         assert!(server("r1", "h1", "0", "0").continues(&before));

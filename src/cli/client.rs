@@ -1,0 +1,93 @@
+//! What is typed after `doctor`, `sub` and `pub`, which speak to a gateway from outside as any client does.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use humantime::parse_duration;
+use url::Url;
+
+use crate::config::Secret;
+
+/// What is asked for, and who asks.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// A topic of a gateway, as in http://127.0.0.1:8080/topics/orders/eu
+    #[arg(value_name = "URL", value_parser = http_url)]
+    pub url: Url,
+    /// Send this token, as Authorization: Bearer
+    #[arg(long, value_parser = secret)]
+    pub token: Option<Secret>,
+    /// A PEM file with authorities to trust, beside those of the system
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+}
+
+/// `topicgate doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "the text would become the help of the command")]
+    pub target: Target,
+    /// How long to watch a stream on which nothing is published, for the timeouts in its way
+    #[arg(long, value_name = "TIME", default_value = "70s", value_parser = parse_duration)]
+    pub idle: Duration,
+    /// Publish three small messages to the topic, and measure when they arrive
+    #[arg(long)]
+    pub publish: bool,
+    /// Also ask as a page of this origin does, as in https://app.example.com
+    #[arg(long)]
+    pub origin: Option<String>,
+}
+
+/// `topicgate sub`.
+#[derive(Debug, Args)]
+pub struct Subscribe {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "the text would become the help of the command")]
+    pub target: Target,
+    /// Begin in the past: 10m, 2026-11-22T18:00:00Z, or all
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Begin with so many of the last messages
+    #[arg(long, value_name = "MESSAGES")]
+    pub last: Option<u64>,
+    /// Go on after this event
+    #[arg(long, value_name = "ID")]
+    pub last_event_id: Option<String>,
+    /// One JSON object a line, stream-open, stream-gap and stream-close among them
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `topicgate pub`.
+#[derive(Debug, Args)]
+pub struct Publish {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "the text would become the help of the command")]
+    pub target: Target,
+    /// The message [default: what comes on standard input]
+    pub message: Option<String>,
+    /// The type of the event, which a page listens for by name
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<String>,
+    /// The message's own id
+    #[arg(long)]
+    pub id: Option<String>,
+}
+
+fn http_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url =
+        url.ok_or("write http:// or https://, a host and a path, as in http://127.0.0.1:8080/topics/orders")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a user and a password are of no use here; use --token".into());
+    }
+    Ok(url)
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "what clap asks for")]
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret(text.to_owned()))
+}

@@ -1,0 +1,127 @@
+//! The console: a page for a person, and the streams that it follows. What it shows is written by others, so it is only
+//! ever text there, and its policy lets nothing run but its own script.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::super::client;
+use super::super::handoff::{Handoff, Stalls, StreamBody};
+use super::super::problem::{Problem, come_back};
+use super::super::subscribe;
+use super::query::{Query, bad_query};
+use super::state::Standing;
+use crate::gateway::Gateway;
+
+/// How often the page is told how things stand.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Messages of a topic that are shown of the past.
+const LAST: usize = 50;
+
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// What the page is made of.
+pub(super) const FILES: [(&str, &str, &str); 3] = [
+    ("/", "text/html; charset=utf-8", include_str!("console/page.html")),
+    ("/console.css", "text/css; charset=utf-8", include_str!("console/page.css")),
+    ("/console.js", "text/javascript; charset=utf-8", include_str!("console/page.js")),
+];
+
+/// One of [`FILES`].
+pub(super) fn file(content_type: &'static str, text: &'static str) -> Response {
+    let headers: [(HeaderName, HeaderValue); 3] = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    (headers, text).into_response()
+}
+
+/// `GET /console/events`: the last minutes, then how things stand, every second, until the process ends.
+pub(super) async fn events(gateway: Arc<Gateway>, closing: CancellationToken) -> Response {
+    let past = event("history", &gateway.history().samples());
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let states = stream::unfold((ticks, gateway, closing), async |(mut ticks, gateway, closing)| {
+        closing.run_until_cancelled(ticks.tick()).await?;
+        Some((event("state", &Standing::of(&gateway)), (ticks, gateway, closing)))
+    });
+    let events = stream::once(async { past }).chain(states).map(Ok::<_, Infallible>);
+    let mut response = Response::new(Body::from_stream(events));
+    subscribe::stream_headers(response.headers_mut());
+    response
+}
+
+/// `GET /console/messages?topic=…`: the last messages of a topic or pattern that is held, as CloudEvents, and what comes.
+/// A stream like any other from there on, and counted as one.
+pub(super) async fn messages(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let mut query = Query::of(request.uri());
+    let topic = query.topic(gateway.current().config.limits.topic_length)?;
+    query.end()?;
+    let topic =
+        topic.ok_or_else(|| bad_query("topic is missing; name one that is held, as /topics lists them"))?;
+    let version = subscribe::http_version(&request);
+    let address = client::address(request.extensions());
+    let stream = match gateway.watch(&topic, LAST, address, version) {
+        Ok(Some(stream)) => stream,
+        Ok(None) => return Err(Problem::not_exposed()),
+        Err(code) => return Ok(come_back(&gateway, request.headers(), code)),
+    };
+    let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
+    let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
+    Ok(subscribe::stream_response(body, version))
+}
+
+fn event(name: &str, data: &impl Serialize) -> Bytes {
+    // Numbers and strings always serialize.
+    let data = serde_json::to_string(data).unwrap_or_default();
+    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+}
+
+/// No page but the console is to be made of what is answered here, and nothing of it is to be kept.
+pub(super) async fn private(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FILES;
+
+    #[test]
+    fn the_page_is_small_and_asks_for_nothing_but_its_own_files() {
+        let bytes: usize = FILES.iter().map(|(_, _, text)| text.len()).sum();
+        assert!(bytes < 100_000, "{bytes}");
+        for (path, _, text) in FILES {
+            for foreign in
+                ["http:", "https:", "//cdn", "innerHTML", "insertAdjacentHTML", "document.write", "eval("]
+            {
+                let named = text.replace("http://www.w3.org/2000/svg", "");
+                assert!(!named.contains(foreign), "{path} has {foreign}");
+            }
+        }
+    }
+}

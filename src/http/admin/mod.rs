@@ -1,0 +1,76 @@
+//! The admin listener: probes and metrics; and for people who run the gateway the console, with what it is made of. Never
+//! on the public one: what a gateway carries and how much is nobody else's business.
+
+mod console;
+mod query;
+mod state;
+mod streams;
+mod topics;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router, middleware};
+use tokio_util::sync::CancellationToken;
+
+use super::origin::{self, Listener};
+use super::problem::Problem;
+use crate::code::RefusalCode;
+use crate::gateway::Gateway;
+use crate::metrics;
+
+/// The routes of the admin listener. `closing` is cancelled when streams that have no other end must end.
+pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Router {
+    let mut router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics));
+    if gateway.current().config.admin.console {
+        router = router.merge(people(closing).with_state(gateway.clone()));
+    }
+    router.fallback(|| async { Problem::not_exposed() }).with_state(gateway)
+}
+
+/// The routes for people, which show what others wrote and can end streams.
+fn people(closing: CancellationToken) -> Router<Arc<Gateway>> {
+    let mut router = Router::new()
+        .route("/topics", get(topics::topics))
+        .route("/streams", get(streams::list).delete(streams::close))
+        .route("/state", get(state::state))
+        .route("/config", get(config))
+        .route("/console/messages", get(console::messages))
+        .route(
+            "/console/events",
+            get(move |State(gateway): State<Arc<Gateway>>| console::events(gateway, closing.clone())),
+        )
+        .method_not_allowed_fallback(|| async {
+            Problem::new(RefusalCode::BadMethod, "GET reads, and DELETE /streams ends streams")
+        });
+    for (path, content_type, text) in console::FILES {
+        router = router.route(path, get(async move || console::file(content_type, text)));
+    }
+    // Beside what guards the whole listener: a page that points a name of its own at it must not be answered here.
+    router
+        .layer(middleware::map_response(console::private))
+        .layer(middleware::from_fn_with_state(Listener::Console, origin::guard))
+}
+
+async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
+    match gateway.ready() {
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn show_metrics(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
+    let (content_type, text) = metrics::negotiate(gateway.metrics().encode(), &headers);
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+}
+
+/// `GET /config`: every setting in effect, and where it came from.
+async fn config(State(gateway): State<Arc<Gateway>>) -> Response {
+    Json(&*gateway.current().config.origins.0).into_response()
+}

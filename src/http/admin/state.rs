@@ -1,0 +1,88 @@
+//! `GET /state`: how things stand, in numbers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+
+use crate::gateway::Gateway;
+use crate::history::Sample;
+use crate::ingest::Upstream;
+
+/// How things stand.
+#[derive(Serialize)]
+pub(super) struct Standing {
+    version: &'static str,
+    uptime_ms: u64,
+    /// Why no streams are served, if none are.
+    not_ready: Option<String>,
+    broker: Broker,
+    streams: Part,
+    topics: Part,
+    connections: Part,
+    buffer_bytes: Part,
+    addresses: i64,
+    /// The newest of the samples that the charts are drawn of.
+    sample: Sample,
+    /// Since the start, those of which there were any.
+    gaps: BTreeMap<&'static str, u64>,
+    closed: BTreeMap<&'static str, u64>,
+    refused: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct Broker {
+    url: String,
+    /// Why it is away, if it is.
+    away: Option<String>,
+    losses: u64,
+}
+
+/// What there is of something, and how much there may be.
+#[derive(Serialize)]
+struct Part {
+    now: u64,
+    limit: u64,
+}
+
+impl Standing {
+    pub(super) fn of(gateway: &Gateway) -> Self {
+        let (current, metrics) = (gateway.current(), gateway.metrics());
+        let config = &current.config;
+        let part = |now: i64, limit: u64| Part { now: u64::try_from(now).unwrap_or_default(), limit };
+        let limits = &config.limits;
+        Standing {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_ms: gateway.table().clock().now(),
+            not_ready: gateway.ready().err(),
+            broker: Broker {
+                url: config.broker.masked_url(),
+                away: match gateway.upstream() {
+                    Upstream::Up => None,
+                    Upstream::Down(why) => Some(why),
+                },
+                losses: metrics.losses(),
+            },
+            streams: part(gateway.table().len() as i64, limits.streams as u64),
+            topics: part(metrics.topics.get(), limits.topics as u64),
+            connections: part(metrics.connections.get(), limits.connections as u64),
+            buffer_bytes: part(metrics.buffer_bytes.get(), limits.buffer),
+            addresses: metrics.addresses.get(),
+            sample: gateway.sample(),
+            gaps: some(metrics.gaps_told()),
+            closed: some(metrics.streams_closed()),
+            refused: some(metrics.requests_refused()),
+        }
+    }
+}
+
+fn some(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<&'static str, u64> {
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
+/// The handler.
+pub(super) async fn state(State(gateway): State<Arc<Gateway>>) -> Json<Standing> {
+    Json(Standing::of(&gateway))
+}

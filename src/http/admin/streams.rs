@@ -1,0 +1,95 @@
+//! `GET /streams` and `DELETE /streams`: who reads, and a way to end some, for those who run the gateway.
+//!
+//! A page of another origin can do neither: `origin::guard` refuses what it sends, and the preflight that its browser
+//! must send before a DELETE.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::Uri;
+use serde::Serialize;
+
+use super::super::problem::Problem;
+use super::query::{LONGEST_PAGE, Query, bad_query};
+use crate::gateway::{Gateway, StreamState, Wanted};
+
+/// Topics that are named of one stream.
+const NAMED_TOPICS: usize = 10;
+
+/// One page.
+#[derive(Serialize)]
+pub(super) struct Streams {
+    streams: Vec<Stream>,
+    /// What `after` must be for the next page, if there is one.
+    next: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Stream {
+    id: u64,
+    address: String,
+    subject: Option<String>,
+    topics: Vec<String>,
+    /// All, of which `topics` names the first.
+    topic_count: usize,
+    http: &'static str,
+    age_ms: u64,
+    sent_bytes: u64,
+    lag_messages: Option<usize>,
+    lag_ms: Option<u64>,
+    closing: Option<&'static str>,
+}
+
+impl From<StreamState> for Stream {
+    fn from(stream: StreamState) -> Self {
+        let topics = &stream.reading.topics;
+        Stream {
+            id: stream.id,
+            address: stream.reader.address.to_string(),
+            subject: stream.reader.subject().map(|subject| subject.to_string()),
+            topics: topics.iter().take(NAMED_TOPICS).map(ToString::to_string).collect(),
+            topic_count: topics.len(),
+            http: stream.reader.http.as_str(),
+            age_ms: stream.age.as_millis() as u64,
+            sent_bytes: stream.sent,
+            lag_messages: stream.reading.lag.map(|lag| lag.messages),
+            lag_ms: stream.reading.lag.map(|lag| lag.time.as_millis() as u64),
+            closing: stream.closing.map(|code| code.as_str()),
+        }
+    }
+}
+
+/// The handler of GET.
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Json<Streams>, Problem> {
+    let mut query = Query::of(&uri);
+    let wanted = query.wanted(gateway.current().config.limits.topic_length)?;
+    let (after, limit) = (query.number("after")?.unwrap_or(0), query.limit()?);
+    query.end()?;
+    let (streams, more) = gateway.streams(&wanted, after, limit);
+    let next = streams.last().filter(|_| more).map(|stream| stream.id);
+    Ok(Json(Streams { streams: streams.into_iter().map(Stream::from).collect(), next }))
+}
+
+/// What a DELETE did.
+#[derive(Serialize)]
+pub(super) struct Closed {
+    closed: usize,
+    /// There are others, for another request.
+    more: bool,
+}
+
+/// The handler of DELETE.
+pub(super) async fn close(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Json<Closed>, Problem> {
+    let mut query = Query::of(&uri);
+    let wanted = query.wanted(gateway.current().config.limits.topic_length)?;
+    query.end()?;
+    if wanted == Wanted::default() {
+        return Err(bad_query(
+            "say which streams to end, by id, topic, address or subject; topic=** is nearly all",
+        ));
+    }
+    let (closed, more) = gateway.end(&wanted, LONGEST_PAGE);
+    tracing::info!(closed, query = uri.query(), "streams were ended by way of the admin listener");
+    Ok(Json(Closed { closed, more }))
+}

@@ -1,0 +1,62 @@
+//! `GET /topics`: what is held, for those who run the gateway.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::Uri;
+use serde::Serialize;
+
+use super::super::problem::Problem;
+use super::query::Query;
+use crate::gateway::Gateway;
+use crate::log::LogState;
+
+/// One page.
+#[derive(Serialize)]
+pub(super) struct Topics {
+    topics: Vec<Topic>,
+    /// What `after` must be for the next page, if there is one.
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Topic {
+    topic: String,
+    readers: usize,
+    messages: usize,
+    bytes: usize,
+    rate: f64,
+    oldest_ms: Option<u64>,
+    idle_ms: Option<u64>,
+    upstream: &'static str,
+}
+
+impl From<LogState> for Topic {
+    fn from(log: LogState) -> Self {
+        Topic {
+            topic: log.filter.as_str().to_owned(),
+            readers: log.readers,
+            messages: log.messages,
+            bytes: log.bytes,
+            rate: (log.rate * 100.0).round() / 100.0,
+            oldest_ms: log.oldest.map(|oldest| oldest.as_millis() as u64),
+            idle_ms: log.idle.map(|idle| idle.as_millis() as u64),
+            upstream: log.upstream.as_str(),
+        }
+    }
+}
+
+/// The handler.
+pub(super) async fn topics(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Json<Topics>, Problem> {
+    let mut query = Query::of(&uri);
+    let (prefix, after) = (query.text("prefix").unwrap_or_default(), query.text("after").unwrap_or_default());
+    let limit = query.limit()?;
+    query.end()?;
+    let mut topics: Vec<Topic> =
+        gateway.topics(&prefix, &after, limit + 1).into_iter().map(Topic::from).collect();
+    let more = topics.len() > limit;
+    topics.truncate(limit);
+    let next = topics.last().filter(|_| more).map(|topic| topic.topic.clone());
+    Ok(Json(Topics { topics, next }))
+}

@@ -1,0 +1,106 @@
+//! The logs as they are seen from outside: a page of their states, who reads which, and a hold on one that is there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::super::TopicLog;
+use super::super::lease::{Lease, Subscribed};
+use super::super::look::{Lag, LogState, UpstreamState};
+use super::{Feed, Registry, Slot};
+use crate::signal::Signal;
+use crate::topic::Filter;
+
+/// What of a stream only its logs know.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// Its topics and patterns.
+    pub topics: Vec<Filter>,
+    /// What it has not read; `None` if its logs are of several sequences.
+    pub lag: Option<Lag>,
+}
+
+impl Registry {
+    /// The states of up to `limit` logs whose names begin with `prefix`, in the order of their names from behind `after` on.
+    pub fn look(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
+        let mut found: Vec<_> = {
+            let inner = self.inner.lock();
+            let named = |filter: &Filter| filter.as_str().starts_with(prefix) && filter.as_str() > after;
+            let mut slots: Vec<_> = inner.slots.iter().filter(|(filter, _)| named(filter)).collect();
+            if slots.len() > limit {
+                slots.select_nth_unstable_by_key(limit, |(filter, _)| *filter);
+                slots.truncate(limit);
+            }
+            let state = |slot: &Slot| {
+                let idle = (slot.readers == 0).then(|| Instant::now().duration_since(slot.idle_since));
+                (slot.log.clone(), slot.readers, slot.upstream(), idle)
+            };
+            slots.into_iter().map(|(_, slot)| state(slot)).collect()
+        };
+        found.sort_unstable_by(|(a, ..), (b, ..)| a.filter.cmp(&b.filter));
+        found.into_iter().map(|(log, readers, upstream, idle)| log.state(readers, upstream, idle)).collect()
+    }
+
+    /// The ids of the streams that read a topic or pattern which overlaps with `filter`.
+    pub fn readers_of(&self, filter: &Filter) -> Vec<u64> {
+        let mut ids = Vec::new();
+        for log in self.logs(|slot| slot.log.filter.overlaps(filter)) {
+            log.for_each_reader(|signal| ids.push(signal.id));
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// What these streams read, by their ids.
+    pub fn readings(&self, streams: &[Arc<Signal>]) -> HashMap<u64, Reading> {
+        let mut readings: HashMap<u64, Reading> =
+            streams.iter().map(|stream| (stream.id, Reading::default())).collect();
+        for log in self.logs(|slot| slot.readers > 0) {
+            let mut found = Vec::new();
+            log.for_each_reader(|signal| {
+                if readings.contains_key(&signal.id) {
+                    found.push((signal.id, signal.position()));
+                }
+            });
+            for (id, position) in found {
+                if let Some(reading) = readings.get_mut(&id) {
+                    reading.topics.push(log.filter.clone());
+                    let lag = position.map(|position| log.lag(position));
+                    reading.lag = lag.map(|lag| lag.and(reading.lag.unwrap_or_default()));
+                }
+            }
+        }
+        readings
+    }
+
+    /// The logs that somebody reads.
+    pub fn logs_read(&self) -> Vec<Arc<TopicLog>> {
+        self.logs(|slot| slot.readers > 0)
+    }
+
+    /// A hold on the log of `filter` if there is one. Nothing is subscribed for it.
+    pub fn hold(self: &Arc<Self>, filter: &Filter) -> Option<Lease> {
+        let mut inner = self.inner.lock();
+        let slot = inner.slots.get_mut(filter)?;
+        slot.readers += 1;
+        Some(Lease::new(self.clone(), slot.log.clone()))
+    }
+
+    fn logs(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Arc<TopicLog>> {
+        let inner = self.inner.lock();
+        inner.slots.values().filter(|slot| wanted(slot)).map(|slot| slot.log.clone()).collect()
+    }
+}
+
+impl Slot {
+    fn upstream(&self) -> UpstreamState {
+        match (&self.feed, *self.subscribed.borrow()) {
+            (Feed::By(_), _) => UpstreamState::Fed,
+            (_, Subscribed::Pending | Subscribed::Failed(_)) => UpstreamState::Pending,
+            (Feed::Own, Subscribed::Confirmed) => UpstreamState::Subscribed,
+            (Feed::Warm(_), Subscribed::Confirmed) => UpstreamState::Warm,
+        }
+    }
+}
