@@ -94,7 +94,7 @@ pub enum Command {
 }
 
 /// Flags that set something.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Options {
     /// Read this file; it must exist. Without it, topicgate.toml in the working directory is read if there is one
     #[arg(long, value_name = "FILE")]

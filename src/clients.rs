@@ -23,18 +23,37 @@ const IDLE_ADDRESSES: usize = 100_000;
 #[derive(Debug)]
 pub struct Clients {
     clock: Clock,
+    /// Keyed with the standard library's seeded hash: both keys are the clients' to choose.
+    counts: Mutex<Counts>,
+}
+
+/// What each may have.
+#[derive(Debug)]
+struct Shares {
     streams_per_address: usize,
     topics_per_address: usize,
     streams_per_subject: usize,
     opens: Rate,
     resume_bytes: Rate,
     max_addresses: usize,
-    /// Keyed with the standard library's seeded hash: both keys are the clients' to choose.
-    counts: Mutex<Counts>,
 }
 
-#[derive(Debug, Default)]
+impl Shares {
+    fn of(limits: &Limits) -> Self {
+        Shares {
+            streams_per_address: limits.streams_per_address,
+            topics_per_address: limits.topics_per_address,
+            streams_per_subject: limits.streams_per_subject,
+            opens: Rate::per_second(limits.opens_per_second as u64),
+            resume_bytes: Rate::per_second(limits.resume_bytes),
+            max_addresses: limits.streams.saturating_add(IDLE_ADDRESSES),
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Counts {
+    shares: Shares,
     addresses: HashMap<IpAddr, Address>,
     /// Streams of each. None is here without one.
     subjects: HashMap<Arc<str>, usize>,
@@ -72,16 +91,14 @@ pub struct Usage {
 impl Clients {
     /// Nobody yet.
     pub fn new(limits: &Limits, clock: Clock) -> Arc<Self> {
-        Arc::new(Clients {
-            clock,
-            streams_per_address: limits.streams_per_address,
-            topics_per_address: limits.topics_per_address,
-            streams_per_subject: limits.streams_per_subject,
-            opens: Rate::per_second(limits.opens_per_second as u64),
-            resume_bytes: Rate::per_second(limits.resume_bytes),
-            max_addresses: limits.streams.saturating_add(IDLE_ADDRESSES),
-            counts: Mutex::default(),
-        })
+        let (addresses, subjects) = (HashMap::new(), HashMap::new());
+        let counts = Counts { shares: Shares::of(limits), addresses, subjects };
+        Arc::new(Clients { clock, counts: Mutex::new(counts) })
+    }
+
+    /// From now on these limits hold. Whoever has more keeps it.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.counts.lock().shares = Shares::of(limits);
     }
 
     /// One more attempt of this address to open a stream, to be counted before anything is done for it.
@@ -91,24 +108,14 @@ impl Clients {
     pub fn knock(&self, address: IpAddr) -> Result<(), CloseCode> {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
-        let entry = self.entry(&mut counts.addresses, counted_as(address))?;
-        if entry.opens.take(1, self.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
-    }
-
-    fn entry<'a>(
-        &self,
-        addresses: &'a mut HashMap<IpAddr, Address>,
-        address: IpAddr,
-    ) -> Result<&'a mut Address, CloseCode> {
-        if addresses.len() >= self.max_addresses && !addresses.contains_key(&address) {
-            return Err(CloseCode::Overloaded);
-        }
-        Ok(addresses.entry(address).or_default())
+        let Counts { shares, addresses, .. } = &mut *counts;
+        let entry = entry(addresses, shares.max_addresses, counted_as(address))?;
+        if entry.opens.take(1, shares.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
     }
 
     /// Addresses that may be remembered.
     pub fn max_addresses(&self) -> usize {
-        self.max_addresses
+        self.counts.lock().shares.max_addresses
     }
 
     /// A place for one more stream, over so many topics, among those of its reader. Who is refused has taken nothing.
@@ -116,19 +123,19 @@ impl Clients {
     /// # Errors
     /// The limit that is met.
     pub fn enter(self: &Arc<Self>, stream: Arc<Signal>, topics: usize) -> Result<Place, CloseCode> {
-        let subject = &stream.reader.subject;
+        let subject = stream.reader.subject().cloned();
         let address = counted_as(stream.reader.address);
         let mut counts = self.counts.lock();
-        let Counts { addresses, subjects } = &mut *counts;
+        let Counts { shares, addresses, subjects } = &mut *counts;
         let of_subject = subject.as_ref().and_then(|subject| subjects.get(subject));
-        if of_subject.is_some_and(|streams| *streams >= self.streams_per_subject) {
+        if of_subject.is_some_and(|streams| *streams >= shares.streams_per_subject) {
             return Err(CloseCode::TooManySubjectStreams);
         }
-        let entry = self.entry(addresses, address)?;
-        if entry.streams >= self.streams_per_address {
+        let entry = entry(addresses, shares.max_addresses, address)?;
+        if entry.streams >= shares.streams_per_address {
             return Err(CloseCode::TooManyStreams);
         }
-        if entry.topics + topics > self.topics_per_address {
+        if entry.topics + topics > shares.topics_per_address {
             return Err(CloseCode::TooManyTopics);
         }
         entry.streams += 1;
@@ -144,7 +151,7 @@ impl Clients {
     pub fn sweep(&self) -> Usage {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
-        let Counts { addresses, subjects } = &mut *counts;
+        let Counts { addresses, subjects, .. } = &mut *counts;
         addresses.retain(|_, address| !address.is_forgettable(now));
         if addresses.capacity() > 1024 && addresses.len() * 4 < addresses.capacity() {
             addresses.shrink_to_fit();
@@ -164,6 +171,18 @@ impl Clients {
             most_of_subject: subjects.values().copied().max().unwrap_or_default(),
         }
     }
+}
+
+/// What is known of an address, if there is room for it.
+fn entry(
+    addresses: &mut HashMap<IpAddr, Address>,
+    most: usize,
+    address: IpAddr,
+) -> Result<&mut Address, CloseCode> {
+    if addresses.len() >= most && !addresses.contains_key(&address) {
+        return Err(CloseCode::Overloaded);
+    }
+    Ok(addresses.entry(address).or_default())
 }
 
 /// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
@@ -196,8 +215,10 @@ impl Place {
     /// So many bytes of what it missed have been handed out.
     pub fn replayed(&self, bytes: usize) {
         let now = self.clients.clock.now();
-        if let Some(address) = self.clients.counts.lock().addresses.get_mut(&self.address()) {
-            address.replays.owe(bytes as u64, self.clients.resume_bytes, now);
+        let mut counts = self.clients.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        if let Some(address) = addresses.get_mut(&self.address()) {
+            address.replays.owe(bytes as u64, shares.resume_bytes, now);
         }
     }
 }
@@ -205,13 +226,13 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.clients.counts.lock();
-        let Counts { addresses, subjects } = &mut *counts;
+        let Counts { addresses, subjects, .. } = &mut *counts;
         // An address that has a stream is never forgotten.
         if let Some(address) = addresses.get_mut(&self.address()) {
             address.streams -= 1;
             address.topics -= self.topics;
         }
-        if let Some(subject) = &self.stream.reader.subject
+        if let Some(subject) = self.stream.reader.subject()
             && let Some(streams) = subjects.get_mut(subject)
         {
             *streams -= 1;
@@ -225,8 +246,9 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Caller;
     use crate::config::Config;
-    use crate::signal::Reader;
+    use crate::signal::{Reader, Who};
     use crate::sse::table::Table;
 
     fn clients(limits: Limits) -> Arc<Clients> {
@@ -234,8 +256,9 @@ mod tests {
     }
 
     fn stream(address: &str, subject: Option<&str>) -> Arc<Signal> {
-        let subject = subject.map(Into::into);
-        let reader = Reader { address: address.parse().unwrap(), subject, ..Reader::default() };
+        let caller = |subject: &str| Caller { subject: Some(subject.into()), ..Caller::default() };
+        let who = subject.map_or(Who::Anyone, |subject| Who::Caller(Arc::new(caller(subject))));
+        let reader = Reader { address: address.parse().unwrap(), who, ..Reader::default() };
         Arc::new(Signal::new(1, reader, 0))
     }
 

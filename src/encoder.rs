@@ -1,6 +1,7 @@
 //! The encoder: makes an entry of a message, once, whoever reads it; for ingest and for what is recalled from a history.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use crate::broker::{self, Change};
@@ -15,21 +16,22 @@ use crate::sse::frame::{self, GapReason};
 pub struct Encoder {
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// `limits.message`, in bytes.
-    pub max_message: usize,
+    /// `limits.message`, in bytes, as it is now.
+    pub max_message: Arc<AtomicUsize>,
 }
 
 impl Encoder {
     /// Whether a message cannot be carried for its size, which is then counted and logged.
     pub fn is_too_large(&self, message: &broker::Message) -> bool {
-        let too_large = message.payload.len() > self.max_message;
+        let limit = self.max_message.load(Ordering::Relaxed);
+        let too_large = message.payload.len() > limit;
         if too_large {
             self.metrics.rejected("message");
             self.metrics.limits.met(Limit::Message);
             tracing::warn!(
                 topic = message.topic.as_str(),
                 bytes = message.payload.len(),
-                limit = self.max_message,
+                limit,
                 "a message is larger than limits.message and was left out"
             );
         }

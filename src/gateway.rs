@@ -4,22 +4,28 @@
 //! knows neither requests nor sockets.
 
 mod look;
+mod renew;
+mod warm;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 pub use self::look::{StreamState, Wanted};
-use crate::auth::access::{self, Verdict};
-use crate::auth::{Action, Auth, Caller};
+use crate::auth::access::Verdict;
+use crate::auth::{Action, Caller};
 use crate::broker::{Broker, BrokerError, Headers, Located};
 use crate::clients::Clients;
-use crate::config::{Config, Field, Rule, Source};
+use crate::config::{Field, Rule, Source};
+use crate::current::Current;
 use crate::history::History;
 use crate::ingest::{Upstream, Upstreams};
 use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
@@ -27,8 +33,8 @@ use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Limit, Metrics};
 use crate::position::{MAX_SEQUENCES, Start};
-use crate::signal::{CloseCode, Reader};
-use crate::sse::stream::{Shared, Stream, Terms};
+use crate::signal::{CloseCode, Reader, Who};
+use crate::sse::stream::{Stream, Terms};
 use crate::sse::table::Table;
 use crate::topic::{Filter, Topic};
 use crate::traces::{self, Traces};
@@ -36,10 +42,6 @@ use crate::why::Why;
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
-
-/// How long a warm topic is not asked for again when the broker says no, and when it was away after all.
-const REFUSED_RETRY: Duration = Duration::from_secs(30);
-const AWAY_RETRY: Duration = Duration::from_millis(200);
 
 /// A stream that is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +63,6 @@ pub struct Opening<'a> {
 /// Why a stream was not opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenError {
-    /// No rule lets this caller read this.
-    NotExposed,
     /// What the caller may has ended meanwhile.
     Expired,
     /// It will never work as it was asked: why, and what would.
@@ -91,10 +91,15 @@ pub enum PublishError {
 /// See the module.
 #[derive(Debug)]
 pub struct Gateway {
-    config: Config,
-    auth: Auth,
+    current: RwLock<Arc<Current>>,
     broker: Broker,
-    streams: Arc<Shared>,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    why: Arc<Why>,
+    /// What ingest goes by.
+    max_message: Arc<AtomicUsize>,
+    /// Topics that are kept warm, and how that is ended.
+    warm: Mutex<HashMap<Filter, CancellationToken>>,
     table: Arc<Table>,
     clients: Arc<Clients>,
     upstream: watch::Receiver<Upstreams>,
@@ -110,42 +115,22 @@ pub struct Gateway {
 impl Gateway {
     /// Puts the parts together. Warm topics are subscribed to in the background, for as long as it takes.
     pub fn new(
-        config: Config,
-        auth: Auth,
+        current: Arc<Current>,
         broker: Broker,
-        registry: Arc<Registry>,
-        metrics: Arc<Metrics>,
         upstream: watch::Receiver<Upstreams>,
         traces: Traces,
+        max_message: Arc<AtomicUsize>,
     ) -> Arc<Self> {
-        // At zero from the start, as far as can be said from the start.
-        config.topics.iter().for_each(|rule| drop(metrics.rules.rule(&rule.pattern())));
-        for rule in config.topics.iter().filter(|rule| is_warm(rule)) {
-            let (bounds, fields) = log_settings(rule, &metrics);
-            let warm = {
-                let (registry, filter) = (registry.clone(), rule.filter.clone());
-                move || registry.warm(&filter, &bounds, &fields)
-            };
-            // The first here, so that it is there before the first reader.
-            tokio::spawn(keep_warm(broker.clone(), rule.source.clone(), warm(), warm, upstream.clone()));
-        }
-        let table = Table::new(config.limits.streams);
-        let clients = Clients::new(&config.limits, table.clock());
-        metrics.limits.set_bound(Limit::Addresses, clients.max_addresses() as u64);
-        let streams = Arc::new(Shared {
-            registry,
-            metrics,
-            heartbeat: config.streams.heartbeat,
-            retry: config.streams.retry,
-            max_age: config.streams.max_age,
-            write_timeout: config.streams.write_timeout,
-            why: Why::default(),
-        });
-        Arc::new(Gateway {
-            config,
-            auth,
+        let table = Table::new(current.config.limits.streams);
+        let clients = Clients::new(&current.config.limits, table.clock());
+        let gateway = Arc::new(Gateway {
+            current: RwLock::new(current.clone()),
             broker,
-            streams,
+            registry: current.streams.registry.clone(),
+            metrics: current.streams.metrics.clone(),
+            why: current.streams.why.clone(),
+            max_message,
+            warm: Mutex::default(),
             table,
             clients,
             upstream,
@@ -154,22 +139,25 @@ impl Gateway {
             refusals: Arc::default(),
             crowded: Throttle::default(),
             history: History::default(),
-        })
+        });
+        gateway.put_limits(&current.config);
+        gateway.keep_warm(&current.config.topics);
+        gateway
     }
 
-    /// The configuration it runs with.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// What is in force now.
+    pub fn current(&self) -> Arc<Current> {
+        self.current.read().clone()
     }
 
     /// Counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.streams.metrics
+        &self.metrics
     }
 
     /// Writes the lines that say why.
     pub fn why(&self) -> &Why {
-        &self.streams.why
+        &self.why
     }
 
     /// The open streams.
@@ -179,22 +167,12 @@ impl Gateway {
 
     /// A reconnection delay for a client that is to come back, in milliseconds.
     pub fn jittered_retry(&self) -> u64 {
-        self.streams.jittered_retry()
-    }
-
-    /// Tells who asks.
-    pub fn auth(&self) -> &Auth {
-        &self.auth
+        self.current().streams.jittered_retry()
     }
 
     /// What is traced.
     pub fn traces(&self) -> &Traces {
         &self.traces
-    }
-
-    /// Whether `caller` may do this with all of `filter`.
-    pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
-        access::decide(&self.config.topics, action, filter, caller)
     }
 
     /// To be asked before anything is done for one who wants to open a stream: before a signature is checked, or a backend
@@ -224,22 +202,26 @@ impl Gateway {
             return Err(OpenError::ComeBack(CloseCode::Draining));
         }
         let begin = Instant::now();
+        let current = self.current();
         let overloaded = |limit| {
             self.metrics().limits.met(limit);
             OpenError::ComeBack(CloseCode::Overloaded)
         };
-        let reader = Reader { address, subject: caller.and_then(|caller| caller.subject.clone()), http };
-        let ticket = self.table.enter(reader).ok_or_else(|| overloaded(Limit::Streams))?;
-        let place = self.clients.enter(ticket.signal().clone(), filters.len()).map_err(|code| {
+        let who = caller.map_or(Who::Anyone, |caller| Who::Caller(Arc::new(caller.as_reader_of(filters))));
+        let ticket =
+            self.table.enter(Reader { address, who, http }).ok_or_else(|| overloaded(Limit::Streams))?;
+        let signal = ticket.signal().clone();
+        let place = self.clients.enter(signal.clone(), filters.len()).map_err(|code| {
             self.metrics().limits.met_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
         let mut rules = Vec::with_capacity(filters.len());
         for filter in filters {
-            match self.decide(Action::Subscribe, filter, caller) {
+            // They were let in a moment ago: what is in force has changed since.
+            match current.decide(Action::Subscribe, filter, caller) {
                 Verdict::Allowed(rule) => rules.push(rule),
-                _ => return Err(OpenError::NotExposed),
+                _ => return Err(OpenError::ComeBack(CloseCode::Revoked)),
             }
         }
         is_possible(filters, &rules)?;
@@ -247,7 +229,7 @@ impl Gateway {
         for (filter, rule) in filters.iter().zip(&rules) {
             let (bounds, fields) = log_settings(rule, self.metrics());
             let warm = is_warm(rule).then_some(&rule.filter);
-            let leased = self.streams.registry.lease(filter, &bounds, &fields, warm);
+            let leased = self.registry.lease(filter, &bounds, &fields, warm);
             let (lease, subscription) = leased.map_err(|error| match error {
                 LeaseError::Full => overloaded(Limit::Topics),
                 LeaseError::NotFed => OpenError::ComeBack(CloseCode::Unavailable),
@@ -274,7 +256,13 @@ impl Gateway {
         }
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let terms = Terms { format, expires: caller.and_then(|caller| caller.expires) };
-        Ok(Stream::open(self.streams.clone(), ticket, place, leases, (start, &located), terms))
+        let stream = Stream::open(current.streams.clone(), ticket, place, leases, (start, &located), terms);
+        // A reload finds those that read already; this one may have come too late for it.
+        let now = self.current();
+        if !filters.iter().all(|filter| now.still_lets_read(filter, &signal.reader.who)) {
+            signal.revoke();
+        }
+        Ok(stream)
     }
 
     /// Asks the broker where in its histories the stream begins, as far as the logs do not know.
@@ -304,7 +292,7 @@ impl Gateway {
             return;
         }
         let code = code.as_str();
-        if !self.config.proxies.trusted.is_empty() {
+        if !self.current().config.proxies.trusted.is_empty() {
             tracing::warn!(%address, code, "a client was told to come back: its address has all that [limits] gives it");
         } else {
             tracing::warn!(
@@ -330,7 +318,8 @@ impl Gateway {
     ) -> Result<Option<String>, PublishError> {
         let filter = topic.clone().into();
         traces::note_topics([&filter].into_iter());
-        let Verdict::Allowed(rule) = self.decide(Action::Publish, &filter, caller) else {
+        let current = self.current();
+        let Verdict::Allowed(rule) = current.decide(Action::Publish, &filter, caller) else {
             return Err(PublishError::NotExposed);
         };
         if caller.is_some_and(Caller::is_expired) {
@@ -346,7 +335,10 @@ impl Gateway {
                         "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
                     )));
                 }
-                (Field::Header(_), Some(_)) if !self.has_headers(rule) => {
+                // Those of an entry of a Redis Stream are its fields.
+                (Field::Header(_), Some(_))
+                    if !rule.source.is_stored() && !current.config.broker.has_headers() =>
+                {
                     return Err(PublishError::NoPlace(format!(
                         "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
                          put it into the payload"
@@ -362,7 +354,7 @@ impl Gateway {
                 return self.broker.publish(topic.clone(), payload, headers).await.map(|()| given);
             }
             let number = self.broker.store(topic.clone(), rule.source.clone(), payload, headers).await?;
-            Ok(self.streams.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
+            Ok(self.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
         };
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)
@@ -377,11 +369,6 @@ impl Gateway {
                 }
             })
             .map_err(PublishError::Broker)
-    }
-
-    /// Whether messages of a rule have header fields: those of an entry of a Redis Stream are its fields.
-    fn has_headers(&self, rule: &Rule) -> bool {
-        rule.source.is_stored() || self.config.broker.has_headers()
     }
 
     /// `Ok` if new streams are served; else why not.
@@ -409,7 +396,7 @@ impl Gateway {
 
     /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
     pub fn sweep(&self) {
-        let gave_way = self.streams.registry.sweep(|filter, source| match source {
+        let gave_way = self.registry.sweep(|filter, source| match source {
             Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
             Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
                 self.broker.try_unfollow(filter.clone())
@@ -418,7 +405,7 @@ impl Gateway {
         if gave_way {
             self.metrics().limits.met(Limit::Buffer);
         }
-        let (topics, bytes) = (self.streams.registry.topics(), self.streams.registry.bytes());
+        let (topics, bytes) = (self.registry.topics(), self.registry.bytes());
         let usage = self.clients.sweep();
         let metrics = self.metrics();
         metrics.topics.set(topics as i64);
@@ -520,38 +507,5 @@ async fn subscribe(broker: Broker, source: Source, subscription: Subscription, r
             }
             subscription.fail(CloseCode::Refused);
         }
-    }
-}
-
-/// Subscribes to a warm topic, for as long as it takes, and anew with `again` whenever the broker has ended it.
-async fn keep_warm(
-    broker: Broker,
-    source: Source,
-    mut subscription: Subscription,
-    again: impl Fn() -> Subscription,
-    mut upstream: watch::Receiver<Upstreams>,
-) {
-    loop {
-        let (filter, ended) = (subscription.filter().clone(), subscription.ended());
-        loop {
-            // What the broker keeps has a connection of its own, which is made by this.
-            let up = |state: &Upstreams| source.is_stored() || state.pubsub == Upstream::Up;
-            if upstream.wait_for(up).await.is_err() {
-                return; // the process is ending
-            }
-            match follow(&broker, &source, filter.clone()).await {
-                Ok(()) => break subscription.confirm(),
-                // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
-                Err(BrokerError::Away(_)) => tokio::time::sleep(AWAY_RETRY).await,
-                Err(BrokerError::Refused(why)) => {
-                    tracing::error!(topic = filter.as_str(), why, "a warm topic is refused by the broker");
-                    tokio::time::sleep(REFUSED_RETRY).await;
-                }
-            }
-        }
-        ended.await;
-        // A history that has ended may be there anew; a right that was withdrawn is hardly back at once.
-        tokio::time::sleep(if source.is_stored() { AWAY_RETRY } else { REFUSED_RETRY }).await;
-        subscription = again();
     }
 }

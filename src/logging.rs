@@ -5,14 +5,16 @@
 //! crate alone, and libraries are heard from `warn` on; whoever wants more of them names them (`debug,hyper=debug`).
 
 use std::io::{self, IsTerminal as _};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use thiserror::Error;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer as _, fmt};
+use tracing_subscriber::{Layer as _, Registry, fmt};
 
 use crate::config::{Log, LogFormat};
 
@@ -27,19 +29,31 @@ pub enum LoggingError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// The level of the process, for there is one log.
+static LEVEL: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
+
 /// Sets up logging for the whole process. Call it once.
 ///
 /// # Errors
 /// See [`LoggingError`].
 pub fn init(log: &Log) -> Result<(), LoggingError> {
-    let filter = filter(&log.level)?;
+    let (filter, level) = reload::Layer::new(filter(&log.level)?);
     let lines = fmt::layer().with_writer(io::stderr);
     let lines = match log.format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    let _ = LEVEL.set(level); // the first; there was no other
     Ok(())
+}
+
+/// Changes the level. Does nothing where [`init`] was not called.
+pub fn set_level(log: &Log) {
+    // A `Log` that came from a configuration is a filter.
+    if let (Some(level), Ok(filter)) = (LEVEL.get(), filter(&log.level)) {
+        let _ = level.reload(filter); // fails only if the log is gone
+    }
 }
 
 /// Lets a line through now and then: for what clients can cause as often as they like.

@@ -3,12 +3,13 @@
 use std::error::Error;
 use std::io::{self, Write as _, stderr};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use topicgate::cli::Cli;
+use topicgate::cli::{Cli, Options};
 use topicgate::commands::{self, Failure};
 use topicgate::config::Config;
 use topicgate::logging;
@@ -31,12 +32,7 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Some(command) => commands::run(command),
-        None => cli
-            .options
-            .sources()
-            .and_then(|sources| Config::load(&sources))
-            .map_err(Failure::from)
-            .and_then(run),
+        None => run(cli.options),
     };
     outcome.unwrap_or_else(|failure| {
         let _ = writeln!(stderr(), "topicgate: {failure}");
@@ -52,11 +48,12 @@ fn allow_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-fn run(config: Config) -> Result<ExitCode, Failure> {
-    serve(config).map(|()| ExitCode::SUCCESS).map_err(|error| Failure::Failed(error.to_string()))
+fn run(options: Options) -> Result<ExitCode, Failure> {
+    let config = options.clone().sources().and_then(|sources| Config::load(&sources))?;
+    serve(config, options).map(|()| ExitCode::SUCCESS).map_err(|error| Failure::Failed(error.to_string()))
 }
 
-fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+fn serve(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
@@ -70,10 +67,15 @@ fn serve(config: Config) -> Result<(), Box<dyn Error>> {
         let broker = config.broker.masked_url();
         let server = Server::build(config).await?;
         tracing::info!(listen = %server.address()?, admin = %server.admin_address()?, broker, "topicgate is listening");
-        let reload = server.reloader();
+        let reloader = Arc::new(server.reloader());
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
-                reload();
+                let (reloader, options) = (reloader.clone(), options.clone());
+                // It reads files. One after the other; signals that come meanwhile are one.
+                let reload = move || {
+                    reloader.reload(options.sources().and_then(|sources| Config::load(&sources)));
+                };
+                let _ = tokio::task::spawn_blocking(reload).await;
             }
         });
         server.run(stop).await;

@@ -106,6 +106,7 @@ pub struct Metrics {
     pub accept_errors: Counter,
     handshakes: Family<Label, Counter>,
     certificate_reloads: Family<Label, Counter>,
+    config_reloads: Family<Label, Counter>,
     certificate_expires: Family<Label, Gauge>,
     /// Topics and patterns held.
     pub topics: Gauge,
@@ -221,6 +222,11 @@ impl Metrics {
                 "Times that a changed certificate was read, by result",
                 Family::default()
             ),
+            config_reloads: register!(
+                "config_reloads",
+                "Times that the configuration was read anew, by result",
+                Family::default()
+            ),
             certificate_expires: register!(
                 "tls_certificate_expires",
                 "When the certificate expires, in seconds of unix time",
@@ -267,6 +273,7 @@ impl Metrics {
         }
         for result in ["done", "refused"] {
             drop(metrics.certificate_reloads.get_or_create(&[("result", result)]));
+            drop(metrics.config_reloads.get_or_create(&[("result", result)]));
         }
         for what in ["message", "topic", "id", "type"] {
             drop(metrics.rejected.get_or_create(&[("what", what)]));
@@ -332,6 +339,11 @@ impl Metrics {
     /// A certificate was read anew: `done` or `refused`.
     pub fn certificate_reloaded(&self, result: &'static str) {
         self.certificate_reloads.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// The configuration was read anew: `done` or `refused`.
+    pub fn config_reloaded(&self, result: &'static str) {
+        self.config_reloads.get_or_create(&[("result", result)]).inc();
     }
 
     /// When the certificate in use expires, in seconds of unix time. Without one there is no such sample.

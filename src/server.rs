@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -15,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{self, Auth};
 use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
-use crate::config::{Config, Proxies};
+use crate::config::Config;
+use crate::current::Current;
 use crate::encoder::Encoder;
 use crate::gateway::Gateway;
 use crate::http;
@@ -24,6 +26,7 @@ use crate::log::{ASK_CAPACITY, Registry};
 use crate::metrics::{Limit, Metrics};
 use crate::position::{Epoch, Sequence};
 use crate::recall::Recall;
+use crate::reload::Reloader;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
 use crate::tls::{LOOK, Tls, TlsError};
@@ -94,11 +97,9 @@ impl Server {
         let auth = Auth::new(&config, &metrics)?;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
-        metrics.limits.configure(&config.limits);
         metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
         let tls =
             config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
-        let max_buffer = usize::try_from(config.limits.buffer).unwrap_or(usize::MAX);
         let (traces, export) = match &config.traces {
             None => (Traces::default(), None),
             Some(settings) => {
@@ -108,13 +109,13 @@ impl Server {
             }
         };
         let (asks, asks_receiver) = mpsc::channel(ASK_CAPACITY);
-        let sequence = Sequence::new(Epoch::random());
-        let registry = Registry::new(sequence, config.limits.topics, max_buffer, asks);
+        // The gateway sets their bounds.
+        let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
+        let max_message = Arc::new(AtomicUsize::new(0));
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
         let broker = Broker::start(&config.broker, events)?;
         let (upstream, upstream_receiver) = watch::channel(Upstreams::new());
-        let max_message = usize::try_from(config.limits.message).unwrap_or(usize::MAX);
-        let encoder = Encoder { metrics: metrics.clone(), max_message };
+        let encoder = Encoder { metrics: metrics.clone(), max_message: max_message.clone() };
         let ingest = Ingest {
             registry: registry.clone(),
             metrics: metrics.clone(),
@@ -123,7 +124,8 @@ impl Server {
             traces: traces.clone(),
         };
         let recall = Recall { registry: registry.clone(), broker: broker.clone(), encoder };
-        let gateway = Gateway::new(config, auth, broker, registry, metrics, upstream_receiver, traces);
+        let current = Current::new(config, auth, registry, metrics);
+        let gateway = Gateway::new(current, broker, upstream_receiver, traces, max_message);
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events_receiver));
         tasks.spawn(recall.run(asks_receiver));
@@ -151,32 +153,24 @@ impl Server {
         self.admin.local_addr()
     }
 
-    /// The way to have read anew what can change while the server runs: for now the certificate and its key. What
-    /// cannot be used changes nothing, and is logged.
-    pub fn reloader(&self) -> impl Fn() + Send + use<> {
-        let tls = self.tls.clone();
-        move || {
-            if let Some(tls) = &tls {
-                tls.reload();
-            }
-        }
+    /// The way to put another configuration in force while the server runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader::new(self.gateway.clone(), self.tls.clone())
     }
 
     /// Serves until `shutdown` is done, then drains. Ends within the drain window, whatever streams are open.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
-        let connections = (Limit::Connections, gateway.config().limits.connections);
+        let connections = (Limit::Connections, gateway.current().config.limits.connections);
         let closing = CancellationToken::new();
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone());
-        let proxies = gateway.config().proxies.clone();
-        let serve = |listener, router, tls, proxies, most| {
-            http::serve(listener, router, &gateway, tls, proxies, most, &closing)
+        let serve = |listener, router, tls, public, most| {
+            http::serve(listener, router, &gateway, tls, public, most, &closing)
         };
-        self.tasks.spawn(serve(self.public, public, self.tls, proxies, connections));
-        // Nobody is to speak for others there.
+        self.tasks.spawn(serve(self.public, public, self.tls, true, connections));
         let connections = (Limit::AdminConnections, http::ADMIN_CONNECTIONS);
-        self.tasks.spawn(serve(self.admin, admin, None, Proxies::default(), connections));
+        self.tasks.spawn(serve(self.admin, admin, None, false, connections));
         let stop_export = CancellationToken::new();
         let mut export = JoinSet::new();
         if let Some(task) = self.export {
@@ -216,7 +210,7 @@ async fn every<T>(period: Duration, subject: Arc<T>, work: fn(&T)) {
 /// requests in service are answered, and HTTP/2 writes out what its streams have ended with.
 async fn drain(gateway: &Gateway, closing: &CancellationToken) {
     gateway.start_draining();
-    let (begin, window) = (Instant::now(), gateway.config().drain);
+    let (begin, window) = (Instant::now(), gateway.current().config.drain);
     let steps = (window.mul_f64(0.8).as_millis() / DRAIN_STEP.as_millis()).max(1) as usize;
     let batch = gateway.table().len().div_ceil(steps).max(DRAIN_BATCH);
     tracing::info!(streams = gateway.table().len(), ?window, "draining");

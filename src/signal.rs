@@ -11,6 +11,7 @@ use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
 
+use crate::auth::Caller;
 use crate::metrics::HttpVersion;
 
 /// Why the server ends a stream.
@@ -47,11 +48,13 @@ pub enum CloseCode {
     Restarted = 14,
     /// Somebody who runs the gateway ended it.
     Closed = 15,
+    /// What is in force since a reload does not let the reader in, or no longer trusts who said that it may.
+    Revoked = 16,
 }
 
 impl CloseCode {
     /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 15] = [
+    pub const ALL: [CloseCode; 16] = [
         CloseCode::Draining,
         CloseCode::Overloaded,
         CloseCode::Unavailable,
@@ -67,6 +70,7 @@ impl CloseCode {
         CloseCode::TooFast,
         CloseCode::Restarted,
         CloseCode::Closed,
+        CloseCode::Revoked,
     ];
 
     /// As on the wire, in metrics and in the log.
@@ -87,6 +91,7 @@ impl CloseCode {
             CloseCode::TooFast => "too_fast",
             CloseCode::Restarted => "restarted",
             CloseCode::Closed => "closed",
+            CloseCode::Revoked => "revoked",
         }
     }
 }
@@ -96,8 +101,8 @@ impl CloseCode {
 pub struct Reader {
     /// Where they come from, as far as it can be believed.
     pub address: IpAddr,
-    /// Who they are, if they have shown it.
-    pub subject: Option<Arc<str>>,
+    /// Who they are.
+    pub who: Who,
     /// What the stream goes out by.
     pub http: HttpVersion,
 }
@@ -105,7 +110,28 @@ pub struct Reader {
 impl Default for Reader {
     /// Nobody in particular.
     fn default() -> Self {
-        Reader { address: Ipv4Addr::UNSPECIFIED.into(), subject: None, http: HttpVersion::Http11 }
+        Reader { address: Ipv4Addr::UNSPECIFIED.into(), who: Who::Anyone, http: HttpVersion::Http11 }
+    }
+}
+
+/// Who a reader is, as far as it had to be known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever they are, the rules did not ask.
+    Anyone,
+    /// As much of them as their stream is judged by.
+    Caller(Arc<Caller>),
+    /// One who looks on from the admin listener, where the rules have no part.
+    Operator,
+}
+
+impl Reader {
+    /// The subject of their token, or what the backend calls them.
+    pub fn subject(&self) -> Option<&Arc<str>> {
+        match &self.who {
+            Who::Caller(caller) => caller.subject.as_ref(),
+            Who::Anyone | Who::Operator => None,
+        }
     }
 }
 
@@ -172,6 +198,18 @@ impl Signal {
     pub fn close(&self, code: CloseCode) {
         let _ = self.close.compare_exchange(0, code as u8, Ordering::AcqRel, Ordering::Relaxed);
         self.waker.wake();
+    }
+
+    /// Orders the stream to close without reading on, whatever it was ordered before. Returns whether that is news.
+    pub fn revoke(&self) -> bool {
+        let before = self.close.swap(CloseCode::Revoked as u8, Ordering::AcqRel);
+        self.waker.wake();
+        before != CloseCode::Revoked as u8
+    }
+
+    /// Whether it was ordered to close without reading on.
+    pub fn is_revoked(&self) -> bool {
+        self.close.load(Ordering::Acquire) == CloseCode::Revoked as u8
     }
 
     /// The order to close, if there is one.

@@ -46,7 +46,7 @@ impl TlsError {
 /// See the module.
 #[derive(Debug)]
 pub struct Tls {
-    files: config::Tls,
+    files: RwLock<config::Tls>,
     metrics: Arc<Metrics>,
     current: RwLock<Arc<ServerConfig>>,
     watch: Mutex<Watch>,
@@ -72,7 +72,7 @@ impl Tls {
         let (config, expires) = pair?.check(&files)?;
         note_expiry(&metrics, expires);
         let watch = Mutex::new(Watch { seen, judged: seen });
-        Ok(Tls { files, metrics, current: RwLock::new(config), watch })
+        Ok(Tls { files: RwLock::new(files), metrics, current: RwLock::new(config), watch })
     }
 
     /// What the next connection begins with.
@@ -85,43 +85,75 @@ impl Tls {
         &self.metrics
     }
 
-    /// Takes the pair as it is now, if it can be used.
-    pub fn reload(&self) {
-        let pair = Pair::read(&self.files);
+    /// The pair of `files` as it is now, to be taken or left.
+    ///
+    /// # Errors
+    /// As [`Tls::load`]; counted.
+    pub fn read(&self, files: config::Tls) -> Result<Renewed, TlsError> {
+        let pair = Pair::read(&files);
         let seen = digest(&pair);
-        *self.watch.lock() = Watch { seen, judged: seen };
-        self.take(pair);
+        match pair.and_then(|pair| pair.check(&files)) {
+            Ok((config, expires)) => Ok(Renewed { files, seen, config, expires }),
+            Err(error) => {
+                self.metrics.certificate_reloaded("refused");
+                let same = *self.files.read() == files;
+                if same {
+                    *self.watch.lock() = Watch { seen, judged: seen }; // said once
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a pair that was read, and looks at its files from now on.
+    pub fn renew(&self, renewed: Renewed) {
+        let Renewed { files, seen, config, expires } = renewed;
+        // Held throughout, so that no look at the old files comes in between.
+        let mut watch = self.watch.lock();
+        *watch = Watch { seen, judged: seen };
+        *self.files.write() = files.clone();
+        self.take(&files, config, expires);
     }
 
     /// Takes the pair if it has changed. To be called every [`LOOK`].
     pub fn look(&self) {
-        let pair = Pair::read(&self.files);
+        let files = self.files.read().clone();
+        let pair = Pair::read(&files);
         let seen = digest(&pair);
         let mut watch = self.watch.lock();
+        if *self.files.read() != files {
+            return; // a reload has named others meanwhile
+        }
         // One that has just changed may be half written, or the first of the two files.
         let settled = watch.seen == seen;
         watch.seen = seen;
         if settled && watch.judged != seen {
             watch.judged = seen;
-            drop(watch);
-            self.take(pair);
+            match pair.and_then(|pair| pair.check(&files)) {
+                Ok((config, expires)) => self.take(&files, config, expires),
+                Err(error) => {
+                    self.metrics.certificate_reloaded("refused");
+                    tracing::error!(%error, "the new certificate cannot be used; the one that was read before stays");
+                }
+            }
         }
     }
 
-    fn take(&self, pair: Result<Pair, TlsError>) {
-        match pair.and_then(|pair| pair.check(&self.files)) {
-            Ok((config, expires)) => {
-                *self.current.write() = config;
-                self.metrics.certificate_reloaded("done");
-                note_expiry(&self.metrics, expires);
-                tracing::info!(cert = %self.files.cert.display(), "new connections get the certificate that was just read");
-            }
-            Err(error) => {
-                self.metrics.certificate_reloaded("refused");
-                tracing::error!(%error, "the new certificate cannot be used; the one that was read before stays");
-            }
-        }
+    fn take(&self, files: &config::Tls, config: Arc<ServerConfig>, expires: Option<i64>) {
+        *self.current.write() = config;
+        self.metrics.certificate_reloaded("done");
+        note_expiry(&self.metrics, expires);
+        tracing::info!(cert = %files.cert.display(), "new connections get the certificate that was just read");
     }
+}
+
+/// A pair that was read and can be used.
+#[derive(Debug)]
+pub struct Renewed {
+    files: config::Tls,
+    seen: [u8; 32],
+    config: Arc<ServerConfig>,
+    expires: Option<i64>,
 }
 
 fn note_expiry(metrics: &Metrics, expires: Option<i64>) {

@@ -10,7 +10,7 @@ use crate::topic::Filter;
 const MAX_PATTERNS: usize = 256;
 
 /// Where grants stand in the claims, and how they are read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Claims {
     /// A JSON pointer.
     place: String,
@@ -20,7 +20,7 @@ pub(super) struct Claims {
 }
 
 /// How patterns are written here.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grammar {
     /// What may stand for `/`: the broker's own separator.
     pub separator: Option<char>,

@@ -44,8 +44,11 @@ const MAX_KEYS: usize = 64;
 const SECRET_MEMBERS: [&str; 3] = ["d", "p", "k"];
 
 /// Keys as they are published, and kept.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Jwks {
+    url: Secret,
+    refresh: Duration,
+    algorithm: Option<Algorithm>,
     held: watch::Receiver<Held>,
     wanted: Arc<Notify>,
 }
@@ -86,7 +89,22 @@ impl Jwks {
         let wanted = Arc::new(Notify::new());
         let fetcher = Fetcher { uri, refresh, algorithm, client, metrics, held, wanted: wanted.clone() };
         tokio::spawn(fetcher.run());
-        Ok(Jwks { held: receiver, wanted })
+        Ok(Jwks { url: url.clone(), refresh, algorithm, held: receiver, wanted })
+    }
+
+    /// Whether they are fetched in this manner.
+    pub(super) fn is_of(&self, url: &Secret, refresh: Duration, algorithm: Option<Algorithm>) -> bool {
+        (&self.url, self.refresh, self.algorithm) == (url, refresh, algorithm)
+    }
+
+    /// Whether tokens are checked with the keys of the same set.
+    pub(super) fn have_the_source_of(&self, other: &Jwks) -> bool {
+        (&self.url, self.algorithm) == (&other.url, other.algorithm)
+    }
+
+    /// Has them fetched as soon as that may be.
+    pub(super) fn fetch_anew(&self) {
+        self.wanted.notify_one();
     }
 
     /// The keys among which the one called `kid` is, if it is published at all.

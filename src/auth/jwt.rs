@@ -59,14 +59,16 @@ pub(super) struct Jwt {
 }
 
 impl Jwt {
-    /// Reads the file that the setting names, if it names one, or begins to fetch the keys.
+    /// Reads the file that the setting names, if it names one, or begins to fetch the keys; those that were fetched
+    /// `before` from the same place are taken over.
     pub(super) fn new(
         settings: &config::Jwt,
         claims: Claims,
         metrics: &Arc<Metrics>,
+        before: Option<&Jwt>,
     ) -> Result<Self, SettingError> {
         crypto::install();
-        let keys = Keys::new(settings, metrics)?;
+        let keys = Keys::new(settings, metrics, before.map(|before| &before.keys))?;
         let leeway = settings.leeway.as_secs();
         let mut validation = Validation { leeway, validate_nbf: true, ..Validation::default() };
         for (name, expected) in [("aud", &settings.audience), ("iss", &settings.issuer)] {
@@ -135,7 +137,16 @@ impl Jwt {
             subscribe,
             publish,
             expires: expires.and_then(|time| SystemTime::UNIX_EPOCH.checked_add(time.checked_add(leeway)?)),
+            voucher: None,
         }
+    }
+
+    /// Whether a token that `other` took says the same here. The leeway is no part of that: a stream ends when it was told.
+    pub(super) fn reads_as(&self, other: &Jwt) -> bool {
+        self.keys.are(&other.keys)
+            && self.claims == other.claims
+            && self.validation.aud == other.validation.aud
+            && self.validation.iss == other.validation.iss
     }
 }
 

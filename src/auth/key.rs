@@ -145,6 +145,17 @@ impl Key {
     pub(super) fn decoding(&self) -> &DecodingKey {
         &self.key
     }
+
+    /// Whether it is the same key, for the same algorithm.
+    fn is(&self, other: &Key) -> bool {
+        use DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+        let same = match (self.key.kind(), other.key.kind()) {
+            (SecretOrDer(one), SecretOrDer(two)) => one == two,
+            (RsaModulusExponent { n, e }, RsaModulusExponent { n: n2, e: e2 }) => (n, e) == (n2, e2),
+            _ => false,
+        };
+        same && self.algorithm == other.algorithm
+    }
 }
 
 /// Bytes of the key; of an RSA key, of its modulus, or of the DER that holds it and a few bytes more.
@@ -165,11 +176,16 @@ pub(super) enum Keys {
 }
 
 impl Keys {
-    /// Reads the file that the setting names, if it names one, or begins to fetch what is published.
+    /// Reads the file that the setting names, if it names one, or begins to fetch what is published. What was fetched
+    /// `before` in the same manner is taken over, and asked for anew.
     ///
     /// # Errors
     /// [`SettingError`].
-    pub(super) fn new(settings: &config::Jwt, metrics: &Arc<Metrics>) -> Result<Self, SettingError> {
+    pub(super) fn new(
+        settings: &config::Jwt,
+        metrics: &Arc<Metrics>,
+        before: Option<&Keys>,
+    ) -> Result<Self, SettingError> {
         let key = match &settings.keys {
             config::JwtKeys::Secret(secret) => {
                 Key::from_secret(&secret.0, settings.algorithm.unwrap_or(Algorithm::HS256))
@@ -182,12 +198,29 @@ impl Keys {
                     SettingError(format!("auth.jwt.public_key: {} {problem}", path.display()))
                 }),
             config::JwtKeys::Jwks { url, refresh } => {
+                if let Some(Keys::Published(keys)) = before
+                    && keys.is_of(url, *refresh, settings.algorithm)
+                {
+                    keys.fetch_anew();
+                    return Ok(Keys::Published(keys.clone()));
+                }
                 return Jwks::start(url, *refresh, settings.algorithm, metrics.clone())
                     .map(Keys::Published)
                     .map_err(|problem| SettingError(format!("auth.jwt.jwks_url {problem}")));
             }
         };
         Ok(Keys::Static([key?].into()))
+    }
+
+    /// Whether they are the same, or come from the same place.
+    pub(super) fn are(&self, other: &Keys) -> bool {
+        match (self, other) {
+            (Keys::Static(keys), Keys::Static(others)) => {
+                keys.len() == others.len() && keys.iter().zip(&**others).all(|(key, other)| key.is(other))
+            }
+            (Keys::Published(keys), Keys::Published(others)) => keys.have_the_source_of(others),
+            _ => false,
+        }
     }
 
     /// Those that may hold for a token which says `kid`.

@@ -37,6 +37,18 @@ pub struct Caller {
     pub publish: Vec<Filter>,
     /// When what they may ends. Their streams end with it.
     pub expires: Option<SystemTime>,
+    /// Who says so.
+    pub voucher: Option<Voucher>,
+}
+
+/// Who says who a caller is: the keys of tokens, or the backend, each numbered anew when its configuration comes to mean
+/// another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voucher {
+    /// A token that one of the keys was for.
+    Keys(u32),
+    /// An answer of the backend.
+    Backend(u32),
 }
 
 impl Caller {
@@ -52,6 +64,18 @@ impl Caller {
             Action::Publish => &self.publish,
         };
         grants.iter().any(|grant| grant.covers(filter))
+    }
+
+    /// As much of the caller as their stream over `filters` is judged by: a token may have hundreds of grants.
+    pub fn as_reader_of(&self, filters: &[Filter]) -> Self {
+        let granted = filters.iter().filter(|filter| self.is_granted(Action::Subscribe, filter));
+        Caller {
+            subject: self.subject.clone(),
+            subscribe: granted.cloned().collect(),
+            publish: vec![],
+            expires: self.expires,
+            voucher: self.voucher,
+        }
     }
 }
 
@@ -128,9 +152,13 @@ pub struct SettingError(String);
 /// Tells who asks.
 #[derive(Debug)]
 pub struct Auth {
-    places: config::TokenPlaces,
+    settings: config::Auth,
+    grammar: Grammar,
     jwt: Option<Jwt>,
     forward: Option<Arc<Forward>>,
+    /// The numbers of both as vouchers.
+    keys: u32,
+    backend: u32,
 }
 
 impl Auth {
@@ -139,13 +167,56 @@ impl Auth {
     /// # Errors
     /// [`SettingError`].
     pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, SettingError> {
+        Self::build(config, metrics, None)
+    }
+
+    /// As [`Auth::new`], with what is as it was taken over: keys that were fetched, which are asked for anew, and answers
+    /// that are kept.
+    ///
+    /// # Errors
+    /// [`SettingError`].
+    pub fn renewed(&self, config: &Config, metrics: &Arc<Metrics>) -> Result<Self, SettingError> {
+        Self::build(config, metrics, Some(self))
+    }
+
+    fn build(config: &Config, metrics: &Arc<Metrics>, before: Option<&Auth>) -> Result<Self, SettingError> {
         let grammar = Grammar { separator: config.broker.alias(), limit: config.limits.topic_length };
-        let settings = &config.auth;
-        let jwt =
-            settings.jwt.as_ref().map(|jwt| Jwt::new(jwt, Claims::new(jwt, grammar), metrics)).transpose()?;
-        let forward =
-            settings.forward.as_ref().map(|forward| Forward::new(forward, grammar, metrics.clone()));
-        Ok(Auth { places: settings.token.clone(), jwt, forward: forward.transpose()? })
+        let settings = config.auth.clone();
+        let jwt_before = before.and_then(|before| before.jwt.as_ref());
+        let new_jwt = |jwt| Jwt::new(jwt, Claims::new(jwt, grammar), metrics, jwt_before);
+        let jwt = settings.jwt.as_ref().map(new_jwt).transpose()?;
+        let as_before =
+            before.filter(|before| before.settings.forward == settings.forward && before.grammar == grammar);
+        let forward = match (as_before, &settings.forward) {
+            (Some(before), _) => before.forward.clone(),
+            (None, Some(forward)) => Some(Forward::new(forward, grammar, metrics.clone())?),
+            (None, None) => None,
+        };
+        let same_keys = match (jwt_before, &jwt) {
+            (Some(before), Some(now)) => now.reads_as(before),
+            (None, None) => true,
+            _ => false,
+        };
+        let url = |settings: &config::Auth| settings.forward.as_ref().map(|forward| forward.url.clone());
+        let same_backend = before.is_none_or(|before| url(&before.settings) == url(&settings));
+        let (keys, backend) = before.map_or((0, 0), |before| (before.keys, before.backend));
+        Ok(Auth {
+            settings,
+            grammar,
+            jwt,
+            forward,
+            keys: keys.wrapping_add(u32::from(!same_keys)),
+            backend: backend.wrapping_add(u32::from(!same_backend)),
+        })
+    }
+
+    /// Whether it would still be said of `caller` what was said, as far as that can be known without asking: by the keys,
+    /// or by the backend, that said it.
+    pub fn stands_by(&self, caller: &Caller) -> bool {
+        caller.voucher.is_some_and(|voucher| match voucher {
+            Voucher::Keys(number) => self.jwt.is_some() && number == self.keys,
+            Voucher::Backend(number) => self.forward.is_some() && number == self.backend,
+        })
     }
 
     /// Who asks. `None` if the request carries no credentials that are understood here, and there is no backend to ask. To
@@ -156,18 +227,17 @@ impl Auth {
     pub async fn identify(&self, asked: &Asked<'_>) -> Result<Option<Caller>, AuthError> {
         // A token speaks for itself, whatever the backend would say.
         if let Some(jwt) = &self.jwt
-            && let Some(token) = token::find(&self.places, asked.headers, asked.query)?
+            && let Some(token) = token::find(&self.settings.token, asked.headers, asked.query)?
         {
             let caller = jwt.read(&token).await?;
             // To the moment, where the library counts in whole seconds: the streams end by the same clock.
             if caller.is_expired() {
                 return Err(BadToken::Expired.into());
             }
-            return Ok(Some(caller));
+            return Ok(Some(Caller { voucher: Some(Voucher::Keys(self.keys)), ..caller }));
         }
-        match &self.forward {
-            Some(forward) => forward.ask(asked).await.map(Some),
-            None => Ok(None),
-        }
+        let Some(forward) = &self.forward else { return Ok(None) };
+        let caller = forward.ask(asked).await?;
+        Ok(Some(Caller { voucher: Some(Voucher::Backend(self.backend)), ..caller }))
     }
 }

@@ -56,7 +56,7 @@ impl From<ConfigError> for ConfigErrors {
 }
 
 /// Rules have no name of their own, so people count them, and count from one.
-fn spell(path: &str) -> String {
+pub(super) fn spell(path: &str) -> String {
     let rule = path.strip_prefix("topics.").map(|rest| rest.split_once('.').unwrap_or((rest, "")));
     match rule.and_then(|(index, key)| Some((index.parse::<usize>().ok()?, key))) {
         Some((index, key)) => format!("[[topics]] #{} {key}", index + 1).trim_end().to_owned(),

@@ -4,7 +4,8 @@
 //! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
 //! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs`,
 //! `tls.rs` and `traces.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would
-//! happen, `settings.rs` lists every value with its origin. Nothing here opens a file that a setting names, or a socket.
+//! happen, `settings.rs` lists every value with its origin, `restart.rs` says what cannot change while it runs. Nothing here
+//! opens a file that a setting names, or a socket.
 
 mod advice;
 mod auth;
@@ -16,6 +17,7 @@ mod origin;
 mod parse;
 mod proxies;
 mod raw;
+mod restart;
 mod rule;
 mod settings;
 mod source;
@@ -36,6 +38,7 @@ pub use self::forward::Forward;
 pub use self::load::Sources;
 pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
+pub use self::restart::NeedsRestart;
 pub use self::settings::{Origins, Setting, Settings};
 pub use self::tls::Tls;
 pub use self::traces::Traces;

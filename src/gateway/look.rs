@@ -14,7 +14,7 @@ use crate::log::{LogState, Reading};
 use crate::message::Format;
 use crate::metrics::HttpVersion;
 use crate::position::Start;
-use crate::signal::{CloseCode, Reader, Signal};
+use crate::signal::{CloseCode, Reader, Signal, Who};
 use crate::sse::stream::{Stream, Terms};
 use crate::topic::Filter;
 
@@ -51,13 +51,13 @@ pub struct StreamState {
 impl Gateway {
     /// The states of up to `limit` topics whose names begin with `prefix`, from behind `after` on.
     pub fn topics(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
-        self.streams.registry.look(prefix, after, limit)
+        self.registry.look(prefix, after, limit)
     }
 
     /// The states of the first `limit` wanted streams with an id over `after`, and whether there are more.
     pub fn streams(&self, wanted: &Wanted, after: u64, limit: usize) -> (Vec<StreamState>, bool) {
         let (found, more) = self.find(wanted, limit, |signal| signal.id > after);
-        let mut readings = self.streams.registry.readings(&found);
+        let mut readings = self.registry.readings(&found);
         let now = self.table.clock().now();
         let state = |signal: &Arc<Signal>| StreamState {
             id: signal.id,
@@ -93,13 +93,13 @@ impl Gateway {
         if self.is_draining() {
             return Err(CloseCode::Draining);
         }
-        let Some(lease) = self.streams.registry.hold(filter) else { return Ok(None) };
-        let reader = Reader { address, subject: None, http };
+        let Some(lease) = self.registry.hold(filter) else { return Ok(None) };
+        let reader = Reader { address, who: Who::Operator, http };
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
         let place = self.clients.enter(ticket.signal().clone(), 1)?;
         let terms = Terms { format: Format::CloudEvents, expires: None };
         let start = (&Start::Last(last), [].as_slice());
-        Ok(Some(Stream::open(self.streams.clone(), ticket, place, vec![lease], start, terms)))
+        Ok(Some(Stream::open(self.current().streams.clone(), ticket, place, vec![lease], start, terms)))
     }
 
     /// Whether the broker can be relied on now, and if not, why.
@@ -135,12 +135,15 @@ impl Gateway {
         limit: usize,
         also: impl Fn(&Signal) -> bool,
     ) -> (Vec<Arc<Signal>>, bool) {
-        let of_topic = wanted.topic.as_ref().map(|topic| self.streams.registry.readers_of(topic));
+        let of_topic = wanted.topic.as_ref().map(|topic| self.registry.readers_of(topic));
         let mut found = self.table.find(|signal| {
             also(signal)
                 && wanted.id.is_none_or(|id| id == signal.id)
                 && wanted.address.is_none_or(|network| network.contains(&signal.reader.address))
-                && wanted.subject.as_deref().is_none_or(|it| signal.reader.subject.as_deref() == Some(it))
+                && wanted
+                    .subject
+                    .as_deref()
+                    .is_none_or(|it| signal.reader.subject().map(|subject| &**subject) == Some(it))
                 && of_topic.as_ref().is_none_or(|ids| ids.binary_search(&signal.id).is_ok())
         });
         let more = found.len() > limit;

@@ -8,6 +8,7 @@ use crate::auth::access::Verdict;
 use crate::auth::jwt::BadToken;
 use crate::auth::{Action, Asked, AuthError, Caller};
 use crate::code::RefusalCode;
+use crate::current::Current;
 use crate::gateway::Gateway;
 use crate::topic::Filter;
 
@@ -65,17 +66,17 @@ impl From<AuthError> for Refusal {
 /// Lets pass what the rules allow. Returns who asks if the rules had to know that. Every topic that was asked for must be
 /// allowed.
 pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Option<Caller>, Refusal> {
-    match obstacle(gateway, asked, None) {
+    let current = gateway.current();
+    match obstacle(&current, asked, None) {
         None => return Ok(None),
         Some((Verdict::NotExposed, _)) => return Err(Problem::not_exposed().into()),
         Some(_) => {}
     }
     // About these alone: what is open to anyone a backend may not even know.
-    let open = |filter: &&Filter| matches!(gateway.decide(asked.action, filter, None), Verdict::Allowed(_));
+    let open = |filter: &&Filter| matches!(current.decide(asked.action, filter, None), Verdict::Allowed(_));
     let filters: Vec<Filter> = asked.filters.iter().filter(|filter| !open(filter)).cloned().collect();
-    let caller =
-        gateway.auth().identify(&Asked { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
-    match obstacle(gateway, asked, Some(&caller)) {
+    let caller = current.auth.identify(&Asked { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
+    match obstacle(&current, asked, Some(&caller)) {
         None => Ok(Some(caller)),
         Some((Verdict::NotExposed, _)) => Err(Problem::not_exposed().into()),
         Some((verdict, filter)) => Err(not_allowed(asked.action, filter, verdict).into()),
@@ -84,13 +85,13 @@ pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Op
 
 /// The first topic that is not allowed; one that is not exposed outweighs the others.
 fn obstacle<'a>(
-    gateway: &'a Gateway,
+    current: &'a Current,
     asked: &Asked<'a>,
     caller: Option<&Caller>,
 ) -> Option<(Verdict<'a>, &'a Filter)> {
     let mut first = None;
     for filter in asked.filters {
-        match gateway.decide(asked.action, filter, caller) {
+        match current.decide(asked.action, filter, caller) {
             Verdict::Allowed(_) => {}
             Verdict::NotExposed => return Some((Verdict::NotExposed, filter)),
             verdict => first = first.or(Some((verdict, filter))),

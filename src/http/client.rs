@@ -35,7 +35,7 @@ pub(super) fn address(extensions: &Extensions) -> IpAddr {
 /// The middleware: puts the client in the place of the proxy that speaks for it.
 pub(super) async fn find(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     if let Some(ClientAddress(peer)) = request.extensions().get().copied() {
-        let address = behind(&gateway.config().proxies, peer, request.headers());
+        let address = behind(&gateway.current().config.proxies, peer, request.headers());
         request.extensions_mut().insert(ClientAddress(address));
     }
     next.run(request).await

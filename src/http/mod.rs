@@ -32,7 +32,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::code::RefusalCode;
-use crate::config::{AddressSource, BrokerKind, Cors, Proxies};
+use crate::config::{BrokerKind, Proxies};
+use crate::current::Current;
 use crate::gateway::Gateway;
 use crate::logging::Throttle;
 use crate::metrics::Limit;
@@ -66,13 +67,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 
 /// The routes of the public listener. `address` is where it listens.
 pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
-    let config = gateway.config();
-    let allowed = Arc::new(origin::Allowed::new(
-        &config.hosts,
-        &config.cors,
-        is_loopback(address),
-        config.tls.is_some(),
-    ));
+    let listener = origin::Listener::Public(gateway.clone(), is_loopback(address));
     let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
@@ -84,24 +79,17 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
                 "GET reads a topic, POST publishes to one where a rule allows it",
             )
         });
-    if config.broker.kind() == BrokerKind::Memory {
+    if gateway.current().config.broker.kind() == BrokerKind::Memory {
         router = router.route("/", get(page::page));
     }
-    if config.auth.token.query {
-        router = router.layer(middleware::map_response(keep_url_private));
-    }
     router = router
-        .layer(middleware::from_fn_with_state(allowed, origin::guard))
+        .layer(middleware::map_response_with_state(gateway.clone(), keep_url_private))
+        .layer(middleware::from_fn_with_state(listener, origin::guard))
         .layer(middleware::from_fn_with_state(gateway.clone(), tell_refusals));
     if gateway.traces().is_on() {
         router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
     }
-    let headers_tell =
-        !config.proxies.trusted.is_empty() && config.proxies.address != AddressSource::ProxyProtocol;
-    if headers_tell {
-        router = router.layer(middleware::from_fn_with_state(gateway.clone(), client::find));
-    }
-    router.with_state(gateway)
+    router.layer(middleware::from_fn_with_state(gateway.clone(), client::find)).with_state(gateway)
 }
 
 /// The routes of the admin listener. `address` is where it listens; `closing` ends what has no other end there.
@@ -110,9 +98,9 @@ pub(crate) fn admin(
     address: Option<SocketAddr>,
     closing: CancellationToken,
 ) -> Router {
-    let allowed = Arc::new(origin::Allowed::new(&[], &Cors::default(), is_loopback(address), false));
+    let listener = origin::Listener::Admin(is_loopback(address));
     admin::router(gateway.clone(), closing)
-        .layer(middleware::from_fn_with_state(allowed, origin::guard))
+        .layer(middleware::from_fn_with_state(listener, origin::guard))
         .layer(middleware::from_fn_with_state(gateway, tell_refusals))
 }
 
@@ -148,43 +136,56 @@ async fn tell_refusals(
 }
 
 /// The URL may hold a token, and a page of ours would show it to whom it links to.
-async fn keep_url_private(mut response: Response) -> Response {
-    response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+async fn keep_url_private(State(gateway): State<Arc<Gateway>>, mut response: Response) -> Response {
+    if gateway.current().config.auth.token.query {
+        response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    }
     response
 }
 
 /// Accepts connections until `closing`; they speak TLS if `tls` is given. At `max_connections` it stops accepting until one
-/// ends, and counts that as `limit`: who waits in the system's queue is served late, who is turned away by a browser's EventSource may be lost for
-/// good. `proxies` are those in front of this listener.
+/// ends, and counts that as `limit`: who waits in the system's queue is served late, who is turned away by a browser's
+/// EventSource may be lost for good. Proxies may be in front of it if it is `public`.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     gateway: &Arc<Gateway>,
     tls: Option<Arc<Tls>>,
-    proxies: Proxies,
+    public: bool,
     (limit, max_connections): (Limit, usize),
     closing: &CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let gateway = gateway.clone();
     let closing = closing.clone();
-    let limits = &gateway.config().limits;
-    let forward = gateway.config().auth.forward.as_ref();
-    let settings = Arc::new(connection::Settings {
-        max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
-        heads_too_large: gateway.metrics().limits.counter(Limit::Head),
-        head_timeout: limits.head_timeout,
-        write_timeout: gateway.config().streams.write_timeout,
-        // The turn and the answer of the backend, then the broker.
-        longest_answer: BROKER + forward.map_or(Duration::ZERO, |forward| 2 * forward.timeout),
-        clock: gateway.table().clock(),
-        proxies,
-        closing: closing.clone(),
-    });
+    let clock = gateway.table().clock();
+    let settings_of = {
+        let closing = closing.clone();
+        let heads_too_large = gateway.metrics().limits.counter(Limit::Head);
+        move |current: &Current| {
+            let limits = &current.config.limits;
+            let forward = current.config.auth.forward.as_ref();
+            // Nobody is to speak for others on the admin listener.
+            let proxies = if public { current.config.proxies.clone() } else { Proxies::default() };
+            Arc::new(connection::Settings {
+                max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
+                heads_too_large: heads_too_large.clone(),
+                head_timeout: limits.head_timeout,
+                write_timeout: current.config.streams.write_timeout,
+                // The turn and the answer of the backend, then the broker.
+                longest_answer: BROKER + forward.map_or(Duration::ZERO, |forward| 2 * forward.timeout),
+                clock,
+                proxies,
+                closing: closing.clone(),
+            })
+        }
+    };
     let handshake = tls.map(|tls| Arc::new(handshake::Handshake::new(tls, gateway.clone())));
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         let failures = Throttle::default();
         let mut accepted = 0;
+        let mut current = gateway.current();
+        let mut settings = settings_of(&current);
         loop {
             if permits.available_permits() == 0 {
                 gateway.metrics().limits.met(limit);
@@ -193,6 +194,11 @@ pub(crate) fn serve(
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((socket, peer)) => {
+                    let now = gateway.current();
+                    if !Arc::ptr_eq(&now, &current) {
+                        settings = settings_of(&now);
+                        current = now;
+                    }
                     prepare(&socket, settings.write_timeout);
                     let open = Open::new(gateway.clone(), permit);
                     let (peer, router, settings) = (peer.ip(), router.clone(), settings.clone());

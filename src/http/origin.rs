@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use super::problem::Problem;
 use crate::code::RefusalCode;
 use crate::config::{Cors, Origin, is_loopback};
+use crate::gateway::Gateway;
 
 /// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST";
@@ -27,39 +28,53 @@ const EXPOSED_HEADERS: &str = "retry-after, www-authenticate";
 /// How long a browser may keep the answer to a preflight, in seconds.
 const PREFLIGHT_MAX_AGE: &str = "3600";
 
+/// A listener.
+#[derive(Debug, Clone)]
+pub(super) enum Listener {
+    /// Of `listen`; whether only this machine can connect.
+    Public(Arc<Gateway>, bool),
+    /// Of `admin.listen`; likewise.
+    Admin(bool),
+    /// The same, for what is for people.
+    Console,
+}
+
 /// What is let in.
 #[derive(Debug)]
-pub(super) struct Allowed {
+struct Allowed<'a> {
     /// Names that `Host` may carry. `None`: any.
-    hosts: Option<Hosts>,
-    cors: Cors,
+    hosts: Option<Hosts<'a>>,
+    cors: &'a Cors,
     /// The listener speaks TLS, so its own pages do.
     secure: bool,
 }
 
 #[derive(Debug)]
-enum Hosts {
+enum Hosts<'a> {
     Loopback,
     /// Loopback names, and addresses.
     Addresses,
-    Listed(Vec<String>),
+    Listed(&'a [String]),
 }
 
-impl Allowed {
+/// Of the admin listener.
+const NO_PAGES: &Cors = &Cors { origins: vec![], credentials: false };
+
+impl<'a> Allowed<'a> {
     /// `hosts` and `cors` as configured; `loopback` is whether only this machine can connect, `secure` whether with TLS.
-    pub(super) fn new(hosts: &[String], cors: &Cors, loopback: bool, secure: bool) -> Self {
+    fn new(hosts: &'a [String], cors: &'a Cors, loopback: bool, secure: bool) -> Self {
         let hosts = match (hosts, loopback) {
             ([], true) => Some(Hosts::Loopback),
             ([], false) => None,
-            (listed, _) => Some(Hosts::Listed(listed.to_vec())),
+            (listed, _) => Some(Hosts::Listed(listed)),
         };
-        Allowed { hosts, cors: cors.clone(), secure }
+        Allowed { hosts, cors, secure }
     }
 
     /// No page of another origin, whatever it is called: by an address, or as this machine itself, it asks for ours. A page that
     /// points its own name at us asks by that name.
-    pub(super) fn addresses() -> Self {
-        Allowed { hosts: Some(Hosts::Addresses), cors: Cors::default(), secure: false }
+    fn addresses() -> Self {
+        Allowed { hosts: Some(Hosts::Addresses), cors: NO_PAGES, secure: false }
     }
 
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
@@ -122,7 +137,7 @@ impl Allowed {
     }
 
     /// The origin of the page that asks, if the configuration lists it.
-    fn listed<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
+    fn listed<'h>(&self, headers: &'h HeaderMap) -> Option<&'h HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         let text = origin.to_str().ok()?;
         self.cors.origins.iter().any(|entry| entry.admits(text)).then_some(origin)
@@ -155,7 +170,17 @@ impl Allowed {
 
 /// The middleware: refuses before anything is subscribed or published, answers preflights, and lets listed pages read
 /// whatever is answered, refusals too. It must be outside of all that answers.
-pub(super) async fn guard(State(allowed): State<Arc<Allowed>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(listener): State<Listener>, mut request: Request, next: Next) -> Response {
+    let current;
+    let allowed = match listener {
+        Listener::Public(gateway, loopback) => {
+            current = gateway.current();
+            let config = &current.config;
+            Allowed::new(&config.hosts, &config.cors, loopback, config.tls.is_some())
+        }
+        Listener::Admin(loopback) => Allowed::new(&[], NO_PAGES, loopback, false),
+        Listener::Console => Allowed::addresses(),
+    };
     let preflight = is_preflight(request.method(), request.headers());
     let cors = allowed.cors_headers(request.headers(), preflight);
     // RFC 9112, section 3.2. With two of them a proxy before us may have gone by the other one.
@@ -205,14 +230,14 @@ fn without_port(host: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn verdict(allowed: &Allowed, host: &str) -> bool {
+    fn verdict(allowed: &Allowed<'_>, host: &str) -> bool {
         let headers = HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
         allowed.check(&Uri::from_static("/topics/a"), &headers).is_ok()
     }
 
     #[test]
     fn on_loopback_only_loopback_names_are_answered() {
-        let allowed = Allowed::new(&[], &Cors::default(), true, false);
+        let allowed = Allowed::new(&[], NO_PAGES, true, false);
         for host in
             ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "app.localhost:1"]
         {
@@ -242,9 +267,10 @@ mod tests {
 
     #[test]
     fn listed_hosts_are_answered_and_no_others() {
-        let allowed = Allowed::new(&["events.example.com".into()], &Cors::default(), true, false);
+        let hosts = ["events.example.com".to_owned()];
+        let allowed = Allowed::new(&hosts, NO_PAGES, true, false);
         assert!(verdict(&allowed, "events.example.com:443"));
         assert!(!verdict(&allowed, "localhost"));
-        assert!(verdict(&Allowed::new(&[], &Cors::default(), false, false), "anything.example"));
+        assert!(verdict(&Allowed::new(&[], NO_PAGES, false, false), "anything.example"));
     }
 }

@@ -202,6 +202,7 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
         CloseCode::Unavailable => (OURS, "the broker is away, or did not confirm in time"),
         CloseCode::Refused => (OURS, "the broker does not let this gateway read this topic"),
         CloseCode::AuthUnavailable => (OURS, "whether you may cannot be found out now; try again"),
+        CloseCode::Revoked => (OURS, "what may be read has just changed; ask again"),
         CloseCode::MaxAge
         | CloseCode::Slow
         | CloseCode::Gone

@@ -110,14 +110,16 @@ fn later(problem: Problem) -> Response {
 }
 
 fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {
-    let config = gateway.config();
+    let current = gateway.current();
+    let config = &current.config;
     let path = uri.path().strip_prefix("/topics/").unwrap_or_default();
     let filter = Filter::read_path(path, config.broker.alias(), config.limits.topic_length)?;
     filter.topic().ok_or(TopicError::Pattern)
 }
 
 async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
-    let limits = &gateway.config().limits;
+    let current = gateway.current();
+    let limits = &current.config.limits;
     let limit = usize::try_from(limits.message).unwrap_or(usize::MAX);
     let too_large = || {
         Problem::new(RefusalCode::TooLarge, format!("a message may be {limit} bytes long (limits.message)"))

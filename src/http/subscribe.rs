@@ -79,7 +79,6 @@ pub(super) async fn subscribe(
     };
     let stream = match gateway.open(opening).await {
         Ok(stream) => stream,
-        Err(OpenError::NotExposed) => return Err(Problem::not_exposed()),
         Err(OpenError::Expired) => {
             return not_allowed(&gateway, request.headers(), Refusal::expired());
         }
@@ -136,7 +135,8 @@ pub(super) fn stream_headers(headers: &mut HeaderMap) {
 
 impl Asked {
     fn read(gateway: &Gateway, uri: &Uri, headers: &HeaderMap) -> Result<Self, Problem> {
-        let config = gateway.config();
+        let current = gateway.current();
+        let config = &current.config;
         let (separator, limit) = (config.broker.alias(), config.limits.topic_length);
         let mut filters = Vec::new();
         if let Some(path) = uri.path().strip_prefix("/topics/") {

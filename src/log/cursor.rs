@@ -80,13 +80,13 @@ impl Batch {
     fn count(&mut self, log: &TopicLog, entries: usize, time: SystemTime) {
         self.entries += entries;
         self.oldest = Some(self.oldest.map_or(time, |oldest| oldest.min(time)));
-        log.bounds.rule.events.inc_by(entries as u64);
+        log.rule.events.inc_by(entries as u64);
     }
 
     /// A gap in `log`.
     fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
         self.gaps.push(reason);
-        log.bounds.rule.gaps.inc();
+        log.rule.gaps.inc();
     }
 }
 

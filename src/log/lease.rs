@@ -29,7 +29,7 @@ pub struct Lease {
 impl Lease {
     /// The registry has counted this reader.
     pub(super) fn new(registry: Arc<Registry>, log: Arc<TopicLog>) -> Self {
-        log.bounds.rule.readers.inc();
+        log.rule.readers.inc();
         Lease { registry, log }
     }
 
@@ -66,7 +66,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.log.bounds.rule.readers.dec();
+        self.log.rule.readers.dec();
         self.registry.with_slot(&self.log, |slot| {
             slot.readers -= 1;
             slot.idle_since = Instant::now();
@@ -95,17 +95,6 @@ impl Subscription {
     /// The broker has confirmed. What it keeps is confirmed by [`Registry::begin`] alone, which knows where it begins.
     pub fn confirm(mut self) {
         self.outcome = Subscribed::Confirmed;
-    }
-
-    /// Waits until the log is given up: nothing is subscribed for it any more.
-    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
-        let subscribed = self.registry.with_slot(&self.log, |slot| slot.subscribed.subscribe());
-        async move {
-            // Its sender goes with the slot.
-            if let Some(mut subscribed) = subscribed {
-                while subscribed.changed().await.is_ok() {}
-            }
-        }
     }
 
     /// The broker could not or would not.

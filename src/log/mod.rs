@@ -166,7 +166,8 @@ impl Usage {
 #[derive(Debug)]
 pub struct TopicLog {
     filter: Filter,
-    bounds: Bounds,
+    /// Under which its messages and readers are counted, for as long as it lives.
+    rule: RuleMetrics,
     usage: Arc<Usage>,
     /// Whose numbers its entries have. Set when its subscription begins, at the latest: nobody reads before.
     sequence: OnceLock<Arc<Sequence>>,
@@ -195,6 +196,7 @@ struct Readers {
 
 #[derive(Debug)]
 struct State {
+    bounds: Bounds,
     /// In ascending order of sequence.
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
@@ -220,7 +222,9 @@ impl TopicLog {
         history: Option<History>,
         (evicted, evicted_time): (u64, SystemTime),
     ) -> Self {
+        let rule = bounds.rule.clone();
         let state = State {
+            bounds,
             entries: VecDeque::new(),
             bytes: 0,
             evicted,
@@ -230,7 +234,7 @@ impl TopicLog {
         };
         TopicLog {
             filter,
-            bounds,
+            rule,
             usage,
             sequence,
             history,
@@ -244,6 +248,11 @@ impl TopicLog {
     /// The filter whose messages it holds.
     pub fn filter(&self) -> &Filter {
         &self.filter
+    }
+
+    /// What wakes each of its readers.
+    pub fn readers(&self) -> Vec<Arc<Signal>> {
+        self.readers.lock().signals.iter().map(|(_, signal)| signal.clone()).collect()
     }
 
     /// Its sequence. `None` as long as it is not known, which is while nobody reads it.
@@ -271,17 +280,31 @@ impl TopicLog {
         state.entries.push_back(entry);
         state.bytes += weight;
         self.usage.0.fetch_add(weight, Ordering::Relaxed);
-        let over = |state: &State| {
-            // The newest stays even if it is more than the bound alone: its payload was allowed, and in memory it is more
-            // than that. Evicted before it was read, it would be a gap for everyone.
-            state.entries.len() > self.bounds.messages
-                || (state.bytes > self.bounds.bytes && state.entries.len() > 1)
-        };
-        while over(&state) {
-            self.evict_oldest(&mut state);
-        }
+        self.evict_surplus(&mut state);
         self.evict_aged(&mut state, now);
         self.newest.store(sequence, Ordering::Release);
+    }
+
+    /// From now on it holds so much.
+    fn set_bounds(&self, bounds: &Bounds) {
+        let mut state = self.state.lock();
+        state.bounds = bounds.clone();
+        self.evict_surplus(&mut state);
+    }
+
+    /// How long it outlives its last reader.
+    fn linger(&self) -> Duration {
+        self.state.lock().bounds.linger
+    }
+
+    fn evict_surplus(&self, state: &mut State) {
+        // The newest stays even if it is more than the bound alone: its payload was allowed, and in memory it is more
+        // than that. Evicted before it was read, it would be a gap for everyone.
+        while state.entries.len() > state.bounds.messages
+            || (state.bytes > state.bounds.bytes && state.entries.len() > 1)
+        {
+            self.evict_oldest(state);
+        }
     }
 
     fn evict_oldest(&self, state: &mut State) {
@@ -303,7 +326,7 @@ impl TopicLog {
 
     fn evict_aged(&self, state: &mut State, now: SystemTime) {
         while let Some(oldest) = state.entries.front()
-            && now.duration_since(oldest.time).is_ok_and(|age| age > self.bounds.age)
+            && now.duration_since(oldest.time).is_ok_and(|age| age > state.bounds.age)
         {
             self.evict_oldest(state);
         }

@@ -156,7 +156,7 @@ impl Cursors {
         for (filter, _) in &gaps {
             let log =
                 cursors.cursors.iter().map(|cursor| cursor.lease.log()).find(|log| log.filter == *filter);
-            log.inspect(|log| _ = log.bounds.rule.gaps.inc());
+            log.inspect(|log| _ = log.rule.gaps.inc());
         }
         Opened { cursors, id, resumed, gaps }
     }

@@ -8,6 +8,7 @@ mod look;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -51,8 +52,8 @@ pub struct Registry {
     /// Of what it does keep.
     runs: Runs,
     asks: mpsc::Sender<Ask>,
-    max_topics: usize,
-    max_bytes: usize,
+    max_topics: AtomicUsize,
+    max_bytes: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
@@ -76,6 +77,8 @@ pub(super) struct Slot {
     /// Since when it has no reader.
     pub(super) idle_since: Instant,
     pub(super) subscribed: watch::Sender<Subscribed>,
+    /// It stays without a reader too: its rule is warm.
+    kept: bool,
     feed: Feed,
 }
 
@@ -84,7 +87,7 @@ pub(super) struct Slot {
 enum Feed {
     /// A subscription of its own, for as long as it is held.
     Own,
-    /// A subscription of its own, from the start and for good. It feeds other logs inside its pattern too.
+    /// A subscription of its own, of a rule that is warm, or was when it fed others. It feeds logs inside its pattern too.
     Warm(Fed),
     /// The warm log of this filter.
     By(Filter),
@@ -95,6 +98,12 @@ enum Feed {
 struct Fed {
     topics: HashMap<Filter, Arc<TopicLog>>,
     patterns: Vec<Arc<TopicLog>>,
+}
+
+impl Fed {
+    fn is_empty(&self) -> bool {
+        self.topics.is_empty() && self.patterns.is_empty()
+    }
 }
 
 impl Slot {
@@ -156,10 +165,32 @@ impl Registry {
             usage: Arc::default(),
             runs: Runs::default(),
             asks,
-            max_topics,
-            max_bytes,
+            max_topics: AtomicUsize::new(max_topics),
+            max_bytes: AtomicUsize::new(max_bytes),
             inner: Mutex::default(),
         })
+    }
+
+    /// From now on so many topics and bytes are held at most. Topics that are more stay for as long as they are read.
+    pub fn set_bounds(&self, max_topics: usize, max_bytes: usize) {
+        self.max_topics.store(max_topics, Ordering::Relaxed);
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.keep_bound();
+    }
+
+    /// Gives each log the bounds and fields that `settings` has for its filter. What is fetched from a history is to be
+    /// encoded as what came live, so its fields stay.
+    pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<Fields>)>) {
+        for (filter, slot) in &mut self.inner.lock().slots {
+            if let Some((bounds, fields)) = settings(filter)
+                && fields.source == slot.fields.source
+            {
+                slot.log.set_bounds(&bounds);
+                if !fields.source.is_stored() {
+                    slot.fields = fields;
+                }
+            }
+        }
     }
 
     /// The sequence of what the broker does not keep.
@@ -193,7 +224,7 @@ impl Registry {
             slot.readers += 1;
             return Ok((Lease::new(self.clone(), slot.log.clone()), None));
         }
-        if inner.slots.len() >= self.max_topics {
+        if inner.slots.len() >= self.max_topics.load(Ordering::Relaxed) {
             return Err(LeaseError::Full);
         }
         let warm =
@@ -215,6 +246,7 @@ impl Registry {
             readers: 1,
             idle_since: Instant::now(),
             subscribed,
+            kept: false,
             feed,
         };
         inner.slots.insert(filter.clone(), slot);
@@ -222,32 +254,58 @@ impl Registry {
         Ok((Lease::new(self.clone(), log), subscription))
     }
 
-    /// Makes the log of a rule warm: it stays, subscribed, until the broker ends its subscription
-    /// ([`Subscription::ended`]). The caller confirms the subscription when the broker is there.
-    pub fn warm(self: &Arc<Self>, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Subscription {
+    /// Makes the log of a rule warm: it stays, subscribed, until [`Registry::cool`] or until the broker ends its
+    /// subscription ([`Registry::ended`]). If the log is new, the caller has the duty to subscribe to it.
+    pub fn warm(
+        self: &Arc<Self>,
+        filter: &Filter,
+        bounds: &Bounds,
+        fields: &Arc<Fields>,
+    ) -> Option<Subscription> {
         let mut inner = self.inner.lock();
-        // After the broker has ended it once, a reader may have been here first.
-        let log = match inner.slots.get_mut(filter) {
-            Some(slot) => {
+        // A reader may have been here first.
+        if let Some(slot) = inner.slots.get_mut(filter) {
+            if slot.fields.source != fields.source {
+                return None; // of a rule that is gone; it ends with its last reader
+            }
+            slot.kept = true;
+            // One that another warm log feeds has its messages from there.
+            if matches!(slot.feed, Feed::Own) {
                 slot.feed = Feed::Warm(Fed::default());
-                slot.log.clone()
             }
-            None => {
-                let log = self.empty_log(filter, bounds, fields);
-                let slot = Slot {
-                    log: log.clone(),
-                    fields: fields.clone(),
-                    stored_time: None,
-                    readers: 0,
-                    idle_since: Instant::now(),
-                    subscribed: watch::Sender::new(Subscribed::Pending),
-                    feed: Feed::Warm(Fed::default()),
-                };
-                inner.slots.insert(filter.clone(), slot);
-                log
-            }
+            return None;
+        }
+        let log = self.empty_log(filter, bounds, fields);
+        let slot = Slot {
+            log: log.clone(),
+            fields: fields.clone(),
+            stored_time: None,
+            readers: 0,
+            idle_since: Instant::now(),
+            subscribed: watch::Sender::new(Subscribed::Pending),
+            kept: true,
+            feed: Feed::Warm(Fed::default()),
         };
-        Subscription::new(self.clone(), log)
+        inner.slots.insert(filter.clone(), slot);
+        Some(Subscription::new(self.clone(), log))
+    }
+
+    /// Ends what [`Registry::warm`] began: the log goes once nobody reads it nor one that it feeds.
+    pub fn cool(&self, filter: &Filter) {
+        if let Some(slot) = self.inner.lock().slots.get_mut(filter) {
+            slot.kept = false;
+        }
+    }
+
+    /// Waits until the log of `filter` is given up: nothing is subscribed for it any more.
+    pub fn ended(&self, filter: &Filter) -> impl Future<Output = ()> + Send + use<> {
+        let subscribed = self.inner.lock().slots.get(filter).map(|slot| slot.subscribed.subscribe());
+        async move {
+            // Its sender goes with the slot.
+            if let Some(mut subscribed) = subscribed {
+                while subscribed.changed().await.is_ok() {}
+            }
+        }
     }
 
     /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what
@@ -327,7 +385,7 @@ impl Registry {
         if number <= sequence.head() {
             return; // nothing comes twice, whatever a broker does
         }
-        slot.log.bounds.rule.messages.inc();
+        slot.log.rule.messages.inc();
         let entry = Entry::new(number, time, encode(&sequence, number, time, &slot.fields), &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
             let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
@@ -357,7 +415,7 @@ impl Registry {
         for log in slot.logs().filter(concerned) {
             let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
             log.append(Entry::new(through, time, EntryKind::Gap(reason, frame), &self.usage));
-            log.bounds.rule.gaps.inc();
+            log.rule.gaps.inc();
             log.queue_wake(waking);
             gaps += 1;
         }
@@ -388,7 +446,8 @@ impl Registry {
         entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
     ) {
         let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
-        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), self.max_bytes);
+        let max_bytes = self.max_bytes.load(Ordering::Relaxed);
+        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
     }
 
     /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,
@@ -414,7 +473,7 @@ impl Registry {
             let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
             let kind = EntryKind::Gap(reason, frame);
             slot.log.append(Entry::new(sequence, time, kind, &self.usage));
-            slot.log.bounds.rule.gaps.inc();
+            slot.log.rule.gaps.inc();
             slot.log.queue_wake(waking);
             self.sequence.publish(sequence);
             gaps += 1;
@@ -444,7 +503,7 @@ impl Registry {
 
     /// Frees memory if the logs hold more than they may together. Returns whether they did.
     pub fn keep_bound(&self) -> bool {
-        let beyond = self.bytes() > self.max_bytes;
+        let beyond = self.bytes() > self.max_bytes.load(Ordering::Relaxed);
         if beyond {
             self.reclaim();
         }
@@ -467,7 +526,7 @@ impl Registry {
     /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
     /// then the oldest entries wherever they are.
     fn reclaim(&self) {
-        let target = (self.max_bytes as f64 * RECLAIM_TO) as usize;
+        let target = (self.max_bytes.load(Ordering::Relaxed) as f64 * RECLAIM_TO) as usize;
         let (mut idle, busy): (Vec<_>, Vec<_>) = {
             let inner = self.inner.lock();
             let logs = inner.slots.values().map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone()));
@@ -504,23 +563,25 @@ impl Registry {
         let logs: Vec<_> = {
             let mut inner = self.inner.lock();
             // Short of room for new topics, nothing lingers.
-            let crowded = inner.slots.len() * 10 >= self.max_topics * 9;
+            let crowded = inner.slots.len() * 10 >= self.max_topics.load(Ordering::Relaxed) * 9;
             let idle = |slot: &Slot| {
                 slot.readers == 0
-                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.bounds.linger)
+                    && !slot.kept
+                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
+            };
+            // While one waits to be confirmed, its subscription is not there to be ended yet.
+            let mut ends = |filter: &Filter, slot: &Slot| {
+                idle(slot)
+                    && *slot.subscribed.borrow() != Subscribed::Pending
+                    && unsubscribe(filter, &slot.fields.source)
             };
             let ended: Vec<Filter> = inner
                 .slots
                 .iter()
-                .filter(|(filter, slot)| match slot.feed {
-                    Feed::Warm(_) => false,
+                .filter(|(filter, slot)| match &slot.feed {
+                    Feed::Warm(fed) => fed.is_empty() && ends(filter, slot),
                     Feed::By(_) => idle(slot),
-                    // While one waits to be confirmed, its subscription is not there to be ended yet.
-                    Feed::Own => {
-                        idle(slot)
-                            && *slot.subscribed.borrow() != Subscribed::Pending
-                            && unsubscribe(filter, &slot.fields.source)
-                    }
+                    Feed::Own => ends(filter, slot),
                 })
                 .map(|(filter, _)| filter.clone())
                 .collect();

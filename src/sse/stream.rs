@@ -40,7 +40,7 @@ pub struct Shared {
     /// How long a reader may take nothing.
     pub write_timeout: Duration,
     /// Writes the line that says why a stream ended.
-    pub why: Why,
+    pub why: Arc<Why>,
 }
 
 impl Shared {
@@ -147,6 +147,9 @@ impl Stream {
         // for those who have an end.
         if self.expires != u64::MAX && !matches!(self.phase, Phase::Ended(_)) && self.now() >= self.expires {
             return Poll::Ready(Some(self.say_goodbye(CloseCode::Expired, coding)));
+        }
+        if self.ticket.signal().is_revoked() && !matches!(self.phase, Phase::Ended(_)) {
+            return Poll::Ready(Some(self.say_goodbye(CloseCode::Revoked, coding)));
         }
         // Before it is read too: who never catches up grows old as well.
         if self.aged != u64::MAX && self.phase == Phase::Live && self.now() >= self.aged {

@@ -3,6 +3,7 @@
 //! One clock for all instead of a timer each: a timer per stream costs memory, and a lock of the runtime at every reset.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,7 +29,7 @@ impl Clock {
 /// See the module.
 #[derive(Debug)]
 pub struct Table {
-    limit: usize,
+    limit: AtomicUsize,
     clock: Clock,
     streams: Mutex<Streams>,
 }
@@ -43,7 +44,13 @@ struct Streams {
 impl Table {
     /// An empty table for at most `limit` streams.
     pub fn new(limit: usize) -> Arc<Self> {
+        let limit = AtomicUsize::new(limit);
         Arc::new(Table { limit, clock: Clock(Instant::now()), streams: Mutex::default() })
+    }
+
+    /// At most so many streams from now on. Those that are more stay.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// The clock of all streams.
@@ -65,7 +72,7 @@ impl Table {
     pub fn enter(self: &Arc<Self>, reader: Reader) -> Option<Ticket> {
         let opened = self.clock.now();
         let mut streams = self.streams.lock();
-        if streams.signals.len() >= self.limit {
+        if streams.signals.len() >= self.limit.load(Ordering::Relaxed) {
             return None;
         }
         streams.last += 1;

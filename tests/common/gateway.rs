@@ -1,10 +1,12 @@
 //! A gateway inside the test's process, behind real sockets.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use topicgate::config::Config;
+use topicgate::reload::Reloader;
 use topicgate::server::Server;
 
 use super::client::{self, Reader, Response};
@@ -13,7 +15,8 @@ use super::client::{self, Reader, Response};
 pub struct Gateway {
     pub address: SocketAddr,
     pub admin: SocketAddr,
-    reload: Box<dyn Fn() + Send + Sync>,
+    reloader: Arc<Reloader>,
+    toml: String,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -40,25 +43,35 @@ impl Gateway {
 
     /// As [`Gateway::with`], whether or not its broker is there.
     pub async fn unready(toml: &str) -> Self {
-        let text = format!("listen = \"127.0.0.1:0\"\n{}\n[admin]\nlisten = \"127.0.0.1:0\"\n", toml);
-        Self::run(&text).await
+        let mut gateway = Self::run(&Self::file(toml)).await;
+        gateway.toml = toml.into();
+        gateway
     }
 
     async fn run(text: &str) -> Self {
         let config = Config::from_toml(text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
         let server = Server::build(config).await.unwrap();
         let (address, admin) = (server.address().unwrap(), server.admin_address().unwrap());
-        let reload = Box::new(server.reloader());
+        let reloader = Arc::new(server.reloader());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));
-        Gateway { address, admin, reload, stop: Some(stop), running }
+        Gateway { address, admin, reloader, toml: String::new(), stop: Some(stop), running }
     }
 
-    /// As SIGHUP does.
-    pub fn reload(&self) {
-        (self.reload)();
+    fn file(toml: &str) -> String {
+        format!("listen = \"127.0.0.1:0\"\n{toml}\n[admin]\nlisten = \"127.0.0.1:0\"\n")
+    }
+
+    /// As SIGHUP does, with the file as it was at the start. Returns whether it was taken.
+    pub fn reload(&self) -> bool {
+        self.reload_with(&self.toml)
+    }
+
+    /// As SIGHUP does, with the file changed to this.
+    pub fn reload_with(&self, toml: &str) -> bool {
+        self.reloader.reload(Config::from_toml(&Self::file(toml)))
     }
 
     /// As SIGTERM does. Returns at once; [`Gateway::ended`] waits.

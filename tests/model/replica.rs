@@ -20,7 +20,6 @@ use topicgate::sse::frame::GapReason;
 use topicgate::sse::stream::{Shared, Stream, Terms};
 use topicgate::sse::table::Table;
 use topicgate::topic::{Filter, Topic};
-use topicgate::why::Why;
 
 /// The pattern that is held warm.
 pub const WARM: &str = "w/**";
@@ -84,14 +83,14 @@ impl Replica {
             retry: hour,
             max_age: None,
             write_timeout: Duration::from_secs(30),
-            why: Why::default(),
+            why: Arc::default(),
         });
         let fields = Arc::new(Fields {
             source: Source::Pubsub,
             id: Field::Header("id".into()),
             kind: Field::Header("type".into()),
         });
-        let subscription = registry.warm(&filter(WARM), &bounds, &fields);
+        let subscription = registry.warm(&filter(WARM), &bounds, &fields).unwrap();
         let table = Table::new(1_000);
         let most = 1_000_000_000; // the model has one client, and is about something else
         let limits = Limits { opens_per_second: most, resume_bytes: most as u64, ..Config::default().limits };

@@ -22,7 +22,6 @@ use topicgate::sse::frame::GapReason;
 use topicgate::sse::stream::{Shared, Stream, Terms};
 use topicgate::sse::table::Table;
 use topicgate::topic::{Filter, Topic};
-use topicgate::why::Why;
 
 use crate::client::{Life, Reader};
 use crate::replica::{ample, at_most, filter, topic};
@@ -147,7 +146,7 @@ impl Gateway {
             retry: hour,
             max_age: None,
             write_timeout: hour,
-            why: Why::default(),
+            why: Arc::default(),
         });
         let table = Table::new(1_000);
         let most = 1_000_000_000;
@@ -158,7 +157,7 @@ impl Gateway {
             clients: Clients::new(&limits, table.clock()),
             table,
             asks: receiver,
-            encoder: Encoder { metrics, max_message: 1 << 20 },
+            encoder: Encoder { metrics, max_message: Arc::new((1 << 20).into()) },
             bounds: bounds.clone(),
             heard: BTreeMap::new(),
         }
@@ -178,7 +177,7 @@ impl Gateway {
     fn follow(&mut self, history: &History) {
         if history.source.is_shared() {
             let fields = Self::fields(&history.source);
-            self.registry.warm(&history.followed, &self.bounds, &fields).confirm();
+            self.registry.warm(&history.followed, &self.bounds, &fields).unwrap().confirm();
             self.begin(history);
         }
     }

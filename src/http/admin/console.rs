@@ -71,7 +71,7 @@ pub(super) async fn messages(
     request: Request,
 ) -> Result<Response, Problem> {
     let mut query = Query::of(request.uri());
-    let topic = query.topic(gateway.config().limits.topic_length)?;
+    let topic = query.topic(gateway.current().config.limits.topic_length)?;
     query.end()?;
     let topic =
         topic.ok_or_else(|| bad_query("topic is missing; name one that is held, as /topics lists them"))?;

@@ -16,7 +16,7 @@ use axum::routing::get;
 use axum::{Json, Router, middleware};
 use tokio_util::sync::CancellationToken;
 
-use super::origin::{self, Allowed};
+use super::origin::{self, Listener};
 use super::problem::Problem;
 use crate::code::RefusalCode;
 use crate::gateway::Gateway;
@@ -28,7 +28,7 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics));
-    if gateway.config().admin.console {
+    if gateway.current().config.admin.console {
         router = router.merge(people(closing).with_state(gateway.clone()));
     }
     router.fallback(|| async { Problem::not_exposed() }).with_state(gateway)
@@ -55,7 +55,7 @@ fn people(closing: CancellationToken) -> Router<Arc<Gateway>> {
     // Beside what guards the whole listener: a page that points a name of its own at it must not be answered here.
     router
         .layer(middleware::map_response(console::private))
-        .layer(middleware::from_fn_with_state(Arc::new(Allowed::addresses()), origin::guard))
+        .layer(middleware::from_fn_with_state(Listener::Console, origin::guard))
 }
 
 async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
@@ -72,5 +72,5 @@ async fn show_metrics(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -
 
 /// `GET /config`: every setting in effect, and where it came from.
 async fn config(State(gateway): State<Arc<Gateway>>) -> Response {
-    Json(&*gateway.config().origins.0).into_response()
+    Json(&*gateway.current().config.origins.0).into_response()
 }

@@ -49,7 +49,8 @@ struct Part {
 
 impl Standing {
     pub(super) fn of(gateway: &Gateway) -> Self {
-        let (config, metrics) = (gateway.config(), gateway.metrics());
+        let (current, metrics) = (gateway.current(), gateway.metrics());
+        let config = &current.config;
         let part = |now: i64, limit: u64| Part { now: u64::try_from(now).unwrap_or_default(), limit };
         let limits = &config.limits;
         Standing {

@@ -48,7 +48,7 @@ impl From<StreamState> for Stream {
         Stream {
             id: stream.id,
             address: stream.reader.address.to_string(),
-            subject: stream.reader.subject.as_deref().map(str::to_owned),
+            subject: stream.reader.subject().map(|subject| subject.to_string()),
             topics: topics.iter().take(NAMED_TOPICS).map(ToString::to_string).collect(),
             topic_count: topics.len(),
             http: stream.reader.http.as_str(),
@@ -64,7 +64,7 @@ impl From<StreamState> for Stream {
 /// The handler of GET.
 pub(super) async fn list(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Json<Streams>, Problem> {
     let mut query = Query::of(&uri);
-    let wanted = query.wanted(gateway.config().limits.topic_length)?;
+    let wanted = query.wanted(gateway.current().config.limits.topic_length)?;
     let (after, limit) = (query.number("after")?.unwrap_or(0), query.limit()?);
     query.end()?;
     let (streams, more) = gateway.streams(&wanted, after, limit);
@@ -83,7 +83,7 @@ pub(super) struct Closed {
 /// The handler of DELETE.
 pub(super) async fn close(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Json<Closed>, Problem> {
     let mut query = Query::of(&uri);
-    let wanted = query.wanted(gateway.config().limits.topic_length)?;
+    let wanted = query.wanted(gateway.current().config.limits.topic_length)?;
     query.end()?;
     if wanted == Wanted::default() {
         return Err(bad_query(

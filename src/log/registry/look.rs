@@ -75,6 +75,11 @@ impl Registry {
         readings
     }
 
+    /// The logs that somebody reads.
+    pub fn logs_read(&self) -> Vec<Arc<TopicLog>> {
+        self.logs(|slot| slot.readers > 0)
+    }
+
     /// A hold on the log of `filter` if there is one. Nothing is subscribed for it.
     pub fn hold(self: &Arc<Self>, filter: &Filter) -> Option<Lease> {
         let mut inner = self.inner.lock();

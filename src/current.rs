@@ -1,0 +1,80 @@
+//! What is in force: the configuration, and what is made of it for requests and for streams that open. A reload puts
+//! another in its place, as a whole; a request that has begun with one goes on with it.
+
+use std::sync::Arc;
+
+use crate::auth::access::{self, Verdict};
+use crate::auth::{Action, Auth, Caller, Voucher};
+use crate::config::Config;
+use crate::log::Registry;
+use crate::metrics::Metrics;
+use crate::signal::Who;
+use crate::sse::stream::Shared;
+use crate::topic::Filter;
+use crate::why::Why;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Current {
+    /// The configuration.
+    pub config: Config,
+    /// Tells who asks.
+    pub auth: Auth,
+    /// What the streams that open now have in common.
+    pub streams: Arc<Shared>,
+}
+
+impl Current {
+    /// Of a configuration and what was made of its `[auth]`.
+    pub fn new(config: Config, auth: Auth, registry: Arc<Registry>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::of(config, auth, registry, metrics, Arc::default())
+    }
+
+    /// Of another configuration, for the same gateway.
+    pub fn renewed(&self, config: Config, auth: Auth) -> Arc<Self> {
+        let Shared { registry, metrics, why, .. } = &*self.streams;
+        Self::of(config, auth, registry.clone(), metrics.clone(), why.clone())
+    }
+
+    fn of(
+        config: Config,
+        auth: Auth,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        why: Arc<Why>,
+    ) -> Arc<Self> {
+        let streams = Arc::new(Shared {
+            registry,
+            metrics,
+            heartbeat: config.streams.heartbeat,
+            retry: config.streams.retry,
+            max_age: config.streams.max_age,
+            write_timeout: config.streams.write_timeout,
+            why,
+        });
+        Arc::new(Current { config, auth, streams })
+    }
+
+    /// Whether `caller` may do this with all of `filter`.
+    pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
+        access::decide(&self.config.topics, action, filter, caller)
+    }
+
+    /// Whether a stream over `filter` that was opened under what was in force then would be let in now.
+    pub fn still_lets_read(&self, filter: &Filter, who: &Who) -> bool {
+        let allows = |caller| matches!(self.decide(Action::Subscribe, filter, caller), Verdict::Allowed(_));
+        // A backend was asked about certain topics, and has said nothing of the others, whatever the rule is content with.
+        let speaks_of_it = |caller: &Caller| match caller.voucher {
+            Some(Voucher::Backend(_)) => caller.is_granted(Action::Subscribe, filter),
+            Some(Voucher::Keys(_)) | None => true,
+        };
+        match who {
+            Who::Operator => true,
+            Who::Anyone => allows(None),
+            Who::Caller(caller) => {
+                let said = self.auth.stands_by(caller) && speaks_of_it(caller);
+                allows(None) || said && allows(Some(caller))
+            }
+        }
+    }
+}
