@@ -135,6 +135,7 @@ impl List<'_> {
     fn broker(&mut self, c: &Config) {
         let b = &c.broker;
         self.add("broker", "url", b.masked_url());
+        self.add_if_set("broker", "sentinel", b.sentinel.as_deref());
         self.add_if_set("broker", "user", b.user.as_deref());
         let secrets = [("password", &b.password), ("token", &b.token), ("nkey", &b.nkey)];
         for (key, secret) in secrets {
