@@ -188,11 +188,12 @@ async fn a_crowd_replays(messages: u64, places: &[u64], fetches: f64) {
     let address = scene.gateway.address;
     // Those who are up to date: each message, and how long it took.
     let sent: Arc<Mutex<Vec<Instant>>> = Arc::default();
-    let watch = async |path: &str| {
+    let mut watchers = Vec::new();
+    for path in ["/topics/orders/us", "/topics/news/a"] {
         let mut reader = Reader::open(address, path, &[]).await;
         reader.expect("stream-open").await;
         let sent = sent.clone();
-        tokio::spawn(async move {
+        watchers.push(tokio::spawn(async move {
             let mut late = Duration::ZERO;
             for index in 0.. {
                 let data = reader.message().await;
@@ -202,9 +203,8 @@ async fn a_crowd_replays(messages: u64, places: &[u64], fetches: f64) {
                 late = late.max(sent.lock()[index].elapsed());
             }
             unreachable!()
-        })
-    };
-    let watchers = [watch("/topics/orders/us").await, watch("/topics/news/a").await];
+        }));
+    }
     let mut cursors = Vec::new();
     for place in places {
         cursors.push((*place, scene.cursor(*place).await));
