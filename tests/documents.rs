@@ -10,10 +10,11 @@ const OPERATIONS: &str = include_str!("../docs/operations.md");
 
 /// What a page calls the anchor of a heading.
 fn anchors(document: &str, level: &str) -> BTreeSet<String> {
-    let headings = document.lines().filter_map(|line| line.strip_prefix(level)?.strip_prefix(' '));
-    headings
-        .map(|heading| heading.to_lowercase().replace(' ', "-").replace(['`', ',', '/', '.'], ""))
-        .collect()
+    let anchor = |heading: &str| {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+    };
+    document.lines().filter_map(|line| line.strip_prefix(level)?.strip_prefix(' ')).map(anchor).collect()
 }
 
 #[test]
