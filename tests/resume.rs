@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use common::client::Reader;
 use common::gateway::Gateway;
+use common::nats::NatsServer;
 use common::proxy::Proxy;
 use common::upstream::Upstream;
 
@@ -101,4 +102,49 @@ async fn readers_that_are_cut_off_lose_nothing_of_nats() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_are_cut_off_lose_nothing_of_redis() {
     readers_lose_nothing(Upstream::redis().await).await;
+}
+
+/// Two gateways on one NATS that hold a topic from the start, and the id after the second of four messages, as the first wrote it.
+async fn two_gateways(publisher_ids: bool) -> (NatsServer, [Gateway; 2], String) {
+    let server = NatsServer::start();
+    let rule = "[[topics]]\nmatch = \"news/*\"\nread = \"anyone\"\nreplay.warm = true\n";
+    let toml = format!("broker.url = \"{}\"\n{rule}", server.url());
+    let gateways = [Gateway::with(&toml).await, Gateway::with(&toml).await];
+    let mut readers = [gateways[0].open("/topics/news/eu").await, gateways[1].open("/topics/news/eu").await];
+    let client = async_nats::connect(server.url()).await.unwrap();
+    for number in 1..=4 {
+        let mut headers = async_nats::HeaderMap::new();
+        if publisher_ids {
+            headers.insert("Nats-Msg-Id", format!("news-{number}"));
+        }
+        client.publish_with_headers("news.eu", headers, number.to_string().into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    let mut ids = Vec::new();
+    for reader in &mut readers {
+        reader.expect("stream-open").await;
+        for number in 1..=4 {
+            let event = reader.expect("message").await;
+            assert_eq!(event.data, number.to_string());
+            ids.push(event.id);
+        }
+    }
+    (server, gateways, ids.swap_remove(1))
+}
+
+#[tokio::test]
+async fn the_id_that_a_publisher_gave_resumes_at_another_gateway() {
+    let (_server, [_, other], id) = two_gateways(true).await;
+    let mut reader = other.resume("/topics/news/eu", &id).await;
+    assert_eq!(reader.control("stream-open").await["resumed"], true);
+    assert_eq!(reader.messages(2).await, ["3", "4"]);
+}
+
+#[tokio::test]
+async fn without_it_another_gateway_says_restarted_and_begins_with_the_oldest_that_it_holds() {
+    let (_server, [_, other], id) = two_gateways(false).await;
+    let mut reader = other.resume("/topics/news/eu", &id).await;
+    assert_eq!(reader.control("stream-open").await["resumed"], false);
+    assert_eq!(reader.control("stream-gap").await["reason"], "restarted");
+    assert_eq!(reader.messages(4).await, ["1", "2", "3", "4"]);
 }

@@ -16,6 +16,9 @@ use crate::log::Subscription;
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
 const AWAY_RETRY: Duration = Duration::from_millis(200);
 
+/// The same where it may be that a stream or a bucket is still to be made.
+const MISSING_RETRY: Duration = Duration::from_secs(5);
+
 impl Gateway {
     /// Keeps the topics of these rules warm that say so, and no others.
     pub(super) fn keep_warm(&self, rules: &[Rule]) {
@@ -73,9 +76,9 @@ async fn subscribed<E: Future<Output = ()>>(
                         tracing::error!(
                             topic = filter.as_str(),
                             why,
-                            "a warm topic is refused by the broker"
+                            "the broker refuses what a rule reads from the start"
                         );
-                        pause(REFUSED_RETRY).await?;
+                        pause(if source.is_stored() { MISSING_RETRY } else { REFUSED_RETRY }).await?;
                     }
                 }
             }

@@ -162,7 +162,6 @@ impl Stream {
             && let Some(code) = self.ticket.signal().closing()
         {
             self.phase = Phase::Closing(code);
-            self.cursors.end_replay();
             self.cursors.mark();
         }
         match self.phase {
