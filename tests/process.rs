@@ -274,9 +274,15 @@ async fn more_streams_are_held_than_the_soft_limit_of_descriptors_has_room_for()
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let line = BufReader::new(child.stderr.take().unwrap()).lines().next_line().await.unwrap().unwrap();
-    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let address = line["listen"].as_str().unwrap().parse().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    // That the broker is there may be told first.
+    let address = loop {
+        let line = lines.next_line().await.unwrap().unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if let Some(address) = line["listen"].as_str() {
+            break address.parse().unwrap();
+        }
+    };
     let mut readers = vec![];
     for _ in 0..100 {
         let mut reader = Reader::open(address, "/topics/a", &[]).await;
