@@ -275,7 +275,7 @@ async fn more_streams_are_held_than_the_soft_limit_of_descriptors_has_room_for()
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    // It may warn of the limit first.
+    // It may warn of the limit first, or tell that the broker is there.
     let address = loop {
         let line = lines.next_line().await.unwrap().unwrap();
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();

@@ -424,3 +424,31 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
     assert_eq!(gateway.get("/topics/b").await.status, 404);
     assert_eq!(client::request(gateway.admin, "GET", "/readyz", &[], b"").await.status, 200);
 }
+
+#[tokio::test]
+async fn who_looks_on_from_the_admin_listener_is_left_alone() {
+    let gateway = Gateway::with(&format!("{}{}", rule("a", "anyone"), rule("b", "anyone"))).await;
+    let mut reader = opened(&gateway, "/topics/a").await;
+    let mut onlooker = Reader::open(gateway.admin, "/console/messages?topic=a", &[]).await;
+    onlooker.expect("stream-open").await;
+    assert!(gateway.reload_with(&rule("b", "anyone")));
+    is_revoked(&mut reader).await;
+    // What it has read is still held, and it goes on once the topic is there again.
+    assert!(gateway.reload_with(&rule("a", "anyone")));
+    gateway.publish("a", "on").await;
+    assert!(onlooker.message().await.contains("on"));
+}
+
+#[tokio::test]
+async fn the_settings_that_are_shown_are_those_that_hold() {
+    let gateway = Gateway::with(&rule("a", "anyone")).await;
+    let more = "limits = { connections = 99, streams = 98 }\n";
+    assert!(gateway.reload_with(&format!("{more}{}", rule("a", "anyone"))));
+    let settings = client::request(gateway.admin, "GET", "/config", &[], b"").await.json();
+    let shown = |key: &str| {
+        let setting = settings.as_array().unwrap().iter().find(|setting| setting["key"] == key).unwrap();
+        (setting["value"].as_str().unwrap().to_owned(), setting["origin"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(shown("limits.connections"), ("12000".into(), "default, until a restart".into()));
+    assert_eq!(shown("limits.streams").0, "98");
+}

@@ -4,7 +4,7 @@
 use thiserror::Error;
 
 use super::error::spell;
-use super::{BrokerKind, Config, Origins, Setting, Settings};
+use super::{Admin, Broker, BrokerKind, Config, Origins, Setting, Settings};
 
 /// A change on which the meaning of the rules depends, so that the rest cannot be taken without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -42,17 +42,22 @@ impl Config {
         }
         let mut kept = Keep(vec![]);
         kept.keep("listen", &mut self.listen, &running.listen);
-        kept.keep("admin.listen", &mut self.admin.listen, &running.admin.listen);
-        kept.keep("admin.console", &mut self.admin.console, &running.admin.console);
-        let (new, old) = (&mut self.broker, &running.broker);
-        kept.keep("broker.url", &mut new.url, &old.url);
-        kept.keep("broker.user", &mut new.user, &old.user);
-        kept.keep("broker.password", &mut new.password, &old.password);
-        kept.keep("broker.token", &mut new.token, &old.token);
-        kept.keep("broker.nkey", &mut new.nkey, &old.nkey);
-        kept.keep("broker.credentials", &mut new.credentials, &old.credentials);
-        kept.keep("broker.separator", &mut new.separator, &old.separator);
-        kept.keep("broker.tls", &mut new.tls, &old.tls);
+        // Taken apart, so that a key that is added is not forgotten here.
+        let Admin { listen, console } = &mut self.admin;
+        kept.keep("admin.listen", listen, &running.admin.listen);
+        kept.keep("admin.console", console, &running.admin.console);
+        let old = &running.broker;
+        let Broker { url, sentinel, user, password, token, nkey, credentials, separator, tls } =
+            &mut self.broker;
+        kept.keep("broker.url", url, &old.url);
+        kept.keep("broker.sentinel", sentinel, &old.sentinel);
+        kept.keep("broker.user", user, &old.user);
+        kept.keep("broker.password", password, &old.password);
+        kept.keep("broker.token", token, &old.token);
+        kept.keep("broker.nkey", nkey, &old.nkey);
+        kept.keep("broker.credentials", credentials, &old.credentials);
+        kept.keep("broker.separator", separator, &old.separator);
+        kept.keep("broker.tls", tls, &old.tls);
         kept.keep("limits.connections", &mut self.limits.connections, &running.limits.connections);
         kept.keep("traces", &mut self.traces, &running.traces);
         kept.keep("log.format", &mut self.log.format, &running.log.format);
