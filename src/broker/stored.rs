@@ -72,6 +72,14 @@ pub enum Located {
     Unknown(u64),
 }
 
+impl Located {
+    /// The number after which a reader reads on.
+    pub fn number(self) -> u64 {
+        let (Located::At(number) | Located::Evicted(number) | Located::Unknown(number)) = self;
+        number
+    }
+}
+
 /// A part of a history.
 #[derive(Debug)]
 pub struct Fetched {

@@ -208,7 +208,7 @@ impl Cursors {
         let mut joined = BytesMut::new();
         let mut batch = Batch::default();
         let mut fetching = false;
-        for range in &ranges {
+        for (index, range) in ranges.iter().enumerate() {
             let places = |cursors: &Cursors, ranges: &[std::ops::Range<usize>]| -> Vec<(usize, u64)> {
                 let place = |range: &std::ops::Range<usize>| {
                     let positions = cursors.cursors[range.clone()].iter().map(|cursor| cursor.position);
@@ -218,7 +218,6 @@ impl Cursors {
             };
             // The parts of an id before and after the place in this sequence, where there are others.
             let around = self.mixed.then(|| {
-                let index = ranges.iter().position(|other| other == range).unwrap_or_default();
                 let mut before = self.event_id(&places(self, &ranges[..index]));
                 let mut after = self.event_id(&places(self, &ranges[index + 1..]));
                 if !before.is_empty() {

@@ -274,9 +274,7 @@ impl Placing<'_> {
             let log = cursor.lease.log();
             let located = Self::located(self.answers, log.filter());
             cursor.position = match located {
-                Some(Located::At(position) | Located::Evicted(position) | Located::Unknown(position)) => {
-                    position
-                }
+                Some(located) => located.number(),
                 None => log.position_before(time),
             };
             let whole = match located {
@@ -303,9 +301,7 @@ impl Placing<'_> {
         for cursor in &mut *self.cursors {
             let log = cursor.lease.log();
             cursor.position = match Self::located(self.answers, log.filter()) {
-                Some(Located::At(position) | Located::Evicted(position) | Located::Unknown(position)) => {
-                    position
-                }
+                Some(located) => located.number(),
                 None if cursor.is_of_values() => 0,
                 None => log.evicted().0,
             };
