@@ -74,20 +74,12 @@ pub fn run(listen: SocketAddr, broker: SocketAddr, history: History) -> Result<(
     }
 }
 
-/// Asks a direct reader; `meanwhile` is called every few milliseconds. Returns the bytes that it took.
-pub fn ask(reader: SocketAddr, messages: u32, mut meanwhile: impl FnMut() -> Result<()>) -> Result<u64> {
+/// Asks a direct reader. Returns the bytes that it took.
+pub fn ask(reader: SocketAddr, messages: u32) -> Result<u64> {
     let mut socket = TcpStream::connect(reader)?;
     socket.write_all(&messages.to_be_bytes())?;
-    socket.set_read_timeout(Some(Duration::from_millis(10)))?;
-    let (mut answer, mut have) = ([0; 8], 0);
-    while have < answer.len() {
-        match socket.read(&mut answer[have..]) {
-            Ok(0) => bail!("the direct reader failed"),
-            Ok(length) => have += length,
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock) => meanwhile()?,
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let mut answer = [0; 8];
+    socket.read_exact(&mut answer).context("the direct reader failed")?;
     Ok(u64::from_be_bytes(answer))
 }
 

@@ -70,10 +70,25 @@ impl Server {
 
     /// Its proportional set size in KiB: user memory, with shared pages divided among those who share them.
     pub fn pss_kib(&self) -> Result<f64> {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()))
+        self.kib("smaps_rollup", "Pss:")
+    }
+
+    /// Has the kernel note the peak of its resident memory from now on. Returns what is resident now, in KiB.
+    pub fn begin_peak(&self) -> Result<f64> {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5")?;
+        self.kib("status", "VmRSS:")
+    }
+
+    /// The peak since then, in KiB. Looking at the server time and again would hold it up each time.
+    pub fn peak_kib(&self) -> Result<f64> {
+        self.kib("status", "VmHWM:")
+    }
+
+    fn kib(&self, file: &str, field: &str) -> Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.pid()))
             .with_context(|| format!("{} is gone", self.name))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+        let line = text.lines().find_map(|line| line.strip_prefix(field));
+        Ok(line.with_context(|| format!("no {field}"))?.trim().trim_end_matches(" kB").parse()?)
     }
 }
 

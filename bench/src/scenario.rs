@@ -32,8 +32,8 @@ const KEPT: u32 = 10_000;
 /// How long a crowd that comes back may take until it has all.
 const RETURN: Duration = Duration::from_secs(60);
 
-/// Between two looks at a server's memory while it is at work.
-const LOOK: Duration = Duration::from_millis(20);
+/// How long a turn of the load may wait for something to read.
+const TURN: Duration = Duration::from_millis(20);
 
 /// How much is done: full size, or small enough to try the tool itself.
 #[derive(Debug, Clone, Copy)]
@@ -148,7 +148,7 @@ impl Scenario {
             Scenario::HundredTopics(_) => Need::ManyTopics,
             Scenario::Storm(_) => Need::Resume,
             Scenario::Resume(history, _) => Need::History(history),
-            Scenario::ResumeCrowd(_) => Need::History(History::Jetstream),
+            Scenario::ResumeCrowd(_) => Need::HistoryForMany,
             Scenario::Idle(_) => Need::Heartbeat,
             Scenario::Http2(_) => Need::Http2,
             Scenario::OneTopic(_)
@@ -260,13 +260,12 @@ impl<'a> Session<'a> {
     fn come_back(&mut self, live: Work, specs: Vec<Spec>, wanted: u32) -> Result<Back> {
         let (first, returning) = (self.load.streams(), specs.len());
         let mut specs = Some(specs);
-        let (running, mut took, mut most) = (self.running, None, Most::of(0.0));
+        let (running, mut took) = (self.running, None);
         let (begin, cpu) = (Instant::now(), running.server.cpu()?);
         self.steady("while it lasts", live, |load| {
             if let Some(specs) = specs.take() {
                 load.start_opening(specs, usize::MAX);
             }
-            let _ = most.look(running); // one that is gone is noticed elsewhere
             if took.is_none()
                 && (begin.elapsed() > RETURN
                     || !load.is_opening() && load.received(first).all(|received| received >= wanted))
@@ -278,7 +277,7 @@ impl<'a> Session<'a> {
         let cpu = running.server.cpu()? - cpu;
         let complete = self.load.received(first).filter(|received| *received >= wanted).count();
         ensure!(complete == returning, "{complete} of {returning} got what they missed");
-        Ok(Back { took: took.context("it did not end")?, cpu, most_kib: most.kib })
+        Ok(Back { took: took.context("it did not end")?, cpu })
     }
 
     /// Notes what streams hold after traffic, and what is left when they have gone.
@@ -446,21 +445,24 @@ fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
 /// One reads everything that the broker keeps, which the server has never seen.
 fn resume(running: &Running, history: History, messages: u32, scale: Scale) -> Result<Vec<Step>> {
     running.fill(history, messages)?;
+    if !running.is_direct() {
+        follow(running)?;
+    }
     std::thread::sleep(scale.settle);
     let server = &running.server;
     let base = server.pss_kib()?;
     let work = Work { topics: [history::TOPIC.to_owned()].into(), readers: 0, size: history::SIZE };
-    let (cpu, begin, mut most) = (server.cpu()?, Instant::now(), Most::of(base));
+    let resident = server.begin_peak()?;
+    let (cpu, begin) = (server.cpu()?, Instant::now());
     let bytes = if running.is_direct() {
-        running.read_directly(messages, || most.look(running))?
+        running.read_directly(messages)?
     } else {
         let mut load = running.load(work, true)?;
         let spec = Spec { counted: false, ..Spec::new(running.stages_from_oldest(history::TOPIC).into()) };
         load.start_opening([spec], 1);
         while load.is_opening() || load.received(0).any(|received| received < messages) {
             ensure!(begin.elapsed() < RETURN, "it does not get all");
-            load.turn(LOOK)?;
-            most.look(running)?;
+            load.turn(TURN)?;
         }
         load.rest(Duration::ZERO)?;
         load.bytes()
@@ -472,10 +474,19 @@ fn resume(running: &Running, history: History, messages: u32, scale: Scale) -> R
         ("cpu_us", micros(cpu) / count),
         ("wire_bytes", bytes as f64 / count),
         ("base_kib", base),
-        ("peak_kib", most.kib - base),
+        ("peak_kib", server.peak_kib()? - resident),
         ("after_kib", server.pss_kib()? - base),
     ];
     Ok(vec![Step { name: "all of it".into(), values: values.into() }])
+}
+
+/// Waits until the gateway follows the stream, by a reader of a topic that has no messages: it looks for a stream that was not
+/// there when it started every few seconds only.
+fn follow(running: &Running) -> Result<()> {
+    let other = ["kept/other".to_owned()];
+    let work = Work { topics: other.clone().into(), readers: 0, size: history::SIZE };
+    let spec = Spec { counted: false, ..Spec::new(running.stages(&other, None).into()) };
+    running.load(work, true)?.open([spec], 1)
 }
 
 /// Some read at a steady rate what is added to a stream. Then all the others come at once and read from its beginning.
@@ -489,13 +500,15 @@ fn resume_crowd(running: &Running, returning: u32, scale: Scale) -> Result<Vec<S
     session.steady("before", live.clone(), |_| false)?;
     let base = running.server.pss_kib()?;
     let spec = Spec { counted: false, ..Spec::new(running.stages_from_oldest(history::TOPIC).into()) };
+    let resident = running.server.begin_peak()?;
     let back = session.come_back(live, vec![spec; returning as usize], KEPT)?;
+    let peak = running.server.peak_kib()?;
     session.load.rest(scale.settle)?;
     let values = [
         ("storm_s", back.took.as_secs_f64()),
         ("cpu_us", micros(back.cpu) / (f64::from(returning) * f64::from(KEPT))),
         ("base_kib", base),
-        ("peak_kib", back.most_kib - base),
+        ("peak_kib", peak - resident),
         ("after_kib", running.server.pss_kib()? - base),
     ];
     session.note("the crowd", values);
@@ -506,27 +519,6 @@ fn resume_crowd(running: &Running, returning: u32, scale: Scale) -> Result<Vec<S
 struct Back {
     took: Duration,
     cpu: Duration,
-    most_kib: f64,
-}
-
-/// The most memory that a server was seen to have.
-struct Most {
-    kib: f64,
-    looked: Instant,
-}
-
-impl Most {
-    fn of(kib: f64) -> Self {
-        Most { kib, looked: Instant::now() }
-    }
-
-    /// Looks again, if it is time.
-    fn look(&mut self, running: &Running) -> Result<()> {
-        if self.looked.elapsed() >= LOOK {
-            *self = Most::of(self.kib.max(running.server.pss_kib()?));
-        }
-        Ok(())
-    }
 }
 
 /// The id that stands with the first message's stamp.

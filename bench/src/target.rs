@@ -50,6 +50,8 @@ pub enum Need {
     Heartbeat,
     /// To read what a broker keeps.
     History(History),
+    /// The same, of JetStream, for many at once.
+    HistoryForMany,
 }
 
 /// What is needed to start servers.
@@ -108,6 +110,7 @@ impl Target {
     pub fn can(self, need: Need) -> bool {
         match need {
             Need::History(_) => matches!(self, Target::Direct | Target::Gateway),
+            Need::HistoryForMany => self == Target::Gateway,
             _ if self == Target::Direct => false,
             Need::Nothing => true,
             Need::ManyTopics => self != Target::Afternoon,
@@ -194,7 +197,7 @@ impl Target {
                         format!("redis://{publish}"),
                         "source = \"redis-stream\"\npayload = { field = \"data\" }",
                     ),
-                    Need::History(History::Jetstream) => {
+                    Need::History(History::Jetstream) | Need::HistoryForMany => {
                         (format!("nats://{publish}"), "source = \"jetstream\"")
                     }
                     _ => (format!("nats://{publish}"), ""),
@@ -245,8 +248,8 @@ impl Running {
     }
 
     /// Reads the history without a load; see [`history::ask`].
-    pub fn read_directly(&self, messages: u32, meanwhile: impl FnMut() -> Result<()>) -> Result<u64> {
-        history::ask(self.subscribe, messages, meanwhile)
+    pub fn read_directly(&self, messages: u32) -> Result<u64> {
+        history::ask(self.subscribe, messages)
     }
 
     /// A load for this server.
@@ -347,7 +350,7 @@ fn broker_command(
             .collect();
         return Ok(("redis-server", command));
     }
-    let keeps = if matches!(need, Need::History(_)) {
+    let keeps = if matches!(need, Need::History(_) | Need::HistoryForMany) {
         format!("jetstream {{ store_dir: \"{store}/jetstream\" }}\n")
     } else {
         String::new()
