@@ -350,11 +350,16 @@ impl Gateway {
         self.traces.inject(&mut headers);
         let begin = Instant::now();
         let published = async {
-            if !rule.source.is_stored() {
-                return self.broker.publish(topic.clone(), payload, headers).await.map(|()| given);
+            match &rule.source {
+                Source::Pubsub => self.broker.publish(topic.clone(), payload, headers).await.map(|()| given),
+                Source::Sharded => {
+                    self.broker.publish_sharded(topic.clone(), payload, headers).await.map(|()| given)
+                }
+                source @ (Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. }) => {
+                    let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
+                    Ok(self.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
+                }
             }
-            let number = self.broker.store(topic.clone(), rule.source.clone(), payload, headers).await?;
-            Ok(self.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
         };
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)
@@ -398,6 +403,7 @@ impl Gateway {
     pub fn sweep(&self) {
         let gave_way = self.registry.sweep(|filter, source| match source {
             Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
+            Source::Sharded => self.broker.try_unsubscribe_sharded(filter.clone()),
             Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
                 self.broker.try_unfollow(filter.clone())
             }
@@ -460,21 +466,19 @@ fn is_possible(filters: &[Filter], rules: &[&Rule]) -> Result<(), OpenError> {
         rules.iter().filter(|rule| rule.source.is_shared()).map(|rule| &rule.filter).collect();
     shared.sort_unstable_by_key(|filter| filter.as_str());
     shared.dedup();
-    let pubsub = usize::from(rules.iter().any(|rule| rule.source == Source::Pubsub));
-    let sequences = keys + shared.len() + pubsub;
+    // What the broker does not keep is numbered by the process, in one sequence.
+    let passing = usize::from(rules.iter().any(|rule| !rule.source.is_stored()));
+    let sequences = keys + shared.len() + passing;
     if sequences > MAX_SEQUENCES {
         return Err(OpenError::Impossible(format!(
             "these topics come from {sequences} histories of the broker, and the event id of one stream has room for the places in \
              {MAX_SEQUENCES}; use several streams"
         )));
     }
-    let pattern = filters
-        .iter()
-        .zip(rules)
-        .find(|(filter, rule)| filter.is_pattern() && matches!(rule.source, Source::RedisStream { .. }));
-    match pattern {
-        Some((filter, _)) => Err(OpenError::Impossible(format!(
-            "{filter} is a pattern, and Redis Streams can only be read one by one; name the topics, each as topic="
+    let mut patterns = filters.iter().zip(rules).filter(|(filter, _)| filter.is_pattern());
+    match patterns.find_map(|(filter, rule)| Some((filter, rule.source.only_one_by_one()?))) {
+        Some((filter, what)) => Err(OpenError::Impossible(format!(
+            "{filter} is a pattern, and {what} can only be read one by one; name the topics, each as topic="
         ))),
         None => Ok(()),
     }
@@ -484,6 +488,7 @@ fn is_possible(filters: &[Filter], rules: &[&Rule]) -> Result<(), OpenError> {
 async fn follow(broker: &Broker, source: &Source, filter: Filter) -> Result<(), BrokerError> {
     match source {
         Source::Pubsub => broker.subscribe(filter).await,
+        Source::Sharded => broker.subscribe_sharded(filter).await,
         Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
             broker.follow(filter, source.clone()).await
         }

@@ -3,6 +3,7 @@
 //! It assigns positions (through the registry), has each message encoded once, and turns every loss into a gap in the
 //! logs concerned. It does not talk back to the broker.
 
+use std::slice;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -39,17 +40,24 @@ pub struct Upstreams {
     pub pubsub: Upstream,
     /// Of what the broker keeps. Up as long as it is not needed.
     pub stored: Upstream,
+    /// Of sharded publish/subscribe. Up as long as it is not needed.
+    pub sharded: Upstream,
 }
 
 impl Upstreams {
-    /// Nothing is connected yet, and what the broker keeps is not needed yet.
+    /// Nothing is connected yet, and what is made when it is first needed is not needed yet.
     pub fn new() -> Self {
-        Upstreams { pubsub: Upstream::Down("not connected yet".into()), stored: Upstream::Up }
+        Upstreams {
+            pubsub: Upstream::Down("not connected yet".into()),
+            stored: Upstream::Up,
+            sharded: Upstream::Up,
+        }
     }
 
     /// Down if one of them is.
     pub fn all(&self) -> &Upstream {
-        if self.pubsub == Upstream::Up { &self.stored } else { &self.pubsub }
+        let Upstreams { pubsub, stored, sharded } = self;
+        [pubsub, stored].into_iter().find(|one| **one != Upstream::Up).unwrap_or(sharded)
     }
 }
 
@@ -107,10 +115,14 @@ impl Ingest {
     fn take(&self, event: Event) {
         match event {
             Event::Message(message) => self.append(message),
-            Event::Lost { filter, why } => {
-                let gaps = self.registry.append_gap(filter.as_ref(), None, GapReason::Broker);
+            Event::Lost { filters, why } => {
+                let gaps = self.registry.append_gap(filters.as_deref(), None, GapReason::Broker);
                 self.metrics.gaps(GapReason::Broker, gaps);
-                let topics = filter.as_ref().map_or("all", |filter| filter.as_str());
+                let topics = match filters.as_deref() {
+                    None => "all".to_owned(),
+                    Some([filter]) => filter.to_string(),
+                    Some(several) => format!("{} topics", several.len()),
+                };
                 tracing::warn!(topics, gaps, why, "messages may be missing");
             }
             Event::Unnameable { filter } => {
@@ -161,6 +173,7 @@ impl Ingest {
             let one = match link {
                 Link::Pubsub => &mut all.pubsub,
                 Link::Stored => &mut all.stored,
+                Link::Sharded => &mut all.sharded,
             };
             is_new = *one != state;
             *one = state.clone();
@@ -202,8 +215,8 @@ impl Ingest {
                 self.skip(&message.filter, Some(&message.topic), number, GapReason::TooLarge);
             }
             (true, None) => {
-                let (filter, topic) = (Some(&message.filter), Some(&message.topic));
-                let gaps = self.registry.append_gap(filter, topic, GapReason::TooLarge);
+                let (filters, topic) = (slice::from_ref(&message.filter), Some(&message.topic));
+                let gaps = self.registry.append_gap(Some(filters), topic, GapReason::TooLarge);
                 self.metrics.gaps(GapReason::TooLarge, gaps);
             }
         }
@@ -227,7 +240,7 @@ mod tests {
     use super::*;
     use crate::broker::Headers;
     use crate::config::{Field, Source};
-    use crate::log::Bounds;
+    use crate::log::{Bounds, Lease};
     use crate::message::Fields;
     use crate::position::{Epoch, Sequence};
     use crate::topic::{Filter, Topic};
@@ -246,11 +259,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_bound_on_all_buffers_holds_within_a_batch_too() {
-        let ingest = ingest();
-        let topic = Topic::parse("a", 9).unwrap();
-        let filter = Filter::from(topic.clone());
+    /// A hold on a topic, whose subscription is confirmed.
+    fn lease(ingest: &Ingest, topic: &str, source: Source) -> Lease {
         let minute = Duration::from_secs(60);
         let bounds = Bounds {
             messages: 1000,
@@ -259,13 +269,20 @@ mod tests {
             linger: minute,
             rule: Default::default(),
         };
-        let fields = Arc::new(Fields {
-            source: Source::Pubsub,
-            id: Field::Header("a".into()),
-            kind: Field::Header("b".into()),
-        });
-        let (_lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
+        let fields =
+            Arc::new(Fields { source, id: Field::Header("a".into()), kind: Field::Header("b".into()) });
+        let filter = Filter::parse(topic, 9).unwrap();
+        let (lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
         subscription.unwrap().confirm();
+        lease
+    }
+
+    #[test]
+    fn the_bound_on_all_buffers_holds_within_a_batch_too() {
+        let ingest = ingest();
+        let topic = Topic::parse("a", 9).unwrap();
+        let filter = Filter::from(topic.clone());
+        let _lease = lease(&ingest, "a", Source::Pubsub);
         for _ in 0..BATCH {
             let payload = vec![b'x'; MESSAGE].into();
             let (filter, topic, headers) = (filter.clone(), topic.clone(), Headers::default());
@@ -273,5 +290,45 @@ mod tests {
             assert!(ingest.registry.bytes() <= BOUND);
         }
         assert!(ingest.registry.bytes() > BOUND / 2);
+    }
+
+    #[test]
+    fn a_loss_concerns_what_it_names_or_all_of_plain_publish_subscribe() {
+        let ingest = ingest();
+        let _leases = [
+            lease(&ingest, "a", Source::Pubsub),
+            lease(&ingest, "b", Source::Pubsub),
+            lease(&ingest, "c", Source::Sharded),
+            lease(&ingest, "d", Source::Sharded),
+            lease(&ingest, "e", Source::RedisStream { payload: None }),
+        ];
+        let named = |names: &[&str]| names.iter().map(|name| Filter::parse(name, 9).unwrap()).collect();
+        let mut told = 0;
+        for (filters, gaps) in [
+            (None, 2),
+            (Some(named(&["c", "d", "unheard"])), 2),
+            (Some(named(&["b", "d", "e"])), 2),
+            (Some(named(&["a"])), 1),
+        ] {
+            ingest.take(Event::Lost { filters, why: String::new() });
+            told += gaps;
+            let broker = ingest.metrics.gaps_told().find(|(reason, _)| *reason == "broker");
+            assert_eq!(broker, Some(("broker", told)));
+        }
+    }
+
+    #[test]
+    fn the_broker_is_away_while_one_of_its_connections_is() {
+        let ingest = ingest();
+        let is_up = || *ingest.upstream.borrow().all() == Upstream::Up;
+        assert!(!is_up(), "nothing is connected yet");
+        ingest.take(Event::Up(Link::Pubsub));
+        assert!(is_up(), "what is not needed yet is not waited for");
+        for link in [Link::Pubsub, Link::Stored, Link::Sharded] {
+            ingest.take(Event::Down { link, why: "why".into() });
+            assert_eq!(*ingest.upstream.borrow().all(), Upstream::Down("why".into()));
+            ingest.take(Event::Up(link));
+            assert!(is_up());
+        }
     }
 }

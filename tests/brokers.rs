@@ -302,7 +302,7 @@ mod nats_server {
         loop {
             match next(events).await {
                 Event::Down { .. } => {}
-                Event::Lost { filter: None, .. } => break,
+                Event::Lost { filters: None, .. } => break,
                 other => panic!("{other:?}"),
             }
         }
@@ -743,8 +743,8 @@ mod nats_server {
                 }
                 Event::Message(message) if message.topic == topic("quiet") => quiet += 1,
                 Event::Message(_) => still = true,
-                Event::Lost { filter: Some(lost), .. } => {
-                    assert_eq!(lost, filter("flood"));
+                Event::Lost { filters: Some(lost), .. } => {
+                    assert_eq!(lost, [filter("flood")]);
                     losses.push(expected);
                 }
                 other => panic!("{other:?}"),

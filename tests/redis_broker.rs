@@ -77,7 +77,7 @@ impl Fixture {
     /// Checks that the connection comes back as promised: the loss for all, then up.
     async fn recovered(&mut self) -> Vec<Event> {
         let mut before = self.until_up().await;
-        assert!(matches!(before.pop(), Some(Event::Lost { filter: None, .. })), "{before:?}");
+        assert!(matches!(before.pop(), Some(Event::Lost { filters: None, .. })), "{before:?}");
         before
     }
 
@@ -449,7 +449,7 @@ async fn every_number_comes_in_order_or_after_a_loss_when_the_server_cuts_the_cl
                     assert!(next.is_none_or(|next| next == number), "{number} came instead of {next:?}");
                     *next = Some(number + 1);
                 }
-                Event::Lost { filter: None, .. } => {
+                Event::Lost { filters: None, .. } => {
                     next = [None; 2];
                     losses += 1;
                 }
@@ -606,8 +606,8 @@ async fn a_flood_that_nobody_takes_is_a_loss_of_its_filter_alone_and_all_is_acco
                 assert_eq!(message.filter, filter("calm"));
                 calm += 1;
             }
-            Ok(Some(Event::Lost { filter: Some(of), why })) => {
-                assert_eq!(of, filter("flood"));
+            Ok(Some(Event::Lost { filters: Some(of), why })) => {
+                assert_eq!(of, [filter("flood")]);
                 lost += why.split(' ').next().unwrap().parse::<u32>().unwrap();
                 marked = true;
             }

@@ -105,7 +105,7 @@ async fn assert_moved(broker: &Broker, events: &mut mpsc::Receiver<Event>, last:
         let (mut news, mut orders) = (false, false);
         while !(news && orders) {
             match events.recv().await.unwrap() {
-                Event::Lost { filter: None, .. } => lost = true,
+                Event::Lost { filters: None, .. } => lost = true,
                 Event::Gone { through, .. } => {
                     assert!(through > told);
                     (gone, told) = (true, through);

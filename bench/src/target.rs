@@ -148,8 +148,9 @@ impl Target {
         match self {
             Target::Bound => "bench/src/bound.rs".into(),
             Target::Direct => {
-                let brokers = [program("nats-server", "--version"), program("redis-server", "--version")];
-                format!("bench/src/history.rs; {}", brokers.join("; "))
+                let redis = program("redis-server", "--version"); // how it was built follows
+                let redis = redis.split(" sha").next().unwrap_or_default();
+                format!("bench/src/history.rs; {}; {redis}", program("nats-server", "--version"))
             }
             Target::Afternoon => "bench/src/afternoon.rs, axum 0.8".into(),
             Target::Embedded => version(&setup.gateway, "--version"),

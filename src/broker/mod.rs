@@ -18,7 +18,8 @@
 //! - **Self-healing.** A lost connection is [`Event::Down`], then reconnected with back-off (capped at one second, so
 //!   that delivery is back within two of the server's return), every filter subscribed anew, then [`Event::Lost`] for
 //!   all of them and [`Event::Up`]. A connection that went dead without a word is noticed within 15 s. While down,
-//!   `Subscribe` and `Publish` are answered [`BrokerError::Away`] at once; `Unsubscribe` works.
+//!   `Subscribe` and `Publish` are answered [`BrokerError::Away`] at once; `Unsubscribe` works. Of sharded publish/subscribe
+//!   each node's connection comes and goes with its own filters: those alone are lost, and [`Link::Sharded`] is down while one is.
 //! - **Bounded.** Back-pressure on the event channel ends as [`Event::Lost`], never as growing memory.
 //! - It ends when the command channel closes.
 
@@ -90,6 +91,8 @@ pub enum Link {
     Pubsub,
     /// That of what the broker keeps ([`StoredCommand`]). Made when it is first needed.
     Stored,
+    /// Those of sharded publish/subscribe, to the nodes of a Redis Cluster. Made when they are first needed.
+    Sharded,
 }
 
 /// What a broker tells.
@@ -97,10 +100,10 @@ pub enum Link {
 pub enum Event {
     /// A message of a subscribed filter.
     Message(Message),
-    /// Messages of `filter` (of every filter of plain publish/subscribe if `None`) may be missing at this place.
+    /// Messages of `filters` (of every filter of plain publish/subscribe if `None`) may be missing at this place.
     Lost {
-        /// The filter concerned; `None` is all that were subscribed.
-        filter: Option<Filter>,
+        /// The filters concerned; `None` is all that were subscribed, but for those of sharded publish/subscribe.
+        filters: Option<Vec<Filter>>,
         /// Why, for the log: one line.
         why: String,
     },
@@ -204,6 +207,8 @@ pub struct Broker {
     commands: mpsc::Sender<Command>,
     /// Of the task for what the broker keeps; the embedded one keeps nothing.
     stored: Option<mpsc::Sender<StoredCommand>>,
+    /// Of the task for sharded publish/subscribe, which only a Redis Cluster has.
+    sharded: Option<mpsc::Sender<Command>>,
 }
 
 impl Broker {
@@ -223,7 +228,7 @@ impl Broker {
     pub fn memory(events: mpsc::Sender<Event>) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(memory::run(receiver, events));
-        Broker { commands, stored: None }
+        Broker { commands, stored: None, sharded: None }
     }
 
     /// Starts the connections to a Redis server. One that is away is waited for.
@@ -234,9 +239,9 @@ impl Broker {
         let servers = redis::servers(config)?;
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (stored, stored_receiver) = mpsc::channel(COMMAND_CAPACITY);
-        tokio::spawn(redis::streams::run(servers.clone(), config.separator, stored_receiver, events.clone()));
-        tokio::spawn(redis::run(servers, config.separator, receiver, events));
-        Ok(Broker { commands, stored: Some(stored) })
+        let (sharded, sharded_receiver) = mpsc::channel(COMMAND_CAPACITY);
+        redis::start(servers, config.separator, receiver, sharded_receiver, stored_receiver, events);
+        Ok(Broker { commands, stored: Some(stored), sharded: config.cluster.then_some(sharded) })
     }
 
     /// Starts the connections to NATS. A server that is merely away is no error: it is retried, and told by [`Event::Down`].
@@ -249,7 +254,7 @@ impl Broker {
         let (stored, stored_receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(nats::jetstream::run(settings.clone(), stored_receiver, events.clone()));
         tokio::spawn(nats::run(settings, receiver, events));
-        Ok(Broker { commands, stored: Some(stored) })
+        Ok(Broker { commands, stored: Some(stored), sharded: None })
     }
 
     /// Subscribes; returns once the server has confirmed.
@@ -272,6 +277,33 @@ impl Broker {
     /// [`BrokerError::Away`] or [`BrokerError::Refused`].
     pub async fn publish(&self, topic: Topic, payload: Bytes, headers: Headers) -> Result<(), BrokerError> {
         call(&self.commands, |done| Command::Publish { topic, payload, headers, done }).await
+    }
+
+    /// Subscribes to a shard channel, as [`Broker::subscribe`].
+    ///
+    /// # Errors
+    /// As [`Broker::subscribe`].
+    pub async fn subscribe_sharded(&self, filter: Filter) -> Result<(), BrokerError> {
+        self.ask_sharded(|done| Command::Subscribe { filter, done }).await
+    }
+
+    /// Ends what [`Broker::subscribe_sharded`] began, as [`Broker::try_unsubscribe`].
+    pub fn try_unsubscribe_sharded(&self, filter: Filter) -> bool {
+        let command = Command::Unsubscribe { filter };
+        self.sharded.as_ref().is_none_or(|sharded| is_taken(sharded.try_send(command)))
+    }
+
+    /// Publishes on a shard channel, as [`Broker::publish`].
+    ///
+    /// # Errors
+    /// As [`Broker::publish`].
+    pub async fn publish_sharded(
+        &self,
+        topic: Topic,
+        payload: Bytes,
+        headers: Headers,
+    ) -> Result<(), BrokerError> {
+        self.ask_sharded(|done| Command::Publish { topic, payload, headers, done }).await
     }
 
     /// Subscribes to what the broker keeps; returns once it is followed, after [`Event::Begun`] was told.
@@ -331,6 +363,16 @@ impl Broker {
         match &self.stored {
             Some(stored) => call(stored, command).await,
             None => Err(BrokerError::Refused("the embedded broker keeps nothing".into())),
+        }
+    }
+
+    async fn ask_sharded(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), BrokerError>>) -> Command,
+    ) -> Result<(), BrokerError> {
+        match &self.sharded {
+            Some(sharded) => call(sharded, command).await,
+            None => Err(BrokerError::Refused("only a Redis Cluster has shard channels".into())),
         }
     }
 }

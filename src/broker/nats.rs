@@ -127,7 +127,7 @@ impl Nats {
         if was_up {
             // After every subscription is whole again and before the first message of this session.
             let why = "the connection was lost and made anew".to_owned();
-            self.tell(Event::Lost { filter: None, why }).await?;
+            self.tell(Event::Lost { filters: None, why }).await?;
         }
         self.tell(Event::Up(Link::Pubsub)).await?;
         for (filter, subscriber) in subscribers {

@@ -102,7 +102,7 @@ pub enum StoredCommand {
     Subscribe {
         /// What to follow: of JetStream and KV the whole filter of a rule, of Redis Streams one topic.
         filter: Filter,
-        /// What it is read from. Never [`Source::Pubsub`].
+        /// What it is read from. Never one of those of which nothing is kept ([`Source::is_stored`]).
         source: Source,
         /// Answered once it is followed, after [`super::Event::Begun`] was told.
         done: oneshot::Sender<Result<(), BrokerError>>,

@@ -135,16 +135,18 @@ impl Config {
         match broker.kind() {
             BrokerKind::Memory => "the embedded broker (memory:): what is published here is read here".into(),
             BrokerKind::Nats => format!("NATS at {}{sign_in}", broker.masked_url()),
-            BrokerKind::Redis => format!(
-                "Redis at {}{}{sign_in}; channels separate their segments with {:?}",
-                broker
-                    .sentinel
-                    .as_ref()
-                    .map(|name| format!("the master {name}, asked of "))
-                    .unwrap_or_default(),
-                broker.masked_url(),
-                broker.separator
-            ),
+            BrokerKind::Redis => {
+                let way = match &broker.sentinel {
+                    Some(name) => format!("Redis at the master {name}, asked of "),
+                    None if broker.cluster => "the Redis Cluster that has nodes at ".into(),
+                    None => "Redis at ".into(),
+                };
+                format!(
+                    "{way}{}{sign_in}; channels separate their segments with {:?}",
+                    broker.masked_url(),
+                    broker.separator
+                )
+            }
         }
     }
 }
@@ -203,6 +205,7 @@ impl Source {
     fn in_words(&self) -> String {
         match self {
             Source::Pubsub => String::new(),
+            Source::Sharded => " (shard channels of the cluster)".into(),
             Source::JetStream { stream: Some(stream) } => format!(" (the JetStream stream {stream})"),
             Source::JetStream { stream: None } => " (the JetStream stream that has these subjects)".into(),
             Source::Kv { bucket, .. } => {

@@ -94,7 +94,7 @@ pub struct Admin {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
     /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`; with
-    /// `broker.sentinel`, one or more, which are the sentinels'.
+    /// `broker.sentinel`, one or more, which are the sentinels'; with `broker.cluster`, one or more nodes.
     pub url: Secret,
     /// `broker.user`.
     pub user: Option<String>,
@@ -110,6 +110,8 @@ pub struct Broker {
     pub separator: char,
     /// `broker.sentinel`: the name of the master that the sentinels of `url` watch (Redis).
     pub sentinel: Option<String>,
+    /// `broker.cluster`: whether `url` names nodes of a Redis Cluster.
+    pub cluster: bool,
     /// `[broker.tls]`.
     pub tls: BrokerTls,
 }
@@ -173,6 +175,8 @@ pub struct Rule {
 pub enum Source {
     /// Plain publish/subscribe.
     Pubsub,
+    /// Sharded publish/subscribe of a Redis Cluster, one shard channel a topic.
+    Sharded,
     /// A stream of NATS JetStream.
     JetStream {
         /// `stream`: its name. `None`: the one that has the subjects of `match`.
@@ -195,12 +199,21 @@ pub enum Source {
 impl Source {
     /// Whether the broker keeps what passes, under numbers of its own.
     pub fn is_stored(&self) -> bool {
-        *self != Source::Pubsub
+        !matches!(self, Source::Pubsub | Source::Sharded)
     }
 
     /// Whether one subscription of the rule's whole `match` feeds all its topics.
     pub fn is_shared(&self) -> bool {
         matches!(self, Source::JetStream { .. } | Source::Kv { .. })
+    }
+
+    /// What each topic is, where the broker knows no patterns over them, so that each is subscribed to alone.
+    pub fn only_one_by_one(&self) -> Option<&'static str> {
+        match self {
+            Source::RedisStream { .. } => Some("Redis Streams"),
+            Source::Sharded => Some("shard channels"),
+            Source::Pubsub | Source::JetStream { .. } | Source::Kv { .. } => None,
+        }
     }
 }
 
@@ -331,6 +344,7 @@ impl Default for Config {
                 credentials: None,
                 separator: ':',
                 sentinel: None,
+                cluster: false,
                 tls: BrokerTls::default(),
             },
             topics: vec![Rule::everything()],

@@ -13,7 +13,7 @@ use super::error::{ConfigError, nearest};
 use super::load::Layers;
 use super::origin::Origin;
 use super::raw::{Count, Raw, RawBroker, RawCors, RawLimits, Size, Span};
-use super::url::{self, BrokerKind};
+use super::url::{self, BrokerKind, Whose};
 use super::{Admin, Broker, BrokerTls, Config, Cors, Limits, Log, LogFormat, Replay, Rule, Secret, Streams};
 
 const KIB: u64 = 1024;
@@ -102,9 +102,7 @@ pub(super) fn config(
     let topics = match raw.topics {
         Some(rules) => {
             let rules = rules.into_iter().enumerate();
-            rules
-                .filter_map(|(index, rule)| check.rule(index, rule, kind, broker.separator, &limits, &auth))
-                .collect()
+            rules.filter_map(|(index, rule)| check.rule(index, rule, kind, &broker, &limits, &auth)).collect()
         }
         // With nothing to leak from and nobody to leak to, a newcomer's first try should just work.
         None if kind == Some(BrokerKind::Memory) && listen.ip().is_loopback() => {
@@ -237,7 +235,13 @@ impl Check<'_> {
     fn broker(&mut self, raw: RawBroker) -> (Broker, Option<BrokerKind>) {
         let default = Config::default().broker;
         let url = raw.url.unwrap_or(default.url.0);
-        let kind = match url::check(&url, raw.sentinel.is_some()) {
+        let is_cluster = raw.cluster.as_ref().is_some_and(|switch| switch.0);
+        let whose = match (&raw.sentinel, is_cluster) {
+            (Some(_), _) => Whose::Sentinels,
+            (None, true) => Whose::Nodes,
+            (None, false) => Whose::Server,
+        };
+        let kind = match url::check(&url, whose) {
             Ok(kind) if !self.failed.contains("broker.url") => Some(kind),
             Ok(_) => None,
             Err(problem) => {
@@ -256,6 +260,7 @@ impl Check<'_> {
                 ("broker.credentials", raw.credentials.is_some(), &[Nats]),
                 ("broker.separator", raw.separator.is_some(), &[Redis]),
                 ("broker.sentinel", raw.sentinel.is_some(), &[Redis]),
+                ("broker.cluster", is_cluster, &[Redis]),
                 ("broker.tls", tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some(), &[Nats, Redis]),
             ] {
                 if given && !fits.contains(&kind) {
@@ -308,6 +313,12 @@ impl Check<'_> {
                 "is empty; name the master that the sentinels watch, as in mymaster",
             );
         }
+        if is_cluster && raw.sentinel.is_some() {
+            self.refuse(
+                "broker.cluster",
+                "does not go with broker.sentinel: a cluster watches over its nodes itself; keep the one that you have",
+            );
+        }
         let separator = raw.separator.map_or(default.separator, |text| {
             let mut chars = text.chars();
             let one = chars.next().filter(|c| chars.next().is_none() && c.is_ascii_punctuation());
@@ -331,6 +342,7 @@ impl Check<'_> {
             credentials: raw.credentials,
             separator,
             sentinel: raw.sentinel,
+            cluster: is_cluster,
             tls: BrokerTls { ca: raw.tls.ca, cert: raw.tls.cert, key: raw.tls.key },
         };
         (broker, kind)

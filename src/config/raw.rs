@@ -50,6 +50,7 @@ table!(RawBroker {
     credentials: Option<PathBuf>,
     separator: Option<String>,
     sentinel: Option<String>,
+    cluster: Option<Switch>,
     tls: RawBrokerTls,
 });
 

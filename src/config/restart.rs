@@ -47,10 +47,11 @@ impl Config {
         kept.keep("admin.listen", listen, &running.admin.listen);
         kept.keep("admin.console", console, &running.admin.console);
         let old = &running.broker;
-        let Broker { url, sentinel, user, password, token, nkey, credentials, separator, tls } =
+        let Broker { url, sentinel, cluster, user, password, token, nkey, credentials, separator, tls } =
             &mut self.broker;
         kept.keep("broker.url", url, &old.url);
         kept.keep("broker.sentinel", sentinel, &old.sentinel);
+        kept.keep("broker.cluster", cluster, &old.cluster);
         kept.keep("broker.user", user, &old.user);
         kept.keep("broker.password", password, &old.password);
         kept.keep("broker.token", token, &old.token);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::parse::{Check, GIB, LONGEST, bytes};
 use super::raw::{RawField, RawReplay, RawRule};
 use super::source::Written;
-use super::{Access, Auth, BrokerKind, Field, Limits, Replay, Rule};
+use super::{Access, Auth, Broker, BrokerKind, Field, Limits, Replay, Rule};
 use crate::topic::Filter;
 
 /// What binds a segment of `match` to the caller's subject.
@@ -26,7 +26,7 @@ impl Check<'_> {
         index: usize,
         raw: RawRule,
         kind: Option<BrokerKind>,
-        separator: char,
+        broker: &Broker,
         limits: &Limits,
         auth: &Auth,
     ) -> Option<Rule> {
@@ -52,7 +52,7 @@ impl Check<'_> {
         };
         let separator = match kind {
             Some(BrokerKind::Nats) => Some('.'),
-            Some(BrokerKind::Redis) => Some(separator),
+            Some(BrokerKind::Redis) => Some(broker.separator),
             Some(BrokerKind::Memory) | None => None,
         };
         if let Some(separator) = separator.filter(|c| *c != '/' && text.contains(*c)) {
@@ -74,7 +74,7 @@ impl Check<'_> {
         }
         match Filter::parse(&text, limits.topic_length) {
             Ok(filter) => {
-                let source = self.source(&path, written, &filter, kind);
+                let source = self.source(&path, written, &filter, kind, broker.cluster);
                 self.warm(&path("replay.warm"), &source, &filter, replay.warm);
                 Some(Rule { filter, subject, source, read, publish, id, kind: event_type, replay })
             }

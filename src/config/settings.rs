@@ -135,7 +135,9 @@ impl List<'_> {
     fn broker(&mut self, c: &Config) {
         let b = &c.broker;
         self.add("broker", "url", b.masked_url());
+        let is_redis = b.kind() == BrokerKind::Redis;
         self.add_if_set("broker", "sentinel", b.sentinel.as_deref());
+        self.add_if_set("broker", "cluster", is_redis.then_some(b.cluster));
         self.add_if_set("broker", "user", b.user.as_deref());
         let secrets = [("password", &b.password), ("token", &b.token), ("nkey", &b.nkey)];
         for (key, secret) in secrets {
@@ -146,7 +148,7 @@ impl List<'_> {
             "credentials",
             b.credentials.as_ref().map(|path| path.display().to_string()),
         );
-        let separator = (b.kind() == BrokerKind::Redis).then(|| b.separator.to_string());
+        let separator = is_redis.then(|| b.separator.to_string());
         self.add_if_set("broker", "separator", separator);
         for (key, path) in [("ca", &b.tls.ca), ("cert", &b.tls.cert), ("key", &b.tls.key)] {
             self.add_if_set("broker.tls", key, path.as_ref().map(|path| path.display().to_string()));
@@ -244,6 +246,7 @@ impl List<'_> {
             "source",
             match &rule.source {
                 Source::Pubsub => "pubsub",
+                Source::Sharded => "sharded-pubsub",
                 Source::JetStream { stream: name } => {
                     stream = name.as_deref();
                     "jetstream"

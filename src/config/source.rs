@@ -16,6 +16,7 @@ pub(super) struct Written {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     Pubsub,
+    Sharded,
     JetStream,
     Kv,
     RedisStream,
@@ -28,9 +29,11 @@ impl Check<'_> {
         written: Written,
         filter: &Filter,
         kind: Option<BrokerKind>,
+        is_cluster: bool,
     ) -> Source {
         let words = [
             ("pubsub", Word::Pubsub),
+            ("sharded-pubsub", Word::Sharded),
             ("jetstream", Word::JetStream),
             ("kv", Word::Kv),
             ("redis-stream", Word::RedisStream),
@@ -38,11 +41,16 @@ impl Check<'_> {
         let word = self.word(&path("source"), written.source, Word::Pubsub, &words);
         let wanted = match word {
             Word::Pubsub => None,
+            Word::Sharded => Some((
+                BrokerKind::Redis,
+                "a Redis Cluster; set broker.cluster = true, and broker.url to redis://… of its nodes",
+            )),
             Word::JetStream | Word::Kv => Some((BrokerKind::Nats, "NATS; set broker.url to nats://…")),
             Word::RedisStream => Some((BrokerKind::Redis, "Redis; set broker.url to redis://…")),
         };
+        let needs_cluster = word == Word::Sharded && !is_cluster && !self.failed.contains("broker.cluster");
         if let (Some((wanted, of)), Some(kind)) = (wanted, kind)
-            && wanted != kind
+            && (wanted != kind || needs_cluster)
         {
             self.refuse(&path("source"), format!("is of {of}"));
         }
@@ -58,6 +66,7 @@ impl Check<'_> {
         }
         match word {
             Word::Pubsub => Source::Pubsub,
+            Word::Sharded => Source::Sharded,
             Word::JetStream => {
                 let stream = written.stream.inspect(|name| self.stream_name(&path("stream"), name));
                 Source::JetStream { stream }
@@ -81,10 +90,15 @@ impl Check<'_> {
         }
     }
 
-    /// Redis Streams are read one by one.
+    /// What is read one by one is not there before somebody has named it.
     pub(super) fn warm(&mut self, path: &str, source: &Source, filter: &Filter, warm: bool) {
-        if warm && filter.is_pattern() && matches!(source, Source::RedisStream { .. }) {
-            let problem = "Redis Streams are read one by one, and a pattern cannot be subscribed to as a whole; leave warm out";
+        if let Some(what) = source.only_one_by_one()
+            && warm
+            && filter.is_pattern()
+        {
+            let problem = format!(
+                "{what} are read one by one, and a pattern cannot be subscribed to as a whole; leave warm out"
+            );
             self.refuse(path, problem);
         }
     }

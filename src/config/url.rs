@@ -36,14 +36,25 @@ impl BrokerKind {
     }
 }
 
-/// Says which broker `text` means (`are_sentinels`: those that know where Redis is), or what is wrong with it without repeating any of it that may be secret.
-pub(super) fn check(text: &str, are_sentinels: bool) -> Result<BrokerKind, String> {
+/// Whose addresses stand in a URL of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// That of the one server.
+    Server,
+    /// Those of sentinels, which know where the server is.
+    Sentinels,
+    /// Those of nodes of a cluster, which know where the others are.
+    Nodes,
+}
+
+/// Says which broker `text` means, or what is wrong with it without repeating any of it that may be secret.
+pub(super) fn check(text: &str, whose: Whose) -> Result<BrokerKind, String> {
     const FORMS: &str =
         "write memory:, nats://host:4222, tls://host:4222, redis://host:6379 or rediss://host:6379";
     if text == "memory:" {
         return Ok(BrokerKind::Memory);
     }
-    let mut kind = None;
+    let (mut kind, mut first) = (None, None);
     for part in text.split(',').map(str::trim) {
         if !part.contains("://") {
             return Err(format!("has no scheme that is known here; {FORMS}"));
@@ -53,20 +64,42 @@ pub(super) fn check(text: &str, are_sentinels: bool) -> Result<BrokerKind, Strin
         if kind.is_some_and(|kind| kind != this) {
             return Err("names brokers of several kinds; name servers of one".to_owned());
         }
-        if kind.is_some() && this == BrokerKind::Redis && !are_sentinels {
+        if kind.is_some() && this == BrokerKind::Redis && whose == Whose::Server {
             return Err(
-                "names several servers; Redis takes one, unless they are sentinels: then set broker.sentinel \
-                 (a comma in a password is written %2C)"
+                "names several servers; Redis takes one, unless they are sentinels or nodes of a cluster: then set \
+                 broker.sentinel or broker.cluster (a comma in a password is written %2C)"
                     .to_owned()
             );
         }
         kind = Some(this);
-        server(part, this)?;
+        let url = server(part, this)?;
+        if this == BrokerKind::Redis && whose == Whose::Nodes {
+            node(&url, first.get_or_insert_with(|| url.clone()))?;
+        }
     }
     kind.ok_or_else(|| format!("is empty; {FORMS}"))
 }
 
-fn server(text: &str, kind: BrokerKind) -> Result<(), String> {
+/// Nodes tell of each other by address alone: what else holds for one must hold for all.
+fn node(url: &Url, first: &Url) -> Result<(), String> {
+    if !["", "0"].contains(&url.path().trim_start_matches('/')) {
+        return Err("names a database, and a cluster has but one; write none, or /0".to_owned());
+    }
+    if url.scheme() != first.scheme() {
+        return Err("mixes redis:// and rediss://, and all nodes are reached in one way; write one of them"
+            .to_owned());
+    }
+    if (url.username(), url.password()) != (first.username(), first.password()) {
+        return Err(
+            "names several users, and all nodes are signed in to as one; write the same one everywhere, or \
+                    set broker.user and broker.password"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+fn server(text: &str, kind: BrokerKind) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| {
         format!("is not a URL ({error}); characters such as @ / # in a password are percent-encoded")
     })?;
@@ -87,7 +120,7 @@ fn server(text: &str, kind: BrokerKind) -> Result<(), String> {
         BrokerKind::Nats if !path.is_empty() || url.query().is_some() => {
             Err("has a path or a query, which NATS has no use for; end it after the port".to_owned())
         }
-        _ => Ok(()),
+        _ => Ok(url),
     }
 }
 
@@ -176,8 +209,14 @@ mod tests {
         for url in
             ["s3cret", "s3cret://h", "nats://s3cret@", "nats://a:s3cret/x", "redis://s3cret@h/s3cret", ""]
         {
-            let problem = check(url, false).unwrap_err();
+            let problem = check(url, Whose::Server).unwrap_err();
             assert!(!problem.contains("s3cret"), "{url}: {problem}");
         }
+        let nodes = "redis://a:s3cret@h,redis://b:s3cret@h";
+        for url in [nodes, "rediss://:s3cret@h, redis://:s3cret@h", "redis://h,redis://:s3cret@h/1"] {
+            let problem = check(url, Whose::Nodes).unwrap_err();
+            assert!(!problem.contains("s3cret"), "{url}: {problem}");
+        }
+        assert_eq!(check(nodes, Whose::Sentinels), Ok(BrokerKind::Redis));
     }
 }

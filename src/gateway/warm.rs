@@ -63,8 +63,8 @@ async fn subscribed<E: Future<Output = ()>>(
         if let Some(subscription) = subscription {
             let filter = subscription.filter().clone();
             loop {
-                // What the broker keeps has a connection of its own, which is made by this.
-                let up = |state: &Upstreams| source.is_stored() || state.pubsub == Upstream::Up;
+                // All but plain publish/subscribe has connections of its own, which are made by this.
+                let up = |state: &Upstreams| source != Source::Pubsub || state.pubsub == Upstream::Up;
                 let up = upstream.wait_for(up);
                 cooled.run_until_cancelled(up).await?.ok()?; // or the process is ending
                 // Not broken off in between: nobody would know of the subscription.

@@ -107,14 +107,14 @@ impl Fed {
 }
 
 impl Slot {
-    /// The log, and those that it feeds.
+    /// The log, behind those that it feeds.
     pub(super) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
         let fed = match &self.feed {
             Feed::Warm(fed) => Some(fed),
             Feed::Own | Feed::By(_) => None,
         };
         let fed = fed.into_iter().flat_map(|fed| fed.topics.values().chain(&fed.patterns));
-        std::iter::once(&self.log).chain(fed)
+        fed.chain(std::iter::once(&self.log))
     }
 }
 
@@ -358,7 +358,9 @@ impl Registry {
         let Some(slot) = inner.slots.get_mut(filter) else { return };
         let sequence = match slot.fields.source {
             Source::RedisStream { .. } => Sequence::of_entry_ids(tag, head),
-            Source::Pubsub | Source::JetStream { .. } | Source::Kv { .. } => Sequence::stored(tag, head),
+            Source::Pubsub | Source::Sharded | Source::JetStream { .. } | Source::Kv { .. } => {
+                Sequence::stored(tag, head)
+            }
         };
         let (sequence, now) = (Arc::new(sequence), SystemTime::now());
         slot.logs().for_each(|log| log.begin(&sequence, now));
@@ -450,33 +452,39 @@ impl Registry {
         self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
     }
 
-    /// Marks that messages may be missing here: in the log of `filter` and those that it feeds, of `topic` if it is known,
-    /// or in every log of what the broker does not keep. Returns how many gaps that is.
-    pub fn append_gap(&self, filter: Option<&Filter>, topic: Option<&Topic>, reason: GapReason) -> usize {
+    /// Marks that messages may be missing here: in the logs of `filters` and those that they feed, of `topic` if it is known,
+    /// or in every log of plain publish/subscribe. Returns how many gaps that is.
+    pub fn append_gap(&self, filters: Option<&[Filter]>, topic: Option<&Topic>, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, last_time } = &mut *inner;
         let time = next_time(last_time, SystemTime::now());
         let mut gaps = 0;
-        let concerned = |slot: &&Slot| match filter {
-            _ if slot.fields.source.is_stored() => false,
-            None => true,
-            Some(filter) if slot.log.filter == *filter => true,
-            Some(filter) => {
-                matches!(&slot.feed, Feed::By(warm) if warm == filter)
-                    && topic.is_none_or(|topic| slot.log.filter.matches(topic))
-            }
-        };
-        for slot in slots.values().filter(concerned) {
+        let mut append = |log: &Arc<TopicLog>| {
             // Each has a number of its own, though they are one event: an id must tell which of them a client has seen.
             let sequence = self.sequence.next();
             let id = self.sequence.event_id(sequence, None);
-            let frame = frame::stream_gap(Some(&id), slot.log.filter.as_str(), reason);
-            let kind = EntryKind::Gap(reason, frame);
-            slot.log.append(Entry::new(sequence, time, kind, &self.usage));
-            slot.log.rule.gaps.inc();
-            slot.log.queue_wake(waking);
+            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
+            log.append(Entry::new(sequence, time, EntryKind::Gap(reason, frame), &self.usage));
+            log.rule.gaps.inc();
+            log.queue_wake(waking);
             self.sequence.publish(sequence);
             gaps += 1;
+        };
+        // A warm log comes behind those that it feeds: whoever has seen the gap of one of them and comes back when they are
+        // gone is fed from it anew, and has its gap before them, for the others.
+        match filters {
+            None => {
+                let plain = || slots.values().filter(|slot| slot.fields.source == Source::Pubsub);
+                let is_warm = |slot: &&Slot| matches!(slot.feed, Feed::Warm(_));
+                let (fed, warm) = (plain().filter(|slot| !is_warm(slot)), plain().filter(is_warm));
+                fed.chain(warm).for_each(|slot| append(&slot.log));
+            }
+            // Looked up one by one: there may be as many as there are slots.
+            Some(filters) => {
+                let slots = filters.iter().filter_map(|filter| slots.get(filter));
+                let logs = slots.filter(|slot| !slot.fields.source.is_stored()).flat_map(Slot::logs);
+                logs.filter(|log| topic.is_none_or(|topic| log.filter.matches(topic))).for_each(append);
+            }
         }
         gaps
     }

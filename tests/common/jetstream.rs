@@ -168,7 +168,7 @@ impl Kept {
     pub async fn next(&mut self) -> Event {
         loop {
             match within("an event", LIMIT, self.events.recv()).await.unwrap() {
-                Event::Up(_) | Event::Down { .. } | Event::Lost { filter: None, .. } => {}
+                Event::Up(_) | Event::Down { .. } | Event::Lost { filters: None, .. } => {}
                 event => return event,
             }
         }

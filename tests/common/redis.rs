@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
@@ -50,6 +51,13 @@ impl RedisServer {
         }
     }
 
+    /// A node of a cluster that is not running yet. It knows its cluster by a file, which outlives its process.
+    pub fn node(lines: &[&str]) -> Self {
+        let mut server = Self::absent(&[&["cluster-enabled yes"], lines].concat());
+        server.port = node_port();
+        server
+    }
+
     /// A sentinel that watches `master` as `mymaster`, and calls it down after a second.
     pub fn sentinel(master: &RedisServer) -> Self {
         let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", master.port);
@@ -70,6 +78,16 @@ impl RedisServer {
     /// Its URL.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether it was started and not stopped since.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Kills it without a word to anyone (SIGKILL).
@@ -182,6 +200,21 @@ impl Drop for RedisServer {
 /// A port that nothing listens on now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A port for a node of a cluster, whose second one is 10,000 above. Both are below those that the system hands out: nobody's
+/// outgoing connection takes them while the node is away.
+fn node_port() -> u16 {
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    loop {
+        // Far from those of another process of tests.
+        let place = std::process::id() * 100 + GIVEN.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + u16::try_from(place % 10_000).unwrap();
+        if is_free(port) && is_free(port + 10_000) {
+            return port;
+        }
+    }
 }
 
 /// Whether a server answers PING there, be it with an error.

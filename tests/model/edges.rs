@@ -221,6 +221,25 @@ fn the_last_so_many_are_counted_over_all_topics() {
 }
 
 #[test]
+fn who_has_seen_one_gap_of_a_loss_is_told_the_others_though_the_topics_are_fed_anew() {
+    // The order of the topics is by chance.
+    for lost in std::iter::repeat_n([None, Some(topic("w/1"))], 20).flatten() {
+        let replica = Replica::new(ample());
+        let mut reader = open(&replica, &["w/1", "w/2"], &Start::Now);
+        reader.read_all();
+        replica.lose(lost.as_ref());
+        let events = reader.read_all();
+        let (seen, missed) = (told(&events[..1]), told(&events[1..]));
+        assert_eq!((seen.len(), missed.len()), (1, 1));
+        drop(reader);
+        replica.sweep();
+        let again = read(&replica, &["w/1", "w/2"], &after(&events[0].id));
+        let missed = missed[0].replace("broker", "evicted");
+        assert!(again.contains(&missed), "{missed} is not in {again:?}");
+    }
+}
+
+#[test]
 fn what_was_published_while_there_was_no_log_is_a_gap_though_nothing_else_was_published() {
     let replica = Replica::new(ample());
     let id = open(&replica, &["a"], &Start::Now).read_all()[0].id.clone();

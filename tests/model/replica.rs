@@ -157,9 +157,9 @@ impl Replica {
     pub fn lose(&self, topic: Option<&Topic>) {
         match topic {
             None => _ = self.registry.append_gap(None, None, GapReason::Broker),
-            Some(topic) => self.matching(topic).iter().for_each(|filter| {
-                self.registry.append_gap(Some(filter), None, GapReason::Broker);
-            }),
+            Some(topic) => {
+                _ = self.registry.append_gap(Some(&self.matching(topic)), None, GapReason::Broker);
+            }
         }
         while self.registry.wake(1) {}
     }

@@ -86,12 +86,22 @@ impl World {
         self.stopped.store(true, Ordering::SeqCst);
     }
 
+    /// A stream, once the subscriptions that others have just begun are confirmed.
+    fn open(&self, filters: &[Filter], start: &Start) -> Stream {
+        loop {
+            if let Some(stream) = self.replica.open(filters, start, Format::Raw) {
+                return stream;
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// A new client's stream, and what it is promised.
     fn join(&self, filters: &[Filter]) -> (Stream, Life) {
         let topics = self.started.keys().filter(|topic| filters.iter().any(|filter| filter.matches(topic)));
         let topics: Vec<(Topic, usize)> =
             topics.map(|topic| (topic.clone(), self.done[topic].load(Ordering::SeqCst))).collect();
-        let stream = self.replica.open(filters, &Start::Now, Format::Raw).unwrap();
+        let stream = self.open(filters, &Start::Now);
         let topics = topics.into_iter().map(|(topic, least)| {
             let due = self.started(&topic);
             (topic, least, due)
@@ -129,7 +139,7 @@ async fn come_and_go(world: Arc<World>, names: &'static [&'static str]) {
         match life.last_id.clone() {
             Some(id) if fastrand::usize(..20) > 0 || stopped => {
                 let start = Start::After(Some(id));
-                stream = world.replica.open(&filters, &start, Format::Raw).unwrap();
+                stream = world.open(&filters, &start);
             }
             _ => (stream, life) = world.join(&filters),
         }

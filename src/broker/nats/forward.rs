@@ -69,7 +69,7 @@ impl Queue {
             self.events.push_back(Event::Message(message));
         } else if !matches!(self.events.back(), Some(Event::Lost { .. })) {
             let why = "messages came in faster than they were taken".to_owned();
-            self.events.push_back(Event::Lost { filter: Some(message.filter), why });
+            self.events.push_back(Event::Lost { filters: Some(vec![message.filter]), why });
         }
     }
 

@@ -197,7 +197,7 @@ impl JetStream {
         let stream = match source {
             Source::Kv { bucket, .. } => Some(format!("KV_{bucket}")),
             Source::JetStream { stream } => stream.clone(),
-            Source::Pubsub | Source::RedisStream { .. } => None,
+            Source::Pubsub | Source::Sharded | Source::RedisStream { .. } => None,
         };
         if let Some(stream) = &stream {
             message = message.expected_stream(stream);

@@ -1,9 +1,11 @@
 //! The way to the event channel, which never waits and never loses in silence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::shards::Shard;
 use crate::broker::{Event, Link, Message};
 use crate::topic::Filter;
 
@@ -13,24 +15,32 @@ pub(super) struct Outbox {
     events: mpsc::Sender<Event>,
     down: Option<String>,
     refused: BTreeMap<Filter, String>,
-    lost_all: Option<String>,
+    /// Why messages of many filters may be missing, of all if they are not named.
+    lost_many: Option<(Option<Vec<Filter>>, String)>,
     up: bool,
     /// Dropped messages of each filter that has any.
     lost: BTreeMap<Filter, u64>,
     /// What was told last, while down: a reason is told once, not at every attempt.
     told: Option<String>,
+    /// Who is told whether the connection is up; without it, the event channel.
+    shard: Option<Arc<Shard>>,
+    /// Filters that are on their way from one shard to another. What comes of them before they are there is left out, since
+    /// [`Outbox::arrived`] tells a loss then.
+    moving: BTreeSet<Filter>,
 }
 
 impl Outbox {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(events: mpsc::Sender<Event>, shard: Option<Arc<Shard>>) -> Self {
         Outbox {
             events,
             down: None,
             refused: BTreeMap::new(),
-            lost_all: None,
+            lost_many: None,
             up: false,
             lost: BTreeMap::new(),
             told: None,
+            shard,
+            moving: BTreeSet::new(),
         }
     }
 
@@ -39,20 +49,50 @@ impl Outbox {
         // What was marked is told by the Lost for all that follows the next connection: told now it would come before
         // the subscriptions are whole.
         self.up = false;
-        self.lost_all = None;
+        self.lost_many = None;
         self.lost.clear();
-        if self.told.as_deref() != Some(why) {
+        if let Some(shard) = &self.shard {
+            shard.down(why);
+        } else if self.told.as_deref() != Some(why) {
             self.told = Some(why.into());
             self.down = Some(why.into());
         }
         self.flush();
     }
 
-    /// The connection is whole; `lost` is why the one before it ended, if there was one.
-    pub(super) fn up(&mut self, lost: Option<&str>) {
+    /// The connection is whole, but for `moving`; `lost` is what may be missing and why, if anything.
+    pub(super) fn up(&mut self, lost: Option<(Option<Vec<Filter>>, String)>, moving: BTreeSet<Filter>) {
         self.told = None;
-        self.lost_all = lost.map(|why| format!("the connection to Redis was lost: {why}"));
-        self.up = true;
+        self.lost_many = lost;
+        self.moving = moving;
+        match &self.shard {
+            Some(shard) => shard.up(),
+            None => self.up = true,
+        }
+        self.flush();
+    }
+
+    /// Messages of all filters may be missing.
+    pub(super) fn lost_all(&mut self, why: &str) {
+        self.lost.clear();
+        self.lost_many = Some((None, why.into()));
+        self.flush();
+    }
+
+    /// The subscription of a filter is not where it should be.
+    pub(super) fn moving(&mut self, filter: Filter) {
+        self.lost.remove(&filter);
+        self.moving.insert(filter);
+    }
+
+    /// The subscriptions of these are whole again.
+    pub(super) fn arrived(&mut self, filters: Vec<Filter>, why: &str) {
+        for filter in &filters {
+            self.moving.remove(filter);
+        }
+        let all = |(before, _): (Option<Vec<Filter>>, String)| before.unwrap_or_default();
+        let before = self.lost_many.take().map(all).unwrap_or_default();
+        self.lost_many = Some((Some([before, filters].concat()), why.into()));
         self.flush();
     }
 
@@ -66,12 +106,16 @@ impl Outbox {
     pub(super) fn forget(&mut self, filter: &Filter) {
         self.lost.remove(filter);
         self.refused.remove(filter);
+        self.moving.remove(filter);
     }
 
     /// Hands a message on, or drops and marks it.
     pub(super) fn forward(&mut self, filter: &Filter, message: impl FnOnce() -> Message) {
         if self.is_pending() {
             self.flush();
+        }
+        if self.moving.contains(filter) {
+            return;
         }
         // A mark of another filter holds nothing up; one of the connection holds everything.
         if !self.is_connection_pending() && !self.lost.contains_key(filter) {
@@ -95,7 +139,7 @@ impl Outbox {
     }
 
     fn is_connection_pending(&self) -> bool {
-        self.down.is_some() || !self.refused.is_empty() || self.lost_all.is_some() || self.up
+        self.down.is_some() || !self.refused.is_empty() || self.lost_many.is_some() || self.up
     }
 
     /// Whether a mark waits for room.
@@ -111,13 +155,13 @@ impl Outbox {
                 Event::Down { link: Link::Pubsub, why }
             } else if let Some((filter, why)) = self.refused.pop_first() {
                 Event::Refused { filter, why }
-            } else if let Some(why) = self.lost_all.take() {
-                Event::Lost { filter: None, why }
+            } else if let Some((filters, why)) = self.lost_many.take() {
+                Event::Lost { filters, why }
             } else if std::mem::take(&mut self.up) {
                 Event::Up(Link::Pubsub)
             } else if let Some((filter, count)) = self.lost.pop_first() {
                 let why = format!("{count} messages were dropped: they came faster than they were taken");
-                Event::Lost { filter: Some(filter), why }
+                Event::Lost { filters: Some(vec![filter]), why }
             } else {
                 return;
             };

@@ -33,8 +33,12 @@ pub(super) struct Publish {
     pub(super) done: Done,
 }
 
-/// Publishes in the order received, on a connection that is made when it is needed. Ends with its channel.
-pub(super) async fn publish_all(client: Client, mut publishes: mpsc::Receiver<Publish>) {
+/// Publishes in the order received, with `command`, on a connection that is made when it is needed. Ends with its channel.
+pub(super) async fn publish_all(
+    client: Client,
+    command: &'static str,
+    mut publishes: mpsc::Receiver<Publish>,
+) {
     let mut connection: Option<(MultiplexedConnection, Instant)> = None;
     let mut batch = Vec::new();
     while publishes.recv_many(&mut batch, BATCH).await > 0 {
@@ -47,7 +51,7 @@ pub(super) async fn publish_all(client: Client, mut publishes: mpsc::Receiver<Pu
             });
             let count = count.count();
             let part: Vec<Publish> = batch.drain(..count).collect();
-            match publish_pipeline(&client, &mut connection, &part).await {
+            match publish_pipeline(&client, command, &mut connection, &part).await {
                 Ok(answers) => {
                     for (publish, answer) in part.into_iter().zip(answers) {
                         let _ = publish.done.send(answer.map(drop).map_err(|error| fault(&error)));
@@ -70,6 +74,7 @@ pub(super) async fn publish_all(client: Client, mut publishes: mpsc::Receiver<Pu
 
 async fn publish_pipeline(
     client: &Client,
+    command: &str,
     connection: &mut Option<(MultiplexedConnection, Instant)>,
     publishes: &[Publish],
 ) -> Result<Vec<Result<i64, RedisError>>, RedisError> {
@@ -91,7 +96,7 @@ async fn publish_pipeline(
     };
     let mut pipeline = redis::Pipeline::with_capacity(publishes.len());
     for publish in publishes {
-        pipeline.cmd("PUBLISH").arg(&publish.channel).arg(&publish.payload[..]);
+        pipeline.cmd(command).arg(&publish.channel).arg(&publish.payload[..]);
     }
     let answers = pipeline.ignore_errors().query_async(ready).await?;
     *used = Instant::now();

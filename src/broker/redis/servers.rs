@@ -1,12 +1,14 @@
-//! Which server to connect to: the one of `broker.url`, or the master that its sentinels name.
+//! Which server to connect to: the one of `broker.url`, the master that its sentinels name, or some node of a cluster.
 
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, select_ok};
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::answers::words;
+use super::cluster::{Address, Cluster, View};
 
 /// How long a sentinel may take, from connecting to its answer. All are asked at once.
 const SENTINEL_LIMIT: Duration = Duration::from_secs(2);
@@ -23,6 +25,10 @@ pub(in crate::broker) enum Servers {
         /// Who we are on the servers that they name.
         login: RedisConnectionInfo,
     },
+    /// Of a cluster, for what any node is good for. What only one has goes through `shards.rs`.
+    Cluster(Cluster),
+    /// This one of a cluster.
+    Node(Cluster, Address),
 }
 
 impl Servers {
@@ -37,18 +43,31 @@ impl Servers {
                 let asking = sentinels.iter().map(|sentinel| ask(sentinel, name, login).boxed());
                 select_ok(asking).await.map(|(client, _)| client)
             }
+            Servers::Cluster(cluster) => cluster.any().await,
+            Servers::Node(cluster, address) => cluster.client(address),
+        }
+    }
+
+    /// What is known of the cluster, if any node of it is the right one.
+    pub(super) fn view(&self) -> Option<watch::Receiver<View>> {
+        match self {
+            Servers::Cluster(cluster) => Some(cluster.view()),
+            Servers::One(_) | Servers::Sentinels { .. } | Servers::Node(..) => None,
         }
     }
 
     /// Whether a server must be a master to be the right one.
     pub(super) fn is_watched(&self) -> bool {
-        matches!(self, Servers::Sentinels { .. })
+        matches!(self, Servers::Sentinels { .. } | Servers::Node(..))
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Servers::Cluster(_) | Servers::Node(..))
     }
 }
 
 async fn ask(sentinel: &Client, name: &str, login: &RedisConnectionInfo) -> Result<Client, String> {
-    let info = sentinel.get_connection_info();
-    let address = info.addr();
+    let address = sentinel.get_connection_info().addr();
     let asking = async {
         let settings = AsyncConnectionConfig::new().set_connection_timeout(Some(SENTINEL_LIMIT));
         let mut connection = sentinel.get_multiplexed_async_connection_with_config(&settings).await?;
@@ -61,13 +80,24 @@ async fn ask(sentinel: &Client, name: &str, login: &RedisConnectionInfo) -> Resu
     let master = answer.map_err(|why| format!("the sentinel {address}: {}", words(&why)))?;
     let (host, port) =
         master.ok_or_else(|| format!("the sentinel {address} watches no {name:?}; check broker.sentinel"))?;
-    let there = match address.clone() {
+    client_at(sentinel, &host, port, login)
+}
+
+/// A client of a server at another address, which is reached as `like` is (TLS or not, its certificates).
+pub(super) fn client_at(
+    like: &Client,
+    host: &str,
+    port: u16,
+    login: &RedisConnectionInfo,
+) -> Result<Client, String> {
+    let host = host.to_owned();
+    let there = match like.get_connection_info().addr().clone() {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
             ConnectionAddr::TcpTls { host, port, insecure, tls_params }
         }
         _ => ConnectionAddr::Tcp(host, port),
     };
-    let info = info.clone().set_addr(there).set_redis_settings(login.clone());
+    let info = like.get_connection_info().clone().set_addr(there).set_redis_settings(login.clone());
     let info = info.into_connection_info().map_err(|why| words(&why))?;
     Client::open(info).map_err(|why| words(&why))
 }

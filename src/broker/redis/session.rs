@@ -5,13 +5,14 @@ use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 
 use futures_util::future::{FutureExt, join_all};
-use futures_util::stream::{ReadyChunks, StreamExt};
-use redis::aio::{PubSubSink, PubSubStream};
+use futures_util::stream::{BoxStream, ReadyChunks, StreamExt};
+use redis::aio::{MultiplexedConnection, PubSubSink};
 use redis::{Client, Msg, RedisError, Value};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::answers::{fault, is_answer, words};
+use super::shard_channels;
 use super::table::Name;
 use super::{BATCH, CONNECT_LIMIT, End, SILENCE_LIMIT};
 use crate::broker::BrokerError;
@@ -20,30 +21,58 @@ use crate::topic::Filter;
 /// Messages of a resubscription that are kept until every filter is confirmed.
 const HELD_LIMIT: usize = 4096;
 
+/// What is asked for subscriptions on one connection.
+#[derive(Clone)]
+pub(super) enum Sink {
+    /// `SUBSCRIBE` and `PSUBSCRIBE`.
+    Channels(PubSubSink),
+    /// `SSUBSCRIBE`, of a shard of a cluster.
+    ShardChannels(MultiplexedConnection),
+}
+
+/// What the server says unasked.
+pub(super) enum Heard {
+    Message(Msg),
+    /// A shard channel is subscribed no longer: because we asked for that, or its slot has moved.
+    Unsubscribed(String),
+}
+
+pub(super) type Hearing = ReadyChunks<BoxStream<'static, Heard>>;
+
 /// A connection on which every filter is confirmed.
 pub(super) struct Session {
-    pub(super) sink: PubSubSink,
-    pub(super) stream: ReadyChunks<PubSubStream>,
+    pub(super) sink: Sink,
+    pub(super) stream: Hearing,
     /// What came before the last confirmation.
     pub(super) held: Vec<Msg>,
     /// What the server no longer allows.
     pub(super) refused: Vec<(Name, String)>,
+    /// Shard channels that are not here, though they should be.
+    pub(super) strays: Vec<String>,
 }
 
 /// Connects and subscribes to everything, in that order and within the limits.
 pub(super) async fn establish(
     client: &Client,
+    is_shard: bool,
     channels: Vec<String>,
     globs: Vec<String>,
 ) -> Result<Session, End> {
     let address = client.get_connection_info().addr();
-    let connected = timeout(CONNECT_LIMIT, client.get_async_pubsub()).await;
-    let pubsub = connected
+    let connecting = async {
+        if is_shard {
+            let (connection, heard) = shard_channels::connect(client).await?;
+            return Ok((Sink::ShardChannels(connection), heard));
+        }
+        let (sink, stream) = client.get_async_pubsub().await?.split();
+        Ok((Sink::Channels(sink), stream.map(Heard::Message).boxed()))
+    };
+    let (sink, heard) = timeout(CONNECT_LIMIT, connecting)
+        .await
         .map_err(|_| End::Unreachable(format!("{address}: no answer within {CONNECT_LIMIT:?}")))?
-        .map_err(|why| End::Unreachable(format!("{address}: {}", words(&why))))?;
-    let (sink, stream) = pubsub.split();
-    let mut stream = stream.ready_chunks(BATCH);
-    let mut held = Vec::new();
+        .map_err(|why: RedisError| End::Unreachable(format!("{address}: {}", words(&why))))?;
+    let mut stream = heard.ready_chunks(BATCH);
+    let (mut held, mut moved) = (Vec::new(), Vec::new());
 
     let subscribe = async {
         // A server that was stopped still accepts connections (its kernel does), and one that wants a password or has
@@ -52,7 +81,7 @@ pub(super) async fn establish(
         if let Some(why) = answer.err().filter(|why| why.code() != Some("NOPERM")) {
             return Err(if is_answer(&why) { End::Rejected(words(&why)) } else { End::Closed });
         }
-        let mut refused = Vec::new();
+        let (mut refused, mut strays) = (Vec::new(), Vec::new());
         for (names, name) in
             [(&channels, Name::Channel as fn(String) -> Name), (&globs, Name::Glob as fn(String) -> Name)]
         {
@@ -60,41 +89,57 @@ pub(super) async fn establish(
                 let chunk = chunk.iter().cloned().map(name).collect();
                 let denied = timeout(SILENCE_LIMIT, subscribe(sink.clone(), chunk)).await;
                 for (name, fault) in denied.map_err(|_| End::Silent)?.map_err(|_| End::Closed)? {
-                    match fault {
-                        BrokerError::Refused(why) => refused.push((name, why)),
-                        BrokerError::Away(why) => return Err(End::Rejected(why)),
+                    match (fault, name) {
+                        (BrokerError::Refused(why), name) => refused.push((name, why)),
+                        (BrokerError::Away(_), Name::Channel(name)) if is_shard => strays.push(name),
+                        (BrokerError::Away(why), _) => return Err(End::Rejected(why)),
                     }
                 }
             }
         }
-        Ok(refused)
+        Ok((refused, strays))
     };
     let mut subscribe = pin!(subscribe);
-    let refused = loop {
+    let (refused, mut strays) = loop {
         tokio::select! {
-            refused = &mut subscribe => break refused?,
+            denied = &mut subscribe => break denied?,
             chunk = stream.next() => {
+                for heard in chunk.ok_or(End::Closed)? {
+                    match heard {
+                        Heard::Message(message) => held.push(message),
+                        Heard::Unsubscribed(channel) => moved.push(channel),
+                    }
+                }
                 // What comes now goes out after the Lost for all. If there is too much of it, that Lost covers it too,
                 // as long as whatever is kept is the latest.
-                held.append(&mut chunk.ok_or(End::Closed)?);
                 if held.len() > HELD_LIMIT {
                     held.clear();
                 }
             }
         }
     };
-    Ok(Session { sink: sink.clone(), stream, held, refused })
+    strays.append(&mut moved);
+    Ok(Session { sink: sink.clone(), stream, held, refused, strays })
 }
 
-async fn ping(mut sink: PubSubSink) -> Result<(), RedisError> {
-    sink.ping::<Value>().await?.extract_error().map(drop)
+async fn ping(sink: Sink) -> Result<(), RedisError> {
+    match sink {
+        Sink::Channels(mut sink) => sink.ping::<Value>().await?.extract_error().map(drop),
+        Sink::ShardChannels(mut connection) => shard_channels::ping(&mut connection).await,
+    }
 }
 
 /// Subscribes to all of one kind with one command. Returns those that are not subscribed now.
 ///
 /// The server checks a command's channels before it acts on any, so one that is refused fails all of them: they are then
 /// tried one by one.
-async fn subscribe(sink: PubSubSink, names: Vec<Name>) -> Result<Vec<(Name, BrokerError)>, RedisError> {
+async fn subscribe(sink: Sink, names: Vec<Name>) -> Result<Vec<(Name, BrokerError)>, RedisError> {
+    let sink = match sink {
+        Sink::Channels(sink) => sink,
+        Sink::ShardChannels(mut connection) => {
+            return shard_channels::ask(&mut connection, "SSUBSCRIBE", names).await;
+        }
+    };
     let Err(error) = subscribe_command(sink.clone(), &names).await else { return Ok(Vec::new()) };
     if !is_answer(&error) {
         return Err(error);
@@ -154,6 +199,8 @@ pub(super) struct Change {
     pub(super) subscribe: HashSet<Name>,
     pub(super) unsubscribe: HashSet<Name>,
     pub(super) waiting: Vec<Waiting>,
+    /// Shard channels that are subscribed to again, though nobody waits for it.
+    pub(super) strays: Vec<String>,
 }
 
 impl Change {
@@ -162,19 +209,25 @@ impl Change {
     }
 
     async fn carry_out(
-        mut sink: PubSubSink,
+        mut sink: Sink,
         subscribe_to: Vec<Name>,
         unsubscribe_from: Vec<Name>,
     ) -> Result<Vec<(Name, BrokerError)>, RedisError> {
-        let (channels, globs) = by_kind(unsubscribe_from.iter());
         // An unsubscription that is refused costs messages that are dropped on arrival, nothing else.
-        if !channels.is_empty() {
-            sink.unsubscribe(channels)
-                .await
-                .or_else(|why| if is_answer(&why) { Ok(()) } else { Err(why) })?;
-        }
-        if !globs.is_empty() {
-            sink.punsubscribe(globs).await.or_else(|why| if is_answer(&why) { Ok(()) } else { Err(why) })?;
+        match &mut sink {
+            Sink::Channels(sink) => {
+                let allowed = |why: RedisError| if is_answer(&why) { Ok(()) } else { Err(why) };
+                let (channels, globs) = by_kind(unsubscribe_from.iter());
+                if !channels.is_empty() {
+                    sink.unsubscribe(channels).await.or_else(allowed)?;
+                }
+                if !globs.is_empty() {
+                    sink.punsubscribe(globs).await.or_else(allowed)?;
+                }
+            }
+            Sink::ShardChannels(connection) => {
+                shard_channels::ask(connection, "SUNSUBSCRIBE", unsubscribe_from).await?;
+            }
         }
         let (channels, globs): (Vec<_>, Vec<_>) =
             subscribe_to.into_iter().partition(|name| matches!(name, Name::Channel(_)));
@@ -198,14 +251,14 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn change(sink: &PubSubSink, mut change: Change) -> Self {
+    pub(super) fn change(sink: &Sink, mut change: Change) -> Self {
         let subscribe = std::mem::take(&mut change.subscribe).into_iter().collect();
         let unsubscribe = std::mem::take(&mut change.unsubscribe).into_iter().collect();
         let answer = Box::pin(Change::carry_out(sink.clone(), subscribe, unsubscribe));
         Request { answer, change, sent: Instant::now() }
     }
 
-    pub(super) fn ping(sink: &PubSubSink) -> Self {
+    pub(super) fn ping(sink: &Sink) -> Self {
         let answer = ping(sink.clone()).map(|answer| match answer {
             Err(why) if !is_answer(&why) => Err(why),
             _ => Ok(Vec::new()),

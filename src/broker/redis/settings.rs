@@ -5,6 +5,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::answers::words;
+use super::cluster::Cluster;
 use super::servers::Servers;
 use crate::broker::SettingError;
 use crate::config;
@@ -18,6 +19,18 @@ pub(in crate::broker) fn servers(config: &config::Broker) -> Result<Servers, Set
     let separator = config.separator;
     if separator.is_whitespace() || separator.is_control() || "*>?[]\\%^".contains(separator) {
         return Err(error("broker.separator", format!("{separator:?} means something else in a channel")));
+    }
+    if config.cluster {
+        let (user, password) = (config.user.as_ref(), config.password.as_ref());
+        let seeds: Result<Vec<Client>, _> = config
+            .url
+            .0
+            .split(',')
+            .map(|url| client(config, url.trim(), user, password).map(|(client, _)| client))
+            .collect();
+        let seeds = seeds?;
+        let like = seeds.first().cloned().ok_or_else(|| error("broker.url", "is empty".into()))?;
+        return Ok(Servers::Cluster(Cluster::start(like, seeds)));
     }
     let Some(name) = &config.sentinel else {
         let (client, _) = client(config, &config.url.0, config.user.as_ref(), config.password.as_ref())?;

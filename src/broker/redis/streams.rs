@@ -4,9 +4,13 @@
 //! has more than one answer holds is read on in parts of few keys, so that an answer stays small and a busy key holds up
 //! no other. Reading stops while nobody takes the events: the server keeps what waits.
 //!
+//! In a cluster there is a task of this kind for each master (`../shards.rs`). Keys of different slots cannot be named in one
+//! read there, so it does not wait in a read: the server tells which keys have changed (`changes.rs`), and these are read.
+//!
 //! What is lost here was removed before it was read (`key.rs` finds that out), or by a server that was restarted or
 //! replaced (`server.rs` does). It knows no consumer groups, and no patterns: there is nothing to read a pattern from.
 
+mod changes;
 mod entry;
 mod following;
 mod key;
@@ -24,18 +28,20 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use self::following::{Following, Reading, Round};
 use self::key::Key;
 use self::lookup::{Lookup, What};
-use self::outbox::{Done, Outbox};
+use self::outbox::{Done, LeftKeys, Outbox};
 use self::read::samples;
 use self::server::{Server, Session};
 use self::size::EntrySize;
 use super::answers::words;
+use super::cluster::Slots;
 use super::servers::Servers;
+use super::shards::{Entering, Left, Routed, Shard};
 use super::table::{Name, Table};
 use super::{BACKOFF_CAP, BACKOFF_START, BATCH};
 use crate::broker::{BrokerError, Event, StoredCommand};
@@ -49,22 +55,63 @@ const LOOKUPS_WAITING: usize = 1024;
 /// Events that wait for room. Beyond it the command channel waits.
 const EVENTS_WAITING: usize = 4096;
 
-/// Runs until the command channel or the event channel closes. Connects when the first command comes.
-pub(in crate::broker) async fn run(
+type Order = super::shards::Order<StoredCommand>;
+
+impl Routed for StoredCommand {
+    type Held = (Arc<str>, Key);
+    const NO_PATTERNS: &'static str =
+        "a pattern cannot be read from Redis Streams; name each topic, whose key is read";
+
+    fn filter(&self) -> Filter {
+        match self {
+            StoredCommand::Subscribe { filter, .. }
+            | StoredCommand::Unsubscribe { filter }
+            | StoredCommand::Fetch { filter, .. }
+            | StoredCommand::Locate { filter, .. } => filter.clone(),
+            StoredCommand::Publish { topic, .. } => Filter::from(topic.clone()),
+        }
+    }
+
+    fn unsubscribe_again(&self) -> Option<Self> {
+        let StoredCommand::Unsubscribe { filter } = self else { return None };
+        Some(StoredCommand::Unsubscribe { filter: filter.clone() })
+    }
+
+    fn fail(self, why: BrokerError) {
+        match self {
+            StoredCommand::Subscribe { done, .. } => drop(done.send(Err(why))),
+            StoredCommand::Unsubscribe { .. } => {}
+            StoredCommand::Publish { done, .. } => drop(done.send(Err(why))),
+            StoredCommand::Fetch { done, .. } => drop(done.send(Err(why))),
+            StoredCommand::Locate { done, .. } => drop(done.send(Err(why))),
+        }
+    }
+
+    fn name_of((name, _): &Self::Held) -> &str {
+        name
+    }
+}
+
+/// Runs until the command channel or the event channel closes. Connects when the first command comes. `shard` is which part
+/// of a cluster it is for.
+pub(super) async fn run<C: Into<Order>>(
     servers: Servers,
+    shard: Option<Shard>,
     separator: char,
-    mut commands: mpsc::Receiver<StoredCommand>,
+    mut commands: mpsc::Receiver<C>,
     events: mpsc::Sender<Event>,
 ) {
     let Some(first) = commands.recv().await else { return };
     let size = Arc::new(EntrySize::new());
+    let shard = shard.map(Arc::new);
     let mut task = Task {
         table: Table::new(separator),
-        following: Following::new(size.clone()),
+        following: Following::new(size.clone(), shard.is_some()),
         size,
-        outbox: Outbox::new(events),
+        outbox: Outbox::new(events, shard.clone()),
+        shard,
         server: None,
-        queue: VecDeque::from([first]),
+        queue: VecDeque::from([first.into()]),
         lookups: VecDeque::new(),
     };
     let mut backoff = BACKOFF_START;
@@ -113,10 +160,12 @@ struct Task {
     following: Following,
     size: Arc<EntrySize>,
     outbox: Outbox,
+    /// Of a cluster.
+    shard: Option<Arc<Shard>>,
     /// Which was read last.
     server: Option<Server>,
-    /// Commands that were taken and not looked at yet.
-    queue: VecDeque<StoredCommand>,
+    /// Orders that were taken and not looked at yet.
+    queue: VecDeque<Order>,
     /// Questions that wait for their turn.
     lookups: VecDeque<Lookup>,
 }
@@ -126,14 +175,14 @@ impl Task {
     async fn while_down<F: Future>(
         &mut self,
         work: F,
-        commands: &mut mpsc::Receiver<StoredCommand>,
+        commands: &mut mpsc::Receiver<impl Into<Order>>,
         why: &str,
     ) -> Option<F::Output> {
         let mut work = pin!(work);
         loop {
             tokio::select! {
                 done = &mut work => return Some(done),
-                command = commands.recv() => self.answer_away(command?, why),
+                order = commands.recv() => self.answer_away(order?.into(), why),
                 told = self.outbox.flush() => told.then_some(())?,
             }
         }
@@ -145,40 +194,50 @@ impl Task {
         for lookup in self.lookups.drain(..) {
             lookup.what.fail(BrokerError::Away(why.into()));
         }
-        for command in std::mem::take(&mut self.queue) {
-            self.answer_away(command, why);
+        for order in std::mem::take(&mut self.queue) {
+            self.answer_away(order, why);
         }
     }
 
-    /// Answers a command without a connection.
-    fn answer_away(&mut self, command: StoredCommand, why: &str) {
-        let away = BrokerError::Away(why.into());
-        match command {
-            StoredCommand::Subscribe { done, .. } => drop(done.send(Err(away))),
-            StoredCommand::Unsubscribe { filter } => self.unfollow(&filter),
-            StoredCommand::Publish { done, .. } => drop(done.send(Err(away))),
-            StoredCommand::Fetch { done, .. } => drop(done.send(Err(away))),
-            StoredCommand::Locate { done, .. } => drop(done.send(Err(away))),
+    /// Answers an order without a connection.
+    fn answer_away(&mut self, order: Order, why: &str) {
+        match order {
+            Order::Command(StoredCommand::Unsubscribe { filter }) => self.unfollow(&filter),
+            Order::Command(command) => command.fail(BrokerError::Away(why.into())),
+            Order::Leave { slots, left } => self.leave(&slots, left, false),
+            Order::Enter(entering) => self.enter(entering),
         }
+    }
+
+    /// Gives up the keys that another shard has now.
+    fn leave(&mut self, slots: &Slots, asked: oneshot::Sender<LeftKeys>, is_whole: bool) {
+        let shard = self.shard.as_ref();
+        let held = self.following.leave(|name| shard.is_some_and(|shard| shard.has_lost(slots, name)));
+        self.outbox.left(asked, Left { held, is_whole, remaining: self.following.len() });
+    }
+
+    /// Goes on with keys that another shard has followed, from where it was.
+    fn enter(&mut self, Entering { held, lost }: Entering<(Arc<str>, Key)>) {
+        let events = self.following.enter(held, lost.as_deref());
+        self.outbox.extend(events);
     }
 
     /// Serves one session from its first event to its end.
-    async fn serve(&mut self, session: &Session, commands: &mut mpsc::Receiver<StoredCommand>) -> End {
+    async fn serve(&mut self, session: &Session, commands: &mut mpsc::Receiver<impl Into<Order>>) -> End {
         let before = self.server.replace(session.server.clone());
         let moved = before.is_some_and(|before| !session.server.continues(&before));
         let why = "the Redis server was restarted or replaced, and may lack what was added last";
         self.outbox.extend(self.following.resume(moved.then_some(why)));
         self.outbox.up();
 
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Vec::new();
         let mut asking = FuturesUnordered::new();
         let mut reading: Option<(Round, Reading)> = None;
         let mut interrupting: Option<BoxFuture<'static, ()>> = None;
         loop {
             match self.carry_out(session).await {
                 Ok(true) if matches!(reading, Some((Round::Waiting, _))) => {
-                    let interrupt = |reader| Session::interrupt(session.commands.clone(), reader);
-                    interrupting = session.reader.map(interrupt).map(|interrupt| Box::pin(interrupt) as _);
+                    interrupting = session.interrupt()
                 }
                 Ok(_) => {}
                 Err(why) => return End::Failed(why),
@@ -202,12 +261,17 @@ impl Task {
                         Ok(events) => self.outbox.extend(events),
                         Err(why) => return End::Failed(why),
                     }
+                    if let Some(shard) = &self.shard
+                        && self.following.is_misplaced()
+                    {
+                        shard.look_again();
+                    }
                 }
                 taken = commands.recv_many(&mut batch, BATCH), if is_room => {
                     if taken == 0 {
                         return End::Stopped;
                     }
-                    self.queue.extend(batch.drain(..));
+                    self.queue.extend(batch.drain(..).map(Into::into));
                 }
                 Some(answered) = asking.next(), if !asking.is_empty() => {
                     if let Err(why) = answered {
@@ -220,6 +284,7 @@ impl Task {
                     }
                 }
                 () = sleep_until(self.following.next_at()), if is_paused => {}
+                () = session.changed(), if is_paused => {}
                 () = end_of(&mut interrupting) => {}
             }
         }
@@ -231,10 +296,21 @@ impl Task {
     /// Why the connection cannot be used any more.
     async fn carry_out(&mut self, session: &Session) -> Result<bool, String> {
         let mut is_new = false;
-        while let Some(command) = self.queue.pop_front() {
+        while let Some(order) = self.queue.pop_front() {
+            let command = match order {
+                Order::Command(command) => command,
+                Order::Leave { slots, left } => {
+                    self.leave(&slots, left, true);
+                    continue;
+                }
+                Order::Enter(entering) => {
+                    self.enter(entering);
+                    continue;
+                }
+            };
             match command {
                 StoredCommand::Subscribe { .. } => {
-                    self.queue.push_front(command);
+                    self.queue.push_front(command.into());
                     is_new |= self.follow(session).await?;
                 }
                 StoredCommand::Unsubscribe { filter } => self.unfollow(&filter),
@@ -255,9 +331,9 @@ impl Task {
     /// Follows what the subscriptions at the head of the queue name, all with one round to the server.
     async fn follow(&mut self, session: &Session) -> Result<bool, String> {
         let mut begins: Vec<(KeyOf, Filter, Done)> = Vec::new();
-        while let Some(command) = self.queue.pop_front() {
-            let StoredCommand::Subscribe { filter, source, done } = command else {
-                self.queue.push_front(command);
+        while let Some(order) = self.queue.pop_front() {
+            let Order::Command(StoredCommand::Subscribe { filter, source, done }) = order else {
+                self.queue.push_front(order);
                 break;
             };
             match self.key_of(&filter, &source) {
@@ -265,7 +341,7 @@ impl Task {
                 Ok(key) if self.following.contains(&key.name) => drop(done.send(Ok(()))),
                 // Looked at again once the first is followed.
                 Ok(key) if begins.iter().any(|(other, ..)| other.name == key.name) => {
-                    self.queue.push_front(StoredCommand::Subscribe { filter, source, done });
+                    self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
                     break;
                 }
                 Ok(key) => begins.push((key, filter, done)),
@@ -318,7 +394,7 @@ impl Task {
         };
         match (self.table.name(filter)?, filter.topic()) {
             (Name::Channel(name), Some(topic)) => Ok(KeyOf { name, topic, payload: payload.clone() }),
-            _ => refused("a pattern cannot be read from Redis Streams; name each topic, whose key is read"),
+            _ => refused(StoredCommand::NO_PATTERNS),
         }
     }
 }

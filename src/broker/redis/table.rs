@@ -12,6 +12,18 @@ pub(super) enum Name {
     Glob(String),
 }
 
+impl Name {
+    pub(super) fn as_str(&self) -> &str {
+        let (Name::Channel(name) | Name::Glob(name)) = self;
+        name
+    }
+
+    pub(super) fn into_string(self) -> String {
+        let (Name::Channel(name) | Name::Glob(name)) = self;
+        name
+    }
+}
+
 /// The filters that are subscribed, by what the server calls them.
 pub(super) struct Table {
     pub(super) separator: char,

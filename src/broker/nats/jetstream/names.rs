@@ -27,7 +27,9 @@ impl Names {
                 bucket: format!("$KV.{bucket}."),
                 prefix: text.split_inclusive('/').take(*prefix).collect(),
             },
-            Source::JetStream { .. } | Source::Pubsub | Source::RedisStream { .. } => Names::Subjects,
+            Source::JetStream { .. } | Source::Pubsub | Source::Sharded | Source::RedisStream { .. } => {
+                Names::Subjects
+            }
         }
     }
 

@@ -29,7 +29,10 @@ pub(super) async fn find(api: &Api, source: &Source, subject: &str) -> Result<St
     match source {
         Source::Kv { bucket, .. } => return Ok(format!("KV_{bucket}")),
         Source::JetStream { stream: Some(name) } => return Ok(name.clone()),
-        Source::JetStream { stream: None } | Source::Pubsub | Source::RedisStream { .. } => {}
+        Source::JetStream { stream: None }
+        | Source::Pubsub
+        | Source::Sharded
+        | Source::RedisStream { .. } => {}
     }
     let names: Names = request(api, "STREAM.NAMES", &json!({ "subject": subject })).await?.map_err(said)?;
     let mut names = names.streams.unwrap_or_default();

@@ -10,8 +10,8 @@ use redis::RedisError;
 use tokio::time::Instant;
 
 use super::key::Key;
-use super::read::{Found, Wanted, read, sift, sweep};
-use super::server::Session;
+use super::read::{Found, Wanted, read, read_each, sift, sweep};
+use super::server::{Session, Waking};
 use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
 use crate::broker::{BrokerError, Event};
@@ -40,11 +40,17 @@ const SWEEP_KEYS: usize = 100;
 /// Bytes that they are meant to bring: a sample has the first and the last entry in it.
 const SWEEP_BYTES: usize = 256 * 1024;
 
+/// In a cluster, where the server does not tell what has changed: so often every key is read.
+const POLL_EVERY: Duration = Duration::from_millis(100);
+
+/// A key that another node may have, or that is on its way there, is read again after this.
+const MISPLACED_RETRY: Duration = Duration::from_millis(100);
+
 /// What is being read.
 pub(super) enum Round {
     /// All keys but those that are behind, until one has something.
     Waiting,
-    /// These, which were behind.
+    /// These, which were behind, or of which the server has told that they changed.
     Behind(Vec<Arc<str>>),
     /// Samples.
     Sweep,
@@ -58,8 +64,14 @@ pub(super) type Reading = BoxFuture<'static, Result<Vec<Found>, RedisError>>;
 /// See the module.
 pub(super) struct Following {
     keys: BTreeMap<Arc<str>, Key>,
-    /// Those with [`Key::behind`]. May name others too.
-    behind: VecDeque<Arc<str>>,
+    /// Whether it is a shard of a cluster: then keys are read each for itself, and none waits in a read.
+    is_shard: bool,
+    /// Those with [`Key::behind`], and from when on something may well have been trimmed before they are read. May name others
+    /// too.
+    behind: VecDeque<(Arc<str>, Instant)>,
+    /// Those that were not here when they were read last, and when that is tried again.
+    misplaced: Vec<Arc<str>>,
+    misplaced_at: Instant,
     /// Those of which a sample waits to be compared.
     checked: BTreeSet<Arc<str>>,
     /// Those of which one may not be read, so that no read of all of them succeeds; and what the server said.
@@ -76,11 +88,14 @@ pub(super) struct Following {
 }
 
 impl Following {
-    pub(super) fn new(size: Arc<EntrySize>) -> Self {
+    pub(super) fn new(size: Arc<EntrySize>, is_shard: bool) -> Self {
         let now = Instant::now();
         Following {
             keys: BTreeMap::new(),
+            is_shard,
             behind: VecDeque::new(),
+            misplaced: Vec::new(),
+            misplaced_at: now,
             checked: BTreeSet::new(),
             suspects: VecDeque::new(),
             refusal: None,
@@ -97,8 +112,48 @@ impl Following {
         self.keys.contains_key(name)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     pub(super) fn follow(&mut self, name: &str, key: Key) {
         self.keys.insert(name.into(), key);
+        if self.is_shard {
+            // The server tells only of keys that were read.
+            self.read_on(name, Instant::now());
+        }
+    }
+
+    /// Gives up the keys that are no longer here.
+    pub(super) fn leave(&mut self, has_left: impl Fn(&str) -> bool) -> Vec<(Arc<str>, Key)> {
+        let keys = std::mem::take(&mut self.keys).into_iter();
+        let (left, stay): (Vec<_>, Vec<_>) = keys.partition(|(name, _)| has_left(name));
+        self.keys = stay.into_iter().collect();
+        for (name, _) in &left {
+            self.checked.remove(name);
+        }
+        left
+    }
+
+    /// Goes on with keys from another shard. `lost` is why something may be missing. What is to be told of it is returned.
+    pub(super) fn enter(&mut self, keys: Vec<(Arc<str>, Key)>, lost: Option<&str>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (name, mut key) in keys {
+            (key.behind, key.sampled) = (false, None);
+            if let Some(why) = lost {
+                key.moved(why, &mut events);
+            }
+            if key.is_checked() {
+                self.checked.insert(name.clone());
+            }
+            self.follow(&name, key);
+        }
+        events
+    }
+
+    /// Whether keys were not found here that should be.
+    pub(super) fn is_misplaced(&self) -> bool {
+        !self.misplaced.is_empty()
     }
 
     pub(super) fn unfollow(&mut self, name: &str) {
@@ -109,7 +164,9 @@ impl Following {
     /// Reads every key on from where it is, on a new connection. `moved` is why something may be missing there.
     pub(super) fn resume(&mut self, moved: Option<&str>) -> Vec<Event> {
         let mut events = Vec::new();
-        self.behind = self.keys.keys().cloned().collect();
+        let now = Instant::now();
+        self.behind = self.keys.keys().map(|name| (name.clone(), now)).collect();
+        self.misplaced.clear();
         self.suspects.clear();
         self.refusal = None;
         for key in self.keys.values_mut() {
@@ -128,6 +185,7 @@ impl Following {
     /// What is to be read now.
     pub(super) fn next(&mut self, session: &Session) -> Option<(Round, Reading)> {
         let now = Instant::now();
+        self.notice(&session.waking, now);
         let connection = session.reads.clone();
         if !self.suspects.is_empty() {
             let part: Vec<_> = self.suspects.drain(..self.suspects.len().min(BEHIND_KEYS)).collect();
@@ -140,15 +198,20 @@ impl Following {
         }
         let is_waiting_due = now >= self.waiting_at;
         // In turns: what is far behind holds up nothing that is not.
-        if !self.behind.is_empty() && (self.is_turn_of_behind || !is_waiting_due) {
+        if !self.behind.is_empty() && (self.is_shard || self.is_turn_of_behind || !is_waiting_due) {
             self.is_turn_of_behind = false;
-            if let Some((names, wanted)) = self.next_behind() {
+            if let Some((names, wanted, is_late)) = self.next_behind(now) {
                 let share = names.len();
                 let count = self.size.fitting(READ_BYTES / share, BEHIND_ENTRIES / share);
-                return Some((Round::Behind(names), Box::pin(read(connection, wanted, count, None, true))));
+                let reading: Reading = if self.is_shard {
+                    Box::pin(read_each(connection, wanted, count, is_late))
+                } else {
+                    Box::pin(read(connection, wanted, count, None, is_late))
+                };
+                return Some((Round::Behind(names), reading));
             }
         }
-        if !is_waiting_due {
+        if !is_waiting_due || self.is_shard {
             return None;
         }
         let keys = self.keys.iter().filter(|(_, key)| !key.behind);
@@ -160,12 +223,45 @@ impl Following {
         }
         let count = self.size.fitting(READ_BYTES / BEHIND_KEYS, WAITING_ENTRIES);
         let is_late = self.answered_at.elapsed() > PROMPT;
-        let block = self.behind.is_empty().then(|| session.block());
+        let block = self.behind.is_empty().then(|| session.waking.block());
         Some((Round::Waiting, Box::pin(read(connection, wanted, count, block, is_late))))
+    }
+
+    /// In a cluster: puts what has changed among those that are behind.
+    fn notice(&mut self, waking: &Waking, now: Instant) {
+        let mut all = false;
+        match waking {
+            Waking::Told(changes) => {
+                self.waiting_at = now + SWEEP_EVERY; // nothing comes of waiting
+                let told = changes.take();
+                all = told.all;
+                for name in &told.keys {
+                    if let Ok(name) = std::str::from_utf8(name) {
+                        self.read_on(name, now + PROMPT);
+                    }
+                }
+            }
+            Waking::Poll if now >= self.waiting_at => {
+                all = true;
+                self.waiting_at = now + POLL_EVERY.max(PACE * self.keys.len().try_into().unwrap_or(u32::MAX));
+            }
+            Waking::Poll | Waking::Unblock(_) | Waking::ShortBlock => {}
+        }
+        if all {
+            let names: Vec<_> = self.keys.keys().cloned().collect();
+            names.iter().for_each(|name| self.read_on(name, now + PROMPT));
+        }
+        if now >= self.misplaced_at {
+            let misplaced = std::mem::take(&mut self.misplaced);
+            misplaced.iter().for_each(|name| self.read_on(name, now));
+        }
     }
 
     /// When there is something to read next, unless a key is followed before.
     pub(super) fn next_at(&self) -> Instant {
+        if self.is_shard && !self.misplaced.is_empty() {
+            return self.sweep_at.min(self.waiting_at).min(self.misplaced_at);
+        }
         let is_idle = self.suspects.is_empty() && self.behind.is_empty() && self.keys.is_empty();
         if is_idle { self.sweep_at } else { self.sweep_at.min(self.waiting_at) }
     }
@@ -191,8 +287,8 @@ impl Following {
         let mut events = Vec::new();
         self.size.learn(answer.iter().flat_map(|found| &found.entries));
         // Those that were asked and had nothing. The others go on waiting.
-        let found: HashSet<_> =
-            answer.iter().filter(|found| !found.entries.is_empty()).map(|found| &found.name).collect();
+        let has_more = |found: &&Found| !found.entries.is_empty() || matches!(found.sample, Some(Err(_)));
+        let found: HashSet<_> = answer.iter().filter(has_more).map(|found| &found.name).collect();
         let nothing = |name: &&Arc<str>, key: &Key| match &round {
             Round::Waiting => !key.behind && !found.contains(name),
             Round::Behind(names) => names.contains(name) && !found.contains(name),
@@ -216,6 +312,13 @@ impl Following {
             let Some(key) = self.keys.get_mut(&name) else { continue };
             let sample = match sample.transpose() {
                 Ok(sample) => sample,
+                Err(BrokerError::Away(_)) if self.is_shard => {
+                    if self.misplaced.is_empty() {
+                        self.misplaced_at = Instant::now() + MISPLACED_RETRY;
+                    }
+                    self.misplaced.push(name);
+                    continue;
+                }
                 Err(BrokerError::Away(why)) => return Err(why),
                 Err(BrokerError::Refused(why)) => {
                     self.refusal = None;
@@ -223,13 +326,17 @@ impl Following {
                     continue;
                 }
             };
-            if is_full && !key.behind {
-                key.behind = true;
-                self.behind.push_back(name.clone());
-            }
             match key.take(entries, sample, &mut events) {
-                Ok(()) if key.is_checked() => drop(self.checked.insert(name)),
-                Ok(()) => {}
+                Ok(()) => {
+                    let is_checked = key.is_checked();
+                    // In a cluster no read of all keys follows in which it shows whether more is there.
+                    if is_full || self.is_shard && is_checked {
+                        self.read_on(&name, Instant::now());
+                    }
+                    if is_checked {
+                        self.checked.insert(name);
+                    }
+                }
                 Err(end) => self.end(&name, |_| end, &mut events),
             }
         }
@@ -251,34 +358,38 @@ impl Following {
         self.refusal = Some(words(why));
         self.suspects = self.keys.keys().cloned().collect();
         if let Round::Behind(names) = round {
-            self.read_on(names);
+            names.iter().for_each(|name| self.read_on(name, Instant::now()));
         }
         Ok(())
     }
 
-    fn read_on(&mut self, names: Vec<Arc<str>>) {
-        for name in names {
-            if let Some(key) = self.keys.get_mut(&name) {
-                key.behind = true;
-                self.behind.push_back(name);
-            }
+    /// Puts a key among those that are behind. From `late_at` on something may well have been trimmed before it is read.
+    fn read_on(&mut self, name: &str, late_at: Instant) {
+        if let Some((name, _)) = self.keys.get_key_value(name)
+            && let name = name.clone()
+            && let Some(key) = self.keys.get_mut(&name).filter(|key| !key.behind)
+        {
+            key.behind = true;
+            self.behind.push_back((name, late_at));
         }
     }
 
-    /// Takes some from those that are behind, which they are no more unless their answer is full again.
-    fn next_behind(&mut self) -> Option<(Vec<Arc<str>>, Vec<Wanted>)> {
+    /// Takes some from those that are behind, which they are no more unless their answer is full again. Also whether one of
+    /// them is late.
+    fn next_behind(&mut self, now: Instant) -> Option<(Vec<Arc<str>>, Vec<Wanted>, bool)> {
         let most = self.size.fitting(READ_BYTES, BEHIND_KEYS);
-        let (mut names, mut keys) = (Vec::new(), Vec::new());
+        let (mut names, mut keys, mut is_late) = (Vec::new(), Vec::new(), false);
         while names.len() < most
-            && let Some(name) = self.behind.pop_front()
+            && let Some((name, late_at)) = self.behind.pop_front()
         {
             if let Some(key) = self.keys.get_mut(&name).filter(|key| key.behind) {
                 key.behind = false;
                 keys.push(wanted(&name, key));
                 names.push(name);
+                is_late |= late_at <= now;
             }
         }
-        (!names.is_empty()).then_some((names, keys))
+        (!names.is_empty()).then_some((names, keys, is_late))
     }
 
     /// The next keys to sample, in turns.

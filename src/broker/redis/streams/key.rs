@@ -27,7 +27,7 @@ struct Missing {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(in crate::broker::redis) struct Key {
     filter: Filter,
     topic: Topic,
     payload: Option<String>,

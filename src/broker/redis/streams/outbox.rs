@@ -2,27 +2,41 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::key::Key;
+use crate::broker::redis::shards::{Left, Shard};
 use crate::broker::{BrokerError, Event, Link};
 use crate::topic::Filter;
 
 /// Who waits for a subscription.
 pub(super) type Done = oneshot::Sender<Result<(), BrokerError>>;
 
+/// Keys that this shard has given up.
+pub(super) type LeftKeys = Left<(Arc<str>, Key)>;
+
+enum Waiting {
+    /// With who is answered once the event is told.
+    Event(Event, Option<Done>),
+    /// Answered once what was read of the keys before is told: the next shard must not overtake it.
+    Left(oneshot::Sender<LeftKeys>, LeftKeys),
+}
+
 /// What is on its way to the event channel, in order. Nothing is dropped: while something waits here, nothing is read.
 pub(super) struct Outbox {
     events: mpsc::Sender<Event>,
-    /// With who is answered once the event is told.
-    queue: VecDeque<(Event, Option<Done>)>,
+    queue: VecDeque<Waiting>,
     /// Why it is down, as told last.
     down: Option<String>,
+    /// Who is told whether it is down; without it, the event channel.
+    shard: Option<Arc<Shard>>,
 }
 
 impl Outbox {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
-        Outbox { events, queue: VecDeque::new(), down: None }
+    pub(super) fn new(events: mpsc::Sender<Event>, shard: Option<Arc<Shard>>) -> Self {
+        Outbox { events, queue: VecDeque::new(), down: None, shard }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -34,17 +48,25 @@ impl Outbox {
     }
 
     pub(super) fn extend(&mut self, events: Vec<Event>) {
-        self.queue.extend(events.into_iter().map(|event| (event, None)));
+        self.queue.extend(events.into_iter().map(|event| Waiting::Event(event, None)));
     }
 
     /// Tells how a subscription begins, and then who waits for it.
     pub(super) fn begun(&mut self, event: Event, done: Done) {
-        self.queue.push_back((event, Some(done)));
+        self.queue.push_back(Waiting::Event(event, Some(done)));
+    }
+
+    /// Answers who wants to know what was given up, in its turn.
+    pub(super) fn left(&mut self, asked: oneshot::Sender<LeftKeys>, left: LeftKeys) {
+        self.queue.push_back(Waiting::Left(asked, left));
     }
 
     pub(super) fn up(&mut self) {
         self.down = None;
-        self.queue.push_back((Event::Up(Link::Stored), None));
+        match &self.shard {
+            Some(shard) => shard.up(),
+            None => self.queue.push_back(Waiting::Event(Event::Up(Link::Stored), None)),
+        }
     }
 
     /// Tells why it is down; a reason once, and in place of one that waits to be told.
@@ -53,10 +75,13 @@ impl Outbox {
             return;
         }
         self.down = Some(why.into());
-        if matches!(self.queue.back(), Some((Event::Down { .. }, _))) {
+        if let Some(shard) = &self.shard {
+            return shard.down(why);
+        }
+        if matches!(self.queue.back(), Some(Waiting::Event(Event::Down { .. }, _))) {
             self.queue.pop_back();
         }
-        self.queue.push_back((Event::Down { link: Link::Stored, why: why.into() }, None));
+        self.queue.push_back(Waiting::Event(Event::Down { link: Link::Stored, why: why.into() }, None));
     }
 
     /// Forgets what was to be told of a filter that is followed no longer. Who waits for it is answered all the same.
@@ -69,7 +94,8 @@ impl Outbox {
             | Event::Refused { filter: of, .. } => of != filter,
             Event::Lost { .. } | Event::Unnameable { .. } | Event::Up(_) | Event::Down { .. } => true,
         };
-        self.queue.retain_mut(|(event, done)| {
+        self.queue.retain_mut(|waiting| {
+            let Waiting::Event(event, done) = waiting else { return true };
             let stays = is_other(event);
             if let Some(done) = done.take_if(|_| !stays) {
                 let _ = done.send(Ok(()));
@@ -86,10 +112,19 @@ impl Outbox {
         }
         let mut permit = self.events.reserve().await.ok();
         while let Some(room) = permit {
-            let Some((event, done)) = self.queue.pop_front() else { return true };
-            room.send(event);
-            if let Some(done) = done {
-                let _ = done.send(Ok(()));
+            match self.queue.pop_front() {
+                None => return true,
+                Some(Waiting::Left(asked, left)) => {
+                    let _ = asked.send(left);
+                    permit = Some(room);
+                    continue;
+                }
+                Some(Waiting::Event(event, done)) => {
+                    room.send(event);
+                    if let Some(done) = done {
+                        let _ = done.send(Ok(()));
+                    }
+                }
             }
             permit = self.events.try_reserve().ok();
         }

@@ -57,6 +57,42 @@ pub(super) async fn read(
 ) -> Result<Vec<Found>, RedisError> {
     let answer = xread(&keys, count, block).query_async(&mut connection).await?;
     let found = parse(&keys, answer).ok_or_else(garbled)?;
+    sampled(connection, found, count, is_late).await
+}
+
+/// As [`read`], each key for itself: in a cluster, keys of different slots cannot be named together. What the server says of
+/// a key that it does not let be read, or does not have, stands where its sample would.
+pub(super) async fn read_each(
+    mut connection: MultiplexedConnection,
+    keys: Vec<Wanted>,
+    count: usize,
+    is_late: bool,
+) -> Result<Vec<Found>, RedisError> {
+    let mut pipeline = redis::pipe();
+    for key in &keys {
+        pipeline.add_command(xread(std::slice::from_ref(key), count, None));
+    }
+    let answers: Vec<Result<Value, RedisError>> =
+        pipeline.ignore_errors().query_async(&mut connection).await?;
+    let (mut found, mut refused) = (Vec::with_capacity(keys.len()), Vec::new());
+    for (key, answer) in keys.iter().zip(answers) {
+        match answer {
+            Ok(answer) => found.extend(parse(std::slice::from_ref(key), answer).ok_or_else(garbled)?),
+            Err(why) => refused.push(Found::only(key.name.clone(), Err(fault(&why)))),
+        }
+    }
+    let mut found = sampled(connection, found, count, is_late).await?;
+    found.extend(refused);
+    Ok(found)
+}
+
+/// Samples those that are due.
+async fn sampled(
+    mut connection: MultiplexedConnection,
+    found: Vec<(&Wanted, Vec<Entry>)>,
+    count: usize,
+    is_late: bool,
+) -> Result<Vec<Found>, RedisError> {
     let is_due = |wanted: &Wanted, entries: &[Entry]| match wanted.sampled {
         Some(at) => {
             !entries.is_empty() && (is_late || entries.len() >= count || at.elapsed() >= SAMPLE_AFTER)
@@ -147,14 +183,14 @@ fn xread(keys: &[Wanted], count: usize, block: Option<Duration>) -> Cmd {
 /// Keys are answered in the order in which they were asked; those without an entry are left out, and are put back here
 /// if they must be sampled.
 fn parse(keys: &[Wanted], answer: Value) -> Option<Vec<(&Wanted, Vec<Entry>)>> {
-    let streams = match answer {
+    let streams: Vec<Option<(Value, Value)>> = match answer {
         Value::Nil => Vec::new(),
-        Value::Array(streams) => streams,
+        Value::Map(streams) => streams.into_iter().map(Some).collect(), // RESP3
+        Value::Array(streams) => streams.into_iter().map(pair).collect(),
         _ => return None,
     };
     let mut streams = streams.into_iter().map(|stream| {
-        let Value::Array(parts) = stream else { return None };
-        let [name, entries] = <[Value; 2]>::try_from(parts).ok()?;
+        let (name, entries) = stream?;
         let Value::BulkString(name) = name else { return None };
         Some((name, Entry::list(entries)?))
     });
@@ -176,6 +212,12 @@ fn parse(keys: &[Wanted], answer: Value) -> Option<Vec<(&Wanted, Vec<Entry>)>> {
         }
     }
     next.is_none().then_some(found)
+}
+
+fn pair(stream: Value) -> Option<(Value, Value)> {
+    let Value::Array(parts) = stream else { return None };
+    let [name, entries] = <[Value; 2]>::try_from(parts).ok()?;
+    Some((name, entries))
 }
 
 fn garbled() -> RedisError {

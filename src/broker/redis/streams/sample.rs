@@ -46,12 +46,11 @@ impl Sample {
     }
 
     fn from_value(answer: &Value) -> Option<Self> {
-        let Value::Array(words) = answer else { return None };
         let mut sample = Sample { exists: true, ..Sample::default() };
         let mut counted = false;
-        for pair in words.chunks_exact(2) {
-            let Value::BulkString(name) = &pair[0] else { continue };
-            match (&name[..], &pair[1]) {
+        for (name, value) in answer.as_map_iter()? {
+            let Value::BulkString(name) = name else { continue };
+            match (&name[..], value) {
                 (b"length", Value::Int(length)) => sample.length = length.unsigned_abs(),
                 (b"entries-added", Value::Int(added)) => {
                     sample.added = added.unsigned_abs();

@@ -1,11 +1,15 @@
 //! The connections to one server, and which server it is.
 
+use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Value};
+use redis::{AsyncConnectionConfig, Client, ProtocolVersion, RedisError, Value};
 use tokio::time::sleep;
 
+use super::changes::Changes;
 use crate::broker::BrokerError;
 use crate::broker::redis::CONNECT_LIMIT;
 use crate::broker::redis::answers::{fault, is_answer, words};
@@ -30,9 +34,27 @@ pub(super) struct Session {
     pub(super) reads: MultiplexedConnection,
     /// Everything else, at once.
     pub(super) commands: MultiplexedConnection,
-    /// The id of `reads`, if the server tells it.
-    pub(super) reader: Option<i64>,
+    pub(super) waking: Waking,
     pub(super) server: Server,
+}
+
+/// How it is noticed that there is something to read.
+pub(super) enum Waking {
+    /// The read waits. Where its connection has this id, it can be told to end.
+    Unblock(i64),
+    /// The read waits, but not for long: it cannot be told to end.
+    ShortBlock,
+    /// The server tells which keys have changed.
+    Told(Arc<Changes>),
+    /// Every key is read, over and over.
+    Poll,
+}
+
+impl Waking {
+    /// How long a read may wait.
+    pub(super) fn block(&self) -> Duration {
+        if matches!(self, Waking::Unblock(_)) { BLOCK } else { SHORT_BLOCK }
+    }
 }
 
 impl Session {
@@ -48,12 +70,18 @@ impl Session {
             .set_connection_timeout(Some(CONNECT_LIMIT))
             .set_response_timeout(Some(ANSWER_LIMIT));
         let open = || client.get_multiplexed_async_connection_with_config(&settings);
-        let (mut reads, mut commands) = tokio::try_join!(open(), open()).map_err(unreachable)?;
+        let mut commands = open().await.map_err(unreachable)?;
         // A server that is loading, or wants a password, says so only now. A narrow ACL is an answer like any other.
         let mut server = match redis::cmd("INFO").query_async::<String>(&mut commands).await {
             // While it loads its file it says that it keeps none, and that is what tells whether something was lost.
             Ok(info) if info.lines().any(|line| line.trim_end() == "loading:1") => {
                 return Err("the server is loading what it keeps".into());
+            }
+            Ok(info)
+                if !servers.is_cluster()
+                    && info.lines().any(|line| line.trim_end() == "redis_mode:cluster") =>
+            {
+                return Err(format!("{address} is a node of a Redis Cluster; set broker.cluster = true"));
             }
             Ok(info) => Server::read(&address.to_string(), &info),
             Err(why) if is_answer(&why) && matches!(fault(&why), BrokerError::Refused(_)) => {
@@ -72,28 +100,75 @@ impl Session {
         }
         if servers.is_watched() && server.is_replica {
             return Err(format!(
-                "cannot connect: {address} is no master any more, though a sentinel names it"
+                "cannot connect: {address} is no master any more, though it was named as one"
             ));
         }
-        let reader = match redis::cmd("CLIENT").arg("ID").query_async(&mut reads).await {
-            Ok(id) => Some(id),
-            Err(why) if is_answer(&why) => None,
-            Err(why) => return Err(unreachable(why)),
+        let reading = if servers.is_cluster() {
+            told(&client, &settings).await
+        } else {
+            match open().await {
+                Ok(reads) => waiting(reads).await,
+                Err(why) => Err(why),
+            }
         };
-        Ok(Session { reads, commands, reader, server })
+        let (reads, waking) = reading.map_err(unreachable)?;
+        Ok(Session { reads, commands, waking, server })
     }
 
-    /// Ends the read that waits, over and over until it is dropped.
-    pub(super) async fn interrupt(mut commands: MultiplexedConnection, reader: i64) {
-        loop {
-            let _ = redis::cmd("CLIENT").arg("UNBLOCK").arg(reader).query_async::<Value>(&mut commands).await;
-            sleep(INTERRUPT_EVERY).await;
+    /// Ends the read that waits, over and over until it is dropped; `None` if it cannot be told to end.
+    pub(super) fn interrupt(&self) -> Option<BoxFuture<'static, ()>> {
+        let Waking::Unblock(reader) = self.waking else { return None };
+        let mut commands = self.commands.clone();
+        Some(Box::pin(async move {
+            loop {
+                let mut unblock = redis::cmd("CLIENT");
+                let _ = unblock.arg("UNBLOCK").arg(reader).query_async::<Value>(&mut commands).await;
+                sleep(INTERRUPT_EVERY).await;
+            }
+        }))
+    }
+
+    /// Waits until the server tells that keys have changed; for ever, if it does not. Safe to drop and call again.
+    pub(super) async fn changed(&self) {
+        match &self.waking {
+            Waking::Told(changes) => changes.told().await,
+            Waking::Unblock(_) | Waking::ShortBlock | Waking::Poll => pending().await,
         }
     }
+}
 
-    /// How long a read may wait.
-    pub(super) fn block(&self) -> Duration {
-        if self.reader.is_some() { BLOCK } else { SHORT_BLOCK }
+/// The connection that reads of a server alone wait on.
+async fn waiting(mut reads: MultiplexedConnection) -> Result<(MultiplexedConnection, Waking), RedisError> {
+    match redis::cmd("CLIENT").arg("ID").query_async(&mut reads).await {
+        Ok(id) => Ok((reads, Waking::Unblock(id))),
+        Err(why) if is_answer(&why) => Ok((reads, Waking::ShortBlock)),
+        Err(why) => Err(why),
+    }
+}
+
+/// A connection on which the server tells what has changed of what was read, or one without where the user may not ask for
+/// that (`HELLO`, `CLIENT TRACKING`).
+async fn told(
+    client: &Client,
+    settings: &AsyncConnectionConfig,
+) -> Result<(MultiplexedConnection, Waking), RedisError> {
+    let info = client.get_connection_info();
+    // What is said unasked has no place in RESP2.
+    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let client3 = Client::open(info.clone().set_redis_settings(login))?;
+    let changes = Arc::new(Changes::default());
+    let listening = settings.clone().set_push_sender(changes.listen());
+    let asking = async {
+        let mut reads = client3.get_multiplexed_async_connection_with_config(&listening).await?;
+        redis::cmd("CLIENT").arg("TRACKING").arg("ON").query_async::<Value>(&mut reads).await?;
+        Ok::<_, RedisError>(reads)
+    };
+    match asking.await {
+        Ok(reads) => Ok((reads, Waking::Told(changes))),
+        Err(why) if is_answer(&why) => {
+            Ok((client.get_multiplexed_async_connection_with_config(settings).await?, Waking::Poll))
+        }
+        Err(why) => Err(why),
     }
 }
 

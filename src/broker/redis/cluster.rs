@@ -1,0 +1,360 @@
+//! Redis Cluster: which node serves which slot, looked up once a second and whenever something points elsewhere.
+//!
+//! Any node tells (`CLUSTER SLOTS`), and what it knows may be old. Each says how far it is (`CLUSTER INFO`,
+//! `cluster_current_epoch`), so a table is never given up for an older one. This talks to no shard: what is asked of one goes
+//! through `shards.rs`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, RedisError, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::CONNECT_LIMIT;
+use super::answers::{is_answer, words};
+use super::servers::client_at;
+
+/// How many slots a cluster has.
+const SLOTS: u16 = 16384;
+
+/// So often a node is asked. What moved is noticed by then where nothing else tells, as with a key that is not there yet.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// At least this is between two looks, however many point elsewhere.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
+
+/// How long a node may take to connect and to answer. When the one that answered last does not, all others are asked at once.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// For so long a table is not given up for an older one. If nobody knows a newer one by then, the cluster was made anew.
+const OLD_LIMIT: Duration = Duration::from_secs(10);
+
+/// The slot of a key or channel: CRC-16/XMODEM of it, or of what stands in its first braces (Redis Cluster specification,
+/// "Hash tags").
+pub(super) fn slot_of(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    let crc = hashed.bytes().fold(0_u16, |crc, byte| {
+        (0..8)
+            .fold(crc ^ u16::from(byte) << 8, |crc, _| crc << 1 ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 })
+    });
+    crc % SLOTS
+}
+
+/// Where a node listens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(in crate::broker) struct Address {
+    host: Arc<str>,
+    port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Which master has which slots.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Slots {
+    /// First and last slot, ascending, and who has them.
+    ranges: Vec<(u16, u16, Address)>,
+    /// Those that serve none at all are not known here.
+    masters: BTreeSet<Address>,
+}
+
+impl Slots {
+    /// Who serves a key; `None` if nobody does.
+    pub(super) fn master_of(&self, key: &str) -> Option<&Address> {
+        let slot = slot_of(key);
+        let next = self.ranges.partition_point(|(first, ..)| *first <= slot);
+        let (_, last, master) = self.ranges.get(next.checked_sub(1)?)?;
+        (slot <= *last).then_some(master)
+    }
+
+    pub(super) fn is_master(&self, address: &Address) -> bool {
+        self.masters.contains(address)
+    }
+
+    /// Reads an answer to `CLUSTER SLOTS` that the node at `asked` gave.
+    fn read(answer: Value, asked: &str) -> Option<Self> {
+        let Value::Array(answer) = answer else { return None };
+        let mut ranges = Vec::with_capacity(answer.len());
+        for range in answer {
+            let Value::Array(parts) = range else { return None };
+            let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = &parts[..] else {
+                return None;
+            };
+            let [host, Value::Int(port), ..] = &master[..] else { return None };
+            let host = match host {
+                Value::BulkString(host) if !host.is_empty() => std::str::from_utf8(host).ok()?,
+                _ => asked, // a node that does not know its own address means: the one you came to
+            };
+            let address = Address { host: host.into(), port: u16::try_from(*port).ok()? };
+            // `?` is one of which no address is known (`cluster-preferred-endpoint-type hostname` without a hostname).
+            if host != "?" {
+                ranges.push((u16::try_from(*first).ok()?, u16::try_from(*last).ok()?, address));
+            }
+        }
+        ranges.sort();
+        let masters = ranges.iter().map(|(.., master)| master.clone()).collect();
+        Some(Slots { ranges, masters })
+    }
+}
+
+/// What is known of the cluster.
+#[derive(Debug, Clone, Default)]
+pub(super) struct View {
+    /// The newest table there was.
+    pub(super) slots: Option<Arc<Slots>>,
+    /// Why there is no newer one, or it cannot be relied on: one line.
+    pub(super) trouble: Option<String>,
+    /// Masters that left the table since the beginning.
+    pub(super) departed: u64,
+}
+
+impl View {
+    /// Whether anything is known at all.
+    pub(super) fn is_known(&self) -> bool {
+        self.slots.is_some() || self.trouble.is_some()
+    }
+}
+
+/// A handle to what is known. The task that looks ends with the last one.
+#[derive(Clone)]
+pub(in crate::broker) struct Cluster {
+    view: watch::Receiver<View>,
+    elsewhere: Arc<Notify>,
+    /// One of the addresses of the configuration: what it says of signing in holds for every node.
+    like: Client,
+}
+
+impl Cluster {
+    /// Begins to look, by way of the nodes that the configuration names.
+    pub(super) fn start(like: Client, seeds: Vec<Client>) -> Self {
+        let (sender, view) = watch::channel(View::default());
+        let elsewhere = Arc::new(Notify::new());
+        let cluster = Cluster { view, elsewhere, like };
+        tokio::spawn(Watcher::new(cluster.like.clone(), seeds, sender).run(cluster.elsewhere.clone()));
+        cluster
+    }
+
+    pub(super) fn view(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// A node pointed elsewhere, or is gone: there may be news.
+    pub(super) fn look_again(&self) {
+        self.elsewhere.notify_one();
+    }
+
+    /// A client of a node.
+    ///
+    /// # Errors
+    /// Why it cannot be one, on one line.
+    pub(super) fn client(&self, address: &Address) -> Result<Client, String> {
+        client_at(&self.like, &address.host, address.port, self.like.get_connection_info().redis_settings())
+    }
+
+    /// Some master, another one each time: a fleet of gateways spreads over them.
+    ///
+    /// # Errors
+    /// Why none is known, on one line.
+    pub(super) async fn any(&self) -> Result<Client, String> {
+        let mut view = self.view();
+        let view =
+            view.wait_for(View::is_known).await.map_err(|_| "nobody looks any more".to_owned())?.clone();
+        let masters: Vec<_> = view.slots.iter().flat_map(|slots| &slots.masters).collect();
+        match fastrand::choice(masters) {
+            Some(master) => self.client(master),
+            None => Err(view.trouble.unwrap_or_else(|| "the cluster serves no slots".into())),
+        }
+    }
+}
+
+/// What one node said.
+struct Told {
+    slots: Slots,
+    epoch: u64,
+    /// Whether it says that the cluster serves.
+    is_well: bool,
+}
+
+struct Watcher {
+    like: Client,
+    seeds: Vec<Client>,
+    view: watch::Sender<View>,
+    /// Of the newest table, and when it was heard of last.
+    epoch: u64,
+    heard: Instant,
+    /// The connection to the node that answered last.
+    asked: Option<(Client, MultiplexedConnection)>,
+}
+
+impl Watcher {
+    fn new(like: Client, seeds: Vec<Client>, view: watch::Sender<View>) -> Self {
+        Watcher { like, seeds, view, epoch: 0, heard: Instant::now(), asked: None }
+    }
+
+    async fn run(mut self, elsewhere: Arc<Notify>) {
+        loop {
+            let begun = Instant::now();
+            let told = self.look().await;
+            self.publish(told);
+            tokio::select! {
+                () = sleep_until(begun + LOOK_EVERY) => {}
+                () = elsewhere.notified() => sleep_until(begun + LOOK_AFTER).await,
+                () = self.view.closed() => return,
+            }
+        }
+    }
+
+    /// Asks the node that answered last, or all others if it does not, or does not feel well.
+    async fn look(&mut self) -> Result<Told, String> {
+        if let Some((client, connection)) = self.asked.take()
+            && let Ok((told, connection)) = ask(&client, Some(connection)).await
+            && told.is_well
+            && told.epoch >= self.epoch
+        {
+            self.asked = Some((client, connection));
+            return Ok(told);
+        }
+        let slots = self.view.borrow().slots.clone();
+        let settings = self.like.get_connection_info().redis_settings();
+        let known = slots.iter().flat_map(|slots| &slots.masters);
+        let known = known.filter_map(|at| client_at(&self.like, &at.host, at.port, settings).ok());
+        let clients: Vec<Client> = self.seeds.iter().cloned().chain(known).collect();
+        let asking = clients.iter().map(|client| ask(client, None));
+        let mut best: Option<(Told, Client, MultiplexedConnection)> = None;
+        let mut why = None;
+        for (client, answer) in clients.iter().zip(join_all(asking).await) {
+            match answer {
+                Ok((told, connection)) => {
+                    let rank = |told: &Told| (told.is_well, told.epoch);
+                    if best.as_ref().is_none_or(|(best, ..)| rank(&told) > rank(best)) {
+                        best = Some((told, client.clone(), connection));
+                    }
+                }
+                Err(error) => why = Some(error),
+            }
+        }
+        let Some((told, client, connection)) = best else {
+            return Err(why.unwrap_or_else(|| "no node is known".into()));
+        };
+        self.asked = Some((client, connection));
+        Ok(told)
+    }
+
+    fn publish(&mut self, told: Result<Told, String>) {
+        self.view.send_if_modified(|view| {
+            let trouble = match &told {
+                Ok(told) if told.is_well => None,
+                Ok(_) => Some("the cluster is down: its nodes say cluster_state:fail".to_owned()),
+                Err(why) => Some(why.clone()),
+            };
+            let mut is_new = view.trouble != trouble;
+            view.trouble = trouble;
+            if let Ok(Told { slots, epoch, .. }) = told
+                && (epoch >= self.epoch || self.heard.elapsed() > OLD_LIMIT)
+            {
+                (self.epoch, self.heard) = (epoch, Instant::now());
+                if view.slots.as_deref() != Some(&slots) {
+                    let before = view.slots.iter().flat_map(|before| &before.masters);
+                    view.departed += before.filter(|master| !slots.is_master(master)).count() as u64;
+                    view.slots = Some(Arc::new(slots));
+                    is_new = true;
+                }
+            }
+            is_new
+        });
+    }
+}
+
+/// Asks one node, on the connection there is or a new one.
+async fn ask(
+    client: &Client,
+    connection: Option<MultiplexedConnection>,
+) -> Result<(Told, MultiplexedConnection), String> {
+    let address = client.get_connection_info().addr();
+    let asking = async {
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => {
+                let settings = AsyncConnectionConfig::new()
+                    .set_connection_timeout(Some(CONNECT_LIMIT))
+                    .set_response_timeout(Some(LOOK_LIMIT));
+                client.get_multiplexed_async_connection_with_config(&settings).await?
+            }
+        };
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("SLOTS");
+        let answers = pipeline.ignore_errors().query_async::<[Result<Value, RedisError>; 2]>(&mut connection);
+        Ok::<_, RedisError>((answers.await?, connection))
+    };
+    let answer = timeout(LOOK_LIMIT, asking).await;
+    let answer = answer.map_err(|_| format!("cannot connect: {address}: no answer within {LOOK_LIMIT:?}"))?;
+    let ([info, slots], connection) =
+        answer.map_err(|why| format!("cannot connect: {address}: {}", words(&why)))?;
+    let slots = slots.map_err(|why| match why.detail() {
+        Some(detail) if is_answer(&why) && detail.contains("cluster support disabled") => {
+            format!("{address} is no node of a Redis Cluster; remove broker.cluster")
+        }
+        _ => format!("{address}: {}", words(&why)),
+    })?;
+    let host = match address {
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.as_str(),
+        _ => "127.0.0.1", // the configuration takes no other kind
+    };
+    let slots = Slots::read(slots, host).ok_or_else(|| format!("{address}: no answer to CLUSTER SLOTS"))?;
+    // A user who may not ask this is served all the same, as well as can be without it.
+    let info = info.ok().and_then(|info| redis::from_redis_value::<String>(info).ok()).unwrap_or_default();
+    let value =
+        |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'));
+    let epoch = value("cluster_current_epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    Ok((Told { slots, epoch, is_well: value("cluster_state") != Some("fail") }, connection))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_specification() {
+        assert_eq!(slot_of("123456789"), 0x31C3);
+        assert_eq!(slot_of("{user1000}.following"), slot_of("{user1000}.followers"));
+        assert_eq!(slot_of("foo{{bar}}zap"), slot_of("{bar"));
+        assert_eq!(slot_of("foo{bar}{zap}"), slot_of("bar"));
+        assert_ne!(slot_of("foo{}{bar}"), slot_of("bar"), "the first braces count, though they are empty");
+    }
+
+    #[test]
+    fn a_slot_that_nobody_serves_has_no_master() {
+        let node = |port| {
+            Value::Array(vec![
+                Value::BulkString(b"h".to_vec()),
+                Value::Int(port),
+                Value::BulkString(b"id".to_vec()),
+            ])
+        };
+        let range = |first, last, port| Value::Array(vec![Value::Int(first), Value::Int(last), node(port)]);
+        let here = i64::from(slot_of("a"));
+        let slots =
+            Slots::read(Value::Array(vec![range(here, here, 7), range(0, here - 1, 6)]), "x").unwrap();
+        assert_eq!(slots.master_of("a").map(|master| master.port), Some(7));
+        assert_eq!(slots.master_of("{b}").map(|master| master.port), Some(6), "{}", slot_of("b"));
+        let slots = Slots::read(Value::Array(vec![range(here + 1, 16383, 7)]), "x").unwrap();
+        assert_eq!(slots.master_of("a"), None);
+        let unnamed = Value::Array(vec![
+            Value::Int(0),
+            Value::Int(16383),
+            Value::Array(vec![Value::Nil, Value::Int(1)]),
+        ]);
+        let slots = Slots::read(Value::Array(vec![unnamed]), "asked").unwrap();
+        assert_eq!(slots.master_of("a").unwrap().to_string(), "asked:1");
+    }
+}

@@ -1,0 +1,102 @@
+//! Sharded publish/subscribe on the wire: `SSUBSCRIBE` of a channel at the node that has its slot.
+//!
+//! The library's own kind of subscribed connection knows no shard channels, so it is an ordinary one, on which the server says
+//! things unasked (RESP3).
+
+use std::convert::Infallible;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Msg, ProtocolVersion, PushInfo, PushKind, RedisError, Value};
+use tokio::sync::mpsc;
+
+use super::CONNECT_LIMIT;
+use super::answers::fault;
+use super::session::Heard;
+use super::table::Name;
+use crate::broker::BrokerError;
+
+/// Messages that wait for us. A connection that has brought more than that is given up, and all of it may be lost.
+pub(super) const HEARD_CAPACITY: usize = 64 * 1024;
+
+/// Connects. What is heard ends with the connection.
+pub(super) async fn connect(
+    client: &Client,
+) -> Result<(MultiplexedConnection, BoxStream<'static, Heard>), RedisError> {
+    let info = client.get_connection_info();
+    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let client = Client::open(info.clone().set_redis_settings(login))?;
+    let (sender, receiver) = mpsc::channel(HEARD_CAPACITY);
+    let sender = Mutex::new(Some(sender));
+    let listen = move |push: PushInfo| {
+        let mut sender = sender.lock();
+        let is_end = push.kind == PushKind::Disconnection;
+        let is_full = heard(push)
+            .is_some_and(|heard| sender.as_ref().is_some_and(|sender| sender.try_send(heard).is_err()));
+        if is_end || is_full {
+            *sender = None;
+        }
+        Ok::<_, Infallible>(())
+    };
+    // How long an answer may take is looked after by who asks.
+    let settings = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_LIMIT))
+        .set_response_timeout(None)
+        .set_push_sender(listen);
+    let connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+    let heard = stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+    Ok((connection, heard.boxed()))
+}
+
+fn heard(push: PushInfo) -> Option<Heard> {
+    match push.kind {
+        PushKind::SMessage => Msg::from_push_info(push).map(Heard::Message),
+        PushKind::SUnsubscribe => {
+            let channel = push.data.into_iter().next()?;
+            redis::from_redis_value(channel).ok().map(Heard::Unsubscribed)
+        }
+        _ => None,
+    }
+}
+
+/// Asks whether the server is there.
+pub(super) async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    ask_all(connection, redis::pipe()).await.map(drop)
+}
+
+/// Asks one thing of each channel: those of different slots cannot be named in one command. Returns those for which it was not
+/// done.
+pub(super) async fn ask(
+    connection: &mut MultiplexedConnection,
+    command: &str,
+    names: Vec<Name>,
+) -> Result<Vec<(Name, BrokerError)>, RedisError> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut pipeline = redis::pipe();
+    for name in &names {
+        pipeline.cmd(command).arg(name.as_str());
+    }
+    let denied = names.into_iter().zip(ask_all(connection, pipeline).await?);
+    Ok(denied.filter_map(|(name, answer)| Some((name, fault(&answer.err()?)))).collect())
+}
+
+/// Asks, and makes sure that the answers are those to the questions: when a slot moves, the server says of its channels that
+/// they are unsubscribed, and the library takes that for the answer to what was asked last, and so on from there. A word that
+/// has to come back as the last answer shows that.
+async fn ask_all(
+    connection: &mut MultiplexedConnection,
+    mut pipeline: redis::Pipeline,
+) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
+    let word = fastrand::u64(..).to_string();
+    pipeline.cmd("PING").arg(&word);
+    let mut answers: Vec<Result<Value, RedisError>> =
+        pipeline.ignore_errors().query_async(connection).await?;
+    match answers.pop() {
+        Some(Ok(Value::BulkString(back))) if back == word.as_bytes() => Ok(answers),
+        Some(Err(why)) if why.code() == Some("NOPERM") => Ok(answers), // a narrow ACL: what can be known without it
+        _ => Err((redis::ErrorKind::UnexpectedReturnType, "an answer is to another question").into()),
+    }
+}

@@ -1,0 +1,235 @@
+//! A Redis Cluster as a whole: every shard has a task of its own, the very one that serves a server alone, and what is asked
+//! goes to the one whose master has the slot. A shard that is away so holds up nothing but its own topics.
+//!
+//! When slots have moved, the old shard gives up what it holds of them and the new one takes it over where it was. What may
+//! be missing then is told by the new one. This knows neither messages nor connections.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::cluster::{Address, Cluster, Slots, View};
+use super::servers::Servers;
+use super::table::{Name, Table};
+use crate::broker::{BrokerError, COMMAND_CAPACITY, Event, Link};
+use crate::topic::Filter;
+
+/// What the task of a server is asked. That of a server alone gets nothing but commands.
+pub(super) enum Order<C: Routed> {
+    Command(C),
+    /// Give up what another master has now.
+    Leave {
+        slots: Arc<Slots>,
+        left: oneshot::Sender<Left<C::Held>>,
+    },
+    /// Take over what was given up elsewhere.
+    Enter(Entering<C::Held>),
+}
+
+/// What a shard gave up.
+pub(super) struct Left<H> {
+    pub(super) held: Vec<H>,
+    /// Whether its connection stands, so that all of it was read up to here.
+    pub(super) is_whole: bool,
+    /// How much it still holds.
+    pub(super) remaining: usize,
+}
+
+/// What a shard takes over.
+pub(super) struct Entering<H> {
+    pub(super) held: Vec<H>,
+    /// Why something may be missing: the old master is gone, and a replica that takes its place may lack what was added last.
+    pub(super) lost: Option<String>,
+}
+
+impl<C: Routed> From<C> for Order<C> {
+    fn from(command: C) -> Self {
+        Order::Command(command)
+    }
+}
+
+/// A command that goes to the shard of its topic.
+pub(super) trait Routed: Sized + Send + 'static {
+    /// What a shard holds of a topic.
+    type Held: Send + 'static;
+    /// What is said to who wants a pattern.
+    const NO_PATTERNS: &'static str;
+
+    fn filter(&self) -> Filter;
+    /// The same again, if it ends a subscription.
+    fn unsubscribe_again(&self) -> Option<Self>;
+    fn fail(self, why: BrokerError);
+    /// The key or channel.
+    fn name_of(held: &Self::Held) -> &str;
+}
+
+/// Why each shard is away that is.
+type Away = Arc<watch::Sender<BTreeMap<Address, String>>>;
+
+/// One master, for the task that serves it.
+pub(super) struct Shard {
+    address: Address,
+    cluster: Cluster,
+    away: Away,
+}
+
+impl Shard {
+    /// Whether another master has a key.
+    pub(super) fn has_lost(&self, slots: &Slots, key: &str) -> bool {
+        slots.master_of(key).is_some_and(|master| *master != self.address)
+    }
+
+    /// Something was answered that another node may know better.
+    pub(super) fn look_again(&self) {
+        self.cluster.look_again();
+    }
+
+    pub(super) fn up(&self) {
+        self.away.send_if_modified(|away| away.remove(&self.address).is_some());
+    }
+
+    pub(super) fn down(&self, why: &str) {
+        self.cluster.look_again();
+        self.away
+            .send_if_modified(|away| away.insert(self.address.clone(), why.into()).as_deref() != Some(why));
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.up();
+    }
+}
+
+/// Runs until the command channel or the event channel closes. Begins when the first command comes; `serve` starts the
+/// task of a shard.
+pub(super) async fn route<C: Routed>(
+    cluster: Cluster,
+    link: Link,
+    separator: char,
+    mut commands: mpsc::Receiver<C>,
+    events: mpsc::Sender<Event>,
+    serve: impl Fn(Servers, Shard, mpsc::Receiver<Order<C>>),
+) {
+    let Some(first) = commands.recv().await else { return };
+    let (mut view, away) = (cluster.view(), Away::default());
+    let mut news = away.subscribe();
+    let mut router = Router {
+        cluster,
+        names: Table::new(separator),
+        slots: Arc::default(),
+        away,
+        shards: HashMap::new(),
+        serve,
+    };
+    let mut first = Some(first);
+    // Why it is down, as told last.
+    let mut told: Option<Option<String>> = None;
+    loop {
+        let View { slots, trouble, .. } = view.borrow_and_update().clone();
+        let is_known = slots.is_some() || trouble.is_some();
+        if let Some(slots) = slots.filter(|slots| *slots != router.slots) {
+            router.settle(slots).await;
+        }
+        if is_known {
+            let away = news.borrow_and_update().first_key_value().map(|(at, why)| format!("{at}: {why}"));
+            let now = trouble.clone().or(away);
+            if told.as_ref() != Some(&now) {
+                let event = now.clone().map_or(Event::Up(link), |why| Event::Down { link, why });
+                if events.send(event).await.is_err() {
+                    return;
+                }
+                told = Some(now);
+            }
+            if let Some(command) = first.take() {
+                router.hand_over(command, &trouble).await;
+            }
+        }
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            _ = news.changed() => {} // its sender is ours
+            command = commands.recv(), if is_known => {
+                let Some(command) = command else { return };
+                router.hand_over(command, &trouble).await;
+            }
+            () = events.closed() => return,
+        }
+    }
+}
+
+struct Router<C: Routed, S> {
+    cluster: Cluster,
+    names: Table,
+    /// As of which the shards hold what they hold.
+    slots: Arc<Slots>,
+    away: Away,
+    shards: HashMap<Address, mpsc::Sender<Order<C>>>,
+    serve: S,
+}
+
+impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
+    /// Hands a command to the shard that it is for. `trouble` is why the cluster is not known, if it is not.
+    async fn hand_over(&mut self, command: C, trouble: &Option<String>) {
+        let name = match self.names.name(&command.filter()) {
+            Ok(Name::Channel(name)) => name,
+            Ok(Name::Glob(_)) => return command.fail(BrokerError::Refused(C::NO_PATTERNS.into())),
+            Err(why) => return command.fail(why),
+        };
+        let slots = self.slots.clone();
+        if let Some(master) = slots.master_of(&name) {
+            // A task that has ended has nobody to tell anything.
+            let _ = self.shard(master).send(Order::Command(command)).await;
+            return;
+        }
+        // Whoever served it may still hold it.
+        for shard in self.shards.values() {
+            let Some(unsubscribe) = command.unsubscribe_again() else { break };
+            let _ = shard.send(Order::Command(unsubscribe)).await;
+        }
+        let nobody = || format!("no node of the cluster serves the slot of {name}");
+        command.fail(BrokerError::Away(trouble.clone().unwrap_or_else(nobody)));
+    }
+
+    fn shard(&mut self, address: &Address) -> mpsc::Sender<Order<C>> {
+        if let Some(shard) = self.shards.get(address) {
+            return shard.clone();
+        }
+        let (sender, orders) = mpsc::channel(COMMAND_CAPACITY);
+        let shard =
+            Shard { address: address.clone(), cluster: self.cluster.clone(), away: self.away.clone() };
+        (self.serve)(Servers::Node(self.cluster.clone(), address.clone()), shard, orders);
+        self.shards.insert(address.clone(), sender.clone());
+        sender
+    }
+
+    /// Has every shard give up what others have now, and these take it over.
+    async fn settle(&mut self, slots: Arc<Slots>) {
+        self.slots = slots.clone();
+        let mut moved: BTreeMap<(Address, bool), Vec<C::Held>> = BTreeMap::new();
+        let mut gone = Vec::new();
+        for (address, shard) in &self.shards {
+            let (left, answer) = oneshot::channel();
+            let _ = shard.send(Order::Leave { slots: slots.clone(), left }).await;
+            let Ok(left) = answer.await else { continue };
+            // A slot that moved takes its keys along. Not so when a replica took the master's place.
+            let is_master = slots.is_master(address);
+            let is_lost = !(left.is_whole && is_master);
+            for held in left.held {
+                if let Some(home) = slots.master_of(C::name_of(&held)) {
+                    moved.entry((home.clone(), is_lost)).or_default().push(held);
+                }
+            }
+            if !is_master && left.remaining == 0 {
+                gone.push(address.clone());
+            }
+        }
+        for ((home, is_lost), held) in moved {
+            let lost = is_lost.then(|| format!("{home} has taken the place of another master"));
+            let _ = self.shard(&home).send(Order::Enter(Entering { held, lost })).await;
+        }
+        for address in gone {
+            self.shards.remove(&address);
+        }
+    }
+}
