@@ -385,7 +385,8 @@ impl Gateway {
             return Err("draining".into());
         }
         match self.upstream.borrow().all() {
-            Upstream::Up => Ok(()),
+            // Every replica misses the same part, and would be taken out of service with it.
+            Upstream::Up | Upstream::Partly(_) => Ok(()),
             Upstream::Down(why) => Err(format!("broker away: {why}")),
         }
     }

@@ -29,6 +29,8 @@ const WAKES: usize = 256;
 pub enum Upstream {
     /// Connected, and everything is subscribed.
     Up,
+    /// So it is but for a part of the topics, and why.
+    Partly(String),
     /// Not connected, and why.
     Down(String),
 }
@@ -54,10 +56,12 @@ impl Upstreams {
         }
     }
 
-    /// Down if one of them is.
+    /// The worst of them.
     pub fn all(&self) -> &Upstream {
         let Upstreams { pubsub, stored, sharded } = self;
-        [pubsub, stored].into_iter().find(|one| **one != Upstream::Up).unwrap_or(sharded)
+        let all = [pubsub, stored, sharded];
+        let found = all.into_iter().find(|one| matches!(one, Upstream::Down(_)));
+        found.or_else(|| all.into_iter().find(|one| **one != Upstream::Up)).unwrap_or(pubsub)
     }
 }
 
@@ -154,6 +158,7 @@ impl Ingest {
                 tracing::info!(?link, "broker connected");
                 self.tell_of(link, Upstream::Up);
             }
+            Event::Partly { link, why } => self.tell_of(link, Upstream::Partly(why)),
             Event::Down { link, why } => self.tell_of(link, Upstream::Down(why)),
             Event::Refused { filter, why } => {
                 tracing::error!(
@@ -184,10 +189,10 @@ impl Ingest {
             self.metrics.upstream_losses.inc();
         }
         // Every failed attempt to come back is told; one line for the first is enough.
-        if let Upstream::Down(why) = state
-            && is_new
-        {
-            tracing::warn!(?link, why, "broker away");
+        match state {
+            Upstream::Down(why) if is_new => tracing::warn!(?link, why, "broker away"),
+            Upstream::Partly(why) if is_new => tracing::warn!(?link, why, "a part of the broker is away"),
+            Upstream::Up | Upstream::Partly(_) | Upstream::Down(_) => {}
         }
     }
 
@@ -318,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_broker_is_away_while_one_of_its_connections_is() {
+    fn the_broker_is_away_while_one_of_its_connections_is_and_a_part_hides_no_whole() {
         let ingest = ingest();
         let is_up = || *ingest.upstream.borrow().all() == Upstream::Up;
         assert!(!is_up(), "nothing is connected yet");
@@ -330,5 +335,10 @@ mod tests {
             ingest.take(Event::Up(link));
             assert!(is_up());
         }
+        ingest.take(Event::Partly { link: Link::Stored, why: "a shard".into() });
+        assert_eq!(*ingest.upstream.borrow().all(), Upstream::Partly("a shard".into()));
+        assert_eq!(ingest.metrics.upstream_up.get(), 0);
+        ingest.take(Event::Down { link: Link::Sharded, why: "all".into() });
+        assert_eq!(*ingest.upstream.borrow().all(), Upstream::Down("all".into()));
     }
 }

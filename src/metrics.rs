@@ -237,7 +237,11 @@ impl Metrics {
             addresses: register!("addresses", "Client addresses that are remembered", Gauge::default()),
             subjects: register!("subjects", "Token subjects with open streams", Gauge::default()),
             ready: register!("ready", "1 while new streams are served", Gauge::default()),
-            upstream_up: register!("upstream_up", "1 while the broker is connected", Gauge::default()),
+            upstream_up: register!(
+                "upstream_up",
+                "1 while the broker is connected, and every part of it",
+                Gauge::default()
+            ),
             upstream_losses: register!("upstream_losses", "Broker connections lost", Counter::default()),
             forward: ForwardMetrics::register(registry),
             jwks: KeyMetrics::register(registry),

@@ -10,6 +10,7 @@ use common::eventually;
 use common::gateway::Gateway;
 use common::nats::NatsServer;
 use common::redis::RedisServer;
+use common::redis_cluster::RedisCluster;
 
 const DOCUMENT: &str = include_str!("../docs/security.md");
 
@@ -147,11 +148,10 @@ async fn publish_to_redis(server: &str, topic: &str, payload: &str) {
 }
 
 /// The channels and commands that the server has denied to anyone, as it wrote them down.
-async fn denied(server: &str) -> BTreeSet<String> {
+async fn denied(connection: &mut redis::aio::MultiplexedConnection) -> BTreeSet<String> {
     let mut log = redis::cmd("ACL");
     log.arg("LOG");
-    let entries: Vec<HashMap<String, redis::Value>> =
-        log.query_async(&mut application(server).await).await.unwrap();
+    let entries: Vec<HashMap<String, redis::Value>> = log.query_async(connection).await.unwrap();
     entries.iter().map(|entry| redis::from_redis_value_ref(&entry["object"]).unwrap()).collect()
 }
 
@@ -163,15 +163,15 @@ async fn redis_that_allows_what_the_document_lists_is_enough_and_refuses_the_res
     let gateway = gateway(&toml, "redis://redis.internal:6379", &url).await;
     let publish = async |topic: &str, payload: &str| publish_to_redis(&url, topic, payload).await;
     all_that_is_needed_is_allowed(&gateway, publish, async || {
-        assert_eq!(denied(&url).await, BTreeSet::new());
+        assert_eq!(denied(&mut application(&url).await).await, BTreeSet::new());
         server.restart();
     })
     .await;
-    assert_eq!(denied(&url).await, BTreeSet::new());
+    assert_eq!(denied(&mut application(&url).await).await, BTreeSet::new());
     // Who may read orders:* may not ask for a pattern inside of it: Redis compares patterns as text.
     all_else_is_refused(&gateway, &["internal/plans", "**", "orders/eu/*"]).await;
     let expected = ["internal:plans", "*", "orders:eu:*", "orders:eu"];
-    assert_eq!(denied(&url).await, expected.map(String::from).into());
+    assert_eq!(denied(&mut application(&url).await).await, expected.map(String::from).into());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,4 +185,47 @@ async fn redis_that_allows_no_publishing_is_read_all_the_same() {
         publish_to_redis(&server.url(), topic, payload).await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_cluster_that_allows_what_the_document_lists_is_enough() {
+    let users = blocks(DOCUMENT, "Redis Cluster", "conf");
+    let sources = ["sharded-pubsub", "redis-stream"];
+    assert_eq!(users.len(), sources.len());
+    for (user, source) in users.iter().zip(sources) {
+        let cluster = RedisCluster::start_with(2, 0, &[user]).await;
+        let url = cluster.url().replace("//", "//topicgate:gateway-password@");
+        let payload = if source == "redis-stream" { "payload = { field = \"n\" }" } else { "" };
+        let toml = format!(
+            "[broker]\nurl = \"{url}\"\ncluster = true\n[[topics]]\nmatch = \"orders/**\"\nsource = \"{source}\"\n{payload}\n\
+             read = \"anyone\"\npublish = \"anyone\"\n"
+        );
+        let gateway = Gateway::with(&toml).await;
+        let mut writer = cluster.writer();
+        for topic in ["orders/eu", "orders/in/eu"] {
+            let mut reader = gateway.open(&format!("/topics/{topic}")).await;
+            reader.expect("stream-open").await;
+            match source {
+                "redis-stream" => drop(writer.xadd(topic, "1").await),
+                _ => writer.spublish(topic, "1").await,
+            }
+            assert_eq!(reader.message().await, "1");
+            if topic == "orders/in/eu" {
+                gateway.publish(topic, "2").await;
+                assert_eq!(reader.message().await, "2");
+            }
+        }
+        for node in 0..2 {
+            // The connection of plain publish/subscribe is there whether a rule needs it or not, and asks whether it is alive.
+            let mut denied = denied(&mut cluster.connect(node).await).await;
+            denied.remove("ping");
+            assert_eq!(denied, BTreeSet::new(), "{source}");
+        }
+        let answer = gateway.post("/topics/orders/eu", "x").await;
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_str()),
+            (502, Some("broker_refused")),
+            "{source}"
+        );
+    }
 }

@@ -19,7 +19,7 @@
 //!   that delivery is back within two of the server's return), every filter subscribed anew, then [`Event::Lost`] for
 //!   all of them and [`Event::Up`]. A connection that went dead without a word is noticed within 15 s. While down,
 //!   `Subscribe` and `Publish` are answered [`BrokerError::Away`] at once; `Unsubscribe` works. Of sharded publish/subscribe
-//!   each node's connection comes and goes with its own filters: those alone are lost, and [`Link::Sharded`] is down while one is.
+//!   each node's connection comes and goes with its own filters: those alone are lost.
 //! - **Bounded.** Back-pressure on the event channel ends as [`Event::Lost`], never as growing memory.
 //! - It ends when the command channel closes.
 
@@ -141,6 +141,13 @@ pub enum Event {
     },
     /// The connection is up and every filter is subscribed.
     Up(Link),
+    /// The connection is up but for some of its filters: a shard of a Redis Cluster is away. Told again when the reason changes.
+    Partly {
+        /// Which.
+        link: Link,
+        /// Why, as in [`Event::Down`].
+        why: String,
+    },
     /// The connection is down; the broker is trying to come back. Told again when the reason changes.
     Down {
         /// Which.

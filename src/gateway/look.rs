@@ -102,7 +102,7 @@ impl Gateway {
         Ok(Some(Stream::open(self.current().streams.clone(), ticket, place, vec![lease], start, terms)))
     }
 
-    /// Whether the broker can be relied on now, and if not, why.
+    /// Whether the broker can be relied on now, and if not or not all of it, why.
     pub fn upstream(&self) -> Upstream {
         self.upstream.borrow().all().clone()
     }

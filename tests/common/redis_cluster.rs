@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
@@ -26,7 +28,7 @@ const SETTINGS: [&str; 5] = [
 ];
 
 /// How long a node may take to answer one command.
-const ANSWER: Duration = Duration::from_secs(2);
+pub const ANSWER: Duration = Duration::from_secs(2);
 
 /// Nodes are known by their places in `nodes`: first the masters, then the replicas of the first of them, and so on.
 /// These are the parts that they have in the beginning; they keep their places when they change them.
@@ -36,6 +38,8 @@ pub struct RedisCluster {
     ids: Vec<String>,
     /// What stands before `@` in an URL.
     login: String,
+    /// The port of the node that writers do not talk to, or 0.
+    shunned: Arc<AtomicU16>,
 }
 
 /// A slot that is on its way from one master to another.
@@ -64,7 +68,7 @@ impl RedisCluster {
         let nodes = (0..masters * (1 + replicas)).map(node).collect();
         let password = lines.iter().find_map(|line| line.strip_prefix("requirepass "));
         let login = password.map(|password| format!(":{password}@")).unwrap_or_default();
-        RedisCluster { nodes, masters, ids: Vec::new(), login }
+        RedisCluster { nodes, masters, ids: Vec::new(), login, shunned: Arc::default() }
     }
 
     /// Starts the nodes and makes them a cluster; waits until it is whole.
@@ -126,8 +130,14 @@ impl RedisCluster {
     /// Somebody who writes.
     pub fn writer(&self) -> Writer {
         let seeds = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
-        let login = self.login.clone();
-        Writer { seeds, login, connections: HashMap::new(), owners: HashMap::new() }
+        let (login, shunned) = (self.login.clone(), self.shunned.clone());
+        Writer { seeds, login, shunned, connections: HashMap::new(), owners: HashMap::new() }
+    }
+
+    /// From here on no writer talks to this node. A master that was replaced without hearing of it, as when it was paused,
+    /// goes on confirming for a moment what is then lost.
+    pub fn shun(&self, node: Option<usize>) {
+        self.shunned.store(node.map_or(0, |node| self.nodes[node].port()), Ordering::Relaxed);
     }
 
     /// Waits until every node runs, finds everyone well, and agrees with the others on who serves what; and every
@@ -386,6 +396,7 @@ impl Member {
 pub struct Writer {
     seeds: Vec<String>,
     login: String,
+    shunned: Arc<AtomicU16>,
     connections: HashMap<String, MultiplexedConnection>,
     /// Who had a key when it was written last.
     owners: HashMap<String, String>,
@@ -462,6 +473,9 @@ impl Writer {
         asks: bool,
         command: &Cmd,
     ) -> RedisResult<T> {
+        if address.ends_with(&format!(":{}", self.shunned.load(Ordering::Relaxed))) {
+            return Err((ErrorKind::Client, "shunned").into());
+        }
         if !self.connections.contains_key(address) {
             let connection = connect(&format!("redis://{}{address}", self.login)).await;
             let connection = connection

@@ -124,8 +124,7 @@ pub(super) async fn route<C: Routed>(
         serve,
     };
     let mut first = Some(first);
-    // Why it is down, as told last.
-    let mut told: Option<Option<String>> = None;
+    let mut told: Option<Standing> = None;
     loop {
         let View { slots, trouble, .. } = view.borrow_and_update().clone();
         let is_known = slots.is_some() || trouble.is_some();
@@ -133,10 +132,13 @@ pub(super) async fn route<C: Routed>(
             router.settle(slots).await;
         }
         if is_known {
-            let away = news.borrow_and_update().first_key_value().map(|(at, why)| format!("{at}: {why}"));
-            let now = trouble.clone().or(away);
+            let now = router.standing(trouble.as_deref(), &news.borrow_and_update());
             if told.as_ref() != Some(&now) {
-                let event = now.clone().map_or(Event::Up(link), |why| Event::Down { link, why });
+                let event = match now.clone() {
+                    Standing::Up => Event::Up(link),
+                    Standing::Partly(why) => Event::Partly { link, why },
+                    Standing::Down(why) => Event::Down { link, why },
+                };
                 if events.send(event).await.is_err() {
                     return;
                 }
@@ -156,6 +158,14 @@ pub(super) async fn route<C: Routed>(
             () = events.closed() => return,
         }
     }
+}
+
+/// How the shards stand together.
+#[derive(Clone, PartialEq, Eq)]
+enum Standing {
+    Up,
+    Partly(String),
+    Down(String),
 }
 
 struct Router<C: Routed, S> {
@@ -189,6 +199,16 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
         }
         let nobody = || format!("no node of the cluster serves the slot of {name}");
         command.fail(BrokerError::Away(trouble.clone().unwrap_or_else(nobody)));
+    }
+
+    fn standing(&self, trouble: Option<&str>, away: &BTreeMap<Address, String>) -> Standing {
+        let why = || away.first_key_value().map(|(address, why)| format!("{address}: {why}"));
+        match (trouble.map(str::to_owned), why()) {
+            (Some(why), _) => Standing::Down(why),
+            (None, None) => Standing::Up,
+            (None, Some(why)) if away.len() < self.shards.len() => Standing::Partly(why),
+            (None, Some(why)) => Standing::Down(why),
+        }
     }
 
     fn shard(&mut self, address: &Address) -> mpsc::Sender<Order<C>> {

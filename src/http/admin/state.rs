@@ -61,7 +61,7 @@ impl Standing {
                 url: config.broker.masked_url(),
                 away: match gateway.upstream() {
                     Upstream::Up => None,
-                    Upstream::Down(why) => Some(why),
+                    Upstream::Partly(why) | Upstream::Down(why) => Some(why),
                 },
                 losses: metrics.losses(),
             },

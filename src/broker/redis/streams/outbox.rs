@@ -92,7 +92,11 @@ impl Outbox {
             | Event::Gone { filter: of, .. }
             | Event::Ended { filter: of, .. }
             | Event::Refused { filter: of, .. } => of != filter,
-            Event::Lost { .. } | Event::Unnameable { .. } | Event::Up(_) | Event::Down { .. } => true,
+            Event::Lost { .. }
+            | Event::Unnameable { .. }
+            | Event::Up(_)
+            | Event::Partly { .. }
+            | Event::Down { .. } => true,
         };
         self.queue.retain_mut(|waiting| {
             let Waiting::Event(event, done) = waiting else { return true };
