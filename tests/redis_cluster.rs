@@ -1,5 +1,6 @@
-//! Redis Cluster: every topic is read and written where its slot is. While slots move and masters come and go, what is kept
-//! goes on without a gap as long as no master died, and what is not kept has a gap in its place.
+//! Redis Cluster: every topic is read and written where its slot is. While slots move and masters come and
+//! go, what is kept goes on without a gap as long as no master died, and what is not kept has a gap in its
+//! place.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -7,7 +8,7 @@ mod common;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use common::client::Reader;
 use common::gateway::Gateway;
@@ -23,8 +24,8 @@ use tokio::time::{sleep, timeout};
 use topicgate::broker::{Broker, EVENT_CAPACITY, Event};
 use topicgate::config;
 
-/// Configuration for a gateway on these nodes: what is below `kept` is streams, below `live` sharded publish/subscribe, below
-/// `plain` the classic kind. `more` is laid over it.
+/// Configuration for a gateway on these nodes: what is below `kept` is streams, below `live` sharded
+/// publish/subscribe, below `plain` the classic kind. `more` is laid over it.
 fn toml_with(url: &str, more: &str) -> String {
     let rule = |name: &str, source: &str| {
         format!("[[topics]]\nmatch = \"{name}/**\"\nread = \"anyone\"\npublish = \"anyone\"\n{source}\n")
@@ -235,9 +236,9 @@ async fn a_master_that_dies_is_a_gap_in_its_topics_and_the_others_are_delivered_
     cluster.in_step(0, replica).await;
     cluster.nodes[replica].pause(); // it takes over when the test says so
     cluster.nodes[0].stop();
-    // What the others serve is served.
+    // What the others serve is served. Classic publish/subscribe may have to find another node first.
     eventually("it is told", async || gateway.metric("topicgate_upstream_up").await == 0.0).await;
-    gateway.ready().await.unwrap();
+    eventually("the gateway is ready", async || gateway.ready().await.is_ok()).await;
     for master in 1..3 {
         deliver(&mut writer, &kept[master], &mut readers[master], "meanwhile").await;
         deliver(&mut writer, &live[master], &mut readers[3 + master], "meanwhile").await;
@@ -398,8 +399,8 @@ impl Drop for Numbers {
     }
 }
 
-/// Reads numbers from 0 until `last`, which is known later. Each must follow the one before, or a gap stands between them.
-/// Returns how many gaps there were.
+/// Reads numbers from 0 until `last`, which is known later. Each must follow the one before, or a gap stands
+/// between them. Returns how many gaps there were.
 fn read_numbers(mut reader: Reader, last: Arc<AtomicU64>) -> JoinHandle<usize> {
     tokio::spawn(async move {
         let (mut next, mut gap, mut gaps) = (0, false, 0);
@@ -453,8 +454,65 @@ async fn a_slot_that_is_moved_is_a_gap_only_in_what_is_not_kept() {
     last.store(all.iter().map(|(_, numbers, _)| numbers.next()).max().unwrap(), Ordering::Relaxed);
     for (topic, _numbers, reading) in all {
         let gaps = within("the last number", LIMIT, reading).await.unwrap();
-        let may_lose = topic.starts_with("live/{a}");
-        assert!(if may_lose { (1..=8).contains(&gaps) } else { gaps == 0 }, "{topic}: {gaps} gaps");
+        let expected = match topic.as_str() {
+            _ if topic.starts_with("live/{a}") => 1..=8,
+            // The server's word that a channel has moved may be taken for an answer: then the connection is
+            // made anew.
+            _ if topic.starts_with("live/") => 0..=4,
+            _ => 0..=0,
+        };
+        assert!(expected.contains(&gaps), "{topic}: {gaps} gaps");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_trimmed_while_its_slot_is_on_its_way_is_a_gap_in_its_place() {
+    let cluster = RedisCluster::start(3, 0).await;
+    let gateway = Gateway::with(&toml(&cluster)).await;
+    let topic = cluster.topics("kept/", 0, 1).await.remove(0);
+    let mut reader = open(&gateway, std::slice::from_ref(&topic)).await;
+    let mut writer = cluster.writer();
+    for number in 0..5 {
+        deliver(&mut writer, &topic, &mut reader, &number.to_string()).await;
+    }
+    let key = key_of(&topic);
+    let moving = cluster.begin_move(&key, 1).await;
+    cluster.carry_keys(&moving).await;
+    for number in 5..100 {
+        let mut command = redis::cmd("XADD");
+        command.arg(&key).arg("MAXLEN").arg(10).arg("*").arg("n").arg(number);
+        writer.send::<String>(&key, &command).await;
+    }
+    cluster.finish_move(moving).await;
+    expect_gap(&mut reader, &topic).await;
+    for number in 90..100 {
+        assert_eq!(next_message(&mut reader).await.1, number.to_string());
+    }
+    deliver(&mut writer, &topic, &mut reader, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_was_away_altogether_has_no_gap_in_what_it_keeps_in_files() {
+    let mut cluster = RedisCluster::start_with(3, 0, &["appendonly yes", "appendfsync always"]).await;
+    let gateway = Gateway::with(&toml(&cluster)).await;
+    let topics = [cluster.topic_each("kept/").await, cluster.topic_each("live/").await].concat();
+    let mut writer = cluster.writer();
+    let mut readers = Vec::new();
+    for topic in &topics {
+        let mut reader = open(&gateway, std::slice::from_ref(topic)).await;
+        deliver(&mut writer, topic, &mut reader, "before").await;
+        readers.push(reader);
+    }
+    cluster.nodes.iter_mut().for_each(RedisServer::stop);
+    eventually("the gateway is not ready", async || gateway.ready().await.is_err()).await;
+    cluster.nodes.iter_mut().for_each(RedisServer::restart);
+    cluster.whole().await;
+    eventually("the gateway is ready", async || gateway.ready().await.is_ok()).await;
+    for (topic, reader) in topics.iter().zip(&mut readers) {
+        if topic.starts_with("live/") {
+            expect_gap(reader, topic).await;
+        }
+        deliver(&mut writer, topic, reader, "after").await;
     }
 }
 
@@ -626,7 +684,7 @@ async fn write_until_end(mut writer: Writer, topic: String, next: Arc<AtomicU64>
     loop {
         let number = next.load(Ordering::Relaxed);
         if topic.starts_with("kept/") {
-            // The number is its id too: one whose answer was lost is not added twice. With room for a gap between two.
+            // The number is its id too: one whose answer was lost is not added twice. A gap fits between two.
             let mut command = redis::cmd("XADD");
             command.arg(&key).arg(format!("{}-0", 1_700_000_000_000 + number)).arg("n").arg(number);
             match writer.try_send::<String>(&key, &command).await {
@@ -664,14 +722,16 @@ struct Place {
     rewound: bool,
 }
 
-/// One reader of several topics through all of it, which checks each event. It ends when it has seen the last number of
-/// each, which is known later. A restless one is cut now and then and comes back at any of the gateways.
+/// One reader of several topics through all of it, which checks each event. It ends when it has seen the last
+/// number of each, which is known later. A restless one is cut now and then and comes back at any of the
+/// gateways.
 async fn read_all(
     gateways: [std::net::SocketAddr; 2],
     topics: Vec<String>,
     is_restless: bool,
     last: Arc<AtomicU64>,
     doubtful: Doubtful,
+    begin: Instant,
 ) {
     let path = path(&topics);
     let somewhere = Place { next: 0, told: true, rewound: true };
@@ -686,12 +746,12 @@ async fn read_all(
             true => Duration::from_millis(fastrand::u64(50..1500)),
             false => LIMIT * 2,
         };
-        let begin = Instant::now();
-        while let Some(left) = patience.checked_sub(begin.elapsed()) {
+        let opened = Instant::now();
+        while let Some(left) = patience.checked_sub(opened.elapsed()) {
             let Ok(event) = timeout(left, reader.next()).await else { break };
             let Some(event) = event else { break };
             recent.truncate(19);
-            recent.push_front(format!("{:?} {} {}", SystemTime::now(), event.event, event.data));
+            recent.push_front(format!("{:?} {} {}", begin.elapsed(), event.event, event.data));
             match event.event.as_str() {
                 "stream-open" => {}
                 "stream-close" => {
@@ -742,7 +802,9 @@ async fn whatever_happens_to_the_cluster_nothing_is_lost_in_silence() {
     let topics = [cluster.topic_each("kept/").await, cluster.topic_each("live/").await].concat();
     let last = Arc::new(AtomicU64::new(u64::MAX));
     let doubtful = Doubtful::default();
-    let read = |is_restless| read_all(addresses, topics.clone(), is_restless, last.clone(), doubtful.clone());
+    let begin = Instant::now();
+    let read =
+        |is_restless| read_all(addresses, topics.clone(), is_restless, last.clone(), doubtful.clone(), begin);
     let reading = [false, true, true].map(|is_restless| tokio::spawn(read(is_restless)));
     let mut writing = Vec::new();
     for topic in &topics {
@@ -756,7 +818,7 @@ async fn whatever_happens_to_the_cluster_nothing_is_lost_in_silence() {
         if round == kill_at {
             let victim = *random.choice(&masters).unwrap();
             let replica = cluster.replica_of(victim).await;
-            eprintln!("{round}: node {victim} is killed, {replica} takes over");
+            eprintln!("{:?} node {victim} is killed, {replica} takes over", begin.elapsed());
             cluster.nodes[victim].stop();
             cluster.promoted(replica).await;
             cluster.nodes[victim].restart();
@@ -764,7 +826,7 @@ async fn whatever_happens_to_the_cluster_nothing_is_lost_in_silence() {
         } else if round == hang_at {
             let victim = *random.choice(&masters).unwrap();
             let replica = cluster.replica_of(victim).await;
-            eprintln!("{round}: node {victim} hangs, {replica} takes over");
+            eprintln!("{:?} node {victim} hangs, {replica} takes over", begin.elapsed());
             cluster.shun(Some(victim));
             cluster.nodes[victim].pause();
             cluster.promoted(replica).await;
@@ -774,7 +836,7 @@ async fn whatever_happens_to_the_cluster_nothing_is_lost_in_silence() {
             cluster.shun(None);
         } else if random.u8(..3) == 0 {
             let replica = cluster.replica_of(*random.choice(&masters).unwrap()).await;
-            eprintln!("{round}: {replica} becomes a master");
+            eprintln!("{:?} {replica} becomes a master", begin.elapsed());
             cluster.fail_over(replica).await;
             cluster.whole().await;
         } else {
@@ -782,7 +844,7 @@ async fn whatever_happens_to_the_cluster_nothing_is_lost_in_silence() {
             let from = cluster.owner(&key).await;
             let others: Vec<_> = masters.into_iter().filter(|master| *master != from).collect();
             let to = *random.choice(&others).unwrap();
-            eprintln!("{round}: {key} moves from {from} to {to}");
+            eprintln!("{:?} {key} moves from {from} to {to}", begin.elapsed());
             let moving = cluster.begin_move(&key, to).await;
             sleep(Duration::from_millis(random.u64(..200))).await;
             cluster.carry_keys(&moving).await;

@@ -189,6 +189,10 @@ enum End {
     /// An answer did not come, nor anything else.
     #[error("the server does not answer")]
     Silent,
+    /// What was given to it may not have come over the bus; and it may be the node that we are connected to, which then
+    /// answers and hears of nothing any more.
+    #[error("a master has left the cluster")]
+    Departed,
     /// Nobody is left to serve.
     #[error("stopped")]
     Stopped,

@@ -51,7 +51,8 @@ impl RedisServer {
         }
     }
 
-    /// A node of a cluster that is not running yet. It knows its cluster by a file, which outlives its process.
+    /// A node of a cluster that is not running yet. It knows its cluster by a file, which outlives its
+    /// process.
     pub fn node(lines: &[&str]) -> Self {
         let mut server = Self::absent(&[&["cluster-enabled yes"], lines].concat());
         server.port = node_port();
@@ -202,8 +203,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A port for a node of a cluster, whose second one is 10,000 above. Both are below those that the system hands out: nobody's
-/// outgoing connection takes them while the node is away.
+/// A port for a node of a cluster, whose second one is 10,000 above. Both are below those that the system
+/// hands out: nobody's outgoing connection takes them while the node is away.
 fn node_port() -> u16 {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

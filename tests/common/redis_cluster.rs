@@ -17,8 +17,8 @@ use super::{LIMIT, eventually, found};
 /// How many slots a cluster has.
 const SLOTS: usize = 16384;
 
-/// A master that is gone is replaced within two seconds or so, by a replica however long that has heard nothing.
-/// Meanwhile the slots of the others are served, and nobody takes a side that the test did not choose.
+/// A master that is gone is replaced within two seconds or so, by a replica however long that has heard
+/// nothing. Meanwhile the slots of the others are served, and nobody changes sides unasked.
 const SETTINGS: [&str; 5] = [
     "cluster-node-timeout 1000",
     "cluster-replica-validity-factor 0",
@@ -30,8 +30,8 @@ const SETTINGS: [&str; 5] = [
 /// How long a node may take to answer one command.
 pub const ANSWER: Duration = Duration::from_secs(2);
 
-/// Nodes are known by their places in `nodes`: first the masters, then the replicas of the first of them, and so on.
-/// These are the parts that they have in the beginning; they keep their places when they change them.
+/// Nodes are known by their places in `nodes`: first the masters, then the replicas of the first of them, and
+/// so on. That is what they are in the beginning; they keep their places when they change parts.
 pub struct RedisCluster {
     pub nodes: Vec<RedisServer>,
     masters: usize,
@@ -134,14 +134,14 @@ impl RedisCluster {
         Writer { seeds, login, shunned, connections: HashMap::new(), owners: HashMap::new() }
     }
 
-    /// From here on no writer talks to this node. A master that was replaced without hearing of it, as when it was paused,
-    /// goes on confirming for a moment what is then lost.
+    /// From here on no writer talks to this node. A master that was replaced without hearing of it, as when
+    /// it was paused, goes on confirming for a moment what is then lost.
     pub fn shun(&self, node: Option<usize>) {
         self.shunned.store(node.map_or(0, |node| self.nodes[node].port()), Ordering::Relaxed);
     }
 
-    /// Waits until every node runs, finds everyone well, and agrees with the others on who serves what; and every
-    /// replica is in step.
+    /// Waits until every node runs, finds everyone well, and agrees with the others on who serves what; and
+    /// every replica is in step.
     pub async fn whole(&self) {
         eventually("the cluster is whole", async || self.is_whole().await.unwrap_or(false)).await;
     }
@@ -270,23 +270,34 @@ impl RedisCluster {
 
     /// Waits until a replica is a master, and everyone who answers knows it.
     pub async fn promoted(&self, replica: usize) {
-        eventually("the replica is promoted", async || {
-            for node in 0..self.nodes.len() {
-                let Ok(members) = self.members(node).await else { continue };
-                let it = members.iter().find(|member| member.part.id == self.ids[replica]);
-                if it.is_none_or(|it| it.part.slots.is_empty()) {
-                    return false;
-                }
-            }
-            true
-        })
-        .await;
+        eventually("the replica is promoted", async || self.is_promoted(replica).await).await;
     }
 
-    /// Makes a replica take the place of its master, which then follows it.
+    async fn is_promoted(&self, replica: usize) -> bool {
+        for node in 0..self.nodes.len() {
+            let Ok(members) = self.members(node).await else { continue };
+            let it = members.iter().find(|member| member.part.id == self.ids[replica]);
+            if it.is_none_or(|it| it.part.slots.is_empty()) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Makes a replica take the place of its master, which then follows it. Soon after another failover of
+    /// the same shard the others do not let it: then it is asked again.
     pub async fn fail_over(&self, replica: usize) {
-        self.tell::<()>(replica, "CLUSTER FAILOVER").await;
-        self.promoted(replica).await;
+        let mut asked: Option<Instant> = None;
+        eventually("the replica is promoted", async || {
+            if asked.is_none_or(|asked| asked.elapsed() > ANSWER) {
+                asked = Some(Instant::now());
+                if let Ok(mut connection) = self.try_connect(replica).await {
+                    let _ = command("CLUSTER FAILOVER").exec_async(&mut connection).await;
+                }
+            }
+            self.is_promoted(replica).await
+        })
+        .await;
     }
 
     /// Moves the slot of a key and all that is in it.
@@ -327,7 +338,8 @@ impl RedisCluster {
         self.carry_keys(&moving).await;
         let Move { slot, from, to } = moving;
         let others = self.masters().await.into_iter().filter(|master| ![from, to].contains(master));
-        // The new master first: before it takes the slot, the old one would send clients to somebody who sends them back.
+        // The new master first: before it takes the slot, the old one would send clients to somebody who
+        // sends them back.
         for node in [to, from].into_iter().chain(others) {
             self.tell::<()>(node, &format!("CLUSTER SETSLOT {slot} NODE {}", self.ids[to])).await;
         }
@@ -390,8 +402,8 @@ impl Member {
     }
 }
 
-/// Somebody who writes, as a client of a cluster does: sends a command to the node that has the key, and follows to
-/// wherever that one points.
+/// Somebody who writes, as a client of a cluster does: sends a command to the node that has the key, and
+/// follows to wherever that one points.
 #[derive(Clone)]
 pub struct Writer {
     seeds: Vec<String>,

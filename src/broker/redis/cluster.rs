@@ -9,11 +9,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, RedisError, Value};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::CONNECT_LIMIT;
 use super::answers::{is_answer, words};
@@ -28,8 +28,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// At least this is between two looks, however many point elsewhere.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
-/// How long a node may take to connect and to answer. When the one that answered last does not, all others are asked at once.
+/// How long a node may take to connect and to answer.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the node that answered last may take to answer again. If it does not, all are asked at once,
+const AGAIN_LIMIT: Duration = Duration::from_millis(500);
+
+/// and so long after the first good answer the others may still know better.
+const BETTER_LIMIT: Duration = Duration::from_millis(200);
 
 /// For so long a table is not given up for an older one. If nobody knows a newer one by then, the cluster was made anew.
 const OLD_LIMIT: Duration = Duration::from_secs(10);
@@ -217,7 +223,7 @@ impl Watcher {
     /// Asks the node that answered last, or all others if it does not, or does not feel well.
     async fn look(&mut self) -> Result<Told, String> {
         if let Some((client, connection)) = self.asked.take()
-            && let Ok((told, connection)) = ask(&client, Some(connection)).await
+            && let Ok(Ok((told, connection))) = timeout(AGAIN_LIMIT, ask(&client, Some(connection))).await
             && told.is_well
             && told.epoch >= self.epoch
         {
@@ -229,12 +235,16 @@ impl Watcher {
         let known = slots.iter().flat_map(|slots| &slots.masters);
         let known = known.filter_map(|at| client_at(&self.like, &at.host, at.port, settings).ok());
         let clients: Vec<Client> = self.seeds.iter().cloned().chain(known).collect();
-        let asking = clients.iter().map(|client| ask(client, None));
+        let asking = clients.iter().map(async |client| (client, ask(client, None).await));
+        let mut asking: FuturesUnordered<_> = asking.collect();
         let mut best: Option<(Told, Client, MultiplexedConnection)> = None;
-        let mut why = None;
-        for (client, answer) in clients.iter().zip(join_all(asking).await) {
+        let (mut until, mut why) = (Instant::now() + LOOK_LIMIT * 2, None);
+        while let Ok(Some((client, answer))) = timeout_at(until, asking.next()).await {
             match answer {
                 Ok((told, connection)) => {
+                    if told.is_well {
+                        until = until.min(Instant::now() + BETTER_LIMIT);
+                    }
                     let rank = |told: &Told| (told.is_well, told.epoch);
                     if best.as_ref().is_none_or(|(best, ..)| rank(&told) > rank(best)) {
                         best = Some((told, client.clone(), connection));

@@ -72,13 +72,6 @@ impl Outbox {
         self.flush();
     }
 
-    /// Messages of all filters may be missing.
-    pub(super) fn lost_all(&mut self, why: &str) {
-        self.lost.clear();
-        self.lost_many = Some((None, why.into()));
-        self.flush();
-    }
-
     /// The subscription of a filter is not where it should be.
     pub(super) fn moving(&mut self, filter: Filter) {
         self.lost.remove(&filter);
@@ -92,7 +85,8 @@ impl Outbox {
         }
         let all = |(before, _): (Option<Vec<Filter>>, String)| before.unwrap_or_default();
         let before = self.lost_many.take().map(all).unwrap_or_default();
-        self.lost_many = Some((Some([before, filters].concat()), why.into()));
+        let all: BTreeSet<Filter> = before.into_iter().chain(filters).collect();
+        self.lost_many = Some((Some(all.into_iter().collect()), why.into()));
         self.flush();
     }
 

@@ -1,5 +1,6 @@
 //! Publishing, on a connection of its own: one that is subscribed takes no other commands.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use super::answers::{fault, is_answer, words};
 use super::session::Done;
+use super::shards::Shard;
 use super::{BATCH, CONNECT_LIMIT};
 use crate::broker::BrokerError;
 
@@ -38,6 +40,7 @@ pub(super) async fn publish_all(
     client: Client,
     command: &'static str,
     mut publishes: mpsc::Receiver<Publish>,
+    shard: Option<Arc<Shard>>,
 ) {
     let mut connection: Option<(MultiplexedConnection, Instant)> = None;
     let mut batch = Vec::new();
@@ -54,7 +57,11 @@ pub(super) async fn publish_all(
             match publish_pipeline(&client, command, &mut connection, &part).await {
                 Ok(answers) => {
                     for (publish, answer) in part.into_iter().zip(answers) {
-                        let _ = publish.done.send(answer.map(drop).map_err(|error| fault(&error)));
+                        let answer = answer.map(drop).map_err(|error| fault(&error));
+                        if let (Err(BrokerError::Away(_)), Some(shard)) = (&answer, &shard) {
+                            shard.look_again();
+                        }
+                        let _ = publish.done.send(answer);
                     }
                 }
                 Err(error) => {

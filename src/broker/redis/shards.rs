@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cluster::{Address, Cluster, Slots, View};
@@ -41,6 +42,12 @@ pub(super) struct Entering<H> {
     pub(super) held: Vec<H>,
     /// Why something may be missing: the old master is gone, and a replica that takes its place may lack what was added last.
     pub(super) lost: Option<String>,
+}
+
+impl<C: Routed> Order<C> {
+    pub(super) fn ends_subscription(&self) -> bool {
+        matches!(self, Order::Command(command) if command.unsubscribe_again().is_some())
+    }
 }
 
 impl<C: Routed> From<C> for Order<C> {
@@ -188,8 +195,16 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
         };
         let slots = self.slots.clone();
         if let Some(master) = slots.master_of(&name) {
-            // A task that has ended has nobody to tell anything.
-            let _ = self.shard(master).send(Order::Command(command)).await;
+            let shard = self.shard(master);
+            // What ends a subscription must not be dropped. Whatever else finds no room is not waited for: that would hold up
+            // the other shards. A task that has ended has nobody to tell anything.
+            if command.unsubscribe_again().is_some() {
+                let _ = shard.send(Order::Command(command)).await;
+            } else if let Err(mpsc::error::TrySendError::Full(Order::Command(command))) =
+                shard.try_send(Order::Command(command))
+            {
+                command.fail(BrokerError::Away(format!("{master} does not keep up with what it is asked")));
+            }
             return;
         }
         // Whoever served it may still hold it.
@@ -225,18 +240,22 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
 
     /// Has every shard give up what others have now, and these take it over.
     async fn settle(&mut self, slots: Arc<Slots>) {
-        self.slots = slots.clone();
+        let before = std::mem::replace(&mut self.slots, slots.clone());
         let mut moved: BTreeMap<(Address, bool), Vec<C::Held>> = BTreeMap::new();
         let mut gone = Vec::new();
-        for (address, shard) in &self.shards {
+        // All at once: one that hangs may take seconds.
+        let asking = self.shards.iter().map(async |(address, shard)| {
             let (left, answer) = oneshot::channel();
             let _ = shard.send(Order::Leave { slots: slots.clone(), left }).await;
-            let Ok(left) = answer.await else { continue };
-            // A slot that moved takes its keys along. Not so when a replica took the master's place.
+            (address, answer.await)
+        });
+        for (address, left) in join_all(asking).await {
+            let Ok(left) = left else { continue }; // its task has ended
+            // A slot that moved takes its keys along. Not so when a replica took the master's place, which was none before.
             let is_master = slots.is_master(address);
-            let is_lost = !(left.is_whole && is_master);
             for held in left.held {
                 if let Some(home) = slots.master_of(C::name_of(&held)) {
+                    let is_lost = !(left.is_whole && (is_master || before.is_master(home)));
                     moved.entry((home.clone(), is_lost)).or_default().push(held);
                 }
             }
@@ -245,7 +264,7 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
             }
         }
         for ((home, is_lost), held) in moved {
-            let lost = is_lost.then(|| format!("{home} has taken the place of another master"));
+            let lost = is_lost.then(|| format!("{home} has it now, and may lack what its old master had"));
             let _ = self.shard(&home).send(Order::Enter(Entering { held, lost })).await;
         }
         for address in gone {

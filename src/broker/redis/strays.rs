@@ -14,6 +14,8 @@ pub(super) struct Strays {
     channels: BTreeSet<String>,
     /// Those to which the session subscribes that is being established.
     arriving: BTreeSet<String>,
+    /// Those that are being tried, and have not gone again since.
+    tried: BTreeSet<String>,
     retry_at: Instant,
     /// Those that the server was asked to unsubscribe from and has not said so yet: they are no strays.
     leaving: HashSet<String>,
@@ -24,6 +26,7 @@ impl Strays {
         Strays {
             channels: BTreeSet::new(),
             arriving: BTreeSet::new(),
+            tried: BTreeSet::new(),
             retry_at: Instant::now(),
             leaving: HashSet::new(),
         }
@@ -48,8 +51,11 @@ impl Strays {
 
     /// A stray that has just been told to have no place here.
     pub(super) fn go_astray(&mut self, channel: String) {
+        if self.channels.is_empty() {
+            self.retry_at = Instant::now() + RETRY;
+        }
+        self.tried.remove(&channel);
         self.channels.insert(channel);
-        self.retry_at = Instant::now() + RETRY;
     }
 
     pub(super) fn remove(&mut self, channel: &str) {
@@ -73,7 +79,17 @@ impl Strays {
             return Vec::new();
         }
         self.retry_at = now + RETRY;
+        self.tried.clone_from(&self.channels);
         self.channels.iter().cloned().collect()
+    }
+
+    /// The server has taken one that was tried. Whether it is there still.
+    pub(super) fn has_arrived(&mut self, channel: &str) -> bool {
+        self.tried.remove(channel) && self.channels.remove(channel)
+    }
+
+    pub(super) fn retain(&mut self, is_wanted: impl Fn(&str) -> bool) {
+        self.channels.retain(|channel| is_wanted(channel));
     }
 
     /// The server is asked to unsubscribe from these.

@@ -216,6 +216,13 @@ impl Task {
         self.outbox.left(asked, Left { held, is_whole, remaining: self.following.len() });
     }
 
+    /// In a cluster: something could not be done here, and another node may be the right one.
+    fn look_again(&self, why: &BrokerError) {
+        if let (Some(shard), BrokerError::Away(_)) = (&self.shard, why) {
+            shard.look_again();
+        }
+    }
+
     /// Goes on with keys that another shard has followed, from where it was.
     fn enter(&mut self, Entering { held, lost }: Entering<(Arc<str>, Key)>) {
         let events = self.following.enter(held, lost.as_deref());
@@ -273,11 +280,11 @@ impl Task {
                     }
                     self.queue.extend(batch.drain(..).map(Into::into));
                 }
-                Some(answered) = asking.next(), if !asking.is_empty() => {
-                    if let Err(why) = answered {
-                        return End::Failed(why);
-                    }
-                }
+                Some(answered) = asking.next(), if !asking.is_empty() => match answered {
+                    Ok(None) => {}
+                    Ok(Some(why)) => self.look_again(&why),
+                    Err(why) => return End::Failed(why),
+                },
                 told = self.outbox.flush() => {
                     if !told {
                         return End::Stopped;
@@ -366,7 +373,10 @@ impl Task {
                     self.following.follow(&name, key);
                     is_new = true;
                 }
-                Err(why) => drop(done.send(Err(why))),
+                Err(why) => {
+                    self.look_again(&why);
+                    let _ = done.send(Err(why));
+                }
             }
         }
         Ok(is_new)

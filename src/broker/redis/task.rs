@@ -12,12 +12,13 @@ use futures_util::future::FutureExt;
 use futures_util::stream::StreamExt;
 use redis::{Client, Msg};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use super::cluster::{Slots, View};
 use super::outbox::Outbox;
 use super::publisher::{PUBLISH_CAPACITY, Publish, publish_all};
-use super::session::{Answer, Change, Heard, Hearing, Request, Session, Sink, answer_of};
+use super::session::{Answer, Change, Heard, Hearing, Request, Session, Sink, Waiting, answer_of};
 use super::shard_channels::HEARD_CAPACITY;
 use super::shards::{Left, Routed, Shard};
 use super::strays::Strays;
@@ -35,8 +36,10 @@ pub(super) struct Task<C> {
     shard: Option<Arc<Shard>>,
     /// Of the cluster, if any node of it will do.
     view: Option<watch::Receiver<View>>,
-    /// Unsubscribed while a session was being established that subscribes to them.
+    /// In the table no longer, and to be unsubscribed from with the next change.
     unwanted: Vec<Name>,
+    /// As of which shards hold what they hold.
+    slots: Option<Arc<Slots>>,
     strays: Strays,
 }
 
@@ -55,6 +58,7 @@ impl<C: Into<Order>> Task<C> {
             shard,
             view,
             unwanted: Vec::new(),
+            slots: None,
             strays: Strays::new(),
         }
     }
@@ -91,38 +95,71 @@ impl<C: Into<Order>> Task<C> {
     /// Answers an order without a connection.
     fn answer_away(&mut self, order: Order, why: &str) {
         match order {
-            Order::Command(Command::Unsubscribe { filter }) => {
-                self.outbox.forget(&filter);
-                if let Ok(name) = self.table.name(&filter)
-                    && self.table.remove(&name, &filter)
-                {
-                    self.unwanted.push(name);
-                }
-            }
+            Order::Command(Command::Unsubscribe { filter }) => self.unsubscribe(&filter),
             Order::Command(command) => command.fail(BrokerError::Away(why.into())),
-            Order::Leave { slots, left } => {
-                let held = self.leave(&slots);
-                self.unwanted.extend(held.iter().map(|(channel, _)| Name::Channel(channel.clone())));
-                self.answer_left(left, held);
-            }
+            Order::Leave { slots, left } => self.leave(slots, left, &[]),
             Order::Enter(entering) => self.enter(entering.held),
         }
     }
 
-    /// Gives up the channels that another shard has now.
-    fn leave(&mut self, slots: &Slots) -> Vec<(String, Filter)> {
-        let Some(shard) = &self.shard else { return Vec::new() };
-        let left = self.table.channels.extract_if(|channel, _| shard.has_lost(slots, channel));
-        let left: Vec<_> = left.map(|(channel, (filter, _))| (channel, filter)).collect();
-        for (channel, filter) in &left {
+    /// Takes a filter out of the table, and leaves it to the next change to unsubscribe from its name.
+    fn unsubscribe(&mut self, filter: &Filter) {
+        self.outbox.forget(filter);
+        if let Ok(name) = self.table.name(filter)
+            && self.table.remove(&name, filter)
+        {
+            self.strays.remove(name.as_str());
+            self.unwanted.push(name);
+        }
+    }
+
+    /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The
+    /// server drops those of a slot that it gives away by itself; to ask for that as well would race with its saying so.
+    fn leave(
+        &mut self,
+        slots: Arc<Slots>,
+        asked: oneshot::Sender<Left<(String, Filter)>>,
+        waiting: &[Waiting],
+    ) {
+        let is_awaited = |channel: &str| waiting.iter().any(|(_, name, _)| name.as_str() == channel);
+        let has_lost =
+            |channel: &str| self.shard.as_ref().is_some_and(|shard| shard.has_lost(&slots, channel));
+        let left = self.table.channels.extract_if(|channel, _| has_lost(channel) && !is_awaited(channel));
+        let held: Vec<_> = left.map(|(channel, (filter, _))| (channel, filter)).collect();
+        for (channel, filter) in &held {
             self.strays.remove(channel);
             self.outbox.forget(filter);
         }
-        left
+        let _ = asked.send(Left { held, is_whole: false, remaining: self.table.channels.len() });
+        self.slots = Some(slots);
     }
 
-    fn answer_left(&self, asked: oneshot::Sender<Left<(String, Filter)>>, held: Vec<(String, Filter)>) {
-        let _ = asked.send(Left { held, is_whole: false, remaining: self.table.channels.len() });
+    /// Takes what moves between shards out of the queue and carries it out, be it that the server owes an answer: one that
+    /// hangs would hold it up, and hand on meanwhile what little it hears of channels that are not its own any more.
+    fn carry_over(&mut self, queue: &mut VecDeque<Order>, waiting: &[Waiting]) {
+        while let Some(place) = queue.iter().position(|order| !matches!(order, Order::Command(_))) {
+            let mut before: VecDeque<Order> = queue.drain(..place).collect();
+            // What was unsubscribed from before is not handed over.
+            while let Some(mut place) = before.iter().position(Order::ends_subscription)
+                && let Some(Order::Command(Command::Unsubscribe { filter })) = before.remove(place)
+            {
+                let begins = |order: &Order| matches!(order, Order::Command(Command::Subscribe { filter: of, .. }) if *of == filter);
+                while let Some(begin) = before.iter().take(place).position(begins)
+                    && let Some(Order::Command(command)) = before.remove(begin)
+                {
+                    command.fail(BrokerError::Away("it was unsubscribed from".into()));
+                    place -= 1;
+                }
+                self.unsubscribe(&filter);
+            }
+            match queue.pop_front() {
+                Some(Order::Leave { slots, left }) => self.leave(slots, left, waiting),
+                Some(Order::Enter(entering)) => self.enter(entering.held),
+                Some(Order::Command(_)) | None => {} // the place is not that of a command
+            }
+            before.append(queue);
+            *queue = before;
+        }
     }
 
     /// Takes over channels from another shard.
@@ -168,7 +205,7 @@ impl<C: Into<Order>> Task<C> {
         // A publishing connection for each session: one of the last session would fail the first publish of this one.
         let (publisher, publishes) = mpsc::channel(PUBLISH_CAPACITY);
         let publish = if self.shard.is_some() { "SPUBLISH" } else { "PUBLISH" };
-        tokio::spawn(publish_all(client.clone(), publish, publishes));
+        tokio::spawn(publish_all(client.clone(), publish, publishes, self.shard.clone()));
 
         let mut queue = VecDeque::new();
         let unsubscribe = self.unwanted.drain(..).collect();
@@ -212,8 +249,7 @@ impl<C: Into<Order>> Task<C> {
         request: &mut Option<Request>,
     ) -> End {
         let mut batch = Vec::new();
-        let departed = self.view.as_ref().map(|view| view.borrow().departed);
-        let mut departed = departed.unwrap_or_default();
+        let departed = self.view.as_ref().map_or(0, |view| view.borrow().departed);
         let mut heard = Instant::now();
         let mut answered = heard;
         let mut timer = pin!(sleep_until(heard + PING_AFTER));
@@ -229,6 +265,7 @@ impl<C: Into<Order>> Task<C> {
                 timer.as_mut().reset(deadline);
             }
             let idle = request.is_none();
+            let is_room = if self.shard.is_some() { queue.len() < BATCH } else { idle && queue.is_empty() };
             tokio::select! {
                 chunk = stream.next() => {
                     let Some(chunk) = chunk else { return End::Closed };
@@ -243,7 +280,8 @@ impl<C: Into<Order>> Task<C> {
                     if self.shard.is_some() {
                         // What the server said before the answer is here by now.
                         for _ in 0..=HEARD_CAPACITY / BATCH {
-                            let Some(Some(chunk)) = stream.next().now_or_never() else { break };
+                            // Whatever tokio lets a task take at once.
+                            let Some(Some(chunk)) = unconstrained(stream.next()).now_or_never() else { break };
                             self.hear(chunk);
                         }
                         self.strays.all_have_left();
@@ -253,11 +291,13 @@ impl<C: Into<Order>> Task<C> {
                         return End::Closed;
                     }
                 }
-                taken = self.commands.recv_many(&mut batch, BATCH), if idle && queue.is_empty() => {
+                taken = self.commands.recv_many(&mut batch, BATCH), if is_room => {
                     if taken == 0 {
                         return End::Stopped;
                     }
                     queue.extend(batch.drain(..).map(Into::into));
+                    let waiting = request.as_ref().map(|request| request.change.waiting.as_slice());
+                    self.carry_over(queue, waiting.unwrap_or_default());
                 }
                 // While a publish heads the queue there is no room for it (see `advance`); nor for what is behind it.
                 permit = publisher.reserve(), if idle && !queue.is_empty() => drop(permit),
@@ -270,10 +310,7 @@ impl<C: Into<Order>> Task<C> {
                         *request = Some(Request::ping(sink));
                     }
                 }
-                now = next_departure(&mut self.view, departed) => {
-                    departed = now;
-                    self.outbox.lost_all("a master has left the cluster: what it was given may not have come over");
-                }
+                () = departure(&mut self.view, departed) => return End::Departed,
                 room = self.outbox.room(), if self.outbox.is_pending() => {
                     if !room {
                         return End::Stopped;
@@ -310,7 +347,7 @@ impl<C: Into<Order>> Task<C> {
             self.look_again();
         }
         for (filter, name, done) in change.waiting {
-            let result = if closed {
+            let mut result = if closed {
                 Err(BrokerError::Away(End::Closed.to_string()))
             } else {
                 faults.get(&name).cloned().map_or(Ok(()), Err)
@@ -318,6 +355,14 @@ impl<C: Into<Order>> Task<C> {
             if result.is_err() {
                 self.table.remove(&name, &filter);
                 self.outbox.forget(&filter);
+            } else if self
+                .shard
+                .as_ref()
+                .zip(self.slots.as_ref())
+                .is_some_and(|(shard, slots)| shard.has_lost(slots, name.as_str()))
+            {
+                self.unsubscribe(&filter);
+                result = Err(BrokerError::Away("its slot has moved".into()));
             }
             let _ = done.send(result);
         }
@@ -340,10 +385,11 @@ impl<C: Into<Order>> Task<C> {
                         self.outbox.refused(filter, why);
                     }
                 }
-                None => {
-                    self.strays.remove(name.as_str());
+                // It may have gone again since.
+                None if self.strays.has_arrived(name.as_str()) => {
                     arrived.extend(self.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
                 }
+                None => {}
             }
         }
         if !arrived.is_empty() {
@@ -358,7 +404,7 @@ impl<C: Into<Order>> Task<C> {
         publisher: &mpsc::Sender<Publish>,
         queue: &mut VecDeque<Order>,
     ) -> Option<Request> {
-        let mut change = Change::default();
+        let mut change = Change { unsubscribe: self.unwanted.drain(..).collect(), ..Change::default() };
         while let Some(order) = queue.pop_front() {
             match order {
                 Order::Command(Command::Subscribe { filter, done }) => {
@@ -424,20 +470,10 @@ impl<C: Into<Order>> Task<C> {
                         }
                     }
                 }
-                // What is being subscribed to is answered first.
-                order @ (Order::Leave { .. } | Order::Enter(_)) if !change.is_empty() => {
-                    queue.push_front(order);
-                    break;
-                }
-                Order::Leave { slots, left } => {
-                    let held = self.leave(&slots);
-                    let names = held.iter().map(|(channel, _)| Name::Channel(channel.clone()));
-                    change.unsubscribe.extend(names);
-                    self.answer_left(left, held);
-                }
-                Order::Enter(entering) => self.enter(entering.held),
+                Order::Leave { .. } | Order::Enter(_) => {} // carried out when they came
             }
         }
+        self.strays.retain(|channel| self.table.channels.contains_key(channel));
         change.strays = self.strays.due();
         change.subscribe.extend(change.strays.iter().cloned().map(Name::Channel));
         (!change.is_empty()).then(|| self.request(sink, change))
@@ -455,16 +491,17 @@ impl<C: Into<Order>> Task<C> {
     fn route(&mut self, message: &Msg) {
         let payload = OnceCell::new();
         let payload = || payload.get_or_init(|| Bytes::copy_from_slice(message.get_payload_bytes())).clone();
-        let headers = Headers::default;
+        let message_of = |filter: &Filter, topic: &Topic| Message {
+            filter: filter.clone(),
+            topic: topic.clone(),
+            payload: payload(),
+            headers: Headers::default(),
+            stored: None,
+        };
         if !message.from_pattern() {
-            let Some((filter, topic)) = self.table.channels.get(message.get_channel_name()) else { return };
-            self.outbox.forward(filter, || Message {
-                filter: filter.clone(),
-                topic: topic.clone(),
-                payload: payload(),
-                headers: headers(),
-                stored: None,
-            });
+            if let Some((filter, topic)) = self.table.channels.get(message.get_channel_name()) {
+                self.outbox.forward(filter, || message_of(filter, topic));
+            }
             return;
         }
         let Ok(glob) = message.get_pattern::<String>() else { return };
@@ -474,23 +511,17 @@ impl<C: Into<Order>> Task<C> {
             return;
         };
         for filter in filters.iter().filter(|filter| filter.matches(&topic)) {
-            self.outbox.forward(filter, || Message {
-                filter: filter.clone(),
-                topic: topic.clone(),
-                payload: payload(),
-                headers: headers(),
-                stored: None,
-            });
+            self.outbox.forward(filter, || message_of(filter, &topic));
         }
     }
 }
 
 /// Waits until more masters have left the cluster than `departed`; for ever, if there is none.
-async fn next_departure(view: &mut Option<watch::Receiver<View>>, departed: u64) -> u64 {
+async fn departure(view: &mut Option<watch::Receiver<View>>, departed: u64) {
     if let Some(view) = view
-        && let Ok(view) = view.wait_for(|view| view.departed > departed).await
+        && view.wait_for(|view| view.departed > departed).await.is_ok()
     {
-        return view.departed;
+        return;
     }
     pending().await
 }

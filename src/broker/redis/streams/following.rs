@@ -83,6 +83,8 @@ pub(super) struct Following {
     waiting_at: Instant,
     /// When all were read last.
     answered_at: Instant,
+    /// When what is being read was asked for.
+    asked_at: Instant,
     is_turn_of_behind: bool,
     sweep_at: Instant,
 }
@@ -103,6 +105,7 @@ impl Following {
             swept: None,
             waiting_at: now,
             answered_at: now,
+            asked_at: now,
             is_turn_of_behind: false,
             sweep_at: now,
         }
@@ -139,7 +142,7 @@ impl Following {
     pub(super) fn enter(&mut self, keys: Vec<(Arc<str>, Key)>, lost: Option<&str>) -> Vec<Event> {
         let mut events = Vec::new();
         for (name, mut key) in keys {
-            (key.behind, key.sampled) = (false, None);
+            (key.since, key.behind, key.sampled) = (Instant::now(), false, None);
             if let Some(why) = lost {
                 key.moved(why, &mut events);
             }
@@ -186,6 +189,7 @@ impl Following {
     pub(super) fn next(&mut self, session: &Session) -> Option<(Round, Reading)> {
         let now = Instant::now();
         self.notice(&session.waking, now);
+        self.asked_at = now;
         let connection = session.reads.clone();
         if !self.suspects.is_empty() {
             let part: Vec<_> = self.suspects.drain(..self.suspects.len().min(BEHIND_KEYS)).collect();
@@ -310,6 +314,12 @@ impl Following {
         }
         for Found { name, entries, is_full, sample } in answer {
             let Some(key) = self.keys.get_mut(&name) else { continue };
+            if key.since > self.asked_at {
+                if self.is_shard {
+                    self.read_on(&name, Instant::now());
+                }
+                continue;
+            }
             let sample = match sample.transpose() {
                 Ok(sample) => sample,
                 Err(BrokerError::Away(_)) if self.is_shard => {

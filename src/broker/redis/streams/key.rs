@@ -31,6 +31,8 @@ pub(in crate::broker::redis) struct Key {
     filter: Filter,
     topic: Topic,
     payload: Option<String>,
+    /// Since when it is followed here. What was read of it before is of another time.
+    pub(super) since: Instant,
     /// Everything up to here was read, or is known to be gone.
     pub(super) cursor: EntryId,
     /// When it was sampled last. `None`: it must be before anything more of it is told.
@@ -62,6 +64,7 @@ impl Key {
             filter,
             topic,
             payload,
+            since: Instant::now(),
             cursor: sample.last,
             sampled: Some(Instant::now()),
             behind: false,

@@ -54,11 +54,15 @@ impl From<BrokerError> for Fault {
 }
 
 impl Lookup {
-    /// Asks, and answers who asked.
+    /// Asks, and answers who asked. Returns why it could not be done, if the server said so.
     ///
     /// # Errors
     /// Why the connection cannot be used any more.
-    pub(super) async fn run(self, connection: MultiplexedConnection, size: &EntrySize) -> Result<(), String> {
+    pub(super) async fn run(
+        self,
+        connection: MultiplexedConnection,
+        size: &EntrySize,
+    ) -> Result<Option<BrokerError>, String> {
         let Lookup { key: KeyOf { name, topic, payload }, what } = self;
         let asked = Asked { connection, name, size };
         match what {
@@ -84,12 +88,15 @@ impl What {
     }
 }
 
-async fn answer<T>(done: Done<T>, asking: impl Future<Output = Result<T, Fault>>) -> Result<(), String> {
+async fn answer<T>(
+    done: Done<T>,
+    asking: impl Future<Output = Result<T, Fault>>,
+) -> Result<Option<BrokerError>, String> {
     let silent = || Fault::Connection(format!("no answer within {ANSWER_LIMIT:?}"));
     let result = timeout(ANSWER_LIMIT, asking).await.unwrap_or_else(|_| Err(silent()));
     let (answer, end) = match result {
-        Ok(found) => (Ok(found), Ok(())),
-        Err(Fault::Here(why)) => (Err(why), Ok(())),
+        Ok(found) => (Ok(found), Ok(None)),
+        Err(Fault::Here(why)) => (Err(why.clone()), Ok(Some(why))),
         Err(Fault::Connection(why)) => (Err(BrokerError::Away(why.clone())), Err(why)),
     };
     let _ = done.send(answer);
