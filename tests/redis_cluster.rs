@@ -362,6 +362,26 @@ async fn classic_publish_subscribe_goes_on_at_another_node() {
     panic!("no node has the subscription");
 }
 
+/// A node that is taken out goes on running and answering, and hears nothing any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn classic_publish_subscribe_leaves_a_node_that_is_taken_out_of_the_cluster() {
+    let cluster = RedisCluster::start(3, 0).await;
+    let gateway = Gateway::with(&toml(&cluster)).await;
+    let mut reader = open(&gateway, &["plain/news".into()]).await;
+    let mut out = 0;
+    while cluster.nodes[out].channel_subscribers("plain:news").await == 0 {
+        out += 1;
+    }
+    let others = [(out + 1) % 3, (out + 2) % 3];
+    cluster.take_out(out, others).await;
+    expect_gap(&mut reader, "plain/news").await;
+    let mut publish = redis::cmd("PUBLISH");
+    publish.arg("plain:news").arg("after");
+    publish.exec_async(&mut cluster.connect(others[1]).await).await.unwrap();
+    assert_eq!(next_message(&mut reader).await.1, "after");
+    assert_eq!(cluster.nodes[out].channel_subscribers("plain:news").await, 0);
+}
+
 /// One number after the other, for as long as it lives.
 struct Numbers {
     next: Arc<AtomicU64>,

@@ -345,6 +345,22 @@ impl RedisCluster {
         }
     }
 
+    /// Gives the slots of a node to the first of the others, and takes it out of the cluster, as `redis-cli --cluster del-node`
+    /// does. There are three nodes.
+    pub async fn take_out(&self, node: usize, others: [usize; 2]) {
+        let share = |master: usize| SLOTS * master / self.masters;
+        let (first, last) = (share(node), share(node + 1) - 1);
+        for each in [node, others[0], others[1]] {
+            self.tell::<()>(each, &format!("CLUSTER DELSLOTSRANGE {first} {last}")).await;
+        }
+        self.tell::<()>(others[0], &format!("CLUSTER ADDSLOTSRANGE {first} {last}")).await;
+        self.tell::<redis::Value>(others[0], "CLUSTER BUMPEPOCH").await;
+        for other in others {
+            self.tell::<()>(other, &format!("CLUSTER FORGET {}", self.ids[node])).await;
+        }
+        self.tell::<()>(node, "CLUSTER RESET SOFT").await;
+    }
+
     /// How many clients a node has; replicas are none.
     pub async fn clients(&self, node: usize) -> usize {
         let mut count = 0;
