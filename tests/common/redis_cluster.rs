@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind, Value,
+};
 use tokio::time::sleep;
 
 use super::redis::RedisServer;
@@ -445,6 +447,26 @@ impl Writer {
         let mut command = redis::cmd("SPUBLISH");
         command.arg(&key).arg(payload.to_string());
         self.send::<i64>(&key, &command).await;
+    }
+
+    /// As [`Writer::spublish`], once; whether the master itself has it. A replica takes it as well, and hands it to the
+    /// master over the bus, which may lose it or be late.
+    pub async fn try_spublish(&mut self, topic: &str, payload: impl ToString) -> RedisResult<bool> {
+        let key = key_of(topic);
+        let mut command = redis::cmd("SPUBLISH");
+        command.arg(&key).arg(payload.to_string());
+        let heard: i64 = self.try_send(&key, &command).await?;
+        // Who listens does so at the master.
+        if heard > 0 {
+            return Ok(true);
+        }
+        let taker = self.owners[&key].clone();
+        let role = self.send_to::<Value>(&taker, false, &redis::cmd("ROLE")).await;
+        let is_master = role.is_ok_and(|role| format!("{role:?}").contains("master"));
+        if !is_master {
+            self.owners.remove(&key);
+        }
+        Ok(is_master)
     }
 
     /// Until it is done. If a connection breaks meanwhile, it may be done twice.
