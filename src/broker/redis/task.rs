@@ -1,5 +1,7 @@
 //! What publish/subscribe on one connection does: takes commands, hands messages on, and answers what a lost connection leaves
-//! behind. How it comes to a connection is in `../redis.rs`.
+//! behind. How it comes to a connection is in `../redis.rs`, what moves between shards of a cluster in `moves.rs`.
+
+mod moves;
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
@@ -11,16 +13,16 @@ use bytes::Bytes;
 use futures_util::future::FutureExt;
 use futures_util::stream::StreamExt;
 use redis::{Client, Msg};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use super::cluster::{Slots, View};
 use super::outbox::Outbox;
 use super::publisher::{PUBLISH_CAPACITY, Publish, publish_all};
-use super::session::{Answer, Change, Heard, Hearing, Request, Session, Sink, Waiting, answer_of};
+use super::session::{Answer, Change, Heard, Hearing, Request, Session, Sink, answer_of};
 use super::shard_channels::HEARD_CAPACITY;
-use super::shards::{Left, Routed, Shard};
+use super::shards::{Routed, Shard};
 use super::strays::Strays;
 use super::table::{Name, Table};
 use super::{ANSWER_LIMIT, BATCH, End, Order, PING_AFTER, SILENCE_LIMIT};
@@ -111,79 +113,6 @@ impl<C: Into<Order>> Task<C> {
             self.strays.remove(name.as_str());
             self.unwanted.push(name);
         }
-    }
-
-    /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The
-    /// server drops those of a slot that it gives away by itself; to ask for that as well would race with its saying so.
-    fn leave(
-        &mut self,
-        slots: Arc<Slots>,
-        asked: oneshot::Sender<Left<(String, Filter)>>,
-        waiting: &[Waiting],
-    ) {
-        let is_awaited = |channel: &str| waiting.iter().any(|(_, name, _)| name.as_str() == channel);
-        let has_lost =
-            |channel: &str| self.shard.as_ref().is_some_and(|shard| shard.has_lost(&slots, channel));
-        let left = self.table.channels.extract_if(|channel, _| has_lost(channel) && !is_awaited(channel));
-        let held: Vec<_> = left.map(|(channel, (filter, _))| (channel, filter)).collect();
-        for (channel, filter) in &held {
-            self.strays.remove(channel);
-            self.outbox.forget(filter);
-        }
-        let _ = asked.send(Left { held, is_whole: false, remaining: self.table.channels.len() });
-        self.slots = Some(slots);
-    }
-
-    /// Takes what moves between shards out of the queue and carries it out, be it that the server owes an answer: one that
-    /// hangs would hold it up, and hand on meanwhile what little it hears of channels that are not its own any more.
-    fn carry_over(&mut self, queue: &mut VecDeque<Order>, waiting: &[Waiting]) {
-        while let Some(place) = queue.iter().position(|order| !matches!(order, Order::Command(_))) {
-            let mut before: VecDeque<Order> = queue.drain(..place).collect();
-            // What was unsubscribed from before is not handed over.
-            while let Some(mut place) = before.iter().position(Order::ends_subscription)
-                && let Some(Order::Command(Command::Unsubscribe { filter })) = before.remove(place)
-            {
-                let begins = |order: &Order| matches!(order, Order::Command(Command::Subscribe { filter: of, .. }) if *of == filter);
-                while let Some(begin) = before.iter().take(place).position(begins)
-                    && let Some(Order::Command(command)) = before.remove(begin)
-                {
-                    command.fail(BrokerError::Away("it was unsubscribed from".into()));
-                    place -= 1;
-                }
-                self.unsubscribe(&filter);
-            }
-            match queue.pop_front() {
-                Some(Order::Leave { slots, left }) => self.leave(slots, left, waiting),
-                Some(Order::Enter(entering)) => self.enter(entering.held),
-                Some(Order::Command(_)) | None => {} // the place is not that of a command
-            }
-            before.append(queue);
-            *queue = before;
-        }
-    }
-
-    /// Takes over channels from another shard.
-    fn enter(&mut self, held: Vec<(String, Filter)>) {
-        for (channel, filter) in held {
-            let name = Name::Channel(channel);
-            self.table.insert(&name, filter.clone());
-            self.outbox.moving(filter);
-            self.unwanted.retain(|unwanted| *unwanted != name);
-            self.strays.enter(name.into_string());
-        }
-    }
-
-    /// The server no longer has a channel, or does not have it yet.
-    fn go_astray(&mut self, channel: String) {
-        if let Some((filter, _)) = self.table.channels.get(&channel) {
-            self.outbox.moving(filter.clone());
-            self.strays.go_astray(channel);
-            self.look_again();
-        }
-    }
-
-    fn look_again(&self) {
-        self.shard.iter().for_each(|shard| shard.look_again());
     }
 
     /// Serves one session from its first event to its end, and answers what it leaves behind.
@@ -280,7 +209,7 @@ impl<C: Into<Order>> Task<C> {
                     if self.shard.is_some() {
                         // What the server said before the answer is here by now.
                         for _ in 0..=HEARD_CAPACITY / BATCH {
-                            // Whatever tokio lets a task take at once.
+                            // Without tokio's budget for a task, which would end it early.
                             let Some(Some(chunk)) = unconstrained(stream.next()).now_or_never() else { break };
                             self.hear(chunk);
                         }
@@ -370,31 +299,6 @@ impl<C: Into<Order>> Task<C> {
             self.answer_strays(change.strays, &faults);
         }
         !closed
-    }
-
-    fn answer_strays(&mut self, channels: Vec<String>, faults: &HashMap<Name, BrokerError>) {
-        let mut arrived = Vec::new();
-        for channel in channels {
-            let name = Name::Channel(channel);
-            match faults.get(&name) {
-                Some(BrokerError::Away(_)) => {}
-                Some(BrokerError::Refused(why)) => {
-                    self.strays.remove(name.as_str());
-                    for filter in self.table.remove_name(&name) {
-                        self.outbox.forget(&filter);
-                        self.outbox.refused(filter, why);
-                    }
-                }
-                // It may have gone again since.
-                None if self.strays.has_arrived(name.as_str()) => {
-                    arrived.extend(self.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
-                }
-                None => {}
-            }
-        }
-        if !arrived.is_empty() {
-            self.outbox.arrived(arrived, "its slot has moved");
-        }
     }
 
     /// Takes commands from the queue until the server has to be asked for something, or a publish finds no room.

@@ -1,0 +1,117 @@
+//! Shard channels that move between the shards of a cluster: given up, taken over, and looked for when they are not where they
+//! should be.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::Task;
+use crate::broker::redis::Order;
+use crate::broker::redis::cluster::Slots;
+use crate::broker::redis::session::Waiting;
+use crate::broker::redis::shards::{Left, Routed};
+use crate::broker::redis::table::Name;
+use crate::broker::{BrokerError, Command};
+use crate::topic::Filter;
+
+impl<C: Into<Order>> Task<C> {
+    /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The
+    /// server drops those of a slot that it gives away by itself; to ask for that as well would race with its saying so.
+    pub(super) fn leave(
+        &mut self,
+        slots: Arc<Slots>,
+        asked: oneshot::Sender<Left<(String, Filter)>>,
+        waiting: &[Waiting],
+    ) {
+        let is_awaited = |channel: &str| waiting.iter().any(|(_, name, _)| name.as_str() == channel);
+        let has_lost =
+            |channel: &str| self.shard.as_ref().is_some_and(|shard| shard.has_lost(&slots, channel));
+        let left = self.table.channels.extract_if(|channel, _| has_lost(channel) && !is_awaited(channel));
+        let held: Vec<_> = left.map(|(channel, (filter, _))| (channel, filter)).collect();
+        for (channel, filter) in &held {
+            self.strays.remove(channel);
+            self.outbox.forget(filter);
+        }
+        let _ = asked.send(Left { held, is_whole: false, remaining: self.table.channels.len() });
+        self.slots = Some(slots);
+    }
+
+    /// Takes what moves between shards out of the queue and carries it out, be it that the server owes an answer: one that
+    /// hangs would hold it up, and hand on meanwhile what little it hears of channels that are not its own any more.
+    pub(super) fn carry_over(&mut self, queue: &mut VecDeque<Order>, waiting: &[Waiting]) {
+        while let Some(place) = queue.iter().position(|order| !matches!(order, Order::Command(_))) {
+            let mut before: VecDeque<Order> = queue.drain(..place).collect();
+            // What was unsubscribed from before is not handed over.
+            while let Some(mut place) = before.iter().position(Order::ends_subscription)
+                && let Some(Order::Command(Command::Unsubscribe { filter })) = before.remove(place)
+            {
+                let begins = |order: &Order| matches!(order, Order::Command(Command::Subscribe { filter: of, .. }) if *of == filter);
+                while let Some(begin) = before.iter().take(place).position(begins)
+                    && let Some(Order::Command(command)) = before.remove(begin)
+                {
+                    command.fail(BrokerError::Away("it was unsubscribed from".into()));
+                    place -= 1;
+                }
+                self.unsubscribe(&filter);
+            }
+            match queue.pop_front() {
+                Some(Order::Leave { slots, left }) => self.leave(slots, left, waiting),
+                Some(Order::Enter(entering)) => self.enter(entering.held),
+                Some(Order::Command(_)) | None => {} // the place is not that of a command
+            }
+            before.append(queue);
+            *queue = before;
+        }
+    }
+
+    /// Takes over channels from another shard.
+    pub(super) fn enter(&mut self, held: Vec<(String, Filter)>) {
+        for (channel, filter) in held {
+            let name = Name::Channel(channel);
+            self.table.insert(&name, filter.clone());
+            self.outbox.moving(filter);
+            self.unwanted.retain(|unwanted| *unwanted != name);
+            self.strays.enter(name.into_string());
+        }
+    }
+
+    /// The server no longer has a channel, or does not have it yet.
+    pub(super) fn go_astray(&mut self, channel: String) {
+        if let Some((filter, _)) = self.table.channels.get(&channel) {
+            self.outbox.moving(filter.clone());
+            self.strays.go_astray(channel);
+            self.look_again();
+        }
+    }
+
+    pub(super) fn look_again(&self) {
+        self.shard.iter().for_each(|shard| shard.look_again());
+    }
+
+    /// Takes what the server answered to the strays that were tried.
+    pub(super) fn answer_strays(&mut self, channels: Vec<String>, faults: &HashMap<Name, BrokerError>) {
+        let mut arrived = Vec::new();
+        for channel in channels {
+            let name = Name::Channel(channel);
+            match faults.get(&name) {
+                Some(BrokerError::Away(_)) => {}
+                Some(BrokerError::Refused(why)) => {
+                    self.strays.remove(name.as_str());
+                    for filter in self.table.remove_name(&name) {
+                        self.outbox.forget(&filter);
+                        self.outbox.refused(filter, why);
+                    }
+                }
+                // It may have gone again since.
+                None if self.strays.has_arrived(name.as_str()) => {
+                    arrived.extend(self.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
+                }
+                None => {}
+            }
+        }
+        if !arrived.is_empty() {
+            self.outbox.arrived(arrived, "its slot has moved");
+        }
+    }
+}
