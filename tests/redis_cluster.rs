@@ -746,8 +746,8 @@ struct Place {
     gap_at: u64,
 }
 
-/// So many numbers after a gap, some of before may come: an old master hands to the new one what it was given, and the
-/// bus between them takes its time.
+/// So many numbers after a gap, some of before may come: an old master hands to the new one what it was
+/// given, and the bus between them takes its time.
 const LATE: u64 = 100;
 
 /// One reader of several topics through all of it, which checks each event. It ends when it has seen the last

@@ -347,8 +347,8 @@ impl RedisCluster {
         }
     }
 
-    /// Gives the slots of a node to the first of the others, and takes it out of the cluster, as `redis-cli --cluster del-node`
-    /// does. There are three nodes.
+    /// Gives the slots of a node to the first of the others, and takes it out of the cluster, as `redis-cli
+    /// --cluster del-node` does. There are three nodes.
     pub async fn take_out(&self, node: usize, others: [usize; 2]) {
         let share = |master: usize| SLOTS * master / self.masters;
         let (first, last) = (share(node), share(node + 1) - 1);
@@ -449,8 +449,8 @@ impl Writer {
         self.send::<i64>(&key, &command).await;
     }
 
-    /// As [`Writer::spublish`], once; whether the master itself has it. A replica takes it as well, and hands it to the
-    /// master over the bus, which may lose it or be late.
+    /// As [`Writer::spublish`], once; whether the master itself has it. A replica takes it as well, and hands
+    /// it to the master over the bus, which may lose it or be late.
     pub async fn try_spublish(&mut self, topic: &str, payload: impl ToString) -> RedisResult<bool> {
         let key = key_of(topic);
         let mut command = redis::cmd("SPUBLISH");
