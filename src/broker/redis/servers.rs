@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, select_ok};
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    RedisError,
+};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -100,4 +103,11 @@ pub(super) fn client_at(
     let info = like.get_connection_info().clone().set_addr(there).set_redis_settings(login.clone());
     let info = info.into_connection_info().map_err(|why| words(&why))?;
     Client::open(info).map_err(|why| words(&why))
+}
+
+/// The same server, spoken to in RESP3, in which it may say something unasked.
+pub(super) fn in_resp3(client: &Client) -> Result<Client, RedisError> {
+    let info = client.get_connection_info();
+    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Client::open(info.clone().set_redis_settings(login))
 }

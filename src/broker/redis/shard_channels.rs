@@ -8,11 +8,12 @@ use std::convert::Infallible;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Msg, ProtocolVersion, PushInfo, PushKind, RedisError, Value};
+use redis::{AsyncConnectionConfig, Client, Msg, PushInfo, PushKind, RedisError, Value};
 use tokio::sync::mpsc;
 
 use super::CONNECT_LIMIT;
 use super::answers::fault;
+use super::servers::in_resp3;
 use super::session::Heard;
 use super::table::Name;
 use crate::broker::BrokerError;
@@ -24,9 +25,7 @@ pub(super) const HEARD_CAPACITY: usize = 64 * 1024;
 pub(super) async fn connect(
     client: &Client,
 ) -> Result<(MultiplexedConnection, BoxStream<'static, Heard>), RedisError> {
-    let info = client.get_connection_info();
-    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    let client = Client::open(info.clone().set_redis_settings(login))?;
+    let client = in_resp3(client)?;
     let (sender, receiver) = mpsc::channel(HEARD_CAPACITY);
     let sender = Mutex::new(Some(sender));
     let listen = move |push: PushInfo| {

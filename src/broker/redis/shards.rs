@@ -133,8 +133,9 @@ pub(super) async fn route<C: Routed>(
     let mut first = Some(first);
     let mut told: Option<Standing> = None;
     loop {
-        let View { slots, trouble, .. } = view.borrow_and_update().clone();
-        let is_known = slots.is_some() || trouble.is_some();
+        let known = view.borrow_and_update().clone();
+        let is_known = known.is_known();
+        let View { slots, trouble, .. } = known;
         if let Some(slots) = slots.filter(|slots| *slots != router.slots) {
             router.settle(slots).await;
         }

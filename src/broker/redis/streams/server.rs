@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ProtocolVersion, RedisError, Value};
+use redis::{AsyncConnectionConfig, Client, RedisError, Value};
 use tokio::time::sleep;
 
 use super::changes::Changes;
 use crate::broker::BrokerError;
 use crate::broker::redis::CONNECT_LIMIT;
 use crate::broker::redis::answers::{fault, is_answer, words};
-use crate::broker::redis::servers::Servers;
+use crate::broker::redis::servers::{Servers, in_resp3};
 
 /// How long the server may take to answer.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -152,14 +152,11 @@ async fn told(
     client: &Client,
     settings: &AsyncConnectionConfig,
 ) -> Result<(MultiplexedConnection, Waking), RedisError> {
-    let info = client.get_connection_info();
-    // What is said unasked has no place in RESP2.
-    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    let client3 = Client::open(info.clone().set_redis_settings(login))?;
+    let unasked = in_resp3(client)?;
     let changes = Arc::new(Changes::default());
     let listening = settings.clone().set_push_sender(changes.listen());
     let asking = async {
-        let mut reads = client3.get_multiplexed_async_connection_with_config(&listening).await?;
+        let mut reads = unasked.get_multiplexed_async_connection_with_config(&listening).await?;
         redis::cmd("CLIENT").arg("TRACKING").arg("ON").query_async::<Value>(&mut reads).await?;
         Ok::<_, RedisError>(reads)
     };
