@@ -40,24 +40,24 @@ pub fn all(report: &Report) -> Vec<Bar> {
     let apart = report.ratio((&each, "w16 200 B", gateway), (&together, "w1 200 B", gateway), "cpu_us");
     let bars = [
         (
-            "2,000 subscribers, 1 in flight: CPU a delivery, × bound",
+            "2,000 readers, 1 in flight: CPU per delivery, × bound",
             1.15,
             against(&small, "w1 200 B", Target::Bound, "cpu_us"),
         ),
         ("the same, × the cheapest peer", 1.0, peers),
         (
-            "2,000 subscribers, 200 in flight: CPU a delivery, × bound",
+            "2,000 readers, 200 in flight: CPU per delivery, × bound",
             1.25,
             against(&small, "w200 200 B", Target::Bound, "cpu_us"),
         ),
         ("the same, × nchan", 0.05, against(&small, "w200 200 B", Target::Nchan, "cpu_us")),
-        ("15,000 subscribers: KiB each, idle", 1.0, of(&large, "connect", "idle_kib")),
+        ("15,000 readers: KiB each, idle", 1.0, of(&large, "connect", "idle_kib")),
         ("the same, after traffic", 1.5, of(&large, "memory", "traffic_kib")),
-        ("the same, when all have left", 0.25, of(&large, "memory", "left_kib")),
-        ("10,000 topics, 16 in flight: CPU a delivery, × one topic with 10,000", 2.0, apart),
-        ("10,000 topics: KiB each, beside the stream's", 4.0, per_topic),
+        ("the same, after all left", 0.25, of(&large, "memory", "left_kib")),
+        ("10,000 topics, 16 in flight: CPU per delivery, × one topic with 10,000", 2.0, apart),
+        ("10,000 topics: KiB each, without the stream's", 4.0, per_topic),
         ("a new connection: CPU, × nchan", 2.0, against(&small, "connect", Target::Nchan, "connect_us")),
-        ("storm: p99 of the others, × before", 2.0, alarm),
+        ("storm: p99 of the other readers, × before", 2.0, alarm),
         ("idle crowd: % of a core", 3.0, of(&idle, "idle", "server_core")),
     ];
     let bar = |(what, limit, measured): (&str, f64, Option<f64>)| {

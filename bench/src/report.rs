@@ -18,21 +18,21 @@ const METHOD: &str = include_str!("method.md");
 
 /// What is measured: the name in JSON, the head of its column, digits behind the point.
 const MEASURES: [(&str, &str, usize); 17] = [
-    ("cpu_us", "CPU µs a delivery", 2),
+    ("cpu_us", "CPU µs per delivery", 2),
     ("per_second", "deliveries/s", 0),
     ("p50_ms", "p50 ms", 2),
     ("p99_ms", "p99 ms", 2),
-    ("connect_us", "CPU µs a connection", 1),
-    ("idle_kib", "KiB a stream, idle", 2),
-    ("traffic_kib", "KiB a stream, after traffic", 2),
-    ("left_kib", "KiB a stream, when all have left", 2),
-    ("base_kib", "KiB before the first", 0),
-    ("storm_s", "s until all had theirs", 2),
-    ("wire_bytes", "bytes a message came in", 0),
-    ("peak_kib", "KiB more, at the most", 0),
+    ("connect_us", "CPU µs per connection", 1),
+    ("idle_kib", "KiB per stream, idle", 2),
+    ("traffic_kib", "KiB per stream, after traffic", 2),
+    ("left_kib", "KiB per stream, after all left", 2),
+    ("base_kib", "KiB before the first stream", 0),
+    ("storm_s", "s until all caught up", 2),
+    ("wire_bytes", "bytes received per message", 0),
+    ("peak_kib", "KiB more, peak", 0),
     ("after_kib", "KiB more, afterwards", 0),
-    ("skipped", "messages not seen, each", 0),
-    ("told", "gaps told, each", 1),
+    ("skipped", "messages missed, each", 0),
+    ("told", "gaps received, each", 1),
     ("server_core", "server's core %", 1),
     ("load_core", "load's core %", 0),
 ];
@@ -203,7 +203,7 @@ impl Report {
     }
 
     fn bars(&self, out: &mut String) {
-        let mut rows = vec![["Bar", "at most", "measured", ""].map(str::to_owned).to_vec()];
+        let mut rows = vec![["Goal", "at most", "measured", ""].map(str::to_owned).to_vec()];
         for bar in bars::all(self) {
             let verdict = if bar.measured <= bar.limit { "met" } else { "missed" };
             rows.push(vec![
@@ -214,7 +214,7 @@ impl Report {
             ]);
         }
         if rows.len() > 1 {
-            let _ = writeln!(out, "### The bars\n");
+            let _ = writeln!(out, "### The goals\n");
             write_table(out, &rows);
         }
     }
@@ -281,13 +281,9 @@ impl Report {
             panel("p99", "ms", &small, "steady 200 B", "p99_ms"),
         ];
         [
-            ("cpu.svg", "Server CPU a delivery: one topic, 2,000 subscribers, 200 B".to_owned(), cpu.into()),
-            ("memory.svg", "User memory a subscriber: one topic, 15,000 subscribers".to_owned(), memory),
-            (
-                "latency.svg",
-                "Latency at 40,000 deliveries/s: one topic, 2,000 subscribers".to_owned(),
-                latency,
-            ),
+            ("cpu.svg", "Server CPU per delivery: one topic, 2,000 readers, 200 B".to_owned(), cpu.into()),
+            ("memory.svg", "User memory per reader: one topic, 15,000 readers".to_owned(), memory),
+            ("latency.svg", "Latency at 40,000 deliveries/s: one topic, 2,000 readers".to_owned(), latency),
         ]
     }
 }

@@ -120,12 +120,12 @@ impl Scenario {
     pub fn title(self) -> String {
         match self {
             Scenario::OneTopic(readers) | Scenario::OneTopicBriefly(readers) => {
-                format!("One topic, {readers} subscribers")
+                format!("One topic, {readers} readers")
             }
-            Scenario::TopicEach(readers) => format!("{readers} topics with one subscriber each"),
+            Scenario::TopicEach(readers) => format!("{readers} topics with one reader each"),
             Scenario::HundredTopics(readers) => format!("100 topics on one stream, {readers} streams"),
             Scenario::Storm(readers) => {
-                format!("Reconnect storm: {readers} return at once, each resumes {RESUMED} messages")
+                format!("Reconnect storm: {readers} readers return at once, each resumes {RESUMED} messages")
             }
             Scenario::Resume(History::Jetstream, messages) => {
                 format!("One reader resumes {messages} messages of JetStream")
@@ -134,7 +134,7 @@ impl Scenario {
                 format!("One reader resumes {messages} messages of a Redis Stream")
             }
             Scenario::ResumeCrowd(readers) => {
-                format!("{readers} return at once, each resumes {KEPT} messages of JetStream")
+                format!("{readers} readers return at once, each resumes {KEPT} messages of JetStream")
             }
             Scenario::SlowTenth(readers) => format!("A slow tenth among {readers} readers"),
             Scenario::Idle(readers) => format!("Idle crowd: {readers} streams with heartbeats"),
