@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use crate::broker::{self, Change};
 use crate::log::EntryKind;
+use crate::logging::Throttle;
 use crate::message::{Fields, Message};
 use crate::metrics::{Limit, Metrics};
 use crate::position::Sequence;
@@ -18,9 +19,16 @@ pub struct Encoder {
     pub metrics: Arc<Metrics>,
     /// `limits.message`, in bytes, as it is now.
     pub max_message: Arc<AtomicUsize>,
+    /// Of the lines about header fields that cannot be read: a publisher can write them into every message.
+    damaged: Arc<Throttle>,
 }
 
 impl Encoder {
+    /// One for the whole process.
+    pub fn new(metrics: Arc<Metrics>, max_message: Arc<AtomicUsize>) -> Self {
+        Encoder { metrics, max_message, damaged: Arc::default() }
+    }
+
     /// Whether a message cannot be carried for its size, which is then counted and logged.
     pub fn is_too_large(&self, message: &broker::Message) -> bool {
         let limit = self.max_message.load(Ordering::Relaxed);
@@ -47,6 +55,9 @@ impl Encoder {
         fields: &Fields,
     ) -> EntryKind {
         let topic = &message.topic;
+        if message.headers.is_damaged() {
+            self.count_damaged(message);
+        }
         if let Some(operation) = deletion(message) {
             let event_id = sequence.event_id(number, None);
             return EntryKind::Message(Message::deletion(topic.clone(), time, event_id, operation));
@@ -82,6 +93,20 @@ impl Encoder {
         }
         let (id, reason) = (sequence.event_id(number, None), GapReason::TooLarge);
         EntryKind::Gap(reason, frame::stream_gap(Some(&id), message.topic.as_str(), reason))
+    }
+}
+
+impl Encoder {
+    fn count_damaged(&self, message: &broker::Message) {
+        self.metrics.rejected("header");
+        if let Some(others) = self.damaged.turn() {
+            tracing::warn!(
+                topic = message.topic.as_str(),
+                sequence = message.stored.map(|stored| stored.number),
+                others,
+                "a message has header fields that cannot be read; it was delivered without them"
+            );
+        }
     }
 }
 

@@ -258,7 +258,7 @@ mod tests {
         Ingest {
             registry: Registry::new(Sequence::new(Epoch::random()), 10, BOUND, mpsc::channel(1).0),
             metrics: metrics.clone(),
-            encoder: Encoder { metrics, max_message: Arc::new(MESSAGE.into()) },
+            encoder: Encoder::new(metrics, Arc::new(MESSAGE.into())),
             upstream: watch::channel(Upstreams::new()).0,
             traces: Traces::default(),
         }

@@ -279,7 +279,7 @@ impl Metrics {
             drop(metrics.certificate_reloads.get_or_create(&[("result", result)]));
             drop(metrics.config_reloads.get_or_create(&[("result", result)]));
         }
-        for what in ["message", "topic", "id", "type"] {
+        for what in ["message", "topic", "id", "type", "header"] {
             drop(metrics.rejected.get_or_create(&[("what", what)]));
         }
         metrics

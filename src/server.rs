@@ -115,7 +115,7 @@ impl Server {
         let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
         let broker = Broker::start(&config.broker, events)?;
         let (upstream, upstream_receiver) = watch::channel(Upstreams::new());
-        let encoder = Encoder { metrics: metrics.clone(), max_message: max_message.clone() };
+        let encoder = Encoder::new(metrics.clone(), max_message.clone());
         let ingest = Ingest {
             registry: registry.clone(),
             metrics: metrics.clone(),

@@ -157,7 +157,7 @@ impl Gateway {
             clients: Clients::new(&limits, table.clock()),
             table,
             asks: receiver,
-            encoder: Encoder { metrics, max_message: Arc::new((1 << 20).into()) },
+            encoder: Encoder::new(metrics, Arc::new((1 << 20).into())),
             bounds: bounds.clone(),
             heard: BTreeMap::new(),
         }

@@ -1,4 +1,8 @@
-//! Header fields, from async-nats and to it.
+//! Header fields: read from the bytes that a server sends, or from async-nats, and written for async-nats.
+//!
+//! A server passes on whatever block of fields a publisher wrote. So reading never fails: a field that cannot be read is
+//! left out and noted ([`Headers::is_damaged`]), and the rest of the message is as good as any.
+#![allow(dead_code)] // until both links read the wire themselves
 
 use std::str::FromStr;
 
@@ -24,6 +28,93 @@ pub(super) fn read_headers(fields: &HeaderMap, added: &[&str]) -> Headers {
     headers
 }
 
+/// The version that a block of fields begins with.
+const VERSION: &[u8] = b"NATS/1.0";
+
+/// A block of header fields, as it stands in `HMSG` or in a stored message.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) headers: Headers,
+    /// The status of a message that the server itself sends, such as 404.
+    pub(super) status: Option<u16>,
+    /// What the server says beside the status.
+    pub(super) description: String,
+}
+
+/// Reads a block. Of one that is not of our version all fields are left out; of others those whose name is no visible ASCII,
+/// whose value has a carriage return or is not UTF-8, and those without a colon.
+pub(super) fn parse_headers(block: &[u8]) -> Block {
+    let mut lines = lines(block);
+    let first = lines.next().unwrap_or_default();
+    let mut parsed = match first.strip_prefix(VERSION) {
+        Some(rest) if rest.first().is_none_or(u8::is_ascii_whitespace) => Block::with_status(rest),
+        _ => {
+            let mut parsed = Block::default();
+            parsed.headers.set_damaged();
+            return parsed;
+        }
+    };
+    parsed.read_fields(lines);
+    parsed
+}
+
+/// The last field called `name` in a block, whatever stands before it: for fields that the server added behind those of the
+/// publisher.
+pub(super) fn last_field<'a>(block: &'a [u8], name: &str) -> Option<&'a str> {
+    let fields = lines(block).filter_map(|line| field(line).ok());
+    fields.filter(|(key, _)| key.eq_ignore_ascii_case(name)).last().map(|(_, value)| value)
+}
+
+impl Block {
+    fn with_status(rest: &[u8]) -> Self {
+        let rest = String::from_utf8_lossy(rest);
+        let (status, description) = rest.trim().split_once(' ').unwrap_or((rest.trim(), ""));
+        Block {
+            headers: Headers::default(),
+            status: status.parse().ok(),
+            description: description.trim().to_owned(),
+        }
+    }
+
+    fn read_fields<'a>(&mut self, lines: impl Iterator<Item = &'a [u8]>) {
+        let mut lines = lines.filter(|line| !line.is_empty()).peekable();
+        while let Some(line) = lines.next() {
+            let mut read = field(line).map(|(name, value)| (name.to_owned(), value.to_owned()));
+            // A line that begins with white space goes on with the value before it.
+            while let Some(more) = lines.next_if(|line| matches!(line[0], b' ' | b'\t')) {
+                read = read.and_then(|(name, mut value)| {
+                    value.push_str(text(more)?);
+                    Ok((name, value))
+                });
+            }
+            match read {
+                Ok((name, value)) => self.headers.insert(name, value.trim()),
+                Err(Unreadable) => self.headers.set_damaged(),
+            }
+        }
+    }
+}
+
+/// A field that cannot be read.
+struct Unreadable;
+
+fn lines(block: &[u8]) -> impl Iterator<Item = &[u8]> {
+    block.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+}
+
+fn field(line: &[u8]) -> Result<(&str, &str), Unreadable> {
+    let colon = line.iter().position(|byte| *byte == b':').ok_or(Unreadable)?;
+    let (name, value) = (text(&line[..colon])?, text(&line[colon + 1..])?);
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Unreadable);
+    }
+    Ok((name, value.trim()))
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Unreadable> {
+    std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\r')).ok_or(Unreadable)
+}
+
 /// As async-nats wants them.
 pub(super) fn write_headers(headers: &Headers) -> Result<HeaderMap, BrokerError> {
     let mut fields = HeaderMap::new();
@@ -34,4 +125,74 @@ pub(super) fn write_headers(headers: &Headers) -> Result<HeaderMap, BrokerError>
         fields.append(key, value);
     }
     Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fields(block: &[u8]) -> (Vec<(String, String)>, bool) {
+        let headers = parse_headers(block).headers;
+        let fields = headers.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        (fields, headers.is_damaged())
+    }
+
+    #[test]
+    fn only_the_fields_that_cannot_be_read_are_left_out() {
+        let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let good = field("A", "1");
+        for (line, others, is_damaged) in [
+            ("X: caf\u{e9}\r\n".as_bytes(), vec![field("X", "caf\u{e9}")], false),
+            (b"X: caf\xe9\r\n", vec![], true),
+            (b"X: a\rb\r\n", vec![], true),
+            (b"X y: a\r\n", vec![], true),
+            (b"X\xc3\xa9: a\r\n", vec![], true),
+            (b": a\r\n", vec![], true),
+            (b"no colon\r\n", vec![], true),
+            (b"X:\r\n", vec![field("X", "")], false),
+            (b"X: a:b \r\n", vec![field("X", "a:b")], false),
+            (b"X: a\r\n b\r\n", vec![field("X", "a b")], false),
+            (b"X: a\r\n \xe9\r\n", vec![], true),
+            (b"X: a\nY: b\r\n", vec![field("X", "a"), field("Y", "b")], false),
+            (b"X: a\r\nX: b\r\n", vec![field("X", "a"), field("X", "b")], false),
+        ] {
+            let block = [b"NATS/1.0\r\n", line, b"A: 1\r\n\r\n"].concat();
+            let expected: Vec<_> = others.into_iter().chain([good.clone()]).collect();
+            assert_eq!(fields(&block), (expected, is_damaged), "{}", line.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_of_another_version() {
+        for block in [&b"NATS/2.0\r\nA: 1\r\n\r\n"[..], b"NATS/1.01\r\nA: 1\r\n\r\n", b"", b"\xff"] {
+            assert_eq!(fields(block), (vec![], true), "{}", block.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_status_is_read_with_what_the_server_says() {
+        let parsed = parse_headers(b"NATS/1.0 404 No Messages\r\n\r\n");
+        assert_eq!((parsed.status, parsed.description.as_str()), (Some(404), "No Messages"));
+        assert_eq!(parse_headers(b"NATS/1.0 503\r\n\r\n").status, Some(503));
+        assert_eq!(parse_headers(b"NATS/1.0\r\n\r\n").status, None);
+    }
+
+    #[test]
+    fn what_the_server_added_is_found_behind_anything() {
+        let block = b"garbage\r\nNats-Sequence: 1\r\n\xff: \r\nNats-Sequence: 7\r\n\r\n";
+        assert_eq!(last_field(block, "Nats-Sequence"), Some("7"));
+        assert_eq!(last_field(block, "Nats-Subject"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(block in prop::collection::vec(any::<u8>(), 0..200)) {
+            let block = [b"NATS/1.0\r\n", &block[..]].concat();
+            for (name, value) in parse_headers(&block).headers.iter() {
+                prop_assert!(!name.is_empty() && !value.contains(['\r', '\n']));
+            }
+        }
+    }
 }
