@@ -4,7 +4,6 @@
 use std::time::{Duration, SystemTime};
 
 use super::TopicLog;
-use crate::signal::Signal;
 use crate::topic::Filter;
 
 /// How far back the rate of a log is measured, at most.
@@ -82,11 +81,6 @@ impl TopicLog {
         let index = state.entries.partition_point(|entry| entry.sequence <= position);
         let since = state.entries.get(index).map(|entry| entry.time);
         Lag { messages: state.entries.len() - index, time: since.map_or(Duration::ZERO, ago) }
-    }
-
-    /// Calls `look` with every stream that reads it.
-    pub(super) fn for_each_reader(&self, mut look: impl FnMut(&Signal)) {
-        self.readers.lock().signals.iter().for_each(|(_, signal)| look(signal));
     }
 
     /// How it stands, with what the registry knows of it.

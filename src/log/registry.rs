@@ -5,9 +5,11 @@
 //! entry *n* can see every entry before it, in any log.
 
 mod look;
+mod reclaim;
+mod slot;
+mod writer;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -18,19 +20,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 pub use self::look::Reading;
+pub(super) use self::slot::Slot;
+use self::slot::{Fed, Feed};
 use super::history::{Ask, History, Runs};
 use super::lease::{Lease, Subscribed, Subscription};
-use super::{Bounds, Entry, EntryKind, TopicLog, Usage};
-use crate::config::Source;
+use super::{Bounds, TopicLog, Usage};
 use crate::message::Fields;
-use crate::position::{Sequence, Tag};
-use crate::signal::CloseCode;
-use crate::sse::frame::{self, GapReason};
-use crate::topic::{Filter, Topic};
-
-/// When the logs together hold too much, they are brought to this part of the bound, so that it is not looked at again
-/// for the very next message.
-const RECLAIM_TO: f64 = 0.9;
+use crate::position::Sequence;
+use crate::topic::Filter;
 
 /// Why there is no hold on a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -64,58 +61,6 @@ struct Inner {
     waking: VecDeque<Arc<TopicLog>>,
     /// Times never run backwards within the logs, whatever the system's clock or the broker's does: `since=` searches them.
     last_time: Option<SystemTime>,
-}
-
-/// A log, and what the registry knows of it.
-#[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) log: Arc<TopicLog>,
-    fields: Arc<Fields>,
-    /// Of what the broker keeps, the time of the last message.
-    stored_time: Option<SystemTime>,
-    pub(super) readers: usize,
-    /// Since when it has no reader.
-    pub(super) idle_since: Instant,
-    pub(super) subscribed: watch::Sender<Subscribed>,
-    /// It stays without a reader too: its rule is warm.
-    kept: bool,
-    feed: Feed,
-}
-
-/// Where a log's messages come from.
-#[derive(Debug)]
-enum Feed {
-    /// A subscription of its own, for as long as it is held.
-    Own,
-    /// A subscription of its own, of a rule that is warm, or was when it fed others. It feeds logs inside its pattern too.
-    Warm(Fed),
-    /// The warm log of this filter.
-    By(Filter),
-}
-
-/// Logs that a warm one feeds.
-#[derive(Debug, Default)]
-struct Fed {
-    topics: HashMap<Filter, Arc<TopicLog>>,
-    patterns: Vec<Arc<TopicLog>>,
-}
-
-impl Fed {
-    fn is_empty(&self) -> bool {
-        self.topics.is_empty() && self.patterns.is_empty()
-    }
-}
-
-impl Slot {
-    /// The log, behind those that it feeds.
-    pub(super) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
-        let fed = match &self.feed {
-            Feed::Warm(fed) => Some(fed),
-            Feed::Own | Feed::By(_) => None,
-        };
-        let fed = fed.into_iter().flat_map(|fed| fed.topics.values().chain(&fed.patterns));
-        fed.chain(std::iter::once(&self.log))
-    }
 }
 
 impl Inner {
@@ -351,264 +296,4 @@ impl Registry {
         }
         log
     }
-
-    /// The subscription of `filter` follows a history: its logs, which have no entry yet, begin at its head.
-    pub fn begin(&self, filter: &Filter, tag: Tag, head: u64) {
-        let mut inner = self.inner.lock();
-        let Some(slot) = inner.slots.get_mut(filter) else { return };
-        let sequence = match slot.fields.source {
-            Source::RedisStream { .. } => Sequence::of_entry_ids(tag, head),
-            Source::Pubsub | Source::Sharded | Source::JetStream { .. } | Source::Kv { .. } => {
-                Sequence::stored(tag, head)
-            }
-        };
-        let (sequence, now) = (Arc::new(sequence), SystemTime::now());
-        slot.logs().for_each(|log| log.begin(&sequence, now));
-        slot.subscribed.send_replace(Subscribed::Confirmed);
-    }
-
-    /// Appends a message of `topic` that came by the subscription of `filter`; `stored` says under which number the broker
-    /// keeps it, and since when. `encode` is given its place. Nothing happens if nothing holds that filter any more.
-    pub fn append(
-        &self,
-        filter: &Filter,
-        topic: &Topic,
-        stored: Option<(u64, SystemTime)>,
-        encode: impl FnOnce(&Sequence, u64, SystemTime, &Fields) -> EntryKind,
-    ) {
-        let mut inner = self.inner.lock();
-        let Inner { slots, waking, last_time } = &mut *inner;
-        let Some(slot) = slots.get_mut(filter) else { return };
-        let Some(sequence) = slot.log.sequence().cloned() else { return };
-        let (number, time) = match stored {
-            Some((number, time)) => (number, next_time(&mut slot.stored_time, time)),
-            None => (sequence.next(), next_time(last_time, SystemTime::now())),
-        };
-        if number <= sequence.head() {
-            return; // nothing comes twice, whatever a broker does
-        }
-        slot.log.rule.messages.inc();
-        let entry = Entry::new(number, time, encode(&sequence, number, time, &slot.fields), &self.usage);
-        if let Feed::Warm(fed) = &slot.feed {
-            let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
-            for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
-                log.append(entry.clone());
-                log.queue_wake(waking);
-            }
-        }
-        slot.log.append(entry);
-        slot.log.queue_wake(waking);
-        sequence.publish(number);
-    }
-
-    /// Marks that messages with numbers up to `through`, of `topic` if it is known, are not in the logs that the subscription of
-    /// `filter` feeds from a history. Returns how many gaps that is.
-    pub fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
-        let mut inner = self.inner.lock();
-        let Inner { slots, waking, .. } = &mut *inner;
-        let Some(slot) = slots.get_mut(filter) else { return 0 };
-        let Some(sequence) = slot.log.sequence().cloned().filter(|sequence| sequence.head() < through) else {
-            return 0;
-        };
-        let time = next_time(&mut slot.stored_time, SystemTime::now());
-        let id = sequence.event_id(through, None);
-        let concerned = |log: &&Arc<TopicLog>| topic.is_none_or(|topic| log.filter.matches(topic));
-        let mut gaps = 0;
-        for log in slot.logs().filter(concerned) {
-            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
-            log.append(Entry::new(through, time, EntryKind::Gap(reason, frame), &self.usage));
-            log.rule.gaps.inc();
-            log.queue_wake(waking);
-            gaps += 1;
-        }
-        sequence.publish(through);
-        gaps
-    }
-
-    /// The event id of what the broker gave `number`, as it comes by the subscription of `filter`; `None` while nothing
-    /// follows that.
-    pub fn event_id(&self, filter: &Filter, number: u64) -> Option<String> {
-        let inner = self.inner.lock();
-        Some(inner.slots.get(filter)?.log.sequence()?.event_id(number, None))
-    }
-
-    /// The history of `filter` is no more. Its readers are told to come back, and will find another or none.
-    pub fn end(&self, filter: &Filter) {
-        self.give_up(filter, CloseCode::Restarted);
-    }
-
-    /// Hands a part of a history to those who wait for it: what lies up to `through`, of which up to `gone` something is
-    /// missing, and single messages behind that too if it is `torn`: then it is for readers who come from its beginning.
-    pub fn recall(
-        &self,
-        ask: &Ask,
-        through: u64,
-        gone: u64,
-        torn: bool,
-        entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
-    ) {
-        let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
-        let max_bytes = self.max_bytes.load(Ordering::Relaxed);
-        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
-    }
-
-    /// Marks that messages may be missing here: in the logs of `filters` and those that they feed, of `topic` if it is known,
-    /// or in every log of plain publish/subscribe. Returns how many gaps that is.
-    pub fn append_gap(&self, filters: Option<&[Filter]>, topic: Option<&Topic>, reason: GapReason) -> usize {
-        let mut inner = self.inner.lock();
-        let Inner { slots, waking, last_time } = &mut *inner;
-        let time = next_time(last_time, SystemTime::now());
-        let mut gaps = 0;
-        let mut append = |log: &Arc<TopicLog>| {
-            // Each has a number of its own, though they are one event: an id must tell which of them a client has seen.
-            let sequence = self.sequence.next();
-            let id = self.sequence.event_id(sequence, None);
-            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
-            log.append(Entry::new(sequence, time, EntryKind::Gap(reason, frame), &self.usage));
-            log.rule.gaps.inc();
-            log.queue_wake(waking);
-            self.sequence.publish(sequence);
-            gaps += 1;
-        };
-        // A warm log comes behind those that it feeds: whoever has seen the gap of one of them and comes back when they are
-        // gone is fed from it anew, and has its gap before them, for the others.
-        match filters {
-            None => {
-                let plain = || slots.values().filter(|slot| slot.fields.source == Source::Pubsub);
-                let is_warm = |slot: &&Slot| matches!(slot.feed, Feed::Warm(_));
-                let (fed, warm) = (plain().filter(|slot| !is_warm(slot)), plain().filter(is_warm));
-                fed.chain(warm).for_each(|slot| append(&slot.log));
-            }
-            // Looked up one by one: there may be as many as there are slots.
-            Some(filters) => {
-                let slots = filters.iter().filter_map(|filter| slots.get(filter));
-                let logs = slots.filter(|slot| !slot.fields.source.is_stored()).flat_map(Slot::logs);
-                logs.filter(|log| topic.is_none_or(|topic| log.filter.matches(topic))).for_each(append);
-            }
-        }
-        gaps
-    }
-
-    /// Wakes up to `limit` of those who wait for what was appended. Returns whether there may be more, to be woken by
-    /// another call: whoever is served late then finds what was appended meanwhile, and reads all of it at once.
-    pub fn wake(&self, limit: usize) -> bool {
-        let mut waking = std::mem::take(&mut self.inner.lock().waking);
-        let mut left = limit;
-        while left > 0
-            && let Some(log) = waking.pop_front()
-        {
-            let (woken, more) = log.wake(left);
-            left -= woken;
-            if more {
-                waking.push_back(log); // behind the others: a crowd on one topic must not hold up the next
-            }
-        }
-        let mut inner = self.inner.lock();
-        waking.append(&mut inner.waking);
-        inner.waking = waking;
-        !inner.waking.is_empty()
-    }
-
-    /// Frees memory if the logs hold more than they may together. Returns whether they did.
-    pub fn keep_bound(&self) -> bool {
-        let beyond = self.bytes() > self.max_bytes.load(Ordering::Relaxed);
-        if beyond {
-            self.reclaim();
-        }
-        beyond
-    }
-
-    /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
-    pub fn refuse(&self, filter: &Filter) {
-        self.give_up(filter, CloseCode::Refused);
-    }
-
-    fn give_up(&self, filter: &Filter, code: CloseCode) {
-        let mut inner = self.inner.lock();
-        let removed = inner.remove(filter);
-        removed.iter().for_each(|log| log.seal(log.sequence().map_or(0, |sequence| sequence.head())));
-        drop(inner);
-        removed.iter().for_each(|log| log.close(code));
-    }
-
-    /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
-    /// then the oldest entries wherever they are.
-    fn reclaim(&self) {
-        let target = (self.max_bytes.load(Ordering::Relaxed) as f64 * RECLAIM_TO) as usize;
-        let (mut idle, busy): (Vec<_>, Vec<_>) = {
-            let inner = self.inner.lock();
-            let logs = inner.slots.values().map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone()));
-            logs.partition(|(read, ..)| !read)
-        };
-        // What is only put together anew costs nobody a message.
-        idle.iter().chain(&busy).for_each(|(_, _, log)| log.clear_pieces());
-        idle.sort_unstable_by_key(|(_, since, _)| *since);
-        for (_, _, log) in &idle {
-            if self.usage.bytes() <= target {
-                return;
-            }
-            log.evict_through(u64::MAX);
-        }
-        let mut oldest_first: BinaryHeap<_> = busy
-            .iter()
-            .enumerate()
-            .filter_map(|(index, (_, _, log))| log.oldest().map(|oldest| Reverse((oldest, index))))
-            .collect();
-        while self.usage.bytes() > target
-            && let Some(Reverse((oldest, index))) = oldest_first.pop()
-        {
-            let log = &busy[index].2;
-            log.evict_through(oldest);
-            oldest_first.extend(log.oldest().map(|oldest| Reverse((oldest, index))));
-        }
-    }
-
-    /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` is called under
-    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later. Returns
-    /// as [`Registry::keep_bound`].
-    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> bool {
-        let now = Instant::now();
-        let logs: Vec<_> = {
-            let mut inner = self.inner.lock();
-            // Short of room for new topics, nothing lingers.
-            let crowded = inner.slots.len() * 10 >= self.max_topics.load(Ordering::Relaxed) * 9;
-            let idle = |slot: &Slot| {
-                slot.readers == 0
-                    && !slot.kept
-                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
-            };
-            // While one waits to be confirmed, its subscription is not there to be ended yet.
-            let mut ends = |filter: &Filter, slot: &Slot| {
-                idle(slot)
-                    && *slot.subscribed.borrow() != Subscribed::Pending
-                    && unsubscribe(filter, &slot.fields.source)
-            };
-            let ended: Vec<Filter> = inner
-                .slots
-                .iter()
-                .filter(|(filter, slot)| match &slot.feed {
-                    Feed::Warm(fed) => fed.is_empty() && ends(filter, slot),
-                    Feed::By(_) => idle(slot),
-                    Feed::Own => ends(filter, slot),
-                })
-                .map(|(filter, _)| filter.clone())
-                .collect();
-            ended.iter().for_each(|filter| drop(inner.remove(filter)));
-            if inner.slots.capacity() > 1024 && inner.slots.len() * 4 < inner.slots.capacity() {
-                inner.slots.shrink_to_fit();
-            }
-            inner.slots.values().map(|slot| slot.log.clone()).collect()
-        };
-        let now = SystemTime::now();
-        logs.iter().for_each(|log| log.sweep(now));
-        self.runs.sweep();
-        // Readers can fill memory too, with envelopes.
-        self.keep_bound()
-    }
-}
-
-fn next_time(last: &mut Option<SystemTime>, now: SystemTime) -> SystemTime {
-    let time = last.map_or(now, |last| last.max(now));
-    *last = Some(time);
-    time
 }

@@ -1,0 +1,89 @@
+//! Who reads a log, and how they are woken: in parts, so that a crowd on one topic does not hold up another.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::TopicLog;
+use crate::signal::{CloseCode, Signal};
+
+/// For each reader that may be woken at once, how many are looked at.
+const LOOKS: usize = 16;
+
+/// The readers of one log.
+#[derive(Debug, Default)]
+pub(super) struct Readers {
+    signals: Slab<Arc<Signal>>,
+    /// While readers are being woken in parts: the key of the next one.
+    waking: Option<usize>,
+    /// More was appended since the first of them was woken, so they are all to be woken once more.
+    again: bool,
+    /// Nothing will be appended any more. Whoever joins is told so like those who had joined.
+    ended: Option<CloseCode>,
+}
+
+impl TopicLog {
+    /// What wakes each of its readers.
+    pub fn readers(&self) -> Vec<Arc<Signal>> {
+        self.readers.lock().signals.iter().map(|(_, signal)| signal.clone()).collect()
+    }
+
+    /// Calls `look` with every stream that reads it.
+    pub(super) fn for_each_reader(&self, mut look: impl FnMut(&Signal)) {
+        self.readers.lock().signals.iter().for_each(|(_, signal)| look(signal));
+    }
+
+    /// Tells its readers to come back.
+    pub(super) fn close(&self, code: CloseCode) {
+        let mut readers = self.readers.lock();
+        readers.ended = Some(code);
+        readers.signals.iter().for_each(|(_, signal)| signal.close(code));
+    }
+
+    pub(super) fn join(&self, signal: Arc<Signal>) -> usize {
+        let mut readers = self.readers.lock();
+        readers.ended.into_iter().for_each(|code| signal.close(code));
+        readers.signals.insert(signal)
+    }
+
+    pub(super) fn leave(&self, key: usize) {
+        let readers = &mut self.readers.lock().signals;
+        readers.try_remove(key);
+        if readers.is_empty() {
+            readers.shrink_to_fit();
+        }
+    }
+
+    /// Puts itself behind those whose readers are to be woken, unless it is there.
+    pub(super) fn queue_wake(self: &Arc<Self>, queue: &mut VecDeque<Arc<TopicLog>>) {
+        let mut readers = self.readers.lock();
+        match readers.waking {
+            // Also without a reader: one that joins now may see the head from before this entry, and then sleep.
+            None => {
+                readers.waking = Some(0);
+                queue.push_back(self.clone());
+            }
+            Some(next) => readers.again |= next > 0,
+        }
+    }
+
+    /// Wakes up to `limit` of the readers that wait, from where it stopped the last time, or stops after a while of those
+    /// that do not wait. Returns how many were woken, and whether there may be more.
+    pub(super) fn wake(&self, limit: usize) -> (usize, bool) {
+        let mut readers = self.readers.lock();
+        let mut woken = 0;
+        let first = readers.waking.unwrap_or_default();
+        let mut key = first;
+        while woken < limit && key - first < limit.saturating_mul(LOOKS) {
+            if key >= readers.signals.capacity() {
+                readers.waking = std::mem::take(&mut readers.again).then_some(0);
+                return (woken, readers.waking.is_some());
+            }
+            woken += usize::from(readers.signals.get(key).is_some_and(|signal| signal.entry()));
+            key += 1;
+        }
+        readers.waking = Some(key);
+        (woken, true)
+    }
+}

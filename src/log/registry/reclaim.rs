@@ -1,0 +1,104 @@
+//! What the registry gives up: logs that nobody reads any more, entries that are too old, and memory beyond the bound.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::super::lease::Subscribed;
+use super::Registry;
+use super::slot::{Feed, Slot};
+use crate::config::Source;
+use crate::topic::Filter;
+
+/// When the logs together hold too much, they are brought to this part of the bound, so that it is not looked at again
+/// for the very next message.
+const RECLAIM_TO: f64 = 0.9;
+
+impl Registry {
+    /// Frees memory if the logs hold more than they may together. Returns whether they did.
+    pub fn keep_bound(&self) -> bool {
+        let beyond = self.bytes() > self.max_bytes.load(Ordering::Relaxed);
+        if beyond {
+            self.reclaim();
+        }
+        beyond
+    }
+
+    /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
+    /// then the oldest entries wherever they are.
+    fn reclaim(&self) {
+        let target = (self.max_bytes.load(Ordering::Relaxed) as f64 * RECLAIM_TO) as usize;
+        let (mut idle, busy): (Vec<_>, Vec<_>) = {
+            let inner = self.inner.lock();
+            let logs = inner.slots.values().map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone()));
+            logs.partition(|(read, ..)| !read)
+        };
+        // What is only put together anew costs nobody a message.
+        idle.iter().chain(&busy).for_each(|(_, _, log)| log.clear_pieces());
+        idle.sort_unstable_by_key(|(_, since, _)| *since);
+        for (_, _, log) in &idle {
+            if self.usage.bytes() <= target {
+                return;
+            }
+            log.evict_through(u64::MAX);
+        }
+        let mut oldest_first: BinaryHeap<_> = busy
+            .iter()
+            .enumerate()
+            .filter_map(|(index, (_, _, log))| log.oldest().map(|oldest| Reverse((oldest, index))))
+            .collect();
+        while self.usage.bytes() > target
+            && let Some(Reverse((oldest, index))) = oldest_first.pop()
+        {
+            let log = &busy[index].2;
+            log.evict_through(oldest);
+            oldest_first.extend(log.oldest().map(|oldest| Reverse((oldest, index))));
+        }
+    }
+
+    /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` is called under
+    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later. Returns
+    /// as [`Registry::keep_bound`].
+    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> bool {
+        let now = Instant::now();
+        let logs: Vec<_> = {
+            let mut inner = self.inner.lock();
+            // Short of room for new topics, nothing lingers.
+            let crowded = inner.slots.len() * 10 >= self.max_topics.load(Ordering::Relaxed) * 9;
+            let idle = |slot: &Slot| {
+                slot.readers == 0
+                    && !slot.kept
+                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
+            };
+            // While one waits to be confirmed, its subscription is not there to be ended yet.
+            let mut ends = |filter: &Filter, slot: &Slot| {
+                idle(slot)
+                    && *slot.subscribed.borrow() != Subscribed::Pending
+                    && unsubscribe(filter, &slot.fields.source)
+            };
+            let ended: Vec<Filter> = inner
+                .slots
+                .iter()
+                .filter(|(filter, slot)| match &slot.feed {
+                    Feed::Warm(fed) => fed.is_empty() && ends(filter, slot),
+                    Feed::By(_) => idle(slot),
+                    Feed::Own => ends(filter, slot),
+                })
+                .map(|(filter, _)| filter.clone())
+                .collect();
+            ended.iter().for_each(|filter| drop(inner.remove(filter)));
+            if inner.slots.capacity() > 1024 && inner.slots.len() * 4 < inner.slots.capacity() {
+                inner.slots.shrink_to_fit();
+            }
+            inner.slots.values().map(|slot| slot.log.clone()).collect()
+        };
+        let now = SystemTime::now();
+        logs.iter().for_each(|log| log.sweep(now));
+        self.runs.sweep();
+        // Readers can fill memory too, with envelopes.
+        self.keep_bound()
+    }
+}

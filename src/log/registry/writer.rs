@@ -1,0 +1,195 @@
+//! The one writer's way to the logs: entries, gaps, the beginning and the end of what a subscription feeds.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use super::super::history::Ask;
+use super::super::lease::Subscribed;
+use super::super::{Entry, EntryKind, TopicLog};
+use super::slot::{Feed, Slot};
+use super::{Inner, Registry};
+use crate::config::Source;
+use crate::message::Fields;
+use crate::position::{Sequence, Tag};
+use crate::signal::CloseCode;
+use crate::sse::frame::{self, GapReason};
+use crate::topic::{Filter, Topic};
+
+impl Registry {
+    /// The subscription of `filter` follows a history: its logs, which have no entry yet, begin at its head.
+    pub fn begin(&self, filter: &Filter, tag: Tag, head: u64) {
+        let mut inner = self.inner.lock();
+        let Some(slot) = inner.slots.get_mut(filter) else { return };
+        let sequence = match slot.fields.source {
+            Source::RedisStream { .. } => Sequence::of_entry_ids(tag, head),
+            Source::Pubsub | Source::Sharded | Source::JetStream { .. } | Source::Kv { .. } => {
+                Sequence::stored(tag, head)
+            }
+        };
+        let (sequence, now) = (Arc::new(sequence), SystemTime::now());
+        slot.logs().for_each(|log| log.begin(&sequence, now));
+        slot.subscribed.send_replace(Subscribed::Confirmed);
+    }
+
+    /// Appends a message of `topic` that came by the subscription of `filter`; `stored` says under which number the broker
+    /// keeps it, and since when. `encode` is given its place. Nothing happens if nothing holds that filter any more.
+    pub fn append(
+        &self,
+        filter: &Filter,
+        topic: &Topic,
+        stored: Option<(u64, SystemTime)>,
+        encode: impl FnOnce(&Sequence, u64, SystemTime, &Fields) -> EntryKind,
+    ) {
+        let mut inner = self.inner.lock();
+        let Inner { slots, waking, last_time } = &mut *inner;
+        let Some(slot) = slots.get_mut(filter) else { return };
+        let Some(sequence) = slot.log.sequence().cloned() else { return };
+        let (number, time) = match stored {
+            Some((number, time)) => (number, next_time(&mut slot.stored_time, time)),
+            None => (sequence.next(), next_time(last_time, SystemTime::now())),
+        };
+        if number <= sequence.head() {
+            return; // nothing comes twice, whatever a broker does
+        }
+        slot.log.rule.messages.inc();
+        let entry = Entry::new(number, time, encode(&sequence, number, time, &slot.fields), &self.usage);
+        if let Feed::Warm(fed) = &slot.feed {
+            let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
+            for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
+                log.append(entry.clone());
+                log.queue_wake(waking);
+            }
+        }
+        slot.log.append(entry);
+        slot.log.queue_wake(waking);
+        sequence.publish(number);
+    }
+
+    /// Marks that messages with numbers up to `through`, of `topic` if it is known, are not in the logs that the subscription of
+    /// `filter` feeds from a history. Returns how many gaps that is.
+    pub fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
+        let mut inner = self.inner.lock();
+        let Inner { slots, waking, .. } = &mut *inner;
+        let Some(slot) = slots.get_mut(filter) else { return 0 };
+        let Some(sequence) = slot.log.sequence().cloned().filter(|sequence| sequence.head() < through) else {
+            return 0;
+        };
+        let time = next_time(&mut slot.stored_time, SystemTime::now());
+        let id = sequence.event_id(through, None);
+        let concerned = |log: &&Arc<TopicLog>| topic.is_none_or(|topic| log.filter.matches(topic));
+        let mut gaps = 0;
+        for log in slot.logs().filter(concerned) {
+            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
+            log.append(Entry::new(through, time, EntryKind::Gap(reason, frame), &self.usage));
+            log.rule.gaps.inc();
+            log.queue_wake(waking);
+            gaps += 1;
+        }
+        sequence.publish(through);
+        gaps
+    }
+
+    /// The event id of what the broker gave `number`, as it comes by the subscription of `filter`; `None` while nothing
+    /// follows that.
+    pub fn event_id(&self, filter: &Filter, number: u64) -> Option<String> {
+        let inner = self.inner.lock();
+        Some(inner.slots.get(filter)?.log.sequence()?.event_id(number, None))
+    }
+
+    /// The history of `filter` is no more. Its readers are told to come back, and will find another or none.
+    pub fn end(&self, filter: &Filter) {
+        self.give_up(filter, CloseCode::Restarted);
+    }
+
+    /// Hands a part of a history to those who wait for it: what lies up to `through`, of which up to `gone` something is
+    /// missing, and single messages behind that too if it is `torn`: then it is for readers who come from its beginning.
+    pub fn recall(
+        &self,
+        ask: &Ask,
+        through: u64,
+        gone: u64,
+        torn: bool,
+        entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
+    ) {
+        let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
+        let max_bytes = self.max_bytes.load(Ordering::Relaxed);
+        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
+    }
+
+    /// Marks that messages may be missing here: in the logs of `filters` and those that they feed, of `topic` if it is known,
+    /// or in every log of plain publish/subscribe. Returns how many gaps that is.
+    pub fn append_gap(&self, filters: Option<&[Filter]>, topic: Option<&Topic>, reason: GapReason) -> usize {
+        let mut inner = self.inner.lock();
+        let Inner { slots, waking, last_time } = &mut *inner;
+        let time = next_time(last_time, SystemTime::now());
+        let mut gaps = 0;
+        let mut append = |log: &Arc<TopicLog>| {
+            // Each has a number of its own, though they are one event: an id must tell which of them a client has seen.
+            let sequence = self.sequence.next();
+            let id = self.sequence.event_id(sequence, None);
+            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
+            log.append(Entry::new(sequence, time, EntryKind::Gap(reason, frame), &self.usage));
+            log.rule.gaps.inc();
+            log.queue_wake(waking);
+            self.sequence.publish(sequence);
+            gaps += 1;
+        };
+        // A warm log comes behind those that it feeds: whoever has seen the gap of one of them and comes back when they are
+        // gone is fed from it anew, and has its gap before them, for the others.
+        match filters {
+            None => {
+                let plain = || slots.values().filter(|slot| slot.fields.source == Source::Pubsub);
+                let is_warm = |slot: &&Slot| matches!(slot.feed, Feed::Warm(_));
+                let (fed, warm) = (plain().filter(|slot| !is_warm(slot)), plain().filter(is_warm));
+                fed.chain(warm).for_each(|slot| append(&slot.log));
+            }
+            // Looked up one by one: there may be as many as there are slots.
+            Some(filters) => {
+                let slots = filters.iter().filter_map(|filter| slots.get(filter));
+                let logs = slots.filter(|slot| !slot.fields.source.is_stored()).flat_map(Slot::logs);
+                logs.filter(|log| topic.is_none_or(|topic| log.filter.matches(topic))).for_each(append);
+            }
+        }
+        gaps
+    }
+
+    /// Wakes up to `limit` of those who wait for what was appended. Returns whether there may be more, to be woken by
+    /// another call: whoever is served late then finds what was appended meanwhile, and reads all of it at once.
+    pub fn wake(&self, limit: usize) -> bool {
+        let mut waking = std::mem::take(&mut self.inner.lock().waking);
+        let mut left = limit;
+        while left > 0
+            && let Some(log) = waking.pop_front()
+        {
+            let (woken, more) = log.wake(left);
+            left -= woken;
+            if more {
+                waking.push_back(log); // behind the others: a crowd on one topic must not hold up the next
+            }
+        }
+        let mut inner = self.inner.lock();
+        waking.append(&mut inner.waking);
+        inner.waking = waking;
+        !inner.waking.is_empty()
+    }
+
+    /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
+    pub fn refuse(&self, filter: &Filter) {
+        self.give_up(filter, CloseCode::Refused);
+    }
+
+    fn give_up(&self, filter: &Filter, code: CloseCode) {
+        let mut inner = self.inner.lock();
+        let removed = inner.remove(filter);
+        removed.iter().for_each(|log| log.seal(log.sequence().map_or(0, |sequence| sequence.head())));
+        drop(inner);
+        removed.iter().for_each(|log| log.close(code));
+    }
+}
+
+fn next_time(last: &mut Option<SystemTime>, now: SystemTime) -> SystemTime {
+    let time = last.map_or(now, |last| last.max(now));
+    *last = Some(time);
+    time
+}

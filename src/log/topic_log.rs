@@ -1,0 +1,344 @@
+//! The log of one filter: its last entries, and what readers find in them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+
+use super::history::History;
+use super::piece::{Piece, Pieces};
+use super::readers::Readers;
+use super::{Bounds, Entry, Item, Usage};
+use crate::message::{Format, Message};
+use crate::metrics::RuleMetrics;
+use crate::position::Sequence;
+use crate::sse::frame::Coding;
+use crate::topic::Filter;
+
+/// The log of one filter. Shared as an `Arc`; the lock is held for a few lines at a time and never across an await.
+#[derive(Debug)]
+pub struct TopicLog {
+    pub(super) filter: Filter,
+    /// Under which its messages and readers are counted, for as long as it lives.
+    pub(super) rule: RuleMetrics,
+    pub(super) usage: Arc<Usage>,
+    /// Whose numbers its entries have. Set when its subscription begins, at the latest: nobody reads before.
+    sequence: OnceLock<Arc<Sequence>>,
+    /// Of what the broker keeps.
+    pub(super) history: Option<History>,
+    /// The last sequence that the log knows of: of its newest entry, or where it began. Stored after the entry is in and
+    /// before it is published.
+    newest: AtomicU64,
+    /// Up to where it is complete if its subscription has ended, else `u64::MAX`.
+    sealed: AtomicU64,
+    pub(super) state: Mutex<State>,
+    /// Apart from `state`, so that waking thousands does not hold up the first of them in reading.
+    pub(super) readers: Mutex<Readers>,
+}
+
+/// What its lock protects.
+#[derive(Debug)]
+pub(super) struct State {
+    bounds: Bounds,
+    /// In ascending order of sequence.
+    pub(super) entries: VecDeque<Arc<Entry>>,
+    pub(super) bytes: usize,
+    /// Entries up to this sequence were evicted, or were published before the log began: what is at or before it is not
+    /// all here.
+    pub(super) evicted: u64,
+    /// The time of the entry `evicted`, or when the log began.
+    pub(super) evicted_time: SystemTime,
+    /// Where a publisher's id stands, and how many entries have it. The first of several equal ids, since to resume
+    /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
+    publisher_ids: HashMap<Box<str>, (u64, usize)>,
+    /// What was put together for readers, for others at the same places.
+    pieces: Pieces,
+}
+
+impl TopicLog {
+    /// An empty log that is complete from `evicted` on.
+    pub(super) fn new(
+        filter: Filter,
+        bounds: Bounds,
+        usage: Arc<Usage>,
+        sequence: OnceLock<Arc<Sequence>>,
+        history: Option<History>,
+        (evicted, evicted_time): (u64, SystemTime),
+    ) -> Self {
+        let rule = bounds.rule.clone();
+        let state = State {
+            bounds,
+            entries: VecDeque::new(),
+            bytes: 0,
+            evicted,
+            evicted_time,
+            publisher_ids: HashMap::new(),
+            pieces: Pieces::new(usage.clone()),
+        };
+        TopicLog {
+            filter,
+            rule,
+            usage,
+            sequence,
+            history,
+            newest: AtomicU64::new(evicted),
+            sealed: AtomicU64::new(u64::MAX),
+            state: Mutex::new(state),
+            readers: Mutex::default(),
+        }
+    }
+
+    /// The filter whose messages it holds.
+    pub fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// Its sequence. `None` as long as it is not known, which is while nobody reads it.
+    pub(super) fn sequence(&self) -> Option<&Arc<Sequence>> {
+        self.sequence.get()
+    }
+
+    /// Its subscription follows a history that is at its head: the log begins there.
+    pub(super) fn begin(&self, sequence: &Arc<Sequence>, now: SystemTime) {
+        let mut state = self.state.lock();
+        let head = sequence.head();
+        (state.evicted, state.evicted_time) = (head, now);
+        self.newest.store(head, Ordering::Release);
+        let _ = self.sequence.set(sequence.clone());
+    }
+
+    /// Appends, and evicts what is then beyond the bounds. Readers see the entry once it is published.
+    pub(super) fn append(&self, entry: Arc<Entry>) {
+        let mut state = self.state.lock();
+        let weight = entry.weight();
+        if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
+            state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0)).1 += 1;
+        }
+        let (now, sequence) = (entry.time, entry.sequence);
+        state.entries.push_back(entry);
+        state.bytes += weight;
+        self.usage.0.fetch_add(weight, Ordering::Relaxed);
+        self.evict_surplus(&mut state);
+        self.evict_aged(&mut state, now);
+        self.newest.store(sequence, Ordering::Release);
+    }
+
+    /// From now on it holds so much.
+    pub(super) fn set_bounds(&self, bounds: &Bounds) {
+        let mut state = self.state.lock();
+        state.bounds = bounds.clone();
+        self.evict_surplus(&mut state);
+    }
+
+    /// How long it outlives its last reader.
+    pub(super) fn linger(&self) -> Duration {
+        self.state.lock().bounds.linger
+    }
+
+    fn evict_surplus(&self, state: &mut State) {
+        // The newest stays even if it is more than the bound alone: its payload was allowed, and in memory it is more
+        // than that. Evicted before it was read, it would be a gap for everyone.
+        while state.entries.len() > state.bounds.messages
+            || (state.bytes > state.bounds.bytes && state.entries.len() > 1)
+        {
+            self.evict_oldest(state);
+        }
+    }
+
+    fn evict_oldest(&self, state: &mut State) {
+        let Some(entry) = state.entries.pop_front() else { return };
+        let weight = entry.weight();
+        state.bytes -= weight;
+        self.usage.0.fetch_sub(weight, Ordering::Relaxed);
+        state.evicted = entry.sequence;
+        state.evicted_time = entry.time;
+        if let Some(publisher_id) = entry.message().and_then(Message::publisher_id)
+            && let Some((_, held)) = state.publisher_ids.get_mut(publisher_id)
+        {
+            *held -= 1;
+            if *held == 0 {
+                state.publisher_ids.remove(publisher_id);
+            }
+        }
+    }
+
+    fn evict_aged(&self, state: &mut State, now: SystemTime) {
+        while let Some(oldest) = state.entries.front()
+            && now.duration_since(oldest.time).is_ok_and(|age| age > state.bounds.age)
+        {
+            self.evict_oldest(state);
+        }
+    }
+
+    /// Drops what has grown too old, and memory that quiet logs need no more.
+    pub(super) fn sweep(&self, now: SystemTime) {
+        let mut state = self.state.lock();
+        state.pieces.clear();
+        self.evict_aged(&mut state, now);
+        if state.entries.capacity() > 64 && state.entries.len() * 4 < state.entries.capacity() {
+            state.entries.shrink_to_fit();
+        }
+    }
+
+    /// Gives up what was put together for readers.
+    pub(super) fn clear_pieces(&self) {
+        self.state.lock().pieces.clear();
+    }
+
+    /// Evicts every entry up to and with `sequence`.
+    pub(super) fn evict_through(&self, sequence: u64) {
+        let mut state = self.state.lock();
+        state.pieces.clear();
+        while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
+            self.evict_oldest(&mut state);
+        }
+    }
+
+    /// The oldest entry's sequence.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.state.lock().entries.front().map(|entry| entry.sequence)
+    }
+
+    /// Where the log begins to be complete, and when that was.
+    pub(super) fn evicted(&self) -> (u64, SystemTime) {
+        let state = self.state.lock();
+        (state.evicted, state.evicted_time)
+    }
+
+    /// Where the first message stands that its publisher called so.
+    pub(super) fn find_publisher_id(&self, publisher_id: &str) -> Option<u64> {
+        self.state.lock().publisher_ids.get(publisher_id).map(|(sequence, _)| *sequence)
+    }
+
+    /// Whether the message of that number is held, and its publisher called it so.
+    pub(super) fn has_publisher_id(&self, sequence: u64, publisher_id: &str) -> bool {
+        let state = self.state.lock();
+        let index = state.entries.partition_point(|entry| entry.sequence < sequence);
+        let entry = state.entries.get(index).filter(|entry| entry.sequence == sequence);
+        entry.and_then(|entry| entry.message()?.publisher_id()) == Some(publisher_id)
+    }
+
+    /// The last sequence before `time`: a reader there reads on with what came at `time` or later.
+    pub(super) fn position_before(&self, time: SystemTime) -> u64 {
+        let state = self.state.lock();
+        let index = state.entries.partition_point(|entry| entry.time < time);
+        if index == 0 { state.evicted } else { state.entries[index - 1].sequence }
+    }
+
+    /// The sequences of the last `count` messages up to `head`, newest first.
+    pub(super) fn last_messages(&self, count: usize, head: u64) -> Vec<u64> {
+        let state = self.state.lock();
+        let newest_first = state.entries.iter().rev();
+        newest_first
+            .filter(|entry| entry.sequence <= head && entry.message().is_some())
+            .take(count)
+            .map(|entry| entry.sequence)
+            .collect()
+    }
+
+    /// A log of `filter`, which lies inside this one's, that begins with what this one holds of it. A gap here concerns
+    /// all of it, so the new log is complete from the last gap on.
+    pub(super) fn narrowed(&self, filter: &Filter, bounds: &Bounds, history: Option<History>) -> TopicLog {
+        let state = self.state.lock();
+        let last_gap = state.entries.iter().rposition(|entry| entry.message().is_none());
+        let (evicted, time) = match last_gap.map(|index| &state.entries[index]) {
+            Some(gap) => (gap.sequence, gap.time),
+            None => (state.evicted, state.evicted_time),
+        };
+        let (usage, sequence) = (self.usage.clone(), self.sequence.clone());
+        let log = TopicLog::new(filter.clone(), bounds.clone(), usage, sequence, history, (evicted, time));
+        let complete = state.entries.range(last_gap.map_or(0, |index| index + 1)..);
+        complete
+            .filter(|entry| entry.message().is_some_and(|message| filter.matches(message.topic())))
+            .for_each(|entry| log.append(entry.clone()));
+        log
+    }
+
+    /// Puts into `items` what follows `position` up to `head`, about `budget` bytes of it. Returns how far that is
+    /// everything.
+    pub(super) fn collect(
+        &self,
+        position: u64,
+        head: u64,
+        format: Format,
+        budget: usize,
+        items: &mut Vec<Item>,
+    ) -> u64 {
+        let head = head.min(self.sealed.load(Ordering::Acquire));
+        if self.has_nothing_after(position) {
+            return head;
+        }
+        let state = self.state.lock();
+        if state.evicted > position {
+            items.push(Item::Evicted(state.evicted));
+        }
+        let index = state.entries.partition_point(|entry| entry.sequence <= position);
+        let mut bytes = 0;
+        for entry in state.entries.range(index..) {
+            if entry.sequence > head {
+                break;
+            }
+            items.push(Item::Entry(entry.clone()));
+            bytes += entry.frame(format).weight();
+            if bytes >= budget {
+                return entry.sequence;
+            }
+        }
+        head
+    }
+
+    /// The entries that follow `position` up to `head`, in one piece that the readers at the same place share.
+    pub(super) fn piece(
+        &self,
+        position: u64,
+        head: u64,
+        format: Format,
+        coding: Coding,
+    ) -> Result<Option<Piece>, u64> {
+        if self.has_nothing_after(position) {
+            return Ok(None);
+        }
+        let mut state = self.state.lock();
+        if state.evicted > position {
+            return Err(state.evicted);
+        }
+        let State { entries, pieces, .. } = &mut *state;
+        Ok(pieces.of(entries, position, head, format, coding))
+    }
+
+    /// Answers without the lock what a reader that has caught up asks after each event, and one of many topics of all
+    /// those that nothing was published to.
+    pub(super) fn has_nothing_after(&self, position: u64) -> bool {
+        self.newest() <= position
+    }
+
+    /// The last sequence that it knows of.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Acquire)
+    }
+
+    /// Its subscription is confirmed: what came before is not all here.
+    pub(super) fn begins(&self, now: SystemTime) {
+        let mut state = self.state.lock();
+        let begin = state.entries.front().map_or(now, |oldest| oldest.time.min(now));
+        state.evicted_time = state.evicted_time.max(begin);
+    }
+
+    /// Its subscription has ended, and it is complete up to `head` only: no reader may say that it has read further.
+    pub(super) fn seal(&self, head: u64) {
+        self.sealed.store(head, Ordering::Release);
+    }
+
+    /// Up to where it is complete, if its subscription has ended.
+    pub(super) fn sealed(&self) -> Option<u64> {
+        Some(self.sealed.load(Ordering::Acquire)).filter(|end| *end != u64::MAX)
+    }
+}
+
+impl Drop for TopicLog {
+    fn drop(&mut self) {
+        self.usage.0.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
+    }
+}
