@@ -73,11 +73,11 @@ impl Encoder {
                 );
             }
         }
-        if sequence.is_stored() {
-            found.publisher_id = None; // the broker's number finds it everywhere
-        }
+        // Where the broker gives numbers, these find a message everywhere, and the publisher's id is for envelopes alone.
+        let separate_id = if sequence.is_stored() { found.publisher_id.take() } else { None };
         let event_id = sequence.event_id(number, found.publisher_id.as_deref());
-        EntryKind::Message(Message::new(topic.clone(), time, event_id, found, &message.payload))
+        let message = Message::new(topic.clone(), time, event_id, found, &message.payload);
+        EntryKind::Message(message.with_separate_id(separate_id))
     }
 
     /// As [`Encoder::encode`]; what is too large for it is a gap.

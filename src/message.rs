@@ -81,6 +81,8 @@ pub struct Message {
     /// The event id, of which the publisher's id is the tail.
     event_id: Box<str>,
     publisher_id_length: u8,
+    /// The publisher's id, where the event id is the broker's number alone.
+    separate_id: Option<Box<str>>,
     kind: Option<Box<str>>,
     payload: Bytes,
     raw: Frame,
@@ -98,6 +100,7 @@ impl Message {
             event_id: event_id.into(),
             // At most 128 bytes, so says is_publisher_id.
             publisher_id_length: found.publisher_id.map_or(0, |id| id.len() as u8),
+            separate_id: None,
             kind: found.kind.map(Into::into),
             payload,
             raw,
@@ -121,6 +124,7 @@ impl Message {
             time,
             event_id: event_id.into(),
             publisher_id_length: 0,
+            separate_id: None,
             kind: Some(frame::STREAM_DELETE.into()),
             payload,
             raw,
@@ -128,12 +132,18 @@ impl Message {
         }
     }
 
+    /// With the publisher's id, where the event id does not end with it.
+    pub fn with_separate_id(mut self, id: Option<String>) -> Self {
+        self.separate_id = id.map(Into::into);
+        self
+    }
+
     /// Its topic.
     pub fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    /// The id that its publisher gave it.
+    /// The id that its publisher gave it and with which its event id ends.
     pub fn publisher_id(&self) -> Option<&str> {
         let length = usize::from(self.publisher_id_length);
         (length > 0).then(|| &self.event_id[self.event_id.len() - length..])
@@ -160,7 +170,8 @@ impl Message {
     /// later is not in it, and is counted when it is made.
     pub fn weight(&self) -> usize {
         let own_payload = if self.raw.holds(&self.payload) { 0 } else { self.payload.len() };
-        size_of::<Self>() + self.event_id.len() + self.raw.weight() + own_payload
+        let separate_id = self.separate_id.as_ref().map_or(0, |id| id.len());
+        size_of::<Self>() + self.event_id.len() + separate_id + self.raw.weight() + own_payload
     }
 
     /// The CloudEvents 1.0 JSON format: JSON payloads as they are, text as a string, anything else in `data_base64`.
@@ -198,7 +209,7 @@ impl Message {
         };
         let envelope = Envelope {
             specversion: "1.0",
-            id: self.publisher_id().unwrap_or(&self.event_id),
+            id: self.separate_id.as_deref().or(self.publisher_id()).unwrap_or(&self.event_id),
             source: format!(
                 "/topics/{}",
                 percent_encoding::utf8_percent_encode(self.topic.as_str(), URI_UNSAFE)

@@ -3,9 +3,11 @@
 //! A few at a time, in the order they were asked for: a thousand readers that come back at once wait for their turn here,
 //! and what is published meanwhile goes its own way past them.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::broker::{Broker, BrokerError, Fetched};
@@ -45,7 +47,10 @@ impl Recall {
                 if ask.is_served() {
                     return ask.give_up();
                 }
-                let outcome = recall.answer(&ask).await;
+                // A panic is a fault of ours; its readers ask again, and are not left waiting.
+                let answer = AssertUnwindSafe(recall.answer(&ask)).catch_unwind().await;
+                let outcome =
+                    answer.unwrap_or_else(|_| Err(BrokerError::Away("the fetch has panicked".into())));
                 recall.encoder.metrics.recalled(outcome.is_ok());
                 drop(place);
                 if let Err(error) = outcome {

@@ -30,7 +30,8 @@ const SHARE: usize = 8;
 /// The newest runs, which stay: somebody was woken for each just now. At least as many as are fetched at once.
 const NEWEST: usize = 8;
 
-/// A run that is to be fetched: what `log` has after the number `after`, up to `until`.
+/// A run that is to be fetched: what `log` has after the number `after`, up to `until`. Dropped without an answer it counts as
+/// given up, so that no reader waits for ever.
 #[derive(Debug)]
 pub struct Ask {
     /// Of which log.
@@ -39,6 +40,14 @@ pub struct Ask {
     pub after: u64,
     /// Up to this one. Of values, as of this one.
     pub until: u64,
+    /// Those who wait for it have been woken.
+    is_answered: AtomicBool,
+}
+
+impl Drop for Ask {
+    fn drop(&mut self) {
+        self.give_up();
+    }
 }
 
 /// A part of a history.
@@ -138,8 +147,15 @@ impl History {
             if !asked.waiting.iter().any(|other| Arc::ptr_eq(other, signal)) {
                 asked.waiting.push(signal.clone());
             }
-        } else if self.asks.try_send(Ask { log: log.clone(), after: position, until }).is_ok() {
-            state.asked.push(Asked { after: position, until, waiting: vec![signal.clone()] });
+        } else {
+            let ask = Ask { log: log.clone(), after: position, until, is_answered: AtomicBool::new(false) };
+            match self.asks.try_send(ask) {
+                Ok(()) => state.asked.push(Asked { after: position, until, waiting: vec![signal.clone()] }),
+                Err(full) => {
+                    drop(state); // the end of an ask takes the lock
+                    drop(full);
+                }
+            }
         }
         None
     }
@@ -210,6 +226,7 @@ impl Runs {
             bytes,
             usage,
         });
+        ask.is_answered.store(true, Ordering::Relaxed);
         history.answer(ask.after, ask.until, Some(run.clone()));
         let given_up = {
             let mut kept = self.0.lock();
@@ -256,7 +273,8 @@ impl Ask {
 
     /// It is not fetched, or cannot be. Those who wait look again.
     pub fn give_up(&self) {
-        if let Some(history) = &self.log.history {
+        let is_answered = self.is_answered.swap(true, Ordering::Relaxed);
+        if let Some(history) = self.log.history.as_ref().filter(|_| !is_answered) {
             history.answer(self.after, self.until, None);
         }
     }

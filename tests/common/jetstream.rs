@@ -147,6 +147,44 @@ impl Admin {
     }
 }
 
+/// A publisher that writes whatever block of header fields it likes, over a socket of its own.
+pub struct RawPublisher(tokio::net::TcpStream);
+
+impl RawPublisher {
+    pub async fn connect(port: u16) -> Self {
+        use tokio::io::AsyncWriteExt;
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let hello = b"CONNECT {\"verbose\":false,\"headers\":true,\"protocol\":1}\r\n";
+        socket.write_all(hello).await.unwrap();
+        RawPublisher(socket)
+    }
+
+    /// Publishes, and waits until the server has taken it.
+    pub async fn publish(&mut self, subject: &str, block: &[u8], payload: &str) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let line = format!("HPUB {subject} {} {}\r\n", block.len(), block.len() + payload.len());
+        let bytes = [line.as_bytes(), block, payload.as_bytes(), b"\r\nPING\r\n"].concat();
+        self.0.write_all(&bytes).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"PONG\r\n") {
+            assert!(within("a PONG", LIMIT, self.0.read_buf(&mut answer)).await.unwrap() > 0);
+            assert!(!answer.windows(4).any(|window| window == b"-ERR"), "{}", answer.escape_ascii());
+        }
+    }
+}
+
+/// Blocks of header fields of which something cannot be read.
+pub const DAMAGED: [&[u8]; 8] = [
+    b"NATS/1.0\r\nX: caf\xe9\r\n\r\n",
+    b"NATS/1.0\r\nX: a\rb\r\n\r\n",
+    b"NATS/1.0\r\nX y: a\r\n\r\n",
+    b"NATS/1.0\r\nX\xc3\xa9: a\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/2.0\r\nX: a\r\n\r\n",
+    b"NATS/1.0\r\n\xff\r\n\r\n",
+    b"garbage",
+];
+
 /// A broker under test, and what it tells.
 pub struct Kept {
     pub broker: Broker,

@@ -74,13 +74,16 @@ impl Held {
         }
     }
 
-    /// What it does to its topic. Keys are deleted by messages of their own, which a client puts there, or the server once
-    /// a key's time is over.
+    /// What it does to its topic. Keys are deleted by messages of their own, which a client puts there. Once the last message
+    /// of a subject has expired or was removed, the server itself puts a marker there if the stream asks for that.
     pub(super) fn change(&self, source: &Source) -> Change {
-        if !matches!(source, Source::Kv { .. }) {
+        let is_kv = matches!(source, Source::Kv { .. });
+        // In a stream such a field means nothing to others, so that a message with a payload is one.
+        if !is_kv && !self.payload.is_empty() {
             return Change::Put;
         }
-        match (self.headers.get("KV-Operation"), self.headers.get("Nats-Marker-Reason")) {
+        let operation = self.headers.get("KV-Operation").filter(|_| is_kv);
+        match (operation, self.headers.get("Nats-Marker-Reason")) {
             (Some("DEL"), _) | (_, Some("MaxAge" | "Remove")) => Change::Delete,
             (Some("PURGE"), _) | (_, Some("Purge")) => Change::Purge,
             _ => Change::Put,
