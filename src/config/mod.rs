@@ -112,6 +112,8 @@ pub struct Broker {
     pub sentinel: Option<String>,
     /// `broker.cluster`: whether `url` names nodes of a Redis Cluster.
     pub cluster: bool,
+    /// `broker.settle`: how long a subscription takes to reach every server of a cluster (NATS).
+    pub settle: Duration,
     /// `[broker.tls]`.
     pub tls: BrokerTls,
 }
@@ -345,6 +347,7 @@ impl Default for Config {
                 separator: ':',
                 sentinel: None,
                 cluster: false,
+                settle: Duration::from_millis(250),
                 tls: BrokerTls::default(),
             },
             topics: vec![Rule::everything()],

@@ -150,6 +150,8 @@ impl List<'_> {
         );
         let separator = is_redis.then(|| b.separator.to_string());
         self.add_if_set("broker", "separator", separator);
+        let settle = (b.kind() == BrokerKind::Nats).then(|| format_duration(b.settle).to_string());
+        self.add_if_set("broker", "settle", settle);
         for (key, path) in [("ca", &b.tls.ca), ("cert", &b.tls.cert), ("key", &b.tls.key)] {
             self.add_if_set("broker.tls", key, path.as_ref().map(|path| path.display().to_string()));
         }

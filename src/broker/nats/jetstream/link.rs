@@ -10,9 +10,9 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::session::connect;
 use super::super::{OPEN_LIMIT, RETRY_LIMIT, Settings, pause};
 use super::LIMIT;
+use super::client::connect;
 use crate::broker::{BrokerError, Event, Link};
 
 /// What answers come to, so that a narrow user can be given `_INBOX.topicgate.>`.

@@ -1,6 +1,6 @@
 //! What topics are called in a stream: by their subjects, or, in a key-value bucket, by their keys.
 
-use super::super::session::{DOT, unspeakable};
+use super::super::subjects::{DOT, unspeakable};
 use crate::broker::BrokerError;
 use crate::config::Source;
 use crate::topic::Topic;
