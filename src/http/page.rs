@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 const PAGE: &str = include_str!("page.html");
 
 /// What the page may do: its own style and script, which are named by their hashes, and requests to where it came from.
-const POLICY: &str = "default-src 'none'; style-src 'sha256-Is9T1L3F4YERVfHQpn73vEEf1rIwiqfQhuECe3w0gkU='; script-src 'sha256-1C+2IIe+S/Q7a7TsgqJxbas6QE6NIrqrmNQ+qIYXVPs='; connect-src 'self'; \
+const POLICY: &str = "default-src 'none'; style-src 'sha256-ZTqowbZMbPtZ4QyYqxvsX7n7uKMfa/AWf456lTZ3HAE='; script-src 'sha256-bJTK0b5XwlniLgjgHA4r00kUYxporOl3UAYLDw8VaXY='; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The handler.

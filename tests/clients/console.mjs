@@ -84,6 +84,45 @@ async function streams(page) {
   await page.locator("#streams-note", { hasText: "ended" }).waitFor();
 }
 
+// One that ended is one in the last minute, and not the twelve that it would be at this rate.
+async function counted(page) {
+  await page.getByRole("link", { name: "Overview", exact: true }).click();
+  const shown = page.locator("figure", { hasText: "Refused or ended" }).locator("output");
+  await page.waitForFunction(() => [...document.querySelectorAll("figure.bad output")].some((each) => parseInt(each.textContent) > 0));
+  const [now, times] = [await shown.textContent(), await page.locator("#why td:last-child").allTextContents()];
+  const all = times.reduce((sum, text) => sum + Number(text), 0);
+  insist(now.endsWith("in the last minute"), now);
+  insist(parseInt(now) > 0 && parseInt(now) <= all, now + ", of " + all + " since the start");
+}
+
+// What a question is about is on one view, and so is the question.
+async function dialog(page) {
+  await page.getByRole("link", { name: "Streams", exact: true }).click();
+  await page.locator("#f-topic").fill("");
+  await page.locator("#f-address").fill("");
+  await page.getByRole("button", { name: /^End stream / }).first().click();
+  await page.locator("#confirm").waitFor();
+  await page.evaluate(() => { location.hash = "#topics"; });
+  await page.locator("#topics-rows tr").first().waitFor();
+  insist(!(await page.locator("#confirm").isVisible()), "the question is asked over another view");
+}
+
+// On a telephone, every action is in sight, and no view is wider than the screen.
+async function narrow(page) {
+  await page.setViewportSize({ width: 400, height: 800 });
+  for (const view of ["Overview", "Topics", "Streams", "Configuration"]) {
+    await page.getByRole("link", { name: view, exact: true }).click();
+    await page.locator(`#${view.toLowerCase()} ${view === "Overview" ? "figure" : "tbody tr"}`).first().waitFor();
+    const outside = await page.evaluate(() => [...document.querySelectorAll("main button, main a, main input, main td")]
+      .filter((each) => each.checkVisibility() && (each.getBoundingClientRect().right > 400 || each.getBoundingClientRect().left < 0))
+      .map((each) => each.outerHTML));
+    insist(outside.length === 0, "out of sight on 400 pixels: " + outside.join("\n"));
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+    insist(wide <= 400, view + " is " + wide + " wide on 400 pixels");
+  }
+  await page.setViewportSize({ width: 1280, height: 920 });
+}
+
 async function configuration(page) {
   await page.getByRole("link", { name: "Configuration", exact: true }).click();
   const rows = page.locator("#configuration-rows tr");
@@ -101,7 +140,7 @@ try {
     await page.screenshot({ path: hostile, fullPage: true });
   } else {
     const page = await open();
-    for (const step of [overview, messages, streams, configuration]) await step(page);
+    for (const step of [overview, messages, streams, counted, dialog, configuration, narrow]) await step(page);
     const light = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
     await page.emulateMedia({ colorScheme: "dark" });
     insist(await page.evaluate(() => getComputedStyle(document.body).backgroundColor) !== light, "there is no dark mode");

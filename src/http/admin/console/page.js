@@ -56,9 +56,16 @@ function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// A line of text that may be a fault, which looks like one.
+function tell(element, text, fault) {
+  say(element, text);
+  element.classList.toggle("fault", fault);
+}
+
 // Brings a table up to date and leaves what stays alone, so that a button keeps its focus. A column says what is in a
 // cell: `text`, and `look` for its class; or `node`, which is made once a row.
 function fill(body, items, keyOf, columns) {
+  const heads = [...body.closest("table").tHead.rows[0].cells].map((head) => head.textContent);
   const old = new Map([...body.children].map((row) => [row.dataset.key, row]));
   items.forEach((item, index) => {
     const key = String(keyOf(item));
@@ -67,8 +74,11 @@ function fill(body, items, keyOf, columns) {
     if (!row) {
       row = make("tr");
       row.dataset.key = key;
-      for (const column of columns) {
+      row.setAttribute("role", "row"); // on a narrow screen it is a block, which has none by itself
+      for (const [n, column] of columns.entries()) {
         const cell = make("td");
+        cell.setAttribute("role", "cell");
+        cell.dataset.head = heads[n];
         if (column.node) cell.append(column.node(item));
         row.append(cell);
       }
@@ -100,16 +110,32 @@ async function ask(path, options) {
 // --- How things stand ------------------------------------------------------------------------------------------------
 
 const CHARTS = [
-  { name: "Open streams", of: (a, b) => b.streams, show: count },
+  { name: "Open streams", of: (samples) => samples.slice(1).map(({ streams }) => streams), show: count },
   { name: "Messages in", unit: "a second", of: rate("received"), show: count },
   { name: "Delivered", unit: "a second", of: rate("sent"), show: count },
   { name: "Bytes out", unit: "a second", of: rate("sent_bytes"), show: bytes },
-  { name: "Gaps told", unit: "a minute", of: rate("gaps", 60), show: count, bad: true },
-  { name: "Refused or ended", unit: "a minute", of: rate("refused", 60), show: count, bad: true },
+  { name: "Gaps told", unit: "in the last minute", of: within("gaps"), show: count, bad: true },
+  { name: "Refused or ended", unit: "in the last minute", of: within("refused"), show: count, bad: true },
 ];
 
-function rate(key, times = 1) {
-  return (a, b) => (b.time > a.time ? (Math.max(0, b[key] - a[key]) * 1000 * times) / (b.time - a.time) : 0);
+// Of each sample what the chart shows there. Over five seconds, since a count a second jumps.
+function rate(key) {
+  return over(5000, (a, b) => (b.time > a.time ? (Math.max(0, b[key] - a[key]) * 1000) / (b.time - a.time) : 0));
+}
+
+// What is rare is counted: a rate would make twelve a minute of the one that there was.
+function within(key) {
+  return over(60_000, (a, b) => Math.max(0, b[key] - a[key]));
+}
+
+function over(time, value) {
+  return (samples) => {
+    let from = 0;
+    return samples.slice(1).map((sample) => {
+      while (samples[from + 1].time <= sample.time - time) from += 1;
+      return value(samples[from], sample);
+    });
+  };
 }
 
 let samples = [];
@@ -142,22 +168,18 @@ for (const chart of CHARTS) {
 function draw() {
   if (samples.length < 2) return;
   for (const chart of CHARTS) {
-    const values = samples.slice(1).map((sample, index) => chart.of(samples[index], sample));
-    // Over five seconds, since a count a second jumps; what is open is as it is.
-    const smooth = chart.unit ? values.map((_, index) => mean(values.slice(Math.max(0, index - 4), index + 1))) : values;
-    const most = Math.max(...smooth);
-    const x = (index) => 300 - ((smooth.length - 1 - index) * 300) / (SAMPLES - 2);
+    const values = chart.of(samples);
+    const most = Math.max(...values);
+    const x = (index) => 300 - ((values.length - 1 - index) * 300) / (SAMPLES - 2);
     const y = (value) => 58 - (most > 0 ? (value / most) * 54 : 0);
-    const line = smooth.map((value, index) => x(index).toFixed(1) + " " + y(value).toFixed(1)).join("L");
+    const line = values.map((value, index) => x(index).toFixed(1) + " " + y(value).toFixed(1)).join("L");
     chart.line.setAttribute("d", "M" + line);
     chart.area.setAttribute("d", "M" + x(0).toFixed(1) + " 60L" + line + "L300 60Z");
-    chart.number.replaceChildren(chart.show(smooth[smooth.length - 1]));
+    chart.number.replaceChildren(chart.show(values[values.length - 1]));
     if (chart.unit) chart.number.append(" ", make("small", "", chart.unit));
     say(chart.most, "at most " + chart.show(most) + " in 5 min");
   }
 }
-
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function pairs(list, entries) {
   const wanted = entries.flatMap(([term, text, look]) => [make("dt", "", term), make("dd", look || "", text)]);
@@ -221,6 +243,7 @@ function listen() {
   });
   source.addEventListener("state", (event) => {
     const state = JSON.parse(event.data);
+    document.body.classList.remove("stale");
     samples.push(state.sample);
     samples = samples.slice(-SAMPLES);
     show(state);
@@ -229,6 +252,7 @@ function listen() {
   source.addEventListener("error", () => {
     $("state").className = "pill bad";
     say($("state"), "No answer from topicgate");
+    document.body.classList.add("stale"); // what is shown is of before
   });
 }
 
@@ -266,7 +290,8 @@ function lister(name, path, parameters, refresh) {
   return list;
 }
 
-const topics = lister("topics", "topics", () => ({ prefix: $("prefix").value.trim() }), (page) => {
+const topics = lister("topics", "topics", () => ({ prefix: $("prefix").value.trim() }), (page, fault) => {
+  tell($("topics-note"), fault, true);
   if (!page) return;
   fill($("topics-rows"), page.topics, ({ topic }) => topic, [
     { node: ({ topic }) => topicLink(topic), look: "m" },
@@ -285,7 +310,8 @@ const filters = () => ({
 });
 
 const streams = lister("streams", "streams", filters, (page, fault) => {
-  say($("streams-note"), fault);
+  // Good news of what was ended stays until there is other news.
+  if (fault || $("streams-note").classList.contains("fault")) tell($("streams-note"), fault, true);
   if (!page) return;
   fill($("streams-rows"), page.streams, ({ id }) => id, [
     { text: ({ id }) => String(id), look: "n s" },
@@ -331,9 +357,9 @@ $("confirm-yes").addEventListener("click", async () => {
   try {
     const { closed, more } = await ask("streams?" + new URLSearchParams(toEnd), { method: "DELETE" });
     await streams.look();
-    say($("streams-note"), (closed === 1 ? "1 stream was ended." : closed + " streams were ended.") + (more ? " There are more." : ""));
+    tell($("streams-note"), (closed === 1 ? "1 stream was ended." : closed + " streams were ended.") + (more ? " There are more." : ""), false);
   } catch (error) {
-    say($("streams-note"), error.message);
+    tell($("streams-note"), error.message, true);
   }
 });
 $("end-all").addEventListener("click", () => {
@@ -352,7 +378,12 @@ for (const [form, list] of [["topics-filter", topics], ["streams-filter", stream
 let settings = [];
 
 async function readSettings() {
-  settings = await ask("config");
+  try {
+    settings = await ask("config");
+    tell($("configuration-note"), "", false);
+  } catch (error) {
+    tell($("configuration-note"), error.message, true);
+  }
   showSettings();
 }
 
@@ -416,18 +447,17 @@ async function watch(topic) {
         add(event);
       });
       if (stop.signal.aborted) return;
-      say($("topic-note"), "The stream has ended. Coming back.");
+      tell($("topic-note"), "The stream has ended. Coming back.", true);
     } catch (error) {
       if (stop.signal.aborted) return;
-      say($("topic-note"), error.message === "nothing is exposed here under this name"
-        ? "Nothing of this name is held now." : error.message);
+      tell($("topic-note"), error.message, true);
     }
     await new Promise((resolve) => setTimeout(resolve, retry));
   }
 }
 
 function add({ type, data, id }) {
-  if (type === "stream-open") return say($("topic-note"), "Live");
+  if (type === "stream-open") return tell($("topic-note"), "Live", false);
   let told = {};
   try {
     told = JSON.parse(data);
@@ -449,11 +479,16 @@ function add({ type, data, id }) {
 function drawMessages() {
   if (paused) return;
   const drawn = document.createDocumentFragment();
+  const heads = ["Time", "Topic", "Type", "Id", "Payload"];
   for (const { look, cells } of waiting.reverse()) {
     const row = make("tr", look);
+    row.setAttribute("role", "row");
     cells.forEach((text = "", index) => {
       const shown = text.length > MAX_SHOWN ? text.slice(0, MAX_SHOWN) + "… (" + text.length + " characters)" : text;
-      row.append(make("td", index === 0 ? "time" : "m", shown));
+      const cell = make("td", index === 0 ? "time" : "m", shown);
+      cell.setAttribute("role", "cell");
+      if (shown) cell.dataset.head = heads[index];
+      row.append(cell);
     });
     drawn.append(row);
   }
@@ -483,10 +518,12 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   watching?.abort();
+  $("confirm").close(); // what it asks about is not on this view any more
+  say($("streams-note"), "");
   if (view === "overview") draw();
   if (view === "topics") topics.first();
   if (view === "streams") streams.first();
-  if (view === "configuration") readSettings().catch(() => {});
+  if (view === "configuration") readSettings();
   if (view === "topic") watch(topic);
 }
 
