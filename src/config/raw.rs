@@ -51,7 +51,6 @@ table!(RawBroker {
     separator: Option<String>,
     sentinel: Option<String>,
     cluster: Option<Switch>,
-    settle: Option<Span>,
     tls: RawBrokerTls,
 });
 
