@@ -3,19 +3,26 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test tools run fmt bench
+.PHONY: help test lint tools run fmt bench
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 # The tests proper come last, so that cargo's `test result:` lines end the output, and doc tests before them,
 # since there may be none. A thousand streams need more descriptors than the usual soft limit of 1024.
-test: tools ## install what the tests need; formatting, clippy, every test
-	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+test: lint ## install what the tests need; formatting, clippy, documentation, every test
 	npm test --silent --prefix tests/clients
 	cargo test --locked --doc
 	ulimit -S -n "$$(ulimit -H -n)" || true; cargo test --locked --no-fail-fast --lib --bins --tests
+
+# Clippy also refuses what the oldest Rust that Cargo.toml names does not have (incompatible_msrv). Advisories are not
+# checked here: their database is on a forge, and a test must pass without it. `cargo deny check` does all.
+lint: tools ## formatting, clippy, the crates that may come in, the documentation of the library, shell scripts
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	.tools/bin/cargo-deny --locked --log-level error check bans licenses sources
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	shellcheck scripts/* .ci/run
 
 tools: ## install what the tests need, where it is missing
 	@scripts/tools

@@ -23,7 +23,6 @@ pub mod logging;
 pub mod message;
 pub mod metrics;
 pub mod position;
-pub mod reason;
 pub mod recall;
 pub mod reload;
 pub mod server;

@@ -6,7 +6,7 @@
 //! What every broker guarantees (and `tests/brokers.rs` checks against each):
 //!
 //! - **Confirmed.** `Subscribe` is answered `Ok` only once the server has acted on it: what anyone publishes afterwards
-//!   arrives as an [`Event::Message`].
+//!   arrives as an [`Event::Message`]. In a NATS cluster, where other servers learn of it later, the answer waits for that.
 //! - **Ordered.** Messages of one topic keep their order within a filter. Commands take effect in the order sent.
 //! - **Once a filter.** A message arrives once for each subscribed filter that matches it, and names that filter. A
 //!   message whose subject the filter does not match is dropped here; one that the topic grammar has no name for is told
@@ -192,9 +192,6 @@ pub enum BrokerError {
     /// The broker was reached and said no. Trying again will not help.
     #[error("the broker refuses: {0}")]
     Refused(String),
-    /// The message cannot become what the broker keeps. The publisher is to change it; nothing was asked of the broker.
-    #[error("{0}")]
-    Unfit(String),
 }
 
 /// A setting that can never work: its key in the configuration and what is wrong with it, one line, without secrets.

@@ -3,6 +3,7 @@
 //! No redirect is followed and no proxy of the environment is used: what is measured, and who is shown the token, is what
 //! was typed.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +22,6 @@ use url::Url;
 
 use super::Failure;
 use crate::cli::Target;
-use crate::reason::{self, Peer};
 use crate::trust;
 
 /// How long a server may take to accept, over all its addresses.
@@ -111,8 +111,16 @@ impl Client {
         body: Bytes,
     ) -> Result<Response<Incoming>, String> {
         let request = request.body(Full::new(body)).map_err(|error| format!("cannot be sent: {error}"))?;
-        let answer = self.http.request(request).await;
-        answer.map_err(|error| reason::sentence(&reason::chain(&error), Peer::Typed))
+        self.http.request(request).await.map_err(|error| {
+            // The library's own words say only in which phase it failed; the reason is in the sources.
+            let mut words = error.to_string();
+            let mut source = error.source();
+            while let Some(error) = source {
+                words = format!("{words}: {error}");
+                source = error.source();
+            }
+            words
+        })
     }
 }
 

@@ -232,7 +232,6 @@ impl Rule {
         let wherefrom = |field: &Field| match field {
             Field::Header(name) => format!("the header {name}"),
             Field::Pointer(pointer) => format!("the JSON field {pointer}"),
-            Field::Nowhere => "no place".into(),
         };
         let r = &self.replay;
         let linger = match r.linger {

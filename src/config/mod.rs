@@ -112,6 +112,8 @@ pub struct Broker {
     pub sentinel: Option<String>,
     /// `broker.cluster`: whether `url` names nodes of a Redis Cluster.
     pub cluster: bool,
+    /// `broker.settle`: how long a subscription takes to reach every server of a cluster (NATS).
+    pub settle: Duration,
     /// `[broker.tls]`.
     pub tls: BrokerTls,
 }
@@ -237,8 +239,6 @@ pub enum Field {
     Header(String),
     /// In a JSON payload, at this JSON pointer (RFC 6901).
     Pointer(String),
-    /// Nowhere: the rule names no place, and messages of its source have none of their own. So it is on Redis.
-    Nowhere,
 }
 
 /// `replay`: how much of each topic is held for those who reconnect. Whichever bound is met first counts.
@@ -347,6 +347,7 @@ impl Default for Config {
                 separator: ':',
                 sentinel: None,
                 cluster: false,
+                settle: Duration::from_millis(250),
                 tls: BrokerTls::default(),
             },
             topics: vec![Rule::everything()],

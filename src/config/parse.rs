@@ -26,6 +26,9 @@ pub(super) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Counts above it are slips of the finger, and more than some tables can be made for.
 const MOST: u64 = 1_000_000_000;
 
+/// The longest `broker.settle`: whoever subscribes waits for it, and for no more than eight seconds in all.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
 /// Checks everything and reports everything; the result is of use only if nothing was reported. Keys in `failed` were
 /// reported and taken out before, so that their absence is no finding of its own.
 pub(super) fn config(
@@ -261,6 +264,7 @@ impl Check<'_> {
                 ("broker.separator", raw.separator.is_some(), &[Redis]),
                 ("broker.sentinel", raw.sentinel.is_some(), &[Redis]),
                 ("broker.cluster", is_cluster, &[Redis]),
+                ("broker.settle", raw.settle.is_some(), &[Nats]),
                 ("broker.tls", tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some(), &[Nats, Redis]),
             ] {
                 if given && !fits.contains(&kind) {
@@ -343,6 +347,7 @@ impl Check<'_> {
             separator,
             sentinel: raw.sentinel,
             cluster: is_cluster,
+            settle: self.duration("broker.settle", raw.settle, default.settle, Duration::ZERO, SETTLE_LIMIT),
             tls: BrokerTls { ca: raw.tls.ca, cert: raw.tls.cert, key: raw.tls.key },
         };
         (broker, kind)

@@ -51,6 +51,7 @@ table!(RawBroker {
     separator: Option<String>,
     sentinel: Option<String>,
     cluster: Option<Switch>,
+    settle: Option<Span>,
     tls: RawBrokerTls,
 });
 

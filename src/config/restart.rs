@@ -47,8 +47,19 @@ impl Config {
         kept.keep("admin.listen", listen, &running.admin.listen);
         kept.keep("admin.console", console, &running.admin.console);
         let old = &running.broker;
-        let Broker { url, sentinel, cluster, user, password, token, nkey, credentials, separator, tls } =
-            &mut self.broker;
+        let Broker {
+            url,
+            sentinel,
+            cluster,
+            user,
+            password,
+            token,
+            nkey,
+            credentials,
+            separator,
+            settle,
+            tls,
+        } = &mut self.broker;
         kept.keep("broker.url", url, &old.url);
         kept.keep("broker.sentinel", sentinel, &old.sentinel);
         kept.keep("broker.cluster", cluster, &old.cluster);
@@ -58,6 +69,7 @@ impl Config {
         kept.keep("broker.nkey", nkey, &old.nkey);
         kept.keep("broker.credentials", credentials, &old.credentials);
         kept.keep("broker.separator", separator, &old.separator);
+        kept.keep("broker.settle", settle, &old.settle);
         kept.keep("broker.tls", tls, &old.tls);
         kept.keep("limits.connections", &mut self.limits.connections, &running.limits.connections);
         kept.keep("traces", &mut self.traces, &running.traces);

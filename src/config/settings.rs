@@ -150,6 +150,8 @@ impl List<'_> {
         );
         let separator = is_redis.then(|| b.separator.to_string());
         self.add_if_set("broker", "separator", separator);
+        let settle = (b.kind() == BrokerKind::Nats).then(|| format_duration(b.settle).to_string());
+        self.add_if_set("broker", "settle", settle);
         for (key, path) in [("ca", &b.tls.ca), ("cert", &b.tls.cert), ("key", &b.tls.key)] {
             self.add_if_set("broker.tls", key, path.as_ref().map(|path| path.display().to_string()));
         }
@@ -236,9 +238,8 @@ impl List<'_> {
             Access::Nobody => "nobody",
         };
         let field = |field: &Field| match field {
-            Field::Header(name) => Some(inline("header", name)),
-            Field::Pointer(pointer) => Some(inline("pointer", pointer)),
-            Field::Nowhere => None,
+            Field::Header(name) => inline("header", name),
+            Field::Pointer(pointer) => inline("pointer", pointer),
         };
         self.add(table, "match", rule.pattern());
         let (mut stream, mut bucket, mut payload) = (None, None, None);
@@ -267,8 +268,8 @@ impl List<'_> {
         self.add_if_set(table, "payload", payload.map(|name| inline("field", name)));
         self.add(table, "read", access(rule.read));
         self.add(table, "publish", access(rule.publish));
-        self.add_if_set(table, "id", field(&rule.id));
-        self.add_if_set(table, "type", field(&rule.kind));
+        self.add(table, "id", field(&rule.id));
+        self.add(table, "type", field(&rule.kind));
         let (table, replay) = (format!("{table}.replay"), &rule.replay);
         self.add(&table, "messages", number(replay.messages));
         self.add(&table, "bytes", exactly(replay.bytes));

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -72,13 +72,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
         .route("/topics/{*topic}", subscribe.post(publish::publish))
-        .fallback(|uri: Uri| async move {
-            problem::Problem::no_route(
-                &uri,
-                "a topic is at /topics/ and its name, as in /topics/orders/eu; metrics, probes and the console are on \
-                 the admin listener (admin.listen)",
-            )
-        })
+        .fallback(|| async { problem::Problem::not_exposed() })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(
                 RefusalCode::BadMethod,

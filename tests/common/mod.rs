@@ -21,6 +21,7 @@ pub mod redis;
 pub mod redis_cluster;
 pub mod signer;
 pub mod site;
+pub mod slow;
 pub mod tls;
 pub mod token;
 pub mod upstream;

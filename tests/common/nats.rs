@@ -1,6 +1,6 @@
 //! A `nats-server` of one's own, as a child process.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -185,6 +185,57 @@ impl NatsServer {
         connections["connections"].as_array().expect("connections").iter().filter(ours).map(count).collect()
     }
 }
+
+/// A publisher that writes what no library would: header blocks of any bytes.
+pub struct RawPublisher(BufReader<TcpStream>);
+
+impl RawPublisher {
+    pub fn connect(port: u16) -> std::io::Result<Self> {
+        let socket = TcpStream::connect(("127.0.0.1", port))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut publisher = RawPublisher(BufReader::new(socket));
+        publisher.0.get_mut().write_all(b"CONNECT {\"verbose\":false,\"headers\":true}\r\n")?;
+        publisher.flush()?;
+        Ok(publisher)
+    }
+
+    /// With this block of header fields; none if it is empty.
+    pub fn publish(&mut self, subject: &str, block: &[u8], payload: &[u8]) -> std::io::Result<()> {
+        let total = block.len() + payload.len();
+        let line = match block.len() {
+            0 => format!("PUB {subject} {total}\r\n"),
+            length => format!("HPUB {subject} {length} {total}\r\n"),
+        };
+        self.0.get_mut().write_all(&[line.as_bytes(), block, payload, b"\r\n"].concat())
+    }
+
+    /// Waits until the server has everything.
+    pub fn flush(&mut self) -> std::io::Result<()> {
+        self.0.get_mut().write_all(b"PING\r\n")?;
+        let mut line = String::new();
+        while !line.starts_with("PONG") {
+            line.clear();
+            if self.0.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            assert!(!line.starts_with("-ERR"), "{line}");
+        }
+        Ok(())
+    }
+}
+
+/// Blocks of header fields that a server passes on and that have nothing, or not everything, to be read.
+pub const UNREADABLE: [&[u8]; 9] = [
+    b"NATS/1.0\r\nX: caf\xe9\r\n\r\n",
+    b"NATS/1.0\r\nX: a\rb\r\n\r\n",
+    b"NATS/1.0\r\nX y: a\r\n\r\n",
+    b"NATS/1.0\r\nX\xc3\xa9: a\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0\r\n: a\r\n\r\n",
+    b"NATS/2.0\r\nX: a\r\n\r\n",
+    b"\xff\x00\r\n\r\n",
+    b"x",
+];
 
 fn log_in(directory: &tempfile::TempDir) -> String {
     std::fs::read_to_string(directory.path().join("log")).unwrap_or_default()

@@ -1,12 +1,22 @@
 //! Three `nats-server`s that are one cluster, on loopback, with JetStream.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::jetstream::Admin;
 use super::nats::NatsServer;
+use super::slow::Slow;
 use super::{LIMIT, found};
+
+/// Ports that nobody has, each another.
+fn ports(count: usize) -> Vec<u16> {
+    // Held until all are known, so that no two are the same.
+    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    held.iter().map(|held| held.local_addr().unwrap().port()).collect()
+}
 
 /// The nodes are named n0, n1 and n2.
 pub struct NatsCluster {
@@ -16,10 +26,7 @@ pub struct NatsCluster {
 impl NatsCluster {
     /// Waits until the nodes have agreed on a leader.
     pub async fn start() -> Self {
-        // Held until all are known, so that no two are the same.
-        let held: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<u16> = held.iter().map(|held| held.local_addr().unwrap().port()).collect();
-        drop(held);
+        let ports = ports(3);
         let routes: Vec<_> = ports.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
         let routes = routes.join(", ");
         let start = |(index, port): (usize, &u16)| {
@@ -70,4 +77,68 @@ impl NatsCluster {
     pub fn of_topicgate(&self) -> Option<usize> {
         self.nodes.iter().position(|node| node.is_running() && !node.subscriptions().is_empty())
     }
+}
+
+/// `nats-server`s that are one cluster without JetStream, whose routes are slow.
+pub struct SlowCluster {
+    pub nodes: Vec<NatsServer>,
+    /// Through which the others reach each node.
+    pub routes: Vec<Slow>,
+}
+
+impl SlowCluster {
+    /// Waits until each node knows each other one.
+    pub async fn start(count: usize, delay: Duration) -> Self {
+        let ports = ports(count);
+        let mut routes = Vec::new();
+        for port in &ports {
+            routes.push(Slow::start(([127, 0, 0, 1], *port).into(), delay).await);
+        }
+        let nodes = ports.iter().enumerate().map(|(index, port)| {
+            let others = routes.iter().enumerate().filter(|(other, _)| *other != index);
+            let others: Vec<_> = others.map(|(_, slow)| format!("\"nats://{}\"", slow.address)).collect();
+            // Others are told to come through the proxy too.
+            NatsServer::with(&format!(
+                "server_name: n{index}\ncluster {{ name: test, listen: \"127.0.0.1:{port}\", \
+                 advertise: \"{}\", routes: [{}] }}\n",
+                routes[index].address,
+                others.join(", ")
+            ))
+        });
+        let cluster = SlowCluster { nodes: nodes.collect(), routes };
+        cluster.whole().await;
+        cluster
+    }
+
+    /// Waits until each node that runs has a route to each other one that does.
+    pub async fn whole(&self) {
+        found("the routes are there", LIMIT * 2, async || {
+            let running: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
+            running.iter().all(|node| known(node) == running.len() - 1).then_some(())
+        })
+        .await;
+    }
+
+    /// Cuts the routes from and to a node, and waits until it is alone.
+    pub async fn cut(&self, node: usize) {
+        // Each route is made by either side, so all others go with it.
+        self.routes.iter().for_each(Slow::cut);
+        found("the node is alone", LIMIT, async || (known(&self.nodes[node]) == 0).then_some(())).await;
+    }
+
+    pub fn heal(&self) {
+        self.routes.iter().for_each(Slow::heal);
+    }
+
+    /// The node that topicgate is connected to.
+    pub fn of_topicgate(&self) -> Option<usize> {
+        self.nodes.iter().position(|node| node.is_running() && !node.subscriptions().is_empty())
+    }
+}
+
+/// How many other nodes a node has a route to.
+fn known(node: &NatsServer) -> usize {
+    let routes = node.monitor("/routez")["routes"].clone();
+    let names = routes.as_array().into_iter().flatten().map(|route| route["remote_name"].to_string());
+    names.collect::<BTreeSet<_>>().len()
 }

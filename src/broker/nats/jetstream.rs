@@ -9,6 +9,7 @@
 //! `DIRECT.GET`, and `CONSUMER.CREATE`, `.INFO`, `.DELETE` and `.MSG.NEXT`, each under `$JS.API.`, and answers on
 //! `_INBOX.topicgate.>`.
 
+mod client;
 mod consumer;
 mod follower;
 mod held;

@@ -1,319 +1,332 @@
-//! One connection to NATS: how it is made and kept from coming back on its own, what the server is asked on it, and what
-//! it answers.
+//! One connection in service: what is asked of the server on it, what the server answers, and its messages, in the order
+//! in which they arrive.
+//!
+//! A `PING` follows what was asked, and the server's `PONG` confirms it: the server takes the lines of a connection in
+//! order, and what it refuses it says before. In a cluster the other servers learn of a subscription later, so whoever
+//! subscribed is answered after a pause (`broker.settle`). After a reconnect, and when servers join or leave the cluster,
+//! nothing is read for as long; then [`Event::Lost`] is told, and what has arrived meanwhile follows it.
+//!
+//! While the event channel is full nothing is read: the server waits, and closes the connection in the end.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod asked;
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
-use async_nats::{Client, ReconnectToServer, ServerAddr, Subscriber};
-use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::{Instant, sleep_until};
 
-use super::forward::forward;
-use super::headers::write_headers;
-use crate::broker::{BrokerError, Event, Headers};
-use crate::reason::{LATE, Peer, sentence};
-use crate::topic::{Filter, Topic};
+use self::asked::{Asked, Batch};
+use super::handshake::{Connection, Socket};
+use super::subjects::{received, subject};
+use super::table::Table;
+use super::wire::{self, Info, Operation, PONG, Reader};
+use crate::broker::{BrokerError, Command, Event, Link};
 
-/// Time for a connection, handshakes included, to one address of a server.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// How long the server may say nothing while an answer is awaited.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 
-/// async-nats gives a connection up at the third PING without an answer: 12 s, within the contract's 15.
-const PING_INTERVAL: Duration = Duration::from_secs(4);
+/// How long an answer may take though the server goes on sending.
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
-/// Messages that async-nats may hold for one subscription. The forwarder takes them off at once, so that this is never
-/// met unless the whole process is starved; then the session is ended. Filled lazily.
-const SUBSCRIPTION_CAPACITY: usize = 512 * 1024;
+/// A PING follows the last one by this. With [`SILENCE_LIMIT`], a dead connection is noticed within 9 s.
+const PING_AFTER: Duration = Duration::from_secs(4);
 
-/// Time for the server to confirm a batch; beyond it the connection counts as broken.
-pub(super) const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
+/// PINGs that may be unanswered, and answers that may wait for the cluster. Beyond either, commands wait.
+const BATCHES: usize = 64;
+const SETTLING: usize = 64 * 1024;
 
-/// The subject of every barrier ([`Session::confirm`]). Under a name of our own, so that a narrow user can be given
-/// `_INBOX.topicgate.>`, where nothing is published: else the server logs an error for every confirmation.
-const BARRIER: &str = "_INBOX.topicgate.>.confirm";
+/// Bytes that wait to be sent. Beyond it commands wait.
+const OUT_LIMIT: usize = 256 * 1024;
 
-/// What stands for async-nats' report that it dropped a message.
-pub(super) const OVERRUN: &str = "messages came in faster than the process could take them";
-
-/// What the server said about a batch.
-#[derive(Default)]
-pub(super) struct Verdict {
-    /// Subjects that may not be subscribed to, and the server's words.
-    pub(super) subscriptions: HashMap<String, String>,
-    /// Subjects that may not be published on.
-    pub(super) publications: HashMap<String, String>,
-    /// Why nobody can say which subscriptions were refused.
-    pub(super) doubt: Option<String>,
-    /// The barrier has been answered: everything sent before it has been processed.
-    pub(super) complete: bool,
-}
-
-/// One connection.
+/// See the module.
 pub(super) struct Session {
-    pub(super) client: Client,
-    /// Lines of `-ERR` from the server, in the order sent.
-    pub(super) errors: mpsc::Receiver<String>,
-    /// A subscription that gets nothing; its end is the end of the connection. It is the last barrier.
-    pub(super) sentinel: Subscriber,
-    /// One task a subscribed filter.
-    pub(super) forwarders: HashMap<Filter, JoinHandle<()>>,
-    /// The same filters by their subjects, in which the server speaks.
-    pub(super) subjects: HashMap<String, Filter>,
-    /// Filters that the server has ended on its own.
-    pub(super) withdrawn: Vec<(Filter, String)>,
-    /// The last error, for the reason of the end.
-    pub(super) last: Option<String>,
-    /// async-nats has dropped a message, so that this session cannot say any more where something is missing.
-    pub(super) overrun: bool,
+    read: ReadHalf<Box<dyn Socket>>,
+    write: WriteHalf<Box<dyn Socket>>,
+    reader: Reader,
+    /// What is to be sent.
+    out: BytesMut,
+    /// Whether what was sent is flushed.
+    is_flushed: bool,
+    /// Sorted by where to connect, so that servers that come and go are noticed.
+    info: Info,
+    settle: Duration,
+    stage: Stage,
+    /// One for each PING that is unanswered, in the order sent.
+    batches: VecDeque<Batch>,
+    /// Subscriptions that this server has confirmed, and when the cluster will have them.
+    settling: VecDeque<(Instant, Asked)>,
+    /// Events for which the channel has no room. Nothing is read until it is empty.
+    outbox: VecDeque<Event>,
+    /// Whether [`Event::Up`] was told.
+    pub(super) is_up: bool,
+    /// When the server was last heard of, or could not be.
+    heard: Instant,
+    pinged: Instant,
+    /// The server's last words, for the reason of the end.
+    words: Option<String>,
 }
 
-/// Makes a connection that does not come back on its own, and the lines of `-ERR` that the server sends on it.
-pub(super) async fn connect(
-    address: ServerAddr,
-    options: async_nats::ConnectOptions,
-) -> Result<(Client, mpsc::Receiver<String>), String> {
-    let (error, errors) = mpsc::channel(1024);
-    // async-nats always tries to reconnect. It is allowed one attempt, and that one is sent to a port where nothing
-    // can listen: it fails at once, the connection's task ends, and every subscription ends once it is drained.
-    let dead = ServerAddr::from_str("nats://127.0.0.1:0").map_err(|error| error.to_string())?;
-    let pool = vec![address.clone(), dead.clone()];
-    let name = name(&address);
-    let connected = AtomicBool::new(false);
-    let client = options
-        .name("topicgate")
-        .connection_timeout(CONNECT_LIMIT)
-        .ping_interval(PING_INTERVAL)
-        .subscription_capacity(SUBSCRIPTION_CAPACITY)
-        .ignore_discovered_servers()
-        .retain_servers_order()
-        .max_reconnects(1)
-        .reconnect_to_server_callback(move |_, _| {
-            let addr = if connected.swap(true, Ordering::Relaxed) { &dead } else { &address };
-            let target = ReconnectToServer { addr: addr.clone(), delay: Some(Duration::ZERO) };
-            std::future::ready(Some(target))
-        })
-        .event_callback(move |event| {
-            let words = match event {
-                async_nats::Event::ServerError(error) => Some(error.to_string()),
-                async_nats::Event::SlowConsumer(_) => Some(OVERRUN.to_owned()),
-                _ => None,
-            };
-            let error = error.clone();
-            async move {
-                if let Some(words) = words {
-                    let _ = error.send(words).await;
-                }
-            }
-        })
-        .connect(pool)
-        .await
-        .map_err(|error| format!("cannot connect: {name}: {}", sentence(&error.to_string(), Peer::Nats)))?;
-    Ok((client, errors))
-}
-
-/// That no connection could be made in time.
-pub(super) fn late(address: &ServerAddr) -> String {
-    format!("cannot connect: {}: {}", name(address), sentence(LATE, Peer::Nats))
-}
-
-fn name(address: &ServerAddr) -> String {
-    format!("{}:{}", address.host(), address.port())
+/// What is done with messages.
+enum Stage {
+    /// They are dropped: [`Event::Lost`] will be told for them once everything is subscribed again.
+    Restoring,
+    /// They are left with the server until then; then [`Event::Lost`] is told, with this reason.
+    Settling(Instant, &'static str),
+    /// They are handed on.
+    Open,
 }
 
 impl Session {
-    pub(super) async fn connect(
-        address: ServerAddr,
-        options: async_nats::ConnectOptions,
-    ) -> Result<Self, String> {
-        let (client, errors) = connect(address, options).await?;
-        let sentinel = client.subscribe(BARRIER).await.map_err(|error| error.to_string())?;
+    /// Begins with what is subscribed already. `settle` is for a server that is in a cluster. `was_up` says that there was
+    /// a session before, between which and this one messages may be missing.
+    pub(super) fn new(connection: Connection, settle: Duration, was_up: bool, table: &Table) -> Self {
+        let Connection { socket, reader, mut info } = connection;
+        let (read, write) = split(socket);
+        let now = Instant::now();
+        info.connect_urls.sort();
+        let settle = if info.cluster.is_some() { settle } else { Duration::ZERO };
         let mut session = Session {
-            client,
-            errors,
-            sentinel,
-            forwarders: HashMap::new(),
-            subjects: HashMap::new(),
-            withdrawn: Vec::new(),
-            last: None,
-            overrun: false,
+            read,
+            write,
+            reader,
+            out: BytesMut::new(),
+            is_flushed: true,
+            info,
+            settle,
+            stage: Stage::Open,
+            batches: VecDeque::new(),
+            settling: VecDeque::new(),
+            outbox: VecDeque::new(),
+            is_up: false,
+            heard: now,
+            pinged: now,
+            words: None,
         };
-        timeout(CONFIRM_LIMIT, session.answered()).await.map_err(|_| unconfirmed())??;
-        Ok(session)
-    }
-
-    /// Waits until the server has processed everything that was sent before.
-    ///
-    /// `flush` only empties our own buffer, and async-nats keeps PONG to itself. So a subject that no server accepts is
-    /// subscribed to (`>` before the last token). The server takes the lines of one connection in order and answers
-    /// this one, by the protocol, with one `-ERR` that keeps the connection open: `Invalid Subject`, or a permissions
-    /// violation that names it. Unlike an echoed message it needs no permission, and it comes through the same channel
-    /// as the refusals before it, so that none can still be under way.
-    pub(super) async fn confirm(&mut self) -> Result<Verdict, String> {
-        self.sentinel = self.client.subscribe(BARRIER).await.map_err(|_| self.epitaph())?;
-        self.answered().await
-    }
-
-    pub(super) async fn answered(&mut self) -> Result<Verdict, String> {
-        let mut verdict = Verdict::default();
-        while !verdict.complete {
-            tokio::select! {
-                Some(words) = self.errors.recv() => self.note(&words, &mut verdict),
-                None = self.sentinel.next() => return Err(self.ended().await),
+        if was_up {
+            session.stage = Stage::Restoring;
+            for (filter, sid) in table.iter() {
+                wire::write_subscribe(&mut session.out, &subject(filter), sid);
             }
-            if self.overrun {
-                return Err(OVERRUN.into());
-            }
+            session.ping(Vec::new());
         }
-        Ok(verdict)
+        session
     }
 
-    /// Takes in one line of `-ERR`.
-    pub(super) fn note(&mut self, words: &str, verdict: &mut Verdict) {
-        if words == OVERRUN {
-            self.overrun = true;
-            return;
+    /// Where else in its cluster one can connect.
+    pub(super) fn servers(&self) -> &[String] {
+        &self.info.connect_urls
+    }
+
+    /// Serves until the connection ends; why it did. `None` once one of the channels has closed.
+    pub(super) async fn serve(
+        &mut self,
+        table: &mut Table,
+        commands: &mut mpsc::Receiver<Command>,
+        events: &mpsc::Sender<Event>,
+    ) -> Option<String> {
+        if matches!(self.stage, Stage::Open) {
+            self.up(events);
         }
-        let words = words.strip_prefix("nats: ").unwrap_or(words);
-        if words.eq_ignore_ascii_case("invalid subject") {
-            verdict.complete = true;
-        } else if let Some(quoted) = words.strip_prefix("Permissions Violation for Subscription to ") {
-            let Some(subject) = unquote(quoted) else {
-                verdict.doubt = Some(words.to_owned());
-                return;
-            };
-            if subject == BARRIER {
-                verdict.complete = true;
-            } else {
-                if let Some(filter) = self.subjects.remove(&subject) {
-                    if let Some(task) = self.forwarders.remove(&filter) {
-                        task.abort();
+        let why = self.work(table, commands, events).await?;
+        let why = self.words.take().unwrap_or(why);
+        let settling = self.settling.drain(..).map(|(_, asked)| asked);
+        for asked in self.batches.drain(..).flat_map(|batch| batch.asked).chain(settling) {
+            asked.fail(BrokerError::Away(why.clone()), table);
+        }
+        Some(why)
+    }
+
+    /// Events that found no room, to be told after the end.
+    pub(super) fn left(self) -> VecDeque<Event> {
+        self.outbox
+    }
+
+    async fn work(
+        &mut self,
+        table: &mut Table,
+        commands: &mut mpsc::Receiver<Command>,
+        events: &mpsc::Sender<Event>,
+    ) -> Option<String> {
+        let mut timer = pin!(sleep_until(self.next_time()));
+        loop {
+            while self.is_reading() {
+                match self.reader.next() {
+                    Ok(Some(operation)) => {
+                        if let Err(why) = self.take(operation, table, events) {
+                            return Some(why);
+                        }
                     }
-                    self.withdrawn.push((filter, words.to_owned()));
+                    Ok(None) => break,
+                    Err(error) => return Some(error.to_string()),
                 }
-                verdict.subscriptions.insert(subject, words.to_owned());
             }
-        } else if let Some(quoted) = words.strip_prefix("Permissions Violation for Publish to ") {
-            match unquote(quoted) {
-                Some(subject) => drop(verdict.publications.insert(subject, words.to_owned())),
-                None => verdict.doubt = Some(words.to_owned()),
+            let is_reading = self.is_reading();
+            if !is_reading {
+                self.heard = Instant::now(); // as far as anyone can tell
             }
-        } else {
-            tracing::warn!(%words, "NATS reports an error");
-            self.last = Some(words.to_owned());
-            if words.to_ascii_lowercase().starts_with("maximum subscriptions") {
-                // It names no subject, and the barrier is refused in the same words.
-                verdict.doubt = Some(words.to_owned());
-                verdict.complete = true;
+            let next = self.next_time();
+            if next < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(next);
+            }
+            let has_room =
+                self.out.len() < OUT_LIMIT && self.batches.len() < BATCHES && self.settling.len() < SETTLING;
+            tokio::select! {
+                read = self.read.read_buf(self.reader.space()), if is_reading => match read {
+                    Ok(1..) => self.heard = Instant::now(),
+                    Ok(0) => return Some("the server closed the connection".into()),
+                    Err(error) => return Some(format!("the connection was lost: {error}")),
+                },
+                sent = send(&mut self.write, &mut self.out, &mut self.is_flushed),
+                    if !(self.out.is_empty() && self.is_flushed) =>
+                {
+                    if sent.is_err() {
+                        // What has arrived is still read: its end is the end of the connection.
+                        (self.out, self.is_flushed) = (BytesMut::new(), true);
+                    }
+                }
+                command = commands.recv(), if has_room => self.carry_out(command?, table, commands),
+                permit = events.reserve(), if !self.outbox.is_empty() => {
+                    if let (Ok(permit), Some(event)) = (permit, self.outbox.pop_front()) {
+                        permit.send(event);
+                    }
+                }
+                () = &mut timer => if let Err(why) = self.on_time(table, events) {
+                    return Some(why);
+                },
+                () = events.closed() => return None,
             }
         }
     }
 
-    pub(super) async fn subscriber(&self, filter: &Filter) -> Result<Subscriber, String> {
-        self.client.subscribe(subject(filter)).await.map_err(|_| self.epitaph())
+    fn is_reading(&self) -> bool {
+        self.outbox.is_empty() && !matches!(self.stage, Stage::Settling(..))
     }
 
-    pub(super) fn forward(&mut self, filter: Filter, subscriber: Subscriber, events: &mpsc::Sender<Event>) {
-        self.subjects.insert(subject(&filter), filter.clone());
-        let task = forward(filter.clone(), subscriber, events.clone());
-        self.forwarders.insert(filter, tokio::spawn(task));
-    }
-
-    /// Ends a subscription. Once this returns, nothing more of it comes.
-    pub(super) async fn unsubscribe(&mut self, filter: &Filter) {
-        self.subjects.remove(&subject(filter));
-        if let Some(task) = self.forwarders.remove(filter) {
-            // Dropping the subscriber enqueues UNSUB (from a task of its own should the queue be full, and again at the
-            // next message that finds it gone). Waiting for the end of the task keeps a message it holds from coming
-            // after those of a new subscription of the same filter.
-            task.abort();
-            let _ = task.await;
+    fn tell(&mut self, event: Event, events: &mpsc::Sender<Event>) {
+        if !self.outbox.is_empty() {
+            self.outbox.push_back(event);
+        } else if let Err(TrySendError::Full(event)) = events.try_send(event) {
+            self.outbox.push_back(event);
         }
     }
 
-    pub(super) async fn publish(
-        &self,
-        topic: &Topic,
-        payload: Bytes,
-        headers: &Headers,
-    ) -> Result<String, BrokerError> {
-        if unspeakable(topic.as_str()) {
-            return Err(BrokerError::Refused(DOT.into()));
+    fn up(&mut self, events: &mpsc::Sender<Event>) {
+        self.stage = Stage::Open;
+        if !self.is_up {
+            self.is_up = true;
+            self.tell(Event::Up(Link::Pubsub), events);
         }
-        let subject = topic.to_subject('.');
-        let published = if headers.is_empty() {
-            self.client.publish(subject.clone(), payload).await
-        } else {
-            self.client.publish_with_headers(subject.clone(), write_headers(headers)?, payload).await
+    }
+
+    /// Takes in what the server sent. An error is why the connection cannot go on.
+    fn take(
+        &mut self,
+        operation: Operation,
+        table: &mut Table,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<(), String> {
+        match operation {
+            Operation::Message(message) => {
+                if let Some(filter) = table.filter(message.sid)
+                    && matches!(self.stage, Stage::Open)
+                    && let Some(event) = received(filter, message)
+                {
+                    self.tell(event, events);
+                }
+            }
+            Operation::TooLarge { sid, bytes } => {
+                if let Some(filter) = table.filter(sid) {
+                    let why = format!("a message has {bytes} bytes, more than can be read");
+                    self.tell(Event::Lost { filters: Some(vec![filter.clone()]), why }, events);
+                }
+            }
+            Operation::Pong => return self.answered(table, events),
+            Operation::Ping => self.out.extend_from_slice(PONG),
+            Operation::Error(words) => self.refused(words, table, events),
+            Operation::Info(info) => self.informed(*info),
+            Operation::Ok => {}
+        }
+        Ok(())
+    }
+
+    fn informed(&mut self, mut info: Info) {
+        info.connect_urls.sort();
+        let is_changed = info.connect_urls != self.info.connect_urls;
+        self.info = info;
+        // What was published on another server while it was away never came here; one that joins has yet to learn what is
+        // subscribed.
+        if is_changed && self.info.cluster.is_some() && matches!(self.stage, Stage::Open) {
+            self.settle("servers have joined or left the cluster");
+        }
+    }
+
+    /// Everything is subscribed on this server; [`Event::Lost`] follows once the others know.
+    fn settle(&mut self, why: &'static str) {
+        self.stage = Stage::Settling(Instant::now() + self.settle, why);
+    }
+
+    /// When something is due that no event brings.
+    fn next_time(&self) -> Instant {
+        let front = self.batches.front();
+        let silent =
+            front.filter(|_| self.is_reading()).map(|batch| self.heard.max(batch.sent) + SILENCE_LIMIT);
+        let late =
+            self.batches.iter().find(|batch| !batch.asked.is_empty()).map(|batch| batch.sent + ANSWER_LIMIT);
+        let quiet = front.is_none().then(|| self.pinged + PING_AFTER);
+        let settled = self.settling.front().map(|(at, _)| *at);
+        let open = if let Stage::Settling(at, _) = self.stage { Some(at) } else { None };
+        // One of `silent`, `late` and `quiet` is there unless nothing is read, and then somebody else wakes us.
+        let next = [silent, late, quiet, settled, open].into_iter().flatten().min();
+        next.unwrap_or_else(|| Instant::now() + PING_AFTER)
+    }
+
+    /// Does what is due. An error is why the connection cannot go on.
+    fn on_time(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
+        let now = Instant::now();
+        while let Some((_, asked)) = self.settling.pop_front_if(|(at, _)| *at <= now) {
+            asked.confirm(table);
+        }
+        if let Stage::Settling(at, why) = self.stage
+            && at <= now
+        {
+            // After every subscription is whole again and before the first message that came since.
+            self.tell(Event::Lost { filters: None, why: why.into() }, events);
+            self.up(events);
+        }
+        let Some(front) = self.batches.front() else {
+            if self.pinged + PING_AFTER <= now {
+                self.ping(Vec::new());
+            }
+            return Ok(());
         };
-        match published {
-            Ok(()) => Ok(subject),
-            Err(error) if error.kind() == async_nats::PublishErrorKind::Send => {
-                Err(BrokerError::Away(self.epitaph()))
-            }
-            Err(error) => Err(BrokerError::Refused(error.to_string())),
+        if self.is_reading() && self.heard.max(front.sent) + SILENCE_LIMIT <= now {
+            return Err(format!("no confirmation within {} s", SILENCE_LIMIT.as_secs()));
         }
-    }
-
-    /// Takes in what the server still said before the connection ended, for that is often why. async-nats' side of the
-    /// channel closes once the connection's task is gone, which it is by now.
-    pub(super) async fn ended(&mut self) -> String {
-        while let Ok(Some(words)) = timeout(Duration::from_secs(1), self.errors.recv()).await {
-            self.note(&words, &mut Verdict::default());
-        }
-        self.epitaph()
-    }
-
-    /// Why the connection ended, as far as anyone said.
-    pub(super) fn epitaph(&self) -> String {
-        self.last.as_ref().map_or("the connection was lost".into(), |words| sentence(words, Peer::Nats))
-    }
-
-    /// Lets the forwarders deliver what has arrived, and ends. They end by themselves once the connection has. If it has
-    /// not (it confirmed nothing in time, or was overrun), they are given up, and [`Event::Lost`] of the next session speaks for them.
-    pub(super) fn finish(mut self) -> impl Future<Output = ()> {
-        let ended = matches!(self.sentinel.next().now_or_never(), Some(None));
-        async move {
-            for (_, task) in self.forwarders.drain() {
-                if !ended {
-                    task.abort();
-                }
-                let _ = task.await;
-            }
-        }
+        self.fail_late(now, table);
+        Ok(())
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        // A subscriber keeps the connection open, so that none may outlive its session.
-        for task in self.forwarders.values() {
-            task.abort();
-        }
+/// Sends what there is, and sees that it leaves. Nothing is lost if it is given up in between.
+async fn send(
+    write: &mut (impl AsyncWrite + Unpin),
+    out: &mut BytesMut,
+    is_flushed: &mut bool,
+) -> io::Result<()> {
+    while !out.is_empty() {
+        *is_flushed = false;
+        write.write_buf(out).await?;
     }
-}
-
-pub(super) const DOT: &str = "a segment has a dot, which separates segments on NATS";
-
-/// Whether a topic or filter would name another one as a NATS subject.
-pub(super) fn unspeakable(text: &str) -> bool {
-    text.contains('.')
-}
-
-pub(super) fn subject(filter: &Filter) -> String {
-    filter.to_subject('.', ">")
-}
-
-/// The subject at the start of `text`, which the server writes as a Go string; what follows it is dropped. As far as
-/// subjects go that is a JSON string, but for what lies beyond 16 bits and is not printable.
-fn unquote(text: &str) -> Option<String> {
-    serde_json::Deserializer::from_str(text).into_iter().next()?.ok()
-}
-
-pub(super) fn unconfirmed() -> String {
-    format!("no confirmation within {} s", CONFIRM_LIMIT.as_secs())
+    if out.capacity() > 2 * OUT_LIMIT {
+        *out = BytesMut::new();
+    }
+    write.flush().await?;
+    *is_flushed = true;
+    Ok(())
 }

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::rustls::pki_types::pem::PemObject;
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,10 +21,20 @@ const DISCOVERED: usize = 64;
 /// Where to connect, and as whom.
 #[derive(Clone)]
 pub(in crate::broker) struct Settings {
-    servers: Vec<(ServerAddr, Login)>,
+    servers: Vec<Server>,
     /// How many of them `broker.url` names; the others are known from the cluster.
     named: usize,
     tls: BrokerTls,
+    /// `broker.settle`.
+    pub(super) settle: Duration,
+}
+
+#[derive(Clone)]
+struct Server {
+    address: ServerAddr,
+    login: Login,
+    /// The host that its certificate is for, where the address may be a number that it does not have.
+    host: String,
 }
 
 /// Who we are on one server.
@@ -34,6 +45,33 @@ enum Login {
     Token(String),
     Nkey(String),
     Credentials(std::path::PathBuf),
+}
+
+/// A server as a connection of our own needs it.
+pub(super) struct Target {
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// The host that its certificate is for.
+    pub(super) tls_host: String,
+    pub(super) tls: Arc<ClientConfig>,
+    /// Whether the connection must be encrypted, whatever the server says.
+    pub(super) needs_tls: bool,
+    pub(super) proof: Proof,
+}
+
+/// What is shown to a server to be let in.
+pub(super) enum Proof {
+    Nothing,
+    User {
+        user: String,
+        password: String,
+    },
+    Token(String),
+    /// A key that signs what the server asks for; its user is in the token, if there is one.
+    Key {
+        pair: nkeys::KeyPair,
+        jwt: Option<String>,
+    },
 }
 
 impl Settings {
@@ -52,9 +90,10 @@ impl Settings {
                         .into());
                 }
             };
-            servers.push((address, login));
+            servers.push(Server { host: address.host().to_owned(), address, login });
         }
-        let settings = Settings { named: servers.len(), servers, tls: config.tls.clone() };
+        let (named, settle) = (servers.len(), config.settle);
+        let settings = Settings { named, servers, tls: config.tls.clone(), settle };
         tls(&settings.tls)?;
         Ok(settings)
     }
@@ -66,7 +105,7 @@ impl Settings {
 
     /// The address of server `index`, and options that log in there.
     pub(super) fn server(&self, index: usize) -> Result<(ServerAddr, ConnectOptions), String> {
-        let (address, login) = &self.servers[index % self.servers.len()];
+        let Server { address, login, .. } = &self.servers[index % self.servers.len()];
         let options = ConnectOptions::new()
             .tls_client_config(tls(&self.tls)?)
             // Whoever names an authority or a certificate means TLS: without this, a server that does not ask for it
@@ -85,17 +124,48 @@ impl Settings {
         Ok((address.clone(), options))
     }
 
+    /// Server `index`, for a connection of our own.
+    pub(super) fn target(&self, index: usize) -> Result<Target, String> {
+        let Server { address, login, host } = &self.servers[index % self.servers.len()];
+        let pair = |seed: &str, key: &str| {
+            nkeys::KeyPair::from_seed(seed)
+                .map_err(|error| format!("{key}: not the seed of an NKey: {error}"))
+        };
+        let proof = match login.clone() {
+            Login::Nobody => Proof::Nothing,
+            Login::User { user, password } => Proof::User { user, password },
+            Login::Token(token) => Proof::Token(token),
+            Login::Nkey(seed) => Proof::Key { pair: pair(&seed, "broker.nkey")?, jwt: None },
+            Login::Credentials(path) => {
+                let text = read(&path, "broker.credentials")?;
+                let (jwt, seed) = credentials(&text)
+                    .ok_or_else(|| explain("broker.credentials", &path, "no token and seed in it"))?;
+                Proof::Key { pair: pair(seed, "broker.credentials")?, jwt: Some(jwt.to_owned()) }
+            }
+        };
+        Ok(Target {
+            host: address.host().to_owned(),
+            port: address.port(),
+            tls_host: host.clone(),
+            tls: Arc::new(tls(&self.tls)?),
+            needs_tls: address.tls_required() || self.tls != BrokerTls::default(),
+            proof,
+        })
+    }
+
     /// Takes in what server `index` tells of its cluster, each as host and port, in place of what was told before. There
-    /// the same login and scheme hold as on that server.
+    /// the same login and scheme hold as on that server, and its name stands for those that have none of their own.
     pub(super) fn discovered(&mut self, index: usize, addresses: &[String]) {
-        let (like, login) = self.servers[index % self.servers.len()].clone();
+        let Server { address: like, login, host: name } = self.servers[index % self.servers.len()].clone();
         self.servers.truncate(self.named);
         for address in addresses.iter().take(DISCOVERED) {
             let parsed = ServerAddr::from_str(&format!("{}://{address}", like.scheme()));
             if let Ok(address) = parsed
-                && !self.servers.iter().any(|(known, _)| *known == address)
+                && !self.servers.iter().any(|known| known.address == address)
             {
-                self.servers.push((address, login.clone()));
+                let is_number = address.host().parse::<std::net::IpAddr>().is_ok();
+                let host = if is_number { name.clone() } else { address.host().to_owned() };
+                self.servers.push(Server { address, login: login.clone(), host });
             }
         }
     }
@@ -134,6 +204,17 @@ fn common_login(config: &config::Broker) -> Result<Login, String> {
         );
     }
     Ok(logins.pop().unwrap_or(Login::Nobody))
+}
+
+/// The token and the seed in a file of credentials: each a line of its own between two that begin and end with dashes.
+fn credentials(text: &str) -> Option<(&str, &str)> {
+    let is_frame = |line: &str| line.starts_with("---") && line.ends_with("---");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let mut framed = lines.windows(3).filter(|lines| {
+        let is_text = !lines[1].is_empty() && !lines[1].starts_with("---");
+        is_frame(lines[0]) && is_text && is_frame(lines[2])
+    });
+    Some((framed.next()?[1], framed.next()?[1]))
 }
 
 /// One server of `broker.url`. The login is taken out of the address: async-nats prints addresses in its debug log, and

@@ -10,11 +10,10 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::session::{connect, late};
 use super::super::{OPEN_LIMIT, RETRY_LIMIT, Settings, pause};
 use super::LIMIT;
+use super::client::connect;
 use crate::broker::{BrokerError, Event, Link};
-use crate::reason::{Peer, sentence};
 
 /// What answers come to, so that a narrow user can be given `_INBOX.topicgate.>`.
 const INBOX: &str = "_INBOX.topicgate";
@@ -97,9 +96,9 @@ pub(super) async fn keep(mut settings: Settings, events: mpsc::Sender<Event>, st
 
 async fn open(settings: &Settings, server: usize) -> Result<(Api, mpsc::Receiver<String>), String> {
     let (address, options) = settings.server(server)?;
-    let late = late(&address);
     let opening = connect(address, options.custom_inbox_prefix(INBOX));
-    let (client, errors) = timeout(OPEN_LIMIT, opening).await.map_err(|_| late)??;
+    let (client, errors) =
+        timeout(OPEN_LIMIT, opening).await.map_err(|_| "connecting took too long".to_owned())??;
     let context = ContextBuilder::new().timeout(LIMIT).build(client.clone());
     Ok((Api { client, context }, errors))
 }
@@ -122,5 +121,5 @@ async fn ended(api: &Api, mut errors: mpsc::Receiver<String>) -> String {
     while let Ok(Some(words)) = timeout(Duration::from_secs(1), errors.recv()).await {
         last = Some(words);
     }
-    last.map_or("the connection was lost".into(), |words| sentence(&words, Peer::Nats))
+    last.unwrap_or_else(|| "the connection was lost".into())
 }

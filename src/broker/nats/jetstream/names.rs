@@ -1,6 +1,6 @@
 //! What topics are called in a stream: by their subjects, or, in a key-value bucket, by their keys.
 
-use super::super::session::{DOT, unspeakable};
+use super::super::subjects::{DOT, unspeakable};
 use crate::broker::BrokerError;
 use crate::config::Source;
 use crate::topic::Topic;
@@ -77,7 +77,7 @@ pub(super) fn check_key(source: &Source, topic: &Topic) -> Result<(), BrokerErro
         Ok(())
     } else {
         let why = "a key of a bucket has letters, digits, -, _ and = between its dots, and nothing else";
-        Err(BrokerError::Unfit(why.into()))
+        Err(BrokerError::Refused(why.into()))
     }
 }
 

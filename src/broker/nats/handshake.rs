@@ -1,0 +1,148 @@
+//! How a connection of our own begins: TCP, the server's `INFO`, TLS where either side wants it, who we are, and the
+//! server's first `PONG`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_nats::rustls::pki_types::ServerName;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::settings::{Proof, Target};
+use super::wire::{Connect, Info, Operation, PING, PONG, Reader, write_connect};
+
+/// Time for a connection, all of the above included, to one address of a server.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// A connection in the clear, or one over TLS.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+
+/// A connection that the server has let in.
+pub(super) struct Connection {
+    pub(super) socket: Box<dyn Socket>,
+    /// What has arrived on it and was not looked at yet.
+    pub(super) reader: Reader,
+    pub(super) info: Info,
+}
+
+/// Connects to the first address of a server that lets us in. An error is one line without secrets.
+pub(super) async fn connect(target: &Target) -> Result<Connection, String> {
+    let host = target.host.as_str();
+    let addresses =
+        lookup_host((host, target.port)).await.map_err(|error| format!("{host} has no address: {error}"))?;
+    let mut why = format!("{host} has no address");
+    for address in addresses {
+        match timeout(CONNECT_LIMIT, begin(target, address)).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => why = format!("{address}: {error}"),
+            Err(_) => why = format!("{address}: no connection within {} s", CONNECT_LIMIT.as_secs()),
+        }
+    }
+    Err(why)
+}
+
+async fn begin(target: &Target, address: SocketAddr) -> Result<Connection, String> {
+    let socket = TcpStream::connect(address).await.map_err(said)?;
+    socket.set_nodelay(true).map_err(said)?;
+    let mut socket: Box<dyn Socket> = Box::new(socket);
+    let mut reader = Reader::default();
+    let info = match operation(&mut socket, &mut reader).await? {
+        Operation::Info(info) => *info,
+        Operation::Error(words) => return Err(words),
+        other => return Err(format!("the server begins with {other:?} instead of INFO")),
+    };
+    if target.needs_tls || info.tls_required {
+        if !reader.is_empty() {
+            // Whatever it is, it was not sent by whom TLS will show us.
+            return Err("the server went on in the clear where TLS begins".into());
+        }
+        let name = ServerName::try_from(target.tls_host.clone())
+            .map_err(|error| format!("{:?} cannot be on a certificate: {error}", target.tls_host))?;
+        let tls = TlsConnector::from(target.tls.clone()).connect(name, socket);
+        socket = Box::new(tls.await.map_err(|error| format!("TLS: {error}"))?);
+    }
+    let mut connection = Connection { socket, reader, info };
+    connection.introduce(target).await?;
+    Ok(connection)
+}
+
+impl Connection {
+    /// Says who we are, and waits until the server has taken that.
+    async fn introduce(&mut self, target: &Target) -> Result<(), String> {
+        let mut out = BytesMut::new();
+        write_connect(&mut out, &introduction(target, &self.info)?);
+        out.extend_from_slice(PING);
+        self.send(&out).await?;
+        loop {
+            match operation(&mut self.socket, &mut self.reader).await? {
+                Operation::Pong => return Ok(()),
+                Operation::Error(words) => return Err(words),
+                Operation::Info(info) => self.info = *info,
+                Operation::Ping => self.send(PONG).await?,
+                Operation::Ok => {}
+                Operation::Message(_) | Operation::TooLarge { .. } => {
+                    return Err("the server sent a message that nobody has subscribed to".into());
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.socket.write_all(bytes).await.map_err(said)?;
+        self.socket.flush().await.map_err(said)
+    }
+}
+
+fn introduction(target: &Target, info: &Info) -> Result<Connect, String> {
+    let mut connect = Connect {
+        echo: true,
+        headers: true,
+        tls_required: target.needs_tls,
+        protocol: 1,
+        name: "topicgate",
+        lang: "rust",
+        version: env!("CARGO_PKG_VERSION"),
+        ..Connect::default()
+    };
+    match &target.proof {
+        Proof::Nothing => {}
+        Proof::User { user, password } => {
+            (connect.user, connect.pass) = (Some(user.clone()), Some(password.clone()));
+        }
+        Proof::Token(token) => connect.auth_token = Some(token.clone()),
+        Proof::Key { pair, jwt } => {
+            let signature =
+                pair.sign(info.nonce.as_bytes()).map_err(|error| format!("cannot sign: {error}"))?;
+            connect.sig = Some(URL_SAFE_NO_PAD.encode(signature));
+            match jwt {
+                Some(jwt) => connect.jwt = Some(jwt.clone()),
+                None => connect.nkey = Some(pair.public_key()),
+            }
+        }
+    }
+    Ok(connect)
+}
+
+/// The next operation on a connection that nobody else reads.
+async fn operation(socket: &mut Box<dyn Socket>, reader: &mut Reader) -> Result<Operation, String> {
+    loop {
+        if let Some(operation) = reader.next().map_err(|error| error.to_string())? {
+            return Ok(operation);
+        }
+        if socket.read_buf(reader.space()).await.map_err(said)? == 0 {
+            return Err("the server closed the connection".into());
+        }
+    }
+}
+
+fn said(error: io::Error) -> String {
+    error.to_string()
+}
