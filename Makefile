@@ -16,12 +16,14 @@ test: lint ## install what the tests need; formatting, clippy, documentation, ev
 	ulimit -S -n "$$(ulimit -H -n)" || true; cargo test --locked --no-fail-fast --lib --bins --tests
 
 # Clippy also refuses what the oldest Rust that Cargo.toml names does not have (incompatible_msrv). Advisories are not
-# checked here: their database is on a forge, and a test must pass without it. `cargo deny check` does all.
+# checked here: their database is on a forge, and a test must pass without it. `cargo deny check` does all. The
+# documentation is for those who work here: it shows private items, and help texts of the command line have bare URLs.
 lint: tools ## formatting, clippy, the crates that may come in, the documentation of the library, shell scripts
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	.tools/bin/cargo-deny --locked --log-level error check bans licenses sources
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links -A rustdoc::bare_urls" \
+	  cargo doc --locked --no-deps --document-private-items --quiet
 	shellcheck scripts/* .ci/run
 
 tools: ## install what the tests need, where it is missing

@@ -12,7 +12,9 @@ const OPERATIONS: &str = include_str!("../docs/operations.md");
 fn anchors(document: &str, level: &str) -> BTreeSet<String> {
     let headings = document.lines().filter_map(|line| line.strip_prefix(level)?.strip_prefix(' '));
     let is_kept = |letter: &char| letter.is_alphanumeric() || ['-', '_'].contains(letter);
-    headings.map(|heading| heading.to_lowercase().replace(' ', "-").chars().filter(is_kept).collect()).collect()
+    headings
+        .map(|heading| heading.to_lowercase().replace(' ', "-").chars().filter(is_kept).collect())
+        .collect()
 }
 
 /// The documents that people read, by their path in the repository.
