@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use crate::broker::{self, Change};
-use crate::log::EntryKind;
+use crate::log::{EntryKind, Gap};
 use crate::logging::Throttle;
 use crate::message::{Fields, Message};
 use crate::metrics::{Limit, Metrics};
 use crate::position::Sequence;
-use crate::sse::frame::{self, GapReason};
+use crate::sse::frame::GapReason;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -91,8 +91,8 @@ impl Encoder {
         if !self.is_too_large(message) {
             return self.encode(message, (sequence, number), time, fields);
         }
-        let (id, reason) = (sequence.event_id(number, None), GapReason::TooLarge);
-        EntryKind::Gap(reason, frame::stream_gap(Some(&id), message.topic.as_str(), reason))
+        let id = sequence.event_id(number, None);
+        EntryKind::Gap(Gap::new(&id, &message.filter, GapReason::TooLarge, Some(message.topic.clone())))
     }
 }
 

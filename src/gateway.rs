@@ -17,9 +17,9 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 pub use self::look::{StreamState, Wanted};
+use self::warm::Warm;
 use crate::auth::access::Verdict;
 use crate::auth::{Action, Caller};
 use crate::broker::{Broker, BrokerError, Headers, Located};
@@ -98,8 +98,8 @@ pub struct Gateway {
     why: Arc<Why>,
     /// What ingest goes by.
     max_message: Arc<AtomicUsize>,
-    /// Topics that are kept warm, and how that is ended.
-    warm: Mutex<HashMap<Filter, CancellationToken>>,
+    /// Rules that are kept warm.
+    warm: Mutex<HashMap<Filter, Warm>>,
     table: Arc<Table>,
     clients: Arc<Clients>,
     upstream: watch::Receiver<Upstreams>,

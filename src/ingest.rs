@@ -133,9 +133,9 @@ impl Ingest {
                 self.metrics.rejected("topic");
                 tracing::debug!(filter = filter.as_str(), "a message's subject is no topic; it was left out");
             }
-            Event::Begun { filter, tag, head } => {
+            Event::Begun { filter, tag, head, time } => {
                 tracing::debug!(topics = filter.as_str(), head, "a history is followed");
-                self.registry.begin(&filter, tag, head);
+                self.registry.begin(&filter, tag, head, time);
             }
             Event::Gone { filter, through, why } => {
                 let gaps = self.skip(&filter, None, through, GapReason::Broker);

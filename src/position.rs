@@ -14,7 +14,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The longest event id that is looked at; what is longer cannot have come from here.
 pub const MAX_EVENT_ID: usize = 256;
@@ -106,6 +106,15 @@ impl Sequence {
     /// Whether the broker keeps and numbers it.
     pub fn is_stored(&self) -> bool {
         self.form != Form::Process
+    }
+
+    /// `time`, as finely as the times of its entries are told: what has the same is no older.
+    pub fn as_told(&self, time: SystemTime) -> SystemTime {
+        if self.form != Form::EntryId {
+            return time;
+        }
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        time - Duration::from_nanos(u64::from(since.subsec_nanos() % 1_000_000))
     }
 
     /// The number of the next entry, where this process numbers. Only the one writer asks.
@@ -269,7 +278,7 @@ pub enum Start {
     Since(SystemTime),
     /// With the oldest message that is held.
     All,
-    /// With the last so many messages over all topics of the stream.
+    /// With the last so many messages of each topic and pattern of the stream.
     Last(usize),
 }
 

@@ -91,7 +91,7 @@ impl Fixture {
 
     async fn begun(&mut self) -> (Filter, Tag, u64) {
         match self.told().await {
-            Event::Begun { filter, tag, head } => (filter, tag, head),
+            Event::Begun { filter, tag, head, .. } => (filter, tag, head),
             other => panic!("a begin was expected: {other:?}"),
         }
     }

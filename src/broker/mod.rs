@@ -28,6 +28,8 @@ mod nats;
 mod redis;
 mod stored;
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -140,6 +142,9 @@ pub enum Event {
         tag: Tag,
         /// The last number that was given when it began.
         head: u64,
+        /// When the broker took what has that number, by its own clock; what comes next is no older. 1970, if it has taken
+        /// nothing yet.
+        time: SystemTime,
     },
     /// Stored messages of `filter` up to the number `through` were gone before they could be read.
     Gone {

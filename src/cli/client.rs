@@ -50,7 +50,7 @@ pub struct Subscribe {
     /// Begin in the past: 10m, 2026-11-22T18:00:00Z, or all
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// Begin with so many of the last messages
+    /// Begin with so many of the last messages of each topic
     #[arg(long, value_name = "MESSAGES")]
     pub last: Option<u64>,
     /// Go on after this event

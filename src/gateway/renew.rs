@@ -14,6 +14,7 @@ impl Gateway {
     /// it does not let read on, and returns how many those are. To be called by one at a time.
     pub fn renew(&self, config: Config, auth: Auth) -> usize {
         let current = self.current().renewed(config, auth);
+        self.hand_topics_over(&current.config.topics);
         // From here on nobody is let in by what was in force before: who is on the way in looks once more at the end.
         *self.current.write() = current.clone();
         self.put_limits(&current.config);

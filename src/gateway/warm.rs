@@ -11,6 +11,7 @@ use crate::broker::{Broker, BrokerError};
 use crate::config::{Rule, Source};
 use crate::ingest::{Upstream, Upstreams};
 use crate::log::Subscription;
+use crate::topic::Filter;
 
 /// How long a warm topic is not asked for again when the broker says no, and when it was away after all.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
@@ -19,11 +20,20 @@ const AWAY_RETRY: Duration = Duration::from_millis(200);
 /// The same where it may be that a stream or a bucket is still to be made.
 const MISSING_RETRY: Duration = Duration::from_secs(5);
 
+/// A rule that is kept warm.
+#[derive(Debug)]
+pub(super) struct Warm {
+    /// It is no longer.
+    cooled: CancellationToken,
+    /// Of the rules above it, those that have topics which would be its own without them.
+    above: Vec<Filter>,
+}
+
 impl Gateway {
     /// Keeps the topics of these rules warm that say so, and no others.
     pub(super) fn keep_warm(&self, rules: &[Rule]) {
         let mut warm = self.warm.lock();
-        warm.retain(|filter, cooled| {
+        warm.retain(|filter, Warm { cooled, .. }| {
             let stays = rules.iter().any(|rule| is_warm(rule) && rule.filter == *filter);
             if !stays {
                 cooled.cancel();
@@ -34,7 +44,8 @@ impl Gateway {
         for rule in rules.iter().filter(|rule| is_warm(rule)) {
             if !warm.contains_key(&rule.filter) {
                 let cooled = CancellationToken::new();
-                warm.insert(rule.filter.clone(), cooled.clone());
+                let above = above(rules, &rule.filter);
+                warm.insert(rule.filter.clone(), Warm { cooled: cooled.clone(), above });
                 let (registry, filter) = (self.registry.clone(), rule.filter.clone());
                 let (bounds, fields) = log_settings(rule, &self.metrics);
                 let keep = move || (registry.warm(&filter, &bounds, &fields), registry.ended(&filter));
@@ -44,7 +55,23 @@ impl Gateway {
                 tokio::spawn(subscribed(broker, rule.source.clone(), first, keep, upstream, cooled));
             }
         }
+        self.registry.rules_changed();
     }
+
+    /// To be called before these rules hold: topics that a rule above a warm one had come to be fed by the warm one.
+    pub(super) fn hand_topics_over(&self, rules: &[Rule]) {
+        for (filter, warm) in self.warm.lock().iter_mut() {
+            let before = std::mem::replace(&mut warm.above, above(rules, filter));
+            let gone = before.iter().filter(|other| !warm.above.contains(other));
+            gone.for_each(|other| self.registry.take_over(filter, other));
+        }
+    }
+}
+
+/// The rules above that of `filter` that have topics which would be its own without them.
+fn above(rules: &[Rule], filter: &Filter) -> Vec<Filter> {
+    let above = rules.iter().take_while(|other| other.filter != *filter);
+    above.filter(|other| other.filter.overlaps(filter)).map(|other| other.filter.clone()).collect()
 }
 
 /// Subscribes, for as long as it takes, and anew with `keep` whenever the broker has ended it, until `cooled`. `keep`

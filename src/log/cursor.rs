@@ -282,12 +282,12 @@ fn merge_one(
         match item {
             Item::Entry(entry) if !followed && around.is_none() => {
                 joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
-                batch.count(cursors[index].lease.log(), 1, entry.time);
+                batch.count(cursors[index].lease.log(), 1, entry.time());
             }
             Item::Entry(entry) => {
                 let frame = entry.frame_with_id(way.format, filter, &event_id(told));
                 joined.extend_from_slice(frame.slice(way.coding));
-                batch.count(cursors[index].lease.log(), 1, entry.time);
+                batch.count(cursors[index].lease.log(), 1, entry.time());
             }
             Item::Evicted(_) => {
                 let gap = frame::stream_gap(Some(&event_id(told)), filter.as_str(), way.reason);

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use super::time::Stamp;
 use crate::message::{Format, Message};
 use crate::metrics::RuleMetrics;
+use crate::position::Sequence;
 use crate::sse::frame::{self, Frame, GapReason};
-use crate::topic::Filter;
+use crate::topic::{Filter, Topic};
 
 /// How much a log holds, as its rule says. Whichever bound is met first counts.
 #[derive(Debug, Clone)]
@@ -29,8 +31,7 @@ pub struct Bounds {
 pub struct Entry {
     /// Its number in the log's sequence.
     pub sequence: u64,
-    /// When the broker took it, where it says so; else when it was taken in.
-    pub time: SystemTime,
+    pub(super) stamp: Stamp,
     /// What it is.
     pub kind: EntryKind,
     /// Counts its envelope, which may be made at any time and lives as long as the last log that holds it.
@@ -43,15 +44,36 @@ pub enum EntryKind {
     /// A message.
     Message(Message),
     /// Messages are missing here.
-    Gap(GapReason, Frame),
+    Gap(Gap),
+}
+
+/// A gap, as the readers of one log are told of it.
+#[derive(Debug)]
+pub struct Gap {
+    reason: GapReason,
+    /// The only topic of which something is missing, if that is known.
+    topic: Option<Topic>,
+    frame: Frame,
+}
+
+impl Gap {
+    /// One with the event id `id`, in a log of `filter`.
+    pub fn new(id: &str, filter: &Filter, reason: GapReason, topic: Option<Topic>) -> Self {
+        Gap { reason, topic, frame: frame::stream_gap(Some(id), filter.as_str(), reason) }
+    }
 }
 
 impl Entry {
-    pub(super) fn new(sequence: u64, time: SystemTime, kind: EntryKind, usage: &Arc<Usage>) -> Arc<Self> {
-        let entry = Entry { sequence, time, kind, usage: usage.clone() };
+    pub(super) fn new(sequence: u64, stamp: Stamp, kind: EntryKind, usage: &Arc<Usage>) -> Arc<Self> {
+        let entry = Entry { sequence, stamp, kind, usage: usage.clone() };
         let envelope = entry.message().map_or(0, Message::envelope_weight);
         usage.0.fetch_add(envelope, Ordering::Relaxed);
         Arc::new(entry)
+    }
+
+    /// When the broker took it, where it says so; else when it was taken in. As it is searched by.
+    pub(super) fn time(&self) -> SystemTime {
+        self.stamp.time()
     }
 
     pub(super) fn frame(&self, format: Format) -> &Frame {
@@ -59,7 +81,7 @@ impl Entry {
             EntryKind::Message(message) => {
                 message.frame(format, |weight| _ = self.usage.0.fetch_add(weight, Ordering::Relaxed))
             }
-            EntryKind::Gap(_, frame) => frame,
+            EntryKind::Gap(gap) => &gap.frame,
         }
     }
 
@@ -67,7 +89,7 @@ impl Entry {
     pub(super) fn frame_with_id(&self, format: Format, filter: &Filter, id: &str) -> Frame {
         match &self.kind {
             EntryKind::Message(_) => self.frame(format).with_id(id),
-            EntryKind::Gap(reason, _) => frame::stream_gap(Some(id), filter.as_str(), *reason),
+            EntryKind::Gap(gap) => frame::stream_gap(Some(id), filter.as_str(), gap.reason),
         }
     }
 
@@ -75,14 +97,35 @@ impl Entry {
         size_of::<Self>()
             + match &self.kind {
                 EntryKind::Message(message) => message.weight(),
-                EntryKind::Gap(_, frame) => frame.weight(),
+                EntryKind::Gap(gap) => gap.frame.weight(),
             }
     }
 
     pub(super) fn message(&self) -> Option<&Message> {
         match &self.kind {
             EntryKind::Message(message) => Some(message),
-            EntryKind::Gap(..) => None,
+            EntryKind::Gap(_) => None,
+        }
+    }
+
+    /// The one topic that it concerns. `None`: a gap in all that its log holds.
+    pub(super) fn topic(&self) -> Option<&Topic> {
+        match &self.kind {
+            EntryKind::Message(message) => Some(message.topic()),
+            EntryKind::Gap(gap) => gap.topic.as_ref(),
+        }
+    }
+
+    /// The same in a log of `filter`, whose readers are told of a gap by that name. `sequence` is that of both logs.
+    pub(super) fn in_log_of(self: &Arc<Self>, filter: &Filter, sequence: &Sequence) -> Arc<Self> {
+        match &self.kind {
+            EntryKind::Message(_) => self.clone(),
+            EntryKind::Gap(gap) => {
+                let id = sequence.event_id(self.sequence, None);
+                let gap = Gap::new(&id, filter, gap.reason, gap.topic.clone());
+                let stamp = Stamp::new(self.time(), self.stamp.taken());
+                Entry::new(self.sequence, stamp, EntryKind::Gap(gap), &self.usage)
+            }
         }
     }
 }

@@ -79,8 +79,8 @@ impl TopicLog {
         }
         let state = self.state.lock();
         let index = state.entries.partition_point(|entry| entry.sequence <= position);
-        let since = state.entries.get(index).map(|entry| entry.time);
-        Lag { messages: state.entries.len() - index, time: since.map_or(Duration::ZERO, ago) }
+        let since = state.entries.get(index).map(|entry| entry.stamp.taken().elapsed());
+        Lag { messages: state.entries.len() - index, time: since.unwrap_or_default() }
     }
 
     /// How it stands, with what the registry knows of it.
@@ -90,7 +90,7 @@ impl TopicLog {
         // Further back than what was evicted it is not known what there was.
         let from =
             now.checked_sub(RATE_WINDOW).map_or(state.evicted_time, |from| from.max(state.evicted_time));
-        let lately = state.entries.len() - state.entries.partition_point(|entry| entry.time <= from);
+        let lately = state.entries.len() - state.entries.partition_point(|entry| entry.time() <= from);
         let seconds = now.duration_since(from).unwrap_or_default().as_secs_f64();
         LogState {
             filter: self.filter.clone(),
@@ -98,13 +98,9 @@ impl TopicLog {
             messages: state.entries.len(),
             bytes: state.bytes,
             rate: if lately == 0 { 0.0 } else { lately as f64 / seconds.max(0.001) },
-            oldest: state.entries.front().map(|entry| ago(entry.time)),
+            oldest: state.entries.front().map(|entry| entry.stamp.taken().elapsed()),
             upstream,
             idle,
         }
     }
-}
-
-fn ago(time: SystemTime) -> Duration {
-    SystemTime::now().duration_since(time).unwrap_or_default()
 }

@@ -19,11 +19,12 @@ mod readers;
 mod registry;
 #[cfg(test)]
 mod tests;
+mod time;
 mod topic_log;
 
 pub use self::cursor::{Batch, Cursors, Read};
 use self::entry::Item;
-pub use self::entry::{Bounds, Entry, EntryKind, Usage};
+pub use self::entry::{Bounds, Entry, EntryKind, Gap, Usage};
 pub use self::history::{ASK_CAPACITY, Ask};
 pub use self::lease::{Lease, Subscription};
 pub use self::look::{Lag, LogState, UpstreamState};

@@ -60,7 +60,10 @@ fn question(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Place> 
         _ if history.of_values => None,
         (Start::Now, _) => None,
         (Start::After(_) | Start::All, _) => Some(Place::Oldest),
-        (Start::Since(time), _) => (begin_time >= *time).then_some(Place::Since(*time)),
+        (Start::Since(time), _) => {
+            let time = lease.sequence().as_told(*time);
+            (begin_time >= time).then_some(Place::Since(time))
+        }
         (Start::Last(count), _) => {
             (log.last_messages(*count, head).len() < *count).then_some(Place::Last(*count))
         }
@@ -268,6 +271,7 @@ impl Placing<'_> {
     }
 
     fn start_since(&mut self, time: std::time::SystemTime) {
+        let time = self.sequence.as_told(time);
         let mut before = 0;
         self.resumed = true;
         for cursor in &mut *self.cursors {
@@ -289,9 +293,12 @@ impl Placing<'_> {
             }
         }
         // What came at that time or later has a higher number than all that came before, in whichever log. So the one id
-        // that stands for all cursors brings nothing older to a client that comes back with it.
-        for cursor in &mut *self.cursors {
-            cursor.position = cursor.position.max(before);
+        // that stands for all cursors brings nothing older to a client that comes back with it. Of a broker's clock, which
+        // may be set back between two numbers, nobody knows that.
+        if !self.sequence.is_stored() {
+            for cursor in &mut *self.cursors {
+                cursor.position = cursor.position.max(before);
+            }
         }
         self.meet();
     }
@@ -310,28 +317,21 @@ impl Placing<'_> {
         self.meet();
     }
 
+    /// With the last `count` messages of each topic and pattern, each by itself: from wherever it holds them, and as many as
+    /// there are. No promise was made of older ones, so what is gone before them is no gap.
     fn start_with_last(&mut self, count: usize) {
         let head = self.sequence.head();
-        if let Some(Located::At(_)) =
-            self.cursors.first().and_then(|cursor| Self::located(self.answers, cursor.lease.filter()))
-        {
-            // Of what the broker keeps, so many of each topic: how they lie among each other it does not say.
-            for cursor in &mut *self.cursors {
-                let filter = cursor.lease.filter();
-                let Some(Located::At(position)) = Self::located(self.answers, filter) else { continue };
-                cursor.position = position;
-            }
-            return self.meet();
-        }
-        let last_of = |cursor: &Cursor| cursor.lease.log().last_messages(count, head);
-        let mut last: Vec<u64> = self.cursors.iter().flat_map(last_of).collect();
-        last.sort_unstable_by(|a, b| b.cmp(a));
-        last.truncate(count);
-        self.start_at(last.last().map_or(head, |oldest| oldest - 1));
         for cursor in &mut *self.cursors {
-            // No promise was made of older ones, so what is gone before the last so many is no gap.
-            cursor.position = cursor.position.max(cursor.lease.log().evicted().0);
+            let log = cursor.lease.log();
+            cursor.position = match Self::located(self.answers, log.filter()) {
+                Some(located) => located.number(),
+                None => {
+                    let last = log.last_messages(count, head);
+                    last.last().map_or(head, |oldest| oldest - 1).max(log.evicted().0)
+                }
+            };
         }
+        self.meet();
     }
 
     /// After the message that its publisher gave this id. It tells the place in its own topic only: another process took

@@ -100,10 +100,10 @@ impl Pieces {
         }
         if count == 1 {
             // One alone is handed over as it is, without a copy.
-            let (first, time, bytes) = (first.sequence, first.time, first.frame(format).bytes(coding));
+            let (first, time, bytes) = (first.sequence, first.time(), first.frame(format).bytes(coding));
             return Some(Piece { first, last: first, time, entries: count, format, coding, bytes });
         }
-        let (first, time, last) = (first.sequence, first.time, entries[index + count - 1].sequence);
+        let (first, time, last) = (first.sequence, first.time(), entries[index + count - 1].sequence);
         let mut joined = Vec::with_capacity(length);
         for entry in entries.range(index..index + count) {
             joined.extend_from_slice(entry.frame(format).slice(coding));

@@ -4,6 +4,8 @@
 //! writing goes through its lock: one writer assigns a sequence and appends before it takes the next, so whoever sees
 //! entry *n* can see every entry before it, in any log.
 
+mod fed;
+mod feeding;
 mod look;
 mod reclaim;
 mod slot;
@@ -12,18 +14,19 @@ mod writer;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use self::feeding::begin_now;
 pub use self::look::Reading;
+use self::slot::Feed;
 pub(super) use self::slot::Slot;
-use self::slot::{Fed, Feed};
 use super::history::{Ask, History, Runs};
 use super::lease::{Lease, Subscribed, Subscription};
+use super::time::Line;
 use super::{Bounds, TopicLog, Usage};
 use crate::message::Fields;
 use crate::position::Sequence;
@@ -59,28 +62,12 @@ struct Inner {
     slots: HashMap<Filter, Slot>,
     /// Logs of which readers are still to be woken, each once.
     waking: VecDeque<Arc<TopicLog>>,
-    /// Times never run backwards within the logs, whatever the system's clock or the broker's does: `since=` searches them.
-    last_time: Option<SystemTime>,
-}
-
-impl Inner {
-    /// Takes a log out, and with a warm one those that it feeds: nothing would reach them any more. Returns them all.
-    fn remove(&mut self, filter: &Filter) -> Vec<Arc<TopicLog>> {
-        let Some(slot) = self.slots.remove(filter) else { return Vec::new() };
-        match &slot.feed {
-            Feed::Own => {}
-            Feed::Warm(_) => {
-                self.slots.retain(|_, other| !matches!(&other.feed, Feed::By(warm) if warm == filter));
-            }
-            Feed::By(warm) => {
-                if let Some(Slot { feed: Feed::Warm(fed), .. }) = self.slots.get_mut(warm) {
-                    fed.topics.remove(filter);
-                    fed.patterns.retain(|log| log.filter != *filter);
-                }
-            }
-        }
-        slot.logs().cloned().collect()
-    }
+    /// Filters of warm logs.
+    warm: Vec<Filter>,
+    /// How often it has changed what feeds which filter.
+    feeding: u32,
+    /// The times of what this process numbers.
+    line: Line,
 }
 
 impl Registry {
@@ -94,7 +81,7 @@ impl Registry {
     pub(super) fn forget(&self, log: &Arc<TopicLog>) {
         let mut inner = self.inner.lock();
         if inner.slots.get(&log.filter).is_some_and(|slot| Arc::ptr_eq(&slot.log, log)) {
-            inner.remove(&log.filter);
+            inner.remove(&log.filter, &self.sequence);
         }
     }
 
@@ -172,30 +159,16 @@ impl Registry {
         if inner.slots.len() >= self.max_topics.load(Ordering::Relaxed) {
             return Err(LeaseError::Full);
         }
-        let warm =
-            warm.filter(|warm| matches!(inner.slots.get(*warm).map(|slot| &slot.feed), Some(Feed::Warm(_))));
-        let (log, feed) = match warm {
-            Some(warm) => (self.feed_from(&mut inner, warm, filter, bounds, fields), Feed::By(warm.clone())),
+        let warm = warm.and_then(|warm| inner.feeder(warm, &fields.source));
+        let slot = match warm.and_then(|warm| self.fed_slot(&mut inner, warm, filter, bounds)) {
+            Some(slot) => slot,
             None if fields.source.is_shared() => return Err(LeaseError::NotFed),
-            None => (self.empty_log(filter, bounds, fields), Feed::Own),
+            None => self.own_slot(&inner, filter, bounds, fields),
         };
-        let subscribed = match warm.and_then(|warm| inner.slots.get(warm)) {
-            Some(warm) => warm.subscribed.clone(),
-            None => watch::Sender::new(Subscribed::Pending),
-        };
-        let own = matches!(feed, Feed::Own);
-        let slot = Slot {
-            log: log.clone(),
-            fields: fields.clone(),
-            stored_time: None,
-            readers: 1,
-            idle_since: Instant::now(),
-            subscribed,
-            kept: false,
-            feed,
-        };
-        inner.slots.insert(filter.clone(), slot);
-        let subscription = own.then(|| Subscription::new(self.clone(), log.clone()));
+        let log = slot.log.clone();
+        let subscription =
+            matches!(slot.feed, Feed::Own).then(|| Subscription::new(self.clone(), log.clone()));
+        inner.slots.insert(filter.clone(), Slot { readers: 1, ..slot });
         Ok((Lease::new(self.clone(), log), subscription))
     }
 
@@ -210,28 +183,19 @@ impl Registry {
         let mut inner = self.inner.lock();
         // A reader may have been here first.
         if let Some(slot) = inner.slots.get_mut(filter) {
-            if slot.fields.source != fields.source {
-                return None; // of a rule that is gone; it ends with its last reader
-            }
-            slot.kept = true;
-            // One that another warm log feeds has its messages from there.
-            if matches!(slot.feed, Feed::Own) {
-                slot.feed = Feed::Warm(Fed::default());
+            // One of a rule that is gone ends with its last reader, and so does one that another warm log feeds: then this is
+            // asked again.
+            let is_ours = slot.fields.source == fields.source && !matches!(slot.feed, Feed::By(_));
+            if is_ours && !slot.kept {
+                slot.kept = true;
+                inner.begin_to_feed(filter, &self.sequence);
             }
             return None;
         }
-        let log = self.empty_log(filter, bounds, fields);
-        let slot = Slot {
-            log: log.clone(),
-            fields: fields.clone(),
-            stored_time: None,
-            readers: 0,
-            idle_since: Instant::now(),
-            subscribed: watch::Sender::new(Subscribed::Pending),
-            kept: true,
-            feed: Feed::Warm(Fed::default()),
-        };
+        let slot = Slot { kept: true, ..self.own_slot(&inner, filter, bounds, fields) };
+        let log = slot.log.clone();
         inner.slots.insert(filter.clone(), slot);
+        inner.begin_to_feed(filter, &self.sequence);
         Some(Subscription::new(self.clone(), log))
     }
 
@@ -244,56 +208,82 @@ impl Registry {
 
     /// Waits until the log of `filter` is given up: nothing is subscribed for it any more.
     pub fn ended(&self, filter: &Filter) -> impl Future<Output = ()> + Send + use<> {
-        let subscribed = self.inner.lock().slots.get(filter).map(|slot| slot.subscribed.subscribe());
+        let mut inner = self.inner.lock();
+        let slot = inner.slots.get_mut(filter);
+        let end = slot.map(|slot| slot.end.get_or_insert_with(|| watch::Sender::new(())).subscribe());
         async move {
             // Its sender goes with the slot.
-            if let Some(mut subscribed) = subscribed {
-                while subscribed.changed().await.is_ok() {}
+            if let Some(mut end) = end {
+                while end.changed().await.is_ok() {}
             }
         }
+    }
+
+    /// What is held of a log with a subscription of its own, which begins now.
+    fn own_slot(&self, inner: &Inner, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Slot {
+        Slot {
+            log: self.empty_log(&inner.line, filter, bounds, fields),
+            fields: fields.clone(),
+            line: Line::default(),
+            readers: 0,
+            idle_since: Instant::now(),
+            subscribed: watch::Sender::new(Subscribed::Pending),
+            end: None,
+            begun: inner.feeding,
+            kept: false,
+            feed: Feed::Own,
+        }
+    }
+
+    /// What is held of a log that begins with what the one of `warm` holds of its filter, and is fed by it from now on. Under the
+    /// writer's lock, so that no message falls between the two.
+    fn fed_slot(&self, inner: &mut Inner, warm: Filter, filter: &Filter, bounds: &Bounds) -> Option<Slot> {
+        let begun = inner.feeding;
+        let Slot { log: source, fields, subscribed, feed: Feed::Warm(fed), .. } =
+            inner.slots.get_mut(&warm)?
+        else {
+            return None;
+        };
+        // As its messages come: encoded for the rule that is subscribed.
+        let (fields, subscribed) = (fields.clone(), subscribed.clone());
+        let history = self.history(&fields);
+        let log = Arc::new(source.narrowed(filter, bounds, history, fed.complete_from(filter)));
+        fed.add(&log);
+        Some(Slot {
+            log,
+            fields,
+            line: Line::default(),
+            readers: 0,
+            idle_since: Instant::now(),
+            subscribed,
+            end: None,
+            begun,
+            kept: false,
+            feed: Feed::By(warm),
+        })
     }
 
     /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what
     /// was published to the filter while there was no log took none, and would not show. That of a history begins where its
     /// subscription does. Under the writer's lock.
-    fn empty_log(&self, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Arc<TopicLog> {
+    fn empty_log(
+        &self,
+        line: &Line,
+        filter: &Filter,
+        bounds: &Bounds,
+        fields: &Arc<Fields>,
+    ) -> Arc<TopicLog> {
         let history = self.history(fields);
         let (sequence, begin) = match history {
             Some(_) => (OnceLock::new(), 0),
-            None => {
-                let begin = self.sequence.next();
-                self.sequence.publish(begin);
-                (OnceLock::from(self.sequence.clone()), begin)
-            }
+            None => (OnceLock::from(self.sequence.clone()), begin_now(&self.sequence, line).0),
         };
-        let begin = (begin, SystemTime::now());
+        let begin = (begin, line.now());
         let (filter, bounds, usage) = (filter.clone(), bounds.clone(), self.usage.clone());
         Arc::new(TopicLog::new(filter, bounds, usage, sequence, history, begin))
     }
 
     fn history(&self, fields: &Arc<Fields>) -> Option<History> {
         fields.source.is_stored().then(|| History::new(fields.clone(), self.asks.clone()))
-    }
-
-    /// A log that begins with what the warm one holds of its filter, and is fed by it from now on. Under the writer's
-    /// lock, so that no message falls between the two.
-    fn feed_from(
-        &self,
-        inner: &mut Inner,
-        warm: &Filter,
-        filter: &Filter,
-        bounds: &Bounds,
-        fields: &Arc<Fields>,
-    ) -> Arc<TopicLog> {
-        let Some(Slot { log: source, feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(warm) else {
-            return self.empty_log(filter, bounds, fields);
-        };
-        let log = Arc::new(source.narrowed(filter, bounds, self.history(fields)));
-        if filter.is_pattern() {
-            fed.patterns.push(log.clone());
-        } else {
-            fed.topics.insert(filter.clone(), log.clone());
-        }
-        log
     }
 }

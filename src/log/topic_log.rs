@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::history::History;
 use super::piece::{Piece, Pieces};
@@ -48,7 +49,7 @@ pub(super) struct State {
     /// Entries up to this sequence were evicted, or were published before the log began: what is at or before it is not
     /// all here.
     pub(super) evicted: u64,
-    /// The time of the entry `evicted`, or when the log began.
+    /// The time of the entry `evicted`, or when the log began; by the broker's clock where the broker keeps the history.
     pub(super) evicted_time: SystemTime,
     /// Where a publisher's id stands, and how many entries have it. The first of several equal ids, since to resume
     /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
@@ -100,11 +101,11 @@ impl TopicLog {
         self.sequence.get()
     }
 
-    /// Its subscription follows a history that is at its head: the log begins there.
-    pub(super) fn begin(&self, sequence: &Arc<Sequence>, now: SystemTime) {
+    /// Its subscription follows a history that is at its head, of that time: the log begins there.
+    pub(super) fn begin(&self, sequence: &Arc<Sequence>, time: SystemTime) {
         let mut state = self.state.lock();
         let head = sequence.head();
-        (state.evicted, state.evicted_time) = (head, now);
+        (state.evicted, state.evicted_time) = (head, time);
         self.newest.store(head, Ordering::Release);
         let _ = self.sequence.set(sequence.clone());
     }
@@ -116,7 +117,12 @@ impl TopicLog {
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
             state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0)).1 += 1;
         }
-        let (now, sequence) = (entry.time, entry.sequence);
+        let (now, sequence) = (entry.stamp.taken(), entry.sequence);
+        if self.history.is_some() {
+            // What is missing in the gaps before it is older than this.
+            let gaps = state.entries.iter().rev().take_while(|entry| entry.message().is_none());
+            gaps.for_each(|gap| gap.stamp.bring_back(entry.time()));
+        }
         state.entries.push_back(entry);
         state.bytes += weight;
         self.usage.0.fetch_add(weight, Ordering::Relaxed);
@@ -153,7 +159,7 @@ impl TopicLog {
         state.bytes -= weight;
         self.usage.0.fetch_sub(weight, Ordering::Relaxed);
         state.evicted = entry.sequence;
-        state.evicted_time = entry.time;
+        state.evicted_time = entry.time();
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id)
             && let Some((_, held)) = state.publisher_ids.get_mut(publisher_id)
         {
@@ -164,16 +170,16 @@ impl TopicLog {
         }
     }
 
-    fn evict_aged(&self, state: &mut State, now: SystemTime) {
+    fn evict_aged(&self, state: &mut State, now: Instant) {
         while let Some(oldest) = state.entries.front()
-            && now.duration_since(oldest.time).is_ok_and(|age| age > state.bounds.age)
+            && now.saturating_duration_since(oldest.stamp.taken()) > state.bounds.age
         {
             self.evict_oldest(state);
         }
     }
 
     /// Drops what has grown too old, and memory that quiet logs need no more.
-    pub(super) fn sweep(&self, now: SystemTime) {
+    pub(super) fn sweep(&self, now: Instant) {
         let mut state = self.state.lock();
         state.pieces.clear();
         self.evict_aged(&mut state, now);
@@ -194,6 +200,13 @@ impl TopicLog {
         while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
             self.evict_oldest(&mut state);
         }
+    }
+
+    /// The clock of its times was set back to `latest`: nothing here is of a later time.
+    pub(super) fn bring_back(&self, latest: SystemTime) {
+        let mut state = self.state.lock();
+        state.evicted_time = state.evicted_time.min(latest);
+        state.entries.iter().for_each(|entry| entry.stamp.bring_back(latest));
     }
 
     /// The oldest entry's sequence.
@@ -223,7 +236,7 @@ impl TopicLog {
     /// The last sequence before `time`: a reader there reads on with what came at `time` or later.
     pub(super) fn position_before(&self, time: SystemTime) -> u64 {
         let state = self.state.lock();
-        let index = state.entries.partition_point(|entry| entry.time < time);
+        let index = state.entries.partition_point(|entry| entry.time() < time);
         if index == 0 { state.evicted } else { state.entries[index - 1].sequence }
     }
 
@@ -238,21 +251,35 @@ impl TopicLog {
             .collect()
     }
 
-    /// A log of `filter`, which lies inside this one's, that begins with what this one holds of it. A gap here concerns
-    /// all of it, so the new log is complete from the last gap on.
-    pub(super) fn narrowed(&self, filter: &Filter, bounds: &Bounds, history: Option<History>) -> TopicLog {
+    /// A log of `filter`, which lies inside this one's, that begins with what this one holds of it. A gap of no single topic
+    /// concerns all of it, so the new log is complete from the last such gap on.
+    /// What is from before `from` is left out.
+    pub(super) fn narrowed(
+        &self,
+        filter: &Filter,
+        bounds: &Bounds,
+        history: Option<History>,
+        from: (u64, SystemTime),
+    ) -> TopicLog {
         let state = self.state.lock();
-        let last_gap = state.entries.iter().rposition(|entry| entry.message().is_none());
-        let (evicted, time) = match last_gap.map(|index| &state.entries[index]) {
-            Some(gap) => (gap.sequence, gap.time),
+        let last_gap = state.entries.iter().rposition(|entry| entry.topic().is_none());
+        let (mut evicted, mut time) = match last_gap.map(|index| &state.entries[index]) {
+            Some(gap) => (gap.sequence, gap.time()),
             None => (state.evicted, state.evicted_time),
         };
+        if self.history.is_none() && from.0 > evicted {
+            (evicted, time) = from; // what the broker numbers has the same numbers by whatever it comes
+        }
         let (usage, sequence) = (self.usage.clone(), self.sequence.clone());
         let log = TopicLog::new(filter.clone(), bounds.clone(), usage, sequence, history, (evicted, time));
-        let complete = state.entries.range(last_gap.map_or(0, |index| index + 1)..);
-        complete
-            .filter(|entry| entry.message().is_some_and(|message| filter.matches(message.topic())))
-            .for_each(|entry| log.append(entry.clone()));
+        let index = state.entries.partition_point(|entry| entry.sequence <= evicted);
+        let complete = state.entries.range(index..);
+        // Set when its subscription began, before anything came.
+        if let Some(sequence) = self.sequence() {
+            complete
+                .filter(|entry| entry.topic().is_some_and(|topic| filter.matches(topic)))
+                .for_each(|entry| log.append(entry.in_log_of(filter, sequence)));
+        }
         log
     }
 
@@ -319,11 +346,17 @@ impl TopicLog {
         self.newest.load(Ordering::Acquire)
     }
 
-    /// Its subscription is confirmed: what came before is not all here.
+    /// Its subscription is confirmed: what came before is not all here. Under the writer's lock.
     pub(super) fn begins(&self, now: SystemTime) {
         let mut state = self.state.lock();
-        let begin = state.entries.front().map_or(now, |oldest| oldest.time.min(now));
-        state.evicted_time = state.evicted_time.max(begin);
+        let head = self.sequence().map_or(0, |sequence| sequence.head());
+        let (number, time) = match state.entries.front() {
+            Some(oldest) => (oldest.sequence - 1, oldest.time().min(now)),
+            None => (head, now),
+        };
+        state.evicted = state.evicted.max(number);
+        state.evicted_time = state.evicted_time.max(time);
+        self.newest.fetch_max(state.evicted, Ordering::Release);
     }
 
     /// Its subscription has ended, and it is complete up to `head` only: no reader may say that it has read further.

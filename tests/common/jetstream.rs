@@ -220,7 +220,7 @@ impl Kept {
         let begun = self.next().await;
         within("an answer", LIMIT, following).await.unwrap().unwrap();
         match begun {
-            Event::Begun { filter: begun, tag, head } => {
+            Event::Begun { filter: begun, tag, head, .. } => {
                 assert_eq!(begun, filter(text));
                 (tag, head)
             }

@@ -10,6 +10,7 @@ use topicgate::log::Bounds;
 use topicgate::message::Format;
 use topicgate::position::Start;
 use topicgate::signal::CloseCode;
+use topicgate::sse::frame::GapReason;
 
 use crate::client::Reader;
 use crate::replica::{Replica, WARM, ample, at_most, filter, topic};
@@ -203,21 +204,51 @@ fn since_a_time_before_the_broker_had_confirmed_is_a_gap() {
 }
 
 #[test]
-fn the_last_so_many_are_counted_over_all_topics() {
+fn the_last_so_many_are_counted_for_each_topic_and_pattern() {
     let replica = Replica::new(ample());
-    let _reader = open(&replica, &["a", "b"], &Start::Now);
+    let _reader = open(&replica, &["a", "b", "c/*"], &Start::Now);
     publish(&replica, "a", 0..2);
     publish(&replica, "b", 0..1);
     replica.lose(None);
     publish(&replica, "a", 2..3);
-    let last = |count| read(&replica, &["b", "a"], &Start::Last(count));
-    assert_eq!(last(0), ["open"]);
-    assert_eq!(last(1), ["open", "a#2"]);
-    let mut two = last(2);
-    two[2..4].sort(); // each log has its gap, in either order
-    assert_eq!(two, ["open", "b#0", "gap a broker", "gap b broker", "a#2"]);
-    assert_eq!(last(3)[1], "a#1");
-    assert_eq!(last(usize::MAX)[1], "a#0");
+    for name in ["c/1", "c/2"] {
+        publish(&replica, name, 0..2);
+    }
+    for topics in [["c/*", "b", "a"], ["a", "b", "c/*"]] {
+        let last = |count| read(&replica, &topics, &Start::Last(count));
+        assert_eq!(last(0), ["open"]);
+        // Of b the last one is before the gap.
+        assert_eq!(last(1), ["open", "b#0", "gap b broker", "a#2", "c/2#1"]);
+        assert_eq!(last(2)[1..3], ["a#1", "b#0"]);
+        assert_eq!(last(2).last().unwrap(), "c/2#1");
+        assert_eq!(last(2).iter().filter(|told| told.starts_with("c/")).count(), 2);
+        assert_eq!(last(3)[1], "a#0");
+        assert_eq!(last(usize::MAX)[1], "a#0");
+    }
+}
+
+#[test]
+fn a_gap_of_one_topic_takes_nothing_from_the_others_that_a_warm_log_feeds() {
+    let replica = Replica::new(ample());
+    let time = SystemTime::now();
+    while SystemTime::now() <= time {}
+    publish(&replica, "w/1", 0..2);
+    publish(&replica, "w/2", 0..1);
+    let id = open(&replica, &[WARM], &Start::All).read_all().pop().unwrap().id;
+    replica.registry.append_gap(Some(&[filter(WARM)]), Some(&topic("w/2")), GapReason::TooLarge);
+    publish(&replica, "w/1", 2..3);
+    publish(&replica, "w/2", 1..2);
+    assert_eq!(read(&replica, &["w/1"], &Start::Since(time)), ["resumed", "w/1#0", "w/1#1", "w/1#2"]);
+    assert_eq!(read(&replica, &["w/1"], &after(&id)), ["resumed", "w/1#2"]);
+    let two = ["resumed", "w/2#0", "gap w/2 too_large", "w/2#1"];
+    assert_eq!(read(&replica, &["w/2"], &Start::Since(time)), two);
+    assert_eq!(read(&replica, &["w/2"], &after(&id)), ["resumed", "gap w/2 too_large", "w/2#1"]);
+    let pattern = ["resumed", "gap w/* too_large", "w/1#2", "w/2#1"];
+    assert_eq!(read(&replica, &["w/*"], &after(&id)), pattern);
+    // What may be missing of any topic is told to all.
+    replica.lose(None);
+    replica.sweep();
+    assert_eq!(read(&replica, &["w/1"], &after(&id)), ["open", "gap w/1 evicted"]);
 }
 
 #[test]

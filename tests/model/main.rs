@@ -8,3 +8,9 @@ mod replica;
 mod schedules;
 mod stored;
 mod threads;
+
+/// How many schedules are tried: so many, or as many times that as the environment says in `SCHEDULES`.
+fn cases(cases: u32) -> u32 {
+    let times = std::env::var("SCHEDULES").ok().and_then(|times| times.parse().ok());
+    cases * times.unwrap_or(1)
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -55,6 +56,8 @@ pub struct Replica {
     pub epoch: String,
     bounds: Bounds,
     fields: Arc<Fields>,
+    /// Whether the rule of [`WARM`] is warm now.
+    is_warm: AtomicBool,
     /// What the broker has subscribed. Never locked while the registry is called, which locks it in a sweep.
     subscribed: Mutex<BTreeSet<Filter>>,
 }
@@ -102,6 +105,7 @@ impl Replica {
             epoch: epoch.to_string(),
             bounds,
             fields,
+            is_warm: true.into(),
             subscribed: Mutex::default(),
         };
         (replica, subscription)
@@ -114,10 +118,23 @@ impl Replica {
 
     pub fn lease(&self, filter: &Filter) -> Lease {
         let warm = self::filter(WARM);
-        let warm = warm.covers(filter).then_some(&warm);
+        let warm = Some(&warm).filter(|warm| warm.covers(filter) && self.is_warm.load(Ordering::Relaxed));
         let (lease, subscription) = self.registry.lease(filter, &self.bounds, &self.fields, warm).unwrap();
         subscription.into_iter().for_each(|subscription| self.confirm(subscription));
         lease
+    }
+
+    /// A reload says whether the rule of [`WARM`] is warm. Its subscription is confirmed.
+    pub fn keep_warm(&self, is_warm: bool) {
+        self.is_warm.store(is_warm, Ordering::Relaxed);
+        let warm = filter(WARM);
+        if is_warm {
+            let subscription = self.registry.warm(&warm, &self.bounds, &self.fields);
+            subscription.into_iter().for_each(|subscription| self.confirm(subscription));
+        } else {
+            self.registry.cool(&warm);
+        }
+        self.registry.rules_changed();
     }
 
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
@@ -137,17 +154,24 @@ impl Replica {
 
     /// The broker delivers a message to each subscription that it matches. Returns when it was taken in.
     pub fn deliver(&self, topic: &Topic, payload: &str, publisher_id: Option<&str>) -> SystemTime {
-        let mut headers = Headers::default();
-        publisher_id.into_iter().for_each(|id| headers.insert("id", id));
-        let payload = Bytes::from(payload.to_owned());
+        self.deliver_all(topic, &[(payload.to_owned(), publisher_id.map(str::to_owned))])
+    }
+
+    /// As [`Replica::deliver`], several messages, of which one subscription after the other gets all.
+    pub fn deliver_all(&self, topic: &Topic, messages: &[(String, Option<String>)]) -> SystemTime {
         let mut taken = SystemTime::now();
         for filter in self.matching(topic) {
-            self.registry.append(&filter, topic, None, |_, sequence, time, fields| {
-                taken = time;
-                let found = fields.find(&headers, &payload);
-                let id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
-                EntryKind::Message(Message::new(topic.clone(), time, id, found, &payload))
-            });
+            for (payload, publisher_id) in messages {
+                let mut headers = Headers::default();
+                publisher_id.iter().for_each(|id| headers.insert("id", id.as_str()));
+                let payload = Bytes::from(payload.clone());
+                self.registry.append(&filter, topic, None, |_, sequence, time, fields| {
+                    taken = time;
+                    let found = fields.find(&headers, &payload);
+                    let id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
+                    EntryKind::Message(Message::new(topic.clone(), time, id, found, &payload))
+                });
+            }
         }
         while self.registry.wake(1) {}
         taken
@@ -161,6 +185,12 @@ impl Replica {
                 _ = self.registry.append_gap(Some(&self.matching(topic)), None, GapReason::Broker);
             }
         }
+        while self.registry.wake(1) {}
+    }
+
+    /// One message of `topic` cannot be carried: a gap of that topic, for each subscription that brings it.
+    pub fn lose_one(&self, topic: &Topic) {
+        self.registry.append_gap(Some(&self.matching(topic)), Some(topic), GapReason::TooLarge);
         while self.registry.wake(1) {}
     }
 

@@ -66,6 +66,13 @@ enum Step {
     },
     Sweep(usize),
     Refuse(usize),
+    /// A reload of one replica says whether the rule of the warm pattern is warm; also after the broker has ended that.
+    Warm {
+        replica: usize,
+        is_warm: bool,
+    },
+    /// The broker says that one message of a warm topic was too large.
+    TooLarge(usize),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,16 +117,20 @@ impl World {
         }
     }
 
-    fn publish(&mut self, topic: &Topic, size: usize, publisher_id: bool) {
+    fn publish(&mut self, topic: &Topic, count: usize, size: usize, publisher_id: bool) {
         let number = self.published.get_mut(topic).unwrap();
-        let payload = format!("{topic}#{number}{}", ".".repeat(size));
-        *number += 1;
-        let publisher_id = publisher_id.then(|| {
-            self.publisher_ids += 1;
-            format!("p-{}", self.publisher_ids)
+        let messages = (*number..*number + count).map(|number| {
+            let payload = format!("{topic}#{number}{}", ".".repeat(size));
+            let publisher_id = publisher_id.then(|| {
+                self.publisher_ids += 1;
+                format!("p-{}", self.publisher_ids)
+            });
+            (payload, publisher_id)
         });
-        self.replicas[0].deliver(topic, &payload, publisher_id.as_deref());
-        self.unheard.get_mut(topic).unwrap().push_back(Some((payload, publisher_id)));
+        let messages: Vec<_> = messages.collect();
+        *number += count;
+        self.replicas[0].deliver_all(topic, &messages);
+        self.unheard.get_mut(topic).unwrap().extend(messages.into_iter().map(Some));
     }
 
     fn hear(&mut self, topic: &Topic, count: usize) {
@@ -210,7 +221,7 @@ impl World {
     fn run(&mut self, step: &Step) {
         match *step {
             Step::Publish { topic: at, count, size, publisher_id } => {
-                (0..count).for_each(|_| self.publish(&topic(TOPICS[at]), size, publisher_id));
+                self.publish(&topic(TOPICS[at]), count, size, publisher_id);
             }
             Step::Lose(at) => {
                 let topic = topic(TOPICS[at]);
@@ -240,6 +251,13 @@ impl World {
             Step::Cut { client, seen } => self.read(client, 1, Some(seen)),
             Step::Resume { client, cursor, rotate } => self.resume(client, cursor, rotate),
             Step::Sweep(replica) => self.replicas[replica].sweep(),
+            Step::Warm { replica, is_warm } => self.replicas[replica].keep_warm(is_warm),
+            Step::TooLarge(at) => {
+                let topic = topic(["w/1", "w/2"][at]);
+                *self.published.get_mut(&topic).unwrap() += 1;
+                self.replicas[0].lose_one(&topic);
+                self.unheard.get_mut(&topic).unwrap().push_back(None);
+            }
             Step::Refuse(which) => self.replicas[0].refuse(&filter(["a/1", "a/*", WARM, "b"][which])),
         }
     }
@@ -310,6 +328,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(client, cursor, rotate)| Step::Resume { client, cursor, rotate }),
         3 => (0..2usize).prop_map(Step::Sweep),
         1 => (0..4usize).prop_map(Step::Refuse),
+        3 => (0..2usize, any::<bool>()).prop_map(|(replica, is_warm)| Step::Warm { replica, is_warm }),
+        1 => (0..2usize).prop_map(Step::TooLarge),
     ]
 }
 
@@ -327,7 +347,12 @@ fn run(bounds: &Bounds, max_bytes: usize, stream: usize, steps: &[Step]) -> Worl
 }
 
 fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 3_000, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: crate::cases(cases),
+        failure_persistence: None,
+        max_shrink_iters: 3_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

@@ -26,6 +26,9 @@ use topicgate::topic::{Filter, Topic};
 use crate::client::{Life, Reader};
 use crate::replica::{ample, at_most, filter, topic};
 
+/// When the clocks of the brokers start, in milliseconds. They have nothing to do with the gateways' clock.
+const START: u64 = 1_000_000;
+
 /// Of one JetStream rule, of another, of Redis Streams, and of plain publish/subscribe.
 const TOPICS: [&str; 7] = ["j/1", "j/2", "j/3", "k/1", "r/1", "r/2", "p/1"];
 const STREAMS: [&[&str]; 9] = [
@@ -42,11 +45,22 @@ const STREAMS: [&[&str]; 9] = [
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// So many messages, with so many numbers left out before each.
+    /// So many messages, with so many numbers left out before each. The broker's clock goes on by so much before each.
     Publish {
         topic: usize,
         count: usize,
         left_out: u64,
+        milliseconds: u64,
+    },
+    /// The clock of the broker that keeps a history is set back. The ids of a Redis Stream rise all the same.
+    SetBack {
+        history: usize,
+        milliseconds: u64,
+    },
+    /// Another client takes the reader's place, and asks for what came since then, or for the last messages.
+    Ask {
+        replica: usize,
+        start: Asked,
     },
     /// A gateway hears of the next messages of a history.
     Hear {
@@ -81,6 +95,27 @@ enum Step {
     Sweep(usize),
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    /// So long after the first message can have come.
+    Since(u64),
+    Last(usize),
+}
+
+fn at(milliseconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
+}
+
+/// One that a history holds.
+#[derive(Debug, Clone)]
+struct Held {
+    number: u64,
+    /// In milliseconds.
+    time: u64,
+    topic: Topic,
+    payload: String,
+}
+
 /// What the broker keeps under one name.
 struct History {
     /// The subscription that follows it.
@@ -88,15 +123,34 @@ struct History {
     source: Source,
     incarnation: u8,
     last: u64,
-    /// Up to here nothing is held any more.
+    /// When that came, and what the clock says now.
+    last_time: u64,
+    clock: u64,
+    /// Up to here nothing is held any more, and of what is gone this was the latest time.
     floor: u64,
-    /// Number, topic, payload.
-    held: Vec<(u64, Topic, String)>,
+    floor_time: Option<u64>,
+    held: Vec<Held>,
 }
 
 impl History {
     fn new(followed: &str, source: Source) -> Self {
-        History { followed: filter(followed), source, incarnation: 0, last: 0, floor: 0, held: Vec::new() }
+        History {
+            followed: filter(followed),
+            source,
+            incarnation: 0,
+            last: 0,
+            last_time: 0,
+            clock: START,
+            floor: 0,
+            floor_time: None,
+            held: Vec::new(),
+        }
+    }
+
+    fn put(&mut self, topic: Topic, payload: String, left_out: u64) {
+        self.last += 1 + left_out;
+        self.last_time = self.clock;
+        self.held.push(Held { number: self.last, time: self.clock, topic, payload });
     }
 
     fn tag(&self) -> Tag {
@@ -104,8 +158,7 @@ impl History {
     }
 
     fn locate(&self, filter: &Filter, place: Place) -> Located {
-        let held =
-            || self.held.iter().filter(|(_, topic, _)| filter.matches(topic)).map(|(number, ..)| *number);
+        let held = || self.held.iter().filter(|held| filter.matches(&held.topic)).map(|held| held.number);
         match place {
             Place::After(number) if number > self.last => Located::Unknown(self.floor),
             Place::After(number) if number < self.floor => Located::Evicted(self.floor),
@@ -116,7 +169,13 @@ impl History {
                 let first = numbers[numbers.len().saturating_sub(count)..].first();
                 Located::At(first.map_or(self.last, |first| first - 1))
             }
-            Place::Since(_) => unreachable!("no stream of this model starts at a time"),
+            Place::Since(time) if self.floor_time.is_some_and(|gone| at(gone) >= time) => {
+                Located::Evicted(self.floor)
+            }
+            Place::Since(time) => {
+                let first = self.held.iter().find(|held| at(held.time) >= time);
+                Located::At(first.map_or(self.last, |first| first.number - 1))
+            }
         }
     }
 }
@@ -169,7 +228,7 @@ impl Gateway {
     }
 
     fn begin(&mut self, history: &History) {
-        self.registry.begin(&history.followed, history.tag(), history.last);
+        self.registry.begin(&history.followed, history.tag(), history.last, at(history.last_time));
         self.heard.insert(history.followed.clone(), history.last);
     }
 
@@ -198,10 +257,9 @@ impl Gateway {
         lease
     }
 
-    fn append(&self, followed: &Filter, topic: &Topic, payload: &str, number: Option<u64>) {
-        let now = SystemTime::now();
+    fn append(&self, followed: &Filter, topic: &Topic, payload: &str, place: Option<(u64, SystemTime)>) {
         let stored =
-            number.map(|number| Stored { number, time: now, change: topicgate::broker::Change::Put });
+            place.map(|(number, time)| Stored { number, time, change: topicgate::broker::Change::Put });
         let message = topicgate::broker::Message {
             filter: followed.clone(),
             topic: topic.clone(),
@@ -209,7 +267,6 @@ impl Gateway {
             headers: Headers::default(),
             stored,
         };
-        let place = number.map(|number| (number, now));
         self.registry.append(followed, topic, place, |sequence, number, time, fields| {
             self.encoder.encode(&message, (sequence, number), time, fields)
         });
@@ -223,13 +280,13 @@ impl Gateway {
             while self.registry.wake(1) {}
             *last = history.floor;
         }
-        let new = history.held.iter().filter(|(number, ..)| *number > *last).take(count);
+        let new = history.held.iter().filter(|held| held.number > *last).take(count);
         let new: Vec<_> = new.cloned().collect();
-        if let Some((number, ..)) = new.last() {
-            *last = *number;
+        if let Some(held) = new.last() {
+            *last = held.number;
         }
-        for (number, topic, payload) in new {
-            self.append(&history.followed, &topic, &payload, Some(number));
+        for Held { number, time, topic, payload } in new {
+            self.append(&history.followed, &topic, &payload, Some((number, at(time))));
         }
     }
 
@@ -242,19 +299,19 @@ impl Gateway {
             return true;
         };
         let history = histories.iter().find(|history| history.followed.covers(ask.filter())).unwrap();
-        let held = history.held.iter().filter(|(number, topic, _)| {
-            *number > ask.after && *number <= ask.until && ask.filter().matches(topic)
+        let held = history.held.iter().filter(|held| {
+            held.number > ask.after && held.number <= ask.until && ask.filter().matches(&held.topic)
         });
         let mut held: Vec<_> = held.take(longest + 1).cloned().collect();
         let through = if held.len() > longest {
             held.pop();
-            held.last().unwrap().0
+            held.last().unwrap().number
         } else {
             ask.until
         };
         let gone = if history.floor > ask.after { history.floor.min(through) } else { 0 };
-        let entries = held.into_iter().map(|(number, topic, payload)| {
-            let now = SystemTime::now();
+        let entries = held.into_iter().map(|Held { number, time, topic, payload }| {
+            let now = at(time);
             let message = topicgate::broker::Message {
                 filter: ask.filter().clone(),
                 topic,
@@ -285,6 +342,8 @@ struct World {
     gateways: [Gateway; 2],
     histories: Vec<History>,
     published: BTreeMap<Topic, usize>,
+    /// When each message came, by the clock of its broker.
+    times: BTreeMap<Topic, Vec<u64>>,
     filters: Vec<Filter>,
     reader: Option<Reader>,
     life: Life,
@@ -309,6 +368,7 @@ impl World {
             gateways,
             histories,
             published: TOPICS.iter().map(|text| (topic(text), 0)).collect(),
+            times: TOPICS.iter().map(|text| (topic(text), Vec::new())).collect(),
             filters: STREAMS[stream].iter().map(|text| filter(text)).collect(),
             reader: None,
             life: Life::begin(Format::Raw, []),
@@ -321,8 +381,12 @@ impl World {
 
     /// What a client must be given that comes now.
     fn new_life(&self) -> Life {
-        let asked = self.published.iter().filter(|(topic, _)| self.filters.iter().any(|f| f.matches(topic)));
-        Life::begin(Format::Raw, asked.map(|(topic, published)| (topic.clone(), 0, *published)))
+        Life::begin(Format::Raw, self.asked().map(|(topic, published)| (topic.clone(), 0, *published)))
+    }
+
+    /// The topics that the client asks for, and how much of each was published.
+    fn asked(&self) -> impl Iterator<Item = (&Topic, &usize)> {
+        self.published.iter().filter(|(topic, _)| self.filters.iter().any(|filter| filter.matches(topic)))
     }
 
     fn join(&mut self, gateway: usize, start: &Start) {
@@ -330,7 +394,7 @@ impl World {
         self.reader = Some(Reader::new(stream));
     }
 
-    fn publish(&mut self, name: &str, left_out: u64) {
+    fn publish(&mut self, name: &str, left_out: u64, milliseconds: u64) {
         let topic = topic(name);
         let number = self.published.get_mut(&topic).unwrap();
         let payload = format!("{topic}#{number}");
@@ -338,10 +402,12 @@ impl World {
         let filter = Filter::from(topic.clone());
         match self.histories.iter_mut().find(|history| history.followed.covers(&filter)) {
             Some(history) => {
-                history.last += 1 + left_out;
-                history.held.push((history.last, topic, payload));
+                history.clock += milliseconds;
+                self.times.get_mut(&topic).unwrap().push(history.clock);
+                history.put(topic, payload, left_out);
             }
             None => {
+                self.times.get_mut(&topic).unwrap().push(u64::MAX); // by a clock of this century
                 for gateway in &self.gateways {
                     gateway.append(&filter, &topic, &payload, None);
                 }
@@ -372,8 +438,33 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Publish { topic, count, left_out } => {
-                (0..count).for_each(|_| self.publish(TOPICS[topic], left_out));
+            Step::Publish { topic, count, left_out, milliseconds } => {
+                (0..count).for_each(|_| self.publish(TOPICS[topic], left_out, milliseconds));
+            }
+            Step::SetBack { history, milliseconds } => {
+                let history = &mut self.histories[history];
+                if history.source.is_shared() {
+                    history.clock = history.clock.saturating_sub(milliseconds).max(START);
+                }
+            }
+            Step::Ask { replica, start } => {
+                self.reader = None;
+                self.life = self.new_life();
+                let start = match start {
+                    Asked::Last(count) => Start::Last(count),
+                    Asked::Since(after) => {
+                        let due = |topic: &Topic| {
+                            let times = &self.times[topic];
+                            times.iter().position(|time| *time >= START + after).unwrap_or(times.len())
+                        };
+                        self.life = Life::begin(
+                            Format::Raw,
+                            self.asked().map(|(topic, _)| (topic.clone(), 0, due(topic))),
+                        );
+                        Start::Since(at(START + after))
+                    }
+                };
+                self.join(replica, &start);
             }
             Step::Hear { replica, history, count } => {
                 self.gateways[replica].hear(&self.histories[history], count);
@@ -381,9 +472,10 @@ impl World {
             Step::Trim { history, part } => {
                 let history = &mut self.histories[history];
                 let index = history.held.len() * part / 100;
-                if let Some((number, ..)) = history.held[..index].last() {
-                    history.floor = *number;
-                    history.held.drain(..index);
+                if let Some(last) = history.held[..index].last() {
+                    history.floor = last.number;
+                    let gone = history.held.drain(..index).map(|held| held.time).max();
+                    history.floor_time = history.floor_time.max(gone);
                 }
             }
             Step::Recreate(index) => {
@@ -392,7 +484,11 @@ impl World {
                 // The ids of a Redis Stream go on with the time; what tells that it is another is that the old are gone.
                 let last = if source.is_shared() { 0 } else { history.last };
                 let new = History::new(history.followed.as_str(), source);
-                *history = History { incarnation, last, floor: last, ..new };
+                // What was in it is gone with it, whatever of it was asked for.
+                let gone = history.held.iter().map(|held| held.time).max();
+                let (last_time, clock) = (history.last_time, history.clock);
+                let floor_time = history.floor_time.max(gone);
+                *history = History { incarnation, last, floor: last, last_time, clock, floor_time, ..new };
                 for gateway in &mut self.gateways {
                     gateway.registry.end(&history.followed);
                     gateway.heard.remove(&history.followed);
@@ -457,8 +553,13 @@ impl World {
 fn step() -> impl Strategy<Value = Step> {
     let (history, replica) = (0..4_usize, 0..2_usize);
     prop_oneof![
-        6 => (0..TOPICS.len(), 1..6_usize, 0..3_u64)
-            .prop_map(|(topic, count, left_out)| Step::Publish { topic, count, left_out }),
+        6 => (0..TOPICS.len(), 1..6_usize, 0..3_u64, prop_oneof![Just(0_u64), 1..4_000_u64])
+            .prop_map(|(topic, count, left_out, milliseconds)| {
+                Step::Publish { topic, count, left_out, milliseconds }
+            }),
+        1 => (history.clone(), prop_oneof![1..900_u64, 1_000..20_000_u64])
+            .prop_map(|(history, milliseconds)| Step::SetBack { history, milliseconds }),
+        1 => (replica.clone(), asked()).prop_map(|(replica, start)| Step::Ask { replica, start }),
         6 => (replica.clone(), history.clone(), 1..9_usize)
             .prop_map(|(replica, history, count)| Step::Hear { replica, history, count }),
         1 => (history.clone(), 0..=100_usize).prop_map(|(history, part)| Step::Trim { history, part }),
@@ -472,6 +573,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn asked() -> impl Strategy<Value = Asked> {
+    prop_oneof![(0..60_000_u64).prop_map(Asked::Since), (0..6_usize).prop_map(Asked::Last)]
+}
+
 fn bounds() -> impl Strategy<Value = Bounds> {
     prop_oneof![Just(ample()), (1..8_usize).prop_map(at_most)]
 }
@@ -481,7 +586,7 @@ fn start() -> impl Strategy<Value = Start> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_500))]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 3_000, ..ProptestConfig::with_cases(crate::cases(1_500)) })]
     #[test]
     fn a_reader_that_is_moved_between_two_gateways_gets_each_message_once_in_order_or_a_gap(
         bounds in bounds(),

@@ -3,7 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -89,14 +88,14 @@ impl Registry {
                 })
                 .map(|(filter, _)| filter.clone())
                 .collect();
-            ended.iter().for_each(|filter| drop(inner.remove(filter)));
+            ended.iter().for_each(|filter| drop(inner.remove(filter, &self.sequence)));
             if inner.slots.capacity() > 1024 && inner.slots.len() * 4 < inner.slots.capacity() {
                 inner.slots.shrink_to_fit();
             }
             inner.slots.values().map(|slot| slot.log.clone()).collect()
         };
-        let now = SystemTime::now();
         logs.iter().for_each(|log| log.sweep(now));
+        self.forget_marks();
         self.runs.sweep();
         // Readers can fill memory too, with envelopes.
         self.keep_bound()

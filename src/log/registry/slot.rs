@@ -1,14 +1,14 @@
 //! A log, and what the registry knows of it: who reads it and what feeds it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::TopicLog;
 use super::super::lease::Subscribed;
+use super::super::time::Line;
+use super::fed::Fed;
 use crate::message::Fields;
 use crate::topic::Filter;
 
@@ -17,12 +17,16 @@ use crate::topic::Filter;
 pub(in crate::log) struct Slot {
     pub(in crate::log) log: Arc<TopicLog>,
     pub(super) fields: Arc<Fields>,
-    /// Of what the broker keeps, the time of the last message.
-    pub(super) stored_time: Option<SystemTime>,
+    /// The times of what the broker keeps, by its clock.
+    pub(super) line: Line,
     pub(in crate::log) readers: usize,
     /// Since when it has no reader.
     pub(in crate::log) idle_since: Instant,
     pub(in crate::log) subscribed: watch::Sender<Subscribed>,
+    /// Goes with it. Made for who waits for that.
+    pub(super) end: Option<watch::Sender<()>>,
+    /// [`super::Inner::feeding`] when it began.
+    pub(super) begun: u32,
     /// It stays without a reader too: its rule is warm.
     pub(super) kept: bool,
     pub(super) feed: Feed,
@@ -39,19 +43,6 @@ pub(super) enum Feed {
     By(Filter),
 }
 
-/// Logs that a warm one feeds.
-#[derive(Debug, Default)]
-pub(super) struct Fed {
-    pub(super) topics: HashMap<Filter, Arc<TopicLog>>,
-    pub(super) patterns: Vec<Arc<TopicLog>>,
-}
-
-impl Fed {
-    pub(super) fn is_empty(&self) -> bool {
-        self.topics.is_empty() && self.patterns.is_empty()
-    }
-}
-
 impl Slot {
     /// The log, behind those that it feeds.
     pub(in crate::log) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
@@ -59,7 +50,7 @@ impl Slot {
             Feed::Warm(fed) => Some(fed),
             Feed::Own | Feed::By(_) => None,
         };
-        let fed = fed.into_iter().flat_map(|fed| fed.topics.values().chain(&fed.patterns));
+        let fed = fed.into_iter().flat_map(Fed::logs);
         fed.chain(std::iter::once(&self.log))
     }
 }

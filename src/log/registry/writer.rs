@@ -1,24 +1,29 @@
 //! The one writer's way to the logs: entries, gaps, the beginning and the end of what a subscription feeds.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use tokio::time::Instant;
+
 use super::super::history::Ask;
 use super::super::lease::Subscribed;
-use super::super::{Entry, EntryKind, TopicLog};
+use super::super::time::{Line, Stamp};
+use super::super::{Entry, EntryKind, Gap, TopicLog};
 use super::slot::{Feed, Slot};
 use super::{Inner, Registry};
 use crate::config::Source;
 use crate::message::Fields;
 use crate::position::{Sequence, Tag};
 use crate::signal::CloseCode;
-use crate::sse::frame::{self, GapReason};
+use crate::sse::frame::GapReason;
 use crate::topic::{Filter, Topic};
 
 impl Registry {
-    /// The subscription of `filter` follows a history: its logs, which have no entry yet, begin at its head.
-    pub fn begin(&self, filter: &Filter, tag: Tag, head: u64) {
+    /// The subscription of `filter` follows a history: its logs, which have no entry yet, begin at its head. `time` is when the
+    /// broker took what came last up to there: all that is later follows.
+    pub fn begin(&self, filter: &Filter, tag: Tag, head: u64, time: SystemTime) {
         let mut inner = self.inner.lock();
         let Some(slot) = inner.slots.get_mut(filter) else { return };
         let sequence = match slot.fields.source {
@@ -27,8 +32,9 @@ impl Registry {
                 Sequence::stored(tag, head)
             }
         };
-        let (sequence, now) = (Arc::new(sequence), SystemTime::now());
-        slot.logs().for_each(|log| log.begin(&sequence, now));
+        let sequence = Arc::new(sequence);
+        slot.line = Line::after(time);
+        slot.logs().for_each(|log| log.begin(&sequence, time));
         slot.subscribed.send_replace(Subscribed::Confirmed);
     }
 
@@ -42,21 +48,23 @@ impl Registry {
         encode: impl FnOnce(&Sequence, u64, SystemTime, &Fields) -> EntryKind,
     ) {
         let mut inner = self.inner.lock();
-        let Inner { slots, waking, last_time } = &mut *inner;
-        let Some(slot) = slots.get_mut(filter) else { return };
-        let Some(sequence) = slot.log.sequence().cloned() else { return };
-        let (number, time) = match stored {
-            Some((number, time)) => (number, next_time(&mut slot.stored_time, time)),
-            None => (sequence.next(), next_time(last_time, SystemTime::now())),
-        };
+        let Inner { slots, waking, line, .. } = &mut *inner;
+        let Some(sequence) = slots.get(filter).and_then(|slot| slot.log.sequence().cloned()) else { return };
+        if stored.is_some() != sequence.is_stored() {
+            return; // of a subscription that is over: another source is read under its name now
+        }
+        let number = stored.map_or_else(|| sequence.next(), |(number, _)| number);
         if number <= sequence.head() {
             return; // nothing comes twice, whatever a broker does
         }
+        let said = stored.map_or_else(|| next_time(line, slots), |(_, time)| time);
+        let Some(slot) = slots.get_mut(filter) else { return };
+        let time = if stored.is_some() { slot.line.highest(said) } else { said };
         slot.log.rule.messages.inc();
-        let entry = Entry::new(number, time, encode(&sequence, number, time, &slot.fields), &self.usage);
+        let kind = encode(&sequence, number, said, &slot.fields);
+        let entry = Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
-            let topics = fed.topics.get(&Filter::from(topic.clone())).into_iter();
-            for log in topics.chain(fed.patterns.iter().filter(|log| log.filter.matches(topic))) {
+            for log in fed.matching(topic) {
                 log.append(entry.clone());
                 log.queue_wake(waking);
             }
@@ -75,13 +83,12 @@ impl Registry {
         let Some(sequence) = slot.log.sequence().cloned().filter(|sequence| sequence.head() < through) else {
             return 0;
         };
-        let time = next_time(&mut slot.stored_time, SystemTime::now());
         let id = sequence.event_id(through, None);
         let concerned = |log: &&Arc<TopicLog>| topic.is_none_or(|topic| log.filter.matches(topic));
         let mut gaps = 0;
         for log in slot.logs().filter(concerned) {
-            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
-            log.append(Entry::new(through, time, EntryKind::Gap(reason, frame), &self.usage));
+            let gap = Gap::new(&id, &log.filter, reason, topic.cloned());
+            log.append(Entry::new(through, Stamp::unknown(), EntryKind::Gap(gap), &self.usage));
             log.rule.gaps.inc();
             log.queue_wake(waking);
             gaps += 1;
@@ -112,7 +119,8 @@ impl Registry {
         torn: bool,
         entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
     ) {
-        let entry = |(number, time, kind)| Entry::new(number, time, kind, &self.usage);
+        let entry =
+            |(number, time, kind)| Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage);
         let max_bytes = self.max_bytes.load(Ordering::Relaxed);
         self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
     }
@@ -121,15 +129,16 @@ impl Registry {
     /// or in every log of plain publish/subscribe. Returns how many gaps that is.
     pub fn append_gap(&self, filters: Option<&[Filter]>, topic: Option<&Topic>, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
-        let Inner { slots, waking, last_time } = &mut *inner;
-        let time = next_time(last_time, SystemTime::now());
+        let Inner { slots, waking, line, .. } = &mut *inner;
+        let time = next_time(line, slots);
         let mut gaps = 0;
         let mut append = |log: &Arc<TopicLog>| {
             // Each has a number of its own, though they are one event: an id must tell which of them a client has seen.
             let sequence = self.sequence.next();
             let id = self.sequence.event_id(sequence, None);
-            let frame = frame::stream_gap(Some(&id), log.filter.as_str(), reason);
-            log.append(Entry::new(sequence, time, EntryKind::Gap(reason, frame), &self.usage));
+            let gap = Gap::new(&id, &log.filter, reason, topic.cloned());
+            let stamp = Stamp::new(time, Instant::now());
+            log.append(Entry::new(sequence, stamp, EntryKind::Gap(gap), &self.usage));
             log.rule.gaps.inc();
             log.queue_wake(waking);
             self.sequence.publish(sequence);
@@ -181,15 +190,19 @@ impl Registry {
 
     fn give_up(&self, filter: &Filter, code: CloseCode) {
         let mut inner = self.inner.lock();
-        let removed = inner.remove(filter);
+        let removed = inner.remove(filter, &self.sequence);
         removed.iter().for_each(|log| log.seal(log.sequence().map_or(0, |sequence| sequence.head())));
         drop(inner);
         removed.iter().for_each(|log| log.close(code));
     }
 }
 
-fn next_time(last: &mut Option<SystemTime>, now: SystemTime) -> SystemTime {
-    let time = last.map_or(now, |last| last.max(now));
-    *last = Some(time);
+/// The time of what is taken in now. Where the clock was set back, all logs that go by it go back with it.
+fn next_time(line: &mut Line, slots: &HashMap<Filter, Slot>) -> SystemTime {
+    let (time, is_set_back) = line.next(SystemTime::now());
+    if is_set_back {
+        let ours = slots.values().filter(|slot| !slot.fields.source.is_stored());
+        ours.for_each(|slot| slot.log.bring_back(time));
+    }
     time
 }

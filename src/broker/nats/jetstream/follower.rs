@@ -77,8 +77,13 @@ impl Follower {
                 return;
             }
         };
-        let (tag, head) = (reading.tag.clone(), reading.told);
-        if self.events.send(Event::Begun { filter: self.filter.clone(), tag, head }).await.is_ok() {
+        let begun = Event::Begun {
+            filter: self.filter.clone(),
+            tag: reading.tag.clone(),
+            head: reading.told,
+            time: reading.time,
+        };
+        if self.events.send(begun).await.is_ok() {
             self.stage.send_replace(Stage::Following(reading.stream.clone()));
             let _ = done.send(Ok(()));
             // `None` tells that nobody listens any more.
@@ -98,6 +103,7 @@ impl Follower {
             tag: tag(&info),
             told: info.state.last_sequence,
             sound: info.state.last_sequence,
+            time: info.state.last_timestamp.into(),
             read: None,
             behind: false,
             caught_up: None,
@@ -354,6 +360,8 @@ struct Reading {
     tag: Tag,
     /// The highest number that was told.
     told: u64,
+    /// When the stream took its last message, as it began.
+    time: SystemTime,
     /// Of what the stream held up to here, nothing is missing that was not told. At least `told`.
     sound: u64,
     /// The number of the last message that was read, and when the stream took it.

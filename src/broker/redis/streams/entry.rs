@@ -42,6 +42,11 @@ impl EntryId {
         self.number().or_else(|| Some((pack_entry_id(self.ms, 0)?) | pack_entry_id(0, LAST_SEQ)?))
     }
 
+    /// When the entry was added, as its id says.
+    pub(super) fn time(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(self.ms.min(unpack_entry_id(u64::MAX).0))
+    }
+
     fn read(text: &[u8]) -> Option<Self> {
         let (ms, seq) = std::str::from_utf8(text).ok()?.split_once('-')?;
         Some(EntryId { ms: ms.parse().ok()?, seq: seq.parse().ok()? })
@@ -122,8 +127,7 @@ impl Entry {
                 headers.insert(name, value);
             }
         }
-        let time =
-            SystemTime::UNIX_EPOCH + Duration::from_millis(self.id.ms.min(unpack_entry_id(u64::MAX).0));
+        let time = self.id.time();
         Message {
             filter: filter.clone(),
             topic: topic.clone(),

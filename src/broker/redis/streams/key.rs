@@ -230,7 +230,7 @@ impl Key {
     /// That it is followed from `head` on.
     pub(super) fn begun(&self, name: &str, head: u64) -> Event {
         let tag = Tag::of(&[b"redis-stream", name.as_bytes()]);
-        Event::Begun { filter: self.filter.clone(), tag, head }
+        Event::Begun { filter: self.filter.clone(), tag, head, time: EntryId::of(head).time() }
     }
 }
 

@@ -188,10 +188,11 @@ impl Asked<'_> {
             Place::After(0) if sample.is_whole() => Located::At(0),
             Place::After(number) => found(number),
             Place::Oldest => Located::At(oldest),
-            Place::Since(time) => {
-                let number = before(time).min(head);
-                if sample.is_whole() { Located::At(number) } else { found(number) }
-            }
+            Place::Since(time) => match before(time).min(head) {
+                // All of it. Before the first entry of a whole stream there is no other place that is known to be of it.
+                number if sample.is_whole() && number <= oldest => Located::At(0),
+                number => found(number),
+            },
             Place::Last(0) => Located::At(head),
             Place::Last(count) => match self.last(count).await? {
                 Some(number) => Located::At(number),

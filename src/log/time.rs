@@ -1,0 +1,117 @@
+//! Times in the logs. They are searched (`since`), so they must not run backwards, and they come from clocks that can be set:
+//! the gateway's, or that of a broker. Here they are made fit to be searched. How old an entry is does not depend on them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+/// How far the times of a line may be ahead of their clock. One that is set back by less is waited for.
+const AHEAD: Duration = Duration::from_secs(1);
+
+/// The times of consecutive entries.
+#[derive(Debug, Default)]
+pub(super) struct Line(Option<SystemTime>);
+
+impl Line {
+    /// After an entry of that time.
+    pub(super) fn after(time: SystemTime) -> Self {
+        Line(Some(time))
+    }
+
+    /// The time of an entry that comes now, when the clock says `now`, and whether the clock was set back: then the times of all
+    /// that came before have to be brought back to this one.
+    pub(super) fn next(&mut self, now: SystemTime) -> (SystemTime, bool) {
+        let last = self.0.unwrap_or(now);
+        let is_set_back = last.duration_since(now).is_ok_and(|ahead| ahead > AHEAD);
+        let time = if is_set_back { now } else { last.max(now) };
+        self.0 = Some(time);
+        (time, is_set_back)
+    }
+
+    /// The time of an entry that a broker took at `time`. The first entry that is not before a time, so numbered, is the first that
+    /// the broker took then or later: it looks for a time in the same way, whatever became of its clock.
+    pub(super) fn highest(&mut self, time: SystemTime) -> SystemTime {
+        *self.0.insert(self.0.map_or(time, |last| last.max(time)))
+    }
+
+    /// What the clock says, on this line.
+    pub(super) fn now(&self) -> SystemTime {
+        let now = SystemTime::now();
+        self.0.filter(|last| last.duration_since(now).is_ok_and(|ahead| ahead <= AHEAD)).unwrap_or(now)
+    }
+}
+
+/// When an entry was made.
+#[derive(Debug)]
+pub(super) struct Stamp {
+    /// Nanoseconds since 1970. Changes only when its clock is set back, and where it is not known yet.
+    time: AtomicU64,
+    /// When it was taken in, on a clock that nobody sets.
+    taken: Instant,
+}
+
+impl Stamp {
+    pub(super) fn new(time: SystemTime, taken: Instant) -> Self {
+        Stamp { time: nanoseconds(time).into(), taken }
+    }
+
+    /// Of a gap in what the broker keeps: what is missing there is older than what comes next, and nothing else is known of it.
+    /// As long as nothing has come, it may be of any time.
+    pub(super) fn unknown() -> Self {
+        Stamp { time: u64::MAX.into(), taken: Instant::now() }
+    }
+
+    pub(super) fn time(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.time.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn taken(&self) -> Instant {
+        self.taken
+    }
+
+    /// Its time is `latest`, if it is not before that.
+    pub(super) fn bring_back(&self, latest: SystemTime) {
+        self.time.fetch_min(nanoseconds(latest), Ordering::Relaxed);
+    }
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(milliseconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn a_line_waits_for_a_clock_that_is_a_little_behind_and_goes_back_with_one_that_is_set_back() {
+        let mut line = Line::default();
+        assert_eq!(line.next(at(10_000)), (at(10_000), false));
+        assert_eq!(line.next(at(9_000)), (at(10_000), false));
+        assert_eq!(line.next(at(10_001)), (at(10_001), false));
+        assert_eq!(line.next(at(9_000)), (at(9_000), true));
+        assert_eq!(line.next(at(9_000)), (at(9_000), false));
+    }
+
+    #[test]
+    fn the_times_of_a_broker_never_go_back() {
+        let mut line = Line::after(at(5));
+        assert_eq!([3, 7, 6].map(|time| line.highest(at(time))), [at(5), at(7), at(7)]);
+    }
+
+    #[test]
+    fn a_time_is_only_ever_brought_back() {
+        let stamp = Stamp::new(at(5), Instant::now());
+        stamp.bring_back(at(7));
+        assert_eq!(stamp.time(), at(5));
+        stamp.bring_back(at(4));
+        assert_eq!(stamp.time(), at(4));
+        assert!(Stamp::unknown().time() > SystemTime::now());
+    }
+}
