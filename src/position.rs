@@ -85,22 +85,47 @@ pub struct Sequence {
     name: Box<str>,
     form: Form,
     head: AtomicU64,
+    /// Up to here the broker has given numbers before, of which it has lost some messages since. 0 if it has not.
+    given_before: u64,
 }
 
 impl Sequence {
     /// That of this process. Starts at 0: the first entry is 1.
     pub fn new(epoch: Epoch) -> Self {
-        Sequence { name: epoch.0, form: Form::Process, head: AtomicU64::new(0) }
+        Sequence::of(epoch.0, Form::Process, 0)
     }
 
     /// That of a history which is followed from after `head` on.
     pub fn stored(tag: Tag, head: u64) -> Self {
-        Sequence { name: tag.0, form: Form::Tagged, head: AtomicU64::new(head) }
+        Sequence::of(tag.0, Form::Tagged, head)
     }
 
     /// That of a Redis Stream, of which the numbers are packed entry ids.
     pub fn of_entry_ids(tag: Tag, head: u64) -> Self {
-        Sequence { name: tag.0, form: Form::EntryId, head: AtomicU64::new(head) }
+        Sequence::of(tag.0, Form::EntryId, head)
+    }
+
+    fn of(name: Box<str>, form: Form, head: u64) -> Self {
+        Sequence { name, form, head: AtomicU64::new(head), given_before: 0 }
+    }
+
+    /// It goes on in the place of `ended`. If that has the same name, the broker has lost some of what it had and gives its
+    /// numbers again: an id with one of them may mean either message.
+    pub fn in_place_of(self, ended: &Sequence) -> Self {
+        let is_same = self.form == Form::Tagged && ended.form == self.form && ended.name == self.name;
+        let given_before = if is_same { ended.head().max(ended.given_before) } else { 0 };
+        Sequence { given_before, ..self }
+    }
+
+    /// Whether it may be the number of a message that the broker has lost.
+    fn is_ambiguous(&self, number: u64) -> bool {
+        number <= self.given_before && number > 0
+    }
+
+    /// Whether an id may stand for an entry that the broker no longer has though it holds older ones: those of another server, that
+    /// was replaced, are between its own.
+    pub fn is_shuffled(&self) -> bool {
+        self.form == Form::EntryId
     }
 
     /// Whether the broker keeps and numbers it.
@@ -152,7 +177,9 @@ impl Sequence {
             Form::Process => self.read_process_id(text),
             Form::Tagged => match text.split_once('-') {
                 Some((tag, number)) if tag.len() == TAG && is_name(tag) => match digits(number) {
-                    Some(sequence) if tag == &*self.name => EventId::Own { sequence, publisher_id: None },
+                    Some(sequence) if tag == &*self.name && !self.is_ambiguous(sequence) => {
+                        EventId::Own { sequence, publisher_id: None }
+                    }
                     Some(_) => EventId::Foreign { publisher_id: None },
                     None => EventId::Unknown,
                 },
@@ -195,7 +222,9 @@ impl Sequence {
             let value = BASE62.iter().position(|known| *known == digit)? as u64;
             number.checked_mul(62)?.checked_add(value)
         })?;
-        (self.is_stored() || sequence <= self.head()).then_some(sequence)
+        (self.is_stored() || sequence <= self.head())
+            .then_some(sequence)
+            .filter(|number| !self.is_ambiguous(*number))
     }
 }
 
@@ -350,6 +379,25 @@ mod tests {
         for bad in ["", "k3x9q2m7-41", "41", "1700000000000-0", &format!("{id}x"), &format!("{id}-1")] {
             assert_eq!(one.read_event_id(bad), EventId::Unknown, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_number_that_the_broker_has_given_twice_is_no_place() {
+        let tag = || Tag::of(&[b"ORDERS"]);
+        let sequence = Sequence::stored(tag(), 5).in_place_of(&Sequence::stored(tag(), 9));
+        let is_own = |number| {
+            let (id, part) = (sequence.event_id(number, None), sequence.component(number));
+            let own = EventId::Own { sequence: number, publisher_id: None };
+            let is_own = sequence.read_event_id(&id) == own;
+            assert_eq!(sequence.read_component(&part).is_some(), is_own);
+            is_own
+        };
+        assert_eq!([0, 1, 6, 9, 10].map(is_own), [true, false, false, false, true]);
+        // It has lost it again, before it came so far.
+        let again = Sequence::stored(tag(), 7).in_place_of(&sequence);
+        assert_eq!(again.given_before, 9);
+        let other = Sequence::stored(Tag::of(&[b"PRICES"]), 5).in_place_of(&sequence);
+        assert_eq!(other.given_before, 0);
     }
 
     #[test]

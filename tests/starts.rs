@@ -185,3 +185,107 @@ async fn since_compares_the_times_of_a_redis_stream_with_each_other() {
         assert_eq!(until(&mut reader, "9").await, (true, expected), "{first}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_that_another_redis_server_has_given_is_no_place_among_those_of_the_one_that_replaced_it() {
+    let mut server = RedisServer::start();
+    let mut redis = server.connect().await;
+    let base = 1_700_000_000_000_u64;
+    let put = |ms: u64, seq: u64, number: u64| {
+        let mut command = redis::cmd("XADD");
+        command.arg("a").arg(format!("{}-{seq}", base + ms)).arg("n").arg(number).to_owned()
+    };
+    let config = toml(&server.url(), KEYS);
+    let gateway = Gateway::with(&config).await;
+    let mut reader = gateway.open("/topics/a").await;
+    reader.expect("stream-open").await;
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        put(number, 0, number).exec_async(&mut redis).await.unwrap();
+        assert_eq!(reader.message().await, number.to_string());
+        ids.push(reader.last_id.clone());
+    }
+    drop(reader);
+    // It is replaced by one that lacks the last five, and whose clock is behind.
+    server.restart();
+    let mut redis = server.connect().await;
+    for number in 0..5 {
+        put(number, 0, number).exec_async(&mut redis).await.unwrap();
+    }
+    for (ms, number) in [(6, 15), (7, 16), (20, 17)] {
+        put(ms, 5, number).exec_async(&mut redis).await.unwrap();
+    }
+    let other = Gateway::with(&config).await;
+    for gateway in [&gateway, &other] {
+        eventually("the new server is read", async || {
+            let mut last = gateway.open("/topics/a?last=1").await;
+            let open = last.next().await.unwrap();
+            open.event == "stream-open" && last.message().await == "17"
+        })
+        .await;
+        for lost in 5..10 {
+            let mut reader = gateway.resume("/topics/a", &ids[lost]).await;
+            let (resumed, told) = until(&mut reader, "17").await;
+            assert!(told.iter().any(|told| told.starts_with("gap")), "after {lost}: {resumed} {told:?}");
+        }
+    }
+    let mut known = other.resume("/topics/a", &ids[3]).await;
+    assert_eq!(until(&mut known, "17").await, (true, ["4", "15", "16", "17"].map(str::to_owned).to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_that_a_stream_gives_again_after_a_loss_is_no_place() {
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let _ = std::fs::remove_dir_all(to);
+        assert!(std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+    };
+    let mut server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    admin.stream("ORDERS", &["orders.>"], json!({})).await;
+    let gateway = Gateway::with(&toml(&server.url(), ORDERS)).await;
+    let mut reader = gateway.open("/topics/orders/eu").await;
+    reader.expect("stream-open").await;
+    let (store, kept) = (server.directory().join("jetstream"), server.directory().join("kept"));
+    let mut ids = Vec::new();
+    for number in 1..=9 {
+        if number == 6 {
+            server.stop();
+            copy(&store, &kept);
+            server.restart();
+        }
+        admin.put_until_stored("orders.eu", &number.to_string()).await;
+        let mut event = reader.next().await.unwrap();
+        while event.event != "message" {
+            event = reader.next().await.unwrap();
+        }
+        ids.push(reader.last_id.clone());
+    }
+    drop(reader);
+    // As a disk that has lost what was written last.
+    server.stop();
+    copy(&kept, &store);
+    server.restart();
+    for number in 16..=22 {
+        admin.put_until_stored("orders.eu", &number.to_string()).await;
+    }
+    for lost in 6..9 {
+        eventually("it is served again", async || {
+            let mut reader = gateway.resume("/topics/orders/eu", &ids[lost]).await;
+            let open = reader.next().await.unwrap();
+            if open.event != "stream-open" {
+                return false;
+            }
+            let mut told = Vec::new();
+            while told.last().is_none_or(|told| told != "22") {
+                let event = reader.next().await.unwrap();
+                if event.event == "stream-close" {
+                    return false;
+                }
+                told.push(if event.event == "stream-gap" { "gap".into() } else { event.data });
+            }
+            assert!(told.contains(&"gap".to_owned()), "after {}: {told:?}", lost + 1);
+            true
+        })
+        .await;
+    }
+}

@@ -54,7 +54,8 @@ fn question(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Place> 
     let head = lease.sequence().head();
     match (start, id) {
         (Start::After(_), Some(EventId::Own { sequence, .. })) => {
-            let within = sequence >= begin || history.of_values;
+            let is_known = !lease.sequence().is_shuffled() || log.has(sequence);
+            let within = (sequence >= begin && is_known) || history.of_values;
             (!within || sequence > head).then_some(Place::After(sequence))
         }
         _ if history.of_values => None,

@@ -68,6 +68,8 @@ struct Inner {
     feeding: u32,
     /// The times of what this process numbers.
     line: Line,
+    /// Histories of shared sources that have ended, until what is in their place is followed.
+    ended: HashMap<Filter, Arc<Sequence>>,
 }
 
 impl Registry {

@@ -220,6 +220,12 @@ impl TopicLog {
         (state.evicted, state.evicted_time)
     }
 
+    /// Whether that is the number of an entry here, or where the log begins to be complete.
+    pub(super) fn has(&self, number: u64) -> bool {
+        let state = self.state.lock();
+        number == state.evicted || state.entries.binary_search_by_key(&number, |entry| entry.sequence).is_ok()
+    }
+
     /// Where the first message stands that its publisher called so.
     pub(super) fn find_publisher_id(&self, publisher_id: &str) -> Option<u64> {
         self.state.lock().publisher_ids.get(publisher_id).map(|(sequence, _)| *sequence)

@@ -25,14 +25,18 @@ impl Registry {
     /// broker took what came last up to there: all that is later follows.
     pub fn begin(&self, filter: &Filter, tag: Tag, head: u64, time: SystemTime) {
         let mut inner = self.inner.lock();
-        let Some(slot) = inner.slots.get_mut(filter) else { return };
+        let Inner { slots, ended, .. } = &mut *inner;
+        let Some(slot) = slots.get_mut(filter) else { return };
         let sequence = match slot.fields.source {
             Source::RedisStream { .. } => Sequence::of_entry_ids(tag, head),
             Source::Pubsub | Source::Sharded | Source::JetStream { .. } | Source::Kv { .. } => {
                 Sequence::stored(tag, head)
             }
         };
-        let sequence = Arc::new(sequence);
+        let sequence = Arc::new(match ended.remove(filter) {
+            Some(before) => sequence.in_place_of(&before),
+            None => sequence,
+        });
         slot.line = Line::after(time);
         slot.logs().for_each(|log| log.begin(&sequence, time));
         slot.subscribed.send_replace(Subscribed::Confirmed);
@@ -106,6 +110,14 @@ impl Registry {
 
     /// The history of `filter` is no more. Its readers are told to come back, and will find another or none.
     pub fn end(&self, filter: &Filter) {
+        {
+            // One for each rule at most: what is followed topic by topic has no numbers that could be given again.
+            let mut inner = self.inner.lock();
+            let slot = inner.slots.get(filter).filter(|slot| slot.fields.source.is_shared());
+            if let Some(sequence) = slot.and_then(|slot| slot.log.sequence().cloned()) {
+                inner.ended.insert(filter.clone(), sequence);
+            }
+        }
         self.give_up(filter, CloseCode::Restarted);
     }
 

@@ -42,6 +42,11 @@ impl EntryId {
         self.number().or_else(|| Some((pack_entry_id(self.ms, 0)?) | pack_entry_id(0, LAST_SEQ)?))
     }
 
+    /// Whether it is the highest that a number can say of its millisecond. No server gets that far: it is a place before a time.
+    pub(super) fn is_last_of_its_millisecond(self) -> bool {
+        self.seq == LAST_SEQ
+    }
+
     /// When the entry was added, as its id says.
     pub(super) fn time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.ms.min(unpack_entry_id(u64::MAX).0))

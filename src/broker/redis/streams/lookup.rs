@@ -175,6 +175,11 @@ impl Asked<'_> {
 
     async fn locate(mut self, place: Place) -> Result<Located, Fault> {
         let sample = Sample::read(Sample::command(&self.name).query_async(&mut self.connection).await)?;
+        if let Place::After(number) = place
+            && self.is_of_another_history(number, &sample).await?
+        {
+            return Ok(Located::Evicted(number));
+        }
         let head = sample.last.number_at_most().unwrap_or(u64::MAX);
         let oldest =
             sample.first.and_then(EntryId::number_at_most).map_or(head, |first| first.saturating_sub(1));
@@ -200,6 +205,20 @@ impl Asked<'_> {
                 None => Located::Evicted(oldest),
             },
         })
+    }
+
+    /// Whether `number` was given by a server that was replaced since, by one that lacks the entry. What that has added meanwhile may
+    /// have lower ids, if its clock is behind. A place that is no entry, and every deletion behind it, leave that open.
+    async fn is_of_another_history(&mut self, number: u64, sample: &Sample) -> Result<bool, Fault> {
+        let id = EntryId::of(number);
+        let is_within = sample.first.is_some_and(|first| first < id) && id <= sample.last;
+        if !is_within || id.is_last_of_its_millisecond() || sample.deleted >= id {
+            return Ok(false);
+        }
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(self.range("XRANGE", &id.to_string(), &id.to_string(), 1));
+        let [found] = self.ask(pipeline).await?;
+        Ok(entries_of(found)?.is_empty())
     }
 
     /// The number before the last `wanted` entries; `None` if fewer are held.
