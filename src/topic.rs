@@ -12,10 +12,6 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-/// First segments with a meaning of their own on a broker: NATS' `$SYS`, `$JS`, `$KV` and `_INBOX`, Redis'
-/// `__keyspace@0__` and `__keyevent@0__`. A wildcard never matches them.
-const RESERVED_PREFIXES: [&str; 3] = ["$", "_INBOX", "__key"];
-
 /// Characters that are a wildcard or a glob on NATS or Redis. They are refused on every broker, so that a topic means
 /// the same wherever it is read. `%` is among them because a client that sends it has encoded its topic twice.
 const FORBIDDEN: [char; 7] = ['*', '>', '?', '[', ']', '\\', '%'];
@@ -210,6 +206,11 @@ impl Filter {
         self.0.split('/')
     }
 
+    /// Whether the first segment is one that a broker keeps for itself, such as `$SYS`.
+    pub fn is_reserved(&self) -> bool {
+        self.segments().next().is_some_and(is_reserved)
+    }
+
     /// Whether a message on `topic` belongs to this filter. A wildcard as the first segment matches no reserved one.
     pub fn matches(&self, topic: &Topic) -> bool {
         covers(&self.0, topic.as_str())
@@ -256,8 +257,15 @@ impl fmt::Display for Filter {
     }
 }
 
+/// Whether a first segment has a meaning of its own on a broker, so that no wildcard matches it. These are families of
+/// names rather than a list, since servers add to them: `$` and `_` with a capital letter are NATS' (`$SYS`, `$JS`, `$KV`,
+/// `$MQTT`, `_INBOX`, `_R_`, `_GR_`), `__` is Redis' (`__keyspace@0__`, `__keyevent@0__`, `__sentinel__`, `__redis__`).
 fn is_reserved(segment: &str) -> bool {
-    RESERVED_PREFIXES.iter().any(|prefix| segment.starts_with(prefix))
+    match segment.as_bytes() {
+        [b'$', ..] => true,
+        [b'_', next, ..] => *next == b'_' || next.is_ascii_uppercase(),
+        _ => false,
+    }
 }
 
 /// Whether the set of topics of `outer` contains that of `inner`. A topic is a pattern without wildcards here.
@@ -373,11 +381,30 @@ mod tests {
 
     #[test]
     fn a_wildcard_matches_nothing_that_a_broker_reserves() {
-        for reserved in ["$SYS/ACCOUNT", "$JS/API", "_INBOX/abc", "__keyspace@0__:x"] {
+        for reserved in [
+            "$SYS/ACCOUNT",
+            "$JS/API",
+            "_INBOX/abc",
+            "_R_/abc",
+            "_GR_/C1/abc",
+            "_STAN/x",
+            "__keyspace@0__:x",
+            "__sentinel__/hello",
+            "__sentinel__:hello",
+            "__redis__/invalidate",
+            "__",
+        ] {
+            assert!(
+                filter(reserved).is_reserved() && filter(reserved).matches(&topic(reserved)),
+                "{reserved}"
+            );
             assert!(!filter("**").matches(&topic(reserved)), "{reserved}");
             assert!(!filter("*/**").matches(&topic(reserved)), "{reserved}");
             assert!(!filter("**").covers(&filter(reserved)), "{reserved}");
             assert!(!filter("**").overlaps(&filter(reserved)), "{reserved}");
+        }
+        for open in ["_", "_drafts/a", "_9", "a/__sentinel__", "a/$SYS", "_é"] {
+            assert!(filter("**").matches(&topic(open)) && !filter(open).is_reserved(), "{open}");
         }
         assert!(filter("$SYS/**").matches(&topic("$SYS/ACCOUNT")));
         assert!(filter("$SYS/*").covers(&filter("$SYS/ACCOUNT")));

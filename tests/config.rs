@@ -384,3 +384,5 @@ fn help_shows_the_three_ways_to_start() {
     }
     assert!(stdout(&topicgate(directory.path(), &[], &["--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
+        ("cors = { headers = [\"baggage\"] }", "cors.headers has no effect"),
+        ("[[topics]]\nmatch = \"__sentinel__/**\"\npublish = \"anyone\"", "the broker's own servers"),

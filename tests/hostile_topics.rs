@@ -51,7 +51,7 @@ const MALFORMED: [&str; 36] = [
 ];
 
 /// Reserved on some broker: never a part of what a wildcard exposes.
-const RESERVED: [&str; 10] = [
+const RESERVED: [&str; 22] = [
     "%24SYS.ACCOUNT.X",
     "$SYS/ACCOUNT/X",
     "$JS.API.STREAM.LIST",
@@ -62,6 +62,18 @@ const RESERVED: [&str; 10] = [
     "__keyspace@0__%3Ask",
     "__keyspace@0__/*",
     "__keyevent@0__%3Aset",
+    "__sentinel__%3Ahello",
+    "__sentinel__/hello",
+    "%5F_sentinel_%5F/hello",
+    "__sentinel__/*",
+    "__redis__:invalidate",
+    "__subkeyspace@0__:k",
+    "_R_.abc.1",
+    "_GR_/C1/abc",
+    "_GR_/**",
+    "_STAN/discover",
+    "$MQTT/sub/1",
+    "__x",
 ];
 
 const RULES: &str = "[[topics]]\nmatch = \"orders/**\"\nread = \"anyone\"\npublish = \"anyone\"\n";

@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::gateway::Gateway;
 use common::redis::RedisServer;
-use common::{broker_config, eventually, within};
+use common::{LIMIT, broker_config, eventually, within};
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use topicgate::broker::{Broker, EVENT_CAPACITY, Event, Headers, Link};
 use topicgate::config::{self, Source};
@@ -42,6 +44,33 @@ async fn cluster() -> Cluster {
     })
     .await;
     Cluster { master, replica, sentinel }
+}
+
+#[tokio::test]
+async fn the_channel_of_the_sentinels_is_neither_shown_nor_written_to_by_a_rule_of_everything() {
+    let cluster = cluster().await;
+    let rule = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n";
+    for separator in [':', '/'] {
+        let gateway = Gateway::with(&format!(
+            "[broker]\nurl = {:?}\nsentinel = \"mymaster\"\nseparator = \"{separator}\"\n{rule}",
+            cluster.sentinel.url()
+        ))
+        .await;
+        for topic in
+            ["__sentinel__:hello", "__sentinel__/hello", "%5f%5fsentinel__%3Ahello", "__redis__:invalidate"]
+        {
+            assert_eq!(gateway.get(&format!("/topics/{topic}")).await.status, 404, "{topic}");
+            assert_eq!(gateway.get(&format!("/topics?topic=a&topic={topic}")).await.status, 404, "{topic}");
+            assert_eq!(gateway.post(&format!("/topics/{topic}"), "x").await.status, 404, "{topic}");
+        }
+        let mut everything = gateway.open("/topics/**").await;
+        everything.expect("stream-open").await;
+        let mut said = redis::Client::open(cluster.master.url()).unwrap().get_async_pubsub().await.unwrap();
+        said.subscribe("__sentinel__:hello").await.unwrap();
+        within("the sentinel says hello", LIMIT, said.on_message().next()).await.unwrap();
+        gateway.publish("marker", "x").await;
+        assert_eq!(everything.message().await, "x");
+    }
 }
 
 fn filter(text: &str) -> Filter {

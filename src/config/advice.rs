@@ -51,6 +51,12 @@ impl Config {
                 warn(format!("{name} shows everything on the broker to anyone who reaches {}", self.listen));
             }
             if open(rule.publish) && self.cors.origins.contains(&Origin::Any) {
+            if somebody(rule.publish) && rule.filter.is_reserved() {
+                warn(format!(
+                    "{name} lets callers publish where the broker's own servers and clients listen; is publish = \"nobody\" \
+                     meant?"
+                ));
+            }
                 warn(format!(
                     "{name} and cors.origins = [\"*\"] together let every web page that a visitor opens publish"
                 ));
