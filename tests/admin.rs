@@ -201,6 +201,17 @@ async fn pages_of_others_can_neither_look_nor_end_anything() {
         assert_eq!(answer.header("access-control-allow-origin"), "");
         let embedded = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")];
         assert_eq!(gateway.ask_admin(method, path, &embedded).await.status, 403, "{method} {path}");
+        for frame in ["iframe", "frame", "object", "embed"] {
+            let framed =
+                [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", frame)];
+            let answer = gateway.ask_admin(method, path, &framed).await;
+            assert_eq!(answer.status, 403, "{method} {path} {frame}");
+            assert_eq!(
+                answer.header("connection"),
+                "close",
+                "{method} {path}: it must not hold a connection"
+            );
+        }
         let preflight = [("origin", "https://attacker.example"), ("access-control-request-method", method)];
         let answer = gateway.ask_admin("OPTIONS", path, &preflight).await;
         assert_eq!(

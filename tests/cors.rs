@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::browser::{Client, fetch};
+use common::backend::{Backend, Reply as Answer};
+use common::browser::{Client, fetch, show};
+use common::client;
+use common::eventually;
 use common::gateway::Gateway;
 use common::proxy::Proxy;
 use common::raw::{self, Raw, Reply, ask};
@@ -214,8 +217,25 @@ async fn what_browsers_write_of_a_request_counts_before_its_host() {
         ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\n", 403),
         ("Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: no-cors\r\n", 403),
         ("Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: no-cors\r\n", 200),
-        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n", 200),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n", 200),
+        ("Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n", 200),
+        ("Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n", 200),
         ("Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n", 200),
+        ("Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n", 200),
+        // What nobody has followed: frames and the like, and what a page has fetched ahead.
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n", 403),
+        ("Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: frame\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: fencedframe\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: object\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: embed\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\n", 403),
+        (
+            "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\nSec-Purpose: prefetch\r\n",
+            403,
+        ),
         // A proxy may have changed Host.
         ("Origin: https://gate.example\r\nSec-Fetch-Site: same-origin\r\n", 200),
         // A browser that does not say, and one that does: the same name over another scheme is another origin.
@@ -228,6 +248,84 @@ async fn what_browsers_write_of_a_request_counts_before_its_host() {
         assert_eq!(head(&gateway, "GET", "/topics/open/alive", fields).await.status, status, "{fields:?}");
     }
     assert_alive_and_nothing_subscribed(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_post_from_another_site_is_refused_whether_it_names_its_origin_or_not() {
+    let gateway = Gateway::with(&format!("{CORS}{RULES}")).await;
+    let body = "Content-Length: 1\r\n\r\nx";
+    let navigation = "Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n";
+    for (fields, status) in [
+        ("Sec-Fetch-Site: cross-site\r\n".to_owned() + navigation, 403),
+        ("Sec-Fetch-Site: same-site\r\n".to_owned() + navigation, 403),
+        ("Origin: null\r\nSec-Fetch-Site: cross-site\r\n".to_owned() + navigation, 403),
+        ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: empty\r\n".into(), 403),
+        ("Origin: https://app.example.com\r\nSec-Fetch-Site: cross-site\r\n".into(), 202),
+        ("Origin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n".to_owned() + navigation, 202),
+        ("Sec-Fetch-Site: same-origin\r\n".to_owned() + navigation, 202),
+        (String::new(), 202),
+    ] {
+        let reply = send(&gateway, "POST", "/topics/open/a", &format!("{fields}{body}")).await;
+        assert_eq!(reply.status, status, "{fields:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_credentials_no_authorization_that_a_browser_adds_counts_and_a_bearer_does() {
+    let backend = Backend::start(|_| Answer::json(json!({ "subject": "ann" }))).await;
+    let rules = "[[topics]]\nmatch = \"**\"\nread = \"token\"\n";
+    let forward = format!("[auth.forward]\nurl = \"{}\"\ncache = \"0s\"\n", backend.url("/"));
+    for (credentials, origin, passes) in [
+        (false, "https://app.example.com", false),
+        (true, "https://app.example.com", true),
+        (false, "http://localhost", true),
+    ] {
+        let cors = format!("[cors]\norigins = [\"https://app.example.com\"]\ncredentials = {credentials}\n");
+        let gateway = Gateway::with(&format!("{cors}{forward}{rules}")).await;
+        for (sent, kept) in [
+            ("Basic YTpi", passes),
+            ("basic YTpi", passes),
+            ("Digest username=\"ann\"", passes),
+            ("Negotiate TlRM", passes),
+            ("NTLM TlRM", passes),
+            ("Bearer abc", true),
+            ("bearer abc", true),
+        ] {
+            let headers =
+                [("host", "localhost"), ("origin", origin), ("authorization", sent), ("cookie", "session=1")];
+            let _reader = client::Reader::open(gateway.address, "/topics/a", &headers).await;
+            let asked = backend.asked().pop().unwrap();
+            assert_eq!(asked.header("authorization"), if kept { sent } else { "" }, "{credentials} {origin}");
+            assert_eq!(
+                asked.header("cookie"),
+                if passes { "session=1" } else { "" },
+                "{credentials} {origin}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_allows_the_request_headers_that_the_configuration_adds() {
+    let listed =
+        "[cors]\norigins = [\"https://app.example.com\"]\nheaders = [\"baggage\", \"X-Requested-With\"]\n";
+    let gateway = Gateway::with(&format!("{listed}{RULES}")).await;
+    let asked =
+        "Access-Control-Request-Method: GET\r\nAccess-Control-Request-Headers: baggage,traceparent\r\n";
+    for (origin, allowed) in [
+        (
+            "https://app.example.com",
+            Some(
+                "last-event-id, authorization, cache-control, content-type, event-id, event-type, traceparent, \
+                 tracestate, baggage, x-requested-with",
+            ),
+        ),
+        ("https://evil.example", None),
+    ] {
+        let reply =
+            send(&gateway, "OPTIONS", "/topics/open/a", &format!("Origin: {origin}\r\n{asked}")).await;
+        assert_eq!(reply.header("access-control-allow-headers"), allowed, "{origin}");
+    }
 }
 
 #[tokio::test]
@@ -337,6 +435,47 @@ async fn chromium_gives_up_on_a_stream_that_its_page_may_not_read() {
         client.close().await;
     }))
     .await;
+}
+
+/// How often a page was refused on `gateway`.
+async fn refused_pages(gateway: &Gateway) -> f64 {
+    gateway.metric("topicgate_refused_requests_total{code=\"bad_origin\"}").await
+}
+
+#[tokio::test]
+async fn chromium_opens_nothing_that_a_page_embeds_or_posts_and_what_a_person_follows() {
+    let site = Site::start().await;
+    let page = site.origin("evil.localhost");
+    let gateway = Gateway::with(RULES).await;
+    let url = format!("http://localhost:{}/topics/open/a", gateway.address.port());
+    let admin = format!("http://localhost:{}/console/events", gateway.admin.port());
+    let embedded = format!(
+        "<iframe src={url}></iframe><object data={url}></object><embed src={url}><img src={url}>\
+         <script src={url}></script><link rel=stylesheet href={url}><video src={url}></video>\
+         <script>new EventSource('{url}'); fetch('{url}', {{ mode: 'no-cors' }}); navigator.sendBeacon('{url}', 'x')</script>\
+         <iframe src={admin}></iframe><object data={admin}></object>"
+    );
+    let posted = format!(
+        "<meta name=referrer content=no-referrer><form method=post action={url} enctype=text/plain>\
+         <input name=a value=b></form><script>document.forms[0].submit()</script>"
+    );
+    // The browser may try one of them again.
+    for (html, requests) in [(embedded, 12.0), (posted, 1.0)] {
+        let before = refused_pages(&gateway).await;
+        let _shown = show(&page, &html).await;
+        eventually("each is refused", async || refused_pages(&gateway).await >= before + requests).await;
+    }
+    assert_eq!(gateway.metric("topicgate_streams_opened_total{http=\"1.1\"}").await, 0.0);
+    assert_eq!(gateway.metric("topicgate_publishes_total{result=\"accepted\"}").await, 0.0);
+    for html in [format!("<a id=click href={url}>follow</a>"), format!("<script>location = '{url}'</script>")]
+    {
+        let before = gateway.metric("topicgate_streams_opened_total{http=\"1.1\"}").await;
+        let _shown = show(&page, &html).await;
+        eventually(&html, async || {
+            gateway.metric("topicgate_streams_opened_total{http=\"1.1\"}").await > before
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -22,6 +22,9 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SAMPLED: (&str, &str) = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
 const NOT_SAMPLED: (&str, &str) = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00");
 
+/// Makes the client of these tests a proxy, whose trace is believed.
+const PROXY: &str = "proxies.trusted = [\"127.0.0.1\"]";
+
 const OPEN: &str = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n";
 
 /// A collector that takes everything.
@@ -85,7 +88,7 @@ async fn publish(gateway: &Gateway, topic: &str, headers: &[(&str, &str)]) {
 #[tokio::test]
 async fn a_publish_is_a_span_in_the_trace_of_its_request() {
     let collector = collector().await;
-    let gateway = gateway(&collector, 0.0, "").await;
+    let gateway = gateway(&collector, 0.0, PROXY).await;
     publish(&gateway, "a/b", &[SAMPLED, ("tracestate", "vendor=1")]).await;
     let spans = wait_for(&collector, 1).await;
     let span = &spans[0];
@@ -104,6 +107,22 @@ async fn a_publish_is_a_span_in_the_trace_of_its_request() {
         assert_eq!(attribute(span, key), value, "{key}");
     }
     assert!(span.end_time_unix_nano >= span.start_time_unix_nano);
+}
+
+#[tokio::test]
+async fn a_client_does_not_decide_what_is_traced() {
+    let collector = collector().await;
+    let gateway = gateway(&collector, 0.0, "proxies.trusted = [\"10.0.0.0/8\"]").await;
+    publish(&gateway, "a", &[SAMPLED, ("x-forwarded-for", "10.0.0.1")]).await;
+    let mut reader = Reader::open(gateway.address, "/topics/a", &[SAMPLED]).await;
+    reader.expect("stream-open").await;
+    // It reads the trace that it is in from nobody, and begins one of its own where it is to be traced.
+    let traced = self::gateway(&collector, 1.0, "").await;
+    publish(&traced, "b", &[NOT_SAMPLED, ("tracestate", "vendor=1")]).await;
+    let spans = wait_for(&collector, 1).await;
+    assert_eq!(attribute(&spans[0], "topicgate.topics"), "b");
+    assert_ne!(hex(&spans[0].trace_id), TRACE);
+    assert_eq!((spans[0].parent_span_id.len(), spans[0].trace_state.as_str()), (0, ""));
 }
 
 #[tokio::test]
@@ -221,7 +240,7 @@ async fn a_broker_without_headers_is_published_to_all_the_same() {
 #[tokio::test]
 async fn only_the_share_of_the_requests_that_is_asked_for_is_traced() {
     let collector = collector().await;
-    let gateway = gateway(&collector, 0.0, "").await;
+    let gateway = gateway(&collector, 0.0, PROXY).await;
     publish(&gateway, "a", &[]).await;
     publish(&gateway, "a", &[NOT_SAMPLED]).await;
     publish(&gateway, "a", &[SAMPLED]).await;

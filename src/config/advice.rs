@@ -137,8 +137,12 @@ impl Config {
                  held to; name the networks of the proxies alone"
             ));
         }
-        if self.cors.credentials && self.cors.origins.is_empty() {
-            warn("cors.credentials has no effect without cors.origins".into());
+        for (key, set) in
+            [("cors.credentials", self.cors.credentials), ("cors.headers", !self.cors.headers.is_empty())]
+        {
+            if set && self.cors.origins.is_empty() {
+                warn(format!("{key} has no effect without cors.origins"));
+            }
         }
         let wide = self.cors.origins.iter().find(|origin| matches!(origin, Origin::Subdomains { .. }));
         if let Some(wide) = wide.filter(|_| self.cors.credentials) {

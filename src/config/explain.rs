@@ -86,6 +86,9 @@ impl Config {
                 format!("Pages of these origins may use it, with cookies: {}.", origins.join(", "))
             }
         });
+        if !self.cors.headers.is_empty() {
+            line(format!("They may also send these request headers: {}.", self.cors.headers.join(", ")));
+        }
         let format = match self.log.format {
             LogFormat::Text => "text",
             LogFormat::Json => "JSON",
@@ -93,7 +96,8 @@ impl Config {
         line(format!("Logs go to standard error as {format}, level {}.", self.log.level));
         if let Some(traces) = &self.traces {
             line(format!(
-                "Traces go to {}: of {} of every 100 requests that come without a trace, and of those whose trace is sampled.",
+                "Traces go to {}: of {} of every 100 requests. A request that a trusted proxy passes on with a trace of its own is \
+                 sampled as that trace is.",
                 masked(&traces.endpoint.0),
                 traces.sample * 100.0
             ));

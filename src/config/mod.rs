@@ -310,6 +310,8 @@ pub struct Cors {
     /// Whether they may send cookies.
     pub credentials: bool,
 }
+    /// Request headers that they may send beside those of topicgate, in lower case.
+    pub headers: Vec<String>,
 
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use super::error::{ConfigError, nearest};
 use super::load::Layers;
 use super::origin::Origin;
 use super::raw::{Count, Raw, RawBroker, RawCors, RawLimits, Size, Span};
+use super::rule::is_token;
 use super::url::{self, BrokerKind, Whose};
 use super::{Admin, Broker, BrokerTls, Config, Cors, Limits, Log, LogFormat, Replay, Rule, Secret, Streams};
 
@@ -445,7 +446,14 @@ impl Check<'_> {
                 );
             }
         }
-        Cors { origins, credentials }
+        let headers = raw.headers.map_or(vec![], |list| list.0);
+        for name in headers.iter().filter(|name| name.as_str() == "*" || !is_token(name)) {
+            let problem =
+                format!("{name:?} is not the name of a request header; write each one, as in baggage");
+            self.refuse("cors.headers", problem);
+        }
+        let headers = headers.into_iter().map(|name| name.to_ascii_lowercase()).collect();
+        Cors { origins, headers, credentials }
     }
 
     /// `EnvFilter` and `Targets` take a misspelt level for the name of a crate, and then log all of that crate or

@@ -150,6 +150,7 @@ table!(RawForward {
 
 table!(RawCors {
     origins: Option<List>,
+    headers: Option<List>,
     credentials: Option<Switch>,
 });
 

@@ -109,6 +109,7 @@ impl List<'_> {
         self.auth(c);
         let origins: Vec<String> = c.cors.origins.iter().map(ToString::to_string).collect();
         self.add("cors", "origins", origins);
+        self.add("cors", "headers", c.cors.headers.clone());
         self.add("cors", "credentials", c.cors.credentials);
         if let Some(tls) = &c.tls {
             self.add("tls", "cert", tls.cert.display().to_string());
@@ -341,7 +342,8 @@ mod tests {
         let is_leaf = |key: &&String| !keys.iter().any(|other| other.starts_with(&format!("{key}.")));
         // These are written as one value, of several forms.
         let written = |key: &String| {
-            key.replace(".header", "").replace(".pointer", "").replace(".payload.field", ".payload")
+            let form = [".header", ".pointer"].into_iter().find_map(|form| key.strip_suffix(form));
+            form.unwrap_or(key).replace(".payload.field", ".payload")
         };
         assert_eq!(listed, keys.iter().filter(is_leaf).map(written).collect());
     }

@@ -2,7 +2,7 @@
 //!
 //! A header is believed as far as it was written by proxies that the configuration trusts: read from its end, each of
 //! them vouches for the one before it, and the first that is not a trusted proxy is the client. What stands before that
-//! is whatever the client chose to send.
+//! is whatever the client chose to send. The headers of a trace are taken from a trusted proxy alone.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -32,11 +32,20 @@ pub(super) fn address(extensions: &Extensions) -> IpAddr {
     extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |client| client.0)
 }
 
-/// The middleware: puts the client in the place of the proxy that speaks for it.
+/// What names the trace of a request (W3C Trace Context). A client that writes it would decide what is traced.
+const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+
+/// The middleware: puts the client in the place of the proxy that speaks for it, and removes what nobody but a trusted
+/// proxy may say of a trace.
 pub(super) async fn find(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     if let Some(ClientAddress(peer)) = request.extensions().get().copied() {
-        let address = behind(&gateway.current().config.proxies, peer, request.headers());
+        let current = gateway.current();
+        let proxies = &current.config.proxies;
+        let address = behind(proxies, peer, request.headers());
         request.extensions_mut().insert(ClientAddress(address));
+        if !proxies.trusts(peer) {
+            TRACE.iter().for_each(|name| drop(request.headers_mut().remove(*name)));
+        }
     }
     next.run(request).await
 }

@@ -3,7 +3,8 @@
 //!
 //! A gateway on loopback trusts who can reach it, and any web page a person visits can make their browser send requests
 //! there. Two things stop that: a `Host` that is not loopback is refused (DNS rebinding: the page's own name, pointed at
-//! 127.0.0.1), and a page of another origin is refused unless the configuration lists it.
+//! 127.0.0.1), and a page of another origin is refused unless the configuration lists it, whether it asks by a script, a
+//! form, a frame or an image. A link that a person follows to the gateway is served.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -58,7 +59,7 @@ enum Hosts<'a> {
 }
 
 /// Of the admin listener.
-const NO_PAGES: &Cors = &Cors { origins: vec![], credentials: false };
+const NO_PAGES: &Cors = &Cors { origins: vec![], headers: vec![], credentials: false };
 
 impl<'a> Allowed<'a> {
     /// `hosts` and `cors` as configured; `loopback` is whether only this machine can connect, `secure` whether with TLS.
@@ -77,7 +78,7 @@ impl<'a> Allowed<'a> {
         Allowed { hosts: Some(Hosts::Addresses), cors: NO_PAGES, secure: false }
     }
 
-    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let host = host(uri, headers);
         let allowed = match &self.hosts {
             None => true,
@@ -98,7 +99,7 @@ impl<'a> Allowed<'a> {
                  it answers for",
             ));
         }
-        if self.listed(headers).is_some() || self.is_own(host, headers) {
+        if self.listed(headers).is_some() || self.is_own(method, host, headers) {
             return Ok(());
         }
         Err(Problem::new(
@@ -107,17 +108,16 @@ impl<'a> Allowed<'a> {
         ))
     }
 
-    /// Whether a page of the gateway's own origin asks, or no page at all.
-    fn is_own(&self, host: Option<&str>, headers: &HeaderMap) -> bool {
+    /// Whether a page of the gateway's own origin asks, or a person, or no page at all.
+    fn is_own(&self, method: &Method, host: Option<&str>, headers: &HeaderMap) -> bool {
         // Written by the browser alone. It holds behind a proxy too, where Host may be another than the page's.
-        let site = headers.get("sec-fetch-site");
-        match (site, headers.get(header::ORIGIN)) {
-            (Some(site), Some(_)) => site == "same-origin" || site == "none",
-            // An <img> or a <script> sends no Origin. Its page cannot read the answer, but a stream would stay open.
-            (Some(site), None) => {
-                let embedded = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "no-cors");
-                !embedded || site == "same-origin" || site == "none"
-            }
+        match (headers.get("sec-fetch-site"), headers.get(header::ORIGIN)) {
+            // `none`: typed, or a bookmark.
+            (Some(site), _) if site == "same-origin" || site == "none" => true,
+            (Some(_), Some(_)) => false,
+            // A frame or an image sends no Origin. Its page cannot read the answer, but a stream would stay open, with the
+            // cookies of the person who visits that page.
+            (Some(_), None) => is_followed_link(method, headers),
             // Browsers leave it out where plain HTTP leaves this machine; then nothing tells but the name that was asked for.
             (None, Some(origin)) => {
                 let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
@@ -130,10 +130,10 @@ impl<'a> Allowed<'a> {
         }
     }
 
-    /// Whether what the browser adds by itself counts: from a page of another origin only if the configuration says so. That
-    /// such a page cannot read the answer does not undo what its request has done.
-    fn takes_cookies(&self, uri: &Uri, headers: &HeaderMap) -> bool {
-        self.cors.credentials || self.is_own(host(uri, headers), headers)
+    /// Whether the credentials that a browser adds by itself count: from a page of another origin only if the configuration
+    /// says so. That such a page cannot read the answer does not undo what its request has done.
+    fn takes_credentials(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+        self.cors.credentials || self.is_own(method, host(uri, headers), headers)
     }
 
     /// The origin of the page that asks, if the configuration lists it.
@@ -141,6 +141,12 @@ impl<'a> Allowed<'a> {
         let origin = headers.get(header::ORIGIN)?;
         let text = origin.to_str().ok()?;
         self.cors.origins.iter().any(|entry| entry.admits(text)).then_some(origin)
+    }
+
+    /// The request headers that a page may send: ours, and those of `cors.headers`.
+    fn allowed_headers(&self) -> String {
+        let ours = std::iter::once(ALLOWED_HEADERS);
+        ours.chain(self.cors.headers.iter().map(String::as_str)).collect::<Vec<_>>().join(", ")
     }
 
     /// What the answer says of CORS.
@@ -153,13 +159,15 @@ impl<'a> Allowed<'a> {
         let any = self.cors.origins.contains(&Origin::Any);
         let origin = if any { HeaderValue::from_static("*") } else { origin.clone() };
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if preflight && let Ok(allowed) = HeaderValue::try_from(self.allowed_headers()) {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+        }
         let mut tell = |name, value| headers.insert(name, HeaderValue::from_static(value));
         if self.cors.credentials {
             tell(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true");
         }
         if preflight {
             tell(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOWED_METHODS);
-            tell(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
             tell(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE);
         } else {
             tell(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
@@ -189,19 +197,52 @@ pub(super) async fn guard(State(listener): State<Listener>, mut request: Request
     let mut response = if !one_host {
         let detail = "a request of HTTP/1.1 has exactly one Host";
         Problem::new(RefusalCode::BadRequest, detail).into_response()
-    } else if let Err(problem) = allowed.check(request.uri(), request.headers()) {
-        problem.into_response()
+    } else if let Err(problem) = allowed.check(request.method(), request.uri(), request.headers()) {
+        let mut response = problem.into_response();
+        // Else a page could hold connections by asking again and again: those of the admin listener are few. Over HTTP/2 a
+        // page has one, and the field is forbidden.
+        if request.version() != Version::HTTP_2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     } else if preflight {
         // The same for every path: it comes without credentials, and what exists is nobody's business.
         StatusCode::NO_CONTENT.into_response()
     } else {
-        if !allowed.takes_cookies(request.uri(), request.headers()) {
-            request.headers_mut().remove(header::COOKIE);
+        if !allowed.takes_credentials(request.method(), request.uri(), request.headers()) {
+            drop_credentials(request.headers_mut());
         }
         next.run(request).await
     };
     response.headers_mut().extend(cors);
     response
+}
+
+/// Whether a person has followed a link from a page of another origin: a navigation of a whole tab. Frames, objects and
+/// embeds navigate too, but not a document of the top level; what is fetched ahead was asked for by the page alone; and
+/// a form that posts is no link.
+fn is_followed_link(method: &Method, headers: &HeaderMap) -> bool {
+    let says = |name: &str, value: &str| headers.get(name).is_some_and(|told| told == value);
+    (method == Method::GET || method == Method::HEAD)
+        && says("sec-fetch-mode", "navigate")
+        && says("sec-fetch-dest", "document")
+        && !headers.contains_key("sec-purpose")
+}
+
+/// Removes what a browser adds by itself: cookies, and `Authorization` of any scheme that it signs in with (Basic, Digest,
+/// Negotiate, NTLM). A Bearer token is there only if a script has set it.
+fn drop_credentials(headers: &mut HeaderMap) {
+    headers.remove(header::COOKIE);
+    let is_bearer = |value: &&HeaderValue| {
+        let scheme = value.as_bytes().split(|byte| *byte == b' ').next().unwrap_or_default();
+        scheme.eq_ignore_ascii_case(b"bearer")
+    };
+    let set_by_script: Vec<HeaderValue> =
+        headers.get_all(header::AUTHORIZATION).iter().filter(is_bearer).cloned().collect();
+    headers.remove(header::AUTHORIZATION);
+    for value in set_by_script {
+        headers.append(header::AUTHORIZATION, value);
+    }
 }
 
 /// The Fetch standard's CORS-preflight request. Any other OPTIONS is a request like all others.
@@ -232,7 +273,7 @@ mod tests {
 
     fn verdict(allowed: &Allowed<'_>, host: &str) -> bool {
         let headers = HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
-        allowed.check(&Uri::from_static("/topics/a"), &headers).is_ok()
+        allowed.check(&Method::GET, &Uri::from_static("/topics/a"), &headers).is_ok()
     }
 
     #[test]

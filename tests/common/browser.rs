@@ -28,6 +28,25 @@ pub async fn fetch(page: &str, url: &str, options: &Value) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{url}: {errors}"))
 }
 
+/// A page that is shown in Chromium until this is dropped.
+pub struct Shown(#[allow(dead_code, reason = "held for what its end does")] Child);
+
+/// Shows `html` at the origin of `page`, and clicks on the element with the id `click` where there is one.
+pub async fn show(page: &str, html: &str) -> Shown {
+    let click = html.contains("id=click").then_some("click");
+    let mut child = script("show.mjs")
+        .args([page, html])
+        .args(click)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect(NEEDED);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = tokio::time::timeout(LIMIT, lines.next_line()).await.expect("the page is not shown").unwrap();
+    assert_eq!(line.as_deref(), Some("shown"), "{html}");
+    Shown(child)
+}
+
 /// A client that reads one stream.
 pub struct Client {
     child: Child,
