@@ -1,6 +1,6 @@
 //! The `topicgate` binary: reads the command line, hands on to the library, and turns outcomes into exit codes.
 
-use std::error::Error;
+use std::fmt::Display;
 use std::io::{self, Write as _, stderr};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,23 +50,25 @@ fn allow_descriptors() {
 
 fn run(options: Options) -> Result<ExitCode, Failure> {
     let config = options.clone().sources().and_then(|sources| Config::load(&sources))?;
-    serve(config, options).map(|()| ExitCode::SUCCESS).map_err(|error| Failure::Failed(error.to_string()))
+    serve(config, options).map(|()| ExitCode::SUCCESS)
 }
 
-fn serve(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
-    logging::init(&config.log)?;
+fn serve(config: Config, options: Options) -> Result<(), Failure> {
+    logging::init(&config.log).map_err(failed)?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let outcome = runtime.block_on(async {
         // Before anyone can know that we run, and so before anyone can mean us with a signal.
-        let stop = stop_signal()?;
+        let stop = stop_signal().map_err(failed)?;
         // SIGHUP reloads. Without this it would end us, and a terminal that goes away is no reason to stop.
-        let mut hangups = signal(SignalKind::hangup())?;
+        let mut hangups = signal(SignalKind::hangup()).map_err(failed)?;
         let broker = config.broker.masked_url();
         let server = Server::build(config).await?;
-        tracing::info!(listen = %server.address()?, admin = %server.admin_address()?, broker, "topicgate is listening");
+        let addresses = server.address().and_then(|public| Ok((public, server.admin_address()?)));
+        let (listen, admin) = addresses.map_err(failed)?;
+        tracing::info!(%listen, %admin, broker, "topicgate is listening");
         let reloader = Arc::new(server.reloader());
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
@@ -84,6 +86,10 @@ fn serve(config: Config, options: Options) -> Result<(), Box<dyn Error>> {
     // Not by dropping it: that would wait for a look-up of the broker's name, which can take as long as it likes.
     runtime.shutdown_background();
     outcome
+}
+
+fn failed(error: impl Display) -> Failure {
+    Failure::Failed(error.to_string())
 }
 
 /// Ends at the first SIGTERM or SIGINT. A second one ends the process at once.

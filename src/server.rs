@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{self, Auth};
-use crate::broker::{Broker, EVENT_CAPACITY, SettingError};
+use crate::auth::Auth;
+use crate::broker::{Broker, EVENT_CAPACITY, Event};
 use crate::config::Config;
 use crate::current::Current;
 use crate::encoder::Encoder;
@@ -29,7 +29,7 @@ use crate::recall::Recall;
 use crate::reload::Reloader;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
-use crate::tls::{LOOK, Tls, TlsError};
+use crate::tls::{LOOK, Tls};
 use crate::traces::{Export, Traces};
 
 /// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
@@ -62,18 +62,56 @@ pub enum BuildError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The certificate or its key cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The broker's configuration cannot work.
-    #[error(transparent)]
-    Broker(#[from] SettingError),
-    /// That of `[auth]` cannot.
-    #[error(transparent)]
-    Auth(#[from] auth::SettingError),
-    /// That of `[traces]` cannot.
-    #[error("{0}")]
-    Traces(String),
+    /// Settings that cannot work, or files that they name: each with its key, one to a line.
+    #[error("{}", .0.join("\n"))]
+    Settings(Vec<String>),
+}
+
+/// What a configuration comes to, but for its listeners: whatever can fail before those has been done.
+struct Prepared {
+    config: Config,
+    metrics: Arc<Metrics>,
+    auth: Auth,
+    tls: Option<Arc<Tls>>,
+    traces: Traces,
+    export: Option<Export>,
+    broker: Broker,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Prepared {
+    /// Reads every file that the configuration names. To be called within a runtime; connections are made once that runs.
+    fn new(config: Config) -> Result<Self, BuildError> {
+        let metrics = Arc::new(Metrics::new());
+        let mut faults = vec![];
+        let auth = Auth::new(&config, &metrics).map_err(|error| faults.push(error.to_string())).ok();
+        let tls = config.tls.clone().map(|files| Tls::load(files, metrics.clone()));
+        let tls = tls.transpose().map_err(|error| faults.push(error.to_string())).ok();
+        let traces = match &config.traces {
+            None => Some((Traces::default(), None)),
+            Some(settings) => Traces::new(settings, &config.broker, &metrics)
+                .map(|(traces, export)| (traces, Some(export)))
+                .map_err(|problem| faults.push(problem))
+                .ok(),
+        };
+        let (sender, events) = mpsc::channel(EVENT_CAPACITY);
+        let broker =
+            Broker::start(&config.broker, sender).map_err(|error| faults.push(error.to_string())).ok();
+        let (Some(auth), Some(tls), Some((traces, export)), Some(broker)) = (auth, tls, traces, broker)
+        else {
+            return Err(BuildError::Settings(faults));
+        };
+        Ok(Prepared { config, metrics, auth, tls: tls.map(Arc::new), traces, export, broker, events })
+    }
+}
+
+/// Whether a start with this configuration would come as far as its listeners: for `topicgate check`, which connects to
+/// nothing. To be called within a runtime that never runs.
+///
+/// # Errors
+/// [`BuildError::Settings`].
+pub fn check(config: Config) -> Result<(), BuildError> {
+    Prepared::new(config).map(drop)
 }
 
 /// A gateway that is bound and not running yet.
@@ -93,27 +131,15 @@ impl Server {
     /// # Errors
     /// [`BuildError`].
     pub async fn build(config: Config) -> Result<Self, BuildError> {
-        let metrics = Arc::new(Metrics::new());
-        let auth = Auth::new(&config, &metrics)?;
+        let prepared = Prepared::new(config)?;
+        let Prepared { config, metrics, auth, tls, traces, export, broker, events } = prepared;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
         metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
-        let tls =
-            config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?.map(Arc::new);
-        let (traces, export) = match &config.traces {
-            None => (Traces::default(), None),
-            Some(settings) => {
-                let (traces, export) =
-                    Traces::new(settings, &config.broker, &metrics).map_err(BuildError::Traces)?;
-                (traces, Some(export))
-            }
-        };
         let (asks, asks_receiver) = mpsc::channel(ASK_CAPACITY);
         // The gateway sets their bounds.
         let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
         let max_message = Arc::new(AtomicUsize::new(0));
-        let (events, events_receiver) = mpsc::channel(EVENT_CAPACITY);
-        let broker = Broker::start(&config.broker, events)?;
         let (upstream, upstream_receiver) = watch::channel(Upstreams::new());
         let encoder = Encoder::new(metrics.clone(), max_message.clone());
         let ingest = Ingest {
@@ -127,7 +153,7 @@ impl Server {
         let current = Current::new(config, auth, registry, metrics);
         let gateway = Gateway::new(current, broker, upstream_receiver, traces, max_message);
         let mut tasks = JoinSet::new();
-        tasks.spawn(ingest.run(events_receiver));
+        tasks.spawn(ingest.run(events));
         tasks.spawn(recall.run(asks_receiver));
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));

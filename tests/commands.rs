@@ -109,6 +109,39 @@ async fn commands_refuse_the_settings_that_they_would_ignore() {
 }
 
 #[tokio::test]
+async fn a_token_may_come_from_a_file_or_the_environment() {
+    let rule = "[[topics]]\nmatch = \"**\"\nread = \"token\"\npublish = \"token\"\n";
+    let gateway = Gateway::with(&format!("{JWT}{rule}")).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (file, empty) = (directory.path().join("token"), directory.path().join("empty"));
+    let token = token(json!({ "sub": "42" }));
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    std::fs::write(&empty, "\n").unwrap();
+    let (file, empty, url) = (file.to_str().unwrap(), empty.to_str().unwrap(), url(&gateway, "a"));
+    let with_newline = format!("{token}\n");
+    let publish = ["pub", &url, "hello"];
+    fine(run(&[&publish[..], &["--token-file", file]].concat(), &[]).await);
+    fine(run(&publish, &[("TOPICGATE_TOKEN", &with_newline)]).await);
+    // A flag wins, and what is meant to be a token must be one.
+    fine(run(&[&publish[..], &["--token-file", file]].concat(), &[("TOPICGATE_TOKEN", "other")]).await);
+    refused(&run(&publish, &[]).await, 1, "401");
+    refused(&run(&publish, &[("TOPICGATE_TOKEN", "")]).await, 1, "401");
+    for (arguments, words) in [
+        (&["--token-file", "missing"][..], "--token-file missing cannot be read"),
+        (&["--token-file", empty][..], "is empty"),
+        (&["--token", ""][..], "--token is empty"),
+        (&["--token", "a", "--token-file", file][..], "cannot be used with"),
+    ] {
+        refused(&run(&[&publish[..], arguments].concat(), &[]).await, 64, words);
+    }
+    refused(&run(&publish, &[("TOPICGATE_TOKEN", "a\u{7f}b")]).await, 64, "TOPICGATE_TOKEN has characters");
+    let examined = run(&["doctor", &url, "--idle", "0s", "--token-file", file], &[]).await;
+    assert!(examined.out.contains("resume"), "{examined:?}");
+    // It is no setting, and in nobody's way.
+    fine(run(&["check"], &[("TOPICGATE_TOKEN", &token)]).await);
+}
+
+#[tokio::test]
 async fn a_minted_token_lets_in_where_it_grants_and_says_so_itself() {
     let rule = "[[topics]]\nmatch = \"**\"\nread = \"granted\"\npublish = \"granted\"\n";
     let gateway = Gateway::with(&format!("{JWT}claim = \"/realm/topics\"\n{rule}")).await;

@@ -186,6 +186,151 @@ fn the_environment_holds_every_type_as_text() {
 }
 
 #[test]
+fn white_space_around_a_setting_does_not_change_what_it_means() {
+    let file = "broker.url = \" nats://h:4222, nats://i:4222 \"\nlisten = \"127.0.0.1:1\\n\"\nhosts = [\" a.example\"]\n\
+                [[topics]]\nmatch = \" orders/**\"\nread = \"anyone \"";
+    let config = Config::from_toml(file).unwrap();
+    assert_eq!(config.broker.kind().name(), "NATS");
+    assert_eq!(config.broker.url.0, "nats://h:4222, nats://i:4222");
+    assert_eq!((config.listen.port(), config.hosts.as_slice()), (1, &["a.example".to_owned()][..]));
+    assert_eq!((config.topics[0].filter.as_str(), config.topics[0].read), ("orders/**", Access::Anyone));
+    // As the value of a Kubernetes secret, or of a file, often ends.
+    for (variable, value) in
+        [("TOPICGATE_BROKER__URL", "\n redis://h:6379\n"), ("TOPICGATE_BROKER__URL", "redis://h\t")]
+    {
+        let config = load(&[(variable, value)], "").unwrap();
+        assert_eq!(config.broker.kind().name(), "Redis", "{value:?}");
+        assert_eq!(config.topics, vec![], "{value:?}");
+    }
+    let secret = "s3cret-0123456789abcdef0123456789\n";
+    let words = load(&[("TOPICGATE_AUTH__JWT__SECRET", secret)], "").unwrap_err().to_string();
+    assert!(words.contains("begins or ends with white space") && !words.contains("s3cret"), "{words}");
+}
+
+#[test]
+fn a_broker_url_that_is_not_memory_never_means_the_embedded_broker() {
+    for url in
+        ["nats://h", " nats://h", "\tnats://h", "h:4222", "nats", "", "localhost", "NATS://h", "memory"]
+    {
+        let broker = topicgate::config::Broker {
+            url: topicgate::config::Secret(url.into()),
+            ..Config::default().broker
+        };
+        assert_ne!(broker.kind().name(), Config::default().broker.kind().name(), "{url:?}");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_warned_of_and_an_empty_broker_is_refused() {
+    let config = load(&[("TOPICGATE_HOSTS", ""), ("TOPICGATE_LOG__LEVEL", " ")], "").unwrap();
+    let warnings = config.warnings();
+    for variable in ["TOPICGATE_HOSTS", "TOPICGATE_LOG__LEVEL"] {
+        assert!(
+            warnings.iter().any(|line| line.contains(variable) && line.contains("is empty")),
+            "{warnings:?}"
+        );
+    }
+    for empty in ["", " ", "\n"] {
+        let words = load(&[("TOPICGATE_BROKER__URL", empty)], "").unwrap_err().to_string();
+        assert!(
+            words.contains("TOPICGATE_BROKER__URL) is empty") || words.contains("is empty; name the broker"),
+            "{words}"
+        );
+    }
+    let config = load(&[("TOPICGATE_BROKER__URL", "")], "broker.url = \"nats://h\"").unwrap();
+    assert_eq!(config.broker.url.0, "nats://h");
+}
+
+#[test]
+fn a_configuration_that_is_a_link_to_nowhere_is_not_taken_for_none() {
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("gone.toml", directory.path().join("topicgate.toml")).unwrap();
+    let output = topicgate(directory.path(), &[], &["check"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("topicgate.toml: cannot be read"), "{}", stderr(&output));
+}
+
+/// Faults that only the files or the broker's client can show: the configuration, and words of the refusal.
+const UNUSABLE: [(&str, &str); 12] = [
+    ("[tls]\ncert = \"missing.pem\"\nkey = \"missing.key\"", "tls.cert = \"missing.pem\": cannot be read"),
+    ("[tls]\ncert = \"topicgate.toml\"\nkey = \"missing.key\"", "tls.key = \"missing.key\": cannot be read"),
+    ("[tls]\ncert = \"topicgate.toml\"\nkey = \"topicgate.toml\"", "holds no certificate"),
+    ("[auth.jwt]\npublic_key = \"missing.pem\"", "auth.jwt.public_key: missing.pem cannot be read"),
+    ("[broker]\nurl = \"nats://h\"\ncredentials = \"missing.creds\"", "broker.credentials: missing.creds: "),
+    (
+        "[broker]\nurl = \"nats://h\"\ncredentials = \"topicgate.toml\"",
+        "broker.credentials: topicgate.toml: ",
+    ),
+    (
+        "[broker]\nurl = \"nats://h\"\nnkey = \"SUAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\"",
+        "broker.nkey: ",
+    ),
+    ("[broker]\nurl = \"tls://h\"\ntls = { ca = \"missing.pem\" }", "broker.tls.ca: missing.pem: "),
+    ("[broker]\nurl = \"rediss://h\"\ntls = { ca = \"missing.pem\" }", "broker.tls.ca: missing.pem: "),
+    ("[broker]\nurl = \"redis://user@h\"", "names a user without a password"),
+    ("[broker]\nurl = \"redis://user@h,redis://i\"\nsentinel = \"m\"", "names a user without a password"),
+    (
+        "[broker]\nurl = \"rediss://h\"\ncluster = true\ntls = { cert = \"missing.pem\", key = \"missing.key\" }",
+        "broker.tls.cert: missing.pem: ",
+    ),
+];
+
+#[test]
+fn check_and_the_start_find_the_same_faults_with_the_same_exit_code() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen =
+        "listen = \"127.0.0.1:0\"\nadmin = { listen = \"127.0.0.1:0\" }\nlog = { level = \"off\" }\n";
+    for (settings, words) in UNUSABLE {
+        fs::write(directory.path().join("topicgate.toml"), format!("{listen}{settings}")).unwrap();
+        let (check, start) =
+            (topicgate(directory.path(), &[], &["check"]), topicgate(directory.path(), &[], &[]));
+        assert_eq!((check.status.code(), start.status.code()), (Some(64), Some(64)), "{settings}");
+        assert!(stderr(&check).contains(words), "{settings}: {}", stderr(&check));
+        assert_eq!(stderr(&check), stderr(&start), "{settings}");
+    }
+    // All of them at once.
+    let several = "[tls]\ncert = \"a.pem\"\nkey = \"a.key\"\n[auth.jwt]\npublic_key = \"b.pem\"\n[broker]\nurl = \"nats://h\"\n\
+                   credentials = \"c.creds\"";
+    fs::write(directory.path().join("topicgate.toml"), several).unwrap();
+    let words = stderr(&topicgate(directory.path(), &[], &["check"]));
+    assert!(["a.pem", "b.pem", "c.creds"].iter().all(|file| words.contains(file)), "{words}");
+}
+
+#[test]
+fn check_names_no_header_for_the_ids_of_a_source_that_has_its_own() {
+    for (url, source, ids) in [
+        (
+            "nats://h",
+            "source = \"pubsub\"",
+            "Ids are in the header Nats-Msg-Id, types in the header Event-Type",
+        ),
+        (
+            "nats://h",
+            "source = \"jetstream\"",
+            "Event ids are those of the broker, types in the header Event-Type",
+        ),
+        ("nats://h", "source = \"kv\"\nbucket = \"B\"", "Event ids are those of the broker, "),
+        (
+            "redis://h",
+            "source = \"redis-stream\"",
+            "Event ids are those of the broker, types in the field Event-Type",
+        ),
+        ("redis://h", "id = { pointer = \"/id\" }", "Ids are in the JSON field /id, and no types"),
+        (
+            "redis://h",
+            "source = \"pubsub\"",
+            "Redis messages have no headers, so they carry no ids, and no types",
+        ),
+    ] {
+        let file =
+            format!("broker.url = \"{url}\"\n[[topics]]\nmatch = \"a/**\"\nread = \"anyone\"\n{source}");
+        let page = Config::from_toml(&file).unwrap().explain();
+        assert!(page.contains(ids), "{source} at {url}: no {ids:?} in\n{page}");
+        assert_eq!(page.contains("Nats-Msg-Id"), ids.contains("Nats-Msg-Id"), "{source} at {url}:\n{page}");
+    }
+}
+
+#[test]
 fn a_misspelt_variable_is_told_the_near_one() {
     for (wrong, right) in [
         ("TOPICGATE_LOG_LEVEL", "TOPICGATE_LOG__LEVEL"),
@@ -240,6 +385,8 @@ fn what_is_allowed_but_unwise_is_warned_of() {
         ("streams = { retry = \"1m\" }", "is forgotten 1m after"),
         ("limits = { streams = 20000 }", "limits.connections"),
         ("cors = { credentials = true }", "cors.origins"),
+        ("cors = { headers = [\"baggage\"] }", "cors.headers has no effect"),
+        ("[[topics]]\nmatch = \"__sentinel__/**\"\npublish = \"anyone\"", "the broker's own servers"),
         ("hosts = [\"events.example.com\"]", "a proxy is in front"),
         ("cors = { origins = [\"https://app.example.com\"] }", "a proxy is in front"),
         ("proxies = { address = \"forwarded\" }", "proxies.address has no effect"),
@@ -384,5 +531,3 @@ fn help_shows_the_three_ways_to_start() {
     }
     assert!(stdout(&topicgate(directory.path(), &[], &["--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
-        ("cors = { headers = [\"baggage\"] }", "cors.headers has no effect"),
-        ("[[topics]]\nmatch = \"__sentinel__/**\"\npublish = \"anyone\"", "the broker's own servers"),

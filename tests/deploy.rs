@@ -204,6 +204,12 @@ fn service() -> BTreeMap<String, String> {
 }
 
 #[test]
+fn systemd_does_not_start_again_what_nobody_has_mended() {
+    assert_eq!(service()["Restart"], "on-failure");
+    assert_eq!(service()["RestartPreventExitStatus"], topicgate::commands::BAD_USAGE.to_string());
+}
+
+#[test]
 fn systemd_takes_the_unit_and_rates_it_as_it_says_of_itself() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("topicgate.service");

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::client::{self, Reader};
-use common::eventually;
+use common::nats::NatsServer;
 use common::process::Process;
 use common::wire::{Wire, dechunk, events, publish_all};
+use common::{LIMIT, eventually, within};
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::client::conn::http2;
@@ -202,6 +204,25 @@ async fn a_bad_configuration_ends_with_64_and_says_the_key() {
     assert_eq!(ended.code, Some(64));
     assert!(ended.log.contains("streams.retry"), "{}", ended.log);
     assert_eq!(Process::spawn(&["--no-such-flag"], &[]).ended().await.code, Some(64));
+}
+
+#[tokio::test]
+async fn a_broker_url_with_white_space_around_it_reaches_that_broker() {
+    let nats = NatsServer::start();
+    for url in [format!(" {}", nats.url()), format!("\t{}\n", nats.url())] {
+        let rules = "[{ match = \"**\", read = \"anyone\", publish = \"anyone\" }]";
+        let process = Process::start(&[("TOPICGATE_BROKER__URL", &url), ("TOPICGATE_TOPICS", rules)]).await;
+        let client = async_nats::connect(nats.url()).await.unwrap();
+        let mut others = client.subscribe("a").await.unwrap();
+        client.flush().await.unwrap();
+        eventually("the broker is there", async || process.readyz().await.status == 200).await;
+        let mut reader = Reader::open(process.address, "/topics/a", &[]).await;
+        reader.expect("stream-open").await;
+        process.publish("a", "x").await;
+        assert_eq!(reader.message().await, "x");
+        let message = within("others read it too", LIMIT, others.next()).await.unwrap();
+        assert_eq!(message.payload.as_ref(), b"x");
+    }
 }
 
 #[tokio::test]

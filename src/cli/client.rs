@@ -16,9 +16,13 @@ pub struct Target {
     /// A topic of a gateway, as in http://127.0.0.1:8080/topics/orders/eu
     #[arg(value_name = "URL", value_parser = http_url)]
     pub url: Url,
-    /// Send this token, as Authorization: Bearer
-    #[arg(long, value_parser = secret)]
+    /// Send this token, as Authorization: Bearer. Other users of the machine can see it; they cannot see one in a file, or in
+    /// the environment variable TOPICGATE_TOKEN, which is sent where neither flag is given
+    #[arg(long, value_parser = secret, conflicts_with = "token_file")]
     pub token: Option<Secret>,
+    /// Send the token that this file holds
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// A PEM file with authorities to trust, beside those of the system
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,

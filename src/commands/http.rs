@@ -3,7 +3,10 @@
 //! No redirect is followed and no proxy of the environment is used: what is measured, and who is shown the token, is what
 //! was typed.
 
+use std::env;
 use std::error::Error as _;
+use std::fs::File;
+use std::io::Read as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +25,7 @@ use url::Url;
 
 use super::Failure;
 use crate::cli::Target;
+use crate::config::{CLIENT_TOKEN, Secret};
 use crate::trust;
 
 /// How long a server may take to accept, over all its addresses.
@@ -34,6 +38,9 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long the body of a refusal may take, and how large it may be.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_REFUSAL: usize = 64 * 1024;
+
+/// Bytes of a token that are read from a file: more than any head of a request holds.
+const MAX_TOKEN: u64 = 1024 * 1024;
 
 /// Versions of HTTP to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +60,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(target: &Target, versions: Versions) -> Result<Self, Failure> {
-        let authorization = target.token.as_ref().map(|token| {
-            let value = HeaderValue::try_from(format!("Bearer {}", token.0));
-            value.map_err(|_| Failure::Usage("--token has characters that no token has".into()))
-        });
+        let authorization = authorization(target)?;
         let tls = trust::client_config(target.ca.as_deref()).map_err(|why| match target.ca {
             Some(_) => Failure::Usage(format!("--ca: {why}")),
             None => Failure::Failed(why),
@@ -76,7 +80,7 @@ impl Client {
             // Each request is to find its way by itself.
             .pool_max_idle_per_host(0)
             .build(connector);
-        Ok(Client { http, authorization: authorization.transpose()? })
+        Ok(Client { http, authorization })
     }
 
     /// A request for `url`, with the token if there is one.
@@ -122,6 +126,32 @@ impl Client {
             words
         })
     }
+}
+
+/// The token of a flag, of a file, or of the environment, as it is sent. An empty variable is not set; an empty flag or file
+/// is a mistake, such as a `$(command)` that failed.
+fn authorization(target: &Target) -> Result<Option<HeaderValue>, Failure> {
+    let (place, token) = if let Some(Secret(token)) = &target.token {
+        ("--token".to_owned(), token.clone())
+    } else if let Some(file) = &target.token_file {
+        let place = format!("--token-file {}", file.display());
+        let mut token = String::new();
+        let read = File::open(file).and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut token));
+        read.map_err(|error| Failure::Usage(format!("{place} cannot be read: {error}")))?;
+        (place, token)
+    } else {
+        let token = env::var_os(CLIENT_TOKEN).unwrap_or_default().to_string_lossy().into_owned();
+        if token.trim().is_empty() {
+            return Ok(None);
+        }
+        (CLIENT_TOKEN.to_owned(), token)
+    };
+    let token = token.trim();
+    if token.is_empty() {
+        return Err(Failure::Usage(format!("{place} is empty; give it a token, or leave it out")));
+    }
+    let value = HeaderValue::try_from(format!("Bearer {token}"));
+    value.map(Some).map_err(|_| Failure::Usage(format!("{place} has characters that no token has")))
 }
 
 /// Sets a parameter of the query, whatever it was before.

@@ -23,6 +23,7 @@ use thiserror::Error;
 use crate::cli::{Command, Options, Token};
 use crate::config::{Config, ConfigErrors, Settings};
 use crate::health;
+use crate::server::BuildError;
 
 /// `EX_USAGE` of sysexits: trying again will not help until a person has changed something.
 pub const BAD_USAGE: u8 = 64;
@@ -33,6 +34,9 @@ pub enum Failure {
     /// Nothing can be done with this configuration.
     #[error("the configuration cannot be used:\n{0}")]
     Configuration(#[from] ConfigErrors),
+    /// A file that it names cannot be used, or a setting can never work.
+    #[error("the configuration cannot be used:\n{0}")]
+    Settings(String),
     /// What was typed, or what is configured, cannot do what is asked.
     #[error("{0}")]
     Usage(String),
@@ -45,8 +49,18 @@ impl Failure {
     /// [`BAD_USAGE`], or 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Failure::Configuration(_) | Failure::Usage(_) => BAD_USAGE,
+            Failure::Configuration(_) | Failure::Settings(_) | Failure::Usage(_) => BAD_USAGE,
             Failure::Failed(_) => 1,
+        }
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        match error {
+            // Who has the address may let go of it.
+            BuildError::Listen { .. } => Failure::Failed(error.to_string()),
+            BuildError::Settings(_) => Failure::Settings(error.to_string()),
         }
     }
 }

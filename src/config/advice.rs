@@ -18,6 +18,11 @@ impl Config {
         let somebody = |access: Access| access != Access::Nobody;
         let known = |access: Access| somebody(access) && !open(access);
 
+        for variable in &self.unset {
+            warn(format!(
+                "the environment variable {variable} is empty and counts as not set; give it a value, or remove it"
+            ));
+        }
         if !self.topics.iter().any(|rule| somebody(rule.read) || somebody(rule.publish)) {
             warn(
                 "nothing is exposed: no [[topics]] rule lets anyone read or publish; all requests get 404"
@@ -46,17 +51,17 @@ impl Config {
                     self.listen
                 ));
             }
-            let real = self.broker.kind() != BrokerKind::Memory;
-            if public && real && open(rule.read) && rule.filter.as_str() == "**" {
-                warn(format!("{name} shows everything on the broker to anyone who reaches {}", self.listen));
-            }
-            if open(rule.publish) && self.cors.origins.contains(&Origin::Any) {
             if somebody(rule.publish) && rule.filter.is_reserved() {
                 warn(format!(
                     "{name} lets callers publish where the broker's own servers and clients listen; is publish = \"nobody\" \
                      meant?"
                 ));
             }
+            let real = self.broker.kind() != BrokerKind::Memory;
+            if public && real && open(rule.read) && rule.filter.as_str() == "**" {
+                warn(format!("{name} shows everything on the broker to anyone who reaches {}", self.listen));
+            }
+            if open(rule.publish) && self.cors.origins.contains(&Origin::Any) {
                 warn(format!(
                     "{name} and cors.origins = [\"*\"] together let every web page that a visitor opens publish"
                 ));

@@ -7,7 +7,7 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily};
 
 use super::forward::Forward;
 use super::parse::Check;
-use super::raw::{RawAuth, RawJwt, Span};
+use super::raw::{List, RawAuth, RawJwt, Span};
 use super::rule::{is_pointer, is_token};
 use super::{Secret, url};
 
@@ -171,13 +171,22 @@ impl Check<'_> {
         Some(Jwt {
             keys,
             algorithm,
-            audience: raw.audience.map_or(vec![], |list| list.0),
-            issuer: raw.issuer.map_or(vec![], |list| list.0),
+            audience: self.names("auth.jwt.audience", raw.audience),
+            issuer: self.names("auth.jwt.issuer", raw.issuer),
             leeway,
             claim,
             mercure: raw.mercure.is_some_and(|switch| switch.0),
             centrifugo: raw.centrifugo.is_some_and(|switch| switch.0),
         })
+    }
+
+    /// Names of which a token must have one. A list that came out empty would ask for none of them.
+    fn names(&mut self, path: &str, given: Option<List>) -> Vec<String> {
+        let Some(List(names)) = given else { return vec![] };
+        if names.is_empty() || names.iter().any(String::is_empty) {
+            self.refuse(path, "is empty, or has an empty name; write each name, or remove the key");
+        }
+        names
     }
 
     fn secret(&mut self, secret: &str) {

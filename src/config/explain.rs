@@ -29,7 +29,7 @@ impl Config {
         line(String::new());
         line("Topics (the first rule that matches decides; everything else is answered 404):".into());
         for (index, rule) in self.topics.iter().enumerate() {
-            line(format!("  {}. {}", index + 1, rule.in_words()));
+            line(format!("  {}. {}", index + 1, rule.in_words(self.broker.kind())));
         }
         if self.topics.is_empty() {
             line("  none".into());
@@ -224,7 +224,7 @@ impl Source {
 }
 
 impl Rule {
-    fn in_words(&self) -> String {
+    fn in_words(&self, broker: BrokerKind) -> String {
         let who = |access| match access {
             Access::Anyone => "anyone",
             Access::Nobody => "nobody",
@@ -233,10 +233,6 @@ impl Rule {
             Access::Granted if self.subject.is_some() => "the subject itself, where granted,",
             Access::Granted => "whoever it is granted to",
         };
-        let wherefrom = |field: &Field| match field {
-            Field::Header(name) => format!("the header {name}"),
-            Field::Pointer(pointer) => format!("the JSON field {pointer}"),
-        };
         let r = &self.replay;
         let linger = match r.linger {
             Duration::ZERO => "let go at once when the last reader leaves".into(),
@@ -244,7 +240,7 @@ impl Rule {
         };
         format!(
             "{}{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for those who come back; \
-             it is {linger}{}. Ids are in {}, types in {}.",
+             it is {linger}{}. {}.",
             self.pattern(),
             self.source.in_words(),
             who(self.read),
@@ -253,8 +249,27 @@ impl Rule {
             ByteSize(r.bytes),
             format_duration(r.age),
             if r.warm { ", and subscribed from the start" } else { "" },
-            wherefrom(&self.id),
-            wherefrom(&self.kind)
+            self.ids_and_types_in_words(broker)
         )
+    }
+
+    fn ids_and_types_in_words(&self, broker: BrokerKind) -> String {
+        let place = |field: &Field| match field {
+            Field::Pointer(pointer) => Some(format!("the JSON field {pointer}")),
+            Field::Header(name) if matches!(self.source, Source::RedisStream { .. }) => {
+                Some(format!("the field {name}"))
+            }
+            Field::Header(_) if broker == BrokerKind::Redis => None,
+            Field::Header(name) => Some(format!("the header {name}")),
+        };
+        let ids = match place(&self.id) {
+            _ if self.source.is_stored() => "Event ids are those of the broker".to_owned(),
+            Some(place) => format!("Ids are in {place}"),
+            None => "Redis messages have no headers, so they carry no ids".to_owned(),
+        };
+        match place(&self.kind) {
+            Some(place) => format!("{ids}, types in {place}"),
+            None => format!("{ids}, and no types"),
+        }
     }
 }

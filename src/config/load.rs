@@ -14,14 +14,25 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 
-use super::error::{ConfigError, ConfigErrors, nearest};
+use super::error::{ConfigError, ConfigErrors, nearest, spell};
 use super::raw::{self, Raw};
+use super::tree::{empty_texts, lists_for_tables, remove, texts};
 use super::{Config, Origins, Settings, parse};
 
 /// The file that is read from the working directory if no other is named.
 const FILE: &str = "topicgate.toml";
 
 const PREFIX: &str = "TOPICGATE_";
+
+/// The environment variable that has the token of `sub`, `pub` and `doctor`. No setting: whoever keeps it in a shell can
+/// still run the other commands there.
+pub const CLIENT_TOKEN: &str = "TOPICGATE_TOKEN";
+
+/// The key without which the embedded broker runs, and its environment variable.
+const BROKER: (&str, &str) = ("broker.url", "TOPICGATE_BROKER__URL");
+
+/// Around these, white space is no slip that can be mended: nobody sees it, and it may belong there.
+const SECRETS: [&str; 4] = ["broker.password", "broker.token", "broker.nkey", "auth.jwt.secret"];
 
 /// What was set, and where, before anything of it is understood.
 #[derive(Clone, Default)]
@@ -49,7 +60,8 @@ impl Sources {
         let mut errors = vec![];
         let file = match std::fs::read_to_string(path) {
             Ok(text) => Some((name, text)),
-            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => None,
+            // A link that leads nowhere is a file that somebody meant to be there.
+            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() && !path.is_symlink() => None,
             Err(error) => {
                 let problem = format!("cannot be read: {error}; name a file that can be, with --config");
                 errors.push(ConfigError::at("", name, problem));
@@ -89,6 +101,11 @@ impl Config {
     pub(super) fn load_layers(sources: &Sources) -> Result<(Self, Layers), ConfigErrors> {
         let layers = layers(sources)?;
         let (mut values, mut errors, mut failed) = (layers.values.clone(), vec![], BTreeSet::new());
+        layers.mend(&mut values, &mut |path, origin, problem| {
+            errors.push(ConfigError::at(&path, origin, problem));
+            failed.insert(path);
+        });
+        let empty = empty_texts(&mut values);
         // serde stops at the first error. So each bad value is reported, taken out, and the rest is read again.
         let raw = loop {
             let error = match Raw::deserialize(&values) {
@@ -106,7 +123,15 @@ impl Config {
             }
             failed.insert(path);
         };
-        let config = parse::config(raw, &layers, &failed, &mut errors);
+        let mut config = parse::config(raw, &layers, &failed, &mut errors);
+        // Where nothing more fitting was said.
+        for path in empty {
+            if !errors.iter().any(|error| error.key == spell(&path)) {
+                let problem = "is empty; write a value, or remove the key";
+                errors.push(ConfigError::at(&path, layers.origin(&path), problem));
+            }
+        }
+        config.unset.clone_from(&layers.unset);
         if errors.is_empty() { Ok((config, layers)) } else { Err(ConfigErrors(errors)) }
     }
 
@@ -123,9 +148,40 @@ impl Config {
 pub(super) struct Layers {
     figment: Figment,
     values: Value,
+    /// Environment variables that are there and empty.
+    unset: Vec<String>,
 }
 
 impl Layers {
+    /// Takes white space away from around every text, and refuses what would be read as something else than was meant.
+    fn mend(&self, values: &mut Value, refuse: &mut impl FnMut(String, String, &str)) {
+        texts(values, &mut vec![], &mut |path, text| {
+            let trimmed = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+            if trimmed.len() == text.len() || text.contains("-----BEGIN ") {
+                return;
+            }
+            if SECRETS.contains(&path) {
+                let problem = "begins or ends with white space, such as the line end of a file; remove it";
+                refuse(path.to_owned(), self.origin(path), problem);
+            } else {
+                *text = trimmed.to_owned();
+            }
+        });
+        if self.unset.iter().any(|variable| variable == BROKER.1) && self.origin_of_set(BROKER.0).is_none() {
+            let origin = format!("environment variable {}", BROKER.1);
+            let problem =
+                "is empty; name the broker, as in nats://host:4222, or write memory: for the embedded one";
+            refuse(BROKER.0.to_owned(), origin, problem);
+        }
+        let mut lists = vec![];
+        lists_for_tables(values, &mut vec![], &raw::keys(), &mut lists);
+        for path in lists {
+            remove(values, &path);
+            let path = path.join(".");
+            refuse(path.clone(), self.origin(&path), "is a list; write one table, in single brackets");
+        }
+    }
+
     /// Where the value at `path` came from; if it was not set, where the table around it came from.
     pub(super) fn origin(&self, path: &str) -> String {
         let known = self.way(path).last().and_then(|value| self.name(value));
@@ -173,7 +229,7 @@ impl Provider for Layer {
 
 fn layers(sources: &Sources) -> Result<Layers, ConfigErrors> {
     let mut figment = Figment::new();
-    let mut errors = vec![];
+    let (mut errors, mut unset) = (vec![], vec![]);
     if let Some((name, text)) = &sources.file {
         match toml(text) {
             Ok(values) => figment = figment.merge(Layer { name: name.clone(), values }),
@@ -182,8 +238,12 @@ fn layers(sources: &Sources) -> Result<Layers, ConfigErrors> {
     }
     for (variable, text) in &sources.environment {
         let Some(name) = variable.strip_prefix(PREFIX) else { continue };
-        // An empty variable is how compose files and charts say "not set".
-        if text.is_empty() || is_service_link(name, text) {
+        if variable == CLIENT_TOKEN || is_service_link(name, text) {
+            continue;
+        }
+        // How compose files and charts say "not set"; or a slip, which is warned of.
+        if text.trim().is_empty() {
+            unset.push(variable.clone());
             continue;
         }
         let path = name.to_lowercase().replace("__", ".");
@@ -209,7 +269,7 @@ fn layers(sources: &Sources) -> Result<Layers, ConfigErrors> {
         return Err(ConfigErrors(errors));
     }
     match figment.find_value("") {
-        Ok(values) => Ok(Layers { figment, values }),
+        Ok(values) => Ok(Layers { figment, values, unset }),
         // Our own layers do not fail; figment's signature allows it.
         Err(error) => Err(ConfigError::at("", "configuration".into(), error.to_string()).into()),
     }
@@ -246,21 +306,6 @@ fn is_service_link(name: &str, text: &str) -> bool {
         || (name.ends_with("PORT") && text.contains("://"))
 }
 
-/// Takes the value at `path` out of a tree. An item of a list stays, since the others would change their numbers.
-fn remove(value: &mut Value, path: &[String]) -> bool {
-    match (value, path) {
-        (Value::Dict(_, dict), [key]) => dict.remove(key).is_some(),
-        (Value::Dict(_, dict), [key, rest @ ..]) => {
-            dict.get_mut(key).is_some_and(|value| remove(value, rest))
-        }
-        (Value::Array(_, items), [index, rest @ ..]) => {
-            let item = index.parse::<usize>().ok().and_then(|index| items.get_mut(index));
-            item.is_some_and(|value| remove(value, rest))
-        }
-        _ => false,
-    }
-}
-
 fn describe(error: &figment::Error, origin: &str) -> String {
     match &error.kind {
         Kind::UnknownField(_, siblings) => unknown(&error.path, siblings, origin),
@@ -268,10 +313,28 @@ fn describe(error: &figment::Error, origin: &str) -> String {
         Kind::InvalidType(actual, expected) => {
             let expected =
                 expected.replace("a sequence", "a list of tables").replace("path string", "a path");
-            format!("is {}; write {expected}", kind(actual))
+            format!("is {}; write {expected}{}", kind(actual), example(&error.path, actual))
         }
         Kind::Message(message) => message.clone(),
         _ => "cannot be read; see the annotated topicgate.toml for its form".to_owned(),
+    }
+}
+
+/// What is right where people often write something else.
+fn example(path: &[String], actual: &Actual) -> String {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    match (&path[..], actual) {
+        (["topics"], Actual::Map) => ", each of which begins with [[topics]] in double brackets".into(),
+        (["listen"] | ["admin", "listen"], _) => {
+            let usual = if path.len() == 1 { 8080 } else { 9090 };
+            let port = match actual {
+                Actual::Unsigned(port) => u16::try_from(*port).unwrap_or(usual),
+                Actual::Signed(port) => u16::try_from(*port).unwrap_or(usual),
+                _ => usual,
+            };
+            format!(" of an address and a port, as in {} = \"127.0.0.1:{port}\"", path.join("."))
+        }
+        _ => String::new(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Configuration: what may be set, and its defaults.
 //!
 //! This file is the shape that the rest of the program reads: once a [`Config`] exists, nothing in it can be wrong.
-//! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `raw.rs` is
-//! the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs`,
+//! How one comes about is beside it: `load.rs` lays the sources over each other and remembers origins, `tree.rs` finds
+//! values in them, `raw.rs` is the shape of what people write, `parse.rs`, `rule.rs`, `source.rs`, `auth.rs`, `forward.rs`, `origin.rs`, `proxies.rs`,
 //! `tls.rs` and `traces.rs` check it, `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would
 //! happen, `settings.rs` lists every value with its origin, `restart.rs` says what cannot change while it runs. Nothing here
 //! opens a file that a setting names, or a socket.
@@ -23,6 +23,7 @@ mod settings;
 mod source;
 mod tls;
 mod traces;
+mod tree;
 mod url;
 
 use std::fmt;
@@ -35,7 +36,7 @@ use serde::{Serialize, Serializer};
 pub use self::auth::{Auth, Jwt, JwtKeys, TokenPlaces};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::forward::Forward;
-pub use self::load::Sources;
+pub use self::load::{CLIENT_TOKEN, Sources};
 pub use self::origin::Origin;
 pub use self::proxies::{AddressSource, Proxies};
 pub use self::restart::NeedsRestart;
@@ -77,6 +78,8 @@ pub struct Config {
     pub log: Log,
     /// `[traces]`. `None`: nothing is traced.
     pub traces: Option<Traces>,
+    /// Environment variables that are there and empty, and so count as not set.
+    pub unset: Vec<String>,
     /// All of it once more, with where each value came from, for people.
     pub origins: Origins,
 }
@@ -307,11 +310,11 @@ pub struct Limits {
 pub struct Cors {
     /// Whose pages may read and publish.
     pub origins: Vec<Origin>,
+    /// Request headers that they may send beside those of topicgate, in lower case.
+    pub headers: Vec<String>,
     /// Whether they may send cookies.
     pub credentials: bool,
 }
-    /// Request headers that they may send beside those of topicgate, in lower case.
-    pub headers: Vec<String>,
 
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -381,6 +384,7 @@ impl Default for Config {
             tls: None,
             log: Log { level: "info".into(), format: LogFormat::Text },
             traces: None,
+            unset: vec![],
             origins: Origins::default(),
         }
     }
@@ -425,8 +429,9 @@ impl Rule {
 impl Broker {
     /// Which broker `url` means.
     pub fn kind(&self) -> BrokerKind {
-        // A configuration whose URL has no known scheme is refused while it is read.
-        BrokerKind::of(&self.url.0).unwrap_or(BrokerKind::Memory)
+        // A configuration whose URL has no known scheme is refused while it is read. Whatever is none all the same must not
+        // become the embedded broker, which takes messages that nobody gets: NATS refuses it with its reason.
+        BrokerKind::of(&self.url.0).unwrap_or(BrokerKind::Nats)
     }
 
     /// What people may write instead of `/` between the segments of a topic: the separator that the broker itself has.

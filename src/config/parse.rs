@@ -129,6 +129,7 @@ pub(super) fn config(
         tls,
         log,
         traces,
+        unset: d.unset,
         origins: d.origins,
     }
 }

@@ -45,8 +45,15 @@ impl Check<'_> {
                 BrokerKind::Redis,
                 "a Redis Cluster; set broker.cluster = true, and broker.url to redis://… of its nodes",
             )),
-            Word::JetStream | Word::Kv => Some((BrokerKind::Nats, "NATS; set broker.url to nats://…")),
-            Word::RedisStream => Some((BrokerKind::Redis, "Redis; set broker.url to redis://…")),
+            Word::JetStream => Some((
+                BrokerKind::Nats,
+                "NATS; set broker.url to nats://…, or for a Redis Stream write source = \"redis-stream\"",
+            )),
+            Word::Kv => Some((BrokerKind::Nats, "NATS; set broker.url to nats://…")),
+            Word::RedisStream => Some((
+                BrokerKind::Redis,
+                "Redis; set broker.url to redis://…, or for a stream of NATS write source = \"jetstream\"",
+            )),
         };
         let needs_cluster = word == Word::Sharded && !is_cluster && !self.failed.contains("broker.cluster");
         if let (Some((wanted, of)), Some(kind)) = (wanted, kind)
@@ -72,8 +79,14 @@ impl Check<'_> {
                 Source::JetStream { stream }
             }
             Word::Kv => {
+                if let Some(bucket) = &written.bucket {
+                    self.stream_name(&path("bucket"), bucket);
+                } else {
+                    let problem =
+                        "is missing; name the bucket that source = \"kv\" reads, as in bucket = \"PRICES\"";
+                    self.refuse(&path("bucket"), problem);
+                }
                 let bucket = written.bucket.unwrap_or_default();
-                self.stream_name(&path("bucket"), &bucket);
                 let prefix = filter.segments().take_while(|segment| !segment.starts_with('*')).count();
                 if !filter.is_pattern() {
                     let problem = "names one topic, and a bucket's keys are what its wildcard stands for; write prices/**";

@@ -27,7 +27,7 @@ impl BrokerKind {
     }
 
     pub(super) fn of(url: &str) -> Option<Self> {
-        match url.split_once(':')?.0 {
+        match url.trim_start().split_once(':')?.0 {
             "memory" => Some(BrokerKind::Memory),
             "nats" | "tls" => Some(BrokerKind::Nats),
             "redis" | "rediss" => Some(BrokerKind::Redis),
@@ -117,6 +117,10 @@ fn server(text: &str, kind: BrokerKind) -> Result<Url, String> {
         BrokerKind::Redis if !path.is_empty() && path.parse::<u32>().is_err() => {
             Err("has a path that is not the number of a database; write none, or /0".to_owned())
         }
+        BrokerKind::Redis if !url.username().is_empty() && url.password().is_none() => Err(
+            "names a user without a password; write redis://user:password@host, or set broker.user and broker.password"
+                .to_owned(),
+        ),
         BrokerKind::Nats if !path.is_empty() || url.query().is_some() => {
             Err("has a path or a query, which NATS has no use for; end it after the port".to_owned())
         }
