@@ -32,7 +32,7 @@ use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Limit, Metrics};
-use crate::position::{MAX_SEQUENCES, Start};
+use crate::position::{MAX_SEQUENCES, Start, entry_event_id};
 use crate::signal::{CloseCode, Reader, Who};
 use crate::sse::stream::{Stream, Terms};
 use crate::sse::table::Table;
@@ -80,9 +80,9 @@ pub enum PublishError {
     /// What the caller may has ended meanwhile.
     #[error("what you may has ended")]
     Expired,
-    /// An id or a type was given, and the rule or the broker has no place for it.
+    /// It can never be stored as it is: why, and what would do.
     #[error("{0}")]
-    NoPlace(String),
+    Unfit(String),
     /// The broker did not take it.
     #[error(transparent)]
     Broker(BrokerError),
@@ -325,28 +325,9 @@ impl Gateway {
         if caller.is_some_and(Caller::is_expired) {
             return Err(PublishError::Expired);
         }
-        let mut headers = Headers::default();
         let given = id.clone();
-        for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
-            match (field, value) {
-                (_, None) => {}
-                (Field::Pointer(pointer), Some(_)) => {
-                    return Err(PublishError::NoPlace(format!(
-                        "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
-                    )));
-                }
-                // Those of an entry of a Redis Stream are its fields.
-                (Field::Header(_), Some(_))
-                    if !rule.source.is_stored() && !current.config.broker.has_headers() =>
-                {
-                    return Err(PublishError::NoPlace(format!(
-                        "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
-                         put it into the payload"
-                    )));
-                }
-                (Field::Header(name), Some(value)) => headers.insert(name, value),
-            }
-        }
+        let has_headers = current.config.broker.has_headers();
+        let mut headers = carried(rule, has_headers, id, kind).map_err(PublishError::Unfit)?;
         self.traces.inject(&mut headers);
         let begin = Instant::now();
         let published = async {
@@ -355,7 +336,12 @@ impl Gateway {
                 Source::Sharded => {
                     self.broker.publish_sharded(topic.clone(), payload, headers).await.map(|()| given)
                 }
-                source @ (Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. }) => {
+                // Whoever reads it, or nobody: the id is the entry's own.
+                source @ Source::RedisStream { .. } => {
+                    let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
+                    Ok(Some(entry_event_id(number)))
+                }
+                source @ (Source::JetStream { .. } | Source::Kv { .. }) => {
                     let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
                     Ok(self.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
                 }
@@ -373,7 +359,10 @@ impl Gateway {
                     tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
                 }
             })
-            .map_err(PublishError::Broker)
+            .map_err(|error| match error {
+                BrokerError::Unfit(why) => PublishError::Unfit(why),
+                error => PublishError::Broker(error),
+            })
     }
 
     /// `Ok` if new streams are served; else why not.
@@ -449,6 +438,43 @@ fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<Fields>) {
     (bounds, Arc::new(fields))
 }
 
+/// The header fields that carry a publisher's id and type; fields of an entry where that is a Redis Stream's.
+///
+/// # Errors
+/// There is no place for one of them: why, and what would be one.
+fn carried(
+    rule: &Rule,
+    has_headers: bool,
+    id: Option<String>,
+    kind: Option<String>,
+) -> Result<Headers, String> {
+    let mut headers = Headers::default();
+    for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
+        let Some(value) = value else { continue };
+        match field {
+            Field::Header(name) if has_headers || rule.source.is_stored() => headers.insert(name, value),
+            Field::Pointer(pointer) => {
+                return Err(format!(
+                    "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
+                ));
+            }
+            Field::Nowhere if rule.source.is_stored() => {
+                return Err(format!(
+                    "the topic's rule has no place for the {what}; let it name a field of an entry, as in \
+                     {what} = {{ header = \"{what}\" }}, or a JSON pointer, and then put the {what} into the payload"
+                ));
+            }
+            Field::Header(_) | Field::Nowhere => {
+                return Err(format!(
+                    "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
+                     put it into the payload"
+                ));
+            }
+        }
+    }
+    Ok(headers)
+}
+
 /// Whether the whole of a rule is subscribed to from the start. What the broker feeds by one subscription is: one for each
 /// topic would cost it a consumer each.
 fn is_warm(rule: &Rule) -> bool {
@@ -503,7 +529,7 @@ async fn subscribe(broker: Broker, source: Source, subscription: Subscription, r
             tracing::debug!(topic = subscription.filter().as_str(), why, "not subscribed");
             subscription.fail(CloseCode::Unavailable);
         }
-        Err(BrokerError::Refused(why)) => {
+        Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
             if refusals.allows() {
                 tracing::error!(
                     topic = subscription.filter().as_str(),

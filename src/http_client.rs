@@ -5,7 +5,6 @@
 //! who may read, so it comes from where the configuration says or not at all. What is asked, and what an answer means, is
 //! known elsewhere (`auth`, `traces`).
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
+use crate::reason::{self, Peer};
 use crate::trust;
 
 /// How long a server may take to accept, over all its addresses. Shorter than the deadline, so that one address that
@@ -50,14 +50,17 @@ pub(crate) enum AskError {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Client(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub(crate) struct Client {
+    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    peer: Peer,
+}
 
 impl Client {
-    /// A client that trusts the authorities that the system trusts (`SSL_CERT_FILE` names others).
+    /// A client of `peer` that trusts the authorities that the system trusts (`SSL_CERT_FILE` names others).
     ///
     /// # Errors
     /// None that the library used here has today; one line that says why TLS cannot be set up.
-    pub(crate) fn new() -> Result<Self, String> {
+    pub(crate) fn new(peer: Peer) -> Result<Self, String> {
         let tls = trust::client_config(None)?;
         let mut sockets = HttpConnector::new();
         sockets.enforce_http(false);
@@ -68,13 +71,13 @@ impl Client {
             .https_or_http()
             .enable_http1()
             .wrap_connector(sockets);
-        let client = legacy::Client::builder(TokioExecutor::new())
+        let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_buf_size(MAX_HEAD)
             .build(connector);
-        Ok(Client(client))
+        Ok(Client { http, peer })
     }
 
     /// Asks, and waits for the head of the answer and then for its body, `within` for both. An answer whose body did not
@@ -89,7 +92,15 @@ impl Client {
         max_body: usize,
     ) -> Result<Response<Result<Bytes, AskError>>, AskError> {
         let deadline = Instant::now() + within;
-        let answered = timeout_at(deadline, self.0.request(request)).await;
+        // Host and port. What else is in a URL may be a secret.
+        let address = request.uri().authority().map(|authority| {
+            authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, address)| address).to_owned()
+        });
+        let answered = timeout_at(deadline, self.http.request(request)).await;
+        let failed = |error: legacy::Error| {
+            let why = reason::sentence(&reason::chain(&error), self.peer);
+            AskError::Failed(address.map_or_else(|| why.clone(), |address| format!("{address}: {why}")))
+        };
         let (head, body) = answered.map_err(|_| AskError::Late(within))?.map_err(failed)?.into_parts();
         let body = match timeout_at(deadline, Limited::new(body, max_body).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -99,15 +110,4 @@ impl Client {
         };
         Ok(Response::from_parts(head, body))
     }
-}
-
-/// The library's own words say only in which phase it failed; the reason is in the sources.
-fn failed(error: legacy::Error) -> AskError {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        words = format!("{words}: {error}");
-        source = error.source();
-    }
-    AskError::Failed(words)
 }

@@ -23,6 +23,7 @@ pub mod logging;
 pub mod message;
 pub mod metrics;
 pub mod position;
+pub mod reason;
 pub mod recall;
 pub mod reload;
 pub mod server;

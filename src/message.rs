@@ -55,6 +55,7 @@ impl Fields {
         // Parsed at most once, and only where a rule looks into payloads.
         let json = OnceLock::new();
         let read = |field: &Field| match field {
+            Field::Nowhere => None,
             Field::Header(name) => headers.get(name).map(str::to_owned),
             Field::Pointer(pointer) => json
                 .get_or_init(|| serde_json::from_slice::<serde_json::Value>(payload).unwrap_or_default())

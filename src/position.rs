@@ -163,10 +163,7 @@ impl Sequence {
         match (self.form, publisher_id) {
             (Form::Process, Some(publisher_id)) => format!("{}-{sequence}-{publisher_id}", self.name),
             (Form::Process | Form::Tagged, _) => format!("{}-{sequence}", self.name),
-            (Form::EntryId, _) => {
-                let (ms, seq) = unpack_entry_id(sequence);
-                format!("{ms}-{seq}")
-            }
+            (Form::EntryId, _) => entry_event_id(sequence),
         }
     }
 
@@ -226,6 +223,12 @@ impl Sequence {
             .then_some(sequence)
             .filter(|number| !self.is_ambiguous(*number))
     }
+}
+
+/// The event id of an entry of a Redis Stream, whichever process writes it: the entry's own id, which `number` packs.
+pub fn entry_event_id(number: u64) -> String {
+    let (ms, seq) = unpack_entry_id(number);
+    format!("{ms}-{seq}")
 }
 
 /// What stands between the parts of an event id for several sequences. No part has a `-`, and every other id has one.

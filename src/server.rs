@@ -53,7 +53,7 @@ const LAST_SPANS: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub enum BuildError {
     /// An address could not be bound.
-    #[error("{key} = \"{address}\": cannot listen there: {source}")]
+    #[error("{key} = \"{address}\": cannot listen there: {source}{}", instead(source.kind()))]
     Listen {
         /// The configuration key.
         key: &'static str,
@@ -112,6 +112,20 @@ impl Prepared {
 /// [`BuildError::Settings`].
 pub fn check(config: Config) -> Result<(), BuildError> {
     Prepared::new(config).map(drop)
+}
+
+/// What would be right where an address cannot be bound.
+fn instead(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AddrInUse => "; another process has this port: end that one, or name another port",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need a privilege (CAP_NET_BIND_SERVICE); name a higher one"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; no interface of this machine has that address; name one that it has, or 0.0.0.0"
+        }
+        _ => "",
+    }
 }
 
 /// A gateway that is bound and not running yet.

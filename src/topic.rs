@@ -40,11 +40,17 @@ pub enum TopicError {
     Unprintable,
     /// A wildcard inside a segment, or a character that is a wildcard on a broker.
     #[error(
-        "the topic has the character {0:?}, which cannot be part of a segment; * and ** stand alone in theirs"
+        "the topic has the character {character:?}, which cannot be part of a segment; {}",
+        near.as_ref().map_or("* and ** stand alone in theirs".into(), |near| format!("write {near}"))
     )]
-    Forbidden(char),
+    Forbidden {
+        /// The first of them.
+        character: char,
+        /// The pattern that was meant, if it is a broker's way to write one.
+        near: Option<Box<str>>,
+    },
     /// `**` before the last segment.
-    #[error("** must be the last segment of a pattern")]
+    #[error("** must be the last segment of a pattern; before it, * matches one segment")]
     RestNotLast,
     /// `.` or `..` as a segment, which browsers and proxies resolve away.
     #[error("a segment cannot be . or .., which browsers and proxies resolve before they send the request")]
@@ -147,7 +153,7 @@ impl Filter {
                     return Err(TopicError::Unprintable);
                 }
                 if FORBIDDEN.contains(&c) {
-                    return Err(TopicError::Forbidden(c));
+                    return Err(TopicError::Forbidden { character: c, near: near(text) });
                 }
             }
         }
@@ -257,6 +263,28 @@ impl fmt::Display for Filter {
     }
 }
 
+/// What somebody meant who wrote a pattern as a broker does: `>` for `**`, a broker's separator for `/`, `?` for one segment.
+fn near(text: &str) -> Option<Box<str>> {
+    let mut meant = Vec::new();
+    for segment in text.split('/') {
+        // A separator in the segment is a part of it, unless it stands before a wildcard.
+        let glued =
+            [".>", ".*", ":>", ":*", ":?", ">.", "*.", "*:"].iter().any(|pair| segment.contains(pair));
+        meant.extend(if glued { segment.split(['.', ':']).collect() } else { vec![segment] });
+    }
+    let last = meant.len() - 1;
+    for (index, segment) in meant.iter_mut().enumerate() {
+        match *segment {
+            ">" if index == last => *segment = "**",
+            "?" | ">" => *segment = "*",
+            _ => {}
+        }
+    }
+    let meant = meant.join("/");
+    // What is meant has nothing more to be replaced, so this does not call itself a third time.
+    (meant != text).then(|| Filter::parse(&meant, usize::MAX).ok())?.map(|filter| filter.as_str().into())
+}
+
 /// Whether a first segment has a meaning of its own on a broker, so that no wildcard matches it. These are families of
 /// names rather than a list, since servers add to them: `$` and `_` with a capital letter are NATS' (`$SYS`, `$JS`, `$KV`,
 /// `$MQTT`, `_INBOX`, `_R_`, `_GR_`), `__` is Redis' (`__keyspace@0__`, `__keyevent@0__`, `__sentinel__`, `__redis__`).
@@ -320,8 +348,39 @@ mod tests {
         Filter::parse(text, 200).unwrap()
     }
 
+    fn forbidden(character: char) -> TopicError {
+        TopicError::Forbidden { character, near: None }
+    }
+
     fn topic(text: &str) -> Topic {
         Topic::parse(text, 200).unwrap()
+    }
+
+    #[test]
+    fn a_pattern_in_the_way_of_a_broker_is_refused_with_the_one_that_is_meant() {
+        for (separator, text, meant) in [
+            ('.', "orders.>", "orders/**"),
+            ('.', ">", "**"),
+            ('.', "orders.*.>", "orders/*/**"),
+            ('.', "orders:*", "orders/*"),
+            ('.', "orders.>.eu", "orders/*/eu"),
+            (':', "orders.>", "orders/**"),
+            (':', "orders.*", "orders/*"),
+            (':', "orders.*.eu", "orders/*/eu"),
+            (':', "orders:>", "orders/**"),
+            (':', "orders:?", "orders/*"),
+            ('/', "orders.>", "orders/**"),
+            ('/', "orders:*", "orders/*"),
+            ('/', "v1.2/>", "v1.2/**"),
+        ] {
+            let error = Filter::read(text, Some(separator), 200).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("; write {meant}")), "{text}: {error}");
+            filter(meant);
+        }
+        for text in ["orders*", "news[a-z]", "a/b?", "a>", "%3E"] {
+            let error = Filter::read(text, Some('.'), 200).unwrap_err().to_string();
+            assert!(error.ends_with("stand alone in theirs"), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -336,12 +395,12 @@ mod tests {
             ("a\0b", TopicError::Unprintable),
             ("a\r\nPUB x 1\r\ny", TopicError::Unprintable),
             ("a\u{a0}b", TopicError::Unprintable),
-            ("orders*", TopicError::Forbidden('*')),
-            ("orders/>", TopicError::Forbidden('>')),
-            ("news[a-z]", TopicError::Forbidden('[')),
-            ("news?", TopicError::Forbidden('?')),
-            ("a\\b", TopicError::Forbidden('\\')),
-            ("%2e%2e", TopicError::Forbidden('%')),
+            ("orders*", forbidden('*')),
+            ("orders/>", TopicError::Forbidden { character: '>', near: Some("orders/**".into()) }),
+            ("news[a-z]", forbidden('[')),
+            ("news?", forbidden('?')),
+            ("a\\b", forbidden('\\')),
+            ("%2e%2e", forbidden('%')),
             ("**/a", TopicError::RestNotLast),
             ("../etc", TopicError::Dots),
             ("a/./b", TopicError::Dots),
@@ -360,8 +419,8 @@ mod tests {
         assert_eq!(read("orders.eu/42"), Ok(filter("orders/eu/42")));
         assert_eq!(read("%6frders/%C3%A9t%C3%A9"), Ok(filter("orders/été")));
         assert_eq!(read("a%2Fb"), Err(TopicError::EncodedSlash));
-        assert_eq!(read("%252e%252e"), Err(TopicError::Forbidden('%')));
-        assert_eq!(read("%zz"), Err(TopicError::Forbidden('%')));
+        assert_eq!(read("%252e%252e"), Err(forbidden('%')));
+        assert_eq!(read("%zz"), Err(forbidden('%')));
         assert_eq!(read("%ff%fe"), Err(TopicError::NotUtf8));
         assert_eq!(read("%c0%ae"), Err(TopicError::NotUtf8));
         assert_eq!(read(".."), Err(TopicError::EmptySegment));

@@ -694,3 +694,22 @@ async fn a_session_opens_streams_from_log_in_to_log_out() {
     .await;
     assert_eq!(outcome(gateway.address, path, &cookie).await, "401 backend_refused");
 }
+
+#[tokio::test]
+async fn a_backend_that_names_no_subject_is_named_where_a_rule_needs_one() {
+    let backend = Backend::start(|_| Reply::json(&json!({}))).await;
+    let gateway = gateway(&backend.url("/may"), "").await;
+    let refused = gateway.get("/topics/users/42/inbox").await;
+    let problem = refused.json();
+    assert_eq!((refused.status, &problem["code"]), (403, &"wrong_subject".into()), "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("the backend of auth.forward named none") && detail.contains("\"subject\""),
+        "{detail}"
+    );
+    backend.answer(|_| Reply::json(&json!({"subject": "43"})));
+    let detail =
+        gateway.request("GET", "/topics/users/42/inbox", &[("cookie", "other")]).await.json()["detail"]
+            .clone();
+    assert!(detail.as_str().unwrap().contains("other subjects than yours"), "{detail}");
+}

@@ -182,3 +182,98 @@ async fn a_key_that_is_deleted_and_made_again_is_a_gap_for_live_readers_who_then
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
+
+/// A rule without `payload`, so that fields are the members of a JSON object; `more` lines of it besides.
+fn objects(server: &RedisServer, more: &str) -> String {
+    format!(
+        "broker.url = \"{}\"\n[[topics]]\nmatch = \"**\"\nsource = \"redis-stream\"\nread = \"anyone\"\n\
+         publish = \"anyone\"\n{more}",
+        server.url()
+    )
+}
+
+/// The only entry of `key`: its id, and names and values one after the other.
+async fn entry(redis: &mut MultiplexedConnection, key: &str) -> (String, Vec<String>) {
+    let entries: Vec<(String, Vec<String>)> = run(redis, &format!("XRANGE {key} - +")).await;
+    <[_; 1]>::try_from(entries).unwrap().into_iter().next().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_has_its_event_id_also_where_nobody_reads() {
+    let server = RedisServer::start();
+    let mut redis = server.connect().await;
+    for toml in [toml(&server), objects(&server, "")] {
+        let gateway = Gateway::with(&toml).await;
+        let answer = gateway.post("/topics/quiet", "{\"n\":1}").await;
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        let (id, _) = entry(&mut redis, "quiet").await;
+        assert_eq!(answer.json()["id"], *id);
+        let mut reader = gateway.open("/topics/quiet?since=all").await;
+        reader.expect("stream-open").await;
+        assert_eq!(reader.expect("message").await.id, id);
+        run::<i64>(&mut redis, "DEL quiet").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_becomes_fields_and_comes_back_as_the_protocol_says() {
+    let server = RedisServer::start();
+    let mut redis = server.connect().await;
+    let gateway = Gateway::with(&objects(&server, "")).await;
+    let mut reader = gateway.open("/topics/a").await;
+    reader.expect("stream-open").await;
+    let object = r#"{"s":"x","n":1.50,"big":12345678901234567890123,"deep":{"b":[1, 2]},"no":null,"a":true}"#;
+    assert_eq!(gateway.post("/topics/a", object).await.status, 202);
+    let fields =
+        ["s", "x", "n", "1.50", "big", "12345678901234567890123", "deep", "{\"b\":[1, 2]}", "no", "null"];
+    assert_eq!(entry(&mut redis, "a").await.1, [&fields[..], &["a", "true"]].concat());
+    assert_eq!(
+        reader.expect("message").await.data,
+        r#"{"s":"x","n":"1.50","big":"12345678901234567890123","deep":"{\"b\":[1, 2]}","no":"null","a":"true"}"#
+    );
+    // With a field for the whole of it, it comes back as it was.
+    let gateway = Gateway::with(&toml(&server)).await;
+    let mut reader = gateway.open("/topics/b").await;
+    reader.expect("stream-open").await;
+    assert_eq!(gateway.post("/topics/b", object).await.status, 202);
+    assert_eq!(reader.expect("message").await.data, object);
+    assert_eq!(entry(&mut redis, "b").await.1, ["n", object]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_header_of_nats_becomes_a_field_and_what_cannot_be_mapped_is_the_publishers_fault() {
+    let server = RedisServer::start();
+    let mut redis = server.connect().await;
+    let gateway = Gateway::with(&objects(&server, "")).await;
+    let trace = [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")];
+    let answer = common::client::request(gateway.address, "POST", "/topics/a", &trace, b"{\"n\":1}").await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert_eq!(entry(&mut redis, "a").await.1, ["n", "1"]);
+    run::<i64>(&mut redis, "DEL a").await;
+    for (path, body, told) in [
+        ("/topics/a?type=price", "{\"n\":1}", "type = { header = \"type\" }"),
+        ("/topics/a?id=o-17", "{\"n\":1}", "id = { header = \"id\" }"),
+        ("/topics/a", "hello", "not a JSON object"),
+        ("/topics/a", "[1]", "not a JSON object"),
+        ("/topics/a", "{\"n\":1", "not a JSON object"),
+        ("/topics/a", "{}", "empty JSON object"),
+    ] {
+        let answer = gateway.post(path, body).await;
+        let problem = answer.json();
+        assert_eq!(
+            (answer.status, &problem["code"]),
+            (400, &"bad_request".into()),
+            "{path} {body}: {problem}"
+        );
+        assert!(problem["detail"].as_str().unwrap().contains(told), "{path} {body}: {problem}");
+    }
+    // Where the rule names a field, it is stored, and read again.
+    let named = Gateway::with(&objects(&server, "type = { header = \"kind\" }\n")).await;
+    let mut reader = named.open("/topics/a").await;
+    reader.expect("stream-open").await;
+    assert_eq!(named.post("/topics/a?type=price", "{\"kind\":1}").await.status, 400, "it is there twice");
+    assert_eq!(run::<i64>(&mut redis, "XLEN a").await, 0);
+    assert_eq!(named.post("/topics/a?type=price", "{\"n\":1}").await.status, 202);
+    assert_eq!(entry(&mut redis, "a").await.1, ["n", "1", "kind", "price"]);
+    assert_eq!(reader.expect("price").await.data, "{\"n\":\"1\",\"kind\":\"price\"}");
+}

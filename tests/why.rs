@@ -92,3 +92,69 @@ async fn the_end_of_many_streams_is_one_line_and_at_debug_a_line_each() {
         assert_eq!(lines.iter().filter(|line| line["level"] == "INFO").count(), 1);
     }
 }
+
+#[tokio::test]
+async fn a_refusal_names_the_topic_or_the_origin_that_it_is_about() {
+    let process = Process::start(&[(
+        "TOPICGATE_TOPICS",
+        "[{ match = \"orders/**\", read = \"anyone\" }, { match = \"hidden/**\" }]",
+    )])
+    .await;
+    let page = [("origin", "https://app.example.com")];
+    for (method, path, headers, told) in [
+        ("GET", "/topics?topic=orders/eu&topic=stock/*", &[][..], "read all of stock/*"),
+        ("GET", "/topics?topic=orders/eu&topic=hidden/x&topic=orders/us", &[], "read hidden/x"),
+        ("GET", "/topics/ordres/eu", &[], "read ordres/eu"),
+        ("POST", "/topics/orders/eu", &[], "publish to orders/eu"),
+        ("GET", "/topics/orders/eu", &page, "pages of https://app.example.com may not"),
+        ("GET", "/orders/eu", &[], "there is nothing at /orders/eu; a topic is at /topics/"),
+    ] {
+        let answer = client::request(process.address, method, path, headers, b"x").await.json();
+        let detail = answer["detail"].as_str().unwrap();
+        assert!(detail.contains(told), "{method} {path}: {detail}");
+        if path == "/topics/ordres/eu" || !path.starts_with("/topics?") && answer["code"] == "not_found" {
+            continue; // the log has one line of a code in ten seconds
+        }
+        let is_told =
+            async || lines(&process.log(), REFUSED).iter().any(|line| line["code"] == answer["code"]);
+        eventually("it is in the log", is_told).await;
+    }
+    let log = lines(&process.log(), REFUSED);
+    let of = |code: &str| {
+        log.iter().find(|line| line["code"] == code).unwrap()["detail"].as_str().unwrap().to_owned()
+    };
+    assert!(of("not_found").contains("stock/*"), "{log:?}");
+    assert!(of("bad_origin").contains("https://app.example.com"), "{log:?}");
+    let hidden = client::request(process.address, "GET", "/topics/hidden/x", &[], b"").await.text();
+    let absent = client::request(process.address, "GET", "/topics/absent/x", &[], b"").await.text();
+    assert_eq!(
+        hidden.replace("hidden", ""),
+        absent.replace("absent", ""),
+        "what exists is nobody's business"
+    );
+}
+
+#[tokio::test]
+async fn a_hint_leads_to_what_works() {
+    let process = Process::start(&[]).await;
+    for (asked, meant) in [("orders.%3E", "orders/**"), ("orders.*", "orders/*"), ("orders:*", "orders/*")] {
+        let answer = client::request(process.address, "GET", &format!("/topics/{asked}"), &[], b"").await;
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(answer.status == 400 && detail.ends_with(&format!("write {meant}")), "{asked}: {detail}");
+        let mut reader = Reader::open(process.address, &format!("/topics/{meant}"), &[]).await;
+        reader.expect("stream-open").await;
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    for (asked, meant) in
+        [("10", "10s"), ("600", "10m"), ("0", "all"), (&now.to_string(), &(now / 1000).to_string())]
+    {
+        let answer =
+            client::request(process.address, "GET", &format!("/topics/a?since={asked}"), &[], b"").await;
+        let problem = answer.json();
+        assert_eq!((answer.status, &problem["code"]), (400, &"bad_query".into()), "{asked}: {problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(asked == "600" || detail.contains(meant), "{asked}: {detail}");
+        let mut reader = Reader::open(process.address, &format!("/topics/a?since={meant}"), &[]).await;
+        reader.expect("stream-open").await;
+    }
+}

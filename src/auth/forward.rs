@@ -28,6 +28,7 @@ use crate::config;
 use crate::http_client::{AskError, Client};
 use crate::logging::Throttle;
 use crate::metrics::{Metrics, Outcome};
+use crate::reason::Peer;
 
 /// Bytes of an answer's body.
 const MAX_BODY: usize = 16 * 1024;
@@ -87,7 +88,7 @@ impl Forward {
         let uri = config.url.0.parse().map_err(|_| wrong("it is not a URL that can be asked"))?;
         let secret = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| wrong("the system has no random bytes to give"))?;
-        let client = Client::new().map_err(|problem| wrong(&problem))?;
+        let client = Client::new(Peer::Backend).map_err(|problem| wrong(&problem))?;
         Ok(Arc::new(Forward {
             uri,
             timeout: config.timeout,

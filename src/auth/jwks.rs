@@ -24,6 +24,7 @@ use super::key::Key;
 use crate::config::Secret;
 use crate::http_client::Client;
 use crate::metrics::Metrics;
+use crate::reason::Peer;
 
 /// The least time between two fetches.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -84,7 +85,7 @@ impl Jwks {
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
         let uri = url.0.parse().map_err(|_| "is not a URL that can be asked")?;
-        let client = Client::new()?;
+        let client = Client::new(Peer::Keys)?;
         let (held, receiver) = watch::channel(Held::default());
         let wanted = Arc::new(Notify::new());
         let fetcher = Fetcher { uri, refresh, algorithm, client, metrics, held, wanted: wanted.clone() };

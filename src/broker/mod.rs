@@ -197,6 +197,9 @@ pub enum BrokerError {
     /// The broker was reached and said no. Trying again will not help.
     #[error("the broker refuses: {0}")]
     Refused(String),
+    /// The message cannot become what the broker keeps. The publisher is to change it; nothing was asked of the broker.
+    #[error("{0}")]
+    Unfit(String),
 }
 
 /// A setting that can never work: its key in the configuration and what is wrong with it, one line, without secrets.

@@ -180,9 +180,6 @@ enum End {
     /// No connection, or not in time, or not for us.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// The server answered what it was asked first with an error that is no refusal of one filter.
-    #[error("the server said: {0}")]
-    Rejected(String),
     /// The stream of messages ended: the server or the network closed the connection. The library does not say why.
     #[error("the connection was closed")]
     Closed,

@@ -4,7 +4,6 @@
 //! was typed.
 
 use std::env;
-use std::error::Error as _;
 use std::fs::File;
 use std::io::Read as _;
 use std::time::Duration;
@@ -26,6 +25,7 @@ use url::Url;
 use super::Failure;
 use crate::cli::Target;
 use crate::config::{CLIENT_TOKEN, Secret};
+use crate::reason::{self, Peer};
 use crate::trust;
 
 /// How long a server may take to accept, over all its addresses.
@@ -115,16 +115,10 @@ impl Client {
         body: Bytes,
     ) -> Result<Response<Incoming>, String> {
         let request = request.body(Full::new(body)).map_err(|error| format!("cannot be sent: {error}"))?;
-        self.http.request(request).await.map_err(|error| {
-            // The library's own words say only in which phase it failed; the reason is in the sources.
-            let mut words = error.to_string();
-            let mut source = error.source();
-            while let Some(error) = source {
-                words = format!("{words}: {error}");
-                source = error.source();
-            }
-            words
-        })
+        let address = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let answer = self.http.request(request).await;
+        answer
+            .map_err(|error| format!("{address}: {}", reason::sentence(&reason::chain(&error), Peer::Typed)))
     }
 }
 

@@ -66,11 +66,9 @@ impl Config {
                     "{name} and cors.origins = [\"*\"] together let every web page that a visitor opens publish"
                 ));
             }
-            let fields = [("id", &rule.id, "Nats-Msg-Id"), ("type", &rule.kind, "Event-Type")];
-            for (key, field, default) in fields {
+            for (key, field) in [("id", &rule.id), ("type", &rule.kind)] {
                 if let (BrokerKind::Redis, Field::Header(header)) = (self.broker.kind(), field)
                     && !rule.source.is_stored()
-                    && header != default
                 {
                     warn(format!(
                         "{name} takes {key} from the header {header}, and Redis messages have none; \

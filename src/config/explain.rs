@@ -259,6 +259,7 @@ impl Rule {
             Field::Header(name) if matches!(self.source, Source::RedisStream { .. }) => {
                 Some(format!("the field {name}"))
             }
+            Field::Nowhere => None,
             Field::Header(_) if broker == BrokerKind::Redis => None,
             Field::Header(name) => Some(format!("the header {name}")),
         };

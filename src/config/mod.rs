@@ -242,6 +242,8 @@ pub enum Field {
     Header(String),
     /// In a JSON payload, at this JSON pointer (RFC 6901).
     Pointer(String),
+    /// Nowhere: the rule names no place, and messages of its source have none of their own. So it is on Redis.
+    Nowhere,
 }
 
 /// `replay`: how much of each topic is held for those who reconnect. Whichever bound is met first counts.

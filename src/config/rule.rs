@@ -6,7 +6,7 @@ use super::parse::{Check, GIB, LONGEST, bytes};
 use super::raw::{RawField, RawReplay, RawRule};
 use super::source::Written;
 use super::{Access, Auth, Broker, BrokerKind, Field, Limits, Replay, Rule};
-use crate::topic::Filter;
+use crate::topic::{Filter, TopicError};
 
 /// What binds a segment of `match` to the caller's subject.
 const SUBJECT: &str = "{sub}";
@@ -32,6 +32,9 @@ impl Check<'_> {
     ) -> Option<Rule> {
         let path = |key: &str| format!("topics.{index}.{key}");
         let default = Rule::everything();
+        // The names of headers are those of NATS. On Redis there is no header, or it is a field of an entry, which is the
+        // application's to name.
+        let place = |of: Field| if kind == Some(BrokerKind::Redis) { Field::Nowhere } else { of };
         let written = Written {
             source: raw.source,
             stream: raw.stream,
@@ -40,8 +43,8 @@ impl Check<'_> {
         };
         let read = self.access(&path("read"), raw.read, auth);
         let publish = self.access(&path("publish"), raw.publish, auth);
-        let id = self.field(&path("id"), raw.id, default.id);
-        let event_type = self.field(&path("type"), raw.kind, default.kind);
+        let id = self.field(&path("id"), raw.id, place(default.id));
+        let event_type = self.field(&path("type"), raw.kind, place(default.kind));
         let replay = self.replay(&path("replay"), raw.replay, limits);
         let Some(text) = raw.filter else {
             self.refuse(
@@ -57,6 +60,11 @@ impl Check<'_> {
         };
         if let Some(separator) = separator.filter(|c| *c != '/' && text.contains(*c)) {
             let meant = text.replace(separator, "/");
+            // Itself it may be a broker's way to write a pattern.
+            let meant = match Filter::parse(&meant, limits.topic_length) {
+                Err(TopicError::Forbidden { near: Some(near), .. }) => near.into(),
+                _ => meant,
+            };
             self.refuse(
                 &path("match"),
                 format!(

@@ -239,8 +239,9 @@ impl List<'_> {
             Access::Nobody => "nobody",
         };
         let field = |field: &Field| match field {
-            Field::Header(name) => inline("header", name),
-            Field::Pointer(pointer) => inline("pointer", pointer),
+            Field::Header(name) => Some(inline("header", name)),
+            Field::Pointer(pointer) => Some(inline("pointer", pointer)),
+            Field::Nowhere => None,
         };
         self.add(table, "match", rule.pattern());
         let (mut stream, mut bucket, mut payload) = (None, None, None);
@@ -269,8 +270,8 @@ impl List<'_> {
         self.add_if_set(table, "payload", payload.map(|name| inline("field", name)));
         self.add(table, "read", access(rule.read));
         self.add(table, "publish", access(rule.publish));
-        self.add(table, "id", field(&rule.id));
-        self.add(table, "type", field(&rule.kind));
+        self.add_if_set(table, "id", field(&rule.id));
+        self.add_if_set(table, "type", field(&rule.kind));
         let (table, replay) = (format!("{table}.replay"), &rule.replay);
         self.add(&table, "messages", number(replay.messages));
         self.add(&table, "bytes", exactly(replay.bytes));

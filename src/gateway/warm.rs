@@ -99,7 +99,7 @@ async fn subscribed<E: Future<Output = ()>>(
                     Ok(()) => break subscription.confirm(),
                     // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
                     Err(BrokerError::Away(_)) => pause(AWAY_RETRY).await?,
-                    Err(BrokerError::Refused(why)) => {
+                    Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
                         tracing::error!(
                             topic = filter.as_str(),
                             why,

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use super::problem::{Challenge, Problem};
 use crate::auth::access::Verdict;
 use crate::auth::jwt::BadToken;
-use crate::auth::{Action, Asked, AuthError, Caller};
+use crate::auth::{Action, Asked, AuthError, Caller, Voucher};
 use crate::code::RefusalCode;
 use crate::current::Current;
 use crate::gateway::Gateway;
@@ -40,7 +40,7 @@ impl From<AuthError> for Refusal {
         let (code, status, challenge) = match error {
             AuthError::Unavailable => return Refusal::Later,
             AuthError::NotGranted(action, filter) => {
-                return not_allowed(action, &filter, Verdict::NotGranted).into();
+                return not_granted(action, &filter).into();
             }
             AuthError::TooManyTopics => (RefusalCode::BadQuery, None, None),
             AuthError::TwoTokens => (RefusalCode::TwoTokens, None, None),
@@ -69,7 +69,9 @@ pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Op
     let current = gateway.current();
     match obstacle(&current, asked, None) {
         None => return Ok(None),
-        Some((Verdict::NotExposed, _)) => return Err(Problem::not_exposed().into()),
+        Some((Verdict::NotExposed, filter)) => {
+            return Err(Problem::not_exposed(asked.action, filter).into());
+        }
         Some(_) => {}
     }
     // About these alone: what is open to anyone a backend may not even know.
@@ -78,8 +80,9 @@ pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Op
     let caller = current.auth.identify(&Asked { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
     match obstacle(&current, asked, Some(&caller)) {
         None => Ok(Some(caller)),
-        Some((Verdict::NotExposed, _)) => Err(Problem::not_exposed().into()),
-        Some((verdict, filter)) => Err(not_allowed(asked.action, filter, verdict).into()),
+        Some((Verdict::NotExposed, filter)) => Err(Problem::not_exposed(asked.action, filter).into()),
+        Some((Verdict::NotTheirs, filter)) => Err(not_theirs(filter, &caller).into()),
+        Some((_, filter)) => Err(not_granted(asked.action, filter).into()),
     }
 }
 
@@ -101,19 +104,30 @@ fn obstacle<'a>(
 }
 
 fn no_token() -> Problem {
-    let detail = "this is only for those who say who they are; send a token";
+    let detail = "authentication is required; send a token, as a cookie or as Authorization: Bearer";
     Problem::new(RefusalCode::NoToken, detail).challenge(Challenge::Credentials)
 }
 
-fn not_allowed(action: Action, filter: &Filter, verdict: Verdict<'_>) -> Problem {
+/// Where `{sub}` stands: another subject's, or the caller is none.
+fn not_theirs(filter: &Filter, caller: &Caller) -> Problem {
+    let detail = match (&caller.subject, caller.voucher) {
+        (Some(_), _) => format!("{filter} belongs, or a part of it does, to other subjects than yours"),
+        (None, Some(Voucher::Backend(_))) => format!(
+            "{filter} belongs to one subject, and the backend of auth.forward named none; its JSON answer needs the \
+             member \"subject\""
+        ),
+        (None, _) => {
+            format!("{filter} belongs to one subject, and the token names none; it needs the claim \"sub\"")
+        }
+    };
+    Problem::new(RefusalCode::WrongSubject, detail).challenge(Challenge::NotEnough)
+}
+
+fn not_granted(action: Action, filter: &Filter) -> Problem {
     let doing = match action {
         Action::Subscribe => "reading",
         Action::Publish => "publishing to",
     };
-    if verdict == Verdict::NotTheirs {
-        let detail = format!("{filter} belongs, or a part of it does, to other subjects than yours");
-        return Problem::new(RefusalCode::WrongSubject, detail).challenge(Challenge::NotEnough);
-    }
     let detail = format!("{doing} {filter} is not granted to you; it takes one grant that covers all of it");
     Problem::new(RefusalCode::MissingGrant, detail)
         .challenge(Challenge::MissingGrant(action.as_str(), filter.to_string()))

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -72,11 +72,18 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
         .route("/topics/{*topic}", subscribe.post(publish::publish))
-        .fallback(|| async { problem::Problem::not_exposed() })
+        .fallback(|uri: Uri| async move {
+            problem::Problem::no_route(
+                &uri,
+                "a topic is at /topics/ and its name, as in /topics/orders/eu; metrics, probes and the console are on \
+                 the admin listener (admin.listen)",
+            )
+        })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(
                 RefusalCode::BadMethod,
-                "GET reads a topic, POST publishes to one where a rule allows it",
+                "GET reads a topic; POST publishes to the one topic of the path, as in POST /topics/orders/eu, where a rule \
+                 allows it",
             )
         });
     if gateway.current().config.broker.kind() == BrokerKind::Memory {

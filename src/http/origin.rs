@@ -18,6 +18,7 @@ use super::problem::Problem;
 use crate::code::RefusalCode;
 use crate::config::{Cors, Origin, is_loopback};
 use crate::gateway::Gateway;
+use crate::why;
 
 /// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST";
@@ -93,19 +94,32 @@ impl<'a> Allowed<'a> {
                 .is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))),
         };
         if !allowed {
-            return Err(Problem::new(
-                RefusalCode::BadHost,
-                "this gateway does not answer for the Host that was asked for; the configuration key hosts lists the names \
-                 it answers for",
-            ));
+            let asked = host
+                .map_or("a request without Host".into(), |host| format!("the Host {}", why::quoted(host)));
+            let detail = match &self.hosts {
+                Some(Hosts::Addresses) => format!(
+                    "this listener does not answer for {asked}; ask for it by an address, or as localhost"
+                ),
+                _ => format!(
+                    "this gateway does not answer for {asked}; the configuration key hosts lists the names it answers for"
+                ),
+            };
+            return Err(Problem::new(RefusalCode::BadHost, detail));
         }
         if self.listed(headers).is_some() || self.is_own(method, host, headers) {
             return Ok(());
         }
-        Err(Problem::new(
-            RefusalCode::BadOrigin,
-            "pages of this origin may not use this gateway; the configuration key cors.origins lists those that may",
-        ))
+        let detail = match headers.get(header::ORIGIN) {
+            Some(origin) => format!(
+                "pages of {} may not use this gateway; the configuration key cors.origins lists those that may, each \
+                 as the browser writes it: scheme, host and port",
+                why::quoted(&String::from_utf8_lossy(origin.as_bytes()))
+            ),
+            None => "a page of another site embeds this, and may not; the configuration key cors.origins lists the pages \
+                     that may use this gateway, by fetch or EventSource"
+                .into(),
+        };
+        Err(Problem::new(RefusalCode::BadOrigin, detail))
     }
 
     /// Whether a page of the gateway's own origin asks, or a person, or no page at all.

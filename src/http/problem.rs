@@ -4,17 +4,19 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
+use crate::auth::Action;
 use crate::code::{Code, RefusalCode};
 use crate::gateway::Gateway;
 use crate::metrics::Limit;
 use crate::signal::CloseCode;
 use crate::sse::frame::{self, Coding};
-use crate::topic::TopicError;
+use crate::topic::{Filter, TopicError};
+use crate::why;
 
 /// What a scope may not hold as it is (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
@@ -84,9 +86,30 @@ impl Problem {
         Problem { limit: Some(limit), ..self }
     }
 
-    /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business.
-    pub(super) fn not_exposed() -> Self {
-        Problem::new(RefusalCode::NotFound, "nothing is exposed here under this name")
+    /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business. It repeats
+    /// what was asked for, which of several topics it is about could be found out by asking for each.
+    pub(super) fn not_exposed(action: Action, filter: &Filter) -> Self {
+        let detail = match (action, filter.is_pattern()) {
+            (Action::Subscribe, false) => {
+                format!(
+                    "no [[topics]] rule lets anyone read {filter}; check how the topic is written, or add a rule"
+                )
+            }
+            (Action::Subscribe, true) => format!(
+                "no [[topics]] rule lets anyone read all of {filter}; ask for a part that one rule covers, or add a rule"
+            ),
+            (Action::Publish, _) => format!(
+                "no [[topics]] rule lets anyone publish to {filter}; check how the topic is written, or set publish in \
+                 its rule, which is \"nobody\" by default"
+            ),
+        };
+        Problem::new(RefusalCode::NotFound, detail)
+    }
+
+    /// Of a path that is none of the listener's. `instead` says where the things are.
+    pub(super) fn no_route(uri: &Uri, instead: &str) -> Self {
+        let path = why::quoted(uri.path());
+        Problem::new(RefusalCode::NotFound, format!("there is nothing at {path}; {instead}"))
     }
 }
 
@@ -199,8 +222,13 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
         }
         CloseCode::Draining => (OURS, "this gateway is ending; another one may answer already"),
         CloseCode::Overloaded => (OURS, "this gateway serves as many streams, or topics, as it may"),
-        CloseCode::Unavailable => (OURS, "the broker is away, or did not confirm in time"),
-        CloseCode::Refused => (OURS, "the broker does not let this gateway read this topic"),
+        CloseCode::Unavailable => (
+            OURS,
+            "the broker is away, or did not confirm in time; the gateway's log and its /readyz say why",
+        ),
+        CloseCode::Refused => {
+            (OURS, "the broker does not let this gateway read this topic; its reason is in the gateway's log")
+        }
         CloseCode::AuthUnavailable => (OURS, "whether you may cannot be found out now; try again"),
         CloseCode::Revoked => (OURS, "what may be read has just changed; ask again"),
         CloseCode::MaxAge

@@ -88,9 +88,11 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
             }
             Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
         }
-        Err(PublishError::NotExposed) => Err(Problem::not_exposed().into_response()),
+        Err(PublishError::NotExposed) => {
+            Err(Problem::not_exposed(Action::Publish, &topic.into()).into_response())
+        }
         Err(PublishError::Expired) => Err(not_allowed(Refusal::expired())),
-        Err(PublishError::NoPlace(why)) => Err(bad(&why)),
+        Err(PublishError::Unfit(why) | PublishError::Broker(BrokerError::Unfit(why))) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(_))) => {
             let detail = "the broker refused the message; its reason is in the gateway's log";
             Err(Problem::new(RefusalCode::BrokerRefused, detail).into_response())

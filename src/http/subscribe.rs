@@ -204,22 +204,39 @@ fn read_since(value: &str) -> Result<Start, Problem> {
     if value == "all" {
         return Ok(Start::All);
     }
-    let unix = || {
-        value
-            .parse()
-            .ok()
-            .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
-    };
+    if let Ok(seconds) = value.parse::<u64>() {
+        return since_unix(seconds).map(Start::Since);
+    }
     let ago = || {
         let duration = humantime::parse_duration(value).ok()?;
         // Longer ago than time goes back is as long ago as there was time.
         Some(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH))
     };
-    unix().or_else(|| humantime::parse_rfc3339(value).ok()).or_else(ago).map(Start::Since).ok_or_else(|| {
+    humantime::parse_rfc3339(value).ok().or_else(ago).map(Start::Since).ok_or_else(|| {
         bad_query(
-            "since is a duration such as 10m, a time such as 2026-11-22T18:00:00Z, unix seconds, or all",
+            "since is a duration such as 10m, a time in UTC such as 2026-11-22T18:00:00Z, unix seconds, or all",
         )
     })
+}
+
+/// Digits alone are unix seconds. Where that is a time that nobody means, it was meant otherwise.
+fn since_unix(seconds: u64) -> Result<SystemTime, Problem> {
+    const YEAR_2001: u64 = 978_307_200;
+    const YEAR_10000: u64 = 253_402_300_800;
+    if seconds < YEAR_2001 {
+        let last = if seconds == 0 { 10 } else { seconds };
+        return Err(bad_query(format!(
+            "since={seconds} is unix seconds, and so a time in the last century; write {last}s or {last}m for the last \
+             seconds or minutes, or all"
+        )));
+    }
+    if seconds >= YEAR_10000 {
+        let meant = seconds / 1000;
+        return Err(bad_query(format!(
+            "since={seconds} is beyond the year 9999 in unix seconds; if it is in milliseconds, write {meant}"
+        )));
+    }
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 fn read_last(value: &str) -> Result<Start, Problem> {

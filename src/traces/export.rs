@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::http_client::Client;
 use crate::logging::Throttle;
 use crate::metrics::{Metrics, SpanMetrics};
+use crate::reason::Peer;
 
 /// Spans that wait for the collector.
 const QUEUE: usize = 2048;
@@ -69,7 +70,7 @@ pub struct Export {
 
 /// Both ends, for the collector at `endpoint`.
 pub(super) fn new(endpoint: &str, metrics: &Metrics) -> Result<(Queue, Export), String> {
-    let client = Client::new().map_err(|problem| format!("traces.endpoint: {problem}"))?;
+    let client = Client::new(Peer::Collector).map_err(|problem| format!("traces.endpoint: {problem}"))?;
     let mut exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(Collector(client))

@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::settings::{Proof, Target};
 use super::wire::{Connect, Info, Operation, PING, PONG, Reader, write_connect};
+use crate::reason::{CLOSED, LATE, Peer, UNRESOLVED, sentence};
 
 /// Time for a connection, all of the above included, to one address of a server.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -35,15 +36,15 @@ pub(super) struct Connection {
 
 /// Connects to the first address of a server that lets us in. An error is one line without secrets.
 pub(super) async fn connect(target: &Target) -> Result<Connection, String> {
-    let host = target.host.as_str();
-    let addresses =
-        lookup_host((host, target.port)).await.map_err(|error| format!("{host} has no address: {error}"))?;
-    let mut why = format!("{host} has no address");
+    let (host, port) = (target.host.as_str(), target.port);
+    let unusable = |why: &str| format!("cannot connect: {host}:{port}: {}", sentence(why, Peer::Nats));
+    let addresses = lookup_host((host, port)).await.map_err(|error| unusable(&error.to_string()))?;
+    let mut why = unusable(UNRESOLVED);
     for address in addresses {
         match timeout(CONNECT_LIMIT, begin(target, address)).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => why = format!("{address}: {error}"),
-            Err(_) => why = format!("{address}: no connection within {} s", CONNECT_LIMIT.as_secs()),
+            Ok(Err(error)) => why = unusable(&error),
+            Err(_) => why = unusable(LATE),
         }
     }
     Err(why)
@@ -138,7 +139,7 @@ async fn operation(socket: &mut Box<dyn Socket>, reader: &mut Reader) -> Result<
             return Ok(operation);
         }
         if socket.read_buf(reader.space()).await.map_err(said)? == 0 {
-            return Err("the server closed the connection".into());
+            return Err(CLOSED.into());
         }
     }
 }

@@ -27,6 +27,7 @@ use super::subjects::{received, subject};
 use super::table::Table;
 use super::wire::{self, Info, Operation, PONG, Reader};
 use crate::broker::{BrokerError, Command, Event, Link};
+use crate::reason::{Peer, sentence};
 
 /// How long the server may say nothing while an answer is awaited.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
@@ -134,7 +135,7 @@ impl Session {
             self.up(events);
         }
         let why = self.work(table, commands, events).await?;
-        let why = self.words.take().unwrap_or(why);
+        let why = self.words.take().map_or(why, |words| sentence(&words, Peer::Nats));
         let settling = self.settling.drain(..).map(|(_, asked)| asked);
         for asked in self.batches.drain(..).flat_map(|batch| batch.asked).chain(settling) {
             asked.fail(BrokerError::Away(why.clone()), table);

@@ -3,6 +3,7 @@
 use redis::{ErrorKind, RedisError};
 
 use crate::broker::BrokerError;
+use crate::reason::{Peer, chain, sentence};
 
 /// Whether the server said this, so that the connection is fine.
 pub(super) fn is_answer(error: &RedisError) -> bool {
@@ -22,14 +23,20 @@ pub(super) fn fault(error: &RedisError) -> BrokerError {
     }
 }
 
-/// The server's words as it sent them, or the library's on one line. Neither ever holds a secret.
+/// The server's words as it sent them, with what would be right where that is known; or why there is no connection, on one
+/// line. Neither ever holds a secret.
 pub(super) fn words(error: &RedisError) -> String {
     if error.kind() == ErrorKind::AuthenticationFailed {
-        return "the server does not log us in; check broker.user and broker.password".into();
+        return "it refuses the login; check broker.user and broker.password (WRONGPASS)".into();
     }
-    let text = match error.code() {
-        Some(code) => format!("{code} {}", error.detail().unwrap_or_default()),
-        None => error.to_string(),
+    let Some(code) = error.code() else { return sentence(&chain(error), Peer::Redis) };
+    let text = format!("{code} {}", error.detail().unwrap_or_default());
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let right = match code {
+        "NOAUTH" => "it wants a login; set broker.password, and broker.user if it has users",
+        "NOPERM" => "the ACL of our user has to allow it, as docs/security.md lists",
+        "DENIED" => "it is in protected mode; set a password there, or bind it to an address",
+        _ => return text,
     };
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    format!("{}: {right}", text.trim_end_matches('.'))
 }

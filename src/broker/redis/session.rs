@@ -16,6 +16,7 @@ use super::shard_channels;
 use super::table::Name;
 use super::{BATCH, CONNECT_LIMIT, End, SILENCE_LIMIT};
 use crate::broker::BrokerError;
+use crate::reason::{CLOSED, LATE, Peer, sentence};
 use crate::topic::Filter;
 
 /// Messages of a resubscription that are kept until every filter is confirmed.
@@ -59,6 +60,7 @@ pub(super) async fn establish(
     globs: Vec<String>,
 ) -> Result<Session, End> {
     let address = client.get_connection_info().addr();
+    let unusable = |why: String| End::Unreachable(format!("{address}: {why}"));
     let connecting = async {
         if is_shard {
             let (connection, heard) = shard_channels::connect(client).await?;
@@ -69,17 +71,19 @@ pub(super) async fn establish(
     };
     let (sink, heard) = timeout(CONNECT_LIMIT, connecting)
         .await
-        .map_err(|_| End::Unreachable(format!("{address}: no answer within {CONNECT_LIMIT:?}")))?
-        .map_err(|why: RedisError| End::Unreachable(format!("{address}: {}", words(&why))))?;
+        .map_err(|_| unusable(sentence(LATE, Peer::Redis)))?
+        .map_err(|why: RedisError| unusable(words(&why)))?;
     let mut stream = heard.ready_chunks(BATCH);
     let (mut held, mut moved) = (Vec::new(), Vec::new());
 
     let subscribe = async {
         // A server that was stopped still accepts connections (its kernel does), and one that wants a password or has
         // too many clients says so only now. A narrow ACL may well not grant PING: that is an answer like any other.
-        let answer = timeout(SILENCE_LIMIT, ping(sink.clone())).await.map_err(|_| End::Silent)?;
+        let answer = timeout(SILENCE_LIMIT, ping(sink.clone())).await;
+        let answer = answer.map_err(|_| unusable(sentence(LATE, Peer::Redis)))?;
         if let Some(why) = answer.err().filter(|why| why.code() != Some("NOPERM")) {
-            return Err(if is_answer(&why) { End::Rejected(words(&why)) } else { End::Closed });
+            let closed = || sentence(CLOSED, Peer::Redis);
+            return Err(unusable(if is_answer(&why) { words(&why) } else { closed() }));
         }
         let (mut refused, mut strays) = (Vec::new(), Vec::new());
         for (names, name) in
@@ -90,9 +94,11 @@ pub(super) async fn establish(
                 let denied = timeout(SILENCE_LIMIT, subscribe(sink.clone(), chunk)).await;
                 for (name, fault) in denied.map_err(|_| End::Silent)?.map_err(|_| End::Closed)? {
                     match (fault, name) {
-                        (BrokerError::Refused(why), name) => refused.push((name, why)),
+                        (BrokerError::Refused(why) | BrokerError::Unfit(why), name) => {
+                            refused.push((name, why))
+                        }
                         (BrokerError::Away(_), Name::Channel(name)) if is_shard => strays.push(name),
-                        (BrokerError::Away(why), _) => return Err(End::Rejected(why)),
+                        (BrokerError::Away(why), _) => return Err(unusable(why)),
                     }
                 }
             }
@@ -104,7 +110,7 @@ pub(super) async fn establish(
         tokio::select! {
             denied = &mut subscribe => break denied?,
             chunk = stream.next() => {
-                for heard in chunk.ok_or(End::Closed)? {
+                for heard in chunk.ok_or_else(|| unusable(sentence(CLOSED, Peer::Redis)))? {
                     match heard {
                         Heard::Message(message) => held.push(message),
                         Heard::Unsubscribed(channel) => moved.push(channel),

@@ -21,6 +21,7 @@ use super::super::problem::{Problem, come_back};
 use super::super::subscribe;
 use super::query::{Query, bad_query};
 use super::state::Standing;
+use crate::code::RefusalCode;
 use crate::gateway::Gateway;
 
 /// How often the page is told how things stand.
@@ -79,7 +80,10 @@ pub(super) async fn messages(
     let address = client::address(request.extensions());
     let stream = match gateway.watch(&topic, LAST, address, version) {
         Ok(Some(stream)) => stream,
-        Ok(None) => return Err(Problem::not_exposed()),
+        Ok(None) => {
+            let detail = format!("{topic} is not held now: it has no reader, and had none for a while");
+            return Err(Problem::new(RefusalCode::NotFound, detail));
+        }
         Err(code) => return Ok(come_back(&gateway, request.headers(), code)),
     };
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());

@@ -10,7 +10,7 @@ mod topics;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
@@ -31,7 +31,12 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
     if gateway.current().config.admin.console {
         router = router.merge(people(closing).with_state(gateway.clone()));
     }
-    router.fallback(|| async { Problem::not_exposed() }).with_state(gateway)
+    let fallback = |uri: Uri| async move {
+        let instead = "this is the admin listener, with /metrics, /livez, /readyz and, where admin.console is on, the \
+                       console at /; topics are on the public one (listen)";
+        Problem::no_route(&uri, instead)
+    };
+    router.fallback(fallback).with_state(gateway)
 }
 
 /// The routes for people, which show what others wrote and can end streams.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use async_nats::{Client, ReconnectToServer, ServerAddr};
 use tokio::sync::mpsc;
 
+use crate::reason::{Peer, sentence};
+
 /// Time for a connection, handshakes included, to one address of a server.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -29,6 +31,7 @@ pub(super) async fn connect(
     // async-nats always tries to reconnect. It is allowed one attempt, and that one is sent to a port where nothing
     // can listen: it fails at once, the connection's task ends, and every subscription ends once it is drained.
     let dead = ServerAddr::from_str("nats://127.0.0.1:0").map_err(|error| error.to_string())?;
+    let name = format!("{}:{}", address.host(), address.port());
     let pool = vec![address.clone(), dead.clone()];
     let connected = AtomicBool::new(false);
     let client = options
@@ -59,6 +62,6 @@ pub(super) async fn connect(
         })
         .connect(pool)
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| format!("cannot connect: {name}: {}", sentence(&error.to_string(), Peer::Nats)))?;
     Ok((client, errors))
 }

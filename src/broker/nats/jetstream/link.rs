@@ -14,6 +14,7 @@ use super::super::{OPEN_LIMIT, RETRY_LIMIT, Settings, pause};
 use super::LIMIT;
 use super::client::connect;
 use crate::broker::{BrokerError, Event, Link};
+use crate::reason::{LATE, Peer, sentence};
 
 /// What answers come to, so that a narrow user can be given `_INBOX.topicgate.>`.
 const INBOX: &str = "_INBOX.topicgate";
@@ -96,9 +97,10 @@ pub(super) async fn keep(mut settings: Settings, events: mpsc::Sender<Event>, st
 
 async fn open(settings: &Settings, server: usize) -> Result<(Api, mpsc::Receiver<String>), String> {
     let (address, options) = settings.server(server)?;
+    let late =
+        format!("cannot connect: {}:{}: {}", address.host(), address.port(), sentence(LATE, Peer::Nats));
     let opening = connect(address, options.custom_inbox_prefix(INBOX));
-    let (client, errors) =
-        timeout(OPEN_LIMIT, opening).await.map_err(|_| "connecting took too long".to_owned())??;
+    let (client, errors) = timeout(OPEN_LIMIT, opening).await.map_err(|_| late)??;
     let context = ContextBuilder::new().timeout(LIMIT).build(client.clone());
     Ok((Api { client, context }, errors))
 }
@@ -121,5 +123,5 @@ async fn ended(api: &Api, mut errors: mpsc::Receiver<String>) -> String {
     while let Ok(Some(words)) = timeout(Duration::from_secs(1), errors.recv()).await {
         last = Some(words);
     }
-    last.unwrap_or_else(|| "the connection was lost".into())
+    last.map_or("the connection was lost".into(), |words| sentence(&words, Peer::Nats))
 }

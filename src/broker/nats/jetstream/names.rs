@@ -77,7 +77,7 @@ pub(super) fn check_key(source: &Source, topic: &Topic) -> Result<(), BrokerErro
         Ok(())
     } else {
         let why = "a key of a bucket has letters, digits, -, _ and = between its dots, and nothing else";
-        Err(BrokerError::Refused(why.into()))
+        Err(BrokerError::Unfit(why.into()))
     }
 }
 

@@ -7,6 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use redis::Value;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::broker::{BrokerError, Change, Headers, Message, Stored};
 use crate::position::{pack_entry_id, unpack_entry_id};
@@ -156,34 +158,68 @@ impl Entry {
     }
 }
 
-/// The fields of the entry that a published message becomes: the reverse of [`Entry::into_message`].
+/// The fields of the entry that a published message becomes. A payload that is `field` comes back byte for byte. Without
+/// one, the members of a JSON object are the fields, in their order: strings as their text, anything else as its JSON
+/// text, digit for digit. [`Entry::into_message`] then reads every value as a string, since a field has no type.
 pub(super) fn fields(payload: &Bytes, headers: &Headers, field: Option<&str>) -> Result<Fields, BrokerError> {
-    let refused = |why: String| BrokerError::Refused(why);
+    let unfit = |why: String| BrokerError::Unfit(why);
     let mut fields = match field {
         Some(field) => vec![(field.as_bytes().to_vec(), payload.to_vec())],
         None => {
-            let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(payload).map_err(|_| {
-                let why = "the payload is not a JSON object, whose members would be the fields of the entry; \
-                           send one, or name the field that is the payload (payload = { field = … })";
-                refused(why.into())
+            let Members(members) = serde_json::from_slice(payload).map_err(|_| {
+                let why = "the payload is not a JSON object, and its members become the fields of an entry of the \
+                           Redis Stream; send an object such as {\"n\":1}, or have the topic's rule name one field for the \
+                           whole payload, as in payload = { field = \"data\" }";
+                unfit(why.into())
             })?;
-            let text = |value: serde_json::Value| match value {
-                serde_json::Value::String(text) => text,
-                other => other.to_string(),
-            };
-            object.into_iter().map(|(name, value)| (name.into_bytes(), text(value).into_bytes())).collect()
+            members
         }
     };
+    if fields.is_empty() {
+        let why = "the payload is an empty JSON object, and an entry of a Redis Stream needs a field; send a member";
+        return Err(unfit(why.into()));
+    }
     for (name, value) in headers.iter() {
         if fields.iter().any(|(field, _)| field == name.as_bytes()) {
-            return Err(refused(format!("the payload is or has the field {name:?} already")));
+            let why = format!(
+                "the payload has the field {name:?} already, which the topic's rule takes the id or the type from; \
+                 give it once"
+            );
+            return Err(unfit(why));
         }
         fields.push((name.as_bytes().to_vec(), value.as_bytes().to_vec()));
     }
-    if fields.is_empty() {
-        return Err(refused("the JSON object is empty, and an entry needs a field".into()));
-    }
     Ok(fields)
+}
+
+/// The members of a JSON object in their order: a map would sort them, and a number that is parsed loses digits.
+struct Members(Fields);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Members(Vec::new()))
+    }
+}
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+            let value = match value.get() {
+                text if text.starts_with('"') => {
+                    serde_json::from_str::<String>(text).map_err(de::Error::custom)?
+                }
+                other => other.to_owned(),
+            };
+            self.0.push((name.into_bytes(), value.into_bytes()));
+        }
+        Ok(self)
+    }
 }
 
 #[cfg(test)]
@@ -209,5 +245,22 @@ mod tests {
         let entry = Value::Array(vec![bulk(b"5-1"), Value::Array(fields)]);
         let [entry] = <[Entry; 1]>::try_from(Entry::list(Value::Array(vec![entry])).unwrap()).unwrap();
         assert_eq!(entry.json(), r#"{"b":"1","a\"":"data:application/octet-stream;base64,/w==","b":"2"}"#);
+    }
+
+    #[test]
+    fn the_members_of_an_object_are_fields_in_their_order_and_digit_for_digit() {
+        let payload =
+            br#"{"z":"text","a":12345678901234567890123.10,"deep":{"b":[1, 2]},"no":null,"z":true}"#;
+        let fields = fields(&Bytes::from_static(payload), &Headers::default(), None).unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let fields: Vec<_> = fields.iter().map(|(name, value)| (text(name), text(value))).collect();
+        let expected = [
+            ("z", "text"),
+            ("a", "12345678901234567890123.10"),
+            ("deep", r#"{"b":[1, 2]}"#),
+            ("no", "null"),
+            ("z", "true"),
+        ];
+        assert_eq!(fields, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
 }

@@ -330,7 +330,7 @@ impl Following {
                     continue;
                 }
                 Err(BrokerError::Away(why)) => return Err(why),
-                Err(BrokerError::Refused(why)) => {
+                Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
                     self.refusal = None;
                     self.end(&name, |key| key.refuse(why), &mut events);
                     continue;

@@ -96,7 +96,7 @@ impl<C: Into<Order>> Task<C> {
             let name = Name::Channel(channel);
             match faults.get(&name) {
                 Some(BrokerError::Away(_)) => {}
-                Some(BrokerError::Refused(why)) => {
+                Some(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
                     self.strays.remove(name.as_str());
                     for filter in self.table.remove_name(&name) {
                         self.outbox.forget(&filter);
