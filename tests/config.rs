@@ -313,7 +313,12 @@ fn check_names_no_header_for_the_ids_of_a_source_that_has_its_own() {
         (
             "redis://h",
             "source = \"redis-stream\"",
-            "Event ids are those of the broker, types in the field Event-Type",
+            "Event ids are those of the broker, and no types",
+        ),
+        (
+            "redis://h",
+            "source = \"redis-stream\"\ntype = { header = \"kind\" }",
+            "Event ids are those of the broker, types in the field kind",
         ),
         ("redis://h", "id = { pointer = \"/id\" }", "Ids are in the JSON field /id, and no types"),
         (
