@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::auth::access::{self, Verdict};
 use crate::auth::{Action, Auth, Caller, Voucher};
 use crate::config::Config;
+use crate::filter_index::FilterIndex;
 use crate::log::Registry;
 use crate::metrics::Metrics;
 use crate::signal::Who;
@@ -22,6 +23,8 @@ pub struct Current {
     pub auth: Auth,
     /// What the streams that open now have in common.
     pub streams: Arc<Shared>,
+    /// Which rule is the first of its pattern.
+    rules: FilterIndex<usize>,
 }
 
 impl Current {
@@ -52,12 +55,31 @@ impl Current {
             write_timeout: config.streams.write_timeout,
             why,
         });
-        Arc::new(Current { config, auth, streams })
+        let mut rules = FilterIndex::default();
+        for (index, rule) in config.topics.iter().enumerate().rev() {
+            rules.insert(&rule.filter, index);
+        }
+        Arc::new(Current { config, auth, streams, rules })
     }
 
     /// Whether `caller` may do this with all of `filter`.
     pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
-        access::decide(&self.config.topics, action, filter, caller)
+        let rules = &self.config.topics;
+        if filter.is_pattern() {
+            return access::decide(rules, action, filter, caller);
+        }
+        // No other rule touches one topic.
+        let rule = self.rule_index(filter);
+        access::decide(rule.map_or(&[], |index| &rules[index..=index]), action, filter, caller)
+    }
+
+    /// The rule that covers all of `filter`, the first if there are several.
+    pub fn rule_index(&self, filter: &Filter) -> Option<usize> {
+        let mut first = None;
+        self.rules.covering(filter, |index| {
+            first = Some(first.map_or(*index, |first: usize| first.min(*index)));
+        });
+        first
     }
 
     /// Whether a stream over `filter` that was opened under what was in force then would be let in now.

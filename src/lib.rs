@@ -12,6 +12,7 @@ pub mod commands;
 pub mod config;
 pub mod current;
 pub mod encoder;
+pub mod filter_index;
 pub mod gateway;
 pub mod health;
 pub mod history;

@@ -288,7 +288,7 @@ fn near(text: &str) -> Option<Box<str>> {
 /// Whether a first segment has a meaning of its own on a broker, so that no wildcard matches it. These are families of
 /// names rather than a list, since servers add to them: `$` and `_` with a capital letter are NATS' (`$SYS`, `$JS`, `$KV`,
 /// `$MQTT`, `_INBOX`, `_R_`, `_GR_`), `__` is Redis' (`__keyspace@0__`, `__keyevent@0__`, `__sentinel__`, `__redis__`).
-fn is_reserved(segment: &str) -> bool {
+pub(crate) fn is_reserved(segment: &str) -> bool {
     match segment.as_bytes() {
         [b'$', ..] => true,
         [b'_', next, ..] => *next == b'_' || next.is_ascii_uppercase(),

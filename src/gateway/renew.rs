@@ -19,12 +19,8 @@ impl Gateway {
         *self.current.write() = current.clone();
         self.put_limits(&current.config);
         let topics = &current.config.topics;
-        let settings: Vec<_> =
-            topics.iter().map(|rule| (&rule.filter, log_settings(rule, &self.metrics))).collect();
-        self.registry.set_rules(|filter| {
-            let rule = settings.iter().find(|(pattern, _)| pattern.covers(filter));
-            rule.map(|(_, settings)| settings.clone())
-        });
+        let settings: Vec<_> = topics.iter().map(|rule| log_settings(rule, &self.metrics)).collect();
+        self.registry.set_rules(|filter| current.rule_index(filter).map(|index| settings[index].clone()));
         self.keep_warm(topics);
         let mut revoked = 0;
         for log in self.registry.logs_read() {

@@ -4,17 +4,18 @@
 //! are read up to one head and in its order, so the number of the last event tells the place in all of them. Between
 //! sequences there is no order to keep: each is read as far as it goes, and an id tells the place in every one.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::history::Run;
 use super::lease::Lease;
 use super::look::Lag;
 use super::piece::Piece;
-use super::{BATCH_BYTES, Item, TopicLog};
+use super::{Item, TopicLog};
 use crate::message::Format;
 use crate::position::{COMPONENTS, Sequence};
 use crate::signal::Signal;
@@ -77,14 +78,14 @@ pub struct Batch {
 
 impl Batch {
     /// So many entries of `log`, the first of them of that time.
-    fn count(&mut self, log: &TopicLog, entries: usize, time: SystemTime) {
+    pub(super) fn count(&mut self, log: &TopicLog, entries: usize, time: SystemTime) {
         self.entries += entries;
         self.oldest = Some(self.oldest.map_or(time, |oldest| oldest.min(time)));
         log.rule.events.inc_by(entries as u64);
     }
 
     /// A gap in `log`.
-    fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
+    pub(super) fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
         self.gaps.push(reason);
         log.rule.gaps.inc();
     }
@@ -92,12 +93,12 @@ impl Batch {
 
 /// How it is read.
 #[derive(Debug, Clone, Copy)]
-struct Way<'a> {
-    format: Format,
-    coding: Coding,
+pub(super) struct Way<'a> {
+    pub(super) format: Format,
+    pub(super) coding: Coding,
     signal: &'a Arc<Signal>,
     /// A gap in what the log no longer holds has this reason.
-    reason: GapReason,
+    pub(super) reason: GapReason,
 }
 
 impl Cursors {
@@ -111,17 +112,19 @@ impl Cursors {
         let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
         if mixed {
             // By the filter that comes first in each, so that the same topics have the same order everywhere.
-            let first = |cursor: &Cursor, all: &[Cursor]| {
-                let with = all.iter().filter(|other| other.is_with(cursor));
-                with.map(|other| other.lease.filter().as_str().to_owned()).min()
-            };
-            let keys: Vec<_> = cursors
-                .iter()
-                .map(|cursor| (first(cursor, &cursors), cursor.lease.filter().clone()))
-                .collect();
-            let mut keyed: Vec<_> = keys.into_iter().zip(cursors).collect();
-            keyed.sort_by(|(a, _), (b, _)| (&a.0, a.1.as_str()).cmp(&(&b.0, b.1.as_str())));
-            cursors = keyed.into_iter().map(|(_, cursor)| cursor).collect();
+            cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
+            let mut first: SmallVec<[Arc<Sequence>; 1]> = SmallVec::new();
+            let mut places: Vec<usize> = Vec::with_capacity(cursors.len());
+            for cursor in &cursors {
+                let known = first.iter().position(|sequence| Arc::ptr_eq(sequence, cursor.sequence()));
+                places.push(known.unwrap_or(first.len()));
+                if known.is_none() {
+                    first.push(cursor.sequence().clone());
+                }
+            }
+            let mut placed: Vec<_> = places.into_iter().zip(cursors).collect();
+            placed.sort_by_key(|(place, _)| *place); // stable
+            cursors = placed.into_iter().map(|(_, cursor)| cursor).collect();
         }
         Cursors { cursors, mixed, replaying: false, caught_up: false }
     }
@@ -202,108 +205,6 @@ impl Cursors {
         let parts: Vec<String> = places.iter().map(part).collect();
         parts.join(COMPONENTS.encode_utf8(&mut [0; 4]))
     }
-
-    fn merge(&mut self, way: Way) -> Read {
-        let ranges = self.sequences();
-        let mut joined = BytesMut::new();
-        let mut batch = Batch::default();
-        let mut fetching = false;
-        for (index, range) in ranges.iter().enumerate() {
-            let places = |cursors: &Cursors, ranges: &[std::ops::Range<usize>]| -> Vec<(usize, u64)> {
-                let place = |range: &std::ops::Range<usize>| {
-                    let positions = cursors.cursors[range.clone()].iter().map(|cursor| cursor.position);
-                    (range.start, positions.min().unwrap_or_default())
-                };
-                ranges.iter().map(place).collect()
-            };
-            // The parts of an id before and after the place in this sequence, where there are others.
-            let around = self.mixed.then(|| {
-                let mut before = self.event_id(&places(self, &ranges[..index]));
-                let mut after = self.event_id(&places(self, &ranges[index + 1..]));
-                if !before.is_empty() {
-                    before.push(COMPONENTS);
-                }
-                if !after.is_empty() {
-                    after.insert(0, COMPONENTS);
-                }
-                (before, after)
-            });
-            let budget = BATCH_BYTES / ranges.len();
-            let replaying = self.replaying;
-            let cursors = &mut self.cursors[range.clone()];
-            fetching |= merge_one(cursors, way, replaying, budget, around.as_ref(), &mut joined, &mut batch);
-        }
-        batch.bytes = joined.freeze();
-        match batch.bytes.is_empty() {
-            false => Read::Batch(batch),
-            true if fetching => Read::Fetching,
-            true => Read::Nothing,
-        }
-    }
-}
-
-/// Reads the cursors of one sequence, in its order, and appends what it finds. Returns whether something is being fetched.
-fn merge_one(
-    cursors: &mut [Cursor],
-    way: Way,
-    replaying: bool,
-    budget: usize,
-    around: Option<&(String, String)>,
-    joined: &mut BytesMut,
-    batch: &mut Batch,
-) -> bool {
-    let Some(sequence) = cursors.first().map(|cursor| cursor.lease.sequence().clone()) else { return false };
-    let head = sequence.head();
-    let mut items: Vec<(usize, Item)> = Vec::new();
-    let mut found = Vec::new();
-    let mut limit = u64::MAX;
-    let mut fetching = false;
-    for (index, cursor) in cursors.iter_mut().enumerate() {
-        // A log that had more than fits limits all: beyond its last item here, its entries would come too late.
-        let collected = cursor.collect(head, way, replaying, budget, &mut found);
-        fetching |= collected.is_none();
-        limit = limit.min(collected.unwrap_or(cursor.position));
-        items.extend(found.drain(..).map(|item| (index, item)));
-    }
-    items.retain(|(_, item)| item.place().0 <= limit);
-    items.sort_by_key(|(_, item)| item.place());
-    let event_id = |place: u64| match around {
-        Some((before, after)) => format!("{before}{}{after}", sequence.component(place)),
-        None => sequence.event_id(place, None),
-    };
-    let begin = joined.len();
-    let mut items = items.into_iter().peekable();
-    while let Some((index, item)) = items.next() {
-        let (place, _) = item.place();
-        let followed = items.peek().is_some_and(|(_, next)| next.place().0 == place);
-        // Two logs can have lost the same number. An id that says "read up to here" is for the last of them.
-        let told = if followed { place - 1 } else { place };
-        let filter = cursors[index].lease.filter();
-        match item {
-            Item::Entry(entry) if !followed && around.is_none() => {
-                joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
-                batch.count(cursors[index].lease.log(), 1, entry.time());
-            }
-            Item::Entry(entry) => {
-                let frame = entry.frame_with_id(way.format, filter, &event_id(told));
-                joined.extend_from_slice(frame.slice(way.coding));
-                batch.count(cursors[index].lease.log(), 1, entry.time());
-            }
-            Item::Evicted(_) => {
-                let gap = frame::stream_gap(Some(&event_id(told)), filter.as_str(), way.reason);
-                joined.extend_from_slice(gap.slice(way.coding));
-                batch.count_gap(cursors[index].lease.log(), way.reason);
-            }
-        }
-        if joined.len() - begin >= budget && !followed {
-            limit = place;
-            break;
-        }
-    }
-    for cursor in cursors {
-        cursor.position = cursor.position.max(limit);
-    }
-    fetching
 }
 
 impl Cursor {
@@ -318,8 +219,8 @@ impl Cursor {
 
     fn read(&mut self, way: Way, replaying: bool) -> Read {
         let head = self.sequence().head();
-        while let Some(until) = self.history_until(replaying) {
-            let Some(run) = self.run(until, way) else { return Read::Fetching };
+        while let Some(until) = self.history_until(self.position, replaying) {
+            let Some(run) = self.run(self.position, until, way) else { return Read::Fetching };
             if run.gone > self.position {
                 return self.told(run.gone, way);
             }
@@ -338,7 +239,7 @@ impl Cursor {
             Ok(None) => Read::Nothing,
             Ok(Some(piece)) => self.taken(piece),
             // Evicted since it was looked at above.
-            Err(_) if self.history_until(replaying).is_some() => self.read(way, replaying),
+            Err(_) if self.history_until(self.position, replaying).is_some() => self.read(way, replaying),
             Err(through) => self.told(through, way),
         }
     }
@@ -357,10 +258,10 @@ impl Cursor {
         Read::Batch(batch)
     }
 
-    /// The part of the history in which it stands. `None`: it is being fetched.
-    fn run(&self, until: u64, way: Way) -> Option<Arc<Run>> {
+    /// The part of the history in which `from` lies. `None`: it is being fetched.
+    fn run(&self, from: u64, until: u64, way: Way) -> Option<Arc<Run>> {
         let log = self.lease.log();
-        log.history.as_ref()?.read(log, self.position, until, way.signal)
+        log.history.as_ref()?.read(log, from, until, way.signal)
     }
 
     fn gap(&self, through: u64, way: Way) -> frame::Frame {
@@ -368,50 +269,65 @@ impl Cursor {
         frame::stream_gap(Some(&id), self.lease.filter().as_str(), way.reason)
     }
 
-    /// Up to where it is to be read from the history that the broker keeps, if it stands before what the log holds.
-    fn history_until(&self, replaying: bool) -> Option<u64> {
+    /// Up to where what follows `from` is to be read from the history that the broker keeps, if that is before what the log holds.
+    fn history_until(&self, from: u64, replaying: bool) -> Option<u64> {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {
             // Only to begin with. Who falls behind later is told so: values alone do not say which keys were deleted.
-            return (replaying && self.position < self.target).then_some(self.target);
+            return (replaying && from < self.target).then_some(self.target);
         }
         let begin = log.evicted().0;
-        (self.position < begin).then_some(begin)
+        (from < begin).then_some(begin)
     }
 
-    /// As [`super::TopicLog::collect`], from the history where the log no longer has it. `None`: it is being fetched.
-    fn collect(
-        &mut self,
+    /// Whether it may find something behind its position: asked of a log without its lock.
+    pub(super) fn has_news(&self, replaying: bool) -> bool {
+        let log = self.lease.log();
+        let values = || replaying && log.history.as_ref().is_some_and(|history| history.of_values);
+        !log.has_nothing_after(self.position) || values() && self.position < self.target
+    }
+
+    /// As [`super::TopicLog::collect`], after `from`, and from the history where the log no longer has it. `None`: it is being
+    /// fetched.
+    pub(super) fn collect(
+        &self,
+        mut from: u64,
         head: u64,
         way: Way,
         replaying: bool,
-        budget: usize,
-        items: &mut Vec<Item>,
+        count: usize,
+        items: &mut VecDeque<Item>,
     ) -> Option<u64> {
-        while let Some(until) = self.history_until(replaying) {
-            let through = self.collect_history(until, way, budget, items)?;
+        while let Some(until) = self.history_until(from, replaying) {
+            let through = self.collect_history(from, until, way, count, items)?;
             if !items.is_empty() {
                 return Some(through);
             }
-            self.position = through;
+            from = through;
         }
-        Some(self.lease.log().collect(self.position, head, way.format, budget, items))
+        Some(self.lease.log().collect(from, head, count, items))
     }
 
-    /// What the broker keeps after the position, about `budget` bytes of it; returns how far that is everything. `None`: it is
-    /// being fetched.
-    fn collect_history(&self, until: u64, way: Way, budget: usize, items: &mut Vec<Item>) -> Option<u64> {
-        let run = self.run(until, way)?;
-        if run.gone > self.position {
-            items.push(Item::Evicted(run.gone));
+    /// Up to `count` of what the broker keeps after `from`; returns how far that is everything. `None`: it is being fetched.
+    fn collect_history(
+        &self,
+        from: u64,
+        until: u64,
+        way: Way,
+        count: usize,
+        items: &mut VecDeque<Item>,
+    ) -> Option<u64> {
+        let run = self.run(from, until, way)?;
+        if run.gone > from {
+            items.push_back(Item::Evicted(run.gone));
         }
-        let index = run.entries.partition_point(|entry| entry.sequence <= self.position);
-        let mut bytes = 0;
+        let index = run.entries.partition_point(|entry| entry.sequence <= from);
+        let mut left = count;
         for entry in run.entries.range(index..) {
-            items.push(Item::Entry(entry.clone()));
-            bytes += entry.frame(way.format).weight();
-            if bytes >= budget {
+            items.push_back(Item::Entry(entry.clone()));
+            left -= 1;
+            if left == 0 {
                 return Some(entry.sequence);
             }
         }

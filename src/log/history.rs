@@ -5,7 +5,7 @@
 //! broker's numbers, so there is nothing to join. What it waits for is here, not in the reader: who waits holds a place in a
 //! list, and no message. This asks; it does not talk to the broker.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -109,7 +109,8 @@ struct State {
 struct Asked {
     after: u64,
     until: u64,
-    waiting: Vec<Arc<Signal>>,
+    /// By where each signal is, since a crowd may wait, and every one of it asks whenever it is woken.
+    waiting: HashMap<usize, Arc<Signal>>,
 }
 
 impl History {
@@ -144,13 +145,14 @@ impl History {
         // The log goes on while it is read, and up to where its history is asked for with it: that makes no other run.
         let same = |asked: &&mut Asked| asked.after == position && (!self.of_values || asked.until == until);
         if let Some(asked) = state.asked.iter_mut().find(same) {
-            if !asked.waiting.iter().any(|other| Arc::ptr_eq(other, signal)) {
-                asked.waiting.push(signal.clone());
-            }
+            asked.waiting.entry(Arc::as_ptr(signal).addr()).or_insert_with(|| signal.clone());
         } else {
             let ask = Ask { log: log.clone(), after: position, until, is_answered: AtomicBool::new(false) };
             match self.asks.try_send(ask) {
-                Ok(()) => state.asked.push(Asked { after: position, until, waiting: vec![signal.clone()] }),
+                Ok(()) => {
+                    let waiting = HashMap::from([(Arc::as_ptr(signal).addr(), signal.clone())]);
+                    state.asked.push(Asked { after: position, until, waiting });
+                }
                 Err(full) => {
                     drop(state); // the end of an ask takes the lock
                     drop(full);
@@ -169,18 +171,18 @@ impl History {
     /// they asked for a part of it.
     fn answer(&self, after: u64, until: u64, run: Option<Arc<Run>>) {
         let mut state = self.state.lock();
-        let mut waiting = Vec::new();
+        let mut waiting = HashMap::new();
         let answered = state.asked.iter().position(|asked| (asked.after, asked.until) == (after, until));
         if let Some(index) = answered {
             waiting = state.asked.swap_remove(index).waiting;
         }
         if let Some(run) = run {
             let served = |asked: &&mut Asked| run.covers(asked.after);
-            state.asked.iter_mut().filter(served).for_each(|asked| waiting.append(&mut asked.waiting));
+            state.asked.iter_mut().filter(served).for_each(|asked| waiting.extend(asked.waiting.drain()));
             state.runs.push_back(run);
         }
         drop(state);
-        waiting.iter().for_each(|signal| signal.wake());
+        waiting.values().for_each(|signal| signal.wake());
     }
 
     fn forget(&self, run: &Arc<Run>) {

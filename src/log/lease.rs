@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use super::TopicLog;
@@ -48,7 +49,7 @@ impl Lease {
         &self.log.filter
     }
 
-    /// Waits until the log's subscription is confirmed.
+    /// Waits until the log's subscription is confirmed, and until it has what the log that feeds it held before.
     ///
     /// # Errors
     /// Why it could not be subscribed.
@@ -57,10 +58,14 @@ impl Lease {
         // Taken out of the registry meanwhile: its subscription has failed.
         let Some(mut receiver) = receiver else { return Err(CloseCode::Unavailable) };
         match receiver.wait_for(|state| *state != Subscribed::Pending).await.as_deref() {
-            Ok(Subscribed::Failed(code)) => Err(*code),
-            Ok(_) => Ok(()),
-            Err(_) => Err(CloseCode::Unavailable),
+            Ok(Subscribed::Failed(code)) => return Err(*code),
+            Ok(_) => {}
+            Err(_) => return Err(CloseCode::Unavailable),
         }
+        while !self.log.take_over() {
+            yield_now().await; // others have their turn
+        }
+        Ok(())
     }
 }
 

@@ -8,12 +8,15 @@
 //! One writer appends ([`Registry`], for ingest); any number of readers read at positions of their own. The log knows
 //! nothing of brokers, HTTP or configuration.
 
+mod by_topic;
 mod cursor;
 mod entry;
 mod history;
 mod lease;
 mod look;
+mod merge;
 mod open;
+mod past;
 mod piece;
 mod readers;
 mod registry;

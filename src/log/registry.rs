@@ -9,9 +9,10 @@ mod feeding;
 mod look;
 mod reclaim;
 mod slot;
+mod slots;
 mod writer;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -24,10 +25,12 @@ use self::feeding::begin_now;
 pub use self::look::Reading;
 use self::slot::Feed;
 pub(super) use self::slot::Slot;
+use self::slots::Slots;
 use super::history::{Ask, History, Runs};
 use super::lease::{Lease, Subscribed, Subscription};
 use super::time::Line;
 use super::{Bounds, TopicLog, Usage};
+use crate::filter_index::FilterIndex;
 use crate::message::Fields;
 use crate::position::Sequence;
 use crate::topic::Filter;
@@ -59,11 +62,11 @@ pub struct Registry {
 
 #[derive(Debug, Default)]
 struct Inner {
-    slots: HashMap<Filter, Slot>,
+    slots: Slots,
     /// Logs of which readers are still to be woken, each once.
     waking: VecDeque<Arc<TopicLog>>,
     /// Filters of warm logs.
-    warm: Vec<Filter>,
+    warm: FilterIndex<Filter>,
     /// How often it has changed what feeds which filter.
     feeding: u32,
     /// The times of what this process numbers.
@@ -81,10 +84,7 @@ impl Registry {
 
     /// Gives `log` up, if that has not happened yet.
     pub(super) fn forget(&self, log: &Arc<TopicLog>) {
-        let mut inner = self.inner.lock();
-        if inner.slots.get(&log.filter).is_some_and(|slot| Arc::ptr_eq(&slot.log, log)) {
-            inner.remove(&log.filter, &self.sequence);
-        }
+        self.take_out(&log.filter, |slot| Arc::ptr_eq(&slot.log, log));
     }
 
     /// An empty one. What is to be fetched from the broker goes to `asks`.
@@ -113,16 +113,30 @@ impl Registry {
     }
 
     /// Gives each log the bounds and fields that `settings` has for its filter. What is fetched from a history is to be
-    /// encoded as what came live, so its fields stay.
+    /// encoded as what came live, so its fields stay. The lock is let go in between.
     pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<Fields>)>) {
-        for (filter, slot) in &mut self.inner.lock().slots {
-            if let Some((bounds, fields)) = settings(filter)
-                && fields.source == slot.fields.source
-            {
-                slot.log.set_bounds(&bounds);
-                if !fields.source.is_stored() {
-                    slot.fields = fields;
+        let mut at = 0;
+        let found = |inner: &mut Inner, part| {
+            let slots = inner.slots.part(part).map(|slot| (slot.log.clone(), slot.fields.clone()));
+            slots.collect::<Vec<_>>()
+        };
+        while let Some((next, found)) = self.with_part(at, found) {
+            at = next;
+            let mut changed = Vec::new();
+            for (log, before) in found {
+                if let Some((bounds, fields)) = settings(&log.filter)
+                    && fields.source == before.source
+                {
+                    log.set_bounds(&bounds);
+                    if !fields.source.is_stored() && fields != before {
+                        changed.push((log, fields));
+                    }
                 }
+            }
+            let mut inner = self.inner.lock();
+            for (log, fields) in changed {
+                let slot = inner.slots.get_mut(&log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &log));
+                slot.into_iter().for_each(|slot| slot.fields = fields.clone());
             }
         }
     }
@@ -154,9 +168,13 @@ impl Registry {
         warm: Option<&Filter>,
     ) -> Result<(Lease, Option<Subscription>), LeaseError> {
         let mut inner = self.inner.lock();
+        let mut ended = None;
         if let Some(slot) = inner.slots.get_mut(filter) {
-            slot.readers += 1;
-            return Ok((Lease::new(self.clone(), slot.log.clone()), None));
+            if slot.log.sealed().is_none() {
+                slot.readers += 1;
+                return Ok((Lease::new(self.clone(), slot.log.clone()), None));
+            }
+            ended = inner.remove(filter, &self.sequence); // what fed it is gone
         }
         if inner.slots.len() >= self.max_topics.load(Ordering::Relaxed) {
             return Err(LeaseError::Full);
@@ -170,7 +188,11 @@ impl Registry {
         let log = slot.log.clone();
         let subscription =
             matches!(slot.feed, Feed::Own).then(|| Subscription::new(self.clone(), log.clone()));
-        inner.slots.insert(filter.clone(), Slot { readers: 1, ..slot });
+        inner.slots.insert(Slot { readers: 1, ..slot });
+        drop(inner);
+        drop(ended);
+        // What there is to take over is little as a rule, and who waits until it is ready finds it done.
+        log.take_over();
         Ok((Lease::new(self.clone(), log), subscription))
     }
 
@@ -196,7 +218,7 @@ impl Registry {
         }
         let slot = Slot { kept: true, ..self.own_slot(&inner, filter, bounds, fields) };
         let log = slot.log.clone();
-        inner.slots.insert(filter.clone(), slot);
+        inner.slots.insert(slot);
         inner.begin_to_feed(filter, &self.sequence);
         Some(Subscription::new(self.clone(), log))
     }
@@ -237,8 +259,8 @@ impl Registry {
         }
     }
 
-    /// What is held of a log that begins with what the one of `warm` holds of its filter, and is fed by it from now on. Under the
-    /// writer's lock, so that no message falls between the two.
+    /// What is held of a log that is fed by the one of `warm` from now on, and has what that holds of its filter once it is ready.
+    /// Under the writer's lock, so that no message falls between the two.
     fn fed_slot(&self, inner: &mut Inner, warm: Filter, filter: &Filter, bounds: &Bounds) -> Option<Slot> {
         let begun = inner.feeding;
         let Slot { log: source, fields, subscribed, feed: Feed::Warm(fed), .. } =
@@ -249,7 +271,7 @@ impl Registry {
         // As its messages come: encoded for the rule that is subscribed.
         let (fields, subscribed) = (fields.clone(), subscribed.clone());
         let history = self.history(&fields);
-        let log = Arc::new(source.narrowed(filter, bounds, history, fed.complete_from(filter)));
+        let log = Arc::new(source.fed(filter, bounds, history, fed.complete_from(filter)));
         fed.add(&log);
         Some(Slot {
             log,

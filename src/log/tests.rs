@@ -1,8 +1,10 @@
 //! What a crowd of readers shares, and how it is woken.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -16,6 +18,29 @@ use crate::topic::{Filter, Topic};
 
 const MESSAGES: u64 = 2_000;
 
+thread_local! {
+    static LOOKED_AT: Cell<usize> = const { Cell::new(0) };
+    static PARTS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts an entry that is looked at.
+pub(super) fn look_at_entry() {
+    LOOKED_AT.set(LOOKED_AT.get() + 1);
+}
+
+/// Counts a part of the slots that is gone through under one hold of the lock.
+pub(super) fn go_through_part() {
+    PARTS.set(PARTS.get() + 1);
+}
+
+/// How many entries and parts `work` looks at.
+fn steps(work: impl FnOnce()) -> (usize, usize) {
+    LOOKED_AT.set(0);
+    PARTS.set(0);
+    work();
+    (LOOKED_AT.get(), PARTS.get())
+}
+
 fn full_registry() -> (Arc<Registry>, Lease) {
     let registry = Registry::new(Sequence::new(Epoch::random()), 10, usize::MAX, mpsc::channel(1).0);
     let lease = lease(&registry);
@@ -24,9 +49,13 @@ fn full_registry() -> (Arc<Registry>, Lease) {
 }
 
 fn append(registry: &Arc<Registry>, topic: &str, count: u64) {
-    let topic = Topic::parse(topic, 9).unwrap();
+    append_by(registry, &Filter::parse(topic, 9).unwrap(), topic, count);
+}
+
+fn append_by(registry: &Arc<Registry>, subscribed: &Filter, topic: &str, count: u64) {
+    let topic = Topic::parse(topic, 99).unwrap();
     for _ in 0..count {
-        registry.append(&topic.clone().into(), &topic, None, |_, sequence, time, _| {
+        registry.append(subscribed, &topic, None, |_, sequence, time, _| {
             let id = registry.sequence().event_id(sequence, None);
             EntryKind::Message(Message::new(topic.clone(), time, id, Found::default(), &[b'x'; 200]))
         });
@@ -45,17 +74,33 @@ fn lease(registry: &Arc<Registry>) -> Lease {
 }
 
 fn lease_of(registry: &Arc<Registry>, topic: &str) -> Lease {
-    let age = Duration::from_secs(60);
-    let bounds =
-        Bounds { messages: usize::MAX, bytes: usize::MAX, age, linger: age, rule: RuleMetrics::default() };
-    let fields =
-        Fields { source: Source::Pubsub, id: Field::Header("a".into()), kind: Field::Header("b".into()) };
-    let (lease, subscription) =
-        registry.lease(&Filter::parse(topic, 9).unwrap(), &bounds, &Arc::new(fields), None).unwrap();
+    lease_in(registry, topic, None)
+}
+
+fn lease_in(registry: &Arc<Registry>, topic: &str, warm: Option<&Filter>) -> Lease {
+    let filter = Filter::parse(topic, 99).unwrap();
+    let (lease, subscription) = registry.lease(&filter, &bounds(), &fields(), warm).unwrap();
     if let Some(subscription) = subscription {
         subscription.confirm();
     }
+    while lease.ready().now_or_never().is_none() {}
     lease
+}
+
+fn bounds() -> Bounds {
+    let age = Duration::from_secs(60);
+    Bounds {
+        messages: usize::MAX,
+        bytes: usize::MAX,
+        age,
+        linger: Duration::ZERO,
+        rule: RuleMetrics::default(),
+    }
+}
+
+fn fields() -> Arc<Fields> {
+    let (id, kind) = (Field::Header("a".into()), Field::Header("b".into()));
+    Arc::new(Fields { source: Source::Pubsub, id, kind })
 }
 
 /// Where each piece that the reader is given lies in memory, to the end.
@@ -166,4 +211,106 @@ fn pieces_count_among_the_bytes_that_are_held_and_go_with_the_next_sweep() {
     assert!(registry.bytes() >= before + joined / 2, "{joined}");
     registry.sweep(|_, _| true);
     assert_eq!(registry.bytes(), before);
+}
+
+/// A registry with a warm log of `w/**`, and its filter.
+fn warm_registry() -> (Arc<Registry>, Filter) {
+    let registry = Registry::new(Sequence::new(Epoch::random()), 1_000_000, usize::MAX, mpsc::channel(1).0);
+    let warm = Filter::parse("w/**", 9).unwrap();
+    registry.warm(&warm, &bounds(), &fields()).unwrap().confirm();
+    (registry, warm)
+}
+
+#[test]
+fn a_new_topic_in_a_warm_rule_looks_at_its_own_messages_only() {
+    let looked_at = |topics: usize| {
+        let (registry, warm) = warm_registry();
+        for _ in 0..10 {
+            (0..topics).for_each(|topic| append_by(&registry, &warm, &format!("w/{topic}"), 1));
+        }
+        let (steps, _) = steps(|| drop(lease_in(&registry, "w/7", Some(&warm))));
+        let held = lease_in(&registry, "w/7", Some(&warm)).log().state.lock().entries.len();
+        assert_eq!(held, 10);
+        steps
+    };
+    assert_eq!((looked_at(10), looked_at(1_000)), (10, 10));
+}
+
+#[test]
+fn where_topics_are_found_is_forgotten_with_their_messages() {
+    let (registry, warm) = warm_registry();
+    (0..100).for_each(|topic| append_by(&registry, &warm, &format!("w/{}", topic % 30), 1));
+    let log = lease_in(&registry, "w/**", None).log().clone();
+    let found = |topic: &str| {
+        let (topic, state) = (Topic::parse(topic, 9).unwrap(), log.state.lock());
+        state.by_topic.as_ref().unwrap().newest(&topic).is_some()
+    };
+    assert!(found("w/3") && found("w/20"));
+    log.evict_through(registry.sequence().head() - 10);
+    assert!(found("w/3") && !found("w/20"));
+    log.evict_through(u64::MAX);
+    assert!(!found("w/3"));
+    let held = lease_in(&registry, "w/3", Some(&warm)).log().state.lock().entries.len();
+    assert_eq!(held, 0);
+    append_by(&registry, &warm, "w/3", 2);
+    assert!(found("w/3"));
+}
+
+#[test]
+fn a_catch_up_over_many_topics_looks_at_little_more_than_it_sends() {
+    let looked_at = |topics: usize| {
+        let (registry, _) = warm_registry();
+        let names: Vec<String> = (0..topics).map(|topic| format!("t/{topic}")).collect();
+        let leases = || names.iter().map(|name| lease_of(&registry, name)).collect();
+        let held: Vec<Lease> = leases();
+        let start = Start::After(Some(registry.sequence().event_id(registry.sequence().head(), None)));
+        for _ in 0..5_000 / topics {
+            names.iter().for_each(|name| append_by(&registry, &Filter::parse(name, 9).unwrap(), name, 1));
+        }
+        let mut cursors = Cursors::open(leases(), &Arc::default(), &start, &[]).cursors;
+        let mut sent = 0;
+        let (steps, _) = steps(|| {
+            while let Some(batch) = read(&mut cursors) {
+                sent += batch.entries;
+            }
+        });
+        assert_eq!(sent, 5_000);
+        drop(held);
+        steps
+    };
+    for topics in [2, 10, 100] {
+        let steps = looked_at(topics);
+        assert!((5_000..10_000).contains(&steps), "{steps} for {topics}");
+    }
+}
+
+#[test]
+fn whoever_waits_for_the_lock_has_it_while_thousands_of_logs_are_gone_through() {
+    const LOGS: usize = 3_000;
+    let (registry, warm) = warm_registry();
+    let lease = |topic: usize| lease_in(&registry, &format!("w/{topic}/*"), Some(&warm));
+    let leases: Vec<_> = (0..LOGS).map(lease).collect();
+    let parts = |work: &dyn Fn()| steps(work).1;
+    assert!(parts(&|| registry.set_rules(|_| Some((bounds(), fields())))) >= LOGS / 256);
+    assert!(parts(&|| assert_eq!(registry.logs_read().len(), LOGS)) >= LOGS / 256);
+    assert!(parts(&|| _ = registry.sweep(|_, _| true)) >= LOGS / 256);
+    assert_eq!(registry.topics(), LOGS + 1);
+    drop(leases);
+    assert!(parts(&|| _ = registry.sweep(|_, _| true)) >= LOGS / 256);
+    assert_eq!(registry.topics(), 1);
+}
+
+#[test]
+fn who_comes_while_what_a_warm_log_fed_is_given_up_gets_a_log_that_lives() {
+    let (registry, warm) = warm_registry();
+    let old = lease_in(&registry, "w/1", Some(&warm));
+    // As it is between the end of the warm log and that of the others.
+    old.log().seal();
+    let new = lease_of(&registry, "w/1");
+    assert!(!Arc::ptr_eq(old.log(), new.log()));
+    assert!(new.log().sealed().is_none());
+    registry.refuse(&warm);
+    drop(old);
+    append(&registry, "w/1", 1);
+    assert_eq!(new.log().state.lock().entries.len(), 1);
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::by_topic::{self, ByTopic};
 use super::history::History;
+use super::past::Past;
 use super::piece::{Piece, Pieces};
 use super::readers::Readers;
 use super::{Bounds, Entry, Item, Usage};
@@ -26,15 +28,17 @@ pub struct TopicLog {
     pub(super) rule: RuleMetrics,
     pub(super) usage: Arc<Usage>,
     /// Whose numbers its entries have. Set when its subscription begins, at the latest: nobody reads before.
-    sequence: OnceLock<Arc<Sequence>>,
+    pub(super) sequence: OnceLock<Arc<Sequence>>,
     /// Of what the broker keeps.
     pub(super) history: Option<History>,
     /// The last sequence that the log knows of: of its newest entry, or where it began. Stored after the entry is in and
     /// before it is published.
-    newest: AtomicU64,
-    /// Up to where it is complete if its subscription has ended, else `u64::MAX`.
-    sealed: AtomicU64,
+    pub(super) newest: AtomicU64,
+    /// Up to where it is complete if its subscription has ended, else `u64::MAX`. A log and those that it feeds share one.
+    pub(super) sealed: Arc<AtomicU64>,
     pub(super) state: Mutex<State>,
+    /// What it has still to take over from the log that feeds it. Locked before `state`.
+    pub(super) past: Mutex<Option<Box<Past>>>,
     /// Apart from `state`, so that waking thousands does not hold up the first of them in reading.
     pub(super) readers: Mutex<Readers>,
 }
@@ -42,7 +46,7 @@ pub struct TopicLog {
 /// What its lock protects.
 #[derive(Debug)]
 pub(super) struct State {
-    bounds: Bounds,
+    pub(super) bounds: Bounds,
     /// In ascending order of sequence.
     pub(super) entries: VecDeque<Arc<Entry>>,
     pub(super) bytes: usize,
@@ -53,9 +57,13 @@ pub(super) struct State {
     pub(super) evicted_time: SystemTime,
     /// Where a publisher's id stands, and how many entries have it. The first of several equal ids, since to resume
     /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
-    publisher_ids: HashMap<Box<str>, (u64, usize)>,
+    pub(super) publisher_ids: HashMap<Box<str>, (u64, usize)>,
     /// What was put together for readers, for others at the same places.
     pieces: Pieces,
+    /// Where each topic's messages are, in a log that feeds others.
+    pub(super) by_topic: Option<Box<ByTopic>>,
+    /// Older entries are still to be put before these. Ends when one of these is given up.
+    pub(super) taking_over: bool,
 }
 
 impl TopicLog {
@@ -77,6 +85,8 @@ impl TopicLog {
             evicted_time,
             publisher_ids: HashMap::new(),
             pieces: Pieces::new(usage.clone()),
+            by_topic: None,
+            taking_over: false,
         };
         TopicLog {
             filter,
@@ -85,8 +95,9 @@ impl TopicLog {
             sequence,
             history,
             newest: AtomicU64::new(evicted),
-            sealed: AtomicU64::new(u64::MAX),
+            sealed: Arc::new(AtomicU64::new(u64::MAX)),
             state: Mutex::new(state),
+            past: Mutex::default(),
             readers: Mutex::default(),
         }
     }
@@ -106,6 +117,10 @@ impl TopicLog {
         let mut state = self.state.lock();
         let head = sequence.head();
         (state.evicted, state.evicted_time) = (head, time);
+        state.taking_over = false;
+        if let Some(by_topic) = &mut state.by_topic {
+            by_topic.whole_from = (head, time);
+        }
         self.newest.store(head, Ordering::Release);
         let _ = self.sequence.set(sequence.clone());
     }
@@ -113,7 +128,10 @@ impl TopicLog {
     /// Appends, and evicts what is then beyond the bounds. Readers see the entry once it is published.
     pub(super) fn append(&self, entry: Arc<Entry>) {
         let mut state = self.state.lock();
-        let weight = entry.weight();
+        let weight = state.weight_of(&entry);
+        if let Some(by_topic) = &mut state.by_topic {
+            by_topic.append(&entry);
+        }
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
             state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0)).1 += 1;
         }
@@ -155,7 +173,11 @@ impl TopicLog {
 
     fn evict_oldest(&self, state: &mut State) {
         let Some(entry) = state.entries.pop_front() else { return };
-        let weight = entry.weight();
+        let weight = state.weight_of(&entry);
+        state.taking_over = false;
+        if let Some(by_topic) = &mut state.by_topic {
+            by_topic.evict(&entry);
+        }
         state.bytes -= weight;
         self.usage.0.fetch_sub(weight, Ordering::Relaxed);
         state.evicted = entry.sequence;
@@ -186,6 +208,7 @@ impl TopicLog {
         if state.entries.capacity() > 64 && state.entries.len() * 4 < state.entries.capacity() {
             state.entries.shrink_to_fit();
         }
+        state.by_topic.iter_mut().for_each(|by_topic| by_topic.shrink());
     }
 
     /// Gives up what was put together for readers.
@@ -257,69 +280,33 @@ impl TopicLog {
             .collect()
     }
 
-    /// A log of `filter`, which lies inside this one's, that begins with what this one holds of it. A gap of no single topic
-    /// concerns all of it, so the new log is complete from the last such gap on.
-    /// What is from before `from` is left out.
-    pub(super) fn narrowed(
-        &self,
-        filter: &Filter,
-        bounds: &Bounds,
-        history: Option<History>,
-        from: (u64, SystemTime),
-    ) -> TopicLog {
-        let state = self.state.lock();
-        let last_gap = state.entries.iter().rposition(|entry| entry.topic().is_none());
-        let (mut evicted, mut time) = match last_gap.map(|index| &state.entries[index]) {
-            Some(gap) => (gap.sequence, gap.time()),
-            None => (state.evicted, state.evicted_time),
-        };
-        if self.history.is_none() && from.0 > evicted {
-            (evicted, time) = from; // what the broker numbers has the same numbers by whatever it comes
-        }
-        let (usage, sequence) = (self.usage.clone(), self.sequence.clone());
-        let log = TopicLog::new(filter.clone(), bounds.clone(), usage, sequence, history, (evicted, time));
-        let index = state.entries.partition_point(|entry| entry.sequence <= evicted);
-        let complete = state.entries.range(index..);
-        // Set when its subscription began, before anything came.
-        if let Some(sequence) = self.sequence() {
-            complete
-                .filter(|entry| entry.topic().is_some_and(|topic| filter.matches(topic)))
-                .for_each(|entry| log.append(entry.in_log_of(filter, sequence)));
-        }
-        log
-    }
-
-    /// Puts into `items` what follows `position` up to `head`, about `budget` bytes of it. Returns how far that is
-    /// everything.
-    pub(super) fn collect(
-        &self,
-        position: u64,
-        head: u64,
-        format: Format,
-        budget: usize,
-        items: &mut Vec<Item>,
-    ) -> u64 {
-        let head = head.min(self.sealed.load(Ordering::Acquire));
+    /// Puts into `items` up to `count` of what follows `position` up to `head`. Returns how far that is everything.
+    pub(super) fn collect(&self, position: u64, head: u64, count: usize, items: &mut VecDeque<Item>) -> u64 {
+        let head = self.end(head);
         if self.has_nothing_after(position) {
             return head;
         }
         let state = self.state.lock();
         if state.evicted > position {
-            items.push(Item::Evicted(state.evicted));
+            items.push_back(Item::Evicted(state.evicted));
         }
         let index = state.entries.partition_point(|entry| entry.sequence <= position);
-        let mut bytes = 0;
-        for entry in state.entries.range(index..) {
-            if entry.sequence > head {
-                break;
-            }
-            items.push(Item::Entry(entry.clone()));
-            bytes += entry.frame(format).weight();
-            if bytes >= budget {
+        let mut left = count;
+        for entry in state.entries.range(index..).take_while(|entry| entry.sequence <= head) {
+            #[cfg(test)]
+            super::tests::look_at_entry();
+            items.push_back(Item::Entry(entry.clone()));
+            left -= 1;
+            if left == 0 {
                 return entry.sequence;
             }
         }
         head
+    }
+
+    /// Up to where it can be read, if everything up to `head` is published.
+    pub(super) fn end(&self, head: u64) -> u64 {
+        head.min(self.sealed.load(Ordering::Acquire))
     }
 
     /// The entries that follow `position` up to `head`, in one piece that the readers at the same place share.
@@ -355,6 +342,7 @@ impl TopicLog {
     /// Its subscription is confirmed: what came before is not all here. Under the writer's lock.
     pub(super) fn begins(&self, now: SystemTime) {
         let mut state = self.state.lock();
+        state.taking_over = false; // nor can it be had from the log that feeds it
         let head = self.sequence().map_or(0, |sequence| sequence.head());
         let (number, time) = match state.entries.front() {
             Some(oldest) => (oldest.sequence - 1, oldest.time().min(now)),
@@ -365,14 +353,22 @@ impl TopicLog {
         self.newest.fetch_max(state.evicted, Ordering::Release);
     }
 
-    /// Its subscription has ended, and it is complete up to `head` only: no reader may say that it has read further.
-    pub(super) fn seal(&self, head: u64) {
+    /// Its subscription has ended, and it is complete up to the head only: no reader may say that it has read further.
+    pub(super) fn seal(&self) {
+        let head = self.sequence().map_or(0, |sequence| sequence.head());
         self.sealed.store(head, Ordering::Release);
     }
 
     /// Up to where it is complete, if its subscription has ended.
     pub(super) fn sealed(&self) -> Option<u64> {
         Some(self.sealed.load(Ordering::Acquire)).filter(|end| *end != u64::MAX)
+    }
+}
+
+impl State {
+    /// What `entry` counts for among its bytes.
+    fn weight_of(&self, entry: &Entry) -> usize {
+        entry.weight() + if self.by_topic.is_some() { by_topic::WEIGHT } else { 0 }
     }
 }
 

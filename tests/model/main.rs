@@ -8,6 +8,7 @@ mod replica;
 mod schedules;
 mod stored;
 mod threads;
+mod warm;
 
 /// How many schedules are tried: so many, or as many times that as the environment says in `SCHEDULES`.
 fn cases(cases: u32) -> u32 {

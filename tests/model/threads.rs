@@ -17,8 +17,16 @@ use topicgate::topic::{Filter, Topic};
 use crate::client::{Life, parse};
 use crate::replica::{Replica, at_most, filter, topic};
 
-const TOPICS: [&str; 4] = ["a", "b", "w/1", "w/2"];
-const STREAMS: [&[&str]; 4] = [&["a"], &["a", "b", "w/1"], &["w/1", "w/2"], &["w/*"]];
+const TOPICS: [&str; 6] = ["a", "b", "w/1", "w/2", "w/a/1", "w/a/2"];
+const STREAMS: [&[&str]; 7] = [
+    &["a"],
+    &["a", "b", "w/1"],
+    &["w/1", "w/2"],
+    &["w/*"],
+    &["w/a/*", "w/1"],
+    &["w/*/1", "w/a/2"],
+    &["w/a/**", "w/2", "b"],
+];
 
 /// How long the last message may take to reach those who sleep.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -44,7 +52,7 @@ impl World {
     fn new() -> Self {
         let counts = || TOPICS.iter().map(|name| (topic(name), AtomicUsize::new(0))).collect();
         World {
-            replica: Replica::new(at_most(50)),
+            replica: Replica::new(at_most(900)),
             started: counts(),
             done: counts(),
             stopping: AtomicBool::new(false),
@@ -170,7 +178,7 @@ async fn stay(world: Arc<World>, names: &'static [&'static str]) {
 async fn nobody_misses_a_message_or_sleeps_through_the_last_one() {
     let world = Arc::new(World::new());
     let mut tasks = tokio::task::JoinSet::new();
-    for names in STREAMS.iter().cycle().take(8) {
+    for names in STREAMS.iter().cycle().take(10) {
         tasks.spawn(stay(world.clone(), names));
         tasks.spawn(come_and_go(world.clone(), names));
     }

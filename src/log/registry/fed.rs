@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::super::TopicLog;
+use crate::filter_index::FilterIndex;
 use crate::topic::{Filter, Topic};
 
 /// A number, and when that was.
@@ -21,7 +22,7 @@ const TOPICS: usize = 100_000;
 #[derive(Debug)]
 pub(super) struct Fed {
     topics: HashMap<Filter, Arc<TopicLog>>,
-    patterns: Vec<Arc<TopicLog>>,
+    patterns: FilterIndex<Arc<TopicLog>>,
     /// Since when it feeds others.
     from: Place,
     /// The same of what was fed otherwise after that.
@@ -33,7 +34,7 @@ impl Default for Fed {
     fn default() -> Self {
         Fed {
             topics: HashMap::new(),
-            patterns: Vec::new(),
+            patterns: FilterIndex::default(),
             from: (0, SystemTime::UNIX_EPOCH),
             from_of: HashMap::new(),
             from_of_patterns: Vec::new(),
@@ -84,25 +85,30 @@ impl Fed {
 
     pub(super) fn add(&mut self, log: &Arc<TopicLog>) {
         if log.filter.is_pattern() {
-            self.patterns.push(log.clone());
+            self.patterns.insert(&log.filter, log.clone());
         } else {
             self.topics.insert(log.filter.clone(), log.clone());
         }
     }
 
     pub(super) fn remove(&mut self, filter: &Filter) {
-        self.topics.remove(filter);
-        self.patterns.retain(|log| log.filter != *filter);
+        if filter.is_pattern() {
+            self.patterns.remove(filter);
+        } else {
+            self.topics.remove(filter);
+        }
     }
 
     /// All of them.
     pub(super) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
-        self.topics.values().chain(&self.patterns)
+        self.topics.values().chain(self.patterns.values())
     }
 
-    /// Those that a message of `topic` is for.
-    pub(super) fn matching(&self, topic: &Topic) -> impl Iterator<Item = &Arc<TopicLog>> {
-        let topics = self.topics.get(&Filter::from(topic.clone())).into_iter();
-        topics.chain(self.patterns.iter().filter(|log| log.filter.matches(topic)))
+    /// Calls `work` with each that a message of `topic` is for.
+    pub(super) fn matching<'a>(&'a self, topic: &Topic, mut work: impl FnMut(&'a Arc<TopicLog>)) {
+        self.topics.get(&Filter::from(topic.clone())).into_iter().for_each(&mut work);
+        if !self.patterns.is_empty() {
+            self.patterns.matching(topic, work);
+        }
     }
 }

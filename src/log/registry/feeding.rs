@@ -3,28 +3,27 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::MutexGuard;
+use smallvec::SmallVec;
+
 use super::super::TopicLog;
 use super::super::time::Line;
 use super::fed::Fed;
 use super::slot::{Feed, Slot};
+use super::slots::PART;
 use super::{Inner, Registry};
 use crate::config::Source;
 use crate::position::Sequence;
 use crate::topic::Filter;
 
 impl Inner {
-    /// Takes a log out, and with a warm one those that it feeds: nothing would reach them any more. Returns them all.
-    /// `sequence` is that of the process.
-    pub(super) fn remove(&mut self, filter: &Filter, sequence: &Sequence) -> Vec<Arc<TopicLog>> {
-        let Some(slot) = self.slots.remove(filter) else { return Vec::new() };
+    /// Takes a log out. Those that a warm one fed get nothing more, and are to be taken out too. `sequence` is that of the
+    /// process.
+    pub(super) fn remove(&mut self, filter: &Filter, sequence: &Sequence) -> Option<Slot> {
+        let slot = self.slots.remove(filter)?;
         match &slot.feed {
             Feed::Own => {}
-            Feed::Warm(_) => {
-                self.warm.retain(|warm| warm != filter);
-                let is_fed = |other: &Slot| matches!(&other.feed, Feed::By(warm) if warm == filter);
-                let fed: Vec<_> = self.slots.extract_if(|_, other| is_fed(other)).collect();
-                fed.iter().for_each(|(filter, slot)| self.leave_mark(filter, slot, sequence));
-            }
+            Feed::Warm(_) => _ = self.warm.remove(filter),
             Feed::By(warm) => {
                 if let Some(Slot { feed: Feed::Warm(fed), .. }) = self.slots.get_mut(warm) {
                     fed.remove(filter);
@@ -32,7 +31,7 @@ impl Inner {
             }
         }
         self.leave_mark(filter, &slot, sequence);
-        slot.logs().cloned().collect()
+        Some(slot)
     }
 
     /// `slot` is gone. What a warm log that did not feed it has of its filter does not go on where it has ended.
@@ -40,7 +39,9 @@ impl Inner {
         if slot.begun == self.feeding || slot.fields.source.is_stored() {
             return; // for what the broker numbers it makes no difference by what it comes
         }
-        for warm in self.warm.iter().filter(|warm| warm.covers(filter)) {
+        let mut covering: SmallVec<[Filter; 2]> = SmallVec::new();
+        self.warm.covering(filter, |warm| covering.push(warm.clone()));
+        for warm in &covering {
             let is_fed_by = matches!(&slot.feed, Feed::By(by) if by == warm);
             if let Some(Slot { feed: Feed::Warm(fed), .. }) = self.slots.get_mut(warm)
                 && !is_fed_by
@@ -53,11 +54,10 @@ impl Inner {
     /// From now on the log of `warm` feeds others, or feeds all of them again.
     pub(super) fn begin_to_feed(&mut self, warm: &Filter, sequence: &Sequence) {
         self.feeding = self.feeding.wrapping_add(1);
-        if !self.warm.contains(warm) {
-            self.warm.push(warm.clone());
-        }
+        self.warm.insert(warm, warm.clone());
         let from = begin_now(sequence, &self.line);
         if let Some(slot) = self.slots.get_mut(warm) {
+            slot.log.index_topics();
             slot.feed = match std::mem::replace(&mut slot.feed, Feed::Own) {
                 Feed::Warm(fed) => Feed::Warm(fed.from(from)),
                 Feed::Own | Feed::By(_) => Feed::Warm(Fed::default().from(from)),
@@ -75,7 +75,13 @@ impl Inner {
         if feeds(rule) {
             return Some(rule.clone());
         }
-        self.warm.iter().find(|warm| warm.covers(rule) && feeds(warm)).cloned()
+        let mut found = None;
+        self.warm.covering(rule, |warm| {
+            if found.is_none() && feeds(warm) {
+                found = Some(warm.clone());
+            }
+        });
+        found
     }
 }
 
@@ -105,12 +111,44 @@ impl Registry {
 
     /// Where warm logs hold nothing any more from before they came to feed a topic, that makes no difference.
     pub(super) fn forget_marks(&self) {
-        let mut inner = self.inner.lock();
-        let Inner { slots, warm, .. } = &mut *inner;
+        let warm: Vec<Filter> = self.inner.lock().warm.values().cloned().collect();
         for warm in warm {
-            if let Some(Slot { log, feed: Feed::Warm(fed), .. }) = slots.get_mut(warm) {
+            let mut inner = self.inner.lock();
+            if let Some(Slot { log, feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(&warm) {
                 fed.forget_marks(log.evicted().0);
             }
         }
+    }
+
+    /// Takes the log of `filter` out, if it is the one that is meant, and those that it feeds: nothing would reach them any more.
+    /// All of them end at once, by the seal that they share. Then the others are taken out in parts; whoever leases one of
+    /// them meanwhile gets a new one. Returns them all.
+    pub(super) fn take_out(
+        &self,
+        filter: &Filter,
+        is_meant: impl FnOnce(&Slot) -> bool,
+    ) -> Vec<Arc<TopicLog>> {
+        let slot = {
+            let mut inner = self.inner.lock();
+            if !inner.slots.get(filter).is_some_and(is_meant) {
+                return Vec::new();
+            }
+            let Some(slot) = inner.remove(filter, &self.sequence) else { return Vec::new() };
+            slot.log.seal();
+            slot
+        };
+        let logs: Vec<_> = slot.logs().cloned().collect();
+        for part in logs.chunks(PART) {
+            let mut inner = self.inner.lock();
+            let is_held = |log: &&Arc<TopicLog>| {
+                inner.slots.get(&log.filter).is_some_and(|slot| Arc::ptr_eq(&slot.log, log))
+            };
+            let held: Vec<_> = part.iter().filter(is_held).collect();
+            let removed: Vec<_> =
+                held.into_iter().filter_map(|log| inner.remove(&log.filter, &self.sequence)).collect();
+            MutexGuard::unlock_fair(inner);
+            drop(removed); // not under the lock
+        }
+        logs
     }
 }

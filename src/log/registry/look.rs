@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::super::TopicLog;
 use super::super::lease::{Lease, Subscribed};
 use super::super::look::{Lag, LogState, UpstreamState};
-use super::{Feed, Registry, Slot};
+use super::{Feed, Inner, Registry, Slot};
 use crate::signal::Signal;
 use crate::topic::Filter;
 
@@ -24,20 +24,19 @@ pub struct Reading {
 impl Registry {
     /// The states of up to `limit` logs whose names begin with `prefix`, in the order of their names from behind `after` on.
     pub fn look(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
-        let mut found: Vec<_> = {
-            let inner = self.inner.lock();
-            let named = |filter: &Filter| filter.as_str().starts_with(prefix) && filter.as_str() > after;
-            let mut slots: Vec<_> = inner.slots.iter().filter(|(filter, _)| named(filter)).collect();
-            if slots.len() > limit {
-                slots.select_nth_unstable_by_key(limit, |(filter, _)| *filter);
-                slots.truncate(limit);
-            }
-            let state = |slot: &Slot| {
-                let idle = (slot.readers == 0).then(|| Instant::now().duration_since(slot.idle_since));
-                (slot.log.clone(), slot.readers, slot.upstream(), idle)
-            };
-            slots.into_iter().map(|(_, slot)| state(slot)).collect()
+        let named = |slot: &&Slot| {
+            let name = slot.log.filter.as_str();
+            name.starts_with(prefix) && name > after
         };
+        let state = |slot: &Slot| {
+            let idle = (slot.readers == 0).then(|| Instant::now().duration_since(slot.idle_since));
+            (slot.log.clone(), slot.readers, slot.upstream(), idle)
+        };
+        let mut found = self.of_slots(|slot| Some(slot).filter(named).map(state));
+        if found.len() > limit {
+            found.select_nth_unstable_by(limit, |(a, ..), (b, ..)| a.filter.cmp(&b.filter));
+            found.truncate(limit);
+        }
         found.sort_unstable_by(|(a, ..), (b, ..)| a.filter.cmp(&b.filter));
         found.into_iter().map(|(log, readers, upstream, idle)| log.state(readers, upstream, idle)).collect()
     }
@@ -85,12 +84,25 @@ impl Registry {
         let mut inner = self.inner.lock();
         let slot = inner.slots.get_mut(filter)?;
         slot.readers += 1;
-        Some(Lease::new(self.clone(), slot.log.clone()))
+        let lease = Lease::new(self.clone(), slot.log.clone());
+        drop(inner);
+        while !lease.log().take_over() {}
+        Some(lease)
     }
 
     fn logs(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Arc<TopicLog>> {
-        let inner = self.inner.lock();
-        inner.slots.values().filter(|slot| wanted(slot)).map(|slot| slot.log.clone()).collect()
+        self.of_slots(|slot| wanted(slot).then(|| slot.log.clone()))
+    }
+
+    /// What `find` makes of each slot. The lock is let go in between.
+    fn of_slots<T>(&self, find: impl Fn(&Slot) -> Option<T>) -> Vec<T> {
+        let (mut all, mut at) = (Vec::new(), 0);
+        let found = |inner: &mut Inner, part| inner.slots.part(part).filter_map(&find).collect::<Vec<_>>();
+        while let Some((next, found)) = self.with_part(at, found) {
+            at = next;
+            all.extend(found);
+        }
+        all
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
 use super::super::lease::Subscribed;
-use super::Registry;
 use super::slot::{Feed, Slot};
+use super::{Inner, Registry};
 use crate::config::Source;
 use crate::topic::Filter;
 
@@ -30,11 +31,18 @@ impl Registry {
     /// then the oldest entries wherever they are.
     fn reclaim(&self) {
         let target = (self.max_bytes.load(Ordering::Relaxed) as f64 * RECLAIM_TO) as usize;
-        let (mut idle, busy): (Vec<_>, Vec<_>) = {
-            let inner = self.inner.lock();
-            let logs = inner.slots.values().map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone()));
-            logs.partition(|(read, ..)| !read)
+        let (mut idle, mut busy) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        let found = |inner: &mut Inner, part| {
+            let slots = inner.slots.part(part);
+            slots.map(|slot| (slot.readers > 0, slot.idle_since, slot.log.clone())).collect::<Vec<_>>()
         };
+        while let Some((next, found)) = self.with_part(at, found) {
+            at = next;
+            let (read, unread): (Vec<_>, Vec<_>) = found.into_iter().partition(|(read, ..)| *read);
+            idle.extend(unread);
+            busy.extend(read);
+        }
         // What is only put together anew costs nobody a message.
         idle.iter().chain(&busy).for_each(|(_, _, log)| log.clear_pieces());
         idle.sort_unstable_by_key(|(_, since, _)| *since);
@@ -63,8 +71,8 @@ impl Registry {
     /// as [`Registry::keep_bound`].
     pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> bool {
         let now = Instant::now();
-        let logs: Vec<_> = {
-            let mut inner = self.inner.lock();
+        let mut at = 0;
+        let mut part = |inner: &mut Inner, part: Range<usize>| {
             // Short of room for new topics, nothing lingers.
             let crowded = inner.slots.len() * 10 >= self.max_topics.load(Ordering::Relaxed) * 9;
             let idle = |slot: &Slot| {
@@ -73,28 +81,30 @@ impl Registry {
                     && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
             };
             // While one waits to be confirmed, its subscription is not there to be ended yet.
-            let mut ends = |filter: &Filter, slot: &Slot| {
+            let mut ends = |slot: &Slot| {
                 idle(slot)
                     && *slot.subscribed.borrow() != Subscribed::Pending
-                    && unsubscribe(filter, &slot.fields.source)
+                    && unsubscribe(&slot.log.filter, &slot.fields.source)
             };
-            let ended: Vec<Filter> = inner
-                .slots
-                .iter()
-                .filter(|(filter, slot)| match &slot.feed {
-                    Feed::Warm(fed) => fed.is_empty() && ends(filter, slot),
+            let (mut ended, mut stay) = (Vec::new(), Vec::new());
+            for slot in inner.slots.part(part) {
+                let over = match &slot.feed {
+                    Feed::Warm(fed) => fed.is_empty() && ends(slot),
                     Feed::By(_) => idle(slot),
-                    Feed::Own => ends(filter, slot),
-                })
-                .map(|(filter, _)| filter.clone())
-                .collect();
-            ended.iter().for_each(|filter| drop(inner.remove(filter, &self.sequence)));
-            if inner.slots.capacity() > 1024 && inner.slots.len() * 4 < inner.slots.capacity() {
-                inner.slots.shrink_to_fit();
+                    Feed::Own => ends(slot),
+                };
+                if over { ended.push(slot.log.filter.clone()) } else { stay.push(slot.log.clone()) }
             }
-            inner.slots.values().map(|slot| slot.log.clone()).collect()
+            let remove = |filter| inner.remove(filter, &self.sequence);
+            let ended: Vec<_> = ended.iter().filter_map(remove).collect();
+            (ended, stay)
         };
-        logs.iter().for_each(|log| log.sweep(now));
+        while let Some((next, (ended, stay))) = self.with_part(at, &mut part) {
+            at = next;
+            drop(ended); // not under the lock
+            stay.iter().for_each(|log| log.sweep(now));
+        }
+        self.inner.lock().slots.shrink();
         self.forget_marks();
         self.runs.sweep();
         // Readers can fill memory too, with envelopes.

@@ -10,7 +10,7 @@ use super::super::lease::Subscribed;
 use super::super::time::Line;
 use super::fed::Fed;
 use crate::message::Fields;
-use crate::topic::Filter;
+use crate::topic::{Filter, Topic};
 
 /// A log, and what the registry knows of it.
 #[derive(Debug)]
@@ -52,5 +52,16 @@ impl Slot {
         };
         let fed = fed.into_iter().flat_map(Fed::logs);
         fed.chain(std::iter::once(&self.log))
+    }
+
+    /// Calls `work` with each of these logs that a message of `topic` is for; with all of them, if it is not known.
+    pub(super) fn logs_of<'a>(&'a self, topic: Option<&Topic>, mut work: impl FnMut(&'a Arc<TopicLog>)) {
+        let Some(topic) = topic else { return self.logs().for_each(work) };
+        if let Feed::Warm(fed) = &self.feed {
+            fed.matching(topic, &mut work);
+        }
+        if self.log.filter().matches(topic) {
+            work(&self.log);
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! The one writer's way to the logs: entries, gaps, the beginning and the end of what a subscription feeds.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -12,6 +11,7 @@ use super::super::lease::Subscribed;
 use super::super::time::{Line, Stamp};
 use super::super::{Entry, EntryKind, Gap, TopicLog};
 use super::slot::{Feed, Slot};
+use super::slots::Slots;
 use super::{Inner, Registry};
 use crate::config::Source;
 use crate::message::Fields;
@@ -68,10 +68,10 @@ impl Registry {
         let kind = encode(&sequence, number, said, &slot.fields);
         let entry = Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
-            for log in fed.matching(topic) {
+            fed.matching(topic, |log| {
                 log.append(entry.clone());
                 log.queue_wake(waking);
-            }
+            });
         }
         slot.log.append(entry);
         slot.log.queue_wake(waking);
@@ -88,15 +88,14 @@ impl Registry {
             return 0;
         };
         let id = sequence.event_id(through, None);
-        let concerned = |log: &&Arc<TopicLog>| topic.is_none_or(|topic| log.filter.matches(topic));
         let mut gaps = 0;
-        for log in slot.logs().filter(concerned) {
+        slot.logs_of(topic, |log| {
             let gap = Gap::new(&id, &log.filter, reason, topic.cloned());
             log.append(Entry::new(through, Stamp::unknown(), EntryKind::Gap(gap), &self.usage));
             log.rule.gaps.inc();
             log.queue_wake(waking);
             gaps += 1;
-        }
+        });
         sequence.publish(through);
         gaps
     }
@@ -168,8 +167,8 @@ impl Registry {
             // Looked up one by one: there may be as many as there are slots.
             Some(filters) => {
                 let slots = filters.iter().filter_map(|filter| slots.get(filter));
-                let logs = slots.filter(|slot| !slot.fields.source.is_stored()).flat_map(Slot::logs);
-                logs.filter(|log| topic.is_none_or(|topic| log.filter.matches(topic))).for_each(append);
+                let slots = slots.filter(|slot| !slot.fields.source.is_stored());
+                slots.for_each(|slot| slot.logs_of(topic, &mut append));
             }
         }
         gaps
@@ -201,16 +200,12 @@ impl Registry {
     }
 
     fn give_up(&self, filter: &Filter, code: CloseCode) {
-        let mut inner = self.inner.lock();
-        let removed = inner.remove(filter, &self.sequence);
-        removed.iter().for_each(|log| log.seal(log.sequence().map_or(0, |sequence| sequence.head())));
-        drop(inner);
-        removed.iter().for_each(|log| log.close(code));
+        self.take_out(filter, |_| true).iter().for_each(|log| log.close(code));
     }
 }
 
 /// The time of what is taken in now. Where the clock was set back, all logs that go by it go back with it.
-fn next_time(line: &mut Line, slots: &HashMap<Filter, Slot>) -> SystemTime {
+fn next_time(line: &mut Line, slots: &Slots) -> SystemTime {
     let (time, is_set_back) = line.next(SystemTime::now());
     if is_set_back {
         let ours = slots.values().filter(|slot| !slot.fields.source.is_stored());

@@ -1,0 +1,187 @@
+//! The merge of several logs for one stream. Of each log a few entries are taken, and more only once those are handed out: so
+//! a batch looks at little more than what is in it, however many logs there are. A log without news is passed over.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::ops::Range;
+
+use bytes::BytesMut;
+use smallvec::{SmallVec, smallvec};
+
+use super::cursor::{Batch, Cursor, Cursors, Read, Way};
+use super::{BATCH_BYTES, Item};
+use crate::position::{COMPONENTS, Sequence};
+use crate::sse::frame;
+
+/// About half as many entries as a batch has of short messages. Shared among the logs with news, it is what is taken of each at
+/// once: so few are taken in vain.
+const HALF_BATCH: usize = 128;
+
+impl Cursors {
+    /// Reads all of them, each sequence in its order.
+    pub(super) fn merge(&mut self, way: Way) -> Read {
+        let ranges = if self.mixed { self.sequences() } else { smallvec![0..self.cursors.len()] };
+        let mut joined = BytesMut::new();
+        let mut batch = Batch::default();
+        let mut fetching = false;
+        for (index, range) in ranges.iter().enumerate() {
+            let mut merge = Merge::new(&self.cursors[range.clone()], way, self.replaying);
+            if !merge.next.is_empty() {
+                let around = self.mixed.then(|| self.around(&ranges, index));
+                let cursors = &self.cursors[range.clone()];
+                let budget = BATCH_BYTES / ranges.len();
+                merge.write(cursors, way, around.as_ref(), budget, &mut joined, &mut batch);
+            }
+            fetching |= merge.fetching;
+            for cursor in &mut self.cursors[range.clone()] {
+                cursor.position = cursor.position.max(merge.limit);
+            }
+        }
+        batch.bytes = joined.freeze();
+        match batch.bytes.is_empty() {
+            false => Read::Batch(batch),
+            true if fetching => Read::Fetching,
+            true => Read::Nothing,
+        }
+    }
+
+    /// The parts of an id before and after the place in the sequence of that index.
+    fn around(&self, ranges: &[Range<usize>], index: usize) -> (String, String) {
+        let places = |ranges: &[Range<usize>]| -> Vec<(usize, u64)> {
+            let place = |range: &Range<usize>| {
+                let positions = self.cursors[range.clone()].iter().map(|cursor| cursor.position);
+                (range.start, positions.min().unwrap_or_default())
+            };
+            ranges.iter().map(place).collect()
+        };
+        let mut before = self.event_id(&places(&ranges[..index]));
+        let mut after = self.event_id(&places(&ranges[index + 1..]));
+        if !before.is_empty() {
+            before.push(COMPONENTS);
+        }
+        if !after.is_empty() {
+            after.insert(0, COMPONENTS);
+        }
+        (before, after)
+    }
+}
+
+/// The next items of one log that has any.
+#[derive(Debug)]
+struct Ahead {
+    cursor: usize,
+    items: VecDeque<Item>,
+    /// Up to here they are everything.
+    through: u64,
+}
+
+/// What comes next in the logs of one sequence.
+#[derive(Debug)]
+struct Merge {
+    replaying: bool,
+    /// What every log has was read before any of them.
+    head: u64,
+    /// No log is read further than this. Beyond it, one of them waits for the broker or has ended, or the batch is full.
+    limit: u64,
+    fetching: bool,
+    /// How many entries are taken of a log at once.
+    count: usize,
+    ahead: SmallVec<[Ahead; 2]>,
+    /// Of each of those that have an item left, its place.
+    next: BinaryHeap<Reverse<((u64, bool), usize)>>,
+}
+
+impl Merge {
+    /// Looks which of `cursors` have something.
+    fn new(cursors: &[Cursor], way: Way, replaying: bool) -> Self {
+        let head = cursors.first().map_or(0, |cursor| cursor.sequence().head());
+        let (ahead, next) = (SmallVec::new(), BinaryHeap::new());
+        let mut merge = Merge { replaying, head, limit: head, fetching: false, count: 0, ahead, next };
+        for (index, cursor) in cursors.iter().enumerate() {
+            merge.limit = merge.limit.min(cursor.lease.log().end(head));
+            if cursor.has_news(replaying) {
+                merge.ahead.push(Ahead { cursor: index, items: VecDeque::new(), through: cursor.position });
+            }
+        }
+        merge.count = (HALF_BATCH / merge.ahead.len().max(1)).max(1);
+        (0..merge.ahead.len()).for_each(|index| merge.take(index, cursors, way));
+        merge
+    }
+
+    /// Takes more of one log.
+    fn take(&mut self, index: usize, cursors: &[Cursor], way: Way) {
+        let ahead = &mut self.ahead[index];
+        let (from, cursor) = (ahead.through, &cursors[ahead.cursor]);
+        match cursor.collect(from, self.head, way, self.replaying, self.count, &mut ahead.items) {
+            Some(through) => ahead.through = through,
+            // Beyond this place its entries would come too late.
+            None => (self.limit, self.fetching) = (self.limit.min(from), true),
+        }
+        self.next.extend(ahead.items.front().map(|item| Reverse((item.place(), index))));
+    }
+
+    /// Appends what comes next, about `budget` bytes of it. `around` are the other parts of its ids.
+    fn write(
+        &mut self,
+        cursors: &[Cursor],
+        way: Way,
+        around: Option<&(String, String)>,
+        budget: usize,
+        joined: &mut BytesMut,
+        batch: &mut Batch,
+    ) {
+        let begin = joined.len();
+        while let Some(Reverse(((place, _), index))) = self.next.pop()
+            && place <= self.limit
+            && let Some(item) = self.ahead[index].items.pop_front()
+        {
+            match self.ahead[index].items.front() {
+                Some(next) => self.next.push(Reverse((next.place(), index))),
+                None => self.take(index, cursors, way),
+            }
+            let next = self.next.peek().map(|Reverse(((place, _), _))| *place);
+            let followed = next == Some(place);
+            // Two logs can have lost the same number. An id that says "read up to here" is for the last of them.
+            let told = if followed { place - 1 } else { place };
+            let cursor = &cursors[self.ahead[index].cursor];
+            write(item, cursor, way, (told, followed), around, joined, batch);
+            if joined.len() - begin >= budget && !followed {
+                self.limit = place;
+                return;
+            }
+        }
+    }
+}
+
+/// Appends one item of `cursor`. Its id is that of the place `told`, which is not its own if `another` follows there.
+fn write(
+    item: Item,
+    cursor: &Cursor,
+    way: Way,
+    (told, another): (u64, bool),
+    around: Option<&(String, String)>,
+    joined: &mut BytesMut,
+    batch: &mut Batch,
+) {
+    let (log, sequence): (_, &Sequence) = (cursor.lease.log(), cursor.sequence());
+    let event_id = || match around {
+        Some((before, after)) => format!("{before}{}{after}", sequence.component(told)),
+        None => sequence.event_id(told, None),
+    };
+    match item {
+        Item::Entry(entry) => {
+            if !another && around.is_none() {
+                joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
+            } else {
+                let frame = entry.frame_with_id(way.format, log.filter(), &event_id());
+                joined.extend_from_slice(frame.slice(way.coding));
+            }
+            batch.count(log, 1, entry.time());
+        }
+        Item::Evicted(_) => {
+            let gap = frame::stream_gap(Some(&event_id()), log.filter().as_str(), way.reason);
+            joined.extend_from_slice(gap.slice(way.coding));
+            batch.count_gap(log, way.reason);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What a log that another one feeds takes over from it: the messages of its filter that came before it was fed. They are taken
+//! newest first and a part at a time, without the writer's lock, before anybody reads; meanwhile it is fed already, so
+//! nothing falls between the two. Of one topic only its own messages are looked at.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use super::by_topic::{self, ByTopic};
+use super::history::History;
+use super::{Bounds, Entry, TopicLog};
+use crate::message::Message;
+use crate::topic::{Filter, Topic};
+
+/// How many entries are looked at before the log that is read from is let go for others.
+const PART: usize = 256;
+
+/// What is still to be taken over.
+#[derive(Debug)]
+pub(super) struct Past {
+    source: Arc<TopicLog>,
+    /// The topic, if it is one.
+    topic: Option<Topic>,
+    /// The place in the source of the next entry to look at; `None` if that was the oldest that it knows of.
+    next: Option<u64>,
+    /// The source has everything of the filter after this sequence and time, as far as it is not evicted.
+    whole_from: (u64, SystemTime),
+}
+
+/// Some of it, newest first.
+struct Part {
+    entries: Vec<Arc<Entry>>,
+    /// Where the source begins to be complete, if there is no more.
+    begin: Option<(u64, SystemTime)>,
+}
+
+impl TopicLog {
+    /// From now on where each topic's messages are is known.
+    pub(super) fn index_topics(&self) {
+        let mut state = self.state.lock();
+        if state.by_topic.is_some() {
+            return;
+        }
+        let whole_from = match state.entries.back() {
+            Some(newest) => (newest.sequence, newest.time()),
+            None => (state.evicted, state.evicted_time),
+        };
+        let entries = state.entries.len();
+        state.by_topic = Some(Box::new(ByTopic::new(entries, whole_from)));
+        state.bytes += entries * by_topic::WEIGHT;
+        self.usage.0.fetch_add(entries * by_topic::WEIGHT, Ordering::Relaxed);
+    }
+
+    /// A log of `filter`, which lies inside this one's and is fed by it from now on. Under the writer's lock. What this one
+    /// holds of it since `from` is to be taken over with [`TopicLog::take_over`] before it is read.
+    pub(super) fn fed(
+        self: &Arc<Self>,
+        filter: &Filter,
+        bounds: &Bounds,
+        history: Option<History>,
+        from: (u64, SystemTime),
+    ) -> TopicLog {
+        let state = self.state.lock();
+        let topic = filter.topic();
+        let mut whole_from = (state.evicted, state.evicted_time);
+        let mut next = None;
+        if let Some(by_topic) = &state.by_topic {
+            whole_from = later(whole_from, by_topic.whole_from);
+            next = match &topic {
+                Some(topic) => by_topic.newest(topic),
+                None => by_topic.end().checked_sub(1).filter(|_| !state.entries.is_empty()),
+            };
+        }
+        if self.history.is_none() {
+            whole_from = later(whole_from, from); // what the broker numbers has the same numbers by whatever it comes
+        }
+        let (usage, sequence): (_, OnceLock<_>) = (self.usage.clone(), self.sequence.clone());
+        drop(state);
+        // Until the past is taken over it is complete from here on; the time is set then.
+        let begin = match next {
+            Some(_) => (self.newest(), SystemTime::UNIX_EPOCH),
+            None => whole_from,
+        };
+        let mut log = TopicLog::new(filter.clone(), bounds.clone(), usage, sequence, history, begin);
+        log.sealed = self.sealed.clone();
+        if next.is_some() {
+            log.state.get_mut().taking_over = true;
+            let past = Past { source: self.clone(), topic, next, whole_from };
+            *log.past.get_mut() = Some(Box::new(past));
+        }
+        log
+    }
+
+    /// Takes over a part of what the log that feeds it held before. Returns whether that is all of it.
+    pub(super) fn take_over(&self) -> bool {
+        let mut left = self.past.lock();
+        let Some(past) = &mut *left else { return true };
+        let part = past.part(&self.filter);
+        let whole = self.prepend(part);
+        if whole {
+            *left = None;
+        }
+        whole
+    }
+
+    /// Puts older entries before those that it has. Returns whether no more are to come.
+    fn prepend(&self, part: Part) -> bool {
+        let mut state = self.state.lock();
+        let mut begin = part.begin;
+        for entry in part.entries {
+            // What it had to give up meanwhile, or was to begin anew without, is newer than these.
+            if !state.taking_over {
+                return true;
+            }
+            let weight = entry.weight();
+            let full = state.entries.len() >= state.bounds.messages
+                || (state.bytes + weight > state.bounds.bytes && !state.entries.is_empty());
+            if full {
+                begin = Some((entry.sequence, entry.time()));
+                break;
+            }
+            if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
+                let known = state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0));
+                *known = (entry.sequence, known.1 + 1);
+            }
+            state.bytes += weight;
+            self.usage.0.fetch_add(weight, Ordering::Relaxed);
+            state.entries.push_front(entry);
+        }
+        let Some((evicted, time)) = begin.filter(|_| state.taking_over) else { return !state.taking_over };
+        state.taking_over = false;
+        let held = state.entries.front().map(|oldest| oldest.sequence - 1);
+        state.evicted = held.map_or(evicted, |held| held.min(evicted));
+        // Later, if its subscription was confirmed meanwhile.
+        state.evicted_time = state.evicted_time.max(time);
+        self.newest
+            .store(state.entries.back().map_or(state.evicted, |newest| newest.sequence), Ordering::Release);
+        true
+    }
+}
+
+impl Past {
+    fn part(&mut self, filter: &Filter) -> Part {
+        let state = self.source.state.lock();
+        let begin = later(self.whole_from, (state.evicted, state.evicted_time));
+        let mut entries = Vec::new();
+        for _ in 0..PART {
+            let found = self.next.zip(state.by_topic.as_deref()).and_then(|(place, by_topic)| {
+                Some((place, by_topic, state.entries.get(by_topic.index(place)?)?))
+            });
+            let Some((place, by_topic, entry)) = found.filter(|(.., entry)| entry.sequence > begin.0) else {
+                return Part { entries, begin: Some(begin) };
+            };
+            #[cfg(test)]
+            super::tests::look_at_entry();
+            let is_of_filter = match &self.topic {
+                Some(_) => true,
+                None => entry.topic().is_some_and(|topic| filter.matches(topic)),
+            };
+            // Set when its subscription began, before anything came.
+            if let Some(sequence) = self.source.sequence().filter(|_| is_of_filter) {
+                entries.push(entry.in_log_of(filter, sequence));
+            }
+            self.next = match &self.topic {
+                Some(_) => by_topic.before(place),
+                None => place.checked_sub(1),
+            };
+        }
+        Part { entries, begin: None }
+    }
+}
+
+fn later(a: (u64, SystemTime), b: (u64, SystemTime)) -> (u64, SystemTime) {
+    if b.0 > a.0 { b } else { a }
+}
