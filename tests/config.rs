@@ -310,11 +310,7 @@ fn check_names_no_header_for_the_ids_of_a_source_that_has_its_own() {
             "Event ids are those of the broker, types in the header Event-Type",
         ),
         ("nats://h", "source = \"kv\"\nbucket = \"B\"", "Event ids are those of the broker, "),
-        (
-            "redis://h",
-            "source = \"redis-stream\"",
-            "Event ids are those of the broker, and no types",
-        ),
+        ("redis://h", "source = \"redis-stream\"", "Event ids are those of the broker, and no types"),
         (
             "redis://h",
             "source = \"redis-stream\"\ntype = { header = \"kind\" }",
