@@ -728,6 +728,27 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_message_that_is_larger_than_can_be_held_is_a_loss_of_its_filter_alone() {
+        let server = NatsServer::with("max_payload: 67108865\nmax_pending: 268435456");
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let (broker, mut events) = connect(&broker_config(&server.url()));
+        up(&mut events).await;
+        broker.subscribe(filter("large")).await.unwrap();
+        broker.subscribe(filter("small")).await.unwrap();
+        client.publish("large", vec![b'x'; 64 * 1024 * 1024 + 1].into()).await.unwrap();
+        client.publish("large", "after".into()).await.unwrap();
+        client.publish("small", "after".into()).await.unwrap();
+        match next(&mut events).await {
+            Event::Lost { filters: Some(lost), .. } => assert_eq!(lost, [filter("large")]),
+            other => panic!("{other:?}"),
+        }
+        for name in ["large", "small"] {
+            let after = next(&mut events).await;
+            assert!(matches!(&after, Event::Message(message) if message.topic == topic(name)), "{after:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_is_not_taken_waits_at_the_server() {
         let server = NatsServer::start();
         let client = async_nats::connect(server.url()).await.unwrap();

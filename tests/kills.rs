@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::client::Reader;
 use common::jetstream::Admin;
-use common::nats::NatsServer;
+use common::nats::{NatsServer, RawPublisher, UNREADABLE};
 use common::process::Process;
 use common::redis::RedisServer;
 use serde_json::json;
@@ -60,8 +60,11 @@ enum Publisher {
     /// Kept: the broker knows a number that it has by its id.
     JetStream(async_nats::Client),
     RedisStream(redis::Client),
-    /// Not kept: sent and forgotten.
-    Nats(async_nats::Client),
+    /// Not kept: sent and forgotten, with header fields that cannot be read.
+    Nats {
+        port: u16,
+        connection: Mutex<Option<RawPublisher>>,
+    },
     Redis(redis::Client),
 }
 
@@ -96,8 +99,16 @@ impl Publisher {
                     stored => stored.is_ok(),
                 }
             }
-            Publisher::Nats(client) => {
-                let _ = timeout(second, client.publish("orders.eu", payload.into())).await;
+            Publisher::Nats { port, connection } => {
+                let mut connection = connection.lock().unwrap();
+                if connection.is_none() {
+                    *connection = RawPublisher::connect(*port).ok();
+                }
+                let block = fastrand::choice(UNREADABLE).unwrap();
+                let sent = connection.as_mut().map(|one| one.publish("orders.eu", block, payload.as_bytes()));
+                if !matches!(sent, Some(Ok(()))) {
+                    *connection = None;
+                }
                 true
             }
             Publisher::Redis(client) => {
@@ -290,7 +301,7 @@ async fn of_jetstream_nothing_is_missing_and_nothing_comes_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_plain_nats_whatever_is_missing_is_told() {
     let server = NatsServer::start();
-    let publisher = Publisher::Nats(Admin::connect(&server.url()).await.client);
+    let publisher = Publisher::Nats { port: server.port, connection: Mutex::default() };
     nothing_is_lost_in_silence(Server::Nats(server), publisher, "").await;
 }
 

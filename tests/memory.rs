@@ -5,11 +5,19 @@
 
 mod common;
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use common::client::Reader;
 use common::gateway::Gateway;
+use common::nats::NatsServer;
+use common::process::Process;
 use common::wire::{Wire, publish_all};
-use common::{eventually, resident};
+use common::{LIMIT, eventually, resident, within};
 use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
 /// One test at a time.
@@ -91,4 +99,65 @@ async fn ten_thousand_joins_and_leaves_leave_nothing_behind() {
     eventually("file descriptors are given back", async || descriptors() < before + 20).await;
     assert_eq!(gateway.metric("topicgate_streams_opened_total{http=\"1.1\"}").await, 10_000.0);
     assert_eq!(gateway.metric("topicgate_streams_closed_total{code=\"gone\"}").await, 10_000.0);
+}
+
+/// A stream on each of `paths`, opened so many at a time, once each of them is open.
+async fn open_all(
+    address: SocketAddr,
+    at_once: usize,
+    paths: impl Iterator<Item = String>,
+) -> Vec<TcpStream> {
+    let open = |path: String| async move {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        while !read.windows(18).any(|bytes| bytes == b"event: stream-open") {
+            let length = within("more of a head", LIMIT, socket.read_buf(&mut read)).await.unwrap();
+            assert!(length > 0, "{}", String::from_utf8_lossy(&read));
+        }
+        socket
+    };
+    stream::iter(paths).map(open).buffer_unordered(at_once).collect().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_nats_costs_little_and_gives_it_back() {
+    const TOPICS: usize = 10_000;
+    const STREAMS: usize = 2_000;
+    let _alone = ALONE.lock().await;
+    let nats = NatsServer::start();
+    let config = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    let text = format!(
+        "broker.url = {:?}\nlimits = {{ opens_per_second = 1000000, streams = 20000, connections = 20000, \
+         streams_per_address = 20000, topics_per_address = 200000 }}\n\
+         [[topics]]\nmatch = \"**\"\nread = \"anyone\"\nreplay = {{ linger = \"0s\" }}\n",
+        nats.url()
+    );
+    std::fs::write(config.path(), text).unwrap();
+    let gateway = Process::with(&["--config", config.path().to_str().unwrap()], &[]).await;
+    eventually("it is ready", async || gateway.readyz().await.status == 200).await;
+    let address = gateway.address;
+    // Some are there before it is measured, so that the allocator and the runtime have their stock.
+    let _first = open_all(address, 200, (0..STREAMS).map(|_| "/topics/a".into())).await;
+    let before = gateway.resident();
+    let _streams = open_all(address, 200, (0..STREAMS).map(|_| "/topics/a".into())).await;
+    let stream = gateway.resident().saturating_sub(before) / STREAMS;
+    let before = gateway.resident();
+    let begin = Instant::now();
+    let topics =
+        open_all(address, 200, (0..TOPICS).map(|number| format!("/topics/users/{number}/inbox"))).await;
+    let took = begin.elapsed();
+    let both = gateway.resident().saturating_sub(before) / TOPICS;
+    println!(
+        "{TOPICS} topics in {took:?}: {both} bytes for a topic and its stream, of which {stream} are the stream's"
+    );
+    assert!(both.saturating_sub(stream) < 2 * 1024 + 512, "{both} {stream}");
+    assert_eq!(nats.subscriptions(), [TOPICS as u64 + 1]);
+    let held = gateway.resident();
+    drop(topics);
+    eventually("they are unsubscribed", async || nats.subscriptions() == [1]).await;
+    // With the next sweep the allocator has given back what it gives back.
+    eventually("memory is given back", async || held.saturating_sub(gateway.resident()) / TOPICS > both / 2)
+        .await;
 }

@@ -89,6 +89,11 @@ pub struct SlowCluster {
 impl SlowCluster {
     /// Waits until each node knows each other one.
     pub async fn start(count: usize, delay: Duration) -> Self {
+        Self::start_with(count, delay, "").await
+    }
+
+    /// With more lines of configuration for each node.
+    pub async fn start_with(count: usize, delay: Duration, extra: &str) -> Self {
         let ports = ports(count);
         let mut routes = Vec::new();
         for port in &ports {
@@ -100,7 +105,7 @@ impl SlowCluster {
             // Others are told to come through the proxy too.
             NatsServer::with(&format!(
                 "server_name: n{index}\ncluster {{ name: test, listen: \"127.0.0.1:{port}\", \
-                 advertise: \"{}\", routes: [{}] }}\n",
+                 advertise: \"{}\", routes: [{}] }}\n{extra}",
                 routes[index].address,
                 others.join(", ")
             ))

@@ -42,6 +42,9 @@ const PING_AFTER: Duration = Duration::from_secs(4);
 const BATCHES: usize = 64;
 const SETTLING: usize = 64 * 1024;
 
+/// The most that [`Session::settled`] adds to `broker.settle`.
+const SETTLE_MORE: Duration = Duration::from_secs(2);
+
 /// Bytes that wait to be sent. Beyond it commands wait.
 const OUT_LIMIT: usize = 256 * 1024;
 
@@ -263,13 +266,20 @@ impl Session {
         // What was published on another server while it was away never came here; one that joins has yet to learn what is
         // subscribed.
         if is_changed && self.info.cluster.is_some() && matches!(self.stage, Stage::Open) {
-            self.settle("servers have joined or left the cluster");
+            self.settle(Instant::now(), "servers have joined or left the cluster");
         }
     }
 
+    /// When the other servers of a cluster know of what was sent to this one then, and is confirmed now. They are given as
+    /// long again as this one took, because they may be as busy, or the subscriptions as many.
+    fn settled(&self, sent: Instant) -> Instant {
+        let now = Instant::now();
+        if self.settle.is_zero() { now } else { now + self.settle + (now - sent).min(SETTLE_MORE) }
+    }
+
     /// Everything is subscribed on this server; [`Event::Lost`] follows once the others know.
-    fn settle(&mut self, why: &'static str) {
-        self.stage = Stage::Settling(Instant::now() + self.settle, why);
+    fn settle(&mut self, sent: Instant, why: &'static str) {
+        self.stage = Stage::Settling(self.settled(sent), why);
     }
 
     /// When something is due that no event brings.

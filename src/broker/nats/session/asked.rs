@@ -170,7 +170,7 @@ impl Session {
     /// The server has acted on everything up to a PING.
     pub(super) fn answered(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
         let Some(mut batch) = self.batches.pop_front() else { return Ok(()) };
-        let settled = Instant::now() + self.settle;
+        let settled = self.settled(batch.sent);
         for asked in batch.asked {
             let refusal = match &asked.what {
                 What::Subscription(filter, _) => batch.filters.get(filter),
@@ -195,7 +195,7 @@ impl Session {
             if let Some(why) = batch.doubt {
                 return Err(why);
             }
-            self.settle("the connection was lost and made again");
+            self.settle(batch.sent, "the connection was lost and made again");
         }
         Ok(())
     }
