@@ -8,6 +8,7 @@ use common::eventually;
 use common::gateway::Gateway;
 use common::jetstream::Admin;
 use common::nats::NatsServer;
+use common::redis::RedisServer;
 use serde_json::json;
 
 async fn opened(gateway: &Gateway, path: &str) -> Reader {
@@ -154,4 +155,68 @@ async fn a_narrower_stored_rule_is_served_at_once_though_its_pattern_has_a_reade
         is_served && again.message().await == "2"
     })
     .await;
+}
+
+/// A stream on `path` as soon as it is served, as a browser does that was told to come back.
+async fn served(gateway: &Gateway, path: &str) -> Reader {
+    common::found("the stream is served", common::LIMIT, async || {
+        let mut reader = gateway.open(path).await;
+        (reader.next().await?.event == "stream-open").then_some(reader)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_narrower_bucket_rule_takes_the_readers_of_its_topics_over() {
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    admin.bucket("ALL", json!({})).await;
+    admin.bucket("EU", json!({})).await;
+    let bucket = |pattern: &str, bucket: &str| {
+        rule(&format!("match = \"{pattern}\"\nsource = \"kv\"\nbucket = \"{bucket}\""))
+    };
+    let broker = format!("broker.url = \"{}\"\n", server.url());
+    let wide = format!("{broker}{}", bucket("prices/**", "ALL"));
+    let gateway = Gateway::with(&wide).await;
+    let mut pattern = opened(&gateway, "/topics/prices/eu/*").await;
+    let mut other = opened(&gateway, "/topics/prices/us").await;
+    assert!(gateway.reload_with(&format!(
+        "{broker}{}{}",
+        bucket("prices/eu/*", "EU"),
+        bucket("prices/**", "ALL")
+    )));
+    assert_eq!(pattern.control("stream-close").await["code"], "restarted");
+    let mut pattern = served(&gateway, "/topics/prices/eu/*").await;
+    let mut topic = served(&gateway, "/topics/prices/eu/x").await;
+    gateway.publish("prices/eu/x", "1").await;
+    gateway.publish("prices/us", "2").await;
+    assert_eq!((pattern.message().await, topic.message().await), ("1".into(), "1".into()));
+    assert_eq!(other.message().await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_a_reload_reads_from_another_source_is_left_by_its_readers() {
+    let server = RedisServer::start();
+    let broker = format!("broker.url = \"{}\"\n", server.url());
+    let plain = rule("match = \"**\"");
+    let stream = rule("match = \"orders/*\"\nsource = \"redis-stream\"\npayload = { field = \"n\" }");
+    let gateway = Gateway::with(&format!("{broker}{plain}")).await;
+    let mut readers = [opened(&gateway, "/topics/orders/eu").await, opened(&gateway, "/topics/other").await];
+    assert!(gateway.reload_with(&format!("{broker}{stream}{plain}")));
+    assert_eq!(readers[0].control("stream-close").await["code"], "restarted");
+    let mut reader = served(&gateway, "/topics/orders/eu").await;
+    gateway.publish("orders/eu", "stored").await;
+    assert_eq!(reader.message().await, "stored");
+    gateway.publish("other", "on").await;
+    assert_eq!(readers[1].message().await, "on");
+    // And back.
+    assert!(gateway.reload_with(&format!("{broker}{plain}")));
+    assert_eq!(reader.control("stream-close").await["code"], "restarted");
+    let id = reader.last_id.clone();
+    let mut reader = served(&gateway, "/topics/orders/eu").await;
+    gateway.publish("orders/eu", "plain").await;
+    assert_eq!(reader.message().await, "plain");
+    let mut back = gateway.resume("/topics/orders/eu", &id).await;
+    back.expect("stream-open").await;
+    assert_eq!(back.control("stream-gap").await["reason"], "unknown_id");
 }

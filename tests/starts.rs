@@ -289,3 +289,28 @@ async fn a_number_that_a_stream_gives_again_after_a_loss_is_no_place() {
         .await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn since_a_time_before_a_purge_is_a_gap() {
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    admin.stream("ORDERS", &["orders.>"], json!({})).await;
+    let since = |time| format!("/topics/orders/eu?since={}", humantime::format_rfc3339_nanos(time));
+    let begin = SystemTime::now();
+    for number in 0..3 {
+        admin.put("orders.eu", number.to_string()).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let late = SystemTime::now();
+    admin.purge("ORDERS").await;
+    let gateway = Gateway::with(&toml(&server.url(), ORDERS)).await;
+    let mut live = gateway.open(&since(late)).await;
+    let mut reader = gateway.open(&since(begin)).await;
+    assert_eq!(live.control("stream-open").await["resumed"], true);
+    admin.put("orders.eu", "3").await;
+    assert_eq!(live.message().await, "3");
+    assert_eq!(
+        until(&mut reader, "3").await,
+        (false, ["gap orders/eu evicted", "3"].map(str::to_owned).to_vec())
+    );
+}

@@ -20,8 +20,8 @@ impl Gateway {
         self.put_limits(&current.config);
         let topics = &current.config.topics;
         let settings: Vec<_> = topics.iter().map(|rule| log_settings(rule, &self.metrics)).collect();
-        self.registry.set_rules(|filter| current.rule_index(filter).map(|index| settings[index].clone()));
         self.keep_warm(topics);
+        self.registry.set_rules(|filter| current.rule_index(filter).map(|index| settings[index].clone()));
         let mut revoked = 0;
         for log in self.registry.logs_read() {
             let filter = log.filter();

@@ -33,6 +33,7 @@ use super::{Bounds, TopicLog, Usage};
 use crate::filter_index::FilterIndex;
 use crate::message::Fields;
 use crate::position::Sequence;
+use crate::signal::CloseCode;
 use crate::topic::Filter;
 
 /// Why there is no hold on a log.
@@ -41,7 +42,7 @@ pub enum LeaseError {
     /// As many topics are held as may be. Those without a reader are about to be given up.
     #[error("as many topics are held as may be (limits.topics)")]
     Full,
-    /// The subscription that feeds all topics of the rule is not there now.
+    /// The subscription that feeds all topics of the rule is not there now, or the topic is still read from another source.
     #[error("what feeds the topics of the rule is not there")]
     NotFed,
 }
@@ -113,7 +114,8 @@ impl Registry {
     }
 
     /// Gives each log the bounds and fields that `settings` has for its filter. What is fetched from a history is to be
-    /// encoded as what came live, so its fields stay. The lock is let go in between.
+    /// encoded as what came live, so its fields stay. A log that is to be read from another source is over: its readers are told
+    /// to come back. The lock is let go in between.
     pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<Fields>)>) {
         let mut at = 0;
         let found = |inner: &mut Inner, part| {
@@ -122,22 +124,32 @@ impl Registry {
         };
         while let Some((next, found)) = self.with_part(at, found) {
             at = next;
-            let mut changed = Vec::new();
+            let (mut changed, mut over) = (Vec::new(), Vec::new());
             for (log, before) in found {
-                if let Some((bounds, fields)) = settings(&log.filter)
-                    && fields.source == before.source
-                {
-                    log.set_bounds(&bounds);
-                    if !fields.source.is_stored() && fields != before {
-                        changed.push((log, fields));
-                    }
+                let Some((bounds, fields)) = settings(&log.filter) else { continue };
+                if fields.source != before.source {
+                    over.push(log);
+                    continue;
+                }
+                log.set_bounds(&bounds);
+                if !fields.source.is_stored() && fields != before {
+                    changed.push((log, fields));
                 }
             }
             let mut inner = self.inner.lock();
-            for (log, fields) in changed {
-                let slot = inner.slots.get_mut(&log.filter).filter(|slot| Arc::ptr_eq(&slot.log, &log));
-                slot.into_iter().for_each(|slot| slot.fields = fields.clone());
+            let slot_of = |inner: &mut Inner, log: &Arc<TopicLog>, change: &dyn Fn(&mut Slot)| {
+                let slot = inner.slots.get_mut(&log.filter).filter(|slot| Arc::ptr_eq(&slot.log, log));
+                slot.into_iter().for_each(change);
+            };
+            for (log, fields) in &changed {
+                slot_of(&mut inner, log, &|slot| slot.fields = fields.clone());
             }
+            for log in &over {
+                slot_of(&mut inner, log, &|slot| slot.is_over = !slot.kept);
+            }
+            over.retain(|log| inner.slots.get_mut(&log.filter).is_some_and(|slot| slot.is_over));
+            drop(inner);
+            over.iter().for_each(|log| log.close(CloseCode::Restarted));
         }
     }
 
@@ -171,6 +183,9 @@ impl Registry {
         let mut ended = None;
         if let Some(slot) = inner.slots.get_mut(filter) {
             if slot.log.sealed().is_none() {
+                if slot.is_over {
+                    return Err(LeaseError::NotFed);
+                }
                 slot.readers += 1;
                 return Ok((Lease::new(self.clone(), slot.log.clone()), None));
             }
@@ -255,6 +270,7 @@ impl Registry {
             end: None,
             begun: inner.feeding,
             kept: false,
+            is_over: false,
             feed: Feed::Own,
         }
     }
@@ -283,6 +299,7 @@ impl Registry {
             end: None,
             begun,
             kept: false,
+            is_over: false,
             feed: Feed::By(warm),
         })
     }

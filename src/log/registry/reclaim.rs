@@ -78,7 +78,9 @@ impl Registry {
             let idle = |slot: &Slot| {
                 slot.readers == 0
                     && !slot.kept
-                    && (crowded || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
+                    && (crowded
+                        || slot.is_over
+                        || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
             };
             // While one waits to be confirmed, its subscription is not there to be ended yet.
             let mut ends = |slot: &Slot| {

@@ -29,6 +29,8 @@ pub(in crate::log) struct Slot {
     pub(super) begun: u32,
     /// It stays without a reader too: its rule is warm.
     pub(super) kept: bool,
+    /// Its filter is to be read from another source: it goes as soon as it has no reader.
+    pub(super) is_over: bool,
     pub(super) feed: Feed,
 }
 

@@ -127,6 +127,8 @@ impl Asked {
             Place::After(number) => Located::At(number),
             Place::Oldest => Located::At(oldest),
             Place::Since(time) if time > state.last_timestamp => Located::At(state.last_sequence),
+            // Purged: of what came then, the last one at least is gone.
+            Place::Since(_) if state.messages == 0 && oldest > 0 && !self.is_kv() => Located::Evicted(oldest),
             Place::Since(time) if time >= state.first_timestamp => Located::At(look.before(time).await?),
             Place::Since(_) if oldest > 0 && !self.is_kv() => Located::Evicted(oldest),
             Place::Since(_) => Located::At(oldest),
