@@ -270,7 +270,7 @@ impl Cursor {
     }
 
     /// Up to where what follows `from` is to be read from the history that the broker keeps, if that is before what the log holds.
-    fn history_until(&self, from: u64, replaying: bool) -> Option<u64> {
+    pub(super) fn history_until(&self, from: u64, replaying: bool) -> Option<u64> {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use smallvec::{SmallVec, smallvec};
 
 use super::cursor::{Batch, Cursor, Cursors, Read, Way};
+use super::piece::Piece;
 use super::{BATCH_BYTES, Item};
 use crate::position::{COMPONENTS, Sequence};
 use crate::sse::frame;
@@ -25,8 +26,15 @@ impl Cursors {
         let mut batch = Batch::default();
         let mut fetching = false;
         for (index, range) in ranges.iter().enumerate() {
-            let mut merge = Merge::new(&self.cursors[range.clone()], way, self.replaying);
-            if !merge.next.is_empty() {
+            let mut merge = Merge::new(&self.cursors[range.clone()], self.replaying);
+            if !self.mixed
+                && let Some(piece) = merge.only_piece(&self.cursors, way)
+            {
+                merge.limit = piece.last;
+                let log = self.cursors[merge.ahead[0].cursor].lease.log();
+                batch.count(log, piece.entries, piece.time);
+                batch.bytes = piece.bytes;
+            } else if !merge.ahead.is_empty() {
                 let around = self.mixed.then(|| self.around(&ranges, index));
                 let cursors = &self.cursors[range.clone()];
                 let budget = BATCH_BYTES / ranges.len();
@@ -37,7 +45,9 @@ impl Cursors {
                 cursor.position = cursor.position.max(merge.limit);
             }
         }
-        batch.bytes = joined.freeze();
+        if !joined.is_empty() {
+            batch.bytes = joined.freeze();
+        }
         match batch.bytes.is_empty() {
             false => Read::Batch(batch),
             true if fetching => Read::Fetching,
@@ -93,7 +103,7 @@ struct Merge {
 
 impl Merge {
     /// Looks which of `cursors` have something.
-    fn new(cursors: &[Cursor], way: Way, replaying: bool) -> Self {
+    fn new(cursors: &[Cursor], replaying: bool) -> Self {
         let head = cursors.first().map_or(0, |cursor| cursor.sequence().head());
         let (ahead, next) = (SmallVec::new(), BinaryHeap::new());
         let mut merge = Merge { replaying, head, limit: head, fetching: false, count: 0, ahead, next };
@@ -103,9 +113,17 @@ impl Merge {
                 merge.ahead.push(Ahead { cursor: index, items: VecDeque::new(), through: cursor.position });
             }
         }
-        merge.count = (HALF_BATCH / merge.ahead.len().max(1)).max(1);
-        (0..merge.ahead.len()).for_each(|index| merge.take(index, cursors, way));
         merge
+    }
+
+    /// Where only one log has something, as it is when a message comes: what the readers of that log share.
+    fn only_piece(&self, cursors: &[Cursor], way: Way) -> Option<Piece> {
+        let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
+        let cursor = &cursors[*cursor];
+        if cursor.history_until(*through, self.replaying).is_some() {
+            return None;
+        }
+        cursor.lease.log().piece(*through, self.limit, way.format, way.coding).ok().flatten()
     }
 
     /// Takes more of one log.
@@ -130,6 +148,8 @@ impl Merge {
         joined: &mut BytesMut,
         batch: &mut Batch,
     ) {
+        self.count = (HALF_BATCH / self.ahead.len()).max(1);
+        (0..self.ahead.len()).for_each(|index| self.take(index, cursors, way));
         let begin = joined.len();
         while let Some(Reverse(((place, _), index))) = self.next.pop()
             && place <= self.limit

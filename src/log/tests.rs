@@ -285,6 +285,24 @@ fn a_catch_up_over_many_topics_looks_at_little_more_than_it_sends() {
 }
 
 #[test]
+fn a_message_that_comes_is_shared_by_the_streams_of_many_topics() {
+    let (registry, _) = warm_registry();
+    let names: Vec<String> = (0..100).map(|topic| format!("t/{topic}")).collect();
+    let open = || {
+        let leases = names.iter().map(|name| lease_of(&registry, name)).collect();
+        Cursors::open(leases, &Arc::default(), &Start::Now, &[]).cursors
+    };
+    let mut streams = [open(), open()];
+    for name in ["t/7", "t/99", "t/7"] {
+        append_by(&registry, &Filter::parse(name, 9).unwrap(), name, 3);
+        let places: Vec<_> =
+            streams.iter_mut().map(|cursors| read(cursors).unwrap().bytes.as_ptr()).collect();
+        assert_eq!(places[0], places[1]);
+        assert!(streams.iter_mut().all(|cursors| read(cursors).is_none()));
+    }
+}
+
+#[test]
 fn whoever_waits_for_the_lock_has_it_while_thousands_of_logs_are_gone_through() {
     const LOGS: usize = 3_000;
     let (registry, warm) = warm_registry();
