@@ -1,7 +1,10 @@
 //! What is in force: the configuration, and what is made of it for requests and for streams that open. A reload puts
 //! another in its place, as a whole; a request that has begun with one goes on with it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use crate::auth::access::{self, Verdict};
 use crate::auth::{Action, Auth, Caller, Voucher};
@@ -23,8 +26,8 @@ pub struct Current {
     pub auth: Auth,
     /// What the streams that open now have in common.
     pub streams: Arc<Shared>,
-    /// Which rule is the first of its pattern.
-    rules: FilterIndex<usize>,
+    /// The places of the rules of each pattern.
+    rules: FilterIndex<Vec<usize>>,
 }
 
 impl Current {
@@ -56,29 +59,28 @@ impl Current {
             why,
         });
         let mut rules = FilterIndex::default();
-        for (index, rule) in config.topics.iter().enumerate().rev() {
-            rules.insert(&rule.filter, index);
+        let mut of_pattern: HashMap<&Filter, Vec<usize>> = HashMap::new();
+        for (index, rule) in config.topics.iter().enumerate() {
+            of_pattern.entry(&rule.filter).or_default().push(index);
         }
+        of_pattern.into_iter().for_each(|(filter, indices)| _ = rules.insert(filter, indices));
         Arc::new(Current { config, auth, streams, rules })
     }
 
     /// Whether `caller` may do this with all of `filter`.
     pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
-        let rules = &self.config.topics;
-        if filter.is_pattern() {
-            return access::decide(rules, action, filter, caller);
-        }
-        // No other rule touches one topic.
-        let rule = self.rule_index(filter);
-        access::decide(rule.map_or(&[], |index| &rules[index..=index]), action, filter, caller)
+        // Those that are concerned, in their order, are all that matter: there may be many others.
+        let mut concerned: SmallVec<[usize; 4]> = SmallVec::new();
+        self.rules.overlapping(filter, |indices| concerned.extend_from_slice(indices));
+        concerned.sort_unstable();
+        let rules = concerned.iter().map(|index| &self.config.topics[*index]);
+        access::decide(rules, action, filter, caller)
     }
 
     /// The rule that covers all of `filter`, the first if there are several.
     pub fn rule_index(&self, filter: &Filter) -> Option<usize> {
         let mut first = None;
-        self.rules.covering(filter, |index| {
-            first = Some(first.map_or(*index, |first: usize| first.min(*index)));
-        });
+        self.rules.covering(filter, |indices| first = first.into_iter().chain(indices.iter().copied()).min());
         first
     }
 

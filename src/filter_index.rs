@@ -125,6 +125,44 @@ impl<T> FilterIndex<T> {
         self.walk(filter.as_str(), found)
     }
 
+    /// Likewise of each filter that matches some topic which `filter` matches too. Costs what is found, and for each wildcard in
+    /// `filter` what there is in its place.
+    pub fn overlapping<'a>(&'a self, filter: &Filter, mut found: impl FnMut(&'a T)) {
+        let text = filter.as_str();
+        let mut stack: SmallVec<[(usize, Option<&str>, bool); 8]> = smallvec![(ROOT, Some(text), true)];
+        while let Some((at, left, is_first)) = stack.pop() {
+            let node = &self.nodes[at];
+            let Some(left) = left else {
+                node.here.as_ref().into_iter().for_each(&mut found);
+                continue;
+            };
+            let (segment, behind) =
+                left.split_once('/').map_or((left, None), |(segment, behind)| (segment, Some(behind)));
+            let is_reserved = |segment: &str| is_first && is_reserved(segment);
+            if !is_reserved(segment) {
+                node.rest.as_ref().into_iter().for_each(&mut found);
+            }
+            let wild = segment == "*" || segment == "**";
+            // A `**` goes on with whatever is there, to its end.
+            let (behind, rest) = if segment == "**" { (Some("**"), true) } else { (behind, false) };
+            let mut push = |next: usize| {
+                if rest {
+                    self.nodes[next].here.as_ref().into_iter().for_each(&mut found);
+                }
+                stack.push((next, behind, false));
+            };
+            if wild || !is_reserved(segment) {
+                node.one.into_iter().for_each(&mut push);
+            }
+            if wild {
+                let literal = node.literal.iter().filter(|(literal, _)| !is_reserved(literal));
+                literal.for_each(|(_, next)| push(*next));
+            } else {
+                node.literal.get(segment).copied().into_iter().for_each(push);
+            }
+        }
+    }
+
     fn next(&self, at: usize, segment: &str) -> Option<usize> {
         match segment {
             "*" => self.nodes[at].one,
@@ -253,6 +291,10 @@ mod tests {
                 index.covering(&filter, |number| found.push(*number));
                 let covering = model.iter().filter(|(other, _)| other.covers(&filter)).map(|(_, number)| *number);
                 prop_assert_eq!(sorted(found), sorted(covering.collect()), "{}", text);
+                let mut found = Vec::new();
+                index.overlapping(&filter, |number| found.push(*number));
+                let overlapping = model.iter().filter(|(other, _)| other.overlaps(&filter));
+                prop_assert_eq!(sorted(found), sorted(overlapping.map(|(_, number)| *number).collect()), "{}", text);
                 if let Some(topic) = filter.topic() {
                     let mut found = Vec::new();
                     index.matching(&topic, |number| found.push(*number));

@@ -262,6 +262,9 @@ impl Gateway {
         if !filters.iter().all(|filter| now.still_lets_read(filter, &signal.reader.who)) {
             signal.revoke();
         }
+        if !Arc::ptr_eq(&now, &current) {
+            self.renew_logs(&now, filters);
+        }
         Ok(stream)
     }
 

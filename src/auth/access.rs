@@ -24,7 +24,7 @@ pub enum Verdict<'a> {
 
 /// Whether `caller` may do `action` with all of `filter`.
 pub fn decide<'a>(
-    rules: &'a [Rule],
+    rules: impl IntoIterator<Item = &'a Rule>,
     action: Action,
     filter: &Filter,
     caller: Option<&Caller>,

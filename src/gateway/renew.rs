@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use super::{Gateway, log_settings};
 use crate::auth::Auth;
 use crate::config::Config;
+use crate::current::Current;
 use crate::metrics::Limit;
 use crate::signal::Who;
+use crate::topic::Filter;
 
 impl Gateway {
     /// Puts another configuration in force, as far as it does not concern listeners and the broker. Ends the streams that
@@ -35,6 +37,16 @@ impl Gateway {
             }
         }
         revoked
+    }
+
+    /// Gives the logs of these filters what the rules say now: they may have been made by what was in force before.
+    pub(super) fn renew_logs(&self, current: &Current, filters: &[Filter]) {
+        for filter in filters {
+            if let Some(index) = current.rule_index(filter) {
+                let (bounds, fields) = log_settings(&current.config.topics[index], &self.metrics);
+                self.registry.set_rule(filter, &bounds, fields);
+            }
+        }
     }
 
     /// Tells everyone what they are to keep, and the metrics what there is.

@@ -124,32 +124,36 @@ impl Registry {
         };
         while let Some((next, found)) = self.with_part(at, found) {
             at = next;
-            let (mut changed, mut over) = (Vec::new(), Vec::new());
             for (log, before) in found {
-                let Some((bounds, fields)) = settings(&log.filter) else { continue };
-                if fields.source != before.source {
-                    over.push(log);
-                    continue;
-                }
-                log.set_bounds(&bounds);
-                if !fields.source.is_stored() && fields != before {
-                    changed.push((log, fields));
+                if let Some((bounds, fields)) = settings(&log.filter) {
+                    self.set_rule_of(&log, &before, &bounds, fields);
                 }
             }
-            let mut inner = self.inner.lock();
-            let slot_of = |inner: &mut Inner, log: &Arc<TopicLog>, change: &dyn Fn(&mut Slot)| {
-                let slot = inner.slots.get_mut(&log.filter).filter(|slot| Arc::ptr_eq(&slot.log, log));
-                slot.into_iter().for_each(change);
-            };
-            for (log, fields) in &changed {
-                slot_of(&mut inner, log, &|slot| slot.fields = fields.clone());
+        }
+    }
+
+    /// The same for one log, of a stream that was opened while other rules came to hold.
+    pub fn set_rule(&self, filter: &Filter, bounds: &Bounds, fields: Arc<Fields>) {
+        let found = self.inner.lock().slots.get(filter).map(|slot| (slot.log.clone(), slot.fields.clone()));
+        if let Some((log, before)) = found {
+            self.set_rule_of(&log, &before, bounds, fields);
+        }
+    }
+
+    fn set_rule_of(&self, log: &Arc<TopicLog>, before: &Fields, bounds: &Bounds, fields: Arc<Fields>) {
+        if fields.source != before.source {
+            let is_over = self.with_slot(log, |slot| {
+                slot.is_over = !slot.kept;
+                slot.is_over
+            });
+            if is_over == Some(true) {
+                log.close(CloseCode::Restarted);
             }
-            for log in &over {
-                slot_of(&mut inner, log, &|slot| slot.is_over = !slot.kept);
-            }
-            over.retain(|log| inner.slots.get_mut(&log.filter).is_some_and(|slot| slot.is_over));
-            drop(inner);
-            over.iter().for_each(|log| log.close(CloseCode::Restarted));
+            return;
+        }
+        log.set_bounds(bounds);
+        if !fields.source.is_stored() && *fields != *before {
+            self.with_slot(log, |slot| slot.fields = fields);
         }
     }
 
