@@ -309,7 +309,7 @@ impl Following {
             if let Some(key) = self.keys.get_mut(&name)
                 && let Err(end) = key.nothing_more(&mut events)
             {
-                self.end(&name, |_| end, &mut events);
+                self.end(&name, |_| *end, &mut events);
             }
         }
         for Found { name, entries, is_full, sample } in answer {
@@ -347,7 +347,7 @@ impl Following {
                         self.checked.insert(name);
                     }
                 }
-                Err(end) => self.end(&name, |_| end, &mut events),
+                Err(end) => self.end(&name, |_| *end, &mut events),
             }
         }
         if let Round::Sift = round

@@ -87,7 +87,7 @@ impl Key {
         mut entries: Vec<Entry>,
         sample: Option<Sample>,
         events: &mut Vec<Event>,
-    ) -> Result<(), Event> {
+    ) -> Result<(), Box<Event>> {
         // Followed anew while it was read, it has other plans than when that was asked.
         entries.retain(|entry| entry.id > self.cursor);
         let last = entries.last().map_or(self.cursor, |entry| entry.id);
@@ -113,8 +113,10 @@ impl Key {
                 }
                 Some(_) => {} // inside of a gap that is told
                 None => {
-                    let through =
-                        entry.id.number_at_most().ok_or_else(|| self.refused(too_late(entry.id)))?;
+                    let through = entry
+                        .id
+                        .number_at_most()
+                        .ok_or_else(|| Box::new(self.refused(too_late(entry.id))))?;
                     if through > self.told || !self.ends_in_gap {
                         let why = format!("the entry {} has an id that cannot be carried", entry.id);
                         self.gap(Some(through), why, events);
@@ -137,14 +139,15 @@ impl Key {
     ///
     /// # Errors
     /// As [`Key::take`].
-    pub(super) fn nothing_more(&mut self, events: &mut Vec<Event>) -> Result<(), Event> {
+    pub(super) fn nothing_more(&mut self, events: &mut Vec<Event>) -> Result<(), Box<Event>> {
         let Some(check) = self.check.take().filter(|check| check.at > self.cursor) else { return Ok(()) };
         let counted = self.counted.replace(check).unwrap_or(check);
         let missing = check.added.saturating_sub(counted.added + self.read);
         self.cursor = check.at;
         self.read = 0;
         if missing > 0 {
-            let through = check.at.number_at_most().ok_or_else(|| self.refused(too_late(check.at)))?;
+            let through =
+                check.at.number_at_most().ok_or_else(|| Box::new(self.refused(too_late(check.at))))?;
             self.gap(Some(through), were_removed(missing), events);
         }
         Ok(())
@@ -165,13 +168,13 @@ impl Key {
         last: EntryId,
         sample: &Sample,
         events: &mut Vec<Event>,
-    ) -> Result<(), Event> {
+    ) -> Result<(), Box<Event>> {
         if !sample.exists && last > EntryId::ZERO {
-            return Err(self.ended("the key was deleted", events));
+            return Err(Box::new(self.ended("the key was deleted", events)));
         }
         if sample.last < last {
             let why = "the key was deleted and made again, or lost its last entries: its last id went back";
-            return Err(self.ended(why, events));
+            return Err(Box::new(self.ended(why, events)));
         }
         let here = Count { added: sample.added, at: sample.last };
         let Some(counted) = self.counted else {
@@ -182,7 +185,7 @@ impl Key {
         let fresh = entries.iter().filter(|entry| entry.id > counted.at).count() as u64;
         if sample.added < counted.added + self.read + fresh {
             let why = "the key was deleted and made again: fewer entries were added than it had";
-            return Err(self.ended(why, events));
+            return Err(Box::new(self.ended(why, events)));
         }
         self.check.get_or_insert(here);
         Ok(())
