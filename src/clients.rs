@@ -1,8 +1,9 @@
-//! What each client has: the streams and topics of an address, the streams of a token's subject, how fast an address
-//! opens streams, and the pace at which it is read to what it missed.
+//! What each client has: the streams and topics of an address, the streams of a token's subject, the bytes that an address
+//! publishes at once, how fast it opens streams, asks for new topics and publishes, and the pace at which it is read to what it
+//! missed, here and at the broker.
 //!
-//! One lock for all of it, taken when a stream opens and ends and for each piece of a replay; live delivery never takes
-//! it. It knows no HTTP: whose address that is, behind which proxy, is found out there.
+//! One lock for all of it, taken when a stream opens and ends, for each request to publish and for each piece of a replay; live
+//! delivery never takes it. It knows no HTTP: whose address that is, behind which proxy, is found out there.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,6 +20,21 @@ use crate::sse::table::Clock;
 /// nobody new is let in, since nobody could be held to anything.
 const IDLE_ADDRESSES: usize = 100_000;
 
+/// The part of `limits.bodies` that one address may have under way.
+const BODIES_SHARE: usize = 8;
+
+/// Bytes that one fetch from a history counts at least: it costs the broker a search, whatever comes of it.
+const FETCH: usize = 16 * 1024;
+
+/// What the broker is asked of its histories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// A part of one. Paced as replays are, by its bytes.
+    Fetch,
+    /// Where in one a stream begins. Paced as new topics are, so that who has fetched much can still come back.
+    Locate,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Clients {
@@ -34,17 +50,29 @@ struct Shares {
     topics_per_address: usize,
     streams_per_subject: usize,
     opens: Rate,
+    new_topics: Rate,
+    publishes: Rate,
     resume_bytes: Rate,
+    bodies: usize,
+    bodies_per_address: usize,
     max_addresses: usize,
 }
 
 impl Shares {
     fn of(limits: &Limits) -> Self {
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        // One message must fit, with the head of its request.
+        let largest = size(limits.message.saturating_add(limits.head));
+        let bodies_per_address = (size(limits.bodies) / BODIES_SHARE).max(largest);
         Shares {
             streams_per_address: limits.streams_per_address,
             topics_per_address: limits.topics_per_address,
             streams_per_subject: limits.streams_per_subject,
             opens: Rate::per_second(limits.opens_per_second as u64),
+            new_topics: Rate::per_second(limits.new_topics_per_second as u64),
+            publishes: Rate::per_second(limits.publishes_per_second as u64),
+            bodies: size(limits.bodies).max(bodies_per_address),
+            bodies_per_address,
             resume_bytes: Rate::per_second(limits.resume_bytes),
             max_addresses: limits.streams.saturating_add(IDLE_ADDRESSES),
         }
@@ -57,19 +85,30 @@ struct Counts {
     addresses: HashMap<IpAddr, Address>,
     /// Streams of each. None is here without one.
     subjects: HashMap<Arc<str>, usize>,
+    /// Bytes of all requests to publish.
+    bodies: usize,
 }
 
 #[derive(Debug, Default)]
 struct Address {
     streams: usize,
     topics: usize,
+    /// Bytes of its requests to publish.
+    bodies: usize,
     opens: Bucket,
+    new_topics: Bucket,
+    publishes: Bucket,
     replays: Bucket,
+    /// What was fetched for it from the broker, and looked up there.
+    fetches: Bucket,
+    lookups: Bucket,
 }
 
 impl Address {
     fn is_forgettable(&self, now: u64) -> bool {
-        self.streams == 0 && self.opens.is_full(now) && self.replays.is_full(now)
+        let Address { opens, new_topics, publishes, replays, fetches, lookups, .. } = self;
+        let buckets = [opens, new_topics, publishes, replays, fetches, lookups];
+        self.streams == 0 && self.bodies == 0 && buckets.iter().all(|bucket| bucket.is_full(now))
     }
 }
 
@@ -86,13 +125,15 @@ pub struct Usage {
     pub most_topics_of_address: usize,
     /// Streams of the subject that has most.
     pub most_of_subject: usize,
+    /// Bytes of requests to publish that are under way.
+    pub bodies: usize,
 }
 
 impl Clients {
     /// Nobody yet.
     pub fn new(limits: &Limits, clock: Clock) -> Arc<Self> {
         let (addresses, subjects) = (HashMap::new(), HashMap::new());
-        let counts = Counts { shares: Shares::of(limits), addresses, subjects };
+        let counts = Counts { shares: Shares::of(limits), addresses, subjects, bodies: 0 };
         Arc::new(Clients { clock, counts: Mutex::new(counts) })
     }
 
@@ -113,6 +154,74 @@ impl Clients {
         if entry.opens.take(1, shares.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
     }
 
+    /// So many topics that nobody reads are about to be asked of the broker for this address. Whoever owes nothing may have
+    /// as many as a stream has: it is made up for afterwards.
+    ///
+    /// # Errors
+    /// Topics are asked for too fast, or there are too many addresses to count.
+    pub fn ask_for_new_topics(&self, address: IpAddr, topics: usize) -> Result<(), CloseCode> {
+        if topics == 0 {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        let entry = entry(addresses, shares.max_addresses, counted_as(address))?;
+        if entry.new_topics.in_debt_until(now).is_some() {
+            return Err(CloseCode::TooFast);
+        }
+        entry.new_topics.owe(topics as u64, shares.new_topics, now);
+        Ok(())
+    }
+
+    /// How many topics may linger for this address: as many as it may have, without those that it reads.
+    pub fn may_linger(&self, address: IpAddr) -> usize {
+        let counts = self.counts.lock();
+        let read = counts.addresses.get(&counted_as(address)).map_or(0, |address| address.topics);
+        counts.shares.topics_per_address.saturating_sub(read)
+    }
+
+    /// One more attempt of this address to publish, to be counted before anything is done for it.
+    ///
+    /// # Errors
+    /// It comes too fast, or there are too many addresses to count.
+    pub fn publish(self: &Arc<Self>, address: IpAddr) -> Result<Publishing, CloseCode> {
+        let (now, address) = (self.clock.now(), counted_as(address));
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        let entry = entry(addresses, shares.max_addresses, address)?;
+        if !entry.publishes.take(1, shares.publishes, now) {
+            return Err(CloseCode::TooFast);
+        }
+        Ok(Publishing { clients: self.clone(), address, bytes: 0 })
+    }
+
+    /// When the broker may be asked for more of its histories for this address, in milliseconds of the clock of all streams;
+    /// `None`: now.
+    pub fn look_due(&self, look: Look, address: IpAddr) -> Option<u64> {
+        let now = self.clock.now();
+        let counts = self.counts.lock();
+        let address = counts.addresses.get(&counted_as(address))?;
+        match look {
+            Look::Fetch => address.fetches.in_debt_until(now),
+            Look::Locate => address.lookups.in_debt_until(now),
+        }
+    }
+
+    /// The broker was asked for a part of its histories for this address, and gave so many bytes.
+    pub fn looked(&self, look: Look, address: IpAddr, bytes: usize) {
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        // Where there is no room to remember it, it has no stream either, and gets none.
+        if let Ok(address) = entry(addresses, shares.max_addresses, counted_as(address)) {
+            match look {
+                Look::Fetch => address.fetches.owe(bytes.max(FETCH) as u64, shares.resume_bytes, now),
+                Look::Locate => address.lookups.owe(1, shares.new_topics, now),
+            }
+        }
+    }
+
     /// Addresses that may be remembered.
     pub fn max_addresses(&self) -> usize {
         self.counts.lock().shares.max_addresses
@@ -126,7 +235,7 @@ impl Clients {
         let subject = stream.reader.subject().cloned();
         let address = counted_as(stream.reader.address);
         let mut counts = self.counts.lock();
-        let Counts { shares, addresses, subjects } = &mut *counts;
+        let Counts { shares, addresses, subjects, .. } = &mut *counts;
         let of_subject = subject.as_ref().and_then(|subject| subjects.get(subject));
         if of_subject.is_some_and(|streams| *streams >= shares.streams_per_subject) {
             return Err(CloseCode::TooManySubjectStreams);
@@ -151,6 +260,7 @@ impl Clients {
     pub fn sweep(&self) -> Usage {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
+        let bodies = counts.bodies;
         let Counts { addresses, subjects, .. } = &mut *counts;
         addresses.retain(|_, address| !address.is_forgettable(now));
         if addresses.capacity() > 1024 && addresses.len() * 4 < addresses.capacity() {
@@ -169,6 +279,7 @@ impl Clients {
                 .max()
                 .unwrap_or_default(),
             most_of_subject: subjects.values().copied().max().unwrap_or_default(),
+            bodies,
         }
     }
 }
@@ -186,7 +297,7 @@ fn entry(
 }
 
 /// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
-fn counted_as(address: IpAddr) -> IpAddr {
+pub fn counted_as(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
@@ -239,6 +350,48 @@ impl Drop for Place {
             if *streams == 0 {
                 subjects.remove(subject);
             }
+        }
+    }
+}
+
+/// A request to publish that is under way, and the bytes that it holds. Dropped, they are free again.
+#[derive(Debug)]
+pub struct Publishing {
+    clients: Arc<Clients>,
+    address: IpAddr,
+    bytes: usize,
+}
+
+impl Publishing {
+    /// It is about to hold so many bytes more.
+    ///
+    /// # Errors
+    /// [`CloseCode::TooFast`] if its address, [`CloseCode::Overloaded`] if all together would hold too many.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), CloseCode> {
+        let mut counts = self.clients.counts.lock();
+        let Counts { shares, addresses, bodies, .. } = &mut *counts;
+        // It holds none yet, and was forgotten.
+        let address = entry(addresses, shares.max_addresses, self.address)?;
+        if address.bodies.saturating_add(bytes) > shares.bodies_per_address {
+            return Err(CloseCode::TooFast);
+        }
+        if bodies.saturating_add(bytes) > shares.bodies {
+            return Err(CloseCode::Overloaded);
+        }
+        address.bodies += bytes;
+        *bodies += bytes;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        let mut counts = self.clients.counts.lock();
+        counts.bodies -= self.bytes;
+        // An address that holds some is never forgotten.
+        if let Some(address) = counts.addresses.get_mut(&self.address) {
+            address.bodies -= self.bytes;
         }
     }
 }

@@ -23,16 +23,17 @@ use self::warm::Warm;
 use crate::auth::access::Verdict;
 use crate::auth::{Action, Caller};
 use crate::broker::{Broker, BrokerError, Headers, Located};
-use crate::clients::Clients;
+use crate::clients::{Clients, Publishing};
 use crate::config::{Field, Rule, Source};
 use crate::current::Current;
 use crate::history::History;
 use crate::ingest::{Upstream, Upstreams};
-use crate::log::{self, Bounds, Lease, LeaseError, Registry, Subscription};
+use crate::log::{self, Bounds, Idle, Lease, LeaseError, Registry, Subscription};
 use crate::logging::Throttle;
 use crate::message::{Fields, Format};
 use crate::metrics::{HttpVersion, Limit, Metrics};
 use crate::position::{MAX_SEQUENCES, Start, entry_event_id};
+use crate::recall::Lookups;
 use crate::signal::{CloseCode, Reader, Who};
 use crate::sse::stream::{Stream, Terms};
 use crate::sse::table::Table;
@@ -42,6 +43,15 @@ use crate::why::Why;
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How often it is looked which topics nobody reads any more.
+const IDLE_STEP: Duration = Duration::from_secs(1);
+
+/// Topics that are given up under one hold of the lock.
+const GIVEN_UP_AT_ONCE: usize = 128;
+
+/// When the broker takes no more commands, how long it is given.
+const BROKER_FULL_STEP: Duration = Duration::from_millis(5);
 
 /// A stream that is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +103,7 @@ pub enum PublishError {
 pub struct Gateway {
     current: RwLock<Arc<Current>>,
     broker: Broker,
+    lookups: Lookups,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     why: Arc<Why>,
@@ -116,7 +127,7 @@ impl Gateway {
     /// Puts the parts together. Warm topics are subscribed to in the background, for as long as it takes.
     pub fn new(
         current: Arc<Current>,
-        broker: Broker,
+        (broker, lookups): (Broker, Lookups),
         upstream: watch::Receiver<Upstreams>,
         traces: Traces,
         max_message: Arc<AtomicUsize>,
@@ -126,6 +137,7 @@ impl Gateway {
         let gateway = Arc::new(Gateway {
             current: RwLock::new(current.clone()),
             broker,
+            lookups,
             registry: current.streams.registry.clone(),
             metrics: current.streams.metrics.clone(),
             why: current.streams.why.clone(),
@@ -165,6 +177,11 @@ impl Gateway {
         &self.table
     }
 
+    /// What each client has.
+    pub fn clients(&self) -> &Arc<Clients> {
+        &self.clients
+    }
+
     /// A reconnection delay for a client that is to come back, in milliseconds.
     pub fn jittered_retry(&self) -> u64 {
         self.current().streams.jittered_retry()
@@ -187,6 +204,25 @@ impl Gateway {
         self.clients.knock(address).inspect_err(|code| {
             self.metrics().limits.met_by_client(*code);
             self.tell_of_crowd(address, *code);
+        })
+    }
+
+    /// To be asked before anything is done for one who wants to publish. What is returned is to be kept until it is done.
+    ///
+    /// # Errors
+    /// Why they should come back later.
+    pub fn knock_to_publish(&self, address: IpAddr) -> Result<Publishing, CloseCode> {
+        self.clients.publish(address).inspect_err(|code| self.tell_of_crowd(address, *code))
+    }
+
+    /// Counts those of the topics that nobody has asked for yet: each costs the broker a subscription.
+    fn ask_for_new_topics(&self, address: IpAddr, filters: &[Filter]) -> Result<(), OpenError> {
+        let new = self.registry.not_held(filters);
+        self.clients.ask_for_new_topics(address, new).map_err(|code| {
+            let limit = if code == CloseCode::TooFast { Limit::NewTopicsPerSecond } else { Limit::Addresses };
+            self.metrics().limits.met(limit);
+            self.tell_of_crowd(address, code);
+            OpenError::ComeBack(code)
         })
     }
 
@@ -225,6 +261,7 @@ impl Gateway {
             }
         }
         is_possible(filters, &rules)?;
+        self.ask_for_new_topics(address, filters)?;
         let mut leases = Vec::with_capacity(filters.len());
         for (filter, rule) in filters.iter().zip(&rules) {
             let (bounds, fields) = log_settings(rule, self.metrics());
@@ -239,13 +276,14 @@ impl Gateway {
                 // A task of its own: others may wait for the same subscription, whatever becomes of this request.
                 tokio::spawn(subscribe(broker, source, subscription, self.refusals.clone()));
             }
+            lease.asked_by(address);
             leases.push(lease);
         }
         let located = async {
             for lease in &leases {
                 lease.ready().await?;
             }
-            self.locate(&leases, &rules, start).await
+            self.locate(address, &leases, &rules, start).await
         };
         let located = tokio::time::timeout(BROKER_TIMEOUT, located)
             .await
@@ -271,6 +309,7 @@ impl Gateway {
     /// Asks the broker where in its histories the stream begins, as far as the logs do not know.
     async fn locate(
         &self,
+        address: IpAddr,
         leases: &[Lease],
         rules: &[&Rule],
         start: &Start,
@@ -278,7 +317,8 @@ impl Gateway {
         let questions = log::questions(leases, start);
         let asked = leases.iter().zip(rules).zip(questions).map(async |((lease, rule), question)| {
             let Some(place) = question else { return Ok(None) };
-            let located = self.broker.locate(lease.filter().clone(), rule.source.clone(), place).await;
+            let (filter, source) = (lease.filter().clone(), rule.source.clone());
+            let located = self.lookups.find(address, filter, source, place).await;
             located.map(Some).map_err(|error| {
                 tracing::debug!(topic = lease.filter().as_str(), %error, "a place was not found");
                 CloseCode::Unavailable
@@ -392,15 +432,44 @@ impl Gateway {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Gives up what nobody reads any more, ages the logs and takes stock. To be called every second.
-    pub fn sweep(&self) {
-        let gave_way = self.registry.sweep(|filter, source| match source {
+    /// Gives up topics that nobody has read for long enough, for as long as the process runs: as many as come, a few at a time,
+    /// and no faster than the broker takes it.
+    pub async fn give_up_idle(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(IDLE_STEP).await;
+            let Idle { due, lingering } = self.registry.idle(|address| self.clients.may_linger(address));
+            self.metrics().topics_lingering.set(lingering as i64);
+            let mut left = &due[..];
+            let begin = Instant::now();
+            // What is left then is looked at again: who reads may have changed.
+            while !left.is_empty() && begin.elapsed() < IDLE_STEP {
+                let slice = &left[..left.len().min(GIVEN_UP_AT_ONCE)];
+                let done =
+                    self.registry.give_up_idle(slice, |filter, source| self.try_unsubscribe(filter, source));
+                left = &left[done..];
+                if done < slice.len() {
+                    tokio::time::sleep(BROKER_FULL_STEP).await;
+                } else {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// `false`: to be tried again later.
+    fn try_unsubscribe(&self, filter: &Filter, source: &Source) -> bool {
+        match source {
             Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
             Source::Sharded => self.broker.try_unsubscribe_sharded(filter.clone()),
             Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
                 self.broker.try_unfollow(filter.clone())
             }
-        });
+        }
+    }
+
+    /// Ages the logs and takes stock. To be called every second.
+    pub fn sweep(&self) {
+        let gave_way = self.registry.age();
         if gave_way {
             self.metrics().limits.met(Limit::Buffer);
         }
@@ -419,6 +488,7 @@ impl Gateway {
             (Limit::Connections, usize::try_from(metrics.connections.get()).unwrap_or_default()),
             (Limit::Topics, topics),
             (Limit::TopicsPerAddress, usage.most_topics_of_address),
+            (Limit::Bodies, usage.bodies),
             (Limit::Buffer, bytes),
             (Limit::Addresses, usage.addresses),
         ] {

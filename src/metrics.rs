@@ -76,6 +76,7 @@ pub struct Metrics {
     closed: Family<Label, Counter>,
     resumes: Family<Label, Counter>,
     recalls: Family<Label, Counter>,
+    recalled_bytes: Counter,
     gaps: Family<Label, Counter>,
     rejected: Family<Label, Counter>,
     publishes: Family<Label, Counter>,
@@ -110,6 +111,8 @@ pub struct Metrics {
     certificate_expires: Family<Label, Gauge>,
     /// Topics and patterns held.
     pub topics: Gauge,
+    /// Those of them that nobody reads.
+    pub topics_lingering: Gauge,
     /// Bytes of all replay buffers.
     pub buffer_bytes: Gauge,
     /// Client addresses that are remembered.
@@ -163,6 +166,11 @@ impl Metrics {
                 "recalls",
                 "Parts of a history that were fetched from the broker for readers, by result",
                 Family::default()
+            ),
+            recalled_bytes: register!(
+                "recalled_bytes",
+                "Payload bytes that were fetched from the broker for readers",
+                Counter::default()
             ),
             gaps: register!(
                 "gaps",
@@ -233,6 +241,11 @@ impl Metrics {
                 Family::default()
             ),
             topics: register!("topics", "Topics and patterns held", Gauge::default()),
+            topics_lingering: register!(
+                "topics_lingering",
+                "Topics and patterns held that nobody reads now",
+                Gauge::default()
+            ),
             buffer_bytes: register!("buffer_bytes", "Bytes of all replay buffers", Gauge::default()),
             addresses: register!("addresses", "Client addresses that are remembered", Gauge::default()),
             subjects: register!("subjects", "Token subjects with open streams", Gauge::default()),
@@ -325,9 +338,11 @@ impl Metrics {
         self.rejected.get_or_create(&[("what", what)]).inc();
     }
 
-    /// A part of a history was fetched from the broker, or could not be.
-    pub fn recalled(&self, fetched: bool) {
-        self.recalls.get_or_create(&[("result", if fetched { "fetched" } else { "failed" })]).inc();
+    /// A part of a history was fetched from the broker, of so many bytes, or could not be.
+    pub fn recalled(&self, fetched: Option<usize>) {
+        let result = if fetched.is_some() { "fetched" } else { "failed" };
+        self.recalls.get_or_create(&[("result", result)]).inc();
+        self.recalled_bytes.inc_by(fetched.unwrap_or_default() as u64);
     }
 
     /// The result of a publish request.

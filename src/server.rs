@@ -18,6 +18,7 @@ use crate::auth::Auth;
 use crate::broker::{Broker, EVENT_CAPACITY, Event};
 use crate::config::Config;
 use crate::current::Current;
+use crate::descriptors;
 use crate::encoder::Encoder;
 use crate::gateway::Gateway;
 use crate::http;
@@ -25,7 +26,7 @@ use crate::ingest::{Ingest, Upstreams};
 use crate::log::{ASK_CAPACITY, Registry};
 use crate::metrics::{Limit, Metrics};
 use crate::position::{Epoch, Sequence};
-use crate::recall::Recall;
+use crate::recall::{Lookups, Recall};
 use crate::reload::Reloader;
 use crate::signal::CloseCode;
 use crate::sse::table::TICK;
@@ -134,6 +135,8 @@ pub struct Server {
     gateway: Arc<Gateway>,
     public: TcpListener,
     admin: TcpListener,
+    /// Of the public listener, at most.
+    connections: usize,
     tls: Option<Arc<Tls>>,
     tasks: JoinSet<()>,
     export: Option<Export>,
@@ -163,18 +166,23 @@ impl Server {
             upstream,
             traces: traces.clone(),
         };
-        let recall = Recall { registry: registry.clone(), broker: broker.clone(), encoder };
-        let current = Current::new(config, auth, registry, metrics);
-        let gateway = Gateway::new(current, broker, upstream_receiver, traces, max_message);
+        let (lookups, lookups_receiver) = Lookups::new();
+        let connections = descriptors::connections(&config);
+        let current = Current::new(config, auth, registry.clone(), metrics.clone());
+        let ways = (broker.clone(), lookups);
+        let gateway = Gateway::new(current, ways, upstream_receiver, traces, max_message);
+        metrics.limits.set_bound(Limit::Connections, connections as u64);
+        let recall = Recall { registry, broker, encoder, clients: gateway.clients().clone() };
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events));
-        tasks.spawn(recall.run(asks_receiver));
+        tasks.spawn(recall.run(asks_receiver, lookups_receiver));
+        tasks.spawn(gateway.clone().give_up_idle());
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
         if let Some(tls) = &tls {
             tasks.spawn(every(LOOK, tls.clone(), Tls::look));
         }
-        Ok(Server { gateway, public, admin, tls, tasks, export })
+        Ok(Server { gateway, public, admin, connections, tls, tasks, export })
     }
 
     /// Where browsers connect, with the port that the system chose if it was asked to.
@@ -202,7 +210,7 @@ impl Server {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
-        let connections = (Limit::Connections, gateway.current().config.limits.connections);
+        let connections = (Limit::Connections, self.connections);
         let closing = CancellationToken::new();
         let admin = http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone());
         let serve = |listener, router, tls, public, most| {

@@ -236,13 +236,19 @@ async fn where_others_reach_the_listener_the_console_is_there_only_if_it_was_ask
     for (method, path) in PATHS {
         assert_eq!(gateway.ask_admin(method, path, &[]).await.status, 404, "{method} {path}");
     }
-    for probe in ["/livez", "/metrics"] {
-        assert_eq!(
-            gateway.ask_admin("GET", probe, &[("host", "gateway.example")]).await.status,
-            200,
-            "{probe}"
-        );
+    for (path, host, status) in [
+        ("/livez", "gateway.example", 200),
+        ("/readyz", "gateway.example", 200),
+        ("/metrics", "10.0.0.5:9090", 200),
+        ("/metrics", "topicgate:9090", 200),
+        ("/metrics", "attacker.example:9090", 421),
+        ("/metrics", "attacker.example:80#.localhost", 421),
+    ] {
+        assert_eq!(gateway.ask_admin("GET", path, &[("host", host)]).await.status, status, "{path} {host}");
     }
+    let listed = Gateway::with_admin("0.0.0.0", "hosts = [\"metrics.example\"]").await;
+    assert_eq!(listed.ask_admin("GET", "/metrics", &[("host", "metrics.example:9090")]).await.status, 200);
+    assert_eq!(listed.ask_admin("GET", "/metrics", &[("host", "attacker.example")]).await.status, 421);
     let gateway = Gateway::with_admin("0.0.0.0", "console = true").await;
     for (host, status) in
         [("10.0.0.5:9090", 200), ("localhost", 200), ("[::1]", 200), ("attacker.example", 421)]

@@ -449,3 +449,157 @@ async fn the_log_says_which_key_to_set_where_all_clients_may_be_one_proxy() {
         assert!(process.log().contains("127.0.0.1") && process.log().contains("too_many_streams"));
     }
 }
+
+/// A request that is refused for its own sake, as often as it takes until the pace of its address is met.
+#[tokio::test]
+async fn the_pace_of_an_address_is_asked_before_its_topics_are_read() {
+    let gateway = Gateway::with("limits = { opens_per_second = 1 }").await;
+    let all: String = (0..101).map(|n| format!("&topic=a/{n}")).collect();
+    for path in
+        ["/topics/a//b".to_owned(), format!("/topics?topic=b{all}"), "/topics?topic=a/*&topic=*/b".into()]
+    {
+        let mut refused = 0;
+        while gateway.get(&path).await.status != 429 {
+            refused += 1;
+            assert!(refused < 50, "{path}: it has no pace");
+        }
+    }
+    assert!(closed(&gateway, "too_fast").await >= 3.0);
+}
+
+#[tokio::test]
+async fn a_topic_that_is_named_again_and_again_is_one() {
+    let gateway = Gateway::start().await;
+    let path = format!("/topics?{}topic=b", "topic=a&".repeat(1_500));
+    let mut reader = gateway.open(&path).await;
+    let topics = reader.control("stream-open").await["topics"].clone();
+    assert_eq!(topics, json!(["a", "b"]));
+}
+
+/// Opens so many streams of ten topics each, one after the other, each on topics of its own, and leaves each.
+async fn pass_through(gateway: &Gateway, streams: std::ops::Range<usize>) {
+    for n in streams {
+        let path: String = (0..10).map(|topic| format!("&topic=pass/{n}/{topic}")).collect();
+        gateway.open(&format!("/topics?topic=pass/{n}{path}")).await.expect("stream-open").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_that_linger_count_for_who_asked_last_and_its_oldest_give_way() {
+    let upstream = Upstream::nats().await;
+    let limits = "limits = { topics_per_address = 100, opens_per_second = 1000 }\n";
+    let gateway = Gateway::with(&format!("{limits}{}", upstream.toml())).await;
+    let before = upstream.subscriptions().await;
+    let mut elsewhere = open_from_elsewhere(&gateway, "/topics/pass/0/1").await;
+    pass_through(&gateway, 0..50).await;
+    // They linger for a minute, which is far beyond what is waited here.
+    let topics = async || gateway.metric("topicgate_topics").await;
+    eventually("as many as the address may have are left", async || topics().await <= 101.0).await;
+    eventually("and the broker knows", async || upstream.subscriptions().await <= before + 101).await;
+    eventually("they are counted", async || gateway.metric("topicgate_topics_lingering").await <= 100.0)
+        .await;
+    let listed = gateway.ask_admin("GET", "/topics?prefix=pass/49/&limit=1000", &[]).await.json();
+    assert_eq!(listed["topics"].as_array().unwrap().len(), 10, "the newest stay");
+    gateway.publish("pass/0/1", "still read").await;
+    elsewhere.until(b"data: still read\n").await;
+    // And in time for the next stream, which is not refused for what lingers.
+    pass_through(&gateway, 50..60).await;
+}
+
+#[tokio::test]
+async fn new_topics_have_a_pace_for_an_address_and_those_that_are_held_have_none() {
+    let gateway = Gateway::with("limits = { new_topics_per_second = 1 }").await;
+    // Five at once; a stream may go over it, and then it is made up for.
+    let many: String = (0..60).map(|n| format!("&topic=many/{n}")).collect();
+    let many = format!("/topics?topic=many{many}");
+    let _held = gateway.open(&many).await.expect("stream-open").await;
+    told_to_come_back(&gateway, "/topics/new", "too_fast").await;
+    refused_to_others(&gateway, "/topics/new", 429, "too_fast").await;
+    gateway.open(&many).await.expect("stream-open").await;
+    open_from_elsewhere(&gateway, "/topics/new").await;
+    gateway.open("/topics/new").await.expect("stream-open").await;
+    assert!(gateway.metric("topicgate_limit_met_total{limit=\"new_topics_per_second\"}").await >= 4.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn giving_topics_up_keeps_up_with_taking_them_in() {
+    // More than one sweep a second could give up within the limit of a test, with the 1024 that fit into its way to the broker.
+    const STREAMS: usize = 300;
+    let limits = "limits = { topics_per_address = 1000000, topics = 1000000, new_topics_per_second = 1000000, \
+                  opens_per_second = 1000 }\n";
+    let rule =
+        "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { linger = \"0s\" }\n";
+    let gateway = Gateway::with(&format!("{limits}{rule}")).await;
+    let mut held = vec![];
+    for stream in 0..STREAMS {
+        let topics: Vec<String> = (0..100).map(|n| format!("topic={stream}/{n}")).collect();
+        let mut reader = gateway.open(&format!("/topics?{}", topics.join("&"))).await;
+        reader.expect("stream-open").await;
+        held.push(reader);
+    }
+    drop(held);
+    eventually("all are given up", async || gateway.metric("topicgate_topics").await == 0.0).await;
+}
+
+async fn post_from(gateway: &Gateway, last: u8, length: usize, sent: usize) -> Raw {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    let mut raw = Raw::over(socket.connect(gateway.address).await.unwrap());
+    let mut bytes = ask("POST", "/topics/a", &format!("Content-Length: {length}\r\n"));
+    bytes.extend(vec![b'x'; sent]);
+    raw.send(bytes).await.unwrap();
+    raw
+}
+
+#[tokio::test]
+async fn bodies_under_way_are_bounded_for_an_address_and_in_all_and_free_again() {
+    // An address may have 32 KiB and a head of 16: one message, and half of a second one.
+    let limits = "limits = { message = \"32KiB\", bodies = \"64KiB\", head_timeout = \"1m\" }\n";
+    let rule = "[[topics]]\nmatch = \"**\"\npublish = \"anyone\"\n";
+    let gateway = Gateway::with(&format!("{limits}{rule}")).await;
+    let used = async || gateway.metric("topicgate_limit_used{limit=\"bodies\"}").await;
+    let mut first = post_from(&gateway, 1, 32 * 1024, 30_000).await;
+    eventually("it is counted", async || used().await >= 30_000.0).await;
+    let refused = post_from(&gateway, 1, 32 * 1024, 30_000).await.reply().await;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("2")), "{}", refused.text());
+    assert!(
+        refused.text().contains("too_fast") && refused.text().contains("limits.bodies"),
+        "{}",
+        refused.text()
+    );
+    let mut second = post_from(&gateway, 2, 28_000, 27_000).await;
+    eventually("it has its own part", async || used().await >= 57_000.0).await;
+    let refused = post_from(&gateway, 3, 30_000, 29_000).await.reply().await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("2")), "{}", refused.text());
+    assert!(refused.text().contains("overloaded"), "{}", refused.text());
+    assert_eq!(gateway.metric("topicgate_limit_met_total{limit=\"bodies\"}").await, 2.0);
+    first.send(vec![b'x'; 32 * 1024 - 30_000]).await.unwrap();
+    assert_eq!(first.reply().await.status, 202);
+    second.send(vec![b'x'; 1_000]).await.unwrap();
+    assert_eq!(second.reply().await.status, 202);
+    eventually("all is free again", async || used().await == 0.0).await;
+    assert_eq!(post_from(&gateway, 3, 30_000, 30_000).await.reply().await.status, 202);
+}
+
+#[tokio::test]
+async fn publishing_has_a_pace_for_an_address_asked_before_anything_else() {
+    let gateway = Gateway::with("limits = { publishes_per_second = 1 }").await;
+    let mut accepted = 0;
+    let begin = Instant::now();
+    // What is refused for its own sake counts too.
+    let refused = loop {
+        let path = if accepted == 0 { "/topics/a/*" } else { "/topics/a" };
+        let answer = gateway.post(path, "x").await;
+        match answer.status {
+            429 => break answer,
+            400 | 202 => accepted += 1,
+            status => panic!("{status}"),
+        }
+    };
+    assert!((5..=5 + begin.elapsed().as_secs()).contains(&accepted), "{accepted}");
+    assert_eq!((refused.json()["code"].clone(), refused.header("retry-after")), (json!("too_fast"), "2"));
+    assert!(refused.text().contains("limits.publishes_per_second"), "{}", refused.text());
+    assert_eq!(post_from(&gateway, 2, 1, 1).await.reply().await.status, 202);
+    gateway.open("/topics/a").await.expect("stream-open").await;
+    assert!(gateway.metric("topicgate_limit_met_total{limit=\"publishes_per_second\"}").await >= 1.0);
+}

@@ -51,6 +51,13 @@ impl Process {
         listening().unwrap()
     }
 
+    /// Of the admin listener, once it is known that it listens.
+    fn admin(&self) -> SocketAddr {
+        let log = self.log.lock().unwrap();
+        let lines = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter_map(|line| line["admin"].as_str()?.parse().ok()).next().unwrap()
+    }
+
     fn logged(&self, text: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
@@ -121,4 +128,29 @@ async fn out_of_file_descriptors_old_streams_go_on_and_new_ones_wait() {
     assert!(log.len() < 50, "{} lines", log.len());
     assert_eq!(process.logged(OUT), 1, "{log:#?}");
     assert!(!log.iter().any(|line| line.contains("panicked")), "{log:#?}");
+}
+
+#[tokio::test]
+async fn with_more_readers_than_file_descriptors_the_probes_and_metrics_are_answered() {
+    let process = Process::start(64);
+    let address = process.address().await;
+    let admin = process.admin();
+    let mut readers = vec![];
+    for _ in 0..80 {
+        readers.push(stream(address).await);
+    }
+    eventually("no more are accepted", || async { process.logged(OUT) > 0 }).await;
+    // Each on a connection of its own, and several at once.
+    let mut probes = vec![];
+    for _ in 0..8 {
+        for path in ["/livez", "/readyz", "/metrics"] {
+            let mut probe = Raw::connect(admin).await;
+            probe.send(ask("GET", path, "")).await.unwrap();
+            assert_eq!(probe.reply().await.status, 200, "{path}");
+            if probes.len() < 8 {
+                probes.push(probe);
+            }
+        }
+    }
+    assert_eq!(process.logged("is more than the open files that the system allows"), 1, "said at the start");
 }

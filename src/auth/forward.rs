@@ -18,7 +18,6 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use ring::hmac;
 use ring::rand::SystemRandom;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use self::answer::Verdict;
@@ -29,6 +28,7 @@ use crate::http_client::{AskError, Client};
 use crate::logging::Throttle;
 use crate::metrics::{Metrics, Outcome};
 use crate::reason::Peer;
+use crate::turns::Permits;
 
 /// Bytes of an answer's body.
 const MAX_BODY: usize = 16 * 1024;
@@ -37,7 +37,7 @@ const MAX_BODY: usize = 16 * 1024;
 /// (Unwrapped when this is compiled.)
 const MAX_ANSWERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Questions that may wait for their turn, for each that is being asked. Those in the queue are told in time that they
+/// Questions that may wait for their turn, for each that is being asked. Addresses take turns. Those in the queue are told in time that they
 /// have to come back; a longer one would only be told later.
 const QUEUE: usize = 16;
 
@@ -64,9 +64,7 @@ pub(super) struct Forward {
     keep: Duration,
     grammar: Grammar,
     client: Client,
-    /// A place in the queue, those who have their turn among them.
-    places: Semaphore,
-    turns: Semaphore,
+    turns: Permits,
     known: Mutex<LruCache<[u8; 32], Known>>,
     secret: hmac::Key,
     metrics: Arc<Metrics>,
@@ -95,8 +93,7 @@ impl Forward {
             keep: config.cache,
             grammar,
             client,
-            places: Semaphore::new(config.concurrency.saturating_mul(QUEUE + 1).min(Semaphore::MAX_PERMITS)),
-            turns: Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)),
+            turns: Permits::new(config.concurrency, config.concurrency.saturating_mul(QUEUE)),
             known: Mutex::new(LruCache::new(MAX_ANSWERS)),
             secret,
             metrics,
@@ -190,10 +187,8 @@ impl Forward {
     /// Waits for its turn, asks, and reads the answer.
     async fn put(&self, question: Question) -> Result<Verdict, (Outcome, String)> {
         let busy = || (Outcome::Busy, "too many questions at once (auth.forward.concurrency)".to_owned());
-        let _place = self.places.try_acquire().map_err(|_| busy())?;
-        let turn = timeout(self.timeout, self.turns.acquire()).await;
-        // The semaphore is never closed, so whoever has waited in vain has waited for too long.
-        let _turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
+        let turn = timeout(self.timeout, self.turns.acquire(question.client)).await;
+        let _turn = turn.ok().flatten().ok_or_else(busy)?;
         let _asking = self.metrics.forward.asking();
         let answer = self.client.ask(question.request(&self.uri), self.timeout, MAX_BODY).await;
         let answer = answer.map_err(|error| match error {

@@ -42,6 +42,9 @@ use crate::topic::{Filter, Topic};
 /// Commands that wait for the broker's task. Beyond it senders wait.
 const COMMAND_CAPACITY: usize = 1024;
 
+/// Places among them that are left to those who wait for an answer, when many topics are given up at once.
+const LEFT_FREE: usize = COMMAND_CAPACITY / 2;
+
 /// Events that wait for ingest. Filled lazily, so the capacity itself costs nothing.
 pub const EVENT_CAPACITY: usize = 16 * 1024;
 
@@ -302,7 +305,7 @@ impl Broker {
     /// Ends a subscription without waiting. Returns whether the command was taken: `false` means that the channel is
     /// full and the caller should try again later. Ordered against every later `subscribe`.
     pub fn try_unsubscribe(&self, filter: Filter) -> bool {
-        is_taken(self.commands.try_send(Command::Unsubscribe { filter }))
+        is_taken(&self.commands, Command::Unsubscribe { filter })
     }
 
     /// Publishes; returns once the server has the message.
@@ -324,7 +327,7 @@ impl Broker {
     /// Ends what [`Broker::subscribe_sharded`] began, as [`Broker::try_unsubscribe`].
     pub fn try_unsubscribe_sharded(&self, filter: Filter) -> bool {
         let command = Command::Unsubscribe { filter };
-        self.sharded.as_ref().is_none_or(|sharded| is_taken(sharded.try_send(command)))
+        self.sharded.as_ref().is_none_or(|sharded| is_taken(sharded, command))
     }
 
     /// Publishes on a shard channel, as [`Broker::publish`].
@@ -351,7 +354,7 @@ impl Broker {
     /// Ends what [`Broker::follow`] began, as [`Broker::try_unsubscribe`].
     pub fn try_unfollow(&self, filter: Filter) -> bool {
         let command = StoredCommand::Unsubscribe { filter };
-        self.stored.as_ref().is_none_or(|stored| is_taken(stored.try_send(command)))
+        self.stored.as_ref().is_none_or(|stored| is_taken(stored, command))
     }
 
     /// Stores a message; returns its number.
@@ -411,8 +414,11 @@ impl Broker {
     }
 }
 
-fn is_taken<C>(sent: Result<(), mpsc::error::TrySendError<C>>) -> bool {
-    !matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
+fn is_taken<C>(commands: &mpsc::Sender<C>, command: C) -> bool {
+    // One that is closed takes everything: its task has ended, and its subscriptions with it.
+    commands.is_closed()
+        || commands.capacity() > LEFT_FREE
+            && !matches!(commands.try_send(command), Err(mpsc::error::TrySendError::Full(_)))
 }
 
 async fn call<C, T>(

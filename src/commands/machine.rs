@@ -7,10 +7,7 @@ use bytesize::ByteSize;
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::Config;
-
-/// Descriptors beside those of connections from outside: connections to the admin listener (64), to the broker and to whoever
-/// publishes keys, listeners, files that are read, and what the runtime has.
-const SPARE_DESCRIPTORS: u64 = 64 + 64;
+use crate::descriptors;
 
 /// Bytes of a stream, with its connection: what docs/benchmarks.md has for one over HTTP/2, which is the most, and some.
 const STREAM: u64 = 4 * 1024;
@@ -53,8 +50,7 @@ impl Machine {
     }
 
     fn too_few_descriptors(&self, config: &Config) -> Option<String> {
-        let questions = config.auth.forward.as_ref().map_or(0, |forward| forward.concurrency);
-        let needed = (config.limits.connections + questions) as u64 + SPARE_DESCRIPTORS;
+        let needed = config.limits.connections as u64 + descriptors::spare(config);
         let allowed = self.descriptors.filter(|allowed| *allowed < needed)?;
         Some(format!(
             "{allowed} file descriptors are allowed, and limits.connections = {} takes up to {needed}; raise the hard limit \

@@ -89,6 +89,9 @@ pub struct Config {
 pub struct Admin {
     /// `admin.listen`.
     pub listen: SocketAddr,
+    /// `admin.hosts`: names that a request's `Host` may carry there, beside addresses, names of this machine and names without
+    /// a dot.
+    pub hosts: Vec<String>,
     /// `admin.console`: whether people may look in there. Not set: where `listen` is a loopback address.
     pub console: bool,
 }
@@ -285,6 +288,10 @@ pub struct Limits {
     pub streams_per_subject: usize,
     /// Streams that one address may open in a second, on average.
     pub opens_per_second: usize,
+    /// Topics and patterns that nobody read before, and that one address may ask for in a second, on average.
+    pub new_topics_per_second: usize,
+    /// Messages that one address may publish in a second, on average.
+    pub publishes_per_second: usize,
     /// Bytes that one address is sent in a second of what it missed, on average.
     pub resume_bytes: u64,
     /// Open connections, streams among them.
@@ -299,6 +306,8 @@ pub struct Limits {
     pub topic_length: usize,
     /// Bytes of a payload, published or received.
     pub message: u64,
+    /// Bytes of all requests to publish that are under way, with their bodies as far as they have arrived.
+    pub bodies: u64,
     /// Bytes of all replay buffers together.
     pub buffer: u64,
     /// Bytes of a request head.
@@ -343,7 +352,11 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             hosts: vec![],
             drain: Duration::from_secs(10),
-            admin: Admin { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)), console: true },
+            admin: Admin {
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+                hosts: vec![],
+                console: true,
+            },
             broker: Broker {
                 url: Secret("memory:".into()),
                 user: None,
@@ -369,6 +382,8 @@ impl Default for Config {
                 streams_per_address: 1_000,
                 streams_per_subject: 100,
                 opens_per_second: 100,
+                new_topics_per_second: 1_000,
+                publishes_per_second: 5_000,
                 resume_bytes: 8 * 1024 * 1024,
                 connections: 12_000,
                 topics: 100_000,
@@ -376,6 +391,7 @@ impl Default for Config {
                 topics_per_stream: 100,
                 topic_length: 200,
                 message: 256 * 1024,
+                bodies: 64 * 1024 * 1024,
                 buffer: 256 * 1024 * 1024,
                 head: 16 * 1024,
                 head_timeout: Duration::from_secs(10),

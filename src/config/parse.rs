@@ -44,6 +44,7 @@ pub(super) fn config(
     let listen_admin = check.address("admin.listen", raw.admin.listen, d.admin.listen);
     let admin = Admin {
         listen: listen_admin,
+        hosts: raw.admin.hosts.map_or(d.admin.hosts, |list| check.hosts("admin.hosts", list.0)),
         console: raw.admin.console.map_or(listen_admin.ip().is_loopback(), |switch| switch.0),
     };
     let clash = |a: SocketAddr, b: SocketAddr| {
@@ -56,7 +57,7 @@ pub(super) fn config(
             format!("{} clashes with listen = {listen}; give it a port of its own", admin.listen),
         );
     }
-    let hosts = raw.hosts.map_or(d.hosts, |list| check.hosts(list.0));
+    let hosts = raw.hosts.map_or(d.hosts, |list| check.hosts("hosts", list.0));
     let drain = check.duration("drain", raw.drain, d.drain, Duration::ZERO, LONGEST);
     let (broker, kind) = check.broker(raw.broker);
     let second = Duration::from_secs(1);
@@ -219,14 +220,14 @@ impl Check<'_> {
         default
     }
 
-    fn hosts(&mut self, names: Vec<String>) -> Vec<String> {
+    fn hosts(&mut self, key: &str, names: Vec<String>) -> Vec<String> {
         let mut hosts = vec![];
         for name in names {
             // `Host::parse` takes a port for a part of the name and says little; this says more.
             match Host::parse(&name) {
                 Ok(host) if !name.is_empty() => hosts.push(host.to_string()),
                 _ => self.refuse(
-                    "hosts",
+                    key,
                     format!(
                         "{name:?} is not a host name; write it without scheme, port and path: app.example.com"
                     ),
@@ -370,6 +371,16 @@ impl Check<'_> {
                 d.streams_per_subject,
             ),
             opens_per_second: self.count("limits.opens_per_second", raw.opens_per_second, d.opens_per_second),
+            new_topics_per_second: self.count(
+                "limits.new_topics_per_second",
+                raw.new_topics_per_second,
+                d.new_topics_per_second,
+            ),
+            publishes_per_second: self.count(
+                "limits.publishes_per_second",
+                raw.publishes_per_second,
+                d.publishes_per_second,
+            ),
             // With less, one large message would take minutes.
             resume_bytes: self.size(
                 "limits.resume_bytes",
@@ -391,6 +402,7 @@ impl Check<'_> {
             ),
             topic_length: self.count("limits.topic_length", raw.topic_length, d.topic_length),
             message: self.size("limits.message", raw.message, d.message, (1, 64 * MIB)),
+            bodies: self.size("limits.bodies", raw.bodies, d.bodies, (64 * KIB, 1024 * GIB)),
             buffer: self.size("limits.buffer", raw.buffer, d.buffer, (1, 1024 * GIB)),
             // hyper panics on a head buffer under 8 KiB.
             head: self.size("limits.head", raw.head, d.head, (8 * KIB, MIB)),

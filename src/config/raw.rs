@@ -39,7 +39,7 @@ table!(Raw {
     traces: RawTraces,
 });
 
-table!(RawAdmin { listen: Option<String>, console: Option<Switch>, });
+table!(RawAdmin { listen: Option<String>, hosts: Option<List>, console: Option<Switch>, });
 
 table!(RawBroker {
     url: Option<String>,
@@ -103,6 +103,8 @@ table!(RawLimits {
     streams_per_address: Option<Count>,
     streams_per_subject: Option<Count>,
     opens_per_second: Option<Count>,
+    new_topics_per_second: Option<Count>,
+    publishes_per_second: Option<Count>,
     resume_bytes: Option<Size>,
     connections: Option<Count>,
     topics: Option<Count>,
@@ -110,6 +112,7 @@ table!(RawLimits {
     topics_per_stream: Option<Count>,
     topic_length: Option<Count>,
     message: Option<Size>,
+    bodies: Option<Size>,
     buffer: Option<Size>,
     head: Option<Size>,
     head_timeout: Option<Span>,

@@ -43,7 +43,7 @@ impl Config {
         let mut kept = Keep(vec![]);
         kept.keep("listen", &mut self.listen, &running.listen);
         // Taken apart, so that a key that is added is not forgotten here.
-        let Admin { listen, console } = &mut self.admin;
+        let Admin { listen, hosts: _, console } = &mut self.admin;
         kept.keep("admin.listen", listen, &running.admin.listen);
         kept.keep("admin.console", console, &running.admin.console);
         let old = &running.broker;

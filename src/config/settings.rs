@@ -87,6 +87,7 @@ impl List<'_> {
             self.add_if_set("", "traces", None::<&str>);
         }
         self.add("admin", "listen", c.admin.listen.to_string());
+        self.add("admin", "hosts", c.admin.hosts.clone());
         self.add("admin", "console", c.admin.console);
         self.broker(c);
         let s = &c.streams;
@@ -165,6 +166,8 @@ impl List<'_> {
             ("streams_per_address", l.streams_per_address),
             ("streams_per_subject", l.streams_per_subject),
             ("opens_per_second", l.opens_per_second),
+            ("new_topics_per_second", l.new_topics_per_second),
+            ("publishes_per_second", l.publishes_per_second),
             ("connections", l.connections),
             ("topics", l.topics),
             ("topics_per_address", l.topics_per_address),
@@ -176,6 +179,7 @@ impl List<'_> {
         let sizes = [
             ("resume_bytes", l.resume_bytes),
             ("message", l.message),
+            ("bodies", l.bodies),
             ("buffer", l.buffer),
             ("head", l.head),
         ];

@@ -155,6 +155,11 @@ pub(super) fn is_plain_and_far(text: &str) -> bool {
 /// Whether a host, without port, is this machine: an address, in brackets if it is of IPv6, or a name.
 pub fn is_loopback(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    // Anything else in it, and what follows is not what a client of ours would ask a resolver for.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if address.parse::<IpAddr>().is_err() && !host.bytes().all(is_name) {
+        return false;
+    }
     let lower = host.to_ascii_lowercase();
     // Names under .localhost never leave the machine (RFC 6761, section 6.3).
     lower == "localhost"

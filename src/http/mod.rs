@@ -14,6 +14,7 @@ mod problem;
 mod proxy_protocol;
 mod publish;
 mod subscribe;
+mod topics;
 mod trace;
 
 use std::net::SocketAddr;
@@ -42,6 +43,9 @@ use crate::why::Refused;
 
 /// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
 pub(crate) const ADMIN_CONNECTIONS: usize = 64;
+
+/// What the log says where there are too few file descriptors.
+const CANNOT_ACCEPT: &str = "connections cannot be accepted; is the limit on open files too low?";
 
 /// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -105,7 +109,7 @@ pub(crate) fn admin(
     address: Option<SocketAddr>,
     closing: CancellationToken,
 ) -> Router {
-    let listener = origin::Listener::Admin(is_loopback(address));
+    let listener = origin::Listener::Admin(gateway.clone(), is_loopback(address));
     admin::router(gateway.clone(), closing)
         .layer(middleware::from_fn_with_state(listener, origin::guard))
         .layer(middleware::from_fn_with_state(gateway, tell_refusals))
@@ -190,12 +194,17 @@ pub(crate) fn serve(
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         let failures = Throttle::default();
+        // Some descriptors are kept for others, so that the last is never taken here.
+        let is_short_of_files = public && max_connections < gateway.current().config.limits.connections;
         let mut accepted = 0;
         let mut current = gateway.current();
         let mut settings = settings_of(&current);
         loop {
             if permits.available_permits() == 0 {
                 gateway.metrics().limits.met(limit);
+                if is_short_of_files && failures.allows() {
+                    tracing::warn!(max_connections, "{CANNOT_ACCEPT}");
+                }
             }
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -226,7 +235,7 @@ pub(crate) fn serve(
                     // Not at every failure, nor at each that follows a success: at the limit every client that leaves
                     // makes room for one, and then there is none again.
                     if failures.allows() {
-                        tracing::warn!(%error, "connections cannot be accepted; is the limit on open files too low?");
+                        tracing::warn!(%error, "{CANNOT_ACCEPT}");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }

@@ -36,9 +36,9 @@ pub(super) enum Listener {
     /// Of `listen`; whether only this machine can connect.
     Public(Arc<Gateway>, bool),
     /// Of `admin.listen`; likewise.
-    Admin(bool),
+    Admin(Arc<Gateway>, bool),
     /// The same, for what is for people.
-    Console,
+    Console(Arc<Gateway>),
 }
 
 /// What is let in.
@@ -54,8 +54,10 @@ struct Allowed<'a> {
 #[derive(Debug)]
 enum Hosts<'a> {
     Loopback,
-    /// Loopback names, and addresses.
-    Addresses,
+    /// Loopback names, addresses, and names that are listed.
+    Addresses(&'a [String]),
+    /// Those, and names without a dot: nobody can have one of those resolved for a page of theirs.
+    Local(&'a [String]),
     Listed(&'a [String]),
 }
 
@@ -75,8 +77,20 @@ impl<'a> Allowed<'a> {
 
     /// No page of another origin, whatever it is called: by an address, or as this machine itself, it asks for ours. A page that
     /// points its own name at us asks by that name.
-    fn addresses() -> Self {
-        Allowed { hosts: Some(Hosts::Addresses), cors: NO_PAGES, secure: false }
+    fn addresses(listed: &'a [String]) -> Self {
+        Allowed { hosts: Some(Hosts::Addresses(listed)), cors: NO_PAGES, secure: false }
+    }
+
+    /// Metrics: the same, and other machines of the same network may ask by the name that they know us by.
+    /// A probe is answered whatever its name: those of load balancers send one, and learn no more than a word.
+    fn local(listed: &'a [String], loopback: bool, is_probe: bool) -> Self {
+        let hosts = match (loopback, listed.is_empty()) {
+            (true, true) => Hosts::Loopback,
+            (true, false) => Hosts::Addresses(listed),
+            (false, _) => Hosts::Local(listed),
+        };
+        let hosts = Some(hosts).filter(|_| loopback || !is_probe);
+        Allowed { hosts, cors: NO_PAGES, secure: false }
     }
 
     fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
@@ -85,20 +99,21 @@ impl<'a> Allowed<'a> {
             None => true,
             // No browser leaves it out, and HTTP/1.0 may: some health checks do.
             Some(Hosts::Loopback) => host.is_none_or(|host| is_loopback(without_port(host))),
-            Some(Hosts::Addresses) => host.is_none_or(|host| {
+            Some(Hosts::Addresses(listed)) => {
+                host.is_none_or(|host| is_address(without_port(host)) || is_listed(listed, host))
+            }
+            Some(Hosts::Local(listed)) => host.is_none_or(|host| {
                 let name = without_port(host);
-                let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-                is_loopback(name) || bare.parse::<IpAddr>().is_ok()
+                is_address(name) || is_single_label(name) || is_listed(listed, host)
             }),
-            Some(Hosts::Listed(listed)) => host
-                .is_some_and(|host| listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))),
+            Some(Hosts::Listed(listed)) => host.is_some_and(|host| is_listed(listed, host)),
         };
         if !allowed {
             let asked = host
                 .map_or("a request without Host".into(), |host| format!("the Host {}", why::quoted(host)));
             let detail = match &self.hosts {
-                Some(Hosts::Addresses) => format!(
-                    "this listener does not answer for {asked}; ask for it by an address, or as localhost"
+                Some(Hosts::Addresses(_) | Hosts::Local(_)) => format!(
+                    "this listener does not answer for {asked}; ask for it by an address, or list the name in admin.hosts"
                 ),
                 _ => format!(
                     "this gateway does not answer for {asked}; the configuration key hosts lists the names it answers for"
@@ -200,8 +215,15 @@ pub(super) async fn guard(State(listener): State<Listener>, mut request: Request
             let config = &current.config;
             Allowed::new(&config.hosts, &config.cors, loopback, config.tls.is_some())
         }
-        Listener::Admin(loopback) => Allowed::new(&[], NO_PAGES, loopback, false),
-        Listener::Console => Allowed::addresses(),
+        Listener::Admin(gateway, loopback) => {
+            current = gateway.current();
+            let is_probe = matches!(request.uri().path(), "/livez" | "/readyz");
+            Allowed::local(&current.config.admin.hosts, loopback, is_probe)
+        }
+        Listener::Console(gateway) => {
+            current = gateway.current();
+            Allowed::addresses(&current.config.admin.hosts)
+        }
     };
     let preflight = is_preflight(request.method(), request.headers());
     let cors = allowed.cors_headers(request.headers(), preflight);
@@ -274,6 +296,20 @@ fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     }
 }
 
+fn is_listed(listed: &[String], host: &str) -> bool {
+    listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))
+}
+
+/// Whether it is an address, or a name that only this machine has.
+fn is_address(name: &str) -> bool {
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    is_loopback(name) || bare.parse::<IpAddr>().is_ok()
+}
+
+fn is_single_label(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
@@ -305,6 +341,10 @@ mod tests {
             "[::2]",
             "10.0.0.1",
             "",
+            "evil.com:80#.localhost",
+            "evil.com/.localhost",
+            "evil.com@app.localhost",
+            "evil.com:80 .localhost:80",
         ] {
             assert!(!verdict(&allowed, host), "{host}");
         }
@@ -313,11 +353,36 @@ mod tests {
     #[test]
     fn by_an_address_everyone_may_ask_for_what_is_for_people() {
         for host in ["localhost:9090", "127.0.0.1", "10.0.0.5:9090", "[2001:db8::1]:9090", "[::1]"] {
-            assert!(verdict(&Allowed::addresses(), host), "{host}");
+            assert!(verdict(&Allowed::addresses(&[]), host), "{host}");
         }
         for host in ["attacker.example", "attacker.example:9090", "10.0.0.5.attacker.example", "topicgate"] {
-            assert!(!verdict(&Allowed::addresses(), host), "{host}");
+            assert!(!verdict(&Allowed::addresses(&[]), host), "{host}");
         }
+    }
+
+    #[test]
+    fn metrics_answer_addresses_and_names_without_a_dot_and_what_is_listed() {
+        let listed = ["topicgate.monitoring.svc".to_owned()];
+        let allowed = Allowed::local(&listed, false, false);
+        for host in [
+            "localhost:9090",
+            "10.0.0.5:9090",
+            "[2001:db8::1]:9090",
+            "topicgate:9090",
+            "topicgate.monitoring.svc:1",
+        ] {
+            assert!(verdict(&allowed, host), "{host}");
+        }
+        for host in
+            ["attacker.example:9090", "10.0.0.5.attacker.example", "topicgate.other", "a#b", "evil.com:1#x"]
+        {
+            assert!(!verdict(&allowed, host), "{host}");
+        }
+        assert!(
+            !verdict(&Allowed::local(&[], true, true), "topicgate:9090"),
+            "only this machine asks for itself"
+        );
+        assert!(verdict(&Allowed::local(&[], false, true), "balancer.example"), "a probe");
     }
 
     #[test]

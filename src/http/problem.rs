@@ -71,6 +71,11 @@ impl Problem {
         Problem { status, code: code.into(), detail: detail.into(), challenge: None, limit: None }
     }
 
+    /// With other words for the person who sent the request.
+    pub(super) fn because(self, detail: &str) -> Self {
+        Problem { detail: detail.into(), ..self }
+    }
+
     /// With another status than that of its code.
     pub(super) fn status(self, status: StatusCode) -> Self {
         Problem { status, ..self }
@@ -217,9 +222,11 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
             THEIRS,
             "your token's subject has as many open streams as one may (limits.streams_per_subject); close one",
         ),
-        CloseCode::TooFast => {
-            (THEIRS, "your address opens streams faster than one may (limits.opens_per_second); slow down")
-        }
+        CloseCode::TooFast => (
+            THEIRS,
+            "your address opens streams, or asks for new topics, faster than one may (limits.opens_per_second, \
+                 limits.new_topics_per_second); slow down",
+        ),
         CloseCode::Draining => (OURS, "this gateway is ending; another one may answer already"),
         CloseCode::Overloaded => (OURS, "this gateway serves as many streams, or topics, as it may"),
         CloseCode::Unavailable => (

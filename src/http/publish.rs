@@ -6,11 +6,11 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Body as _;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt as _;
 use serde::Serialize;
 
 use super::access::{self, Refusal};
@@ -18,6 +18,7 @@ use super::client;
 use super::problem::{Problem, Told};
 use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
+use crate::clients::Publishing;
 use crate::code::{Code, RefusalCode};
 use crate::gateway::{Gateway, PublishError};
 use crate::metrics::Limit;
@@ -28,6 +29,13 @@ use crate::topic::{Filter, Topic, TopicError};
 
 /// Seconds after which a publisher should try again when the broker is away: about as long as reconnecting takes.
 const RETRY_AFTER: &str = "2";
+
+/// Bytes that a request takes beside its head and its body, about.
+const REQUEST: usize = 1024;
+
+const TOO_FAST: &str = "your address publishes faster than one may (limits.publishes_per_second); slow down";
+const TOO_MUCH_OF_ADDRESS: &str = "your address publishes as much at once as one may, an eighth of limits.bodies; wait for the answers to what you sent";
+const TOO_MUCH: &str = "as much is being published at once as may be (limits.bodies); try again";
 
 /// The handler of POST.
 pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
@@ -46,13 +54,22 @@ pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Reques
 async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<Response, Response> {
     let bad = |detail: &str| Problem::new(RefusalCode::BadRequest, detail).into_response();
     let (uri, headers) = (&head.uri, &head.headers);
+    // Before anything else is done for the request. What it holds counts for its address until it is answered.
+    let address = client::address(&head.extensions);
+    let mut publishing = gateway.knock_to_publish(address).map_err(|code| match code {
+        CloseCode::TooFast => {
+            later(Problem::passing(code).because(TOO_FAST).limit(Limit::PublishesPerSecond))
+        }
+        code => later(Problem::passing(code)),
+    })?;
+    publishing.grow(weight(uri, headers)).map_err(|code| later(no_room(code)))?;
     let topic = topic(gateway, uri).map_err(|error| Problem::from(error).into_response())?;
     let asked = Asked {
         action: Action::Publish,
         filters: &[Filter::from(topic.clone())],
         headers,
         query: uri.query(),
-        client: client::address(&head.extensions),
+        client: address,
     };
     // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
     let not_allowed = |refusal| match refusal {
@@ -77,7 +94,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
             "the type must be 1 to 128 bytes of UTF-8 without line ends or NUL, and not begin with stream-",
         ));
     }
-    let payload = payload(gateway, body).await.map_err(Problem::into_response)?;
+    let payload = payload(gateway, body, &mut publishing).await?;
     match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
         Ok(id) => {
             #[derive(Serialize)]
@@ -119,26 +136,59 @@ fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {
     filter.topic().ok_or(TopicError::Pattern)
 }
 
-async fn payload(gateway: &Gateway, body: Body) -> Result<Bytes, Problem> {
+/// Bytes that a request holds beside its body.
+fn weight(uri: &Uri, headers: &HeaderMap) -> usize {
+    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    REQUEST + fields + uri.path_and_query().map_or(0, |path| path.as_str().len())
+}
+
+/// The address, or all together, publish as much at once as they may.
+fn no_room(code: CloseCode) -> Problem {
+    let why = if code == CloseCode::TooFast { TOO_MUCH_OF_ADDRESS } else { TOO_MUCH };
+    Problem::passing(code).because(why).limit(Limit::Bodies)
+}
+
+async fn payload(gateway: &Gateway, body: Body, publishing: &mut Publishing) -> Result<Bytes, Response> {
     let current = gateway.current();
     let limits = &current.config.limits;
     let limit = usize::try_from(limits.message).unwrap_or(usize::MAX);
-    let too_large = || {
-        Problem::new(RefusalCode::TooLarge, format!("a message may be {limit} bytes long (limits.message)"))
-            .limit(Limit::Message)
-    };
     // As announced: not a byte of it need be sent.
     if body.size_hint().lower() > limits.message {
-        return Err(too_large());
+        return Err(too_large(limit).into_response());
     }
-    let collected = tokio::time::timeout(limits.head_timeout, Limited::new(body, limit).collect());
-    match collected.await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Problem::new(RefusalCode::BadBody, "the body broke off")),
+    match tokio::time::timeout(limits.head_timeout, collect(body, limit, publishing)).await {
+        Ok(collected) => collected.map(Bytes::from),
         Err(_) => {
-            Err(Problem::new(RefusalCode::Timeout, "the body did not arrive in time (limits.head_timeout)")
-                .limit(Limit::HeadTimeout))
+            let late = "the body did not arrive in time (limits.head_timeout)";
+            Err(Problem::new(RefusalCode::Timeout, late).limit(Limit::HeadTimeout).into_response())
         }
     }
+}
+
+fn too_large(limit: usize) -> Problem {
+    Problem::new(RefusalCode::TooLarge, format!("a message may be {limit} bytes long (limits.message)"))
+        .limit(Limit::Message)
+}
+
+/// The whole body. Its room is taken as it arrives: what is announced and does not come takes none from others.
+async fn collect(mut body: Body, limit: usize, publishing: &mut Publishing) -> Result<Vec<u8>, Response> {
+    let mut collected = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let broke_off = |_| Problem::new(RefusalCode::BadBody, "the body broke off").into_response();
+        let Ok(data) = frame.map_err(broke_off)?.into_data() else { continue };
+        let length = collected.len() + data.len();
+        if length > limit {
+            return Err(too_large(limit).into_response());
+        }
+        if length > collected.capacity() {
+            let room = collected.capacity();
+            // Room for what is to come as well, if there is that much: else each piece would be copied again.
+            let doubled = length.max(room.saturating_mul(2)).min(limit);
+            let grown = publishing.grow(doubled - room).map(|()| doubled);
+            let grown = grown.or_else(|_| publishing.grow(length - room).map(|()| length));
+            collected.reserve_exact(grown.map_err(|code| later(no_room(code)))? - collected.len());
+        }
+        collected.extend_from_slice(&data);
+    }
+    Ok(collected)
 }

@@ -14,11 +14,12 @@ use super::access::{self, Refusal};
 use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
+use super::topics::Topics;
 use crate::auth::{self, Action};
 use crate::code::RefusalCode;
 use crate::gateway::{Gateway, OpenError, Opening};
 use crate::message::Format;
-use crate::metrics::{HttpVersion, Limit};
+use crate::metrics::HttpVersion;
 use crate::position::{MAX_EVENT_ID, Start};
 use crate::signal::CloseCode;
 use crate::topic::{Filter, TopicError};
@@ -40,6 +41,11 @@ pub(super) async fn subscribe(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
 ) -> Result<Response, Problem> {
+    // Before anything else is done for the request: reading its topics is work too.
+    let address = client::address(request.extensions());
+    if let Err(code) = gateway.knock(address) {
+        return Ok(come_back(&gateway, request.headers(), code));
+    }
     if !accepts_event_stream(request.headers()) {
         return Err(Problem::new(
             RefusalCode::NotAcceptable,
@@ -52,11 +58,8 @@ pub(super) async fn subscribe(
         filters: &asked.filters,
         headers: request.headers(),
         query: request.uri().query(),
-        client: client::address(request.extensions()),
+        client: address,
     };
-    if let Err(code) = gateway.knock(who.client) {
-        return Ok(come_back(&gateway, request.headers(), code));
-    }
     let caller = match access::authorize(&gateway, &who).await {
         Ok(caller) => caller,
         Err(refusal) => return not_allowed(&gateway, request.headers(), refusal),
@@ -138,9 +141,9 @@ impl Asked {
         let current = gateway.current();
         let config = &current.config;
         let (separator, limit) = (config.broker.alias(), config.limits.topic_length);
-        let mut filters = Vec::new();
+        let mut topics = Topics::new(config.limits.topics_per_stream);
         if let Some(path) = uri.path().strip_prefix("/topics/") {
-            filters.push(Filter::read_path(path, separator, limit)?);
+            topics.add(Filter::read_path(path, separator, limit)?)?;
         }
         let mut cursor = None;
         let mut since = None;
@@ -153,7 +156,7 @@ impl Asked {
                     if value.contains(char::REPLACEMENT_CHARACTER) {
                         return Err(TopicError::NotUtf8.into());
                     }
-                    filters.push(Filter::read(&value, separator, limit)?);
+                    topics.add(Filter::read(&value, separator, limit)?)?;
                 }
                 "since" => since = Some(read_since(&value)?),
                 "last" => last = Some(read_last(&value)?),
@@ -168,7 +171,7 @@ impl Asked {
                 _ => {} // pages and proxies add what they like
             }
         }
-        let filters = without_overlaps(filters, config.limits.topics_per_stream)?;
+        let filters = topics.settle()?;
         // The header wins: a page's URL keeps its old query at every reconnect. An empty cursor is none.
         let cursor = match headers.get("last-event-id").map(HeaderValue::as_bytes) {
             Some([]) | None => {
@@ -241,38 +244,6 @@ fn since_unix(seconds: u64) -> Result<SystemTime, Problem> {
 
 fn read_last(value: &str) -> Result<Start, Problem> {
     value.parse().map(Start::Last).map_err(|_| bad_query("last is a number of messages, such as 10"))
-}
-
-/// What another covers is dropped, so that each message comes once. Where two overlap and neither covers the other, that
-/// cannot be had by dropping one.
-fn without_overlaps(asked: Vec<Filter>, limit: usize) -> Result<Vec<Filter>, Problem> {
-    if asked.is_empty() {
-        return Err(TopicError::Empty.into());
-    }
-    let mut kept: Vec<Filter> = Vec::new();
-    for filter in asked {
-        if kept.iter().any(|other| other.covers(&filter)) {
-            continue;
-        }
-        kept.retain(|other| !filter.covers(other));
-        kept.push(filter);
-        // Checked within the loop: comparing each with each is the work of one request.
-        if kept.len() > limit {
-            return Err(bad_query(format!(
-                "at most {limit} topics may share a stream (limits.topics_per_stream); use a pattern, or several streams"
-            ))
-            .limit(Limit::TopicsPerStream));
-        }
-    }
-    for (index, filter) in kept.iter().enumerate() {
-        if let Some(other) = kept[index + 1..].iter().find(|other| filter.overlaps(other)) {
-            return Err(bad_query(format!(
-                "{filter} and {other} overlap and neither covers the other, so messages would come twice; ask for a pattern \
-                 that covers both, or use two streams"
-            )));
-        }
-    }
-    Ok(kept)
 }
 
 /// Whether the client asks for an event stream by its name, as every EventSource does (HTML standard, section 9.2.2).
@@ -365,18 +336,5 @@ mod tests {
         {
             assert!(read_since(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn what_another_topic_covers_is_dropped_and_half_overlaps_are_refused() {
-        let read = |texts: &[&str]| {
-            let filters = texts.iter().map(|text| Filter::parse(text, 99).unwrap()).collect();
-            without_overlaps(filters, 3).map(|kept| kept.iter().map(|f| f.to_string()).collect::<Vec<_>>())
-        };
-        assert_eq!(read(&["a/b", "a/**", "a/*", "a/b"]).unwrap(), ["a/**"]);
-        assert_eq!(read(&["a", "b", "a"]).unwrap(), ["a", "b"]);
-        assert!(read(&["a/*", "*/b"]).is_err());
-        assert!(read(&["a", "b", "c", "d"]).is_err());
-        assert!(read(&[]).is_err());
     }
 }

@@ -6,10 +6,12 @@
 //! list, and no message. This asks; it does not talk to the broker.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc;
 
 use super::piece::{Piece, Pieces};
@@ -24,14 +26,17 @@ use crate::topic::Filter;
 /// Runs that wait to be fetched. Who finds no room asks again a moment later.
 pub const ASK_CAPACITY: usize = 1024;
 
+/// Addresses for which one run is in line at once. Others wait with them.
+const ASKERS: usize = 4;
+
 /// Which part of the bound on all logs the entries of all runs may take. They are fetched again if they went too early.
 const SHARE: usize = 8;
 
 /// The newest runs, which stay: somebody was woken for each just now. At least as many as are fetched at once.
 const NEWEST: usize = 8;
 
-/// A run that is to be fetched: what `log` has after the number `after`, up to `until`. Dropped without an answer it counts as
-/// given up, so that no reader waits for ever.
+/// A run that is to be fetched: what `log` has after the number `after`, up to `until`. Dropped, it is asked for again by
+/// those who still wait for it.
 #[derive(Debug)]
 pub struct Ask {
     /// Of which log.
@@ -40,14 +45,12 @@ pub struct Ask {
     pub after: u64,
     /// Up to this one. Of values, as of this one.
     pub until: u64,
-    /// Those who wait for it have been woken.
-    is_answered: AtomicBool,
-}
-
-impl Drop for Ask {
-    fn drop(&mut self) {
-        self.give_up();
-    }
+    /// For a reader at this address.
+    pub address: IpAddr,
+    /// Of what the history knows of it.
+    id: u64,
+    /// It is being fetched.
+    begun: AtomicBool,
 }
 
 /// A part of a history.
@@ -103,14 +106,29 @@ pub(super) struct History {
 struct State {
     runs: VecDeque<Arc<Run>>,
     asked: Vec<Asked>,
+    /// Of the next that is asked.
+    next_id: u64,
 }
 
 #[derive(Debug)]
 struct Asked {
+    id: u64,
     after: u64,
     until: u64,
     /// By where each signal is, since a crowd may wait, and every one of it asks whenever it is woken.
     waiting: HashMap<usize, Arc<Signal>>,
+    /// For whom it is in line: whoever asks for little is not to wait in the line of one who asks for much.
+    askers: SmallVec<[IpAddr; 1]>,
+    /// It is being fetched.
+    begun: bool,
+}
+
+impl Asked {
+    /// Whether a stream that waits for it has not ended meanwhile.
+    fn is_awaited(&self) -> bool {
+        // A stream that is open holds its signal too.
+        self.waiting.values().any(|signal| Arc::strong_count(signal) > 1)
+    }
 }
 
 impl History {
@@ -144,21 +162,29 @@ impl History {
         let until = next.map_or(until, |next| next.min(until));
         // The log goes on while it is read, and up to where its history is asked for with it: that makes no other run.
         let same = |asked: &&mut Asked| asked.after == position && (!self.of_values || asked.until == until);
+        let address = signal.reader.address;
+        let mut refused = None;
         if let Some(asked) = state.asked.iter_mut().find(same) {
             asked.waiting.entry(Arc::as_ptr(signal).addr()).or_insert_with(|| signal.clone());
-        } else {
-            let ask = Ask { log: log.clone(), after: position, until, is_answered: AtomicBool::new(false) };
-            match self.asks.try_send(ask) {
-                Ok(()) => {
-                    let waiting = HashMap::from([(Arc::as_ptr(signal).addr(), signal.clone())]);
-                    state.asked.push(Asked { after: position, until, waiting });
-                }
-                Err(full) => {
-                    drop(state); // the end of an ask takes the lock
-                    drop(full);
+            let may_ask = !asked.begun && asked.askers.len() < ASKERS && !asked.askers.contains(&address);
+            if may_ask {
+                match self.asks.try_send(Ask::new(log, asked, address)) {
+                    Ok(()) => asked.askers.push(address),
+                    Err(full) => refused = Some(full),
                 }
             }
+        } else {
+            let waiting = HashMap::from([(Arc::as_ptr(signal).addr(), signal.clone())]);
+            let (id, askers) = (state.next_id, smallvec![address]);
+            state.next_id += 1;
+            let asked = Asked { id, after: position, until, waiting, askers, begun: false };
+            match self.asks.try_send(Ask::new(log, &asked, address)) {
+                Ok(()) => state.asked.push(asked),
+                Err(full) => refused = Some(full),
+            }
         }
+        drop(state);
+        drop(refused); // the end of an ask takes the lock
         None
     }
 
@@ -167,20 +193,16 @@ impl History {
         state.runs.iter().filter(fits).max_by_key(|run| run.through)
     }
 
-    /// What was asked for is there, or could not be had. Wakes those who wait for it, and those whom it serves too though
-    /// they asked for a part of it.
-    fn answer(&self, after: u64, until: u64, run: Option<Arc<Run>>) {
+    /// What was asked for is there. Wakes those who wait for it, and those whom it serves too though they asked for a part of it.
+    fn answer(&self, id: u64, run: Arc<Run>) {
         let mut state = self.state.lock();
         let mut waiting = HashMap::new();
-        let answered = state.asked.iter().position(|asked| (asked.after, asked.until) == (after, until));
-        if let Some(index) = answered {
+        if let Some(index) = state.asked.iter().position(|asked| asked.id == id) {
             waiting = state.asked.swap_remove(index).waiting;
         }
-        if let Some(run) = run {
-            let served = |asked: &&mut Asked| run.covers(asked.after);
-            state.asked.iter_mut().filter(served).for_each(|asked| waiting.extend(asked.waiting.drain()));
-            state.runs.push_back(run);
-        }
+        let served = |asked: &&mut Asked| run.covers(asked.after);
+        state.asked.iter_mut().filter(served).for_each(|asked| waiting.extend(asked.waiting.drain()));
+        state.runs.push_back(run);
         drop(state);
         waiting.values().for_each(|signal| signal.wake());
     }
@@ -228,8 +250,7 @@ impl Runs {
             bytes,
             usage,
         });
-        ask.is_answered.store(true, Ordering::Relaxed);
-        history.answer(ask.after, ask.until, Some(run.clone()));
+        history.answer(ask.id, run.clone());
         let given_up = {
             let mut kept = self.0.lock();
             kept.runs.push_back((Arc::downgrade(&ask.log), run));
@@ -265,20 +286,38 @@ fn forget((log, run): &(Weak<TopicLog>, Arc<Run>)) {
 }
 
 impl Ask {
-    /// Whether what was fetched for others has it meanwhile.
-    pub fn is_served(&self) -> bool {
-        self.log
-            .history
-            .as_ref()
-            .is_some_and(|history| history.run_at(&history.state.lock(), self.after, self.until).is_some())
+    fn new(log: &Arc<TopicLog>, asked: &Asked, address: IpAddr) -> Self {
+        let Asked { id, after, until, .. } = *asked;
+        Ask { log: log.clone(), after, until, address, id, begun: AtomicBool::new(false) }
+    }
+
+    /// Whether a stream still waits for it.
+    pub fn is_awaited(&self) -> bool {
+        self.log.history.as_ref().is_some_and(|history| {
+            let state = history.state.lock();
+            state.asked.iter().any(|asked| asked.id == self.id && asked.is_awaited())
+        })
+    }
+
+    /// Whether it is to be fetched now: somebody waits for it, and it is neither there nor being fetched for another. If so,
+    /// it counts as being fetched.
+    pub fn begin(&self) -> bool {
+        let Some(history) = &self.log.history else { return false };
+        let mut state = history.state.lock();
+        let is_there = history.run_at(&state, self.after, self.until).is_some();
+        let Some(asked) = state.asked.iter_mut().find(|asked| asked.id == self.id) else { return false };
+        if asked.begun || !asked.is_awaited() {
+            return false;
+        }
+        asked.begun = true;
+        self.begun.store(true, Ordering::Relaxed);
+        // Fetched for others meanwhile. Dropped, this one has those who wait for it look there.
+        !is_there
     }
 
     /// It is not fetched, or cannot be. Those who wait look again.
-    pub fn give_up(&self) {
-        let is_answered = self.is_answered.swap(true, Ordering::Relaxed);
-        if let Some(history) = self.log.history.as_ref().filter(|_| !is_answered) {
-            history.answer(self.after, self.until, None);
-        }
+    pub fn give_up(self) {
+        self.begun.store(true, Ordering::Relaxed);
     }
 
     /// The filter whose history it is.
@@ -290,5 +329,26 @@ impl Ask {
     pub fn reading(&self) -> Option<(Arc<Sequence>, Arc<Fields>)> {
         let history = self.log.history.as_ref().filter(|_| self.log.sealed().is_none())?;
         Some((self.log.sequence()?.clone(), history.fields.clone()))
+    }
+}
+
+impl Drop for Ask {
+    /// Those who wait look again, if it was begun and not answered. If it was not, and is in line for no other address, they ask
+    /// for it again a moment later: at once, they would take a place in line from each other over and over.
+    fn drop(&mut self) {
+        let Some(history) = &self.log.history else { return };
+        let mut state = history.state.lock();
+        let Some(index) = state.asked.iter().position(|asked| asked.id == self.id) else { return };
+        let asked = &mut state.asked[index];
+        if *self.begun.get_mut() {
+            let waiting = state.asked.swap_remove(index).waiting;
+            drop(state);
+            waiting.values().for_each(|signal| signal.wake());
+            return;
+        }
+        asked.askers.retain(|address| *address != self.address);
+        if asked.askers.is_empty() && !asked.begun {
+            state.asked.swap_remove(index);
+        }
     }
 }

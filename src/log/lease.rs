@@ -1,5 +1,6 @@
 //! What the registry hands out: a reader's hold on a log, and the duty to subscribe to a new one.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -47,6 +48,11 @@ impl Lease {
     /// The filter whose messages it holds.
     pub fn filter(&self) -> &Filter {
         &self.log.filter
+    }
+
+    /// Once nobody reads it any more, it lingers for `address`, unless another one asks for it after.
+    pub fn asked_by(&self, address: IpAddr) {
+        self.registry.with_slot(&self.log, |slot| slot.asked_by = Some(address));
     }
 
     /// Waits until the log's subscription is confirmed, and until it has what the log that feeds it held before.

@@ -32,7 +32,7 @@ pub use self::history::{ASK_CAPACITY, Ask};
 pub use self::lease::{Lease, Subscription};
 pub use self::look::{Lag, LogState, UpstreamState};
 pub use self::open::{Opened, questions};
-pub use self::registry::{LeaseError, Reading, Registry};
+pub use self::registry::{Due, Idle, LeaseError, Reading, Registry};
 pub use self::topic_log::TopicLog;
 
 /// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds

@@ -6,6 +6,7 @@
 
 mod fed;
 mod feeding;
+mod idle;
 mod look;
 mod reclaim;
 mod slot;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::feeding::begin_now;
+pub use self::idle::{Due, Idle};
 pub use self::look::Reading;
 use self::slot::Feed;
 pub(super) use self::slot::Slot;
@@ -167,6 +169,12 @@ impl Registry {
         self.inner.lock().slots.len()
     }
 
+    /// How many of these are not held yet.
+    pub fn not_held(&self, filters: &[Filter]) -> usize {
+        let inner = self.inner.lock();
+        filters.iter().filter(|filter| inner.slots.get(filter).is_none()).count()
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.usage.bytes()
@@ -269,6 +277,7 @@ impl Registry {
             fields: fields.clone(),
             line: Line::default(),
             readers: 0,
+            asked_by: None,
             idle_since: Instant::now(),
             subscribed: watch::Sender::new(Subscribed::Pending),
             end: None,
@@ -298,6 +307,7 @@ impl Registry {
             fields,
             line: Line::default(),
             readers: 0,
+            asked_by: None,
             idle_since: Instant::now(),
             subscribed,
             end: None,

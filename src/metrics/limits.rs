@@ -22,6 +22,10 @@ pub enum Limit {
     StreamsPerSubject,
     /// `limits.opens_per_second`.
     OpensPerSecond,
+    /// `limits.new_topics_per_second`.
+    NewTopicsPerSecond,
+    /// `limits.publishes_per_second`.
+    PublishesPerSecond,
     /// `limits.resume_bytes`; met: a replay waited for its address's turn.
     ResumeBytes,
     /// `limits.connections`; met: those who come wait until one ends.
@@ -38,6 +42,10 @@ pub enum Limit {
     TopicLength,
     /// `limits.message`, of the broker's and of publishers.
     Message,
+    /// `limits.bodies`; met: a publisher was told to come back, by its address's part of it or by all of it.
+    Bodies,
+    /// Looks into the broker's histories that wait for their turn; met: one that had no place is asked for again.
+    Lookups,
     /// `limits.buffer`; met: logs gave way.
     Buffer,
     /// `limits.head`, of HTTP/1.
@@ -51,11 +59,13 @@ pub enum Limit {
 }
 
 impl Limit {
-    const ALL: [Limit; 17] = [
+    const ALL: [Limit; 21] = [
         Limit::Streams,
         Limit::StreamsPerAddress,
         Limit::StreamsPerSubject,
         Limit::OpensPerSecond,
+        Limit::NewTopicsPerSecond,
+        Limit::PublishesPerSecond,
         Limit::ResumeBytes,
         Limit::Connections,
         Limit::AdminConnections,
@@ -64,6 +74,8 @@ impl Limit {
         Limit::TopicsPerStream,
         Limit::TopicLength,
         Limit::Message,
+        Limit::Bodies,
+        Limit::Lookups,
         Limit::Buffer,
         Limit::Head,
         Limit::HeadTimeout,
@@ -77,7 +89,11 @@ impl Limit {
             Limit::StreamsPerAddress => "streams_per_address",
             Limit::StreamsPerSubject => "streams_per_subject",
             Limit::OpensPerSecond => "opens_per_second",
+            Limit::NewTopicsPerSecond => "new_topics_per_second",
+            Limit::PublishesPerSecond => "publishes_per_second",
             Limit::ResumeBytes => "resume_bytes",
+            Limit::Bodies => "bodies",
+            Limit::Lookups => "lookups",
             Limit::Connections => "connections",
             Limit::AdminConnections => "admin_connections",
             Limit::Topics => "topics",
@@ -132,13 +148,15 @@ impl LimitMetrics {
             (Limit::StreamsPerAddress, limits.streams_per_address as u64),
             (Limit::StreamsPerSubject, limits.streams_per_subject as u64),
             (Limit::OpensPerSecond, limits.opens_per_second as u64),
+            (Limit::NewTopicsPerSecond, limits.new_topics_per_second as u64),
+            (Limit::PublishesPerSecond, limits.publishes_per_second as u64),
             (Limit::ResumeBytes, limits.resume_bytes),
-            (Limit::Connections, limits.connections as u64),
             (Limit::Topics, limits.topics as u64),
             (Limit::TopicsPerAddress, limits.topics_per_address as u64),
             (Limit::TopicsPerStream, limits.topics_per_stream as u64),
             (Limit::TopicLength, limits.topic_length as u64),
             (Limit::Message, limits.message),
+            (Limit::Bodies, limits.bodies),
             (Limit::Buffer, limits.buffer),
             (Limit::Head, limits.head),
         ] {

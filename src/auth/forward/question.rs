@@ -1,5 +1,7 @@
 //! What the backend is asked: a GET with what tells it who asks, and for what. Nothing else of a request is passed on.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ACCEPT, AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue, ORIGIN};
@@ -32,6 +34,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 pub(super) struct Question {
     pub(super) action: Action,
     pub(super) topics: Vec<Filter>,
+    /// For whom it is asked.
+    pub(super) client: IpAddr,
     headers: HeaderMap,
 }
 
@@ -67,7 +71,8 @@ impl Question {
                 headers.insert(name, value);
             }
         }
-        Some(Question { action: asked.action, topics: asked.filters.to_vec(), headers })
+        let (action, topics, client) = (asked.action, asked.filters.to_vec(), asked.client);
+        Some(Question { action, topics, client, headers })
     }
 
     /// The request to send.

@@ -29,7 +29,7 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics));
     if gateway.current().config.admin.console {
-        router = router.merge(people(closing).with_state(gateway.clone()));
+        router = router.merge(people(gateway.clone(), closing).with_state(gateway.clone()));
     }
     let fallback = |uri: Uri| async move {
         let instead = "this is the admin listener, with /metrics, /livez, /readyz and, where admin.console is on, the \
@@ -40,7 +40,7 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
 }
 
 /// The routes for people, which show what others wrote and can end streams.
-fn people(closing: CancellationToken) -> Router<Arc<Gateway>> {
+fn people(gateway: Arc<Gateway>, closing: CancellationToken) -> Router<Arc<Gateway>> {
     let mut router = Router::new()
         .route("/topics", get(topics::topics))
         .route("/streams", get(streams::list).delete(streams::close))
@@ -60,7 +60,7 @@ fn people(closing: CancellationToken) -> Router<Arc<Gateway>> {
     // Beside what guards the whole listener: a page that points a name of its own at it must not be answered here.
     router
         .layer(middleware::map_response(console::private))
-        .layer(middleware::from_fn_with_state(Listener::Console, origin::guard))
+        .layer(middleware::from_fn_with_state(Listener::Console(gateway), origin::guard))
 }
 
 async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {

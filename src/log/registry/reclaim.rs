@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
-use super::super::lease::Subscribed;
-use super::slot::{Feed, Slot};
+use super::idle::Idle;
 use super::{Inner, Registry};
 use crate::config::Source;
 use crate::topic::Filter;
@@ -66,45 +65,23 @@ impl Registry {
         }
     }
 
-    /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` is called under
-    /// the lock, so that whoever leases the filter next is behind it; it returns `false` to be asked again later. Returns
-    /// as [`Registry::keep_bound`].
-    pub fn sweep(&self, mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> bool {
-        let now = Instant::now();
-        let mut at = 0;
-        let mut part = |inner: &mut Inner, part: Range<usize>| {
-            // Short of room for new topics, nothing lingers.
-            let crowded = inner.slots.len() * 10 >= self.max_topics.load(Ordering::Relaxed) * 9;
-            let idle = |slot: &Slot| {
-                slot.readers == 0
-                    && !slot.kept
-                    && (crowded
-                        || slot.is_over
-                        || now.saturating_duration_since(slot.idle_since) >= slot.log.linger())
-            };
-            // While one waits to be confirmed, its subscription is not there to be ended yet.
-            let mut ends = |slot: &Slot| {
-                idle(slot)
-                    && *slot.subscribed.borrow() != Subscribed::Pending
-                    && unsubscribe(&slot.log.filter, &slot.fields.source)
-            };
-            let (mut ended, mut stay) = (Vec::new(), Vec::new());
-            for slot in inner.slots.part(part) {
-                let over = match &slot.feed {
-                    Feed::Warm(fed) => fed.is_empty() && ends(slot),
-                    Feed::By(_) => idle(slot),
-                    Feed::Own => ends(slot),
-                };
-                if over { ended.push(slot.log.filter.clone()) } else { stay.push(slot.log.clone()) }
-            }
-            let remove = |filter| inner.remove(filter, &self.sequence);
-            let ended: Vec<_> = ended.iter().filter_map(remove).collect();
-            (ended, stay)
+    /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` as in
+    /// [`Registry::give_up_idle`]. Returns as [`Registry::keep_bound`].
+    pub fn sweep(&self, unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> bool {
+        let Idle { due, .. } = self.idle(|_| usize::MAX);
+        self.give_up_idle(&due, unsubscribe);
+        self.age()
+    }
+
+    /// Ages the logs. Returns as [`Registry::keep_bound`].
+    pub fn age(&self) -> bool {
+        let (now, mut at) = (Instant::now(), 0);
+        let mut part = |inner: &mut Inner, part: Range<usize>| -> Vec<_> {
+            inner.slots.part(part).map(|slot| slot.log.clone()).collect()
         };
-        while let Some((next, (ended, stay))) = self.with_part(at, &mut part) {
+        while let Some((next, logs)) = self.with_part(at, &mut part) {
             at = next;
-            drop(ended); // not under the lock
-            stay.iter().for_each(|log| log.sweep(now));
+            logs.iter().for_each(|log| log.sweep(now));
         }
         self.inner.lock().slots.shrink();
         self.forget_marks();

@@ -1,5 +1,6 @@
 //! A log, and what the registry knows of it: who reads it and what feeds it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -20,6 +21,8 @@ pub(in crate::log) struct Slot {
     /// The times of what the broker keeps, by its clock.
     pub(super) line: Line,
     pub(in crate::log) readers: usize,
+    /// Who asked for it last, if that was a client.
+    pub(in crate::log) asked_by: Option<IpAddr>,
     /// Since when it has no reader.
     pub(in crate::log) idle_since: Instant,
     pub(in crate::log) subscribed: watch::Sender<Subscribed>,

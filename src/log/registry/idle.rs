@@ -1,0 +1,139 @@
+//! Topics that nobody reads any more: how long each still lingers, for whom, and how it is given up.
+//!
+//! A topic lingers for the address that asked for it last, and counts among the topics which that address may have. Beyond
+//! that, its oldest go. The fuller the registry, the shorter all linger.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::lease::Subscribed;
+use super::slot::{Feed, Slot};
+use super::{Inner, Registry};
+use crate::clients::counted_as;
+use crate::config::Source;
+use crate::topic::Filter;
+
+/// The part of `limits.topics` up to which all linger as long as their rule says, and that from which on none does. In between it
+/// falls evenly: new topics find room before there is none.
+const ROOMY: f64 = 0.5;
+const CROWDED: f64 = 0.9;
+
+/// What is to be given up.
+#[derive(Debug)]
+pub struct Idle {
+    /// Longest without a reader first.
+    pub due: Vec<Due>,
+    /// Topics that have no reader, these among them.
+    pub lingering: usize,
+}
+
+/// A topic that is to be given up, if nobody has asked for it since.
+#[derive(Debug)]
+pub struct Due {
+    filter: Filter,
+    idle_since: Instant,
+}
+
+/// The part of its time that a topic lingers where `topics` of `most` are held.
+fn patience(topics: usize, most: usize) -> f64 {
+    let full = topics as f64 / most.max(1) as f64;
+    ((CROWDED - full) / (CROWDED - ROOMY)).clamp(0.0, 1.0)
+}
+
+impl Slot {
+    fn is_idle(&self) -> bool {
+        let feeds = matches!(&self.feed, Feed::Warm(fed) if !fed.is_empty());
+        self.readers == 0 && !self.kept && !feeds
+    }
+}
+
+impl Registry {
+    /// Which topics are to be given up now; `share` is how many may linger for an address.
+    pub fn idle(&self, share: impl Fn(IpAddr) -> usize) -> Idle {
+        struct Lingering {
+            due: Due,
+            asked_by: Option<IpAddr>,
+            linger: Duration,
+        }
+        let most = self.max_topics.load(Ordering::Relaxed);
+        let (mut lingering, mut at) = (Vec::new(), 0);
+        let mut part = |inner: &mut Inner, part: Range<usize>| {
+            let patience = patience(inner.slots.len(), most);
+            let idle = inner.slots.part(part).filter(|slot| slot.is_idle());
+            lingering.extend(idle.map(|slot| Lingering {
+                due: Due { filter: slot.log.filter.clone(), idle_since: slot.idle_since },
+                asked_by: slot.asked_by.map(counted_as),
+                linger: if slot.is_over { Duration::ZERO } else { slot.log.linger().mul_f64(patience) },
+            }));
+        };
+        while let Some((next, ())) = self.with_part(at, &mut part) {
+            at = next;
+        }
+        // The newest first: those are what an address may still have.
+        lingering.sort_unstable_by(|a, b| b.due.idle_since.cmp(&a.due.idle_since));
+        let (now, count) = (Instant::now(), lingering.len());
+        let mut left: HashMap<IpAddr, usize> = HashMap::new();
+        let mut due: Vec<Due> = lingering
+            .into_iter()
+            .filter(|one| {
+                let over = now.saturating_duration_since(one.due.idle_since) >= one.linger;
+                let fits = one.asked_by.is_none_or(|address| {
+                    let left = left.entry(address).or_insert_with(|| share(address));
+                    let fits = *left > 0;
+                    *left = left.saturating_sub(1);
+                    fits
+                });
+                over || !fits
+            })
+            .map(|one| one.due)
+            .collect();
+        due.reverse();
+        Idle { due, lingering: count }
+    }
+
+    /// Gives up these topics, as far as they are idle still. `unsubscribe` is called under the lock, so that whoever asks for
+    /// the topic next is behind it; where it returns `false`, this ends. Returns how many of them are done with.
+    pub fn give_up_idle(&self, due: &[Due], mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> usize {
+        let mut inner = self.inner.lock();
+        let (mut done, mut ended) = (0, Vec::new());
+        for Due { filter, idle_since } in due {
+            let slot =
+                inner.slots.get(filter).filter(|slot| slot.is_idle() && slot.idle_since == *idle_since);
+            if let Some(slot) = slot {
+                let is_fed = matches!(slot.feed, Feed::By(_));
+                // While it waits to be confirmed, its subscription is not there to be ended yet.
+                let stays = !is_fed && *slot.subscribed.borrow() == Subscribed::Pending;
+                if !stays {
+                    if !is_fed && !unsubscribe(filter, &slot.fields.source) {
+                        break;
+                    }
+                    ended.push(inner.remove(filter, &self.sequence));
+                }
+            }
+            done += 1;
+        }
+        drop(inner);
+        drop(ended); // not under the lock
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_linger_the_shorter_the_fuller_it_is_and_not_at_all_before_there_is_no_room() {
+        for (topics, expected) in
+            [(0, 1.0), (500, 1.0), (600, 0.75), (700, 0.5), (800, 0.25), (900, 0.0), (1100, 0.0)]
+        {
+            assert!((patience(topics, 1000) - expected).abs() < 1e-9, "{topics}");
+        }
+        assert_eq!(patience(1, 0), 0.0);
+    }
+}
