@@ -75,7 +75,7 @@ impl Registry {
             at = next;
         }
         // The newest first: those are what an address may still have.
-        lingering.sort_unstable_by(|a, b| b.due.idle_since.cmp(&a.due.idle_since));
+        lingering.sort_unstable_by_key(|one| std::cmp::Reverse(one.due.idle_since));
         let (now, count) = (Instant::now(), lingering.len());
         let mut left: HashMap<IpAddr, usize> = HashMap::new();
         let mut due: Vec<Due> = lingering

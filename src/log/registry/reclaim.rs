@@ -76,10 +76,10 @@ impl Registry {
     /// Ages the logs. Returns as [`Registry::keep_bound`].
     pub fn age(&self) -> bool {
         let (now, mut at) = (Instant::now(), 0);
-        let mut part = |inner: &mut Inner, part: Range<usize>| -> Vec<_> {
+        let part = |inner: &mut Inner, part: Range<usize>| -> Vec<_> {
             inner.slots.part(part).map(|slot| slot.log.clone()).collect()
         };
-        while let Some((next, logs)) = self.with_part(at, &mut part) {
+        while let Some((next, logs)) = self.with_part(at, part) {
             at = next;
             logs.iter().for_each(|log| log.sweep(now));
         }
