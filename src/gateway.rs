@@ -4,6 +4,7 @@
 //! knows neither requests nor sockets.
 
 mod look;
+mod refusals;
 mod renew;
 mod warm;
 
@@ -19,6 +20,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use self::look::{StreamState, Wanted};
+use self::refusals::Refusals;
 use self::warm::Warm;
 use crate::auth::access::Verdict;
 use crate::auth::{Action, Caller};
@@ -118,6 +120,8 @@ pub struct Gateway {
     draining: AtomicBool,
     /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
     refusals: Arc<Throttle>,
+    /// What the broker does not let the gateway read.
+    denied: Arc<Refusals>,
     /// Of those that say that an address has all that it may.
     crowded: Throttle,
     history: History,
@@ -149,6 +153,7 @@ impl Gateway {
             traces,
             draining: AtomicBool::new(false),
             refusals: Arc::default(),
+            denied: Arc::default(),
             crowded: Throttle::default(),
             history: History::default(),
         });
@@ -185,6 +190,11 @@ impl Gateway {
     /// A reconnection delay for a client that is to come back, in milliseconds.
     pub fn jittered_retry(&self) -> u64 {
         self.current().streams.jittered_retry()
+    }
+
+    /// What the broker does not let the gateway read now, and why.
+    pub fn denied(&self) -> Vec<(Filter, String)> {
+        self.denied.list()
     }
 
     /// What is traced.
@@ -274,7 +284,8 @@ impl Gateway {
             if let Some(subscription) = subscription {
                 let (broker, source) = (self.broker.clone(), rule.source.clone());
                 // A task of its own: others may wait for the same subscription, whatever becomes of this request.
-                tokio::spawn(subscribe(broker, source, subscription, self.refusals.clone()));
+                let denied = (self.refusals.clone(), self.denied.clone());
+                tokio::spawn(subscribe(broker, source, subscription, denied));
             }
             lease.asked_by(address);
             leases.push(lease);
@@ -319,9 +330,15 @@ impl Gateway {
             let Some(place) = question else { return Ok(None) };
             let (filter, source) = (lease.filter().clone(), rule.source.clone());
             let located = self.lookups.find(address, filter, source, place).await;
-            located.map(Some).map_err(|error| {
-                tracing::debug!(topic = lease.filter().as_str(), %error, "a place was not found");
-                CloseCode::Unavailable
+            located.map(Some).map_err(|error| match error {
+                BrokerError::Refused(why) | BrokerError::Unfit(why) => {
+                    note_denied(lease.filter(), &why, &self.refusals, &self.denied);
+                    CloseCode::Refused
+                }
+                BrokerError::Away(why) => {
+                    tracing::debug!(topic = lease.filter().as_str(), why, "a place was not found");
+                    CloseCode::Unavailable
+                }
             })
         });
         futures_util::future::try_join_all(asked).await
@@ -480,6 +497,7 @@ impl Gateway {
         metrics.buffer_bytes.set(bytes as i64);
         metrics.addresses.set(usage.addresses as i64);
         metrics.subjects.set(usage.subjects as i64);
+        metrics.sources_refused.set(self.denied.list().len() as i64);
         metrics.ready.set(i64::from(self.ready().is_ok()));
         for (limit, used) in [
             (Limit::Streams, self.table.len()),
@@ -595,22 +613,36 @@ async fn follow(broker: &Broker, source: &Source, filter: Filter) -> Result<(), 
     }
 }
 
-async fn subscribe(broker: Broker, source: Source, subscription: Subscription, refusals: Arc<Throttle>) {
+async fn subscribe(
+    broker: Broker,
+    source: Source,
+    subscription: Subscription,
+    (refusals, denied): (Arc<Throttle>, Arc<Refusals>),
+) {
     match follow(&broker, &source, subscription.filter().clone()).await {
-        Ok(()) => subscription.confirm(),
+        Ok(()) => {
+            denied.clear(subscription.filter());
+            subscription.confirm();
+        }
         Err(BrokerError::Away(why)) => {
             tracing::debug!(topic = subscription.filter().as_str(), why, "not subscribed");
             subscription.fail(CloseCode::Unavailable);
         }
         Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
-            if refusals.allows() {
-                tracing::error!(
-                    topic = subscription.filter().as_str(),
-                    why,
-                    "the broker does not let the gateway read this topic; see to its permissions, or to the rule"
-                );
-            }
+            note_denied(subscription.filter(), &why, &refusals, &denied);
             subscription.fail(CloseCode::Refused);
         }
+    }
+}
+
+/// Notes that the broker does not let the gateway read something, for the log and the console.
+fn note_denied(filter: &Filter, why: &str, refusals: &Throttle, denied: &Refusals) {
+    denied.note(filter, why);
+    if refusals.allows() {
+        tracing::error!(
+            topic = filter.as_str(),
+            why,
+            "the broker does not let the gateway read this topic; check its permissions, or the rule"
+        );
     }
 }

@@ -123,6 +123,8 @@ pub struct Metrics {
     pub ready: Gauge,
     /// 1 while the broker is connected and everything subscribed.
     pub upstream_up: Gauge,
+    /// What the broker does not let the gateway read now.
+    pub sources_refused: Gauge,
     /// Connections to the broker that were lost.
     pub upstream_losses: Counter,
     /// Questions to the backend of forward auth.
@@ -253,6 +255,11 @@ impl Metrics {
             upstream_up: register!(
                 "upstream_up",
                 "1 while the broker is connected, and every part of it",
+                Gauge::default()
+            ),
+            sources_refused: register!(
+                "sources_refused",
+                "Rules and topics that the broker does not let the gateway read now",
                 Gauge::default()
             ),
             upstream_losses: register!("upstream_losses", "Broker connections lost", Counter::default()),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::client::Reader;
-use common::jetstream::Admin;
+use common::jetstream::{Admin, store_raw};
 use common::nats::{NatsServer, RawPublisher, UNREADABLE};
 use common::process::Process;
 use common::redis::RedisServer;
@@ -58,7 +58,7 @@ impl Server {
 /// Stores or publishes the next number; says whether the broker has it.
 enum Publisher {
     /// Kept: the broker knows a number that it has by its id.
-    JetStream(async_nats::Client),
+    JetStream(async_nats::Client, u16),
     RedisStream(redis::Client),
     /// Not kept: sent and forgotten, with header fields that cannot be read.
     Nats {
@@ -73,7 +73,14 @@ impl Publisher {
         let second = Duration::from_secs(1);
         let payload = number.to_string();
         match self {
-            Publisher::JetStream(client) => {
+            // Every fourth has header fields that cannot be read.
+            Publisher::JetStream(_, port) if number % 4 == 0 => {
+                let id = format!("NATS/1.0\r\nNats-Msg-Id: {number}\r\n");
+                let block = [id.as_bytes(), b"X: a\rb\xe9\r\n\r\n"].concat();
+                let stored = store_raw(*port, "orders.eu", &block, &payload);
+                timeout(second, stored).await.unwrap_or(false)
+            }
+            Publisher::JetStream(client, _) => {
                 let mut headers = async_nats::HeaderMap::new();
                 headers.insert("Nats-Msg-Id", payload.as_str());
                 let asked = client.request_with_headers("orders.eu", headers, payload.clone().into());
@@ -238,7 +245,7 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
     std::fs::write(&config, format!("broker.url = \"{}\"\n{rule}{limits}", server.url())).unwrap();
     let mut gateways = [Some(gateway(&config).await), Some(gateway(&config).await)];
     let addresses = [0, 1].map(|index: usize| Mutex::new(gateways[index].as_ref().unwrap().address));
-    let is_kept = matches!(publisher, Publisher::JetStream(_) | Publisher::RedisStream(_));
+    let is_kept = matches!(publisher, Publisher::JetStream(..) | Publisher::RedisStream(_));
     let scene = Arc::new(Scene {
         gateways: addresses,
         published: AtomicU64::new(0),
@@ -294,7 +301,7 @@ async fn of_jetstream_nothing_is_missing_and_nothing_comes_twice() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
-    let publisher = Publisher::JetStream(admin.client);
+    let publisher = Publisher::JetStream(admin.client, server.port);
     nothing_is_lost_in_silence(Server::Nats(server), publisher, "source = \"jetstream\"").await;
 }
 

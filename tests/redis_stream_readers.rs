@@ -277,3 +277,25 @@ async fn no_header_of_nats_becomes_a_field_and_what_cannot_be_mapped_is_the_publ
     assert_eq!(entry(&mut redis, "a").await.1, ["n", "1", "kind", "price"]);
     assert_eq!(reader.expect("price").await.data, "{\"n\":\"1\",\"kind\":\"price\"}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_no_stream_or_not_allowed_is_refused_at_once_with_the_reason() {
+    let server = RedisServer::start();
+    let mut redis = server.connect().await;
+    let _: () = run(&mut redis, "SET text x").await;
+    let _: () = run(&mut redis, "ACL SETUSER default resetkeys ~text ~open").await;
+    let gateway = Gateway::with(&toml(&server)).await;
+    for (topic, words) in [("text", "WRONGTYPE"), ("closed", "NOPERM")] {
+        for query in ["", "?last=3", "?since=1h"] {
+            let begin = std::time::Instant::now();
+            let mut reader = gateway.open(&format!("/topics/{topic}{query}")).await;
+            assert_eq!(reader.control("stream-close").await["code"], "refused", "{topic}{query}");
+            assert!(begin.elapsed().as_secs() < 5);
+        }
+        let state = gateway.ask_admin("GET", "/state", &[]).await.json();
+        let refused = state["broker"]["refused"].to_string();
+        assert!(refused.contains(words) && refused.contains(topic), "{refused}");
+    }
+    let _: () = run(&mut redis, "DEL text").await;
+    gateway.open("/topics/text").await.expect("stream-open").await;
+}

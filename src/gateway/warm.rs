@@ -1,11 +1,13 @@
 //! Topics that are subscribed without a reader, because their rule is warm.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::refusals::Refusals;
 use super::{Gateway, follow, is_warm, log_settings};
 use crate::broker::{Broker, BrokerError};
 use crate::config::{Rule, Source};
@@ -13,12 +15,12 @@ use crate::ingest::{Upstream, Upstreams};
 use crate::log::Subscription;
 use crate::topic::Filter;
 
-/// How long a warm topic is not asked for again when the broker says no, and when it was away after all.
-const REFUSED_RETRY: Duration = Duration::from_secs(30);
+/// How long a warm topic is not asked for again when the broker was away after all.
 const AWAY_RETRY: Duration = Duration::from_millis(200);
 
-/// The same where it may be that a stream or a bucket is still to be made.
-const MISSING_RETRY: Duration = Duration::from_secs(5);
+/// The same when the broker says no, once nobody wants to read it: the first time, and the longest, to which it doubles.
+const REFUSED_RETRY: Duration = Duration::from_secs(1);
+const REFUSED_RETRY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A rule that is kept warm.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ impl Gateway {
             let stays = rules.iter().any(|rule| is_warm(rule) && rule.filter == *filter);
             if !stays {
                 cooled.cancel();
+                self.denied.clear(filter);
                 self.registry.cool(filter);
             }
             stays
@@ -52,7 +55,16 @@ impl Gateway {
                 // The first time here, so that it is there before the first reader.
                 let first = keep();
                 let (broker, upstream) = (self.broker.clone(), self.upstream.clone());
-                tokio::spawn(subscribed(broker, rule.source.clone(), first, keep, upstream, cooled));
+                let refusals = self.denied.clone();
+                tokio::spawn(subscribed(
+                    broker,
+                    rule.source.clone(),
+                    first,
+                    keep,
+                    upstream,
+                    refusals,
+                    cooled,
+                ));
             }
         }
         self.registry.rules_changed();
@@ -82,6 +94,7 @@ async fn subscribed<E: Future<Output = ()>>(
     first: (Option<Subscription>, E),
     keep: impl Fn() -> (Option<Subscription>, E),
     mut upstream: watch::Receiver<Upstreams>,
+    refusals: Arc<Refusals>,
     cooled: CancellationToken,
 ) -> Option<()> {
     let pause = async |time| cooled.run_until_cancelled(tokio::time::sleep(time)).await;
@@ -89,6 +102,7 @@ async fn subscribed<E: Future<Output = ()>>(
     loop {
         if let Some(subscription) = subscription {
             let filter = subscription.filter().clone();
+            let mut retry = REFUSED_RETRY;
             loop {
                 // All but plain publish/subscribe has connections of its own, which are made by this.
                 let up = |state: &Upstreams| source != Source::Pubsub || state.pubsub == Upstream::Up;
@@ -96,23 +110,31 @@ async fn subscribed<E: Future<Output = ()>>(
                 cooled.run_until_cancelled(up).await?.ok()?; // or the process is ending
                 // Not broken off in between: nobody would know of the subscription.
                 match follow(&broker, &source, filter.clone()).await {
-                    Ok(()) => break subscription.confirm(),
+                    Ok(()) => {
+                        refusals.clear(&filter);
+                        break subscription.confirm();
+                    }
                     // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
                     Err(BrokerError::Away(_)) => pause(AWAY_RETRY).await?,
                     Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
-                        tracing::error!(
-                            topic = filter.as_str(),
-                            why,
-                            "the broker refuses what a rule reads from the start"
-                        );
-                        pause(if source.is_stored() { MISSING_RETRY } else { REFUSED_RETRY }).await?;
+                        if refusals.note(&filter, &why) {
+                            tracing::error!(
+                                topic = filter.as_str(),
+                                why,
+                                "the broker refuses what a rule reads from the start; it is asked again"
+                            );
+                        }
+                        subscription.refuse();
+                        let again = tokio::time::timeout(retry, subscription.wanted());
+                        let _ = cooled.run_until_cancelled(again).await?;
+                        retry = (retry * 2).min(REFUSED_RETRY_LIMIT);
                     }
                 }
             }
         }
         cooled.run_until_cancelled(ended).await?;
         // A history that has ended may be there anew; a right that was withdrawn is hardly back at once.
-        pause(if source.is_stored() { AWAY_RETRY } else { REFUSED_RETRY }).await?;
+        pause(if source.is_stored() { AWAY_RETRY } else { REFUSED_RETRY_LIMIT }).await?;
         (subscription, ended) = keep();
     }
 }

@@ -19,6 +19,8 @@ pub(super) enum Subscribed {
     Pending,
     Confirmed,
     Failed(CloseCode),
+    /// The broker refused at this time. It is asked again once somebody wants to read it, or after a while.
+    Refused(Instant),
 }
 
 /// A reader's hold on a log: as long as there is one, the log stays subscribed.
@@ -65,6 +67,7 @@ impl Lease {
         let Some(mut receiver) = receiver else { return Err(CloseCode::Unavailable) };
         match receiver.wait_for(|state| *state != Subscribed::Pending).await.as_deref() {
             Ok(Subscribed::Failed(code)) => return Err(*code),
+            Ok(Subscribed::Refused(_)) => return Err(CloseCode::Refused),
             Ok(_) => {}
             Err(_) => return Err(CloseCode::Unavailable),
         }
@@ -101,6 +104,24 @@ impl Subscription {
     /// What to subscribe to.
     pub fn filter(&self) -> &Filter {
         &self.log.filter
+    }
+
+    /// The broker refuses for now: its readers are told so at once, and the duty to subscribe stays.
+    pub fn refuse(&self) {
+        let refused = Subscribed::Refused(Instant::now());
+        self.registry.with_slot(&self.log, |slot| slot.subscribed.send_replace(refused));
+    }
+
+    /// Waits until somebody wants to read what was refused.
+    pub async fn wanted(&self) {
+        let receiver = self.registry.with_slot(&self.log, |slot| slot.subscribed.subscribe());
+        let wanted = match receiver {
+            Some(mut receiver) => receiver.wait_for(|state| *state == Subscribed::Pending).await.is_ok(),
+            None => false,
+        };
+        if !wanted {
+            std::future::pending::<()>().await; // nobody can want it any more
+        }
     }
 
     /// The broker has confirmed. What it keeps is confirmed by [`Registry::begin`] alone, which knows where it begins.

@@ -57,6 +57,8 @@ pub enum UpstreamState {
     Warm,
     /// By the warm log of its rule.
     Fed,
+    /// The broker does not let the gateway read it.
+    Refused,
 }
 
 impl UpstreamState {
@@ -67,6 +69,7 @@ impl UpstreamState {
             UpstreamState::Subscribed => "subscribed",
             UpstreamState::Warm => "warm",
             UpstreamState::Fed => "fed",
+            UpstreamState::Refused => "refused",
         }
     }
 }

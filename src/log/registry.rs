@@ -199,6 +199,7 @@ impl Registry {
                     return Err(LeaseError::NotFed);
                 }
                 slot.readers += 1;
+                slot.want();
                 return Ok((Lease::new(self.clone(), slot.log.clone()), None));
             }
             ended = inner.remove(filter, &self.sequence); // what fed it is gone
@@ -215,6 +216,7 @@ impl Registry {
         let log = slot.log.clone();
         let subscription =
             matches!(slot.feed, Feed::Own).then(|| Subscription::new(self.clone(), log.clone()));
+        slot.want();
         inner.slots.insert(Slot { readers: 1, ..slot });
         drop(inner);
         drop(ended);

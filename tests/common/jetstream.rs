@@ -166,11 +166,33 @@ impl RawPublisher {
         let bytes = [line.as_bytes(), block, payload.as_bytes(), b"\r\nPING\r\n"].concat();
         self.0.write_all(&bytes).await.unwrap();
         let mut answer = Vec::new();
-        while !answer.ends_with(b"PONG\r\n") {
+        while !answer.windows(6).any(|window| window == b"PONG\r\n") {
             assert!(within("a PONG", LIMIT, self.0.read_buf(&mut answer)).await.unwrap() > 0);
             assert!(!answer.windows(4).any(|window| window == b"-ERR"), "{}", answer.escape_ascii());
         }
     }
+}
+
+/// Stores a message with such a block, on a connection of its own; whether a stream has confirmed it.
+pub async fn store_raw(port: u16, subject: &str, block: &[u8], payload: &str) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let Ok(mut socket) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { return false };
+    let line = format!(
+        "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nSUB ack 1\r\nHPUB {subject} ack {} {}\r\n",
+        block.len(),
+        block.len() + payload.len()
+    );
+    let bytes = [line.as_bytes(), block, payload.as_bytes(), b"\r\n"].concat();
+    let mut answer = Vec::new();
+    if socket.write_all(&bytes).await.is_err() {
+        return false;
+    }
+    while !answer.windows(9).any(|window| window == b"{\"stream\"") {
+        if !matches!(socket.read_buf(&mut answer).await, Ok(1..)) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Blocks of header fields of which something cannot be read.

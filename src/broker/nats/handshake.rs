@@ -106,6 +106,7 @@ fn introduction(target: &Target, info: &Info) -> Result<Connect, String> {
     let mut connect = Connect {
         echo: true,
         headers: true,
+        no_responders: true,
         tls_required: target.needs_tls,
         protocol: 1,
         name: "topicgate",

@@ -1,35 +1,15 @@
-//! Header fields: read from the bytes that a server sends, or from async-nats, and written for async-nats.
+//! Header fields: read from the bytes that a server sends.
 //!
 //! A server passes on whatever block of fields a publisher wrote. So reading never fails: a field that cannot be read is
 //! left out and noted ([`Headers::is_damaged`]), and the rest of the message is as good as any.
-#![allow(dead_code)] // until both links read the wire themselves
 
-use std::str::FromStr;
-
-use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
-
-use crate::broker::{BrokerError, Headers};
-
-/// async-nats keeps fields in a hash map: the order received is lost, so it is by name, the same for every message. Of each
-/// name in `added` the last value is left out: it is the server's.
-pub(super) fn read_headers(fields: &HeaderMap, added: &[&str]) -> Headers {
-    let mut sorted: Vec<_> = fields
-        .iter()
-        .flat_map(|(name, values)| {
-            let published = values.len() - usize::from(added.contains(&name.as_ref())).min(values.len());
-            values[..published].iter().map(|value| (name.to_string(), value))
-        })
-        .collect();
-    sorted.sort_by(|a, b| a.0.cmp(&b.0)); // stable: values of one name keep their order
-    let mut headers = Headers::default();
-    for (name, value) in sorted {
-        headers.insert(name, value.as_str());
-    }
-    headers
-}
+use crate::broker::Headers;
 
 /// The version that a block of fields begins with.
 const VERSION: &[u8] = b"NATS/1.0";
+
+/// What it ends with.
+const END: &[u8] = b"\r\n\r\n";
 
 /// A block of header fields, as it stands in `HMSG` or in a stored message.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -41,13 +21,15 @@ pub(super) struct Block {
     pub(super) description: String,
 }
 
-/// Reads a block. Of one that is not of our version all fields are left out; of others those whose name is no visible ASCII,
+/// Reads a block. Of one that is not of our version, or has no end, all fields are left out; of others those whose name is no visible ASCII,
 /// whose value has a carriage return or is not UTF-8, and those without a colon.
 pub(super) fn parse_headers(block: &[u8]) -> Block {
     let mut lines = lines(block);
     let first = lines.next().unwrap_or_default();
     let mut parsed = match first.strip_prefix(VERSION) {
-        Some(rest) if rest.first().is_none_or(u8::is_ascii_whitespace) => Block::with_status(rest),
+        Some(rest) if block.ends_with(END) && rest.first().is_none_or(u8::is_ascii_whitespace) => {
+            Block::with_status(rest)
+        }
         _ => {
             let mut parsed = Block::default();
             parsed.headers.set_damaged();
@@ -115,18 +97,6 @@ fn text(bytes: &[u8]) -> Result<&str, Unreadable> {
     std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\r')).ok_or(Unreadable)
 }
 
-/// As async-nats wants them.
-pub(super) fn write_headers(headers: &Headers) -> Result<HeaderMap, BrokerError> {
-    let mut fields = HeaderMap::new();
-    for (name, value) in headers.iter() {
-        let bad = |error: String| BrokerError::Refused(format!("the header field {name:?}: {error}"));
-        let key = HeaderName::from_str(name).map_err(|error| bad(error.to_string()))?;
-        let value = HeaderValue::from_str(value).map_err(|error| bad(error.to_string()))?;
-        fields.append(key, value);
-    }
-    Ok(fields)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -166,7 +136,13 @@ mod tests {
 
     #[test]
     fn nothing_is_read_of_another_version() {
-        for block in [&b"NATS/2.0\r\nA: 1\r\n\r\n"[..], b"NATS/1.01\r\nA: 1\r\n\r\n", b"", b"\xff"] {
+        for block in [
+            &b"NATS/2.0\r\nA: 1\r\n\r\n"[..],
+            b"NATS/1.01\r\nA: 1\r\n\r\n",
+            b"NATS/1.0\r\nA: 1\r\n",
+            b"",
+            b"\xff",
+        ] {
             assert_eq!(fields(block), (vec![], true), "{}", block.escape_ascii());
         }
     }
@@ -189,7 +165,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(block in prop::collection::vec(any::<u8>(), 0..200)) {
-            let block = [b"NATS/1.0\r\n", &block[..]].concat();
+            let block = [b"NATS/1.0\r\n", &block[..], END].concat();
             for (name, value) in parse_headers(&block).headers.iter() {
                 prop_assert!(!name.is_empty() && !value.contains(['\r', '\n']));
             }

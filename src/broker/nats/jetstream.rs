@@ -12,35 +12,38 @@
 mod client;
 mod consumer;
 mod follower;
+mod found;
 mod held;
 mod history;
+mod info;
 mod link;
 mod names;
 mod page;
+mod publish;
+mod pull;
+mod reading;
+mod request;
 mod stream;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::Info;
-use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use self::follower::{Follower, Stage};
+use self::found::{Found, Publishing};
 use self::history::Asked;
+use self::info::Info;
 use self::link::{Api, State};
-use self::names::{Names, check_key};
 use self::page::{Look, consumers};
+use self::publish::Publication;
 use super::Settings;
-use super::headers::write_headers;
-use crate::broker::{BrokerError, Event, Fetched, Headers, Located, Place, StoredCommand};
+use crate::broker::{BrokerError, Event, Fetched, Located, Place, StoredCommand};
 use crate::config::Source;
-use crate::topic::{Filter, Topic};
+use crate::topic::Filter;
 
 /// Time for an answer of JetStream, and for all of a look into the past.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -95,6 +98,7 @@ struct Past {
 }
 
 struct Followed {
+    source: Source,
     stage: watch::Receiver<Stage>,
     task: JoinHandle<()>,
 }
@@ -113,10 +117,21 @@ impl JetStream {
             }
             StoredCommand::Unsubscribe { filter } => self.end(&filter).await,
             StoredCommand::Publish { topic, source, payload, headers, done } => {
-                // Given to the connection here, in the order of the commands; the answer is waited for elsewhere.
-                match self.publish(&topic, &source, payload, &headers).await {
-                    Ok(sent) => drop(tasks.spawn(async move { drop(done.send(sent.acknowledged().await)) })),
-                    Err(error) => drop(done.send(Err(error))),
+                let known = self.known(&topic.clone().into(), &source);
+                let publication = Publication { topic, source, payload, headers };
+                let api = Api::now(&self.state);
+                match (api, known) {
+                    (Err(error), _) => drop(done.send(Err(error))),
+                    // Given to the connection here, in the order of the commands; the answer is waited for elsewhere.
+                    (Ok(api), Some(known)) => match publication.send(api, &known).await {
+                        Ok(sent) => {
+                            tasks.spawn(async move { drop(done.send(sent.acknowledged().await)) });
+                        }
+                        Err(error) => drop(done.send(Err(error))),
+                    },
+                    (Ok(api), None) => {
+                        tasks.spawn(async move { drop(done.send(publication.find_and_send(api).await)) });
+                    }
                 }
             }
             StoredCommand::Fetch { filter, source, after, until, done } => {
@@ -166,14 +181,14 @@ impl JetStream {
         let (stage, stages) = watch::channel(Stage::Beginning);
         let follower = Follower {
             filter: filter.clone(),
-            source,
+            source: source.clone(),
             client: self.past.client.clone(),
             state: self.state.clone(),
             events: self.events.clone(),
             stage,
         };
         let task = tokio::spawn(follower.run(done));
-        self.followed.insert(filter, Followed { stage: stages, task });
+        self.followed.insert(filter, Followed { source, stage: stages, task });
     }
 
     /// Ends what follows a filter. Once this returns, nothing more of it comes.
@@ -184,48 +199,21 @@ impl JetStream {
         }
     }
 
-    async fn publish(
-        &self,
-        topic: &Topic,
-        source: &Source,
-        payload: Bytes,
-        headers: &Headers,
-    ) -> Result<Sent, BrokerError> {
-        check_key(source, topic)?;
-        let subject = Names::of(source, topic.as_str()).subject(topic.as_str())?;
-        let api = Api::now(&self.state)?;
-        let mut message = PublishMessage::build().payload(payload).headers(write_headers(headers)?);
-        let stream = match source {
-            Source::Kv { bucket, .. } => Some(format!("KV_{bucket}")),
-            Source::JetStream { stream } => stream.clone(),
-            Source::Pubsub | Source::Sharded | Source::RedisStream { .. } => None,
-        };
-        if let Some(stream) = &stream {
-            message = message.expected_stream(stream);
-        }
-        let sending = api.context.send_publish(subject.clone(), message);
-        let late = |_| BrokerError::Away("the connection takes nothing more".into());
-        let answer = timeout(LIMIT, sending).await.map_err(late)?.map_err(unpublished)?;
-        Ok(Sent { api, source: source.clone(), subject, answer })
+    /// What is known of the stream of a filter, if a rule that covers it is followed: it need not be looked for again then.
+    fn known(&self, filter: &Filter, source: &Source) -> Option<Publishing> {
+        let following = self.followed.iter().filter_map(|(followed, is)| match &*is.stage.borrow() {
+            Stage::Following(known) if is.source == *source && followed.covers(filter) => {
+                Some((followed.as_str().len(), known.clone()))
+            }
+            _ => None,
+        });
+        following.max_by_key(|(length, _)| *length).map(|(_, known)| known)
     }
 
     /// A look into the past, with what is needed for it.
     fn question(&self, filter: Filter, source: Source) -> Result<Question, BrokerError> {
-        // A stream that was found by its subjects once need not be looked for again.
-        let known = self.followed.iter().find_map(|(followed, is)| match &*is.stage.borrow() {
-            Stage::Following(stream) if followed.covers(&filter) => Some(stream.clone()),
-            _ => None,
-        });
-        let names = Names::of(&source, filter.as_str());
-        let subject = names.subject(filter.as_str())?;
-        let past = self.past.clone();
-        Ok(Question {
-            api: Api::now(&self.state)?,
-            past,
-            known,
-            subject,
-            asked: Asked { filter, source, names },
-        })
+        let known = self.known(&filter, &source).map(|known| known.stream);
+        Ok(Question { api: Api::now(&self.state)?, past: self.past.clone(), known, filter, source })
     }
 }
 
@@ -235,78 +223,41 @@ struct Question {
     past: Arc<Past>,
     /// The stream, if it is known.
     known: Option<String>,
-    subject: String,
-    asked: Asked,
+    filter: Filter,
+    source: Source,
 }
 
 impl Question {
     async fn fetch(&self, after: u64, until: u64) -> Result<Fetched, BrokerError> {
-        self.look(async |look, info| self.asked.fetch(look, info, after, until).await).await
+        self.look(async |asked, look, info| asked.fetch(look, info, after, until).await).await
     }
 
     async fn locate(&self, place: Place) -> Result<Located, BrokerError> {
-        self.look(async |look, info| self.asked.locate(look, info, place).await).await
+        self.look(async |asked, look, info| asked.locate(look, info, place).await).await
     }
 
     async fn look<T>(
         &self,
-        ask: impl AsyncFnOnce(&Look<'_>, &Info) -> Result<T, BrokerError>,
+        ask: impl AsyncFnOnce(&Asked, &Look<'_>, &Info) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
         let _turn = self.past.looks.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))?;
         let looking = async {
-            let stream = match &self.known {
-                Some(stream) => stream.clone(),
-                None => stream::find(&self.api, &self.asked.source, &self.subject).await?,
-            };
-            let info = stream::expect(&self.api, &stream).await?;
+            let known = self.known.clone();
+            let found = Found::of(&self.api, &self.source, self.filter.as_str(), known).await?;
+            found.readable()?;
+            let Found { info, names, subject } = found;
             let look = Look {
                 api: &self.api,
-                stream: &stream,
-                subject: &self.subject,
+                stream: &info.config.name,
+                subject: &subject,
                 direct: info.config.allow_direct,
                 client: &self.past.client,
                 consumers: &self.past.consumers,
             };
-            ask(&look, &info).await
+            ask(&Asked { filter: self.filter.clone(), source: self.source.clone(), names }, &look, &info)
+                .await
         };
         let late = |_| BrokerError::Away(format!("JetStream did not answer within {} s", LIMIT.as_secs()));
         timeout(LIMIT, looking).await.map_err(late)?
-    }
-}
-
-/// A message that was sent and waits for the stream to confirm it.
-struct Sent {
-    api: Api,
-    source: Source,
-    subject: String,
-    answer: PublishAckFuture,
-}
-
-impl Sent {
-    async fn acknowledged(self) -> Result<u64, BrokerError> {
-        match self.answer.await {
-            Ok(stored) => Ok(stored.sequence),
-            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
-                // Nobody takes it: there is no such stream, or it has no leader for now.
-                let stream = stream::find(&self.api, &self.source, &self.subject).await?;
-                stream::expect(&self.api, &stream).await?;
-                Err(BrokerError::Away(format!("the stream {stream:?} takes nothing now")))
-            }
-            Err(error) => Err(unpublished(error)),
-        }
-    }
-}
-
-fn unpublished(error: PublishError) -> BrokerError {
-    let words = error.to_string();
-    match error.kind() {
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
-            BrokerError::Away(words)
-        }
-        PublishErrorKind::StreamNotFound
-        | PublishErrorKind::WrongLastMessageId
-        | PublishErrorKind::WrongLastSequence
-        | PublishErrorKind::MaxPayloadExceeded
-        | PublishErrorKind::Other => BrokerError::Refused(words),
     }
 }

@@ -103,27 +103,6 @@ impl Settings {
         self.servers.len()
     }
 
-    /// The address of server `index`, and options that log in there.
-    pub(super) fn server(&self, index: usize) -> Result<(ServerAddr, ConnectOptions), String> {
-        let Server { address, login, .. } = &self.servers[index % self.servers.len()];
-        let options = ConnectOptions::new()
-            .tls_client_config(tls(&self.tls)?)
-            // Whoever names an authority or a certificate means TLS: without this, a server that does not ask for it
-            // would be sent the password in the clear.
-            .require_tls(self.tls != BrokerTls::default());
-        let options = match login.clone() {
-            Login::Nobody => options,
-            Login::User { user, password } => options.user_and_password(user, password),
-            Login::Token(token) => options.token(token),
-            Login::Nkey(seed) => options.nkey(seed),
-            Login::Credentials(path) => {
-                let text = read(&path, "broker.credentials")?;
-                options.credentials(&text).map_err(|error| explain("broker.credentials", &path, error))?
-            }
-        };
-        Ok((address.clone(), options))
-    }
-
     /// Server `index`, for a connection of our own.
     pub(super) fn target(&self, index: usize) -> Result<Target, String> {
         let Server { address, login, host } = &self.servers[index % self.servers.len()];

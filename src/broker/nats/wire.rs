@@ -43,6 +43,8 @@ pub(super) enum Operation {
 pub(super) struct Delivered {
     pub(super) sid: u64,
     pub(super) subject: Bytes,
+    /// Where an answer goes.
+    pub(super) reply: Option<Bytes>,
     /// The block of header fields, as the publisher wrote it.
     pub(super) headers: Option<Bytes>,
     pub(super) payload: Bytes,
@@ -52,6 +54,7 @@ pub(super) struct Delivered {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Info {
+    pub(super) version: String,
     pub(super) max_payload: usize,
     pub(super) headers: bool,
     pub(super) tls_required: bool,
@@ -158,7 +161,7 @@ impl Reader {
             self.buffer.reserve(missing);
             return Ok(None);
         }
-        let subject = head.subject.0..head.subject.1;
+        let (subject, reply) = (head.subject.0..head.subject.1, head.reply);
         let line = self.buffer.split_to(length).freeze();
         let headers = has_headers.then(|| self.buffer.split_to(fields).freeze());
         let payload = self.buffer.split_to(total - fields).freeze();
@@ -170,7 +173,8 @@ impl Reader {
             // Else what was made for a large message would stay for as long as the connection.
             self.buffer = BytesMut::from(&self.buffer[..]);
         }
-        Ok(Some(Operation::Message(Delivered { sid, subject: line.slice(subject), headers, payload })))
+        let (subject, reply) = (line.slice(subject), reply.map(|(begin, end)| line.slice(begin..end)));
+        Ok(Some(Operation::Message(Delivered { sid, subject, reply, headers, payload })))
     }
 }
 
@@ -178,6 +182,8 @@ impl Reader {
 struct Head {
     /// Where the subject begins and ends in the line.
     subject: (usize, usize),
+    /// The same of the subject for answers.
+    reply: Option<(usize, usize)>,
     sid: u64,
     /// Bytes of header fields.
     fields: usize,
@@ -214,7 +220,8 @@ impl Head {
         if fields > total {
             return Err(malformed(line, "its header fields are longer than all of it"));
         }
-        Ok(Head { subject: words[1], sid: number(words[2])?, fields, total })
+        let reply = (count == 4 + sizes).then_some(words[3]);
+        Ok(Head { subject: words[1], reply, sid: number(words[2])?, fields, total })
     }
 }
 
@@ -257,10 +264,16 @@ pub(super) fn write_unsubscribe(out: &mut BytesMut, sid: u64) {
 
 /// Writes `PUB`, or `HPUB` if there are header fields.
 pub(super) fn write_publish(out: &mut BytesMut, subject: &str, fields: &[u8], payload: &[u8]) {
+    write_request(out, subject, "", fields, payload);
+}
+
+/// As [`write_publish`], with a subject for answers.
+pub(super) fn write_request(out: &mut BytesMut, subject: &str, reply: &str, fields: &[u8], payload: &[u8]) {
     let total = fields.len() + payload.len();
+    let space = if reply.is_empty() { "" } else { " " };
     let line = match fields.len() {
-        0 => format!("PUB {subject} {total}\r\n"),
-        length => format!("HPUB {subject} {length} {total}\r\n"),
+        0 => format!("PUB {subject}{space}{reply} {total}\r\n"),
+        length => format!("HPUB {subject}{space}{reply} {length} {total}\r\n"),
     };
     for part in [line.as_bytes(), fields, payload, b"\r\n"] {
         out.extend_from_slice(part);

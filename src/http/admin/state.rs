@@ -37,7 +37,15 @@ struct Broker {
     url: String,
     /// Why it is away, if it is.
     away: Option<String>,
+    /// What it does not let the gateway read, if there is anything.
+    refused: Vec<Refused>,
     losses: u64,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    topics: String,
+    why: String,
 }
 
 /// What there is of something, and how much there may be.
@@ -63,6 +71,11 @@ impl Standing {
                     Upstream::Up => None,
                     Upstream::Partly(why) | Upstream::Down(why) => Some(why),
                 },
+                refused: gateway
+                    .denied()
+                    .into_iter()
+                    .map(|(topics, why)| Refused { topics: topics.to_string(), why })
+                    .collect(),
                 losses: metrics.losses(),
             },
             streams: part(gateway.table().len() as i64, limits.streams as u64),

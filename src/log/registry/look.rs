@@ -109,6 +109,7 @@ impl Registry {
 impl Slot {
     fn upstream(&self) -> UpstreamState {
         match (&self.feed, *self.subscribed.borrow()) {
+            (_, Subscribed::Refused(_)) => UpstreamState::Refused,
             (Feed::By(_), _) => UpstreamState::Fed,
             (_, Subscribed::Pending | Subscribed::Failed(_)) => UpstreamState::Pending,
             (Feed::Own, Subscribed::Confirmed) => UpstreamState::Subscribed,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -37,6 +38,9 @@ pub(in crate::log) struct Slot {
     pub(super) feed: Feed,
 }
 
+/// The least time between two questions for what the broker refuses, however many want to read it.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
 /// Where a log's messages come from.
 #[derive(Debug)]
 pub(super) enum Feed {
@@ -49,6 +53,18 @@ pub(super) enum Feed {
 }
 
 impl Slot {
+    /// Somebody wants to read it. If the broker refused what feeds it, it is asked again before they are answered: what was
+    /// missing may have been made since.
+    pub(super) fn want(&self) {
+        self.subscribed.send_if_modified(|state| {
+            let is_due = matches!(state, Subscribed::Refused(at) if at.elapsed() >= REFUSED_PAUSE);
+            if is_due {
+                *state = Subscribed::Pending;
+            }
+            is_due
+        });
+    }
+
     /// The log, behind those that it feeds.
     pub(in crate::log) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
         let fed = match &self.feed {

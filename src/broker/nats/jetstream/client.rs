@@ -1,67 +1,369 @@
-//! A connection of async-nats that does not come back on its own, because what is in force on it would not be known then.
+//! A connection for what JetStream keeps: requests with their answers, and inboxes, in lines of the NATS protocol.
+//!
+//! One task reads and writes ([`serve`]); handles ([`Client`]) ask it. An answer goes to whoever asked, a message to the
+//! inbox that it came to. None of them can hold up another: an inbox that is not emptied ends. Header fields are handed on
+//! as the bytes that they are, so that nothing a publisher wrote can end the connection.
 
-use std::future::ready;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, ReconnectToServer, ServerAddr};
-use tokio::sync::mpsc;
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
+use super::super::handshake::{Connection, Socket};
+use super::super::wire::{self, Delivered, Info, Operation, PING, PONG, Reader};
 use crate::reason::{Peer, sentence};
 
-/// Time for a connection, handshakes included, to one address of a server.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// What answers come to, so that a narrow user can be given `_INBOX.topicgate.>`.
+const INBOX: &str = "_INBOX.topicgate";
 
-/// async-nats gives a connection up at the third PING without an answer: 12 s, within the contract's 15.
-const PING_INTERVAL: Duration = Duration::from_secs(4);
+/// The subscription that all answers come by.
+const ANSWERS: u64 = 1;
 
-/// Messages that async-nats may hold for one subscription; beyond it it drops some and says so. Filled lazily.
-const SUBSCRIPTION_CAPACITY: usize = 512 * 1024;
+/// Messages of one inbox that are not taken yet: more than is ever asked for at once.
+const INBOX_CAPACITY: usize = 4096;
 
-/// What stands for async-nats' report that it dropped a message.
-const OVERRUN: &str = "messages came in faster than the process could take them";
+/// Orders that wait; beyond it who asks waits.
+const ORDERS: usize = 1024;
 
-/// Makes a connection that does not come back on its own, and the lines of `-ERR` that the server sends on it.
-pub(super) async fn connect(
-    address: ServerAddr,
-    options: async_nats::ConnectOptions,
-) -> Result<(Client, mpsc::Receiver<String>), String> {
-    let (error, errors) = mpsc::channel(1024);
-    // async-nats always tries to reconnect. It is allowed one attempt, and that one is sent to a port where nothing
-    // can listen: it fails at once, the connection's task ends, and every subscription ends once it is drained.
-    let dead = ServerAddr::from_str("nats://127.0.0.1:0").map_err(|error| error.to_string())?;
-    let name = format!("{}:{}", address.host(), address.port());
-    let pool = vec![address.clone(), dead.clone()];
-    let connected = AtomicBool::new(false);
-    let client = options
-        .name("topicgate")
-        .connection_timeout(CONNECT_LIMIT)
-        .ping_interval(PING_INTERVAL)
-        .subscription_capacity(SUBSCRIPTION_CAPACITY)
-        .ignore_discovered_servers()
-        .retain_servers_order()
-        .max_reconnects(1)
-        .reconnect_to_server_callback(move |_, _| {
-            let addr = if connected.swap(true, Ordering::Relaxed) { &dead } else { &address };
-            let target = ReconnectToServer { addr: addr.clone(), delay: Some(Duration::ZERO) };
-            ready(Some(target))
-        })
-        .event_callback(move |event| {
-            let words = match event {
-                async_nats::Event::ServerError(error) => Some(error.to_string()),
-                async_nats::Event::SlowConsumer(_) => Some(OVERRUN.to_owned()),
-                _ => None,
-            };
-            let error = error.clone();
-            async move {
-                if let Some(words) = words {
-                    let _ = error.send(words).await;
+/// Bytes that wait to be sent. Beyond it orders wait.
+const OUT_LIMIT: usize = 256 * 1024;
+
+/// A PING follows the last sign of the server by this, and the connection is given up after that long without another.
+const PING_AFTER: Duration = Duration::from_secs(4);
+const SILENCE_LIMIT: Duration = Duration::from_secs(9);
+
+/// A handle to a connection.
+#[derive(Clone)]
+pub(super) struct Client(Arc<Shared>);
+
+struct Shared {
+    orders: mpsc::Sender<Order>,
+    /// What stands before the names of its inboxes.
+    prefix: String,
+    last_sid: AtomicU64,
+    max_payload: usize,
+    version: String,
+}
+
+/// Why a request was not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Nobody takes what is sent to that subject.
+    NoResponders,
+    /// The user may not send there: the server's words.
+    Denied(String),
+    /// The connection has ended.
+    Lost,
+}
+
+enum Order {
+    Subscribe { sid: u64, subject: String, inbox: mpsc::Sender<Delivered> },
+    Unsubscribe(u64),
+    Send(Outgoing, String),
+    Request(Outgoing, oneshot::Sender<Result<Delivered, Failure>>),
+}
+
+/// What is sent to a subject.
+pub(super) struct Outgoing {
+    pub(super) subject: String,
+    /// A block of header fields, or nothing.
+    pub(super) fields: Vec<u8>,
+    pub(super) payload: Bytes,
+}
+
+/// A subject of our own, and what comes to it. Its subscription ends with it.
+pub(super) struct Inbox {
+    pub(super) subject: String,
+    sid: u64,
+    messages: mpsc::Receiver<Delivered>,
+    client: Client,
+}
+
+impl Inbox {
+    /// The next message; `None` once the connection has ended, or more came than was taken.
+    pub(super) async fn next(&mut self) -> Option<Delivered> {
+        self.messages.recv().await
+    }
+
+    /// The next message if it is here already.
+    pub(super) fn try_next(&mut self) -> Option<Delivered> {
+        self.messages.try_recv().ok()
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // If there is no room for it now, the task finds that nobody takes its messages.
+        let _ = self.client.0.orders.try_send(Order::Unsubscribe(self.sid));
+    }
+}
+
+impl Client {
+    /// Asks, and waits for the answer for as long as the connection lasts.
+    pub(super) async fn request(&self, message: Outgoing) -> Result<Delivered, Failure> {
+        self.asked(message).await?.await.map_err(|_| Failure::Lost)?
+    }
+
+    /// Asks; what comes back resolves to the answer. What is asked first is sent first.
+    pub(super) async fn asked(
+        &self,
+        message: Outgoing,
+    ) -> Result<oneshot::Receiver<Result<Delivered, Failure>>, Failure> {
+        let (done, answer) = oneshot::channel();
+        self.0.orders.send(Order::Request(message, done)).await.map_err(|_| Failure::Lost)?;
+        Ok(answer)
+    }
+
+    /// Sends a message whose answers come to an inbox.
+    pub(super) async fn send(&self, message: Outgoing, inbox: &Inbox) -> Result<(), Failure> {
+        let order = Order::Send(message, inbox.subject.clone());
+        self.0.orders.send(order).await.map_err(|_| Failure::Lost)
+    }
+
+    /// A new inbox. It is subscribed before anything that is sent afterwards.
+    pub(super) async fn inbox(&self) -> Result<Inbox, Failure> {
+        let (sender, messages) = mpsc::channel(INBOX_CAPACITY);
+        let sid = self.0.last_sid.fetch_add(1, Ordering::Relaxed) + 1;
+        let subject = format!("{}.{sid}", self.0.prefix);
+        let order = Order::Subscribe { sid, subject: subject.clone(), inbox: sender };
+        self.0.orders.send(order).await.map_err(|_| Failure::Lost)?;
+        Ok(Inbox { subject, sid, messages, client: self.clone() })
+    }
+
+    /// The largest message that the server takes.
+    pub(super) fn max_payload(&self) -> usize {
+        self.0.max_payload
+    }
+
+    /// Whether the server is of this version or newer.
+    pub(super) fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        let mut numbers = self.0.version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+    }
+}
+
+/// A handle to a connection, and the task that is to be run for it.
+pub(super) fn client(connection: Connection) -> (Client, Task) {
+    let Connection { socket, reader, info } = connection;
+    let (orders, receiver) = mpsc::channel(ORDERS);
+    let prefix = format!("{INBOX}.{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+    let (read, write) = split(socket);
+    let mut out = BytesMut::new();
+    wire::write_subscribe(&mut out, &format!("{prefix}.r.*"), ANSWERS);
+    let shared = Shared {
+        orders,
+        prefix: prefix.clone(),
+        last_sid: AtomicU64::new(ANSWERS),
+        max_payload: info.max_payload,
+        version: info.version.clone(),
+    };
+    let task = Task {
+        orders: receiver,
+        read,
+        write,
+        reader,
+        out,
+        is_flushed: true,
+        info,
+        prefix,
+        inboxes: HashMap::new(),
+        asked: HashMap::new(),
+        last_asked: 0,
+        heard: Instant::now(),
+        is_pinged: false,
+        words: None,
+    };
+    (Client(Arc::new(shared)), task)
+}
+
+/// What reads and writes.
+pub(super) struct Task {
+    orders: mpsc::Receiver<Order>,
+    read: ReadHalf<Box<dyn Socket>>,
+    write: WriteHalf<Box<dyn Socket>>,
+    reader: Reader,
+    /// What is to be sent.
+    out: BytesMut,
+    is_flushed: bool,
+    info: Info,
+    prefix: String,
+    inboxes: HashMap<u64, mpsc::Sender<Delivered>>,
+    /// Requests without an answer, each with its subject, in which the server speaks if it does not let us send there.
+    asked: HashMap<u64, (String, oneshot::Sender<Result<Delivered, Failure>>)>,
+    last_asked: u64,
+    /// When the server was last heard of.
+    heard: Instant,
+    is_pinged: bool,
+    /// The server's last words.
+    words: Option<String>,
+}
+
+impl Task {
+    /// Runs until the connection ends, or nobody has a handle any more; tells why it ended. All that wait for an answer
+    /// are told then.
+    pub(super) async fn run(&mut self) -> String {
+        let why = loop {
+            match self.step().await {
+                Ok(()) => {}
+                Err(why) => break why,
+            }
+        };
+        self.inboxes.clear();
+        self.asked.clear();
+        self.orders.close();
+        self.words.take().map_or(why, |words| sentence(&words, Peer::Nats))
+    }
+
+    /// Where else in its cluster one can connect.
+    pub(super) fn servers(&self) -> &[String] {
+        &self.info.connect_urls
+    }
+
+    async fn step(&mut self) -> Result<(), String> {
+        while let Some(operation) = self.reader.next().map_err(|error| error.to_string())? {
+            self.take(operation);
+        }
+        let due = self.heard + if self.is_pinged { SILENCE_LIMIT } else { PING_AFTER };
+        let has_room = self.out.len() < OUT_LIMIT;
+        tokio::select! {
+            read = self.read.read_buf(self.reader.space()) => match read {
+                Ok(1..) => (self.heard, self.is_pinged) = (Instant::now(), false),
+                Ok(0) => return Err("the server closed the connection".into()),
+                Err(error) => return Err(format!("the connection was lost: {error}")),
+            },
+            written = write(&mut self.write, &mut self.out, &mut self.is_flushed),
+                if !(self.out.is_empty() && self.is_flushed) =>
+            {
+                written.map_err(|error| format!("the connection was lost: {error}"))?;
+            }
+            order = self.orders.recv(), if has_room => match order {
+                Some(order) => self.carry_out(order),
+                None => return Err("nobody needs it any more".into()),
+            },
+            () = sleep_until(due) => {
+                if self.is_pinged {
+                    return Err(format!("the server says nothing for {} s", SILENCE_LIMIT.as_secs()));
+                }
+                self.out.extend_from_slice(PING);
+                self.is_pinged = true;
+                self.forget_unwanted();
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, operation: Operation) {
+        match operation {
+            Operation::Message(message) if message.sid == ANSWERS => self.answer(message),
+            Operation::Message(message) => {
+                let sid = message.sid;
+                let Some(inbox) = self.inboxes.get(&sid) else { return };
+                if inbox.try_send(message).is_err() {
+                    self.unsubscribe(sid); // nobody takes them, or too slowly: whoever reads it sees its end
                 }
             }
-        })
-        .connect(pool)
-        .await
-        .map_err(|error| format!("cannot connect: {name}: {}", sentence(&error.to_string(), Peer::Nats)))?;
-    Ok((client, errors))
+            // Whoever waits for it sees that it did not come.
+            Operation::TooLarge { sid, .. } => self.unsubscribe(sid),
+            Operation::Ping => self.out.extend_from_slice(PONG),
+            Operation::Info(info) => self.info = *info,
+            Operation::Error(words) => self.refused(words),
+            Operation::Pong | Operation::Ok => {}
+        }
+    }
+
+    fn answer(&mut self, message: Delivered) {
+        let token = message.subject.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
+        let token = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
+        let Some((_, done)) = token.and_then(|token: u64| self.asked.remove(&token)) else { return };
+        let nobody = message.payload.is_empty()
+            && message.headers.as_ref().is_some_and(|fields| fields.starts_with(b"NATS/1.0 503"));
+        let _ = done.send(if nobody { Err(Failure::NoResponders) } else { Ok(message) });
+    }
+
+    fn refused(&mut self, words: String) {
+        let subject = words.split_once("Permissions Violation for Publish to ").and_then(|(_, quoted)| {
+            serde_json::Deserializer::from_str(quoted).into_iter::<String>().next()?.ok()
+        });
+        match subject {
+            Some(subject) => {
+                let meant: Vec<u64> = self
+                    .asked
+                    .iter()
+                    .filter(|(_, (to, _))| *to == subject)
+                    .map(|(token, _)| *token)
+                    .collect();
+                for token in meant {
+                    if let Some((_, done)) = self.asked.remove(&token) {
+                        let _ = done.send(Err(Failure::Denied(words.clone())));
+                    }
+                }
+                tracing::debug!(%words, "NATS refuses a request");
+            }
+            None => {
+                tracing::warn!(%words, "NATS reports an error");
+                self.words = Some(words);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Subscribe { sid, subject, inbox } => {
+                wire::write_subscribe(&mut self.out, &subject, sid);
+                self.inboxes.insert(sid, inbox);
+            }
+            Order::Unsubscribe(sid) => self.unsubscribe(sid),
+            Order::Send(message, reply) => self.send(&message, &reply),
+            Order::Request(message, done) => {
+                self.last_asked += 1;
+                if self.last_asked % 256 == 0 {
+                    self.forget_unwanted();
+                }
+                let reply = format!("{}.r.{}", self.prefix, self.last_asked);
+                self.send(&message, &reply);
+                self.asked.insert(self.last_asked, (message.subject, done));
+            }
+        }
+    }
+
+    fn send(&mut self, message: &Outgoing, reply: &str) {
+        let Outgoing { subject, fields, payload } = message;
+        wire::write_request(&mut self.out, subject, reply, fields, payload);
+    }
+
+    fn unsubscribe(&mut self, sid: u64) {
+        if self.inboxes.remove(&sid).is_some() {
+            wire::write_unsubscribe(&mut self.out, sid);
+        }
+    }
+
+    /// Who waits no longer for an answer, or for what comes to an inbox, holds nothing here.
+    fn forget_unwanted(&mut self) {
+        self.asked.retain(|_, (_, done)| !done.is_closed());
+        let unwanted: Vec<u64> =
+            self.inboxes.iter().filter(|(_, inbox)| inbox.is_closed()).map(|(sid, _)| *sid).collect();
+        unwanted.into_iter().for_each(|sid| self.unsubscribe(sid));
+    }
+}
+
+/// Sends some of it. Can be broken off anywhere without a loss.
+async fn write(
+    socket: &mut WriteHalf<Box<dyn Socket>>,
+    out: &mut BytesMut,
+    is_flushed: &mut bool,
+) -> std::io::Result<()> {
+    while !out.is_empty() {
+        *is_flushed = false;
+        if socket.write_buf(out).await? == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+    }
+    socket.flush().await?;
+    *is_flushed = true;
+    Ok(())
 }

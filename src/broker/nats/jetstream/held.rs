@@ -1,12 +1,14 @@
 //! A message as a stream holds it, and as the contract has it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 
-use super::super::headers::read_headers;
+use super::super::headers::{last_field, parse_headers};
+use super::super::wire;
+use super::info::read_time;
 use super::names::Names;
+use super::pull::Delivered;
 use crate::broker::{Change, Headers, Message, Stored};
 use crate::config::Source;
 use crate::topic::Filter;
@@ -42,36 +44,30 @@ pub(super) enum Meaning {
 }
 
 impl Held {
-    /// One that a consumer delivered; `None` if it is not.
-    pub(super) fn delivered(message: &async_nats::jetstream::Message) -> Option<Self> {
-        let info = message.info().ok()?;
-        Some(Held {
-            subject: message.subject.to_string(),
-            number: info.stream_sequence,
-            time: info.published.into(),
-            payload: message.payload.clone(),
-            headers: message.headers.as_ref().map(|fields| read_headers(fields, &[])).unwrap_or_default(),
-        })
-    }
-
-    /// One that a replica looked up, beside whose own fields stand the server's.
-    pub(super) fn looked_up(message: StreamMessage) -> Self {
-        Held::of(message, &ADDED)
-    }
-
-    /// One that the leader looked up, with the fields of its publisher alone.
-    pub(super) fn from_leader(message: StreamMessage) -> Self {
-        Held::of(message, &[])
-    }
-
-    fn of(message: StreamMessage, added: &[&str]) -> Self {
+    /// One that a consumer delivered.
+    pub(super) fn delivered(delivered: Delivered) -> Self {
+        let Delivered { message, place, .. } = delivered;
         Held {
-            subject: message.subject.to_string(),
-            number: message.sequence,
-            time: message.time.into(),
+            subject: text(&message.subject),
+            number: place.number,
+            time: UNIX_EPOCH + Duration::from_nanos(place.nanos),
             payload: message.payload,
-            headers: read_headers(&message.headers, added),
+            headers: message.headers.map(|block| parse_headers(&block).headers).unwrap_or_default(),
         }
+    }
+
+    /// One that a replica looked up, behind whose own fields stand the server's. `None` if it is no message: whatever its
+    /// publisher wrote, what the server added tells.
+    pub(super) fn looked_up(message: wire::Delivered) -> Option<Self> {
+        let block = message.headers.as_deref()?;
+        let number = last_field(block, "Nats-Sequence")?.parse().ok()?;
+        let subject = last_field(block, "Nats-Subject")?.to_owned();
+        let time = read_time(last_field(block, "Nats-Time-Stamp")?);
+        let mut headers = parse_headers(block).headers;
+        for name in ADDED {
+            headers.remove_last(name);
+        }
+        Some(Held { subject, number, time, payload: message.payload, headers })
     }
 
     /// What it does to its topic. Keys are deleted by messages of their own, which a client puts there. Once the last message
@@ -105,4 +101,9 @@ impl Held {
             stored: Some(stored),
         })
     }
+}
+
+/// A subject, as a server that checks them has it.
+fn text(subject: &[u8]) -> String {
+    String::from_utf8_lossy(subject).into_owned()
 }

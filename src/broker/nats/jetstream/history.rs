@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use async_nats::jetstream::stream::Info;
-
 use super::held::{Held, Meaning};
+use super::info::Info;
 use super::names::Names;
 use super::page::Look;
 use super::stream::Holes;
@@ -58,7 +57,7 @@ impl Asked {
         if self.is_kv() {
             self.values(look, info, &mut part, until).await?;
         } else if !part.is_unbroken(after) {
-            let holes = Holes::of(look.api, look.stream, look.subject).await?;
+            let holes = Holes::of(look.api, look.stream).await?;
             let (holes, _) = holes.ok_or_else(|| BrokerError::Refused("the stream is no more".into()))?;
             part.drop_evicted(&holes, after, until);
             if part.gone == 0
@@ -91,7 +90,7 @@ impl Asked {
         for held in &part.messages {
             last.insert(held.subject.clone(), held.number);
         }
-        if info.config.max_messages_per_subject != 1 {
+        if info.config.max_msgs_per_subject != 1 {
             let subjects: Vec<&str> = last.keys().map(String::as_str).collect();
             let newest = if subjects.is_empty() { None } else { Some(look.last_of(&subjects, until).await?) };
             for held in newest.into_iter().flat_map(|page| page.messages) {
@@ -119,17 +118,17 @@ impl Asked {
         place: Place,
     ) -> Result<Located, BrokerError> {
         let state = &info.state;
-        let oldest = state.first_sequence.saturating_sub(1);
+        let oldest = state.first_seq.saturating_sub(1);
         Ok(match place {
-            Place::After(number) if number > state.last_sequence => Located::Unknown(oldest),
+            Place::After(number) if number > state.last_seq => Located::Unknown(oldest),
             // A bucket drops old values, which nobody misses.
             Place::After(number) if number < oldest && !self.is_kv() => Located::Evicted(oldest),
             Place::After(number) => Located::At(number),
             Place::Oldest => Located::At(oldest),
-            Place::Since(time) if time > state.last_timestamp => Located::At(state.last_sequence),
+            Place::Since(time) if time > state.last_ts => Located::At(state.last_seq),
             // Purged: of what came then, the last one at least is gone.
             Place::Since(_) if state.messages == 0 && oldest > 0 && !self.is_kv() => Located::Evicted(oldest),
-            Place::Since(time) if time >= state.first_timestamp => Located::At(look.before(time).await?),
+            Place::Since(time) if time >= state.first_ts => Located::At(look.before(time).await?),
             Place::Since(_) if oldest > 0 && !self.is_kv() => Located::Evicted(oldest),
             Place::Since(_) => Located::At(oldest),
             Place::Last(count) => Located::At(self.last(look, info, count as u64).await?),
@@ -138,9 +137,9 @@ impl Asked {
 
     /// The number before the last `count` messages: searched for by how many follow a number.
     async fn last(&self, look: &Look<'_>, info: &Info, count: u64) -> Result<u64, BrokerError> {
-        let oldest = info.state.first_sequence.max(1);
+        let oldest = info.state.first_seq.max(1);
         // At least `count` follow from `low` on, as soon as `back` is `None`; fewer from `high` on.
-        let (mut low, mut high) = (oldest, info.state.last_sequence + 1);
+        let (mut low, mut high) = (oldest, info.state.last_seq + 1);
         if count == 0 {
             return Ok(high - 1);
         }

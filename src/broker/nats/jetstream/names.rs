@@ -33,6 +33,14 @@ impl Names {
         }
     }
 
+    /// The same, of a bucket whose keys are stored under the name of another one.
+    pub(super) fn stored_as(self, name: &str) -> Self {
+        match self {
+            Names::Subjects => Names::Subjects,
+            Names::Keys { prefix, .. } => Names::Keys { bucket: format!("$KV.{name}."), prefix },
+        }
+    }
+
     /// The subject of a filter or a topic in canonical form.
     pub(super) fn subject(&self, text: &str) -> Result<String, BrokerError> {
         if unspeakable(text) {
@@ -96,6 +104,19 @@ pub(super) fn covers(outer: &str, inner: &str) -> bool {
     }
 }
 
+/// Whether there is a subject that both match; both as NATS writes them.
+pub(super) fn overlap(one: &str, other: &str) -> bool {
+    let mut one = one.split('.');
+    let mut other = other.split('.');
+    loop {
+        match (one.next(), other.next()) {
+            (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(a), Some(b)) if a == "*" || b == "*" || a == b => {}
+            _ => return false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -135,6 +156,20 @@ mod tests {
             (">", "orders.eu", true),
         ] {
             assert_eq!(covers(outer, inner), expected, "{outer} over {inner}");
+        }
+    }
+
+    #[test]
+    fn subjects_overlap_if_one_subject_is_of_both() {
+        for (one, other, expected) in [
+            ("orders.>", "orders.eu", true),
+            ("orders.*", "*.eu", true),
+            ("orders.>", "orders", false),
+            ("orders.*", "orders.eu.x", false),
+            ("orders.*.x", "orders.>", true),
+            ("orders.eu", "orders.us", false),
+        ] {
+            assert_eq!((overlap(one, other), overlap(other, one)), (expected, expected), "{one} and {other}");
         }
     }
 

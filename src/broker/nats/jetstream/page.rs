@@ -1,16 +1,16 @@
 //! A piece of a stream, read once: by Direct Get in batches (ADR-31), which any replica answers, or by a consumer that lives
 //! for a moment, where the stream does not allow that or the server is older than 2.11.
 
-use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::message::StreamMessage;
-use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::consumer::{Consumer, bytes_at_once};
+use super::super::headers::{last_field, parse_headers};
+use super::client::{Failure, Outgoing};
+use super::consumer::{Consumer, From, bytes_at_once};
 use super::held::Held;
 use super::link::Api;
-use super::stream::next_of;
+use super::pull::Pull;
+use super::request::next_of;
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
 
 /// Short-lived consumers at once. Each is work for the server's leaders.
@@ -42,7 +42,7 @@ pub(super) fn consumers() -> Semaphore {
 impl Look<'_> {
     /// Whether Direct Get answers in batches here.
     pub(super) fn is_direct(&self) -> bool {
-        self.direct && self.api.client.is_server_compatible(2, 11, 0)
+        self.direct && self.api.client.is_at_least(2, 11)
     }
 
     /// The messages of the subject from the number `first` on, as many as fit.
@@ -55,26 +55,21 @@ impl Look<'_> {
             return self.direct(&question).await;
         }
         let _permit = self.permit().await?;
-        let consumer = self.consumer(DeliverPolicy::ByStartSequence { start_sequence: first }).await?;
+        let consumer = self.consumer(From::Number(first)).await?;
         let mut page = Page { messages: Vec::new(), more: consumer.waiting() };
         if page.more == 0 {
             return Ok(page);
         }
-        let pulling = consumer.pull().fetch();
         let bytes = bytes_at_once(self.api, FETCH_BYTES);
-        let pulling = pulling.max_messages(FETCH_MESSAGES).max_bytes(bytes).messages();
-        let mut messages = pulling.await.map_err(|error| BrokerError::Away(error.to_string()))?;
-        while page.more > 0
-            && let Some(message) = messages.next().await
-        {
-            let message = match message {
-                Ok(message) => message,
-                Err(_) if !page.messages.is_empty() => break, // it did not fit any more
-                Err(error) => return Err(BrokerError::Away(error.to_string())),
-            };
-            let Some(held) = Held::delivered(&message) else { break };
-            page.more = message.info().map_or(0, |info| info.pending);
-            page.messages.push(held);
+        let away = |why: String| BrokerError::Away(why);
+        let lost = |_| away("the connection was lost".into());
+        let mut pull = Pull::begin(consumer, FETCH_MESSAGES, bytes).await.map_err(lost)?;
+        let mut held = 0;
+        while page.more > 0 && page.messages.len() < FETCH_MESSAGES && held < FETCH_BYTES {
+            for delivered in pull.next(FETCH_MESSAGES - page.messages.len()).await.map_err(away)? {
+                (page.more, held) = (delivered.place.pending, held + delivered.bytes);
+                page.messages.push(Held::delivered(delivered));
+            }
         }
         Ok(page)
     }
@@ -87,14 +82,14 @@ impl Look<'_> {
             return Ok(page.messages.first().map(|message| (message.number, page.more)));
         }
         let _permit = self.permit().await?;
-        let consumer = self.consumer(DeliverPolicy::ByStartSequence { start_sequence: first.max(1) }).await?;
+        let consumer = self.consumer(From::Number(first.max(1))).await?;
         Ok(consumer.waiting().checked_sub(1).map(|more| (first, more)))
     }
 
     /// The last number before everything that was stored at this time or later.
     pub(super) async fn before(&self, time: std::time::SystemTime) -> Result<u64, BrokerError> {
         let _permit = self.permit().await?;
-        let consumer = self.consumer(DeliverPolicy::ByStartTime { start_time: time.into() }).await?;
+        let consumer = self.consumer(From::Time(time)).await?;
         Ok(consumer.place())
     }
 
@@ -117,40 +112,45 @@ impl Look<'_> {
         self.consumers.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))
     }
 
-    async fn consumer(&self, from: DeliverPolicy) -> Result<Consumer, BrokerError> {
-        Consumer::create(self.api, self.stream, self.client, self.subject, from).await
+    async fn consumer(&self, from: From) -> Result<Consumer, BrokerError> {
+        Consumer::create(self.api, self.stream, self.client, Some(self.subject), from).await
     }
 
     /// One Direct Get. Its answers come one by one to an inbox of their own; a status ends them.
     async fn direct(&self, question: &Value) -> Result<Page, BrokerError> {
-        let away = |error: &dyn std::fmt::Display| BrokerError::Away(format!("Direct Get: {error}"));
+        let away = |why: &str| BrokerError::Away(format!("Direct Get: {why}"));
+        let lost = |error| match error {
+            Failure::Denied(words) => BrokerError::Refused(words),
+            Failure::Lost | Failure::NoResponders => away("the connection was lost"),
+        };
         let client = &self.api.client;
-        let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| away(&error))?;
-        let to = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        let asked = client.publish_with_reply(to, inbox, question.to_string().into()).await;
-        asked.map_err(|error| away(&error))?;
+        let mut inbox = client.inbox().await.map_err(lost)?;
+        let message = Outgoing {
+            subject: format!("$JS.API.DIRECT.GET.{}", self.stream),
+            fields: Vec::new(),
+            payload: question.to_string().into(),
+        };
+        client.send(message, &inbox).await.map_err(lost)?;
         let mut page = Page { messages: Vec::new(), more: 0 };
-        while let Some(answer) = answers.next().await {
-            let pending = answer.headers.as_ref().and_then(|fields| fields.get_last("Nats-Num-Pending"));
-            let pending = pending.and_then(|pending| pending.as_str().parse().ok());
+        while let Some(answer) = inbox.next().await {
+            let block = answer.headers.clone().unwrap_or_default();
+            let pending = last_field(&block, "Nats-Num-Pending").and_then(|pending| pending.parse().ok());
             page.more = pending.unwrap_or(1);
-            match answer.status.map(|status| status.as_u16()) {
-                None | Some(200) => {
-                    let message = StreamMessage::try_from(answer).map_err(|error| away(&error))?;
-                    page.messages.push(Held::looked_up(message));
-                    if pending.is_none() {
-                        return Ok(page); // a replica older than 2.11, which gives one message whatever it is asked for
-                    }
+            if let Some(held) = Held::looked_up(answer) {
+                page.messages.push(held);
+                if pending.is_none() {
+                    return Ok(page); // a replica older than 2.11, which gives one message whatever it is asked for
                 }
+                continue;
+            }
+            let said = parse_headers(&block);
+            match said.status {
                 Some(204) => return Ok(page), // the end of the batch
                 Some(404) => return Ok(Page { messages: Vec::new(), more: 0 }),
-                Some(503) => return Err(away(&"no replica of the stream answers")),
-                Some(status) => {
-                    return Err(away(&format!("{status} {}", answer.description.unwrap_or_default())));
-                }
+                Some(503) => return Err(away("no replica of the stream answers")),
+                status => return Err(away(&format!("{} {}", status.unwrap_or_default(), said.description))),
             }
         }
-        Err(away(&"the connection was lost"))
+        Err(away("the connection was lost"))
     }
 }

@@ -23,7 +23,7 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Option<
 
 fn text(operation: Operation) -> String {
     match operation {
-        Operation::Message(Delivered { sid, subject, headers, payload }) => {
+        Operation::Message(Delivered { sid, subject, headers, payload, .. }) => {
             let headers = headers.map(|headers| headers.escape_ascii().to_string());
             format!("{sid} {} {headers:?} {}", subject.escape_ascii(), payload.escape_ascii())
         }

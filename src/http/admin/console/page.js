@@ -214,6 +214,7 @@ function show(state) {
     ["Address", broker.url],
     ["Connections lost", whole.format(broker.losses)],
     ["Client addresses", whole.format(state.addresses)],
+    ...broker.refused.map(({ topics, why }) => ["Refuses " + topics, why, "bad"]),
   ]);
   ROOM.forEach(([key, , words], index) => {
     const [bar, text] = [...$("room").children].slice(index * 3 + 1, index * 3 + 3);

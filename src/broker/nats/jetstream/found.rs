@@ -1,0 +1,286 @@
+//! The stream of a rule: which one it is, and whether the rule's topics can be read from it and published to it. What cannot
+//! work is refused here, in words that name the stream and its subjects.
+
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::{Duration, timeout};
+
+use super::info::{Info, Transform};
+use super::link::Api;
+use super::names::{Names, check_key, covers, overlap};
+use super::request::{request, said};
+use super::stream::look;
+use crate::broker::BrokerError;
+use crate::config::Source;
+use crate::topic::Topic;
+
+/// Streams that a hint names.
+const NAMED: usize = 5;
+
+/// Time for what only a hint needs.
+const HINT_LIMIT: Duration = Duration::from_secs(1);
+
+/// Mirrors of mirrors that are followed to where their messages come from.
+const MIRRORS: usize = 8;
+
+/// The stream of a rule.
+pub(super) struct Found {
+    pub(super) info: Info,
+    pub(super) names: Names,
+    /// The subject of the filter or topic that it was looked for.
+    pub(super) subject: String,
+}
+
+impl Found {
+    /// Finds the stream of a source for `text`, a filter or topic of it; by its name if that is known.
+    pub(super) async fn of(
+        api: &Api,
+        source: &Source,
+        text: &str,
+        known: Option<String>,
+    ) -> Result<Self, BrokerError> {
+        let names = Names::of(source, text);
+        let subject = names.subject(text)?;
+        let name = match known {
+            Some(name) => name,
+            None => find(api, source, &subject).await?,
+        };
+        let Some(info) = look(api, &name).await? else { return Err(missing(api, &name, &subject).await) };
+        let names = match source {
+            Source::Kv { bucket, .. } => names.stored_as(&stored_bucket(api, bucket, &info).await?),
+            _ => names,
+        };
+        let subject = names.subject(text)?;
+        Ok(Found { info, names, subject })
+    }
+
+    /// Refuses a stream that cannot be read, or in which the rule's topics are never found.
+    pub(super) fn readable(&self) -> Result<(), BrokerError> {
+        let Info { config, .. } = &self.info;
+        let (name, subject) = (&config.name, &self.subject);
+        let refused = |why: String| Err(BrokerError::Refused(why));
+        if config.retention != "limits" {
+            // A consumer of ours would take messages away from those whom they are for.
+            return refused(format!(
+                "the stream {name:?} drops messages once they are consumed (retention = {:?}); its retention must be limits",
+                config.retention
+            ));
+        }
+        if matches!(self.names, Names::Keys { .. }) || config.mirror.is_some() || !config.sources.is_empty() {
+            return Ok(());
+        }
+        let is_stored = |own: &String| match &config.subject_transform {
+            Some(transform) if overlap(transform.from(), own) => {
+                overlap(&stored_under(transform), subject)
+                    || !covers(transform.from(), own) && overlap(own, subject)
+            }
+            _ => overlap(own, subject),
+        };
+        if config.subjects.iter().any(is_stored) {
+            return Ok(());
+        }
+        match &config.subject_transform {
+            Some(transform) if overlap(transform.from(), subject) => refused(format!(
+                "the stream {name:?} stores {} under {} (a subject transform), so that nothing of {subject} is found there; \
+                 let the rule's match name the subjects under which messages are stored",
+                transform.from(),
+                transform.dest
+            )),
+            _ => refused(format!(
+                "the stream {name:?} has no subjects of {subject}; it has {}",
+                listed(config.subjects.iter().map(String::as_str), config.subjects.len())
+            )),
+        }
+    }
+
+    /// What whoever publishes to it has to know.
+    pub(super) fn publishing(&self, source: &Source) -> Publishing {
+        let config = &self.info.config;
+        let expected = match source {
+            Source::Kv { .. } | Source::JetStream { stream: Some(_) } if config.mirror.is_none() => {
+                Some(config.name.clone())
+            }
+            _ => None, // it goes where the mirror has its messages from
+        };
+        Publishing {
+            stream: config.name.clone(),
+            expected,
+            names: self.names.clone(),
+            transform: config.subject_transform.clone(),
+            no_ack: config.no_ack,
+        }
+    }
+}
+
+/// What whoever publishes to a stream has to know of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Publishing {
+    pub(super) stream: String,
+    /// The stream that must take the message.
+    pub(super) expected: Option<String>,
+    names: Names,
+    transform: Option<Transform>,
+    no_ack: bool,
+}
+
+impl Publishing {
+    /// The subject that a message of a topic is sent to, unless it would not be found under it.
+    pub(super) fn subject(&self, source: &Source, topic: &Topic) -> Result<String, BrokerError> {
+        check_key(source, topic)?;
+        let subject = self.names.subject(topic.as_str())?;
+        let stream = &self.stream;
+        if self.no_ack {
+            return Err(BrokerError::Refused(format!(
+                "the stream {stream:?} confirms nothing (no_ack), so that nobody can say whether it has stored a message"
+            )));
+        }
+        match &self.transform {
+            Some(transform) if transform.from() != transform.dest && covers(transform.from(), &subject) => {
+                Err(BrokerError::Refused(format!(
+                    "the stream {stream:?} stores {} under {} (a subject transform), so that no reader of this topic would \
+                     get the message",
+                    transform.from(),
+                    transform.dest
+                )))
+            }
+            _ => Ok(subject),
+        }
+    }
+}
+
+/// The subjects under which a transform stores messages, with a wildcard for what it takes over.
+fn stored_under(transform: &Transform) -> String {
+    let token = |token: &str| {
+        let is_mapped = token.starts_with("{{") || token.starts_with('$') && token[1..].parse::<u8>().is_ok();
+        if is_mapped { "*".to_owned() } else { token.to_owned() }
+    };
+    transform.dest.split('.').map(token).collect::<Vec<_>>().join(".")
+}
+
+/// The bucket under whose name the keys are stored: that of its own, or of the one that it mirrors.
+async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, BrokerError> {
+    let mut config = info.config.clone();
+    for _ in 0..MIRRORS {
+        let Some(mirror) = &config.mirror else { break };
+        let transforms = mirror.subject_transforms.iter().map(|transform| bucket_of(&transform.dest));
+        if let Some(renamed) = transforms.last().flatten() {
+            return Ok(renamed);
+        }
+        let name = mirror.name.clone();
+        let Some(own) = name.strip_prefix("KV_").map(str::to_owned) else {
+            return Err(BrokerError::Refused(format!(
+                "the bucket {bucket:?} mirrors the stream {name:?}, which is no bucket"
+            )));
+        };
+        // One in another account or domain cannot be looked at; its name is all that there is to know then.
+        match look(api, &name).await {
+            Ok(Some(origin)) if origin.config.mirror.is_some() && origin.config.name == name => {
+                config = origin.config
+            }
+            _ => return Ok(own),
+        }
+    }
+    let is_renamed = |transform: &Transform| bucket_of(&transform.dest).as_deref() == Some(bucket);
+    let strange = info.config.sources.iter().find(|source| {
+        let is_own = source.name.strip_prefix("KV_") == Some(bucket);
+        !is_own && !source.subject_transforms.iter().any(is_renamed)
+    });
+    match strange {
+        None => Ok(bucket.to_owned()),
+        Some(source) => {
+            let origin = source.name.strip_prefix("KV_").unwrap_or(&source.name);
+            Err(BrokerError::Refused(format!(
+                "the bucket {bucket:?} takes in {:?} without a subject transform, so that those keys are stored under the name of \
+                 that bucket and found by no client; give the source the transform $KV.{origin}.> to $KV.{bucket}.>",
+                source.name
+            )))
+        }
+    }
+}
+
+/// `PRICES` of `$KV.PRICES.>`.
+fn bucket_of(subject: &str) -> Option<String> {
+    subject.strip_prefix("$KV.")?.split('.').next().map(str::to_owned)
+}
+
+/// The name of the stream that a source is read from. One that is not named is the one stream that has `subject`.
+async fn find(api: &Api, source: &Source, subject: &str) -> Result<String, BrokerError> {
+    match source {
+        Source::Kv { bucket, .. } => return Ok(format!("KV_{bucket}")),
+        Source::JetStream { stream: Some(name) } => return Ok(name.clone()),
+        Source::JetStream { stream: None }
+        | Source::Pubsub
+        | Source::Sharded
+        | Source::RedisStream { .. } => {}
+    }
+    let mut names = streams(api, Some(subject)).await?;
+    match (names.pop(), names.is_empty()) {
+        (Some(name), true) => Ok(name),
+        (Some(name), false) => Err(BrokerError::Refused(format!(
+            "several streams have subjects of {subject}: {}; name one: stream = {name:?}",
+            listed([name.as_str()].into_iter().chain(names.iter().map(String::as_str)), names.len() + 1)
+        ))),
+        (None, _) => Err(BrokerError::Refused(format!(
+            "no stream has subjects of {subject}; {}; make one (nats stream add ORDERS --subjects {subject:?})",
+            there_is(api, "").await
+        ))),
+    }
+}
+
+/// The refusal of a stream that is not there.
+async fn missing(api: &Api, name: &str, subject: &str) -> BrokerError {
+    BrokerError::Refused(match name.strip_prefix("KV_") {
+        Some(bucket) => format!(
+            "there is no bucket {bucket:?}; {}; set `bucket` to one that there is, or make it: nats kv add {bucket}",
+            there_is(api, "KV_").await
+        ),
+        None => {
+            let others = timeout(HINT_LIMIT, streams(api, Some(subject))).await;
+            let hint = match others {
+                Ok(Ok(others)) if !others.is_empty() => {
+                    let listed = listed(others.iter().map(String::as_str), others.len());
+                    format!("subjects of {subject} are in {listed}")
+                }
+                _ => there_is(api, "").await,
+            };
+            format!(
+                "there is no stream {name:?}; {hint}; set `stream` to one that there is, or make it: nats stream add {name}"
+            )
+        }
+    })
+}
+
+/// Which streams, or buckets, there are, for a hint.
+async fn there_is(api: &Api, prefix: &str) -> String {
+    let what = if prefix.is_empty() { "streams" } else { "buckets" };
+    match timeout(HINT_LIMIT, streams(api, None)).await {
+        Ok(Ok(names)) => {
+            let names: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(prefix)).collect();
+            match names.len() {
+                0 => format!("this account has no {what}"),
+                count => format!("this account has the {what} {}", listed(names.into_iter(), count)),
+            }
+        }
+        _ => format!("which {what} there are cannot be asked"),
+    }
+}
+
+/// The first names of streams, of those that have `subject` if it is given.
+async fn streams(api: &Api, subject: Option<&str>) -> Result<Vec<String>, BrokerError> {
+    #[derive(Deserialize)]
+    struct Names {
+        streams: Option<Vec<String>>,
+    }
+    let question = subject.map_or_else(|| json!({}), |subject| json!({ "subject": subject }));
+    let names: Names = request(api, "STREAM.NAMES", &question).await?.map_err(said)?;
+    Ok(names.streams.unwrap_or_default())
+}
+
+/// Some names, and how many more there are.
+fn listed<'a>(names: impl Iterator<Item = &'a str>, count: usize) -> String {
+    let mut text = names.take(NAMED).collect::<Vec<_>>().join(", ");
+    if count > NAMED {
+        text.push_str(&format!(" and {} more", count - NAMED));
+    }
+    text
+}

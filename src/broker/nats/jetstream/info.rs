@@ -1,0 +1,105 @@
+//! What a server says of a stream: its configuration as far as it matters to a rule, and its state.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer};
+
+use crate::position::Tag;
+
+/// A stream.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Info {
+    pub(super) config: Config,
+    #[serde(deserialize_with = "time")]
+    created: SystemTime,
+    pub(super) state: State,
+}
+
+/// How it was made.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Config {
+    pub(super) name: String,
+    #[serde(deserialize_with = "list")]
+    pub(super) subjects: Vec<String>,
+    pub(super) retention: String,
+    /// Messages of one subject that it keeps; it keeps any number if this is not above 0, as with the other limits.
+    pub(super) max_msgs_per_subject: i64,
+    pub(super) max_msgs: i64,
+    pub(super) max_bytes: i64,
+    /// In nanoseconds.
+    pub(super) max_age: u64,
+    /// A message can take the place of all before it.
+    pub(super) allow_rollup_hdrs: bool,
+    pub(super) allow_direct: bool,
+    /// It confirms nothing to publishers.
+    pub(super) no_ack: bool,
+    pub(super) mirror: Option<Origin>,
+    #[serde(deserialize_with = "list")]
+    pub(super) sources: Vec<Origin>,
+    pub(super) subject_transform: Option<Transform>,
+}
+
+/// Another stream, whose messages a mirror or an aggregate takes in.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Origin {
+    pub(super) name: String,
+    #[serde(deserialize_with = "list")]
+    pub(super) subject_transforms: Vec<Transform>,
+}
+
+/// Subjects are stored under other ones.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct Transform {
+    pub(super) src: String,
+    pub(super) dest: String,
+}
+
+/// What it holds.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct State {
+    pub(super) messages: u64,
+    pub(super) first_seq: u64,
+    pub(super) last_seq: u64,
+    #[serde(deserialize_with = "time")]
+    pub(super) first_ts: SystemTime,
+    #[serde(deserialize_with = "time")]
+    pub(super) last_ts: SystemTime,
+    /// How many numbers between the first and the last it holds no message for.
+    #[serde(default)]
+    pub(super) num_deleted: u64,
+    /// These numbers, where they were asked for.
+    #[serde(default)]
+    pub(super) deleted: Option<Vec<u64>>,
+}
+
+impl Info {
+    /// Names the history: a stream that was deleted and made again has another time of creation.
+    pub(super) fn tag(&self) -> Tag {
+        let since = self.created.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Tag::of(&[self.config.name.as_bytes(), &(since.as_nanos() as i128).to_be_bytes()])
+    }
+}
+
+impl Transform {
+    /// The subjects that are stored under other ones; all if it names none.
+    pub(super) fn from(&self) -> &str {
+        if self.src.is_empty() { ">" } else { &self.src }
+    }
+}
+
+/// A time of the server. One from before 1970 stands for none.
+pub(super) fn read_time(text: &str) -> SystemTime {
+    humantime::parse_rfc3339(text).unwrap_or(UNIX_EPOCH)
+}
+
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    Ok(read_time(&String::deserialize(deserializer)?))
+}
+
+/// A list that may be `null`.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}

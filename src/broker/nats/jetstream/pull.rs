@@ -1,0 +1,182 @@
+//! What a consumer delivers: pulled in portions, so that what nobody takes stays on the server.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+
+use super::super::headers::{last_field, parse_headers};
+use super::super::wire;
+use super::client::{Failure, Inbox, Outgoing};
+use super::consumer::Consumer;
+
+/// How long the server keeps a request for messages.
+const EXPIRES: Duration = Duration::from_secs(30);
+
+/// How often the server says that there is nothing. After two that stay away the consumer counts as lost.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// Messages on their way from a consumer.
+pub(super) struct Pull {
+    pub(super) consumer: Consumer,
+    inbox: Inbox,
+    /// As many messages and bytes are asked for at once; the next are when half of them have come.
+    messages: usize,
+    bytes: usize,
+    /// Those that were asked for and have not come.
+    due_messages: usize,
+    due_bytes: usize,
+    heard: Instant,
+    /// Why nothing more comes.
+    ended: Option<String>,
+}
+
+/// A message that a consumer has delivered.
+pub(super) struct Delivered {
+    pub(super) message: wire::Delivered,
+    pub(super) place: Place,
+    /// Its bytes as the server counts them.
+    pub(super) bytes: usize,
+}
+
+/// What the server says of a message that it delivers, in the subject that it could be acknowledged to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its number in the stream.
+    pub(super) number: u64,
+    /// Its number among those of the consumer, from 1 on.
+    pub(super) delivery: u64,
+    /// When the stream took it, in nanoseconds since 1970.
+    pub(super) nanos: u64,
+    /// Messages that the consumer has still to deliver.
+    pub(super) pending: u64,
+}
+
+impl Place {
+    /// Reads `$JS.ACK.<stream>.<consumer>.<deliveries>.<number>.<delivery>.<time>.<pending>`, which in its newer form has
+    /// a domain and an account behind `ACK`, and maybe more at its end.
+    pub(super) fn read(reply: &[u8]) -> Option<Self> {
+        let tokens: Vec<&str> = std::str::from_utf8(reply).ok()?.split('.').collect();
+        if tokens.len() < 9 || tokens[..2] != ["$JS", "ACK"] {
+            return None;
+        }
+        let numbers = if tokens.len() > 9 { tokens.get(7..11)? } else { tokens.get(5..9)? };
+        let mut numbers = numbers.iter().map(|text| text.parse::<u64>().ok());
+        let mut next = || numbers.next().flatten();
+        Some(Place { number: next()?, delivery: next()?, nanos: next()?, pending: next()? })
+    }
+}
+
+impl Pull {
+    /// Begins to pull.
+    pub(super) async fn begin(consumer: Consumer, messages: usize, bytes: usize) -> Result<Self, Failure> {
+        let inbox = consumer.api.client.inbox().await?;
+        let (due_messages, due_bytes, heard) = (0, 0, Instant::now());
+        let mut pull = Pull { consumer, inbox, messages, bytes, due_messages, due_bytes, heard, ended: None };
+        pull.ask().await?;
+        Ok(pull)
+    }
+
+    /// The next messages, as many as are here, and at least one. An error is why nothing more comes.
+    pub(super) async fn next(&mut self, most: usize) -> Result<Vec<Delivered>, String> {
+        let mut taken = Vec::new();
+        loop {
+            if let Some(why) = &self.ended {
+                return Err(why.clone());
+            }
+            let lost = |_| "the connection was lost".to_owned();
+            self.ask().await.map_err(lost)?;
+            // Nothing was taken yet, so that a caller who breaks this off loses nothing.
+            let arrived = timeout_at(self.heard + 2 * HEARTBEAT + HEARTBEAT / 2, self.inbox.next()).await;
+            let Ok(arrived) = arrived else { return Err("the consumer says nothing any more".into()) };
+            let mut arrived = Some(arrived.ok_or("the connection was lost")?);
+            self.heard = Instant::now();
+            while let Some(message) = arrived {
+                match self.read(message) {
+                    Ok(Some(message)) => taken.push(message),
+                    Ok(None) => {}
+                    Err(why) => self.ended = Some(why),
+                }
+                let goes_on = self.ended.is_none() && taken.len() < most;
+                arrived = if goes_on { self.inbox.try_next() } else { None };
+            }
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Asks for more, if half of what was asked for has come.
+    async fn ask(&mut self) -> Result<(), Failure> {
+        if self.due_messages > self.messages / 2 && self.due_bytes > self.bytes / 2 {
+            return Ok(());
+        }
+        let messages = self.messages.saturating_sub(self.due_messages).max(1);
+        let bytes = self.bytes.saturating_sub(self.due_bytes).max(self.bytes / 2);
+        let (Consumer { api, stream, name, .. }, nanos) =
+            (&self.consumer, |time: Duration| time.as_nanos() as u64);
+        let question = json!({
+            "batch": messages, "max_bytes": bytes, "expires": nanos(EXPIRES), "idle_heartbeat": nanos(HEARTBEAT),
+        });
+        let message = Outgoing {
+            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"),
+            fields: Vec::new(),
+            payload: question.to_string().into(),
+        };
+        api.client.send(message, &self.inbox).await?;
+        (self.due_messages, self.due_bytes) = (self.due_messages + messages, self.due_bytes + bytes);
+        Ok(())
+    }
+
+    /// A message, or what the server says beside them. An error is why nothing more comes.
+    fn read(&mut self, message: wire::Delivered) -> Result<Option<Delivered>, String> {
+        let reply = message.reply.as_deref().unwrap_or_default();
+        if let Some(place) = Place::read(reply) {
+            let fields = message.headers.as_ref().map_or(0, Bytes::len);
+            let bytes = message.subject.len() + reply.len() + fields + message.payload.len();
+            self.due_messages = self.due_messages.saturating_sub(1);
+            self.due_bytes = if self.due_messages == 0 { 0 } else { self.due_bytes.saturating_sub(bytes) };
+            return Ok(Some(Delivered { message, place, bytes }));
+        }
+        let block = message.headers.as_deref().unwrap_or_default();
+        let said = parse_headers(block);
+        let left = |name| last_field(block, name).and_then(|text| text.parse::<usize>().ok());
+        match (said.status, left("Nats-Pending-Messages"), left("Nats-Pending-Bytes")) {
+            (Some(100), ..) => {}
+            // A request that is over, with what of it has not come.
+            (Some(404 | 408 | 409), Some(messages), Some(bytes)) if !is_end(&said.description) => {
+                self.due_messages = self.due_messages.saturating_sub(messages);
+                self.due_bytes = self.due_bytes.saturating_sub(bytes);
+            }
+            (status, ..) => {
+                let status = status.map_or_else(String::new, |status| status.to_string());
+                return Err(format!("the server ends it: {status} {}", said.description));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether the consumer is over, rather than one request.
+fn is_end(description: &str) -> bool {
+    ["Consumer Deleted", "Server Shutdown", "Leadership Change", "Consumer is push based"]
+        .iter()
+        .any(|end| description.eq_ignore_ascii_case(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_in_both_forms() {
+        let place = Some(Place { number: 7, delivery: 3, nanos: 1_700_000_000_000_000_001, pending: 9 });
+        assert_eq!(Place::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), place);
+        assert_eq!(Place::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), place);
+        assert_eq!(Place::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), place);
+        for reply in [&b""[..], b"_INBOX.a", b"$JS.ACK.S.C.1.7.3.x.9", b"$JS.ACK.S.C.1.7.3.9", b"\xff"] {
+            assert_eq!(Place::read(reply), None);
+        }
+    }
+}
