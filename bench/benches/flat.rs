@@ -23,8 +23,11 @@ use topicgate::topic::{Filter, Topic};
 /// How much more the largest may cost than the smallest.
 const BAR: f64 = 1.5;
 
-/// A time below this is not told from the noise of the clock and of the scheduler.
-const NOISE: Duration = Duration::from_millis(1);
+/// A wait below this is not told from the scheduler's own. It is to be measured on a machine with two idle processors.
+const NOISE: Duration = Duration::from_millis(5);
+
+/// A message costs its stream more than this on the way to the socket, by whatever it was found.
+const WAY: Duration = Duration::from_nanos(500);
 
 /// Each is measured so often, and the best counts.
 const TIMES: usize = 7;
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
         compare("a message in a warm rule, with so many patterns in it", &[0, 1_000, 10_000], unit, message),
         compare("a message that matches 4 of so many patterns", &[10, 1_000, 10_000], unit, overlapping),
         compare("a new topic in a warm rule of so many messages", &[1_000, 100_000], unit, new_topic),
-        compare("a message of a catch-up over so many topics", &[1, 10, 100], unit, catch_up),
+        compare("a message of a catch-up over so many topics", &[1, 10, 100], WAY, catch_up),
         compare("a message as it comes, over so many topics", &[1, 10, 100], unit, live),
         compare("the longest wait while so many fed logs are given up", &[900, 90_000], NOISE, give_up),
         compare(
