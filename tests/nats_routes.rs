@@ -171,10 +171,11 @@ async fn a_gap_after_a_node_died_comes_when_the_whole_cluster_is_subscribed_agai
         let numbers = Numbers::start(&cluster.nodes[2]);
         let mut checker = Checker::open(&gateway, &numbers).await;
         checker.catch_up().await;
-        assert_eq!(checker.gaps, 0);
+        // There may be one already: a server may tell of one that has just joined after it has a route to it.
+        let before = checker.gaps;
         let victim = cluster.of_topicgate().unwrap();
         cluster.nodes[victim].stop();
-        while checker.gaps == 0 {
+        while checker.gaps == before {
             checker.step().await;
         }
         checker.catch_up().await;

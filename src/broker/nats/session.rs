@@ -300,7 +300,9 @@ impl Session {
     /// Does what is due. An error is why the connection cannot go on.
     fn on_time(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
         let now = Instant::now();
-        while let Some((_, asked)) = self.settling.pop_front_if(|(at, _)| *at <= now) {
+        while self.settling.front().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, asked)) = self.settling.pop_front()
+        {
             asked.confirm(table);
         }
         if let Stage::Settling(at, why) = self.stage

@@ -69,7 +69,7 @@ pub(super) enum Proof {
     Token(String),
     /// A key that signs what the server asks for; its user is in the token, if there is one.
     Key {
-        pair: nkeys::KeyPair,
+        pair: Box<nkeys::KeyPair>,
         jwt: Option<String>,
     },
 }
@@ -108,6 +108,7 @@ impl Settings {
         let Server { address, login, host } = &self.servers[index % self.servers.len()];
         let pair = |seed: &str, key: &str| {
             nkeys::KeyPair::from_seed(seed)
+                .map(Box::new)
                 .map_err(|error| format!("{key}: not the seed of an NKey: {error}"))
         };
         let proof = match login.clone() {
