@@ -9,11 +9,11 @@ use clap::Parser as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use topicgate::app::logging;
+use topicgate::app::server::Server;
+use topicgate::cli::commands::{self, Failure};
 use topicgate::cli::{Cli, Options};
-use topicgate::commands::{self, Failure};
 use topicgate::config::Config;
-use topicgate::logging;
-use topicgate::server::Server;
 
 /// Gives back what thousands of readers have left behind, which glibc's keeps, and holds a stream in less; musl's, in the
 /// static image, is slow where several threads allocate.

@@ -11,14 +11,15 @@ use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use tokio::sync::mpsc;
-use topicgate::config::{Field, Source};
+use topicgate::log::message::{Fields, Format, Found, Message};
 use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
-use topicgate::message::{Fields, Format, Found, Message};
 use topicgate::metrics::RuleMetrics;
-use topicgate::position::{Epoch, Sequence, Start};
-use topicgate::signal::Signal;
-use topicgate::sse::frame::{self, Coding};
-use topicgate::topic::{Filter, Topic};
+use topicgate::protocol::event_id::{Epoch, Sequence};
+use topicgate::protocol::frame::{self, Coding};
+use topicgate::protocol::seek::Start;
+use topicgate::protocol::source::{Field, Source};
+use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::reader::handle::Signal;
 
 fn main() {
     divan::main();

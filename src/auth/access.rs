@@ -5,7 +5,7 @@
 
 use super::{Action, Caller};
 use crate::config::{Access, Rule};
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// What the rules say.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::topic::Topic;
+    use crate::protocol::topic::Topic;
 
     const JWT: &str = "[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
 

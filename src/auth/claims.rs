@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::config;
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// Patterns that are looked at in one list. Every topic of a request is compared with each.
 const MAX_PATTERNS: usize = 256;

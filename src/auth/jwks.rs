@@ -22,9 +22,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::AuthError;
 use super::key::Key;
 use crate::config::Secret;
-use crate::http_client::Client;
 use crate::metrics::Metrics;
-use crate::reason::Peer;
+use crate::net::client::Client;
+use crate::net::reason::Peer;
 
 /// The least time between two fetches.
 const PAUSE: Duration = Duration::from_secs(5);

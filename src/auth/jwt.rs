@@ -12,7 +12,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::claims::Claims;
-use super::key::{Key, Keys};
+use super::key::Key;
+use super::keys::Keys;
 use super::{AuthError, Caller, SettingError, crypto};
 use crate::config;
 use crate::metrics::Metrics;

@@ -9,6 +9,7 @@ mod forward;
 mod jwks;
 pub mod jwt;
 pub mod key;
+mod keys;
 mod token;
 
 use std::net::IpAddr;
@@ -24,7 +25,7 @@ use self::forward::Forward;
 use self::jwt::{BadToken, Jwt};
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// One who has shown who they are: by a token, or by what the backend answered for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use tokio::sync::mpsc;
 
 use super::{Command, Event, Link, Message};
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// Runs until the command channel or the event channel closes. A full event channel holds publishers up; nothing is lost.
 pub(super) async fn run(mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {

@@ -23,6 +23,7 @@
 //! - **Bounded.** Back-pressure on the event channel ends as [`Event::Lost`], never as growing memory.
 //! - It ends when the command channel closes.
 
+use crate::protocol::headers::Headers;
 mod memory;
 mod nats;
 mod redis;
@@ -34,10 +35,12 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::stored::{Change, FETCH_BYTES, FETCH_MESSAGES, Fetched, Located, Place, Stored, StoredCommand};
-use crate::config::{self, BrokerKind, Source};
-use crate::position::Tag;
-use crate::topic::{Filter, Topic};
+pub use self::stored::{Change, FETCH_BYTES, FETCH_MESSAGES, Fetched, Stored, StoredCommand};
+use crate::config::{self, BrokerKind};
+use crate::protocol::event_id::Tag;
+pub use crate::protocol::seek::{Located, Place};
+use crate::protocol::source::Source;
+use crate::protocol::topic::{Filter, Topic};
 
 /// Commands that wait for the broker's task. Beyond it senders wait.
 const COMMAND_CAPACITY: usize = 1024;
@@ -47,51 +50,6 @@ const LEFT_FREE: usize = COMMAND_CAPACITY / 2;
 
 /// Events that wait for ingest. Filled lazily, so the capacity itself costs nothing.
 pub const EVENT_CAPACITY: usize = 16 * 1024;
-
-/// Header fields of a message. Values of one name keep their order. Names compare without case. Redis has none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Headers {
-    fields: Vec<(String, String)>,
-    is_damaged: bool,
-}
-
-impl Headers {
-    /// Adds a field.
-    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.fields.push((name.into(), value.into()));
-    }
-
-    /// Notes that the message has a field that cannot be read, and which is missing here.
-    pub fn set_damaged(&mut self) {
-        self.is_damaged = true;
-    }
-
-    /// Whether the message has fields that cannot be read.
-    pub fn is_damaged(&self) -> bool {
-        self.is_damaged
-    }
-
-    /// Removes the last field called `name`.
-    pub fn remove_last(&mut self, name: &str) -> Option<String> {
-        let index = self.fields.iter().rposition(|(key, _)| key.eq_ignore_ascii_case(name))?;
-        Some(self.fields.remove(index).1)
-    }
-
-    /// The first value of the field called `name`.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    }
-
-    /// Whether there is no field.
-    pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
-    }
-
-    /// Every field.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.fields.iter().map(|(name, value)| (name.as_str(), value.as_str()))
-    }
-}
 
 /// One message as a broker delivered it.
 #[derive(Debug, Clone)]

@@ -16,20 +16,22 @@
 //! `Fetch` and `Locate` look into the history and change nothing. They may run beside each other and beside what is
 //! followed; how many at once is bounded.
 
+use crate::protocol::seek::{Located, Place};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{BrokerError, Headers, Message};
-use crate::config::Source;
-use crate::topic::{Filter, Topic};
+use super::{BrokerError, Message};
+use crate::protocol::headers::Headers;
+use crate::protocol::source::Source;
+use crate::protocol::topic::{Filter, Topic};
 
 /// Where the broker keeps a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
     /// Its number in the history: the sequence of a JetStream stream, the packed entry id of a Redis Stream
-    /// ([`crate::position::pack_entry_id`]).
+    /// ([`crate::protocol::event_id::pack_entry_id`]).
     pub number: u64,
     /// When the broker took it.
     pub time: SystemTime,
@@ -46,38 +48,6 @@ pub enum Change {
     Delete,
     /// The key was deleted with its past (KV).
     Purge,
-}
-
-/// A place in a history that is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Right after this number.
-    After(u64),
-    /// Before the oldest message that is held.
-    Oldest,
-    /// Before the first message that was taken at this time or later.
-    Since(SystemTime),
-    /// Before the last so many messages.
-    Last(usize),
-}
-
-/// A place that was found. A reader there reads on with what has a higher number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Located {
-    /// All that was asked for follows.
-    At(u64),
-    /// Something of what was asked for is gone; what follows is what is left.
-    Evicted(u64),
-    /// That number was never given to a message here; what follows is all that is held.
-    Unknown(u64),
-}
-
-impl Located {
-    /// The number after which a reader reads on.
-    pub fn number(self) -> u64 {
-        let (Located::At(number) | Located::Evicted(number) | Located::Unknown(number)) = self;
-        number
-    }
 }
 
 /// A part of a history.

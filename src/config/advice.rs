@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Access, AddressSource, BrokerKind, Config, Field, Origin, url};
+use super::{Access, AddressSource, BrokerKind, Config, Origin, url};
+use crate::protocol::source::Field;
 
 /// Proxies and load balancers commonly cut a connection that was silent for a minute.
 const PROXY_PATIENCE: Duration = Duration::from_secs(55);

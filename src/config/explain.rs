@@ -6,9 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
-use super::{
-    Access, BrokerKind, Config, Field, Forward, Jwt, JwtKeys, LogFormat, Rule, Source, TokenPlaces, masked,
-};
+use super::{Access, BrokerKind, Config, Forward, Jwt, JwtKeys, LogFormat, Rule, TokenPlaces, masked};
+use crate::protocol::source::{Field, Source};
 
 impl Config {
     /// A page of text for people: listeners, broker, rules, limits, and what is unwise.

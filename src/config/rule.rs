@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::parse::{Check, GIB, LONGEST, bytes};
 use super::raw::{RawField, RawReplay, RawRule};
 use super::source::Written;
-use super::{Access, Auth, Broker, BrokerKind, Field, Limits, Replay, Rule};
-use crate::topic::{Filter, TopicError};
+use super::{Access, Auth, Broker, BrokerKind, Limits, Replay, Rule};
+use crate::protocol::source::Field;
+use crate::protocol::topic::{Filter, TopicError};
 
 /// What binds a segment of `match` to the caller's subject.
 const SUBJECT: &str = "{sub}";

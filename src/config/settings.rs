@@ -10,9 +10,8 @@ use toml::Value;
 
 use super::error::ConfigErrors;
 use super::load::Layers;
-use super::{
-    Access, AddressSource, BrokerKind, Config, Field, Jwt, JwtKeys, LogFormat, Rule, Source, Sources, masked,
-};
+use super::{Access, AddressSource, BrokerKind, Config, Jwt, JwtKeys, LogFormat, Rule, Sources, masked};
+use crate::protocol::source::{Field, Source};
 
 /// The settings that a [`Config`] was read from. Two that say the same are one configuration, wherever they say it: so any
 /// two of these are equal.

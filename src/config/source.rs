@@ -1,8 +1,9 @@
 //! What feeds a rule's topics: `source`, and the keys that go with one source alone.
 
+use super::BrokerKind;
 use super::parse::Check;
-use super::{BrokerKind, Source};
-use crate::topic::Filter;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
 
 /// The keys as they were written.
 pub(super) struct Written {

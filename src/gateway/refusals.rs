@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// Refusals that are remembered; the oldest goes.
 const REMEMBERED: usize = 32;

@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::refusals::Refusals;
 use super::{Gateway, follow, is_warm, log_settings};
 use crate::broker::{Broker, BrokerError};
-use crate::config::{Rule, Source};
-use crate::ingest::{Upstream, Upstreams};
+use crate::config::Rule;
+use crate::ingest::status::{Upstream, Upstreams};
 use crate::log::Subscription;
-use crate::topic::Filter;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
 
 /// How long a warm topic is not asked for again when the broker was away after all.
 const AWAY_RETRY: Duration = Duration::from_millis(200);

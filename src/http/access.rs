@@ -7,10 +7,10 @@ use super::problem::{Challenge, Problem};
 use crate::auth::access::Verdict;
 use crate::auth::jwt::BadToken;
 use crate::auth::{Action, Asked, AuthError, Caller, Voucher};
-use crate::code::RefusalCode;
-use crate::current::Current;
 use crate::gateway::Gateway;
-use crate::topic::Filter;
+use crate::gateway::runtime::Current;
+use crate::protocol::codes::RefusalCode;
+use crate::protocol::topic::Filter;
 
 /// Why not.
 #[derive(Debug)]

@@ -26,7 +26,7 @@ use super::client::ClientAddress;
 use super::handoff::{Delivery, Handoff, Stalls};
 use super::proxy_protocol;
 use crate::config::Proxies;
-use crate::sse::table::Clock;
+use crate::reader::clock::Clock;
 
 /// What an HTTP/2 client says first when it knows that we speak it (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -143,7 +143,7 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P:
     }
 }
 
-type Delivered<I> = (I, crate::sse::stream::Stream, crate::sse::frame::Coding);
+type Delivered<I> = (I, crate::stream::Stream, crate::protocol::frame::Coding);
 
 /// Serves requests until the connection ends, or one of them becomes a stream, which is returned with its socket.
 async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(

@@ -21,9 +21,9 @@ use http_body::Frame;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::metrics::HttpVersion;
-use crate::sse::frame::{Coding, LAST_CHUNK};
-use crate::sse::stream::Stream;
+use crate::protocol::codes::HttpVersion;
+use crate::protocol::frame::{Coding, LAST_CHUNK};
+use crate::stream::Stream;
 
 /// Bytes that a client may send after its request. A browser sends none; what comes is read to see the end of the
 /// connection, and thrown away.
@@ -287,8 +287,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
 mod tests {
     use tokio::net::TcpStream;
 
-    use super::super::Open;
     use super::Delivery;
+    use crate::http::Open;
 
     #[test]
     fn a_subscriber_stays_within_the_size_class_of_its_task() {

@@ -11,9 +11,9 @@ use tokio_rustls::server::TlsStream;
 
 use super::connection::{self, Settings, Version};
 use super::problem::Problem;
-use crate::code::RefusalCode;
 use crate::gateway::Gateway;
-use crate::tls::Tls;
+use crate::net::tls::Tls;
+use crate::protocol::codes::RefusalCode;
 
 /// How every record of a handshake begins (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 22;

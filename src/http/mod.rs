@@ -13,6 +13,7 @@ mod page;
 mod problem;
 mod proxy_protocol;
 mod publish;
+mod sse_head;
 mod subscribe;
 mod topics;
 mod trace;
@@ -32,14 +33,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::code::RefusalCode;
 use crate::config::{BrokerKind, Proxies};
-use crate::current::Current;
 use crate::gateway::Gateway;
-use crate::logging::Throttle;
+use crate::gateway::runtime::Current;
 use crate::metrics::Limit;
-use crate::tls::Tls;
-use crate::why::Refused;
+use crate::metrics::throttle::Throttle;
+use crate::net::tls::Tls;
+use crate::protocol::codes::RefusalCode;
+use crate::stream::outcome::Refused;
 
 /// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
 pub(crate) const ADMIN_CONNECTIONS: usize = 64;

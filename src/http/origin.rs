@@ -15,10 +15,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use crate::code::RefusalCode;
 use crate::config::{Cors, Origin, is_loopback};
 use crate::gateway::Gateway;
-use crate::why;
+use crate::protocol::codes::RefusalCode;
+use crate::stream::outcome;
 
 /// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST";
@@ -109,8 +109,9 @@ impl<'a> Allowed<'a> {
             Some(Hosts::Listed(listed)) => host.is_some_and(|host| is_listed(listed, host)),
         };
         if !allowed {
-            let asked = host
-                .map_or("a request without Host".into(), |host| format!("the Host {}", why::quoted(host)));
+            let asked = host.map_or("a request without Host".into(), |host| {
+                format!("the Host {}", outcome::quoted(host))
+            });
             let detail = match &self.hosts {
                 Some(Hosts::Addresses(_) | Hosts::Local(_)) => format!(
                     "this listener does not answer for {asked}; ask for it by an address, or list the name in admin.hosts"
@@ -128,7 +129,7 @@ impl<'a> Allowed<'a> {
             Some(origin) => format!(
                 "pages of {} may not use this gateway; the configuration key cors.origins lists those that may, each \
                  as the browser writes it: scheme, host and port",
-                why::quoted(&String::from_utf8_lossy(origin.as_bytes()))
+                outcome::quoted(&String::from_utf8_lossy(origin.as_bytes()))
             ),
             None => "a page of another site embeds this, and may not; the configuration key cors.origins lists the pages \
                      that may use this gateway, by fetch or EventSource"

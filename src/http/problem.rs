@@ -10,13 +10,12 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
 use crate::auth::Action;
-use crate::code::{Code, RefusalCode};
 use crate::gateway::Gateway;
 use crate::metrics::Limit;
-use crate::signal::CloseCode;
-use crate::sse::frame::{self, Coding};
-use crate::topic::{Filter, TopicError};
-use crate::why;
+use crate::protocol::codes::{CloseCode, Code, RefusalCode};
+use crate::protocol::frame::{self, Coding};
+use crate::protocol::topic::{Filter, TopicError};
+use crate::stream::outcome;
 
 /// What a scope may not hold as it is (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
@@ -113,7 +112,7 @@ impl Problem {
 
     /// Of a path that is none of the listener's. `instead` says where the things are.
     pub(super) fn no_route(uri: &Uri, instead: &str) -> Self {
-        let path = why::quoted(uri.path());
+        let path = outcome::quoted(uri.path());
         Problem::new(RefusalCode::NotFound, format!("there is nothing at {path}; {instead}"))
     }
 }
@@ -192,14 +191,14 @@ impl IntoResponse for Problem {
 pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
     gateway.metrics().not_opened(code);
     let retry = gateway.jittered_retry();
-    if !super::subscribe::names_event_stream(headers) {
+    if !super::sse_head::names_event_stream(headers) {
         let mut response = Problem::passing(code).into_response();
         response.headers_mut().insert(header::RETRY_AFTER, retry.div_ceil(1000).into());
         return response;
     }
     let goodbye = frame::stream_close(retry, code.as_str());
     let mut response = goodbye.bytes(Coding::Plain).into_response();
-    super::subscribe::stream_headers(response.headers_mut());
+    super::sse_head::stream_headers(response.headers_mut());
     response.extensions_mut().insert(Told { code: code.into(), detail: passing(code).1.into() });
     response
 }

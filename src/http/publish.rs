@@ -18,14 +18,13 @@ use super::client;
 use super::problem::{Problem, Told};
 use crate::auth::{Action, Asked};
 use crate::broker::BrokerError;
-use crate::clients::Publishing;
-use crate::code::{Code, RefusalCode};
 use crate::gateway::{Gateway, PublishError};
 use crate::metrics::Limit;
-use crate::position::is_publisher_id;
-use crate::signal::CloseCode;
-use crate::sse::frame::is_event_type;
-use crate::topic::{Filter, Topic, TopicError};
+use crate::protocol::codes::{CloseCode, Code, RefusalCode};
+use crate::protocol::event_id::is_publisher_id;
+use crate::protocol::frame::is_event_type;
+use crate::protocol::topic::{Filter, Topic, TopicError};
+use crate::reader::quota::Publishing;
 
 /// Seconds after which a publisher should try again when the broker is away: about as long as reconnecting takes.
 const RETRY_AFTER: &str = "2";

@@ -1,5 +1,6 @@
 //! `GET /topics…`: reads what is asked for, and answers with a stream.
 
+use crate::http::sse_head::stream_headers;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,14 +17,13 @@ use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{Problem, come_back};
 use super::topics::Topics;
 use crate::auth::{self, Action};
-use crate::code::RefusalCode;
 use crate::gateway::{Gateway, OpenError, Opening};
-use crate::message::Format;
-use crate::metrics::HttpVersion;
-use crate::position::{MAX_EVENT_ID, Start};
-use crate::signal::CloseCode;
-use crate::topic::{Filter, TopicError};
-use crate::why;
+use crate::log::message::Format;
+use crate::protocol::codes::{CloseCode, HttpVersion, RefusalCode};
+use crate::protocol::event_id::MAX_EVENT_ID;
+use crate::protocol::seek::Start;
+use crate::protocol::topic::{Filter, TopicError};
+use crate::stream::outcome;
 
 /// The names under which a cursor comes in a query: ours and Mercure's, and those of the polyfills.
 const CURSOR_NAMES: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
@@ -124,18 +124,6 @@ fn not_allowed(gateway: &Gateway, headers: &HeaderMap, refusal: Refusal) -> Resu
     }
 }
 
-/// The head of every stream.
-pub(super) fn stream_headers(headers: &mut HeaderMap) {
-    for (name, value) in [
-        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (header::CACHE_CONTROL, "no-cache, no-store, no-transform"),
-        (header::HeaderName::from_static("x-accel-buffering"), "no"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-}
-
 impl Asked {
     fn read(gateway: &Gateway, uri: &Uri, headers: &HeaderMap) -> Result<Self, Problem> {
         let current = gateway.current();
@@ -195,7 +183,7 @@ impl Asked {
 pub(super) fn topics(uri: &Uri) -> String {
     let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let topics: Vec<_> = query.filter(|(name, _)| name == "topic").map(|(_, topic)| topic).collect();
-    why::quoted(&topics.join(" ")).to_owned()
+    outcome::quoted(&topics.join(" ")).to_owned()
 }
 
 fn bad_query(detail: impl Into<String>) -> Problem {
@@ -246,15 +234,6 @@ fn read_last(value: &str) -> Result<Start, Problem> {
     value.parse().map(Start::Last).map_err(|_| bad_query("last is a number of messages, such as 10"))
 }
 
-/// Whether the client asks for an event stream by its name, as every EventSource does (HTML standard, section 9.2.2).
-pub(super) fn names_event_stream(headers: &HeaderMap) -> bool {
-    let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut essences = ranges.flat_map(|list| list.split(',')).map(|range| range.split(';').next());
-    essences.any(|essence| {
-        essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/event-stream"))
-    })
-}
-
 /// Whether an event stream is among what the client takes (RFC 9110, section 12.5.1), nearly: the most specific range
 /// that names it decides.
 fn accepts_event_stream(headers: &HeaderMap) -> bool {
@@ -292,6 +271,7 @@ pub(super) async fn options(uri: Uri) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::sse_head::names_event_stream;
 
     fn accept(value: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))])

@@ -7,9 +7,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::problem::Problem;
-use crate::code::RefusalCode;
 use crate::metrics::Limit;
-use crate::topic::{Filter, TopicError, is_reserved};
+use crate::protocol::codes::RefusalCode;
+use crate::protocol::topic::{Filter, TopicError, is_reserved};
 
 /// The topics and patterns that a request names.
 #[derive(Debug)]

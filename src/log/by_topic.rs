@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::SystemTime;
 
 use super::Entry;
-use crate::topic::Topic;
+use crate::protocol::topic::Topic;
 
 /// There is no entry before it that is known.
 const NONE: u64 = u64::MAX;

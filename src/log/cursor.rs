@@ -11,16 +11,17 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::history::Run;
+use super::backfill::Run;
+use super::batch_cache::Piece;
+use super::inspect::Lag;
 use super::lease::Lease;
-use super::look::Lag;
-use super::piece::Piece;
+use super::message::Format;
 use super::{Item, TopicLog};
-use crate::message::Format;
-use crate::position::{COMPONENTS, Sequence};
-use crate::signal::Signal;
-use crate::sse::frame::{self, Coding, GapReason};
-use crate::topic::Filter;
+use crate::protocol::codes::GapReason;
+use crate::protocol::event_id::{COMPONENTS, Sequence};
+use crate::protocol::frame::{self, Coding};
+use crate::protocol::topic::Filter;
+use crate::reader::handle::Signal;
 
 /// The cursors of one stream. Dropping them gives up the logs.
 #[derive(Debug)]

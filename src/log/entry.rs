@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use super::message::{Format, Message};
 use super::time::Stamp;
-use crate::message::{Format, Message};
 use crate::metrics::RuleMetrics;
-use crate::position::Sequence;
-use crate::sse::frame::{self, Frame, GapReason};
-use crate::topic::{Filter, Topic};
+use crate::protocol::codes::GapReason;
+use crate::protocol::event_id::Sequence;
+use crate::protocol::frame::{self, Frame};
+use crate::protocol::topic::{Filter, Topic};
 
 /// How much a log holds, as its rule says. Whichever bound is met first counts.
 #[derive(Debug, Clone)]

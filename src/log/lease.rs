@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::TopicLog;
 use super::registry::{Registry, Slot};
-use crate::position::Sequence;
-use crate::signal::CloseCode;
-use crate::topic::Filter;
+use crate::protocol::codes::CloseCode;
+use crate::protocol::event_id::Sequence;
+use crate::protocol::topic::Filter;
 
 /// How far the subscription of a log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

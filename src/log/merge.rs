@@ -8,11 +8,11 @@ use std::ops::Range;
 use bytes::BytesMut;
 use smallvec::{SmallVec, smallvec};
 
+use super::batch_cache::Piece;
 use super::cursor::{Batch, Cursor, Cursors, Read, Way};
-use super::piece::Piece;
 use super::{BATCH_BYTES, Item};
-use crate::position::{COMPONENTS, Sequence};
-use crate::sse::frame;
+use crate::protocol::event_id::{COMPONENTS, Sequence};
+use crate::protocol::frame;
 
 /// About half as many entries as a batch has of short messages. Shared among the logs with news, it is what is taken of each at
 /// once: so few are taken in vain.

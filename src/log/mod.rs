@@ -8,31 +8,32 @@
 //! One writer appends ([`Registry`], for ingest); any number of readers read at positions of their own. The log knows
 //! nothing of brokers, HTTP or configuration.
 
+mod backfill;
+mod batch_cache;
 mod by_topic;
 mod cursor;
 mod entry;
-mod history;
+mod inspect;
 mod lease;
-mod look;
 mod merge;
-mod open;
+pub mod message;
 mod past;
-mod piece;
 mod readers;
 mod registry;
+mod start;
 #[cfg(test)]
 mod tests;
 mod time;
 mod topic_log;
 
+pub use self::backfill::{ASK_CAPACITY, Ask};
 pub use self::cursor::{Batch, Cursors, Read};
 use self::entry::Item;
 pub use self::entry::{Bounds, Entry, EntryKind, Gap, Usage};
-pub use self::history::{ASK_CAPACITY, Ask};
+pub use self::inspect::{Lag, LogState, UpstreamState};
 pub use self::lease::{Lease, Subscription};
-pub use self::look::{Lag, LogState, UpstreamState};
-pub use self::open::{Opened, questions};
 pub use self::registry::{Due, Idle, LeaseError, Reading, Registry};
+pub use self::start::{Opened, questions};
 pub use self::topic_log::TopicLog;
 
 /// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use super::backfill::History;
 use super::by_topic::{self, ByTopic};
-use super::history::History;
+use super::message::Message;
 use super::{Bounds, Entry, TopicLog};
-use crate::message::Message;
-use crate::topic::{Filter, Topic};
+use crate::protocol::topic::{Filter, Topic};
 
 /// How many entries are looked at before the log that is read from is let go for others.
 const PART: usize = 256;

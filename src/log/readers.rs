@@ -6,7 +6,8 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::TopicLog;
-use crate::signal::{CloseCode, Signal};
+use crate::protocol::codes::CloseCode;
+use crate::reader::handle::Signal;
 
 /// For each reader that may be woken at once, how many are looked at.
 const LOOKS: usize = 16;

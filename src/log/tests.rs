@@ -7,14 +7,15 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
+use super::message::{Fields, Format, Found, Message};
 use super::*;
-use crate::config::{Field, Source};
-use crate::message::{Fields, Format, Found, Message};
 use crate::metrics::RuleMetrics;
-use crate::position::{Epoch, Sequence, Start};
-use crate::signal::Signal;
-use crate::sse::frame::Coding;
-use crate::topic::{Filter, Topic};
+use crate::protocol::event_id::{Epoch, Sequence};
+use crate::protocol::frame::Coding;
+use crate::protocol::seek::Start;
+use crate::protocol::source::{Field, Source};
+use crate::protocol::topic::{Filter, Topic};
+use crate::reader::handle::Signal;
 
 const MESSAGES: u64 = 2_000;
 
@@ -207,7 +208,7 @@ fn pieces_count_among_the_bytes_that_are_held_and_go_with_the_next_sweep() {
     let (registry, _lease) = full_registry();
     let before = registry.bytes();
     let pieces = places(&registry, &Start::All);
-    let joined: usize = pieces.iter().rev().take(piece::PIECES).map(|(_, length)| length).sum();
+    let joined: usize = pieces.iter().rev().take(batch_cache::PIECES).map(|(_, length)| length).sum();
     assert!(registry.bytes() >= before + joined / 2, "{joined}");
     registry.sweep(|_, _| true);
     assert_eq!(registry.bytes(), before);

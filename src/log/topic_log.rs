@@ -8,17 +8,17 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::backfill::History;
+use super::batch_cache::{Piece, Pieces};
 use super::by_topic::{self, ByTopic};
-use super::history::History;
+use super::message::{Format, Message};
 use super::past::Past;
-use super::piece::{Piece, Pieces};
 use super::readers::Readers;
 use super::{Bounds, Entry, Item, Usage};
-use crate::message::{Format, Message};
 use crate::metrics::RuleMetrics;
-use crate::position::Sequence;
-use crate::sse::frame::Coding;
-use crate::topic::Filter;
+use crate::protocol::event_id::Sequence;
+use crate::protocol::frame::Coding;
+use crate::protocol::topic::Filter;
 
 /// The log of one filter. Shared as an `Arc`; the lock is held for a few lines at a time and never across an await.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 use super::Label;
 use crate::broker::EVENT_CAPACITY;
 use crate::config;
-use crate::signal::CloseCode;
+use crate::protocol::codes::CloseCode;
 
 /// A bound. Named as its key in `[limits]`, where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,10 +15,10 @@ use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter as _, SpanProcessor}
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::http_client::Client;
-use crate::logging::Throttle;
+use crate::metrics::throttle::Throttle;
 use crate::metrics::{Metrics, SpanMetrics};
-use crate::reason::Peer;
+use crate::net::client::Client;
+use crate::net::reason::Peer;
 
 /// Spans that wait for the collector.
 const QUEUE: usize = 2048;

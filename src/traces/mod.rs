@@ -17,10 +17,11 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span};
 
 pub use self::export::Export;
-use crate::broker::{Headers, Message};
+use crate::broker::Message;
 use crate::config::{self, BrokerKind};
 use crate::metrics::Metrics;
-use crate::topic::Filter;
+use crate::protocol::headers::Headers;
+use crate::protocol::topic::Filter;
 
 /// Bytes of `tracestate` that are carried on: as many as W3C Trace Context asks for. Longer ones are left out.
 const MAX_STATE: usize = 512;

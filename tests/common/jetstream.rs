@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use topicgate::broker::{Broker, EVENT_CAPACITY, Event, Fetched, Located, Message, Place};
-use topicgate::config::Source;
-use topicgate::position::Tag;
-use topicgate::topic::{Filter, Topic};
+use topicgate::broker::{Broker, EVENT_CAPACITY, Event, Fetched, Message};
+use topicgate::protocol::event_id::Tag;
+use topicgate::protocol::seek::{Located, Place};
+use topicgate::protocol::source::Source;
+use topicgate::protocol::topic::{Filter, Topic};
 
 use super::{LIMIT, broker_config, within};
 

@@ -7,10 +7,9 @@ use eventsource_stream::Event;
 use futures_util::FutureExt;
 use serde_json::json;
 use topicgate::log::Bounds;
-use topicgate::message::Format;
-use topicgate::position::Start;
-use topicgate::signal::CloseCode;
-use topicgate::sse::frame::GapReason;
+use topicgate::log::message::Format;
+use topicgate::protocol::codes::{CloseCode, GapReason};
+use topicgate::protocol::seek::Start;
 
 use crate::client::Reader;
 use crate::replica::{Replica, WARM, ample, at_most, filter, topic};

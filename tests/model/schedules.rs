@@ -6,9 +6,9 @@ use std::time::SystemTime;
 
 use proptest::prelude::*;
 use topicgate::log::Bounds;
-use topicgate::message::Format;
-use topicgate::position::Start;
-use topicgate::topic::{Filter, Topic};
+use topicgate::log::message::Format;
+use topicgate::protocol::seek::Start;
+use topicgate::protocol::topic::{Filter, Topic};
 
 use crate::client::{Life, Reader};
 use crate::replica::{Replica, WARM, ample, at_most, filter, topic};

@@ -9,19 +9,21 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
-use topicgate::broker::{Headers, Located, Place, Stored};
-use topicgate::clients::Clients;
-use topicgate::config::{Config, Field, Limits, Source};
-use topicgate::encoder::Encoder;
+use topicgate::broker::Stored;
+use topicgate::config::{Config, Limits};
+use topicgate::ingest::encoder::Encoder;
+use topicgate::log::message::{Fields, Format};
 use topicgate::log::{ASK_CAPACITY, Ask, Bounds, Lease, Registry, questions};
-use topicgate::message::{Fields, Format};
 use topicgate::metrics::Metrics;
-use topicgate::position::{Epoch, Sequence, Start, Tag};
-use topicgate::signal;
-use topicgate::sse::frame::GapReason;
-use topicgate::sse::stream::{Shared, Stream, Terms};
-use topicgate::sse::table::Table;
-use topicgate::topic::{Filter, Topic};
+use topicgate::protocol::codes::GapReason;
+use topicgate::protocol::event_id::{Epoch, Sequence, Tag};
+use topicgate::protocol::headers::Headers;
+use topicgate::protocol::seek::{Located, Place, Start};
+use topicgate::protocol::source::{Field, Source};
+use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::reader::quota::Clients;
+use topicgate::stream::table::Table;
+use topicgate::stream::{Shared, Stream, Terms};
 
 use crate::client::{Life, Reader};
 use crate::replica::{ample, at_most, filter, topic};
@@ -331,7 +333,7 @@ impl Gateway {
         let answers = questions(&leases, start).into_iter().zip(filters);
         let located: Vec<Option<Located>> =
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
-        let ticket = self.table.enter(signal::Reader::default()).unwrap();
+        let ticket = self.table.enter(topicgate::reader::Reader::default()).unwrap();
         let place = self.clients.enter(ticket.signal().clone(), leases.len()).unwrap();
         let terms = Terms { format: Format::Raw, expires: None };
         Stream::open(self.shared.clone(), ticket, place, leases, (start, &located), terms)

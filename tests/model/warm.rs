@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, VecDeque};
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use topicgate::log::Lease;
-use topicgate::message::Format;
-use topicgate::position::Start;
-use topicgate::sse::frame::GapReason;
-use topicgate::topic::Filter;
+use topicgate::log::message::Format;
+use topicgate::protocol::codes::GapReason;
+use topicgate::protocol::seek::Start;
+use topicgate::protocol::topic::Filter;
 
 use crate::client::Reader;
 use crate::replica::{Replica, WARM, at_most, filter, topic};

@@ -8,10 +8,10 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::{Deserialize, Deserializer};
 
-use super::super::{Action, Caller, Grammar};
 use super::question::Question;
-use crate::http_client::AskError;
-use crate::topic::Filter;
+use crate::auth::{Action, Caller, Grammar};
+use crate::net::client::AskError;
+use crate::protocol::topic::Filter;
 
 /// The last second of the year 9999. What is later was written in milliseconds, and would never expire.
 const LATEST: u64 = 253_402_300_799;

@@ -9,8 +9,8 @@ use hyper::{Request, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::hmac;
 
-use super::super::{Action, Asked};
-use crate::topic::Filter;
+use crate::auth::{Action, Asked};
+use crate::protocol::topic::Filter;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const ASKED_ACTION: HeaderName = HeaderName::from_static("x-topicgate-action");

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::settings::{Proof, Target};
 use super::wire::{Connect, Info, Operation, PING, PONG, Reader, write_connect};
-use crate::reason::{CLOSED, LATE, Peer, UNRESOLVED, sentence};
+use crate::net::reason::{CLOSED, LATE, Peer, UNRESOLVED, sentence};
 
 /// Time for a connection, all of the above included, to one address of a server.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);

@@ -3,7 +3,7 @@
 //! A server passes on whatever block of fields a publisher wrote. So reading never fails: a field that cannot be read is
 //! left out and noted ([`Headers::is_damaged`]), and the rest of the message is as good as any.
 
-use crate::broker::Headers;
+use crate::protocol::headers::Headers;
 
 /// The version that a block of fields begins with.
 const VERSION: &[u8] = b"NATS/1.0";

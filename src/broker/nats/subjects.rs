@@ -3,7 +3,7 @@
 use super::headers::parse_headers;
 use super::wire::Delivered;
 use crate::broker::{BrokerError, Event, Message};
-use crate::topic::{Filter, Topic};
+use crate::protocol::topic::{Filter, Topic};
 
 /// The longest subject that fits into a line of a server as it is by default, with the words around it.
 const SUBJECT_LIMIT: usize = 4000;

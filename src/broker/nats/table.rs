@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// A table with fewer entries than this keeps its size.
 const SMALL: usize = 1024;

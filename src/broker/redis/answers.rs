@@ -3,7 +3,7 @@
 use redis::{ErrorKind, RedisError};
 
 use crate::broker::BrokerError;
-use crate::reason::{Peer, chain, sentence};
+use crate::net::reason::{Peer, chain, sentence};
 
 /// Whether the server said this, so that the connection is fine.
 pub(super) fn is_answer(error: &RedisError) -> bool {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::CONNECT_LIMIT;
 use super::answers::{is_answer, words};
-use super::servers::client_at;
+use super::client::client_at;
 
 /// How many slots a cluster has.
 const SLOTS: u16 = 16384;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::shards::Shard;
 use crate::broker::{Event, Link, Message};
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// The way to the event channel, which never waits: what finds no room is dropped and marked, and the mark goes first
 /// as soon as there is room again. Bounded by one mark a filter and a few for the connection.

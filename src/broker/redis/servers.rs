@@ -1,12 +1,10 @@
 //! Which server to connect to: the one of `broker.url`, the master that its sentinels name, or some node of a cluster.
 
+use crate::broker::redis::client::client_at;
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, select_ok};
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
-    RedisError,
-};
+use redis::{AsyncConnectionConfig, Client, RedisConnectionInfo};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -84,30 +82,4 @@ async fn ask(sentinel: &Client, name: &str, login: &RedisConnectionInfo) -> Resu
     let (host, port) =
         master.ok_or_else(|| format!("the sentinel {address} watches no {name:?}; check broker.sentinel"))?;
     client_at(sentinel, &host, port, login)
-}
-
-/// A client of a server at another address, which is reached as `like` is (TLS or not, its certificates).
-pub(super) fn client_at(
-    like: &Client,
-    host: &str,
-    port: u16,
-    login: &RedisConnectionInfo,
-) -> Result<Client, String> {
-    let host = host.to_owned();
-    let there = match like.get_connection_info().addr().clone() {
-        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-            ConnectionAddr::TcpTls { host, port, insecure, tls_params }
-        }
-        _ => ConnectionAddr::Tcp(host, port),
-    };
-    let info = like.get_connection_info().clone().set_addr(there).set_redis_settings(login.clone());
-    let info = info.into_connection_info().map_err(|why| words(&why))?;
-    Client::open(info).map_err(|why| words(&why))
-}
-
-/// The same server, spoken to in RESP3, in which it may say something unasked.
-pub(super) fn in_resp3(client: &Client) -> Result<Client, RedisError> {
-    let info = client.get_connection_info();
-    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    Client::open(info.clone().set_redis_settings(login))
 }

@@ -1,23 +1,23 @@
 //! One connection for subscriptions: how it is established, and what it is asked.
 
+use crate::broker::redis::push::{Heard, Hearing};
 use std::collections::HashSet;
 use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 
 use futures_util::future::{FutureExt, join_all};
-use futures_util::stream::{BoxStream, ReadyChunks, StreamExt};
+use futures_util::stream::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSubSink};
 use redis::{Client, Msg, RedisError, Value};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::answers::{fault, is_answer, words};
-use super::shard_channels;
 use super::table::Name;
-use super::{BATCH, CONNECT_LIMIT, End, SILENCE_LIMIT};
+use super::{BATCH, CONNECT_LIMIT, End, SILENCE_LIMIT, shard_channels};
 use crate::broker::BrokerError;
-use crate::reason::{CLOSED, LATE, Peer, sentence};
-use crate::topic::Filter;
+use crate::net::reason::{CLOSED, LATE, Peer, sentence};
+use crate::protocol::topic::Filter;
 
 /// Messages of a resubscription that are kept until every filter is confirmed.
 const HELD_LIMIT: usize = 4096;
@@ -30,15 +30,6 @@ pub(super) enum Sink {
     /// `SSUBSCRIBE`, of a shard of a cluster.
     ShardChannels(MultiplexedConnection),
 }
-
-/// What the server says unasked.
-pub(super) enum Heard {
-    Message(Msg),
-    /// A shard channel is subscribed no longer: because we asked for that, or its slot has moved.
-    Unsubscribed(String),
-}
-
-pub(super) type Hearing = ReadyChunks<BoxStream<'static, Heard>>;
 
 /// A connection on which every filter is confirmed.
 pub(super) struct Session {

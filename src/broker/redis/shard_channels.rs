@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::CONNECT_LIMIT;
 use super::answers::fault;
-use super::servers::in_resp3;
-use super::session::Heard;
+use super::client::in_resp3;
+use super::push::Heard;
 use super::table::Name;
 use crate::broker::BrokerError;
 

@@ -14,7 +14,7 @@ use super::cluster::{Address, Cluster, Slots, View};
 use super::servers::Servers;
 use super::table::{Name, Table};
 use crate::broker::{BrokerError, COMMAND_CAPACITY, Event, Link};
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// What the task of a server is asked. That of a server alone gets nothing but commands.
 pub(super) enum Order<C: Routed> {

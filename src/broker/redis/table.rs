@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::broker::BrokerError;
-use crate::topic::{Filter, Topic};
+use crate::protocol::topic::{Filter, Topic};
 
 /// What the server knows a filter by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -15,14 +15,13 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::super::client;
-use super::super::handoff::{Handoff, Stalls, StreamBody};
-use super::super::problem::{Problem, come_back};
-use super::super::subscribe;
 use super::query::{Query, bad_query};
 use super::state::Standing;
-use crate::code::RefusalCode;
 use crate::gateway::Gateway;
+use crate::http::handoff::{Handoff, Stalls, StreamBody};
+use crate::http::problem::{Problem, come_back};
+use crate::http::{client, subscribe};
+use crate::protocol::codes::RefusalCode;
 
 /// How often the page is told how things stand.
 const TICK: Duration = Duration::from_secs(1);
@@ -61,7 +60,7 @@ pub(super) async fn events(gateway: Arc<Gateway>, closing: CancellationToken) ->
     });
     let events = stream::once(async { past }).chain(states).map(Ok::<_, Infallible>);
     let mut response = Response::new(Body::from_stream(events));
-    subscribe::stream_headers(response.headers_mut());
+    crate::http::sse_head::stream_headers(response.headers_mut());
     response
 }
 

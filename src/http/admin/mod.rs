@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::origin::{self, Listener};
 use super::problem::Problem;
-use crate::code::RefusalCode;
 use crate::gateway::Gateway;
 use crate::metrics;
+use crate::protocol::codes::RefusalCode;
 
 /// The routes of the admin listener. `closing` is cancelled when streams that have no other end must end.
 pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Router {

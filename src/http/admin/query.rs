@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use axum::http::Uri;
 use ipnet::IpNet;
 
-use super::super::problem::Problem;
-use crate::code::RefusalCode;
 use crate::gateway::Wanted;
-use crate::topic::Filter;
+use crate::http::problem::Problem;
+use crate::protocol::codes::RefusalCode;
+use crate::protocol::topic::Filter;
 
 /// Items of one answer, if nothing is said and at most.
 const PAGE: usize = 100;

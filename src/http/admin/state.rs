@@ -8,8 +8,8 @@ use axum::extract::State;
 use serde::Serialize;
 
 use crate::gateway::Gateway;
-use crate::history::Sample;
-use crate::ingest::Upstream;
+use crate::gateway::samples::Sample;
+use crate::ingest::status::Upstream;
 
 /// How things stand.
 #[derive(Serialize)]

@@ -10,10 +10,10 @@ use axum::extract::State;
 use axum::http::Uri;
 use serde::Serialize;
 
-use super::super::problem::Problem;
 use super::query::{LONGEST_PAGE, Query, bad_query};
 use crate::gateway::{Gateway, StreamState, Wanted};
-use crate::why;
+use crate::http::problem::Problem;
+use crate::stream::outcome;
 
 /// Topics that are named of one stream.
 const NAMED_TOPICS: usize = 10;
@@ -91,7 +91,7 @@ pub(super) async fn close(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Resu
         ));
     }
     let (closed, more) = gateway.end(&wanted, LONGEST_PAGE);
-    let query = why::quoted(uri.query().unwrap_or_default());
+    let query = outcome::quoted(uri.query().unwrap_or_default());
     tracing::info!(closed, query, "streams were ended by way of the admin listener");
     Ok(Json(Closed { closed, more }))
 }

@@ -7,9 +7,9 @@ use axum::extract::State;
 use axum::http::Uri;
 use serde::Serialize;
 
-use super::super::problem::Problem;
 use super::query::Query;
 use crate::gateway::Gateway;
+use crate::http::problem::Problem;
 use crate::log::LogState;
 
 /// One page.

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::super::TopicLog;
-use crate::filter_index::FilterIndex;
-use crate::topic::{Filter, Topic};
+use crate::log::TopicLog;
+use crate::protocol::filter_index::FilterIndex;
+use crate::protocol::topic::{Filter, Topic};
 
 /// A number, and when that was.
 type Place = (u64, SystemTime);

@@ -6,15 +6,15 @@ use std::time::SystemTime;
 use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 
-use super::super::TopicLog;
-use super::super::time::Line;
 use super::fed::Fed;
 use super::slot::{Feed, Slot};
 use super::slots::PART;
 use super::{Inner, Registry};
-use crate::config::Source;
-use crate::position::Sequence;
-use crate::topic::Filter;
+use crate::log::TopicLog;
+use crate::log::time::Line;
+use crate::protocol::event_id::Sequence;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
 
 impl Inner {
     /// Takes a log out. Those that a warm one fed get nothing more, and are to be taken out too. `sequence` is that of the

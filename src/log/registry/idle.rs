@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::lease::Subscribed;
 use super::slot::{Feed, Slot};
 use super::{Inner, Registry};
-use crate::clients::counted_as;
-use crate::config::Source;
-use crate::topic::Filter;
+use crate::log::lease::Subscribed;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
+use crate::reader::quota::counted_as;
 
 /// The part of `limits.topics` up to which all linger as long as their rule says, and that from which on none does. In between it
 /// falls evenly: new topics find room before there is none.

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::idle::Idle;
 use super::{Inner, Registry};
-use crate::config::Source;
-use crate::topic::Filter;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
 
 /// When the logs together hold too much, they are brought to this part of the bound, so that it is not looked at again
 /// for the very next message.

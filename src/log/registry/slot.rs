@@ -7,12 +7,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::super::TopicLog;
-use super::super::lease::Subscribed;
-use super::super::time::Line;
 use super::fed::Fed;
-use crate::message::Fields;
-use crate::topic::{Filter, Topic};
+use crate::log::TopicLog;
+use crate::log::lease::Subscribed;
+use crate::log::message::Fields;
+use crate::log::time::Line;
+use crate::protocol::topic::{Filter, Topic};
 
 /// A log, and what the registry knows of it.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use slab::Slab;
 
 use super::slot::Slot;
 use super::{Inner, Registry};
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// Slots that are looked at under one hold of the lock.
 pub(super) const PART: usize = 256;

@@ -6,19 +6,18 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::super::history::Ask;
-use super::super::lease::Subscribed;
-use super::super::time::{Line, Stamp};
-use super::super::{Entry, EntryKind, Gap, TopicLog};
 use super::slot::{Feed, Slot};
 use super::slots::Slots;
 use super::{Inner, Registry};
-use crate::config::Source;
-use crate::message::Fields;
-use crate::position::{Sequence, Tag};
-use crate::signal::CloseCode;
-use crate::sse::frame::GapReason;
-use crate::topic::{Filter, Topic};
+use crate::log::backfill::Ask;
+use crate::log::lease::Subscribed;
+use crate::log::message::Fields;
+use crate::log::time::{Line, Stamp};
+use crate::log::{Entry, EntryKind, Gap, TopicLog};
+use crate::protocol::codes::{CloseCode, GapReason};
+use crate::protocol::event_id::{Sequence, Tag};
+use crate::protocol::source::Source;
+use crate::protocol::topic::{Filter, Topic};
 
 impl Registry {
     /// The subscription of `filter` follows a history: its logs, which have no entry yet, begin at its head. `time` is when the

@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::super::handshake::{Connection, Socket};
-use super::super::wire::{self, Delivered, Info, Operation, PING, PONG, Reader};
-use crate::reason::{Peer, sentence};
+use crate::broker::nats::handshake::{Connection, Socket};
+use crate::broker::nats::wire::{self, Delivered, Info, Operation, PING, PONG, Reader};
+use crate::net::reason::{Peer, sentence};
 
 /// What answers come to, so that a narrow user can be given `_INBOX.topicgate.>`.
 const INBOX: &str = "_INBOX.topicgate";

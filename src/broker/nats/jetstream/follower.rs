@@ -13,19 +13,19 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::super::pause;
 use super::consumer::{Consumer, From, bytes_at_once};
 use super::found::{Found, Publishing};
-use super::held::{Held, Meaning};
 use super::info::Info;
 use super::link::{Api, State};
 use super::pull::{Delivered, Pull};
+use super::raw_message::{Held, Meaning};
 use super::reading::{Extent, Reading};
 use super::request::{message, next_of};
 use super::stream::{Holes, look};
+use crate::broker::nats::pause;
 use crate::broker::{BrokerError, Event};
-use crate::config::Source;
-use crate::topic::Filter;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
 
 /// Messages that are asked for at once; the next are when half of them have come.
 const BATCH: usize = 500;

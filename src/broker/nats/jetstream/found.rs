@@ -11,8 +11,8 @@ use super::names::{Names, check_key, covers, overlap};
 use super::request::{request, said};
 use super::stream::look;
 use crate::broker::BrokerError;
-use crate::config::Source;
-use crate::topic::Topic;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Topic;
 
 /// Streams that a hint names.
 const NAMED: usize = 5;

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::held::{Held, Meaning};
 use super::info::Info;
 use super::names::Names;
 use super::page::Look;
+use super::raw_message::{Held, Meaning};
 use super::stream::Holes;
-use crate::broker::{BrokerError, Change, Fetched, Located, Place};
-use crate::config::Source;
-use crate::topic::Filter;
+use crate::broker::{BrokerError, Change, Fetched};
+use crate::protocol::seek::{Located, Place};
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
 
 /// Steps of a search for a place among numbers of 64 bits, with those to the first guess.
 const STEPS: usize = 128;

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer};
 
-use crate::position::Tag;
+use crate::protocol::event_id::Tag;
 
 /// A stream.
 #[derive(Debug, Clone, Deserialize)]

@@ -4,11 +4,11 @@
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::handshake::connect;
-use super::super::{OPEN_LIMIT, RETRY_LIMIT, Settings, pause};
 use super::client::{Client, Task, client};
+use crate::broker::nats::handshake::connect;
+use crate::broker::nats::{OPEN_LIMIT, RETRY_LIMIT, Settings, pause};
 use crate::broker::{BrokerError, Event, Link};
-use crate::reason::{LATE, Peer, sentence};
+use crate::net::reason::{LATE, Peer, sentence};
 
 /// Whether there is a connection.
 pub(super) enum State {

@@ -1,9 +1,9 @@
 //! What topics are called in a stream: by their subjects, or, in a key-value bucket, by their keys.
 
-use super::super::subjects::{DOT, unspeakable};
 use crate::broker::BrokerError;
-use crate::config::Source;
-use crate::topic::Topic;
+use crate::broker::nats::subjects::{DOT, unspeakable};
+use crate::protocol::source::Source;
+use crate::protocol::topic::Topic;
 
 /// How topics and subjects of one source translate.
 #[derive(Debug, Clone, PartialEq, Eq)]

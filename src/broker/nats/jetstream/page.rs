@@ -4,13 +4,13 @@
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::super::headers::{last_field, parse_headers};
 use super::client::{Failure, Outgoing};
 use super::consumer::{Consumer, From, bytes_at_once};
-use super::held::Held;
 use super::link::Api;
 use super::pull::Pull;
+use super::raw_message::Held;
 use super::request::next_of;
+use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
 
 /// Short-lived consumers at once. Each is work for the server's leaders.

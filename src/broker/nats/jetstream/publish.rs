@@ -5,15 +5,16 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::super::wire::{Delivered, header_block};
 use super::LIMIT;
 use super::client::{Failure, Outgoing};
 use super::found::{Found, Publishing};
 use super::link::Api;
 use super::request::read;
-use crate::broker::{BrokerError, Headers};
-use crate::config::Source;
-use crate::topic::Topic;
+use crate::broker::BrokerError;
+use crate::broker::nats::wire::{Delivered, header_block};
+use crate::protocol::headers::Headers;
+use crate::protocol::source::Source;
+use crate::protocol::topic::Topic;
 
 /// A message that is to be stored.
 pub(super) struct Publication {

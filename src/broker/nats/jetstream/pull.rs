@@ -6,10 +6,10 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-use super::super::headers::{last_field, parse_headers};
-use super::super::wire;
 use super::client::{Failure, Inbox, Outgoing};
 use super::consumer::Consumer;
+use crate::broker::nats::headers::{last_field, parse_headers};
+use crate::broker::nats::wire;
 
 /// How long the server keeps a request for messages.
 const EXPIRES: Duration = Duration::from_secs(30);

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use super::found::Found;
 use super::names::Names;
 use super::stream::{drops_early, is_whole};
-use crate::config::Source;
-use crate::position::Tag;
+use crate::protocol::event_id::Tag;
+use crate::protocol::source::Source;
 
 /// Where a follower is.
 pub(super) struct Reading {

@@ -7,13 +7,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::super::headers::parse_headers;
 use super::LIMIT;
 use super::client::{Failure, Outgoing};
-use super::held::Held;
 use super::info::read_time;
 use super::link::Api;
+use super::raw_message::Held;
 use crate::broker::BrokerError;
+use crate::broker::nats::headers::parse_headers;
 
 /// What the API answers instead of what it was asked for.
 #[derive(Debug, Clone, Deserialize)]

@@ -10,9 +10,10 @@ use redis::Value;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::broker::{BrokerError, Change, Headers, Message, Stored};
-use crate::position::{pack_entry_id, unpack_entry_id};
-use crate::topic::{Filter, Topic};
+use crate::broker::{BrokerError, Change, Message, Stored};
+use crate::protocol::event_id::{pack_entry_id, unpack_entry_id};
+use crate::protocol::headers::Headers;
+use crate::protocol::topic::{Filter, Topic};
 
 /// Stands before a value that is not UTF-8 and therefore in base64, as it does before such a payload.
 const BINARY_MARK: &str = "data:application/octet-stream;base64,";

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use super::entry::{Entry, EntryId};
 use super::sample::Sample;
 use crate::broker::{BrokerError, Event};
-use crate::position::Tag;
-use crate::topic::{Filter, Topic};
+use crate::protocol::event_id::Tag;
+use crate::protocol::topic::{Filter, Topic};
 
 /// So many entries were ever added when `at` was the last id.
 #[derive(Debug, Clone, Copy)]

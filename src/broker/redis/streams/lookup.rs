@@ -14,9 +14,11 @@ use super::sample::Sample;
 use super::server::ANSWER_LIMIT;
 use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
-use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched, Headers, Located, Place};
-use crate::position::pack_entry_id;
-use crate::topic::{Filter, Topic};
+use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched};
+use crate::protocol::event_id::pack_entry_id;
+use crate::protocol::headers::Headers;
+use crate::protocol::seek::{Located, Place};
+use crate::protocol::topic::{Filter, Topic};
 
 type Done<T> = oneshot::Sender<Result<T, BrokerError>>;
 

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::key::Key;
 use crate::broker::redis::shards::{Left, Shard};
 use crate::broker::{BrokerError, Event, Link};
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 /// Who waits for a subscription.
 pub(super) type Done = oneshot::Sender<Result<(), BrokerError>>;

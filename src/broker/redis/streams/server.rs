@@ -13,7 +13,8 @@ use super::changes::Changes;
 use crate::broker::BrokerError;
 use crate::broker::redis::CONNECT_LIMIT;
 use crate::broker::redis::answers::{fault, is_answer, words};
-use crate::broker::redis::servers::{Servers, in_resp3};
+use crate::broker::redis::client::in_resp3;
+use crate::broker::redis::servers::Servers;
 
 /// How long the server may take to answer.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);

@@ -13,7 +13,7 @@ use crate::broker::redis::session::Waiting;
 use crate::broker::redis::shards::{Left, Routed};
 use crate::broker::redis::table::Name;
 use crate::broker::{BrokerError, Command};
-use crate::topic::Filter;
+use crate::protocol::topic::Filter;
 
 impl<C: Into<Order>> Task<C> {
     /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The

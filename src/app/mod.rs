@@ -1,0 +1,6 @@
+//! The process: it builds the parts, runs them, reloads the configuration and drains.
+
+pub mod descriptors;
+pub mod logging;
+pub mod reload;
+pub mod server;

@@ -1,0 +1,275 @@
+//! The process: build (bind, fail with a reason), run until told to stop, drain under a deadline.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::descriptors;
+use super::reload::Reloader;
+use crate::auth::Auth;
+use crate::broker::{Broker, EVENT_CAPACITY, Event};
+use crate::config::Config;
+use crate::gateway::Gateway;
+use crate::gateway::runtime::Current;
+use crate::http;
+use crate::ingest::Ingest;
+use crate::ingest::backfill::{Lookups, Recall};
+use crate::ingest::encoder::Encoder;
+use crate::ingest::status::Upstreams;
+use crate::log::{ASK_CAPACITY, Registry};
+use crate::metrics::{Limit, Metrics};
+use crate::net::tls::{LOOK, Tls};
+use crate::protocol::codes::CloseCode;
+use crate::protocol::event_id::{Epoch, Sequence};
+use crate::reader::clock::TICK;
+use crate::traces::{Export, Traces};
+
+/// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
+/// again after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
+const BACKLOG: u32 = 65_535;
+
+/// How often idle logs are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Streams are closed in steps of this length while draining, and at least so many a step.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+const DRAIN_BATCH: usize = 32;
+
+/// How often, once no stream is left, it is looked whether the connections have ended.
+const CLOSING_STEP: Duration = Duration::from_millis(5);
+
+/// How long the collector of traces is given for the last spans. Nobody else waits any more then.
+const LAST_SPANS: Duration = Duration::from_secs(1);
+
+/// Why the gateway could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// An address could not be bound.
+    #[error("{key} = \"{address}\": cannot listen there: {source}{}", instead(source.kind()))]
+    Listen {
+        /// The configuration key.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Settings that cannot work, or files that they name: each with its key, one to a line.
+    #[error("{}", .0.join("\n"))]
+    Settings(Vec<String>),
+}
+
+/// What a configuration comes to, but for its listeners: whatever can fail before those has been done.
+struct Prepared {
+    config: Config,
+    metrics: Arc<Metrics>,
+    auth: Auth,
+    tls: Option<Arc<Tls>>,
+    traces: Traces,
+    export: Option<Export>,
+    broker: Broker,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Prepared {
+    /// Reads every file that the configuration names. To be called within a runtime; connections are made once that runs.
+    fn new(config: Config) -> Result<Self, BuildError> {
+        let metrics = Arc::new(Metrics::new());
+        let mut faults = vec![];
+        let auth = Auth::new(&config, &metrics).map_err(|error| faults.push(error.to_string())).ok();
+        let tls = config.tls.clone().map(|files| Tls::load(files, metrics.clone()));
+        let tls = tls.transpose().map_err(|error| faults.push(error.to_string())).ok();
+        let traces = match &config.traces {
+            None => Some((Traces::default(), None)),
+            Some(settings) => Traces::new(settings, &config.broker, &metrics)
+                .map(|(traces, export)| (traces, Some(export)))
+                .map_err(|problem| faults.push(problem))
+                .ok(),
+        };
+        let (sender, events) = mpsc::channel(EVENT_CAPACITY);
+        let broker =
+            Broker::start(&config.broker, sender).map_err(|error| faults.push(error.to_string())).ok();
+        let (Some(auth), Some(tls), Some((traces, export)), Some(broker)) = (auth, tls, traces, broker)
+        else {
+            return Err(BuildError::Settings(faults));
+        };
+        Ok(Prepared { config, metrics, auth, tls: tls.map(Arc::new), traces, export, broker, events })
+    }
+}
+
+/// Whether a start with this configuration would come as far as its listeners: for `topicgate check`, which connects to
+/// nothing. To be called within a runtime that never runs.
+///
+/// # Errors
+/// [`BuildError::Settings`].
+pub fn check(config: Config) -> Result<(), BuildError> {
+    Prepared::new(config).map(drop)
+}
+
+/// What would be right where an address cannot be bound.
+fn instead(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AddrInUse => "; another process has this port: end that one, or name another port",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need a privilege (CAP_NET_BIND_SERVICE); name a higher one"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; no interface of this machine has that address; name one that it has, or 0.0.0.0"
+        }
+        _ => "",
+    }
+}
+
+/// A gateway that is bound and not running yet.
+#[derive(Debug)]
+pub struct Server {
+    gateway: Arc<Gateway>,
+    public: TcpListener,
+    admin: TcpListener,
+    /// Of the public listener, at most.
+    connections: usize,
+    tls: Option<Arc<Tls>>,
+    tasks: JoinSet<()>,
+    export: Option<Export>,
+}
+
+impl Server {
+    /// Binds the listeners and starts to connect to the broker. A broker that is merely away is no error.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn build(config: Config) -> Result<Self, BuildError> {
+        let prepared = Prepared::new(config)?;
+        let Prepared { config, metrics, auth, tls, traces, export, broker, events } = prepared;
+        let public = bind("listen", config.listen)?;
+        let admin = bind("admin.listen", config.admin.listen)?;
+        metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
+        let (asks, asks_receiver) = mpsc::channel(ASK_CAPACITY);
+        // The gateway sets their bounds.
+        let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
+        let max_message = Arc::new(AtomicUsize::new(0));
+        let (upstream, upstream_receiver) = watch::channel(Upstreams::new());
+        let encoder = Encoder::new(metrics.clone(), max_message.clone());
+        let ingest = Ingest {
+            registry: registry.clone(),
+            metrics: metrics.clone(),
+            encoder: encoder.clone(),
+            upstream,
+            traces: traces.clone(),
+        };
+        let (lookups, lookups_receiver) = Lookups::new();
+        let connections = descriptors::connections(&config);
+        let current = Current::new(config, auth, registry.clone(), metrics.clone());
+        let ways = (broker.clone(), lookups);
+        let gateway = Gateway::new(current, ways, upstream_receiver, traces, max_message);
+        metrics.limits.set_bound(Limit::Connections, connections as u64);
+        let recall = Recall { registry, broker, encoder, clients: gateway.clients().clone() };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(ingest.run(events));
+        tasks.spawn(recall.run(asks_receiver, lookups_receiver));
+        tasks.spawn(gateway.clone().give_up_idle());
+        tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
+        tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
+        if let Some(tls) = &tls {
+            tasks.spawn(every(LOOK, tls.clone(), Tls::look));
+        }
+        Ok(Server { gateway, public, admin, connections, tls, tasks, export })
+    }
+
+    /// Where browsers connect, with the port that the system chose if it was asked to.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.public.local_addr()
+    }
+
+    /// Where probes and metrics are.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// The way to put another configuration in force while the server runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader::new(self.gateway.clone(), self.tls.clone())
+    }
+
+    /// Serves until `shutdown` is done, then drains. Ends within the drain window, whatever streams are open.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let gateway = self.gateway.clone();
+        let public = http::public(gateway.clone(), self.public.local_addr().ok());
+        let connections = (Limit::Connections, self.connections);
+        let closing = CancellationToken::new();
+        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone());
+        let serve = |listener, router, tls, public, most| {
+            http::serve(listener, router, &gateway, tls, public, most, &closing)
+        };
+        self.tasks.spawn(serve(self.public, public, self.tls, true, connections));
+        let connections = (Limit::AdminConnections, http::ADMIN_CONNECTIONS);
+        self.tasks.spawn(serve(self.admin, admin, None, false, connections));
+        let stop_export = CancellationToken::new();
+        let mut export = JoinSet::new();
+        if let Some(task) = self.export {
+            export.spawn(task.run(stop_export.clone()));
+        }
+        shutdown.await;
+        drain(&gateway, &closing).await;
+        self.tasks.shutdown().await;
+        stop_export.cancel();
+        let _ = tokio::time::timeout(LAST_SPANS, export.join_next()).await;
+    }
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // So that a restart does not wait for what the system remembers of old connections.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| BuildError::Listen { key, address, source })
+}
+
+async fn every<T>(period: Duration, subject: Arc<T>, work: fn(&T)) {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        work(&subject);
+    }
+}
+
+/// Closes the streams in small batches over four fifths of the window, so that their clients do not come back to the
+/// other replicas all at once. The last fifth is for what is still being written. Until then both listeners answer:
+/// who comes is told to come back, and a probe that we are not ready. Then, with no stream left, the connections close:
+/// requests in service are answered, and HTTP/2 writes out what its streams have ended with.
+async fn drain(gateway: &Gateway, closing: &CancellationToken) {
+    gateway.start_draining();
+    let (begin, window) = (Instant::now(), gateway.current().config.drain);
+    let steps = (window.mul_f64(0.8).as_millis() / DRAIN_STEP.as_millis()).max(1) as usize;
+    let batch = gateway.table().len().div_ceil(steps).max(DRAIN_BATCH);
+    tracing::info!(streams = gateway.table().len(), ?window, "draining");
+    while !gateway.table().is_empty() && begin.elapsed() < window {
+        gateway.table().close(batch, CloseCode::Draining);
+        tokio::time::sleep(DRAIN_STEP).await;
+    }
+    closing.cancel();
+    while gateway.metrics().connections.get() > 0 && begin.elapsed() < window {
+        tokio::time::sleep(CLOSING_STEP).await;
+    }
+    tracing::info!(left = gateway.table().len(), took = ?begin.elapsed(), "drained");
+}

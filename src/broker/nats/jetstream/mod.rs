@@ -1,0 +1,264 @@
+//! What JetStream keeps: streams, and key-value buckets, which are streams with conventions.
+//!
+//! One task takes the commands. Each filter that is followed is a task of its own with one consumer (`follower.rs`), each
+//! look into the past and each publication one that ends with its answer; all share one connection (`link.rs`), which the
+//! first command makes. What breaks with the connection goes on with the next one from the last number, so that here a lost
+//! connection loses nothing.
+//!
+//! Of NATS it needs the API requests `STREAM.INFO`, `STREAM.NAMES` (for a stream that is not named), `STREAM.MSG.GET`,
+//! `DIRECT.GET`, and `CONSUMER.CREATE`, `.INFO`, `.DELETE` and `.MSG.NEXT`, each under `$JS.API.`, and answers on
+//! `_INBOX.topicgate.>`.
+
+mod client;
+mod consumer;
+mod follower;
+mod found;
+mod history;
+mod info;
+mod link;
+mod names;
+mod page;
+mod publish;
+mod pull;
+mod raw_message;
+mod reading;
+mod request;
+mod stream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use self::follower::{Follower, Stage};
+use self::found::{Found, Publishing};
+use self::history::Asked;
+use self::info::Info;
+use self::link::{Api, State};
+use self::page::{Look, consumers};
+use self::publish::Publication;
+use super::Settings;
+use crate::broker::{BrokerError, Event, Fetched, StoredCommand};
+use crate::protocol::seek::{Located, Place};
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
+
+/// Time for an answer of JetStream, and for all of a look into the past.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Looks into the past at once; more wait for their turn.
+const LOOKS: usize = 16;
+
+/// Commands that are being answered; beyond it they wait in their channel.
+const ANSWERING: usize = 4096;
+
+/// Answers until the command channel closes. Nothing is connected before the first command.
+pub(in crate::broker) async fn run(
+    settings: Settings,
+    mut commands: mpsc::Receiver<StoredCommand>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut next = commands.recv().await;
+    if next.is_none() {
+        return;
+    }
+    let (opened, mut state) = watch::channel(State::Opening);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(link::keep(settings, events.clone(), opened));
+    let _ = state.wait_for(|state| !matches!(state, State::Opening)).await;
+    let client = format!("{:08x}", fastrand::u32(..));
+    let past = Arc::new(Past { client, looks: Semaphore::new(LOOKS), consumers: consumers() });
+    let mut jetstream = JetStream { state, events, past, followed: HashMap::new() };
+    while let Some(command) = next {
+        jetstream.take(command, &mut tasks).await;
+        next = loop {
+            tokio::select! {
+                command = commands.recv(), if tasks.len() < ANSWERING => break command,
+                Some(_) = tasks.join_next() => {}
+            }
+        };
+    }
+}
+
+struct JetStream {
+    state: watch::Receiver<State>,
+    events: mpsc::Sender<Event>,
+    past: Arc<Past>,
+    followed: HashMap<Filter, Followed>,
+}
+
+/// What looks into the past share.
+struct Past {
+    /// Names this process on the server.
+    client: String,
+    looks: Semaphore,
+    consumers: Semaphore,
+}
+
+struct Followed {
+    source: Source,
+    stage: watch::Receiver<Stage>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl JetStream {
+    async fn take(&mut self, command: StoredCommand, tasks: &mut JoinSet<()>) {
+        match command {
+            StoredCommand::Subscribe { filter, source, done } => {
+                self.follow(filter, source, done, tasks).await
+            }
+            StoredCommand::Unsubscribe { filter } => self.end(&filter).await,
+            StoredCommand::Publish { topic, source, payload, headers, done } => {
+                let known = self.known(&topic.clone().into(), &source);
+                let publication = Publication { topic, source, payload, headers };
+                let api = Api::now(&self.state);
+                match (api, known) {
+                    (Err(error), _) => drop(done.send(Err(error))),
+                    // Given to the connection here, in the order of the commands; the answer is waited for elsewhere.
+                    (Ok(api), Some(known)) => match publication.send(api, &known).await {
+                        Ok(sent) => {
+                            tasks.spawn(async move { drop(done.send(sent.acknowledged().await)) });
+                        }
+                        Err(error) => drop(done.send(Err(error))),
+                    },
+                    (Ok(api), None) => {
+                        tasks.spawn(async move { drop(done.send(publication.find_and_send(api).await)) });
+                    }
+                }
+            }
+            StoredCommand::Fetch { filter, source, after, until, done } => {
+                let question = self.question(filter, source);
+                tasks.spawn(async move {
+                    let answer = match question {
+                        Ok(question) => question.fetch(after, until).await,
+                        Err(error) => Err(error),
+                    };
+                    let _ = done.send(answer);
+                });
+            }
+            StoredCommand::Locate { filter, source, place, done } => {
+                let question = self.question(filter, source);
+                tasks.spawn(async move {
+                    let answer = match question {
+                        Ok(question) => question.locate(place).await,
+                        Err(error) => Err(error),
+                    };
+                    let _ = done.send(answer);
+                });
+            }
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        filter: Filter,
+        source: Source,
+        done: oneshot::Sender<Result<(), BrokerError>>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        if let Some(followed) = self.followed.get(&filter)
+            && *followed.stage.borrow() != Stage::Over
+        {
+            let mut stage = followed.stage.clone();
+            tasks.spawn(async move {
+                let answer = match stage.wait_for(|stage| *stage != Stage::Beginning).await.as_deref() {
+                    Ok(Stage::Following(_)) => Ok(()),
+                    _ => Err(BrokerError::Away("it could not be followed".into())),
+                };
+                let _ = done.send(answer);
+            });
+            return;
+        }
+        self.end(&filter).await;
+        let (stage, stages) = watch::channel(Stage::Beginning);
+        let follower = Follower {
+            filter: filter.clone(),
+            source: source.clone(),
+            client: self.past.client.clone(),
+            state: self.state.clone(),
+            events: self.events.clone(),
+            stage,
+        };
+        let task = tokio::spawn(follower.run(done));
+        self.followed.insert(filter, Followed { source, stage: stages, task });
+    }
+
+    /// Ends what follows a filter. Once this returns, nothing more of it comes.
+    async fn end(&mut self, filter: &Filter) {
+        if let Some(mut followed) = self.followed.remove(filter) {
+            followed.task.abort();
+            let _ = (&mut followed.task).await;
+        }
+    }
+
+    /// What is known of the stream of a filter, if a rule that covers it is followed: it need not be looked for again then.
+    fn known(&self, filter: &Filter, source: &Source) -> Option<Publishing> {
+        let following = self.followed.iter().filter_map(|(followed, is)| match &*is.stage.borrow() {
+            Stage::Following(known) if is.source == *source && followed.covers(filter) => {
+                Some((followed.as_str().len(), known.clone()))
+            }
+            _ => None,
+        });
+        following.max_by_key(|(length, _)| *length).map(|(_, known)| known)
+    }
+
+    /// A look into the past, with what is needed for it.
+    fn question(&self, filter: Filter, source: Source) -> Result<Question, BrokerError> {
+        let known = self.known(&filter, &source).map(|known| known.stream);
+        Ok(Question { api: Api::now(&self.state)?, past: self.past.clone(), known, filter, source })
+    }
+}
+
+/// A look into the past.
+struct Question {
+    api: Api,
+    past: Arc<Past>,
+    /// The stream, if it is known.
+    known: Option<String>,
+    filter: Filter,
+    source: Source,
+}
+
+impl Question {
+    async fn fetch(&self, after: u64, until: u64) -> Result<Fetched, BrokerError> {
+        self.look(async |asked, look, info| asked.fetch(look, info, after, until).await).await
+    }
+
+    async fn locate(&self, place: Place) -> Result<Located, BrokerError> {
+        self.look(async |asked, look, info| asked.locate(look, info, place).await).await
+    }
+
+    async fn look<T>(
+        &self,
+        ask: impl AsyncFnOnce(&Asked, &Look<'_>, &Info) -> Result<T, BrokerError>,
+    ) -> Result<T, BrokerError> {
+        let _turn = self.past.looks.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))?;
+        let looking = async {
+            let known = self.known.clone();
+            let found = Found::of(&self.api, &self.source, self.filter.as_str(), known).await?;
+            found.readable()?;
+            let Found { info, names, subject } = found;
+            let look = Look {
+                api: &self.api,
+                stream: &info.config.name,
+                subject: &subject,
+                direct: info.config.allow_direct,
+                client: &self.past.client,
+                consumers: &self.past.consumers,
+            };
+            ask(&Asked { filter: self.filter.clone(), source: self.source.clone(), names }, &look, &info)
+                .await
+        };
+        let late = |_| BrokerError::Away(format!("JetStream did not answer within {} s", LIMIT.as_secs()));
+        timeout(LIMIT, looking).await.map_err(late)?
+    }
+}

@@ -1,0 +1,223 @@
+//! What is asked of the server, and how its answers are matched: a `PONG` confirms all that was asked before its `PING`, but
+//! for what the server has refused by then.
+
+use std::collections::HashMap;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::{ANSWER_LIMIT, OUT_LIMIT, Session, Stage};
+use crate::broker::nats::subjects::{filter_of, speakable, subject, unquote};
+use crate::broker::nats::table::Table;
+use crate::broker::nats::wire::{self, PING};
+use crate::broker::{BrokerError, Command, Event};
+use crate::protocol::headers::Headers;
+use crate::protocol::topic::{Filter, Topic};
+
+/// Commands that share one PING.
+const BATCH: usize = 256;
+
+/// What one PING is for.
+pub(crate) struct Batch {
+    pub(crate) sent: Instant,
+    pub(crate) asked: Vec<Asked>,
+    /// What was refused, and the server's words.
+    filters: HashMap<Filter, String>,
+    subjects: HashMap<String, String>,
+    /// Why nobody can say what else was refused.
+    doubt: Option<String>,
+}
+
+impl Batch {
+    fn new(asked: Vec<Asked>) -> Self {
+        let (filters, subjects) = (HashMap::new(), HashMap::new());
+        Batch { sent: Instant::now(), asked, filters, subjects, doubt: None }
+    }
+}
+
+/// A command that waits for its confirmation.
+pub(crate) struct Asked {
+    what: What,
+    done: oneshot::Sender<Result<(), BrokerError>>,
+}
+
+enum What {
+    Subscription(Filter, u64),
+    /// Its subject.
+    Publication(String),
+}
+
+impl Asked {
+    /// Answers that it is done.
+    pub(crate) fn confirm(self, table: &mut Table) {
+        let is_there = match &self.what {
+            What::Subscription(filter, sid) => table.confirm(filter, *sid),
+            What::Publication(_) => true,
+        };
+        let ended = || BrokerError::Away("the subscription has ended".into());
+        let _ = self.done.send(is_there.then_some(()).ok_or_else(ended));
+    }
+
+    /// Answers that it has failed. A subscription that was confirmed to others stays; else the number of the one that ends.
+    pub(crate) fn fail(self, why: BrokerError, table: &mut Table) -> Option<u64> {
+        let _ = self.done.send(Err(why));
+        match self.what {
+            What::Subscription(filter, sid) => table.remove_unconfirmed(&filter, sid).then_some(sid),
+            What::Publication(_) => None,
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn ping(&mut self, asked: Vec<Asked>) {
+        self.out.extend_from_slice(PING);
+        self.batches.push_back(Batch::new(asked));
+        self.pinged = Instant::now();
+    }
+
+    /// Carries out `first`, and what else is there, with one PING for all.
+    pub(crate) fn carry_out(
+        &mut self,
+        first: Command,
+        table: &mut Table,
+        commands: &mut mpsc::Receiver<Command>,
+    ) {
+        let mut next = Some(first);
+        let mut asked = Vec::new();
+        while let Some(command) = next {
+            match command {
+                Command::Subscribe { filter, done } => match self.subscribe(&filter, table) {
+                    Ok(sid) => asked.push(Asked { what: What::Subscription(filter, sid), done }),
+                    Err(error) => drop(done.send(Err(error))),
+                },
+                Command::Unsubscribe { filter } => {
+                    if let Some(sid) = table.remove(&filter) {
+                        wire::write_unsubscribe(&mut self.out, sid);
+                    }
+                }
+                Command::Publish { topic, payload, headers, done } => {
+                    match self.publish(&topic, &payload, &headers) {
+                        Ok(subject) => asked.push(Asked { what: What::Publication(subject), done }),
+                        Err(error) => drop(done.send(Err(error))),
+                    }
+                }
+            }
+            let has_room = asked.len() < BATCH && self.out.len() < OUT_LIMIT;
+            next = if has_room { commands.try_recv().ok() } else { None };
+        }
+        if !asked.is_empty() {
+            self.ping(asked);
+        }
+    }
+
+    fn subscribe(&mut self, filter: &Filter, table: &mut Table) -> Result<u64, BrokerError> {
+        speakable(filter.as_str())?;
+        let (sid, is_new) = table.add(filter);
+        if is_new {
+            wire::write_subscribe(&mut self.out, &subject(filter), sid);
+        }
+        Ok(sid)
+    }
+
+    fn publish(&mut self, topic: &Topic, payload: &[u8], headers: &Headers) -> Result<String, BrokerError> {
+        speakable(topic.as_str())?;
+        let fields = wire::header_block(headers).map_err(BrokerError::Refused)?;
+        if !fields.is_empty() && !self.info.headers {
+            return Err(BrokerError::Refused("the server takes no header fields".into()));
+        }
+        let (bytes, most) = (fields.len() + payload.len(), self.info.max_payload);
+        if bytes > most {
+            // The server would end the connection.
+            return Err(BrokerError::Refused(format!(
+                "the message has {bytes} bytes with its header fields, and the server takes at most {most}"
+            )));
+        }
+        let subject = topic.to_subject('.');
+        wire::write_publish(&mut self.out, &subject, &fields, payload);
+        Ok(subject)
+    }
+
+    /// Takes in an error that the server told.
+    pub(crate) fn refused(&mut self, words: String, table: &mut Table, events: &mpsc::Sender<Event>) {
+        let batch = self.batches.front_mut();
+        if let Some(quoted) = words.strip_prefix("Permissions Violation for Subscription to ") {
+            match (filter_of(quoted), batch) {
+                (Some(filter), Some(batch)) => drop(batch.filters.insert(filter, words)),
+                (Some(filter), None) => self.withdrawn(filter, words, table, events),
+                (None, Some(batch)) => batch.doubt = Some(words),
+                (None, None) => tracing::warn!(%words, "NATS reports an error"),
+            }
+            return;
+        }
+        let quoted = words.strip_prefix("Permissions Violation for Publish to ");
+        if let (Some(subject), Some(batch)) = (quoted.and_then(unquote), batch) {
+            batch.subjects.insert(subject, words);
+            return;
+        }
+        tracing::warn!(%words, "NATS reports an error");
+        if let Some(batch) = self.batches.front_mut() {
+            batch.doubt = Some(words.clone());
+        }
+        self.words = Some(words);
+    }
+
+    /// A subscription that had been confirmed was ended by the server.
+    fn withdrawn(&mut self, filter: Filter, why: String, table: &mut Table, events: &mpsc::Sender<Event>) {
+        if table.remove(&filter).is_some() {
+            self.tell(Event::Refused { filter, why }, events);
+        }
+    }
+
+    /// The server has acted on everything up to a PING.
+    pub(crate) fn answered(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
+        let Some(mut batch) = self.batches.pop_front() else { return Ok(()) };
+        let settled = self.settled(batch.sent);
+        for asked in batch.asked {
+            let refusal = match &asked.what {
+                What::Subscription(filter, _) => batch.filters.get(filter),
+                What::Publication(subject) => batch.subjects.get(subject),
+            };
+            match (refusal, &batch.doubt) {
+                (Some(why), _) => self.fail(asked, BrokerError::Refused(why.clone()), table),
+                (None, Some(why)) => self.fail(asked, BrokerError::Away(why.clone()), table),
+                (None, None) if self.settle.is_zero() || matches!(asked.what, What::Publication(_)) => {
+                    asked.confirm(table);
+                }
+                (None, None) => self.settling.push_back((settled, asked)),
+            }
+        }
+        for (filter, why) in batch.filters.drain() {
+            self.withdrawn(filter, why, table, events);
+        }
+        if batch.doubt.is_none() {
+            self.words = None;
+        }
+        if matches!(self.stage, Stage::Restoring) {
+            if let Some(why) = batch.doubt {
+                return Err(why);
+            }
+            self.settle(batch.sent, "the connection was lost and made again");
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, asked: Asked, why: BrokerError, table: &mut Table) {
+        if let Some(sid) = asked.fail(why, table) {
+            wire::write_unsubscribe(&mut self.out, sid);
+        }
+    }
+
+    /// Answers what has waited too long. The connection lives: messages are still coming.
+    pub(crate) fn fail_late(&mut self, now: Instant, table: &mut Table) {
+        let late: Vec<Asked> = self
+            .batches
+            .iter_mut()
+            .take_while(|batch| batch.sent + ANSWER_LIMIT <= now)
+            .flat_map(|batch| std::mem::take(&mut batch.asked))
+            .collect();
+        for asked in late {
+            let why = format!("no confirmation within {} s", ANSWER_LIMIT.as_secs());
+            self.fail(asked, BrokerError::Away(why), table);
+        }
+    }
+}

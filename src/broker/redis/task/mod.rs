@@ -1,0 +1,433 @@
+//! What publish/subscribe on one connection does: takes commands, hands messages on, and answers what a lost connection leaves
+//! behind. How it comes to a connection is in `../redis.rs`, what moves between shards of a cluster in `moves.rs`.
+
+mod moves;
+
+use std::cell::OnceCell;
+use std::collections::{HashMap, VecDeque};
+use std::future::{Future, pending};
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::FutureExt;
+use futures_util::stream::StreamExt;
+use redis::{Client, Msg};
+use tokio::sync::{mpsc, watch};
+use tokio::task::unconstrained;
+use tokio::time::{Instant, sleep_until};
+
+use super::cluster::{Slots, View};
+use super::migrating::Strays;
+use super::outbox::Outbox;
+use super::publisher::{PUBLISH_CAPACITY, Publish, publish_all};
+use super::push::{Heard, Hearing};
+use super::session::{Answer, Change, Request, Session, Sink, answer_of};
+use super::shard_channels::HEARD_CAPACITY;
+use super::shards::{Routed, Shard};
+use super::table::{Name, Table};
+use super::{ANSWER_LIMIT, BATCH, End, Order, PING_AFTER, SILENCE_LIMIT};
+use crate::broker::{BrokerError, Command, Event, Message};
+use crate::protocol::headers::Headers;
+use crate::protocol::topic::{Filter, Topic};
+
+/// See the module.
+pub(super) struct Task<C> {
+    table: Table,
+    commands: mpsc::Receiver<C>,
+    outbox: Outbox,
+    /// Of a cluster.
+    shard: Option<Arc<Shard>>,
+    /// Of the cluster, if any node of it will do.
+    view: Option<watch::Receiver<View>>,
+    /// In the table no longer, and to be unsubscribed from with the next change.
+    unwanted: Vec<Name>,
+    /// As of which shards hold what they hold.
+    slots: Option<Arc<Slots>>,
+    strays: Strays,
+}
+
+impl<C: Into<Order>> Task<C> {
+    pub(super) fn new(
+        shard: Option<Arc<Shard>>,
+        view: Option<watch::Receiver<View>>,
+        separator: char,
+        commands: mpsc::Receiver<C>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Task {
+            table: Table::new(separator),
+            commands,
+            outbox: Outbox::new(events, shard.clone()),
+            shard,
+            view,
+            unwanted: Vec::new(),
+            slots: None,
+            strays: Strays::new(),
+        }
+    }
+
+    /// Before a session is established: the channels and globs that it is to subscribe to.
+    pub(super) fn begin(&mut self) -> (Vec<String>, Vec<String>) {
+        self.unwanted.clear();
+        self.strays.begin();
+        self.table.names()
+    }
+
+    /// There is no session, and why.
+    pub(super) fn down(&mut self, why: &str) {
+        self.outbox.down(why);
+    }
+
+    /// Answers commands until `work` is done; `None` if the task is to end.
+    pub(super) async fn while_down<F: Future>(&mut self, work: F, why: &str) -> Option<F::Output> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                order = self.commands.recv() => self.answer_away(order?.into(), why),
+                room = self.outbox.room(), if self.outbox.is_pending() => {
+                    if !room {
+                        return None;
+                    }
+                    self.outbox.flush();
+                }
+            }
+        }
+    }
+
+    /// Answers an order without a connection.
+    fn answer_away(&mut self, order: Order, why: &str) {
+        match order {
+            Order::Command(Command::Unsubscribe { filter }) => self.unsubscribe(&filter),
+            Order::Command(command) => command.fail(BrokerError::Away(why.into())),
+            Order::Leave { slots, left } => self.leave(slots, left, &[]),
+            Order::Enter(entering) => self.enter(entering.held),
+        }
+    }
+
+    /// Takes a filter out of the table, and leaves it to the next change to unsubscribe from its name.
+    fn unsubscribe(&mut self, filter: &Filter) {
+        self.outbox.forget(filter);
+        if let Ok(name) = self.table.name(filter)
+            && self.table.remove(&name, filter)
+        {
+            self.strays.remove(name.as_str());
+            self.unwanted.push(name);
+        }
+    }
+
+    /// Serves one session from its first event to its end, and answers what it leaves behind.
+    pub(super) async fn serve(&mut self, client: &Client, session: Session, before: Option<&str>) -> End {
+        let Session { sink, mut stream, held, refused, strays } = session;
+        for (name, why) in refused {
+            for filter in self.table.remove_name(&name) {
+                self.outbox.refused(filter, &why);
+            }
+        }
+        let lost = self.lost_before(before);
+        // Those that have come in the meantime are not subscribed.
+        let moving = self.strays.iter().filter_map(|channel| self.table.channels.get(channel));
+        self.outbox.up(lost, moving.map(|(filter, _)| filter.clone()).collect());
+        strays.into_iter().for_each(|channel| self.go_astray(channel));
+        for message in held {
+            self.route(&message);
+        }
+        // A publishing connection for each session: one of the last session would fail the first publish of this one.
+        let (publisher, publishes) = mpsc::channel(PUBLISH_CAPACITY);
+        let publish = if self.shard.is_some() { "SPUBLISH" } else { "PUBLISH" };
+        tokio::spawn(publish_all(client.clone(), publish, publishes, self.shard.clone()));
+
+        let mut queue = VecDeque::new();
+        let unsubscribe = self.unwanted.drain(..).collect();
+        let mut request = Some(self.request(&sink, Change { unsubscribe, ..Change::default() }));
+        let end = self.session(&sink, &mut stream, &publisher, &mut queue, &mut request).await;
+
+        while let Some(Some(chunk)) = stream.next().now_or_never() {
+            self.hear(chunk);
+        }
+        let why = end.to_string();
+        for (filter, name, done) in request.into_iter().flat_map(|request| request.change.waiting) {
+            self.table.remove(&name, &filter);
+            let _ = done.send(Err(BrokerError::Away(why.clone())));
+        }
+        for order in queue {
+            self.answer_away(order, &why);
+        }
+        end
+    }
+
+    /// What may be missing as a session begins; `before` is why the one before it ended.
+    fn lost_before(&mut self, before: Option<&str>) -> Option<(Option<Vec<Filter>>, String)> {
+        let why = |why| format!("the connection to Redis was lost: {why}");
+        if self.shard.is_none() {
+            return before.map(|before| (None, why(before)));
+        }
+        let arrived = self.strays.arrived();
+        let concerned = self.table.channels.iter();
+        let concerned = concerned.filter(|(channel, _)| before.is_some() || arrived.contains(*channel));
+        let concerned: Vec<Filter> = concerned.map(|(_, (filter, _))| filter.clone()).collect();
+        let why = before.map_or("its slot has moved".into(), why);
+        (!concerned.is_empty()).then_some((Some(concerned), why))
+    }
+
+    async fn session(
+        &mut self,
+        sink: &Sink,
+        stream: &mut Hearing,
+        publisher: &mpsc::Sender<Publish>,
+        queue: &mut VecDeque<Order>,
+        request: &mut Option<Request>,
+    ) -> End {
+        let mut batch = Vec::new();
+        let departed = self.view.as_ref().map_or(0, |view| view.borrow().departed);
+        let mut heard = Instant::now();
+        let mut answered = heard;
+        let mut timer = pin!(sleep_until(heard + PING_AFTER));
+        loop {
+            if request.is_none() {
+                *request = self.advance(sink, publisher, queue);
+            }
+            let deadline = match request {
+                Some(request) => (request.sent.max(heard) + SILENCE_LIMIT).min(request.sent + ANSWER_LIMIT),
+                None => self.strays.next_at().into_iter().fold(answered + PING_AFTER, Instant::min),
+            };
+            if timer.deadline() != deadline {
+                timer.as_mut().reset(deadline);
+            }
+            let idle = request.is_none();
+            let is_room = if self.shard.is_some() { queue.len() < BATCH } else { idle && queue.is_empty() };
+            tokio::select! {
+                chunk = stream.next() => {
+                    let Some(chunk) = chunk else { return End::Closed };
+                    heard = Instant::now();
+                    self.hear(chunk);
+                    if self.outbox.is_closed() {
+                        return End::Stopped;
+                    }
+                }
+                answer = answer_of(request) => {
+                    answered = Instant::now();
+                    if self.shard.is_some() {
+                        // What the server said before the answer is here by now.
+                        for _ in 0..=HEARD_CAPACITY / BATCH {
+                            // Without tokio's budget for a task, which would end it early.
+                            let Some(Some(chunk)) = unconstrained(stream.next()).now_or_never() else { break };
+                            self.hear(chunk);
+                        }
+                        self.strays.all_have_left();
+                    }
+                    let change = request.take().map(|request| request.change).unwrap_or_default();
+                    if !self.answer(change, answer) {
+                        return End::Closed;
+                    }
+                }
+                taken = self.commands.recv_many(&mut batch, BATCH), if is_room => {
+                    if taken == 0 {
+                        return End::Stopped;
+                    }
+                    queue.extend(batch.drain(..).map(Into::into));
+                    let waiting = request.as_ref().map(|request| request.change.waiting.as_slice());
+                    self.carry_over(queue, waiting.unwrap_or_default());
+                }
+                // While a publish heads the queue there is no room for it (see `advance`); nor for what is behind it.
+                permit = publisher.reserve(), if idle && !queue.is_empty() => drop(permit),
+                () = &mut timer => {
+                    if request.is_some() {
+                        return End::Silent;
+                    }
+                    // Otherwise it is strays that are due.
+                    if answered + PING_AFTER <= Instant::now() {
+                        *request = Some(Request::ping(sink));
+                    }
+                }
+                () = departure(&mut self.view, departed) => return End::Departed,
+                room = self.outbox.room(), if self.outbox.is_pending() => {
+                    if !room {
+                        return End::Stopped;
+                    }
+                    self.outbox.flush();
+                }
+            }
+        }
+    }
+
+    /// Takes what the server said unasked.
+    fn hear(&mut self, chunk: Vec<Heard>) {
+        for heard in chunk {
+            match heard {
+                Heard::Message(message) => self.route(&message),
+                Heard::Unsubscribed(channel) if self.strays.was_asked(&channel) => {}
+                Heard::Unsubscribed(channel) => self.go_astray(channel),
+            }
+        }
+    }
+
+    fn request(&mut self, sink: &Sink, change: Change) -> Request {
+        if self.shard.is_some() {
+            self.strays.ask_to_leave(change.unsubscribe.iter().map(Name::as_str));
+        }
+        Request::change(sink, change)
+    }
+
+    /// Answers those who waited for a change. `false` if the connection failed.
+    fn answer(&mut self, change: Change, answer: Answer) -> bool {
+        let closed = answer.is_err();
+        let faults: HashMap<Name, BrokerError> = answer.unwrap_or_default().into_iter().collect();
+        if faults.values().any(|fault| matches!(fault, BrokerError::Away(_))) {
+            self.look_again();
+        }
+        for (filter, name, done) in change.waiting {
+            let mut result = if closed {
+                Err(BrokerError::Away(End::Closed.to_string()))
+            } else {
+                faults.get(&name).cloned().map_or(Ok(()), Err)
+            };
+            if result.is_err() {
+                self.table.remove(&name, &filter);
+                self.outbox.forget(&filter);
+            } else if self
+                .shard
+                .as_ref()
+                .zip(self.slots.as_ref())
+                .is_some_and(|(shard, slots)| shard.has_lost(slots, name.as_str()))
+            {
+                self.unsubscribe(&filter);
+                result = Err(BrokerError::Away("its slot has moved".into()));
+            }
+            let _ = done.send(result);
+        }
+        if !closed {
+            self.answer_strays(change.strays, &faults);
+        }
+        !closed
+    }
+
+    /// Takes commands from the queue until the server has to be asked for something, or a publish finds no room.
+    fn advance(
+        &mut self,
+        sink: &Sink,
+        publisher: &mpsc::Sender<Publish>,
+        queue: &mut VecDeque<Order>,
+    ) -> Option<Request> {
+        let mut change = Change { unsubscribe: self.unwanted.drain(..).collect(), ..Change::default() };
+        while let Some(order) = queue.pop_front() {
+            match order {
+                Order::Command(Command::Subscribe { filter, done }) => {
+                    let name = match self.table.name(&filter) {
+                        Ok(name) => name,
+                        Err(refused) => {
+                            let _ = done.send(Err(refused));
+                            continue;
+                        }
+                    };
+                    if change.unsubscribe.contains(&name) {
+                        queue.push_front(Command::Subscribe { filter, done }.into());
+                        break;
+                    }
+                    // In the table before it is asked for: its first messages can overtake the confirmation here.
+                    let known = self.table.contains(&name);
+                    if self.table.insert(&name, filter.clone()) {
+                        self.outbox.forget(&filter);
+                    }
+                    if known && !change.subscribe.contains(&name) {
+                        let _ = done.send(Ok(()));
+                    } else {
+                        change.subscribe.insert(name.clone());
+                        change.waiting.push((filter, name, done));
+                    }
+                }
+                Order::Command(Command::Unsubscribe { filter }) => {
+                    let Ok(name) = self.table.name(&filter) else { continue };
+                    if change.subscribe.contains(&name) {
+                        queue.push_front(Command::Unsubscribe { filter }.into());
+                        break;
+                    }
+                    self.outbox.forget(&filter);
+                    if self.table.remove(&name, &filter) {
+                        self.strays.remove(name.as_str());
+                        change.unsubscribe.insert(name);
+                    }
+                }
+                Order::Command(Command::Publish { topic, payload, headers, done }) => {
+                    if !change.is_empty() {
+                        // After the subscriptions sent before it, or they would miss it.
+                        queue.push_front(Command::Publish { topic, payload, headers, done }.into());
+                        break;
+                    }
+                    if let Err(refused) = self.publishable(&topic, &headers) {
+                        let _ = done.send(Err(refused));
+                        continue;
+                    }
+                    match publisher.try_reserve() {
+                        Ok(permit) => {
+                            permit.send(Publish {
+                                channel: topic.to_subject(self.table.separator),
+                                payload,
+                                done,
+                            });
+                        }
+                        Err(mpsc::error::TrySendError::Full(())) => {
+                            queue.push_front(Command::Publish { topic, payload, headers, done }.into());
+                            break;
+                        }
+                        Err(mpsc::error::TrySendError::Closed(())) => {
+                            let _ = done.send(Err(BrokerError::Away("the publisher has stopped".into())));
+                        }
+                    }
+                }
+                Order::Leave { .. } | Order::Enter(_) => {} // carried out when they came
+            }
+        }
+        self.strays.retain(|channel| self.table.channels.contains_key(channel));
+        change.strays = self.strays.due();
+        change.subscribe.extend(change.strays.iter().cloned().map(Name::Channel));
+        (!change.is_empty()).then(|| self.request(sink, change))
+    }
+
+    fn publishable(&self, topic: &Topic, headers: &Headers) -> Result<(), BrokerError> {
+        if !headers.is_empty() {
+            let why = "Redis messages have no header fields; put what they carry into the payload";
+            return Err(BrokerError::Refused(why.into()));
+        }
+        self.table.name(&Filter::from(topic.clone())).map(drop)
+    }
+
+    /// Hands a message to every filter that it came by and that matches it.
+    fn route(&mut self, message: &Msg) {
+        let payload = OnceCell::new();
+        let payload = || payload.get_or_init(|| Bytes::copy_from_slice(message.get_payload_bytes())).clone();
+        let message_of = |filter: &Filter, topic: &Topic| Message {
+            filter: filter.clone(),
+            topic: topic.clone(),
+            payload: payload(),
+            headers: Headers::default(),
+            stored: None,
+        };
+        if !message.from_pattern() {
+            if let Some((filter, topic)) = self.table.channels.get(message.get_channel_name()) {
+                self.outbox.forward(filter, || message_of(filter, topic));
+            }
+            return;
+        }
+        let Ok(glob) = message.get_pattern::<String>() else { return };
+        let Some(filters) = self.table.globs.get(&glob) else { return };
+        let Some(topic) = Topic::from_subject(message.get_channel_name(), self.table.separator) else {
+            filters.iter().for_each(|filter| self.outbox.unnameable(filter));
+            return;
+        };
+        for filter in filters.iter().filter(|filter| filter.matches(&topic)) {
+            self.outbox.forward(filter, || message_of(filter, &topic));
+        }
+    }
+}
+
+/// Waits until more masters have left the cluster than `departed`; for ever, if there is none.
+async fn departure(view: &mut Option<watch::Receiver<View>>, departed: u64) {
+    if let Some(view) = view
+        && view.wait_for(|view| view.departed > departed).await.is_ok()
+    {
+        return;
+    }
+    pending().await
+}

@@ -1,0 +1,66 @@
+//! What a page of another origin needs: an answer to the question that its browser asks first, and leave to read the stream.
+
+use bytes::Bytes;
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, ORIGIN,
+};
+use hyper::{Method, StatusCode};
+use tokio::time::timeout;
+
+use super::report::Cause;
+use super::{Examination, PATIENCE};
+use crate::cli::commands::http;
+
+/// Fields that clients send and that a browser asks about first. An EventSource sends the first.
+const FIELDS: [&str; 3] = ["last-event-id", "cache-control", "authorization"];
+
+impl Examination {
+    /// As a page of `origin`: the preflight, then a stream.
+    pub(crate) async fn cors(&mut self, origin: &str) {
+        let preflight = self.client.request(Method::OPTIONS, &self.url).header(ORIGIN, origin);
+        let preflight = preflight
+            .header(ACCESS_CONTROL_REQUEST_METHOD, "GET")
+            .header(ACCESS_CONTROL_REQUEST_HEADERS, FIELDS.join(","));
+        let plain = self.client.stream(&self.url, "").header(ORIGIN, origin);
+        let mut good = true;
+        for (name, request, asks_first) in [("preflight", preflight, true), ("stream", plain, false)] {
+            let answer = timeout(PATIENCE, self.client.send(request, Bytes::new())).await;
+            let wrong = match answer {
+                Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
+                Ok(Err(why)) => Some(why),
+                Ok(Ok(response)) => {
+                    let (status, headers) = (response.status(), response.headers().clone());
+                    let fitting = if asks_first { status.is_success() } else { status == StatusCode::OK };
+                    if fitting {
+                        wrong_with(&headers, origin, asks_first)
+                    } else {
+                        Some(http::refusal(response).await)
+                    }
+                }
+            };
+            if let Some(wrong) = wrong {
+                good = false;
+                self.report.found("CORS", &format!("{name} of {origin}: {wrong}"), Cause::Cors);
+            }
+        }
+        if good {
+            self.report.fine("CORS", &format!("pages of {origin} may read"));
+        }
+    }
+}
+
+fn wrong_with(headers: &HeaderMap, origin: &str, asks_first: bool) -> Option<String> {
+    let allowed: Vec<_> = headers.get_all(ACCESS_CONTROL_ALLOW_ORIGIN).iter().collect();
+    match allowed[..] {
+        [] => return Some("Access-Control-Allow-Origin is missing".into()),
+        [one] if one == origin || one == "*" => {}
+        [one] => return Some(format!("Access-Control-Allow-Origin is {one:?}")),
+        _ => return Some("Access-Control-Allow-Origin is there twice, and browsers take neither".into()),
+    }
+    let fields = headers.get_all(ACCESS_CONTROL_ALLOW_HEADERS).iter().filter_map(|value| value.to_str().ok());
+    let fields = fields.collect::<Vec<_>>().join(",").to_ascii_lowercase();
+    let missing = |field: &&&str| !fields.split(',').any(|allowed| allowed.trim() == **field);
+    let missing = FIELDS.iter().find(missing).filter(|_| asks_first)?;
+    Some(format!("Access-Control-Allow-Headers does not have {missing}"))
+}

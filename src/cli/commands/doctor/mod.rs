@@ -1,0 +1,294 @@
+//! `topicgate doctor`: opens streams through whatever stands before a gateway, as a browser would, and says what is in
+//! their way. It sees what any client sees, and asks the gateway nothing else: what it finds, every reader has.
+//!
+//! Here is what can be told from how a stream begins; `cors` has what pages of other origins need, `watch` what shows only
+//! in time.
+
+mod cors;
+mod report;
+mod watch;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
+use hyper::{HeaderMap, Method, Response, StatusCode, Version};
+use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
+
+use self::report::{Cause, Report};
+use super::Failure;
+use super::events::{Event, Item};
+use super::http::{self, Client, Versions};
+use super::stream::Stream;
+use super::subscribe::{is_event_stream, told, word};
+use crate::cli::Doctor;
+
+/// How long an answer, or an event that has been written, may take to come. A gateway waits for its broker for 8 seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whatever comes later than that was held back on its way.
+const PROMPT: Duration = Duration::from_secs(1);
+
+/// What browsers take.
+const ENCODINGS: &str = "gzip, deflate, br, zstd";
+
+/// What every part of it needs.
+struct Examination {
+    client: Client,
+    url: Url,
+    report: Report,
+}
+
+/// Examines one URL, and says what it found: 0 if nothing is in the way, else 1.
+pub(crate) async fn examine(options: Doctor) -> Result<ExitCode, Failure> {
+    let client = Client::new(&options.target, Versions::Any)?;
+    let mut it = Examination { client, url: options.target.url, report: Report::default() };
+    if let Some(opened) = it.opening().await {
+        it.resume(&opened.id).await;
+        drop(opened);
+        if let Some(origin) = &options.origin {
+            it.cors(origin).await;
+        }
+        it.watch(options.idle, options.publish).await;
+    }
+    Ok(it.report.exit_code())
+}
+
+/// A stream that has begun.
+struct Opened {
+    /// Held open, so that its topic is there when the next one comes.
+    _stream: Stream,
+    /// Where the next one can go on.
+    id: String,
+}
+
+impl Examination {
+    /// What can be told from the head of a stream and its first event. `None`: there is no stream to go on with.
+    async fn opening(&mut self) -> Option<Opened> {
+        let mut begin = Instant::now();
+        let request = self.client.stream(&self.url, "").header(ACCEPT_ENCODING, ENCODINGS);
+        let mut response = match timeout(PATIENCE, self.client.send(request, Bytes::new())).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(why)) => {
+                self.report.found("reach", &why, Cause::Unreachable);
+                return None;
+            }
+            Err(_) => {
+                self.no_head().await;
+                return None;
+            }
+        };
+        let mut head = begin.elapsed();
+        if response.status() != StatusCode::OK {
+            self.refused(response).await;
+            return None;
+        }
+        if !self.content_type(response.headers()) {
+            return None;
+        }
+        self.version(response.version());
+        self.caching(response.headers());
+        if self.compression(response.headers()) {
+            // What it holds cannot be read here; a stream that is not compressed tells the rest.
+            begin = Instant::now();
+            let request = self.client.stream(&self.url, "").header(ACCEPT_ENCODING, "identity");
+            match timeout(PATIENCE, self.client.send(request, Bytes::new())).await {
+                Ok(Ok(plain)) if !plain.headers().contains_key(CONTENT_ENCODING) => response = plain,
+                _ => return None,
+            }
+            head = begin.elapsed();
+        }
+        self.first_event(Stream::new(response.into_body(), ""), head).await
+    }
+
+    async fn first_event(&mut self, mut stream: Stream, head: Duration) -> Option<Opened> {
+        const ABOUT: &str = "first event";
+        let begin = Instant::now();
+        let first = match timeout(PATIENCE, first_event(&mut stream)).await {
+            Ok(Ok(first)) => first,
+            Ok(Err(why)) => {
+                self.report.found(ABOUT, &why, Cause::TotalTimeout);
+                return None;
+            }
+            Err(_) => {
+                let words = format!(
+                    "none within {} s of the head, and a gateway sends stream-open with it: it is held back",
+                    PATIENCE.as_secs()
+                );
+                self.report.found(ABOUT, &words, Cause::Buffering);
+                return None;
+            }
+        };
+        let after = begin.elapsed();
+        let words = format!(
+            "the head came after {} ms, stream-open {} ms later",
+            head.as_millis(),
+            after.as_millis()
+        );
+        match first.kind.as_str() {
+            "stream-open" if after > PROMPT => self.report.found(ABOUT, &words, Cause::Buffering),
+            "stream-open" if head > PROMPT => {
+                let words = format!("{words}; the broker is slow to confirm, or the way to it is long");
+                self.report.note(ABOUT, &words, Cause::None);
+            }
+            "stream-open" => self.report.fine(ABOUT, &words),
+            "stream-close" => {
+                let words = format!("the gateway opens no stream now ({})", word(&told(&first)["code"]));
+                self.report.found(ABOUT, &words, Cause::None);
+                return None;
+            }
+            _ => {
+                self.report.found(ABOUT, "it is no stream-open; is this a topicgate?", Cause::Unreachable);
+                return None;
+            }
+        }
+        Some(Opened { _stream: stream, id: first.id })
+    }
+
+    /// No answer to GET: either nobody is there, or the head waits for a body that has no end.
+    async fn no_head(&mut self) {
+        let request = self.client.request(Method::HEAD, &self.url).header("accept", "text/event-stream");
+        let answered = timeout(PATIENCE, self.client.send(request, Bytes::new())).await;
+        let seconds = PATIENCE.as_secs();
+        match answered {
+            Ok(Ok(response)) if response.status() == StatusCode::OK => {
+                let words = format!(
+                    "HEAD is answered at once, and of a stream nothing comes within {seconds} s: it is held back"
+                );
+                self.report.found("buffering", &words, Cause::Buffering);
+            }
+            _ => self.report.found("reach", &format!("no answer within {seconds} s"), Cause::Unreachable),
+        }
+    }
+
+    async fn refused(&mut self, response: Response<Incoming>) {
+        let cause = match response.status() {
+            StatusCode::MISDIRECTED_REQUEST => Cause::Unreachable,
+            status if status.is_server_error() => Cause::Unreachable,
+            // What the gateway says to it is about the request.
+            _ => Cause::None,
+        };
+        self.report.found("reach", &http::refusal(response).await, cause);
+    }
+
+    fn content_type(&mut self, headers: &HeaderMap) -> bool {
+        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
+        if is_event_stream(kind) {
+            self.report.fine("content type", "text/event-stream");
+            return true;
+        }
+        let kind = String::from_utf8_lossy(kind);
+        let words = format!("{kind:?} and not text/event-stream, which is all that an EventSource takes");
+        self.report.found("content type", &words, Cause::Unreachable);
+        false
+    }
+
+    fn version(&mut self, version: Version) {
+        let six = "a browser opens at most six streams to a host";
+        match version {
+            Version::HTTP_2 => self.report.fine("HTTP version", "2"),
+            Version::HTTP_11 if self.url.scheme() == "http" => {
+                self.report.fine("HTTP version", &format!("1.1; without TLS {six}"))
+            }
+            Version::HTTP_11 => {
+                self.report.note("HTTP version", &format!("1.1, and 2 is not offered: {six}"), Cause::Http1)
+            }
+            other => self.report.found("HTTP version", &format!("{other:?}; 1.1 is needed"), Cause::None),
+        }
+    }
+
+    fn caching(&mut self, headers: &HeaderMap) {
+        let values = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+        let said = values.collect::<Vec<_>>().join(", ");
+        if headers.contains_key(AGE) {
+            return self.report.found(
+                "caching",
+                "the answer has an Age: it comes from a store",
+                Cause::Caching,
+            );
+        }
+        if !said.to_ascii_lowercase().contains("no-store") {
+            let words =
+                format!("Cache-Control is {said:?}, and a gateway says no-store: the answer may be kept");
+            return self.report.found("caching", &words, Cause::Caching);
+        }
+        self.report.fine("caching", &said);
+    }
+
+    fn compression(&mut self, headers: &HeaderMap) -> bool {
+        let Some(coding) = headers.get(CONTENT_ENCODING).filter(|coding| *coding != "identity") else {
+            self.report.fine("compression", "none");
+            return false;
+        };
+        let words = format!(
+            "{:?}: a compressor holds small events back unless it flushes each, and takes memory for each stream",
+            String::from_utf8_lossy(coding.as_bytes())
+        );
+        self.report.found("compression", &words, Cause::Compression);
+        true
+    }
+
+    /// Comes back as a browser does.
+    async fn resume(&mut self, id: &str) {
+        let begun = self.begin(&self.url, id).await;
+        let (mut stream, first) = match begun {
+            Ok(begun) => begun,
+            Err(why) => {
+                return self.report.found("resume", &format!("the second stream: {why}"), Cause::None);
+            }
+        };
+        if told(&first)["resumed"] == true {
+            return self.report.fine("resume", "Last-Event-ID is understood");
+        }
+        // Whoever was told where to go on from, and cannot, says so at once.
+        if let Ok(Ok(event)) = timeout(PROMPT, first_event(&mut stream)).await
+            && event.kind == "stream-gap"
+        {
+            let reason = word(&told(&event)["reason"]);
+            let cause = if reason == "restarted" { Cause::OtherReplica } else { Cause::None };
+            let words = format!("the second stream does not go on: stream-gap {reason}");
+            return self.report.found("resume", &words, cause);
+        }
+        let mut url = self.url.clone();
+        http::set_parameter(&mut url, "last_event_id", id);
+        let by_query = self.begin(&url, "").await.is_ok_and(|(_, first)| told(&first)["resumed"] == true);
+        let words = match by_query {
+            true => "Last-Event-ID does not arrive; last_event_id in the query does",
+            false => "the second stream begins anew, without a word of it",
+        };
+        self.report.found("resume", words, Cause::LastEventId);
+    }
+
+    /// A stream and its first event, which must be `stream-open`.
+    async fn begin(&self, url: &Url, id: &str) -> Result<(Stream, Event), String> {
+        let late = || format!("nothing within {} s", PATIENCE.as_secs());
+        let deadline = Instant::now() + PATIENCE;
+        let request = self.client.stream(url, id).header(ACCEPT_ENCODING, "identity");
+        let answer = timeout_at(deadline, self.client.send(request, Bytes::new())).await;
+        let response = answer.map_err(|_| late())??;
+        if response.status() != StatusCode::OK {
+            return Err(http::refusal(response).await);
+        }
+        let mut stream = Stream::new(response.into_body(), id);
+        let first = timeout_at(deadline, first_event(&mut stream)).await.map_err(|_| late())??;
+        match first.kind.as_str() {
+            "stream-open" => Ok((stream, first)),
+            "stream-close" => Err(format!("the gateway opens none now ({})", word(&told(&first)["code"]))),
+            _ => Err("it begins without stream-open".into()),
+        }
+    }
+}
+
+async fn first_event(stream: &mut Stream) -> Result<Event, String> {
+    loop {
+        match stream.next().await {
+            Ok(Some(Item::Event(event))) => return Ok(event),
+            Ok(Some(Item::Comment)) => {}
+            Ok(None) => return Err("the stream ended before it began".into()),
+            Err(why) => return Err(format!("the stream was cut before it began: {why}")),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What shows only in time: whether messages arrive when they are sent, and what silence does.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::report::Cause;
+use super::{Examination, PATIENCE, PROMPT};
+use crate::cli::commands::events::Item;
+use crate::cli::commands::http;
+use crate::cli::commands::stream::Stream;
+use crate::cli::commands::subscribe::{told, word};
+
+/// Messages that are published, and the time between them: further apart than anything is late that is not held back.
+const MESSAGES: usize = 3;
+const APART: Duration = Duration::from_millis(500);
+
+/// A heartbeat is at least a second after the one before; two that come closer were held back.
+const BUNCHED: Duration = Duration::from_millis(300);
+
+/// A gateway as it comes breaks a silence after 15 seconds.
+const HEARTBEAT: Duration = Duration::from_secs(20);
+
+impl Examination {
+    /// Opens a stream of its own, publishes if that is asked for, and then waits for `idle`.
+    pub(crate) async fn watch(&mut self, idle: Duration, publish: bool) {
+        let mut stream = match self.begin(&self.url, "").await {
+            Ok((stream, _)) => stream,
+            Err(why) => {
+                return self.report.found("idle", &format!("the stream to watch: {why}"), Cause::None);
+            }
+        };
+        if publish {
+            self.messages(&mut stream).await;
+        }
+        self.silence(&mut stream, idle).await
+    }
+
+    async fn messages(&mut self, stream: &mut Stream) {
+        let mark = fastrand::u64(..);
+        let mut longest = Duration::ZERO;
+        for number in 1..=MESSAGES {
+            sleep(APART).await;
+            let message = format!("topicgate doctor {mark:016x} {number}");
+            let sent = Instant::now();
+            let request = self.client.request(Method::POST, &self.url);
+            let answer = timeout(PATIENCE, self.client.send(request, Bytes::from(message.clone()))).await;
+            let refused = match answer {
+                Ok(Ok(response)) if response.status() == StatusCode::ACCEPTED => None,
+                Ok(Ok(response)) => Some(http::refusal(response).await),
+                Ok(Err(why)) => Some(why),
+                Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
+            };
+            if let Some(why) = refused {
+                let words = format!("cannot be measured: the message was not accepted: {why}");
+                return self.report.found("delay", &words, Cause::None);
+            }
+            let arrived = async {
+                loop {
+                    match stream.next().await {
+                        Ok(Some(Item::Event(event))) if event.data == message => return true,
+                        Ok(Some(_)) => {}
+                        Ok(None) | Err(_) => return false,
+                    }
+                }
+            };
+            match timeout(PATIENCE, arrived).await {
+                Ok(true) => longest = longest.max(sent.elapsed()),
+                Ok(false) => {
+                    return self.report.found(
+                        "delay",
+                        "the stream ended while messages were sent",
+                        Cause::None,
+                    );
+                }
+                Err(_) => {
+                    let words =
+                        format!("a message did not arrive within {} s: it is held back", PATIENCE.as_secs());
+                    return self.report.found("delay", &words, Cause::Buffering);
+                }
+            }
+        }
+        let words = format!("{MESSAGES} messages, each {} ms or less after it was sent", longest.as_millis());
+        if longest > PROMPT {
+            self.report.found("delay", &words, Cause::Buffering)
+        } else {
+            self.report.fine("delay", &words)
+        }
+    }
+
+    async fn silence(&mut self, stream: &mut Stream, idle: Duration) {
+        let begin = Instant::now();
+        let (mut last, mut longest, mut heartbeats, mut bunched) = (begin, Duration::ZERO, 0_u32, false);
+        let mut closed = None;
+        let end = loop {
+            let Ok(item) = timeout_at(begin + idle, stream.next()).await else { break None };
+            let since = last.elapsed();
+            match item {
+                Ok(Some(item)) => {
+                    match item {
+                        Item::Comment => {
+                            bunched |= heartbeats > 0 && since < BUNCHED;
+                            heartbeats += 1;
+                        }
+                        Item::Event(event) if event.kind == "stream-close" => closed = Some(told(&event)),
+                        Item::Event(_) => {}
+                    }
+                    longest = longest.max(since);
+                    last = Instant::now();
+                }
+                Ok(None) => break Some("it ended"),
+                Err(_) => break Some("it was cut"),
+            }
+        };
+        let (age, silence) = (seconds(begin.elapsed()), last.elapsed());
+        if bunched {
+            let words = "heartbeats come several at once: they are held back on their way";
+            self.report.found("buffering", words, Cause::Buffering);
+        }
+        match (end, closed) {
+            (Some(_), Some(told)) => {
+                let words = format!("the gateway closed the stream after {age} s ({})", word(&told["code"]));
+                self.report.note("idle", &words, Cause::None)
+            }
+            (Some(how), None) if heartbeats > 0 && silence < longest => {
+                let words =
+                    format!("{how} after {age} s, though there were heartbeats: something limits the whole");
+                self.report.found("idle", &words, Cause::TotalTimeout)
+            }
+            (Some(how), None) => {
+                let words = format!(
+                    "{how} after {} s of silence, before a heartbeat could break it",
+                    seconds(silence)
+                );
+                self.report.found("idle", &words, Cause::IdleTimeout)
+            }
+            (None, _) if last != begin => {
+                let words = format!(
+                    "open for {age} s, with {heartbeats} heartbeats; the longest silence was {} s",
+                    seconds(longest.max(silence))
+                );
+                self.report.fine("idle", &words)
+            }
+            (None, _) if idle < HEARTBEAT => {
+                let words =
+                    format!("open for {age} s of silence; with a longer --idle a heartbeat would be seen");
+                self.report.note("idle", &words, Cause::None)
+            }
+            (None, _) => {
+                let words = format!(
+                    "nothing came for {age} s: heartbeats are held back, or streams.heartbeat of the gateway is longer"
+                );
+                self.report.found("idle", &words, Cause::Buffering)
+            }
+        }
+    }
+}
+
+fn seconds(span: Duration) -> String {
+    format!("{:.1}", span.as_secs_f64())
+}

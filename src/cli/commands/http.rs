@@ -1,0 +1,188 @@
+//! Requests to a gateway from outside, over whatever stands between: the client of `sub`, `pub` and `doctor`.
+//!
+//! No redirect is followed and no proxy of the environment is used: what is measured, and who is shown the token, is what
+//! was typed.
+
+use std::env;
+use std::fs::File;
+use std::io::Read as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderValue, USER_AGENT};
+use hyper::http::request;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde_json::Value;
+use tokio::time::timeout;
+use url::Url;
+
+use super::Failure;
+use crate::cli::Target;
+use crate::config::{CLIENT_TOKEN, Secret};
+use crate::net::reason::{self, Peer};
+use crate::net::roots;
+
+/// How long a server may take to accept, over all its addresses.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After so much silence the system asks the other side whether it is there: else a stream would wait for ever for one that
+/// is gone.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// How long the body of a refusal may take, and how large it may be.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_REFUSAL: usize = 64 * 1024;
+
+/// Bytes of a token that are read from a file: more than any head of a request holds.
+const MAX_TOKEN: u64 = 1024 * 1024;
+
+/// Versions of HTTP to offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Versions {
+    /// 1.1 alone.
+    Http1,
+    /// As a browser does: 2 where TLS negotiates it.
+    Any,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Client {
+    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    authorization: Option<HeaderValue>,
+}
+
+impl Client {
+    pub(crate) fn new(target: &Target, versions: Versions) -> Result<Self, Failure> {
+        let authorization = authorization(target)?;
+        let tls = roots::client_config(target.ca.as_deref()).map_err(|why| match target.ca {
+            Some(_) => Failure::Usage(format!("--ca: {why}")),
+            None => Failure::Failed(why),
+        })?;
+        let mut sockets = HttpConnector::new();
+        sockets.enforce_http(false);
+        sockets.set_nodelay(true);
+        sockets.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        sockets.set_keepalive(Some(KEEPALIVE));
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+        let connector = match versions {
+            Versions::Http1 => connector.enable_http1().wrap_connector(sockets),
+            Versions::Any => connector.enable_all_versions().wrap_connector(sockets),
+        };
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            // Each request is to find its way by itself.
+            .pool_max_idle_per_host(0)
+            .build(connector);
+        Ok(Client { http, authorization })
+    }
+
+    /// A request for `url`, with the token if there is one.
+    pub(crate) fn request(&self, method: Method, url: &Url) -> request::Builder {
+        let agent = concat!("topicgate/", env!("CARGO_PKG_VERSION"));
+        let builder = Request::builder().method(method).uri(url.as_str()).header(USER_AGENT, agent);
+        match &self.authorization {
+            Some(value) => builder.header(AUTHORIZATION, value),
+            None => builder,
+        }
+    }
+
+    /// A request for a stream, as an EventSource makes it.
+    pub(crate) fn stream(&self, url: &Url, last_event_id: &str) -> request::Builder {
+        let builder = self.request(Method::GET, url).header(ACCEPT, "text/event-stream");
+        let builder = builder.header("cache-control", "no-cache");
+        // As bytes: an id may have characters beyond ASCII, which go as they are.
+        if last_event_id.is_empty() {
+            builder
+        } else {
+            builder.header("last-event-id", last_event_id.as_bytes())
+        }
+    }
+
+    /// Sends it and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// Why there is none, in one line.
+    pub(crate) async fn send(
+        &self,
+        request: request::Builder,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, String> {
+        let request = request.body(Full::new(body)).map_err(|error| format!("cannot be sent: {error}"))?;
+        let address = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let answer = self.http.request(request).await;
+        answer
+            .map_err(|error| format!("{address}: {}", reason::sentence(&reason::chain(&error), Peer::Typed)))
+    }
+}
+
+/// The token of a flag, of a file, or of the environment, as it is sent. An empty variable is not set; an empty flag or file
+/// is a mistake, such as a `$(command)` that failed.
+fn authorization(target: &Target) -> Result<Option<HeaderValue>, Failure> {
+    let (place, token) = if let Some(Secret(token)) = &target.token {
+        ("--token".to_owned(), token.clone())
+    } else if let Some(file) = &target.token_file {
+        let place = format!("--token-file {}", file.display());
+        let mut token = String::new();
+        let read = File::open(file).and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut token));
+        read.map_err(|error| Failure::Usage(format!("{place} cannot be read: {error}")))?;
+        (place, token)
+    } else {
+        let token = env::var_os(CLIENT_TOKEN).unwrap_or_default().to_string_lossy().into_owned();
+        if token.trim().is_empty() {
+            return Ok(None);
+        }
+        (CLIENT_TOKEN.to_owned(), token)
+    };
+    let token = token.trim();
+    if token.is_empty() {
+        return Err(Failure::Usage(format!("{place} is empty; give it a token, or leave it out")));
+    }
+    let value = HeaderValue::try_from(format!("Bearer {token}"));
+    value.map(Some).map_err(|_| Failure::Usage(format!("{place} has characters that no token has")))
+}
+
+/// Sets a parameter of the query, whatever it was before.
+pub(crate) fn set_parameter(url: &mut Url, name: &str, value: &str) {
+    let others: Vec<_> = url.query_pairs().into_owned().filter(|(other, _)| other != name).collect();
+    url.query_pairs_mut().clear().extend_pairs(others).append_pair(name, value);
+}
+
+/// What an answer other than the one that was hoped for says: a problem of a gateway (RFC 9457) in its own words, and of
+/// others the status.
+pub(crate) async fn refusal(response: Response<Incoming>) -> String {
+    let status = response.status();
+    let location =
+        response.headers().get("location").map(|to| String::from_utf8_lossy(to.as_bytes()).into_owned());
+    let body = timeout(REFUSAL_TIMEOUT, Limited::new(response.into_body(), MAX_REFUSAL).collect()).await;
+    let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let what = match (problem["code"].as_str(), problem["detail"].as_str()) {
+        (Some(code), Some(detail)) => format!(" {}: {}", printable(code), printable(detail)),
+        _ => status.canonical_reason().map(|reason| format!(" {reason}")).unwrap_or_default(),
+    };
+    match location {
+        Some(to) if status.is_redirection() => {
+            format!("{}{what} to {}; name that URL", status.as_u16(), printable(&to))
+        }
+        _ => format!("{}{what}", status.as_u16()),
+    }
+}
+
+/// Whether the same request may be answered otherwise later.
+pub(crate) fn passes(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+}
+
+/// What came from elsewhere, without the characters by which it could write elsewhere on a terminal than in its line.
+pub(crate) fn printable(text: &str) -> String {
+    let show =
+        |c: char| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(show).collect()
+}

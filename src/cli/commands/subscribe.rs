@@ -1,0 +1,190 @@
+//! `topicgate sub`: prints the events of a stream, and comes back where it was cut, as an EventSource does; but other than
+//! one it also comes back after a status that passes.
+//!
+//! Messages go to standard output, what is said about the stream to standard error.
+
+use std::io::{Write as _, stderr, stdout};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::CONTENT_TYPE;
+use serde::Serialize;
+use serde_json::Value;
+use url::Url;
+
+use super::events::{Event, Item};
+use super::http::{self, Client, Versions, printable};
+use super::stream::Stream;
+use super::{Failure, unless_closed};
+use crate::cli::Subscribe;
+
+/// How long to wait before coming back where no stream has said it, as in browsers.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// The most that is waited, however often it failed.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Why a connection has ended.
+enum End {
+    /// It may be opened again. `had`: it was a stream, so the way there works.
+    Cut { had: bool, why: String },
+    /// It must not, or nobody reads what is printed.
+    Final,
+}
+
+/// Runs until the gateway says that there is no coming back, or nobody reads what is printed.
+pub(crate) async fn follow(options: Subscribe) -> Result<ExitCode, Failure> {
+    let mut url = options.target.url.clone();
+    let last = options.last.map(|last| last.to_string());
+    for (name, value) in [("since", &options.since), ("last", &last)] {
+        if let Some(value) = value {
+            http::set_parameter(&mut url, name, value);
+        }
+    }
+    let client = Client::new(&options.target, Versions::Http1)?;
+    let id = options.last_event_id.unwrap_or_default();
+    let mut follower = Follower { client, url, json: options.json, id, retry: RETRY };
+    let (mut failures, mut ever) = (0, false);
+    loop {
+        let why = match follower.open().await? {
+            End::Final => return Ok(ExitCode::SUCCESS),
+            End::Cut { had: false, why } if !ever => return Err(Failure::Failed(why)),
+            End::Cut { had, why } => {
+                ever = true;
+                failures = if had { 0 } else { failures + 1 };
+                why
+            }
+        };
+        // A gateway gives each stream a time of its own; twice as long each time that there is none.
+        let wait = follower.retry.saturating_mul(1 << failures.min(6)).min(LONGEST_WAIT.max(follower.retry));
+        say(&format!("{why}; coming back in {}", humantime::format_duration(to_millis(wait))));
+        tokio::time::sleep(wait).await;
+    }
+}
+
+struct Follower {
+    client: Client,
+    url: Url,
+    json: bool,
+    /// That of the last event.
+    id: String,
+    retry: Duration,
+}
+
+impl Follower {
+    /// Opens the stream and prints it to its end.
+    async fn open(&mut self) -> Result<End, Failure> {
+        let request = self.client.stream(&self.url, &self.id);
+        let response = match self.client.send(request, Bytes::new()).await {
+            Ok(response) => response,
+            Err(why) => return Ok(End::Cut { had: false, why }),
+        };
+        match response.status() {
+            StatusCode::OK => {}
+            // By the standard the one way to tell an EventSource not to come back.
+            StatusCode::NO_CONTENT => {
+                say("204 No Content: there is no stream to come back to");
+                return Ok(End::Final);
+            }
+            status if http::passes(status) => {
+                return Ok(End::Cut { had: false, why: http::refusal(response).await });
+            }
+            _ => return Err(Failure::Failed(http::refusal(response).await)),
+        }
+        let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
+        if !is_event_stream(kind) {
+            let kind = printable(&String::from_utf8_lossy(kind));
+            return Err(Failure::Failed(format!(
+                "the answer is {kind:?} and no event stream; is this a topic's URL?"
+            )));
+        }
+        let mut stream = Stream::new(response.into_body(), &self.id);
+        loop {
+            let item = stream.next().await;
+            self.retry = stream.retry().unwrap_or(self.retry);
+            match item {
+                Ok(Some(Item::Comment)) => {}
+                Ok(Some(Item::Event(event))) => {
+                    self.id.clone_from(&event.id);
+                    if !self.show(&event)?
+                        || event.kind == "stream-close" && told(&event)["reconnect"] == false
+                    {
+                        return Ok(End::Final);
+                    }
+                }
+                Ok(None) => return Ok(End::Cut { had: true, why: "the stream has ended".into() }),
+                Err(why) => return Ok(End::Cut { had: true, why: format!("the stream was cut: {why}") }),
+            }
+        }
+    }
+
+    /// Whether somebody still reads what is printed.
+    fn show(&self, event: &Event) -> Result<bool, Failure> {
+        match event.kind.as_str() {
+            "stream-gap" => {
+                let told = told(event);
+                let (topic, reason) = (word(&told["topic"]), word(&told["reason"]));
+                say(&format!("gap: messages of {topic} are missing here ({reason})"));
+            }
+            "stream-close" => say(&format!("closed by the gateway ({})", word(&told(event)["code"]))),
+            _ => {}
+        }
+        let mut out = stdout().lock();
+        let line = if self.json {
+            json(event)
+        } else if event.kind.starts_with("stream-") {
+            return Ok(true);
+        } else {
+            plain(event)
+        };
+        unless_closed(writeln!(out, "{line}").and_then(|()| out.flush()))
+    }
+}
+
+/// Whether a stream may be of this type, as a browser sees it.
+pub(crate) fn is_event_stream(kind: &[u8]) -> bool {
+    let essence = kind.split(|b| *b == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+}
+
+/// What a control event says; nothing, if it says nothing that can be read.
+pub(crate) fn told(event: &Event) -> Value {
+    serde_json::from_str(&event.data).unwrap_or_default()
+}
+
+/// A text that a control event holds.
+pub(crate) fn word(value: &Value) -> String {
+    printable(value.as_str().unwrap_or("?"))
+}
+
+/// For people: the id, the type where it has one, the data; its further lines stand under the first.
+fn plain(event: &Event) -> String {
+    let mut head = printable(&event.id);
+    if event.kind != "message" {
+        head = format!("{head} {}", printable(&event.kind));
+    }
+    let indent = format!("\n{:width$} ", "", width = head.chars().count());
+    let lines: Vec<String> = event.data.split('\n').map(printable).collect();
+    format!("{head} {}", lines.join(&indent))
+}
+
+fn json(event: &Event) -> String {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        id: &'a str,
+        event: &'a str,
+        data: &'a str,
+    }
+    let line = Line { id: &event.id, event: &event.kind, data: &event.data };
+    serde_json::to_string(&line).unwrap_or_default() // three texts can be written as JSON
+}
+
+fn to_millis(span: Duration) -> Duration {
+    Duration::from_millis(span.as_millis().try_into().unwrap_or(u64::MAX))
+}
+
+fn say(words: &str) {
+    let _ = writeln!(stderr(), "topicgate: {words}");
+}

@@ -1,0 +1,194 @@
+//! `topicgate token`: makes a token that the configured key accepts, and says what is in one. Whether it is accepted is
+//! asked of the very code that the gateway asks.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, stdin};
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyper::HeaderMap;
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use jsonwebtoken::Algorithm;
+use serde_json::{Map, Value, json};
+
+use super::http::printable;
+use super::signer::Signer;
+use super::{Failure, print};
+use crate::auth::{Action, Asked, Auth, AuthError, Caller};
+use crate::cli::{Inspect, Mint};
+use crate::config::{Config, Jwt, JwtKeys};
+use crate::metrics::Metrics;
+use crate::protocol::topic::Filter;
+
+/// Bytes of a token that are read from standard input: more than any head of a request holds.
+const MAX_TOKEN: u64 = 1024 * 1024;
+
+/// Prints a token with the claims that were typed and those that the configuration asks for.
+pub(crate) async fn mint(mint: Mint) -> Result<ExitCode, Failure> {
+    let config = Config::load(&mint.options.sources()?)?;
+    let jwt = jwt(&config)?;
+    let signer = match (&jwt.keys, &mint.key) {
+        (JwtKeys::Secret(secret), None) => {
+            let algorithm = jwt.algorithm.unwrap_or(Algorithm::HS256);
+            Signer::from_secret(&secret.0, algorithm).map_err(Failure::Usage)?
+        }
+        (JwtKeys::Secret(_), Some(_)) => {
+            let problem =
+                "--key is of no use: the gateway checks tokens with auth.jwt.secret, which also signs them";
+            return Err(Failure::Usage(problem.into()));
+        }
+        (_, None) => {
+            let problem = "the gateway checks tokens with a public key; name the private one that belongs to it with --key";
+            return Err(Failure::Usage(problem.into()));
+        }
+        (_, Some(file)) => {
+            let pem = std::fs::read(file).map_err(|error| format!("cannot be read: {error}"));
+            let signer = pem.and_then(|pem| Signer::from_pem(&pem, jwt.algorithm));
+            signer.map_err(|problem| Failure::Usage(format!("--key: {} {problem}", file.display())))?
+        }
+    };
+    for (flag, patterns) in [("--subscribe", &mint.subscribe), ("--publish", &mint.publish)] {
+        for pattern in patterns {
+            let read = Filter::read(pattern, config.broker.alias(), config.limits.topic_length);
+            read.map_err(|why| Failure::Usage(format!("{flag} {pattern:?}: {why}")))?;
+        }
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut claims = json!({ "iat": now.as_secs(), "exp": now.saturating_add(mint.expires).as_secs() });
+    for (name, value) in
+        [("sub", mint.subject.as_ref()), ("aud", jwt.audience.first()), ("iss", jwt.issuer.first())]
+    {
+        if let Some(value) = value {
+            claims[name] = value.as_str().into();
+        }
+    }
+    if !(mint.subscribe.is_empty() && mint.publish.is_empty()) {
+        let grants = json!({ "subscribe": mint.subscribe, "publish": mint.publish });
+        put(&mut claims, &jwt.claim, grants)?;
+    }
+    let token = signed(&signer, &claims)?;
+    // One that is refused would only send people looking elsewhere.
+    match ask(&config, &token).await? {
+        Ok(_) => print(token + "\n"),
+        Err(why) => Err(Failure::Failed(format!("the configuration would not accept this token: {why}"))),
+    }
+}
+
+/// Prints what a token says, and whether it is accepted; else ends with 1.
+pub(crate) async fn inspect(inspect: Inspect) -> Result<ExitCode, Failure> {
+    let config = Config::load(&inspect.options.sources()?)?;
+    let token = match inspect.token {
+        Some(token) => token,
+        None => {
+            let mut token = String::new();
+            let read = stdin().take(MAX_TOKEN).read_to_string(&mut token);
+            read.map_err(|error| Failure::Failed(format!("standard input cannot be read: {error}")))?;
+            token
+        }
+    };
+    let token = token.trim();
+    let mut page = String::new();
+    let parts: Vec<Option<Value>> = token.split('.').map(decoded).collect();
+    match &parts[..] {
+        [Some(header), Some(claims), _] => {
+            let whole = format!("header: {header:#}\nclaims: {claims:#}");
+            whole.lines().for_each(|line| page += &(printable(line) + "\n"));
+        }
+        _ => {
+            return Err(Failure::Usage(
+                "this is not a JWT: three parts in base64url, with dots between".into(),
+            ));
+        }
+    }
+    // Whoever asks for what is in a token need not have a key for it.
+    if config.auth.jwt.is_none() {
+        page.push_str("not checked: there is no [auth.jwt] in this configuration\n");
+        return print(page);
+    }
+    match ask(&config, token).await? {
+        Ok(caller) => {
+            page.push_str(&in_words(&caller));
+            print(page)
+        }
+        Err(why) => {
+            let _ = writeln!(page, "refused: {why}");
+            print(page)?;
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn jwt(config: &Config) -> Result<&Jwt, Failure> {
+    let missing = "there is no key to make tokens for; set auth.jwt.secret (TOPICGATE_AUTH__JWT__SECRET), or public_key";
+    config.auth.jwt.as_ref().ok_or_else(|| Failure::Usage(missing.into()))
+}
+
+/// What a gateway with this configuration makes of the token.
+async fn ask(config: &Config, token: &str) -> Result<Result<Caller, AuthError>, Failure> {
+    let auth =
+        Auth::new(config, &Arc::new(Metrics::new())).map_err(|error| Failure::Usage(error.to_string()))?;
+    let bearer = HeaderValue::try_from(format!("Bearer {token}"));
+    let bearer = bearer.map_err(|_| Failure::Usage("the token has characters that no token has".into()))?;
+    let asked = Asked {
+        action: Action::Subscribe,
+        filters: &[],
+        headers: &HeaderMap::from_iter([(AUTHORIZATION, bearer)]),
+        query: None,
+        client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
+    let caller = auth.identify(&asked).await;
+    // `None` is for requests without a token.
+    Ok(caller.map(Option::unwrap_or_default))
+}
+
+fn signed(signer: &Signer, claims: &Value) -> Result<String, Failure> {
+    let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let header = json!({ "alg": signer.algorithm(), "typ": "JWT" });
+    let message = format!("{}.{}", encode(&header), encode(claims));
+    let signature = signer.sign(message.as_bytes());
+    let signature =
+        signature.map_err(|_| Failure::Failed("the token cannot be signed with this key".into()))?;
+    Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
+}
+
+fn decoded(part: &str) -> Option<Value> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
+}
+
+/// Puts a value at a JSON pointer (RFC 6901), making the objects on the way.
+fn put(claims: &mut Value, pointer: &str, value: Value) -> Result<(), Failure> {
+    let mut place = claims;
+    for segment in pointer.split('/').skip(1) {
+        let name = segment.replace("~1", "/").replace("~0", "~");
+        let Some(object) = place.as_object_mut() else {
+            return Err(Failure::Usage(format!(
+                "auth.jwt.claim = {pointer:?} leads into a claim that is no object"
+            )));
+        };
+        place = object.entry(name).or_insert_with(|| Map::new().into());
+    }
+    *place = value;
+    Ok(())
+}
+
+fn in_words(caller: &Caller) -> String {
+    let grants = |filters: &[Filter]| match filters {
+        [] => "nothing".to_owned(),
+        filters => filters.iter().map(Filter::as_str).collect::<Vec<_>>().join(", "),
+    };
+    let left = caller.expires.and_then(|expires| expires.duration_since(SystemTime::now()).ok());
+    let left = left.map_or_else(String::new, |left| {
+        let seconds = humantime::format_duration(Duration::from_secs(left.as_secs()));
+        format!(", for {seconds} more, with auth.jwt.leeway")
+    });
+    format!(
+        "accepted{left}\nsubject: {}\ngranted to read: {}\ngranted to publish: {}\n",
+        caller.subject.as_deref().map_or_else(|| "none".to_owned(), |subject| format!("{subject:?}")),
+        grants(&caller.subscribe),
+        grants(&caller.publish)
+    )
+}

@@ -1,0 +1,1 @@
+//! The layers that a configuration is read from.

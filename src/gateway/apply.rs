@@ -1,0 +1,65 @@
+//! Puts another configuration in force while the gateway runs: for requests and new streams at once, and for the streams
+//! that are open as far as they may still read. What cannot change is not looked at here.
+
+use std::sync::atomic::Ordering;
+
+use super::runtime::Current;
+use super::{Gateway, log_settings};
+use crate::auth::Auth;
+use crate::config::Config;
+use crate::metrics::Limit;
+use crate::protocol::topic::Filter;
+use crate::reader::Who;
+
+impl Gateway {
+    /// Puts another configuration in force, as far as it does not concern listeners and the broker. Ends the streams that
+    /// it does not let read on, and returns how many those are. To be called by one at a time.
+    pub fn renew(&self, config: Config, auth: Auth) -> usize {
+        let current = self.current().renewed(config, auth);
+        self.hand_topics_over(&current.config.topics);
+        // From here on nobody is let in by what was in force before: who is on the way in looks once more at the end.
+        *self.current.write() = current.clone();
+        self.put_limits(&current.config);
+        let topics = &current.config.topics;
+        let settings: Vec<_> = topics.iter().map(|rule| log_settings(rule, &self.metrics)).collect();
+        self.keep_warm(topics);
+        self.registry.set_rules(|filter| current.rule_index(filter).map(|index| settings[index].clone()));
+        let mut revoked = 0;
+        for log in self.registry.logs_read() {
+            let filter = log.filter();
+            if current.still_lets_read(filter, &Who::Anyone) {
+                continue;
+            }
+            for signal in log.readers() {
+                if !current.still_lets_read(filter, &signal.reader.who) && signal.revoke() {
+                    revoked += 1;
+                }
+            }
+        }
+        revoked
+    }
+
+    /// Gives the logs of these filters what the rules say now: they may have been made by what was in force before.
+    pub(crate) fn renew_logs(&self, current: &Current, filters: &[Filter]) {
+        for filter in filters {
+            if let Some(index) = current.rule_index(filter) {
+                let (bounds, fields) = log_settings(&current.config.topics[index], &self.metrics);
+                self.registry.set_rule(filter, &bounds, fields);
+            }
+        }
+    }
+
+    /// Tells everyone what they are to keep, and the metrics what there is.
+    pub(crate) fn put_limits(&self, config: &Config) {
+        let limits = &config.limits;
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.table.set_limit(limits.streams);
+        self.clients.set_limits(limits);
+        self.registry.set_bounds(limits.topics, size(limits.buffer));
+        self.max_message.store(size(limits.message), Ordering::Relaxed);
+        self.metrics.limits.configure(limits);
+        self.metrics.limits.set_bound(Limit::Addresses, self.clients.max_addresses() as u64);
+        // At zero from the start, as far as can be said from the start.
+        config.topics.iter().for_each(|rule| drop(self.metrics.rules.rule(&rule.pattern())));
+    }
+}

@@ -1,0 +1,158 @@
+//! The gateway as those see it who run it: which topics and streams there are, how they stand, and how to end some. For
+//! the admin listener; the rules, which say what clients may, have no part in it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::Gateway;
+use super::samples::{History, Sample, unix_ms};
+use crate::ingest::status::Upstream;
+use crate::log::message::Format;
+use crate::log::{LogState, Reading};
+use crate::protocol::codes::{CloseCode, HttpVersion};
+use crate::protocol::seek::Start;
+use crate::protocol::topic::Filter;
+use crate::reader::handle::Signal;
+use crate::reader::{Reader, Who};
+use crate::stream::{Stream, Terms};
+
+/// Which streams are meant: those of which everything holds that is said here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The one of this id.
+    pub id: Option<u64>,
+    /// A topic or pattern of theirs overlaps with this one.
+    pub topic: Option<Filter>,
+    /// Their address is in this network.
+    pub address: Option<IpNet>,
+    /// Their token has this subject.
+    pub subject: Option<String>,
+}
+
+/// How a stream stands.
+#[derive(Debug, Clone)]
+pub struct StreamState {
+    /// Its id, as in the log.
+    pub id: u64,
+    /// Who reads.
+    pub reader: Reader,
+    /// For how long.
+    pub age: Duration,
+    /// Bytes handed to its connection.
+    pub sent: u64,
+    /// What it reads, and what of it it has not read yet.
+    pub reading: Reading,
+    /// Why it is about to end, if it is.
+    pub closing: Option<CloseCode>,
+}
+
+impl Gateway {
+    /// The states of up to `limit` topics whose names begin with `prefix`, from behind `after` on.
+    pub fn topics(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
+        self.registry.look(prefix, after, limit)
+    }
+
+    /// The states of the first `limit` wanted streams with an id over `after`, and whether there are more.
+    pub fn streams(&self, wanted: &Wanted, after: u64, limit: usize) -> (Vec<StreamState>, bool) {
+        let (found, more) = self.find(wanted, limit, |signal| signal.id > after);
+        let mut readings = self.registry.readings(&found);
+        let now = self.table.clock().now();
+        let state = |signal: &Arc<Signal>| StreamState {
+            id: signal.id,
+            reader: signal.reader.clone(),
+            age: Duration::from_millis(now.saturating_sub(signal.opened)),
+            sent: signal.sent(),
+            reading: readings.remove(&signal.id).unwrap_or_default(),
+            closing: signal.closing(),
+        };
+        (found.iter().map(state).collect(), more)
+    }
+
+    /// Ends up to `limit` of the wanted streams, and tells their readers to come back. Returns how many that were, and
+    /// whether there are more.
+    pub fn end(&self, wanted: &Wanted, limit: usize) -> (usize, bool) {
+        let (found, more) = self.find(wanted, limit, |signal| signal.closing().is_none());
+        found.iter().for_each(|signal| signal.close(CloseCode::Closed));
+        (found.len(), more)
+    }
+
+    /// A stream for a person who looks on: the last messages of a topic or pattern that is held, and what comes. `None` if
+    /// nothing of that name is held: nothing is subscribed, nor fetched, for one who looks on.
+    ///
+    /// # Errors
+    /// Why they should come back later.
+    pub fn watch(
+        &self,
+        filter: &Filter,
+        last: usize,
+        address: IpAddr,
+        http: HttpVersion,
+    ) -> Result<Option<Stream>, CloseCode> {
+        if self.is_draining() {
+            return Err(CloseCode::Draining);
+        }
+        let Some(lease) = self.registry.hold(filter) else { return Ok(None) };
+        let reader = Reader { address, who: Who::Operator, http };
+        let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
+        let place = self.clients.enter(ticket.signal().clone(), 1)?;
+        let terms = Terms { format: Format::CloudEvents, expires: None };
+        let start = (&Start::Last(last), [].as_slice());
+        Ok(Some(Stream::open(self.current().streams.clone(), ticket, place, vec![lease], start, terms)))
+    }
+
+    /// Whether the broker can be relied on now, and if not or not all of it, why.
+    pub fn upstream(&self) -> Upstream {
+        self.upstream.borrow().all().clone()
+    }
+
+    /// How things stand this moment.
+    pub fn sample(&self) -> Sample {
+        let metrics = self.metrics();
+        let gone = CloseCode::Gone.as_str();
+        let turned_away = metrics.streams_closed().filter(|(code, _)| *code != gone);
+        Sample {
+            time: unix_ms(),
+            streams: self.table.len(),
+            received: metrics.messages_received.get(),
+            sent: metrics.events_sent.get(),
+            sent_bytes: metrics.bytes_sent.get(),
+            gaps: metrics.gaps_told().map(|(_, count)| count).sum(),
+            refused: metrics.requests_refused().chain(turned_away).map(|(_, count)| count).sum(),
+        }
+    }
+
+    /// The last minutes.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Up to `limit` of the wanted streams for which `also` holds, in the order of their ids, and whether there are more.
+    fn find(
+        &self,
+        wanted: &Wanted,
+        limit: usize,
+        also: impl Fn(&Signal) -> bool,
+    ) -> (Vec<Arc<Signal>>, bool) {
+        let of_topic = wanted.topic.as_ref().map(|topic| self.registry.readers_of(topic));
+        let mut found = self.table.find(|signal| {
+            also(signal)
+                && wanted.id.is_none_or(|id| id == signal.id)
+                && wanted.address.is_none_or(|network| network.contains(&signal.reader.address))
+                && wanted
+                    .subject
+                    .as_deref()
+                    .is_none_or(|it| signal.reader.subject().map(|subject| &**subject) == Some(it))
+                && of_topic.as_ref().is_none_or(|ids| ids.binary_search(&signal.id).is_ok())
+        });
+        let more = found.len() > limit;
+        if more {
+            found.select_nth_unstable_by_key(limit, |signal| signal.id);
+            found.truncate(limit);
+        }
+        found.sort_unstable_by_key(|signal| signal.id);
+        (found, more)
+    }
+}

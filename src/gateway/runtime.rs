@@ -1,0 +1,104 @@
+//! What is in force: the configuration, and what is made of it for requests and for streams that open. A reload puts
+//! another in its place, as a whole; a request that has begun with one goes on with it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::auth::access::{self, Verdict};
+use crate::auth::{Action, Auth, Caller, Voucher};
+use crate::config::Config;
+use crate::log::Registry;
+use crate::metrics::Metrics;
+use crate::protocol::filter_index::FilterIndex;
+use crate::protocol::topic::Filter;
+use crate::reader::Who;
+use crate::stream::Shared;
+use crate::stream::outcome::Why;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Current {
+    /// The configuration.
+    pub config: Config,
+    /// Tells who asks.
+    pub auth: Auth,
+    /// What the streams that open now have in common.
+    pub streams: Arc<Shared>,
+    /// The places of the rules of each pattern.
+    rules: FilterIndex<Vec<usize>>,
+}
+
+impl Current {
+    /// Of a configuration and what was made of its `[auth]`.
+    pub fn new(config: Config, auth: Auth, registry: Arc<Registry>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::of(config, auth, registry, metrics, Arc::default())
+    }
+
+    /// Of another configuration, for the same gateway.
+    pub fn renewed(&self, config: Config, auth: Auth) -> Arc<Self> {
+        let Shared { registry, metrics, why, .. } = &*self.streams;
+        Self::of(config, auth, registry.clone(), metrics.clone(), why.clone())
+    }
+
+    fn of(
+        config: Config,
+        auth: Auth,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        why: Arc<Why>,
+    ) -> Arc<Self> {
+        let streams = Arc::new(Shared {
+            registry,
+            metrics,
+            heartbeat: config.streams.heartbeat,
+            retry: config.streams.retry,
+            max_age: config.streams.max_age,
+            write_timeout: config.streams.write_timeout,
+            why,
+        });
+        let mut rules = FilterIndex::default();
+        let mut of_pattern: HashMap<&Filter, Vec<usize>> = HashMap::new();
+        for (index, rule) in config.topics.iter().enumerate() {
+            of_pattern.entry(&rule.filter).or_default().push(index);
+        }
+        of_pattern.into_iter().for_each(|(filter, indices)| _ = rules.insert(filter, indices));
+        Arc::new(Current { config, auth, streams, rules })
+    }
+
+    /// Whether `caller` may do this with all of `filter`.
+    pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
+        // Those that are concerned, in their order, are all that matter: there may be many others.
+        let mut concerned: SmallVec<[usize; 4]> = SmallVec::new();
+        self.rules.overlapping(filter, |indices| concerned.extend_from_slice(indices));
+        concerned.sort_unstable();
+        let rules = concerned.iter().map(|index| &self.config.topics[*index]);
+        access::decide(rules, action, filter, caller)
+    }
+
+    /// The rule that covers all of `filter`, the first if there are several.
+    pub fn rule_index(&self, filter: &Filter) -> Option<usize> {
+        let mut first = None;
+        self.rules.covering(filter, |indices| first = first.into_iter().chain(indices.iter().copied()).min());
+        first
+    }
+
+    /// Whether a stream over `filter` that was opened under what was in force then would be let in now.
+    pub fn still_lets_read(&self, filter: &Filter, who: &Who) -> bool {
+        let allows = |caller| matches!(self.decide(Action::Subscribe, filter, caller), Verdict::Allowed(_));
+        // A backend was asked about certain topics, and has said nothing of the others, whatever the rule is content with.
+        let speaks_of_it = |caller: &Caller| match caller.voucher {
+            Some(Voucher::Backend(_)) => caller.is_granted(Action::Subscribe, filter),
+            Some(Voucher::Keys(_)) | None => true,
+        };
+        match who {
+            Who::Operator => true,
+            Who::Anyone => allows(None),
+            Who::Caller(caller) => {
+                let said = self.auth.stands_by(caller) && speaks_of_it(caller);
+                allows(None) || said && allows(Some(caller))
+            }
+        }
+    }
+}

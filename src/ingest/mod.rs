@@ -1,0 +1,302 @@
+//! Ingest: takes what the broker tells and writes it into the logs. The only writer.
+//!
+//! It assigns positions (through the registry), has each message encoded once, and turns every loss into a gap in the
+//! logs concerned. It does not talk back to the broker.
+
+pub mod backfill;
+pub mod encoder;
+pub mod status;
+
+use crate::ingest::status::{Upstream, Upstreams};
+use std::slice;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::yield_now;
+
+use self::encoder::Encoder;
+use crate::broker::{self, Event, Link};
+use crate::log::Registry;
+use crate::metrics::{Limit, Metrics};
+use crate::protocol::codes::GapReason;
+use crate::protocol::topic::{Filter, Topic};
+use crate::traces::Traces;
+
+/// Events taken at once.
+const BATCH: usize = 256;
+
+/// Readers woken at once: as many as fit into the run queue of one worker. They run before the next are woken, and
+/// meanwhile the broker's connection has its turn too: those woken later find what it brought, and write it in one go.
+const WAKES: usize = 256;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Ingest {
+    /// Where entries go.
+    pub registry: Arc<Registry>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Makes entries of messages.
+    pub encoder: Encoder,
+    /// Told of every change of the broker's state.
+    pub upstream: watch::Sender<Upstreams>,
+    /// What is traced.
+    pub traces: Traces,
+}
+
+impl Ingest {
+    /// Runs until the broker's task has ended.
+    pub async fn run(self, mut events: mpsc::Receiver<Event>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut waking = false;
+        let waiting = self.metrics.limits.used(Limit::BrokerEvents);
+        loop {
+            if !waking {
+                if events.recv_many(&mut batch, BATCH).await == 0 {
+                    return;
+                }
+                // Several at once are a part of more: one read of the broker's connection, handed on piece by piece.
+                if batch.len() > 1 {
+                    yield_now().await;
+                }
+            }
+            while batch.len() < BATCH
+                && let Ok(event) = events.try_recv()
+            {
+                batch.push(event);
+            }
+            waiting.set(events.len() as i64);
+            batch.drain(..).for_each(|event| self.take(event));
+            waking = self.registry.wake(WAKES);
+            if waking {
+                yield_now().await;
+            }
+        }
+    }
+
+    fn take(&self, event: Event) {
+        match event {
+            Event::Message(message) => self.append(message),
+            Event::Lost { filters, why } => {
+                let gaps = self.registry.append_gap(filters.as_deref(), None, GapReason::Broker);
+                self.metrics.gaps(GapReason::Broker, gaps);
+                let topics = match filters.as_deref() {
+                    None => "all".to_owned(),
+                    Some([filter]) => filter.to_string(),
+                    Some(several) => format!("{} topics", several.len()),
+                };
+                tracing::warn!(topics, gaps, why, "messages may be missing");
+            }
+            Event::Unnameable { filter } => {
+                self.metrics.rejected("topic");
+                tracing::debug!(filter = filter.as_str(), "a message's subject is no topic; it was left out");
+            }
+            Event::Begun { filter, tag, head, time } => {
+                tracing::debug!(topics = filter.as_str(), head, "a history is followed");
+                self.registry.begin(&filter, tag, head, time);
+            }
+            Event::Gone { filter, through, why } => {
+                let gaps = self.skip(&filter, None, through, GapReason::Broker);
+                tracing::warn!(
+                    topics = filter.as_str(),
+                    gaps,
+                    why,
+                    "messages were gone before they could be read"
+                );
+            }
+            Event::Ended { filter, why } => {
+                tracing::warn!(
+                    topics = filter.as_str(),
+                    why,
+                    "a history has ended; its readers are told to come back"
+                );
+                self.registry.end(&filter);
+            }
+            Event::Up(link) => {
+                tracing::info!(?link, "broker connected");
+                self.tell_of(link, Upstream::Up);
+            }
+            Event::Partly { link, why } => self.tell_of(link, Upstream::Partly(why)),
+            Event::Down { link, why } => self.tell_of(link, Upstream::Down(why)),
+            Event::Refused { filter, why } => {
+                tracing::error!(
+                    topic = filter.as_str(),
+                    why,
+                    "the broker does not let the gateway read this topic"
+                );
+                self.registry.refuse(&filter);
+            }
+        }
+    }
+
+    fn tell_of(&self, link: Link, state: Upstream) {
+        let was_up = *self.upstream.borrow().all() == Upstream::Up;
+        let mut is_new = false;
+        self.upstream.send_modify(|all| {
+            let one = match link {
+                Link::Pubsub => &mut all.pubsub,
+                Link::Stored => &mut all.stored,
+                Link::Sharded => &mut all.sharded,
+            };
+            is_new = *one != state;
+            *one = state.clone();
+        });
+        let is_up = *self.upstream.borrow().all() == Upstream::Up;
+        self.metrics.upstream_up.set(is_up.into());
+        if was_up && !is_up {
+            self.metrics.upstream_losses.inc();
+        }
+        // Every failed attempt to come back is told; one line for the first is enough.
+        match state {
+            Upstream::Down(why) if is_new => tracing::warn!(?link, why, "broker away"),
+            Upstream::Partly(why) if is_new => tracing::warn!(?link, why, "a part of the broker is away"),
+            Upstream::Up | Upstream::Partly(_) | Upstream::Down(_) => {}
+        }
+    }
+
+    fn append(&self, message: broker::Message) {
+        let _span = self.traces.received(&message);
+        self.metrics.messages_received.inc();
+        self.metrics.bytes_received.inc_by(message.payload.len() as u64);
+        let stored = message.stored.map(|stored| (stored.number, stored.time));
+        if let Some((_, time)) = stored {
+            let lag = time.elapsed().unwrap_or_default(); // the broker's clock and ours may differ
+            self.metrics.upstream_lag_seconds.observe(lag.as_secs_f64());
+        }
+        match (self.encoder.is_too_large(&message), stored) {
+            (false, _) => {
+                self.registry.append(
+                    &message.filter,
+                    &message.topic,
+                    stored,
+                    |sequence, number, time, fields| {
+                        self.encoder.encode(&message, (sequence, number), time, fields)
+                    },
+                );
+            }
+            (true, Some((number, _))) => {
+                self.skip(&message.filter, Some(&message.topic), number, GapReason::TooLarge);
+            }
+            (true, None) => {
+                let (filters, topic) = (slice::from_ref(&message.filter), Some(&message.topic));
+                let gaps = self.registry.append_gap(Some(filters), topic, GapReason::TooLarge);
+                self.metrics.gaps(GapReason::TooLarge, gaps);
+            }
+        }
+        // Not once a batch: one of large messages would take the buffers far beyond their bound.
+        if self.registry.keep_bound() {
+            self.metrics.limits.met(Limit::Buffer);
+        }
+    }
+
+    fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
+        let gaps = self.registry.skip(filter, topic, through, reason);
+        self.metrics.gaps(reason, gaps);
+        gaps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::log::message::Fields;
+    use crate::log::{Bounds, Lease};
+    use crate::protocol::event_id::{Epoch, Sequence};
+    use crate::protocol::headers::Headers;
+    use crate::protocol::source::{Field, Source};
+    use crate::protocol::topic::{Filter, Topic};
+
+    const BOUND: usize = 256 * 1024;
+    const MESSAGE: usize = 16 * 1024;
+
+    fn ingest() -> Ingest {
+        let metrics = Arc::new(Metrics::new());
+        Ingest {
+            registry: Registry::new(Sequence::new(Epoch::random()), 10, BOUND, mpsc::channel(1).0),
+            metrics: metrics.clone(),
+            encoder: Encoder::new(metrics, Arc::new(MESSAGE.into())),
+            upstream: watch::channel(Upstreams::new()).0,
+            traces: Traces::default(),
+        }
+    }
+
+    /// A hold on a topic, whose subscription is confirmed.
+    fn lease(ingest: &Ingest, topic: &str, source: Source) -> Lease {
+        let minute = Duration::from_secs(60);
+        let bounds = Bounds {
+            messages: 1000,
+            bytes: 10 * BOUND,
+            age: minute,
+            linger: minute,
+            rule: Default::default(),
+        };
+        let fields =
+            Arc::new(Fields { source, id: Field::Header("a".into()), kind: Field::Header("b".into()) });
+        let filter = Filter::parse(topic, 9).unwrap();
+        let (lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
+        subscription.unwrap().confirm();
+        lease
+    }
+
+    #[test]
+    fn the_bound_on_all_buffers_holds_within_a_batch_too() {
+        let ingest = ingest();
+        let topic = Topic::parse("a", 9).unwrap();
+        let filter = Filter::from(topic.clone());
+        let _lease = lease(&ingest, "a", Source::Pubsub);
+        for _ in 0..BATCH {
+            let payload = vec![b'x'; MESSAGE].into();
+            let (filter, topic, headers) = (filter.clone(), topic.clone(), Headers::default());
+            ingest.take(Event::Message(broker::Message { filter, topic, payload, headers, stored: None }));
+            assert!(ingest.registry.bytes() <= BOUND);
+        }
+        assert!(ingest.registry.bytes() > BOUND / 2);
+    }
+
+    #[test]
+    fn a_loss_concerns_what_it_names_or_all_of_plain_publish_subscribe() {
+        let ingest = ingest();
+        let _leases = [
+            lease(&ingest, "a", Source::Pubsub),
+            lease(&ingest, "b", Source::Pubsub),
+            lease(&ingest, "c", Source::Sharded),
+            lease(&ingest, "d", Source::Sharded),
+            lease(&ingest, "e", Source::RedisStream { payload: None }),
+        ];
+        let named = |names: &[&str]| names.iter().map(|name| Filter::parse(name, 9).unwrap()).collect();
+        let mut told = 0;
+        for (filters, gaps) in [
+            (None, 2),
+            (Some(named(&["c", "d", "unheard"])), 2),
+            (Some(named(&["b", "d", "e"])), 2),
+            (Some(named(&["a"])), 1),
+        ] {
+            ingest.take(Event::Lost { filters, why: String::new() });
+            told += gaps;
+            let broker = ingest.metrics.gaps_told().find(|(reason, _)| *reason == "broker");
+            assert_eq!(broker, Some(("broker", told)));
+        }
+    }
+
+    #[test]
+    fn the_broker_is_away_while_one_of_its_connections_is_and_a_part_hides_no_whole() {
+        let ingest = ingest();
+        let is_up = || *ingest.upstream.borrow().all() == Upstream::Up;
+        assert!(!is_up(), "nothing is connected yet");
+        ingest.take(Event::Up(Link::Pubsub));
+        assert!(is_up(), "what is not needed yet is not waited for");
+        for link in [Link::Pubsub, Link::Stored, Link::Sharded] {
+            ingest.take(Event::Down { link, why: "why".into() });
+            assert_eq!(*ingest.upstream.borrow().all(), Upstream::Down("why".into()));
+            ingest.take(Event::Up(link));
+            assert!(is_up());
+        }
+        ingest.take(Event::Partly { link: Link::Stored, why: "a shard".into() });
+        assert_eq!(*ingest.upstream.borrow().all(), Upstream::Partly("a shard".into()));
+        assert_eq!(ingest.metrics.upstream_up.get(), 0);
+        ingest.take(Event::Down { link: Link::Sharded, why: "all".into() });
+        assert_eq!(*ingest.upstream.borrow().all(), Upstream::Down("all".into()));
+    }
+}

@@ -1,0 +1,171 @@
+//! Pieces: consecutive entries in one allocation, put together for one reader and kept for the others who come to the
+//! same place a moment later. A crowd that is served one by one shares them; each reader building its own would cost the
+//! copying and, until the sockets have taken them, the memory of each.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::message::Format;
+use super::{BATCH_BYTES, Entry, Usage};
+use crate::protocol::frame::Coding;
+
+/// Pieces that a log keeps. With fewer than a crowd goes through at once, each reader would build all of them again.
+pub(crate) const PIECES: usize = 32;
+
+/// Consecutive entries, as they go to a socket.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// Of the first entry.
+    pub(crate) time: SystemTime,
+    pub(crate) entries: usize,
+    pub(crate) format: Format,
+    pub(crate) coding: Coding,
+    pub(crate) bytes: Bytes,
+}
+
+impl Piece {
+    /// Whether one of so many entries should take its place. Only if that is a quarter more: so it is built anew a few times
+    /// at most, however often something is appended while a crowd goes through the place.
+    fn is_outgrown_by(&self, entries: usize) -> bool {
+        4 * entries >= 5 * self.entries && self.bytes.len() < BATCH_BYTES
+    }
+}
+
+/// Where a reader stands among the pieces that are kept.
+#[derive(Debug)]
+enum Place {
+    /// At the beginning of this one. What follows it may be added, no further than `until`.
+    Kept { piece: Piece, until: u64 },
+    /// Outside of all: it builds one, no further than `until`, where the next begins.
+    Free { until: u64 },
+    /// Inside of one: it builds what leads to its end, `until`. From there on it shares.
+    Within { until: u64 },
+}
+
+/// The pieces of one log, or of a part of its history, oldest first. Those of one format and coding never overlap. They count among the bytes of all
+/// logs, and go with the next sweep.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    kept: VecDeque<Piece>,
+    /// The last one that was built inside of another. Those who had read the first part of a piece when it was outgrown
+    /// are a crowd too; where each comes from another place, this is of use to none and costs no more than one.
+    inner: Option<Piece>,
+    usage: Arc<Usage>,
+}
+
+impl Pieces {
+    /// None yet.
+    pub(crate) fn new(usage: Arc<Usage>) -> Self {
+        Pieces { kept: VecDeque::new(), inner: None, usage }
+    }
+
+    /// What of `entries` follows `position`, up to `head`: a piece that is kept, or a new one.
+    pub(crate) fn of(
+        &mut self,
+        entries: &VecDeque<Arc<Entry>>,
+        position: u64,
+        head: u64,
+        format: Format,
+        coding: Coding,
+    ) -> Option<Piece> {
+        let index = entries.partition_point(|entry| entry.sequence <= position);
+        let first = entries.get(index).filter(|entry| entry.sequence <= head)?;
+        let place = self.find(first.sequence, head, format, coding);
+        let until = match &place {
+            Place::Kept { piece, until } => {
+                let end = entries.partition_point(|entry| entry.sequence <= *until);
+                if !piece.is_outgrown_by(end - index) {
+                    return Some(piece.clone());
+                }
+                *until
+            }
+            Place::Free { until } | Place::Within { until } => *until,
+        };
+        // Measured first: grown as it is filled, it would be copied on the way and hold up to twice its size.
+        let mut length = first.frame(format).slice(coding).len();
+        let more = entries.range(index + 1..).take_while(|entry| entry.sequence <= until);
+        let mut count = 1;
+        for entry in more {
+            if length >= BATCH_BYTES {
+                break;
+            }
+            length += entry.frame(format).slice(coding).len();
+            count += 1;
+        }
+        if count == 1 {
+            // One alone is handed over as it is, without a copy.
+            let (first, time, bytes) = (first.sequence, first.time(), first.frame(format).bytes(coding));
+            return Some(Piece { first, last: first, time, entries: count, format, coding, bytes });
+        }
+        let (first, time, last) = (first.sequence, first.time(), entries[index + count - 1].sequence);
+        let mut joined = Vec::with_capacity(length);
+        for entry in entries.range(index..index + count) {
+            joined.extend_from_slice(entry.frame(format).slice(coding));
+        }
+        let piece = Piece { first, last, time, entries: count, format, coding, bytes: joined.into() };
+        self.keep(piece.clone(), &place);
+        Some(piece)
+    }
+
+    /// Where a reader whose next entry is `first` stands; it reads no further than `head`.
+    fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> Place {
+        let is_fit = |piece: &&Piece| (piece.format, piece.coding) == (format, coding);
+        let (mut until, mut within, mut found) = (head, false, None);
+        for piece in self.kept.iter().filter(is_fit) {
+            if piece.first == first {
+                found = Some(piece);
+            } else if piece.first > first {
+                until = until.min(piece.first - 1);
+            } else if piece.last >= first {
+                (until, within) = (until.min(piece.last), true);
+            }
+        }
+        let inner = self.inner.iter().find(|piece| is_fit(piece) && piece.first == first);
+        match (found, inner) {
+            (Some(piece), _) => Place::Kept { piece: piece.clone(), until },
+            (None, Some(piece)) if piece.last <= until => {
+                Place::Kept { piece: piece.clone(), until: piece.last }
+            }
+            _ if within => Place::Within { until },
+            _ => Place::Free { until },
+        }
+    }
+
+    /// Keeps one more, that was built for a reader at `place`.
+    fn keep(&mut self, piece: Piece, place: &Place) {
+        let added = piece.bytes.len();
+        let replaced = match place {
+            Place::Within { .. } => self.inner.replace(piece),
+            Place::Kept { piece: outgrown, .. } => {
+                let same = |kept: &&mut Piece| kept.bytes.as_ptr() == outgrown.bytes.as_ptr();
+                let Some(kept) = self.kept.iter_mut().find(same) else { return };
+                Some(std::mem::replace(kept, piece))
+            }
+            Place::Free { .. } => {
+                self.kept.push_back(piece);
+                if self.kept.len() > PIECES { self.kept.pop_front() } else { None }
+            }
+        };
+        self.usage.0.fetch_add(added, Ordering::Relaxed);
+        self.usage.0.fetch_sub(replaced.map_or(0, |piece| piece.bytes.len()), Ordering::Relaxed);
+    }
+
+    /// Gives all up, and the memory.
+    pub(crate) fn clear(&mut self) {
+        let given_up = std::mem::take(&mut self.kept).into_iter().chain(self.inner.take());
+        let bytes: usize = given_up.map(|piece| piece.bytes.len()).sum();
+        self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

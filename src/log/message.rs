@@ -1,0 +1,322 @@
+//! Messages as the log holds them: read once at ingest, encoded once, shared by every reader.
+//!
+//! Here also: which parts of a broker's message are its id and its type. What cannot be carried is left out and told to
+//! the caller, never passed on: neither a header nor a payload can break the framing.
+
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::protocol::event_id::is_publisher_id;
+use crate::protocol::frame::{self, Frame};
+use crate::protocol::headers::Headers;
+use crate::protocol::source::{Field, Source};
+use crate::protocol::topic::Topic;
+
+/// How payloads reach a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The payload alone.
+    Raw,
+    /// A CloudEvents 1.0 JSON envelope, which names the topic.
+    CloudEvents,
+}
+
+/// Where a rule's messages come from, and where they carry their id and their type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fields {
+    /// Where they come from.
+    pub source: Source,
+    /// Where the publisher's id is.
+    pub id: Field,
+    /// Where the event type is.
+    pub kind: Field,
+}
+
+/// What [`Fields`] found in one message.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The publisher's id, fit to be carried.
+    pub publisher_id: Option<String>,
+    /// The event type, fit to be carried.
+    pub kind: Option<String>,
+    /// An id was there and cannot be carried.
+    pub bad_id: bool,
+    /// A type was there and cannot be carried.
+    pub bad_kind: bool,
+}
+
+impl Fields {
+    /// Reads the id and the type of a message.
+    pub fn find(&self, headers: &Headers, payload: &[u8]) -> Found {
+        // Parsed at most once, and only where a rule looks into payloads.
+        let json = OnceLock::new();
+        let read = |field: &Field| match field {
+            Field::Nowhere => None,
+            Field::Header(name) => headers.get(name).map(str::to_owned),
+            Field::Pointer(pointer) => json
+                .get_or_init(|| serde_json::from_slice::<serde_json::Value>(payload).unwrap_or_default())
+                .pointer(pointer)
+                .and_then(|value| match value {
+                    serde_json::Value::String(text) => Some(text.clone()),
+                    serde_json::Value::Number(number) => Some(number.to_string()),
+                    _ => None,
+                }),
+        };
+        let (id, kind) = (read(&self.id), read(&self.kind));
+        let bad_id = id.as_deref().is_some_and(|id| !is_publisher_id(id));
+        let bad_kind = kind.as_deref().is_some_and(|kind| !frame::is_event_type(kind));
+        Found { publisher_id: id.filter(|_| !bad_id), kind: kind.filter(|_| !bad_kind), bad_id, bad_kind }
+    }
+}
+
+/// One message, encoded.
+#[derive(Debug)]
+pub struct Message {
+    topic: Topic,
+    /// When the broker took it, where it says so; else when the gateway did.
+    time: SystemTime,
+    /// The event id, of which the publisher's id is the tail.
+    event_id: Box<str>,
+    publisher_id_length: u8,
+    /// The publisher's id, where the event id is the broker's number alone.
+    separate_id: Option<Box<str>>,
+    kind: Option<Box<str>>,
+    payload: Bytes,
+    raw: Frame,
+    /// Made when the first reader asks for it.
+    cloud_event: OnceLock<Frame>,
+}
+
+impl Message {
+    /// Encodes a message. `event_id` ends with the publisher's id, if there is one.
+    pub fn new(topic: Topic, time: SystemTime, event_id: String, found: Found, payload: &[u8]) -> Self {
+        let (raw, payload) = frame::message(&event_id, found.kind.as_deref(), payload);
+        Message {
+            topic,
+            time,
+            event_id: event_id.into(),
+            // At most 128 bytes, so says is_publisher_id.
+            publisher_id_length: found.publisher_id.map_or(0, |id| id.len() as u8),
+            separate_id: None,
+            kind: found.kind.map(Into::into),
+            payload,
+            raw,
+            cloud_event: OnceLock::new(),
+        }
+    }
+
+    /// That a key was deleted. The event is one of ours, which publishers cannot write.
+    pub fn deletion(topic: Topic, time: SystemTime, event_id: String, operation: &'static str) -> Self {
+        #[derive(Serialize)]
+        struct Deletion<'a> {
+            topic: &'a str,
+            operation: &'static str,
+        }
+        let deletion = Deletion { topic: topic.as_str(), operation };
+        // Two strings always serialize.
+        let data = serde_json::to_vec(&deletion).unwrap_or_default();
+        let (raw, payload) = frame::message(&event_id, Some(frame::STREAM_DELETE), &data);
+        Message {
+            topic,
+            time,
+            event_id: event_id.into(),
+            publisher_id_length: 0,
+            separate_id: None,
+            kind: Some(frame::STREAM_DELETE.into()),
+            payload,
+            raw,
+            cloud_event: OnceLock::new(),
+        }
+    }
+
+    /// With the publisher's id, where the event id does not end with it.
+    pub fn with_separate_id(mut self, id: Option<String>) -> Self {
+        self.separate_id = id.map(Into::into);
+        self
+    }
+
+    /// Its topic.
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// The id that its publisher gave it and with which its event id ends.
+    pub fn publisher_id(&self) -> Option<&str> {
+        let length = usize::from(self.publisher_id_length);
+        (length > 0).then(|| &self.event_id[self.event_id.len() - length..])
+    }
+
+    /// The event in that format; `count` is told the bytes of an envelope that is made for it, so once in a message's life.
+    pub fn frame(&self, format: Format, count: impl FnOnce(usize)) -> &Frame {
+        match format {
+            Format::Raw => &self.raw,
+            Format::CloudEvents => self.cloud_event.get_or_init(|| {
+                let frame = self.encode_cloud_event();
+                count(frame.weight());
+                frame
+            }),
+        }
+    }
+
+    /// Bytes of its envelope, if one was made.
+    pub fn envelope_weight(&self) -> usize {
+        self.cloud_event.get().map_or(0, Frame::weight)
+    }
+
+    /// Bytes held in memory, nearly: what the buffer bounds count. Always the same; an envelope that a reader asks for
+    /// later is not in it, and is counted when it is made.
+    pub fn weight(&self) -> usize {
+        let own_payload = if self.raw.holds(&self.payload) { 0 } else { self.payload.len() };
+        let separate_id = self.separate_id.as_ref().map_or(0, |id| id.len());
+        size_of::<Self>() + self.event_id.len() + separate_id + self.raw.weight() + own_payload
+    }
+
+    /// The CloudEvents 1.0 JSON format: JSON payloads as they are, text as a string, anything else in `data_base64`.
+    fn encode_cloud_event(&self) -> Frame {
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            specversion: &'static str,
+            id: &'a str,
+            source: String,
+            subject: &'a str,
+            r#type: &'a str,
+            time: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            datacontenttype: Option<&'static str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            data: Option<Data<'a>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            data_base64: Option<String>,
+        }
+        #[derive(Serialize)]
+        #[serde(untagged)]
+        enum Data<'a> {
+            Json(&'a RawValue),
+            Text(&'a str),
+        }
+        let (datacontenttype, data, data_base64) = match std::str::from_utf8(&self.payload) {
+            Ok(text) => match serde_json::from_str::<&RawValue>(text) {
+                Ok(json) => (Some("application/json"), Some(Data::Json(json)), None),
+                Err(_) => (Some("text/plain"), Some(Data::Text(text)), None),
+            },
+            Err(_) => {
+                use base64::Engine;
+                (None, None, Some(base64::engine::general_purpose::STANDARD.encode(&self.payload)))
+            }
+        };
+        let envelope = Envelope {
+            specversion: "1.0",
+            id: self.separate_id.as_deref().or(self.publisher_id()).unwrap_or(&self.event_id),
+            source: format!(
+                "/topics/{}",
+                percent_encoding::utf8_percent_encode(self.topic.as_str(), URI_UNSAFE)
+            ),
+            subject: self.topic.as_str(),
+            r#type: self.kind.as_deref().unwrap_or("message"),
+            time: humantime::format_rfc3339_millis(self.time).to_string(),
+            datacontenttype,
+            data,
+            data_base64,
+        };
+        // Strings and verified JSON always serialize; an empty object is never reached.
+        let json = serde_json::to_vec(&envelope).unwrap_or_else(|_| b"{}".to_vec());
+        frame::event(&self.event_id, self.kind.as_deref(), &json)
+    }
+}
+
+/// What a path of a URI reference must not hold as it is (RFC 3986), beside what the topic grammar refuses anyway.
+const URI_UNSAFE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'^')
+    .add(b'|');
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::protocol::frame::Coding;
+
+    #[test]
+    fn a_payload_that_is_held_beside_its_frame_has_its_weight() {
+        let weight = |payload: Vec<u8>| {
+            let topic = Topic::parse("a", 9).unwrap();
+            let payload = Bytes::from(payload);
+            Message::new(topic, SystemTime::UNIX_EPOCH, "1".into(), Found::default(), &payload).weight()
+        };
+        assert!((9_000..10_000).contains(&weight(vec![b'x'; 9_000])));
+        let mut lines = vec![b'x'; 9_000];
+        lines[0] = b'\n';
+        assert!((18_000..19_000).contains(&weight(lines)));
+        assert!((21_000..22_000).contains(&weight(vec![0xff; 9_000])), "base64 and the bytes");
+    }
+
+    fn fields(id: Field, kind: Field) -> Fields {
+        Fields { source: Source::Pubsub, id, kind }
+    }
+
+    fn headers(all: &[(&str, &str)]) -> Headers {
+        let mut headers = Headers::default();
+        all.iter().for_each(|(name, value)| headers.insert(*name, *value));
+        headers
+    }
+
+    #[test]
+    fn id_and_type_come_from_headers_or_from_the_payload() {
+        let by_header = fields(Field::Header("Nats-Msg-Id".into()), Field::Header("Event-Type".into()));
+        let found = by_header.find(&headers(&[("nats-msg-id", "7"), ("Event-Type", "price")]), b"");
+        assert_eq!((found.publisher_id.as_deref(), found.kind.as_deref()), (Some("7"), Some("price")));
+        let by_pointer = fields(Field::Pointer("/meta/id".into()), Field::Pointer("/type".into()));
+        let found = by_pointer.find(&Headers::default(), br#"{"meta":{"id":42},"type":"price"}"#);
+        assert_eq!((found.publisher_id.as_deref(), found.kind.as_deref()), (Some("42"), Some("price")));
+        assert_eq!(by_pointer.find(&Headers::default(), b"not json"), Found::default());
+        assert_eq!(by_pointer.find(&Headers::default(), br#"{"type":["a"]}"#), Found::default());
+    }
+
+    #[test]
+    fn what_cannot_be_carried_is_left_out_and_told() {
+        let by_header = fields(Field::Header("id".into()), Field::Header("type".into()));
+        for (id, kind) in [("1\r2", "message\nevent: admin"), ("1\0", "a\0"), ("a b", "stream-close")] {
+            let found = by_header.find(&headers(&[("id", id), ("type", kind)]), b"");
+            assert_eq!(found, Found { publisher_id: None, kind: None, bad_id: true, bad_kind: true });
+        }
+    }
+
+    fn cloud_event(payload: &'static [u8], publisher_id: Option<&str>) -> (String, serde_json::Value) {
+        let found =
+            Found { publisher_id: publisher_id.map(Into::into), kind: Some("k".into()), ..Found::default() };
+        let id = format!("e-1{}", publisher_id.map(|id| format!("-{id}")).unwrap_or_default());
+        let topic = Topic::parse("a/{b}", 99).unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+        let message = Message::new(topic, time, id, found, payload);
+        let bytes = message.frame(Format::CloudEvents, |_| {}).bytes(Coding::Plain);
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect::<Vec<_>>().join("\n");
+        (text.clone(), serde_json::from_str(&data).unwrap())
+    }
+
+    #[test]
+    fn an_envelope_carries_json_text_and_bytes_exactly() {
+        let (text, envelope) = cloud_event(b"{\"a\":\n1}", Some("p-9"));
+        assert!(text.starts_with("id: e-1-p-9\nevent: k\ndata: {"));
+        assert_eq!(
+            envelope,
+            serde_json::json!({"specversion":"1.0","id":"p-9","source":"/topics/a/%7Bb%7D","subject":"a/{b}","type":"k",
+                "time":"1970-01-01T00:00:01.500Z","datacontenttype":"application/json","data":{"a":1}})
+        );
+        assert_eq!(cloud_event(b"a\r\nb\rc", None).1["data"], "a\r\nb\rc");
+        assert_eq!(cloud_event(b"a\r\nb", None).1["id"], "e-1");
+        let (_, binary) = cloud_event(b"\xff\0", None);
+        assert_eq!((&binary["data_base64"], binary.get("data")), (&"/wA=".into(), None));
+        assert_eq!(cloud_event(b"", None).1["data"], "");
+    }
+}

@@ -1,0 +1,119 @@
+//! The logs as they are seen from outside: a page of their states, who reads which, and a hold on one that is there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Feed, Inner, Registry, Slot};
+use crate::log::TopicLog;
+use crate::log::inspect::{Lag, LogState, UpstreamState};
+use crate::log::lease::{Lease, Subscribed};
+use crate::protocol::topic::Filter;
+use crate::reader::handle::Signal;
+
+/// What of a stream only its logs know.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// Its topics and patterns.
+    pub topics: Vec<Filter>,
+    /// What it has not read; `None` if its logs are of several sequences.
+    pub lag: Option<Lag>,
+}
+
+impl Registry {
+    /// The states of up to `limit` logs whose names begin with `prefix`, in the order of their names from behind `after` on.
+    pub fn look(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
+        let named = |slot: &&Slot| {
+            let name = slot.log.filter.as_str();
+            name.starts_with(prefix) && name > after
+        };
+        let state = |slot: &Slot| {
+            let idle = (slot.readers == 0).then(|| Instant::now().duration_since(slot.idle_since));
+            (slot.log.clone(), slot.readers, slot.upstream(), idle)
+        };
+        let mut found = self.of_slots(|slot| Some(slot).filter(named).map(state));
+        if found.len() > limit {
+            found.select_nth_unstable_by(limit, |(a, ..), (b, ..)| a.filter.cmp(&b.filter));
+            found.truncate(limit);
+        }
+        found.sort_unstable_by(|(a, ..), (b, ..)| a.filter.cmp(&b.filter));
+        found.into_iter().map(|(log, readers, upstream, idle)| log.state(readers, upstream, idle)).collect()
+    }
+
+    /// The ids of the streams that read a topic or pattern which overlaps with `filter`.
+    pub fn readers_of(&self, filter: &Filter) -> Vec<u64> {
+        let mut ids = Vec::new();
+        for log in self.logs(|slot| slot.log.filter.overlaps(filter)) {
+            log.for_each_reader(|signal| ids.push(signal.id));
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// What these streams read, by their ids.
+    pub fn readings(&self, streams: &[Arc<Signal>]) -> HashMap<u64, Reading> {
+        let mut readings: HashMap<u64, Reading> =
+            streams.iter().map(|stream| (stream.id, Reading::default())).collect();
+        for log in self.logs(|slot| slot.readers > 0) {
+            let mut found = Vec::new();
+            log.for_each_reader(|signal| {
+                if readings.contains_key(&signal.id) {
+                    found.push((signal.id, signal.position()));
+                }
+            });
+            for (id, position) in found {
+                if let Some(reading) = readings.get_mut(&id) {
+                    reading.topics.push(log.filter.clone());
+                    let lag = position.map(|position| log.lag(position));
+                    reading.lag = lag.map(|lag| lag.and(reading.lag.unwrap_or_default()));
+                }
+            }
+        }
+        readings
+    }
+
+    /// The logs that somebody reads.
+    pub fn logs_read(&self) -> Vec<Arc<TopicLog>> {
+        self.logs(|slot| slot.readers > 0)
+    }
+
+    /// A hold on the log of `filter` if there is one. Nothing is subscribed for it.
+    pub fn hold(self: &Arc<Self>, filter: &Filter) -> Option<Lease> {
+        let mut inner = self.inner.lock();
+        let slot = inner.slots.get_mut(filter)?;
+        slot.readers += 1;
+        let lease = Lease::new(self.clone(), slot.log.clone());
+        drop(inner);
+        while !lease.log().take_over() {}
+        Some(lease)
+    }
+
+    fn logs(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Arc<TopicLog>> {
+        self.of_slots(|slot| wanted(slot).then(|| slot.log.clone()))
+    }
+
+    /// What `find` makes of each slot. The lock is let go in between.
+    fn of_slots<T>(&self, find: impl Fn(&Slot) -> Option<T>) -> Vec<T> {
+        let (mut all, mut at) = (Vec::new(), 0);
+        let found = |inner: &mut Inner, part| inner.slots.part(part).filter_map(&find).collect::<Vec<_>>();
+        while let Some((next, found)) = self.with_part(at, found) {
+            at = next;
+            all.extend(found);
+        }
+        all
+    }
+}
+
+impl Slot {
+    fn upstream(&self) -> UpstreamState {
+        match (&self.feed, *self.subscribed.borrow()) {
+            (_, Subscribed::Refused(_)) => UpstreamState::Refused,
+            (Feed::By(_), _) => UpstreamState::Fed,
+            (_, Subscribed::Pending | Subscribed::Failed(_)) => UpstreamState::Pending,
+            (Feed::Own, Subscribed::Confirmed) => UpstreamState::Subscribed,
+            (Feed::Warm(_), Subscribed::Confirmed) => UpstreamState::Warm,
+        }
+    }
+}

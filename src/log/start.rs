@@ -1,0 +1,366 @@
+//! Where a stream begins: what its client asks for, turned into places in its logs, and what is missing before them.
+//!
+//! Of what the broker keeps, a place may lie outside of what the log holds. What must be asked of the broker first is told by
+//! [`question`]; the answers come with the call that opens.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::cursor::{Cursor, Cursors};
+use super::lease::Lease;
+use crate::protocol::codes::GapReason;
+use crate::protocol::event_id::{COMPONENTS, EventId, Sequence};
+use crate::protocol::seek::{Located, Place, Start};
+use crate::protocol::topic::Filter;
+use crate::reader::handle::Signal;
+
+/// Cursors at their start.
+#[derive(Debug)]
+pub struct Opened {
+    /// To read from.
+    pub cursors: Cursors,
+    /// The event id from which the stream is complete, once `gaps` have been told. It ends with what the publisher called the
+    /// message there, if the client came with that: an id without it would take from the client what another process can
+    /// find the place by.
+    pub id: String,
+    /// Whether the stream goes on exactly where the client asked, with nothing missing.
+    pub resumed: bool,
+    /// Topics of which messages are missing before the first that will be read.
+    pub gaps: Vec<(Filter, GapReason)>,
+}
+
+/// What has to be asked of the broker before a stream over `leases` can begin at `start`: for each lease, the place in its
+/// history, or nothing. All leases must be ready.
+pub fn questions(leases: &[Lease], start: &Start) -> Vec<Option<Place>> {
+    if !leases.iter().any(|lease| lease.log().history.is_some()) {
+        return vec![None; leases.len()];
+    }
+    let sequences = distinct(leases.iter().map(Lease::sequence));
+    let ids = start_ids(start, &sequences);
+    leases
+        .iter()
+        .map(|lease| {
+            let index = sequences.iter().position(|sequence| Arc::ptr_eq(sequence, lease.sequence()))?;
+            question(lease, start, ids[index])
+        })
+        .collect()
+}
+
+fn question(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Place> {
+    let log = lease.log();
+    let history = log.history.as_ref()?;
+    let (begin, begin_time) = log.evicted();
+    let head = lease.sequence().head();
+    match (start, id) {
+        (Start::After(_), Some(EventId::Own { sequence, .. })) => {
+            let is_known = !lease.sequence().is_shuffled() || log.has(sequence);
+            let within = (sequence >= begin && is_known) || history.of_values;
+            (!within || sequence > head).then_some(Place::After(sequence))
+        }
+        _ if history.of_values => None,
+        (Start::Now, _) => None,
+        (Start::After(_) | Start::All, _) => Some(Place::Oldest),
+        (Start::Since(time), _) => {
+            let time = lease.sequence().as_told(*time);
+            (begin_time >= time).then_some(Place::Since(time))
+        }
+        (Start::Last(count), _) => {
+            (log.last_messages(*count, head).len() < *count).then_some(Place::Last(*count))
+        }
+    }
+}
+
+/// What the client's event id says of each sequence; `None` if it came with none.
+fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<EventId<'a>>> {
+    let text = match start {
+        Start::After(Some(text)) => text,
+        Start::After(None) => return vec![Some(EventId::Unknown); sequences.len()],
+        _ => return vec![None; sequences.len()],
+    };
+    if text.contains('-') || !text.contains(COMPONENTS) {
+        return sequences.iter().map(|sequence| Some(sequence.read_event_id(text))).collect();
+    }
+    let mut parts: Vec<&str> = text.split(COMPONENTS).collect();
+    let same_number = parts.len() == sequences.len();
+    let mut read = |sequence: &Arc<Sequence>| {
+        // Each part once: two rules may read the same history, and then have the same tag.
+        let found =
+            parts.iter().enumerate().find_map(|(index, part)| Some((index, sequence.read_component(part)?)));
+        match found {
+            Some((index, sequence)) => {
+                parts.remove(index);
+                EventId::Own { sequence, publisher_id: None }
+            }
+            // Most likely a place in what this sequence has taken the place of.
+            None if same_number => EventId::Foreign { publisher_id: None },
+            None if sequences.len() == 1 => sequence.read_event_id(text),
+            None => EventId::Unknown,
+        }
+    };
+    sequences.iter().map(|sequence| Some(read(sequence))).collect()
+}
+
+fn distinct<'a>(all: impl Iterator<Item = &'a Arc<Sequence>>) -> SmallVec<[Arc<Sequence>; 1]> {
+    let mut distinct: SmallVec<[Arc<Sequence>; 1]> = SmallVec::new();
+    for sequence in all {
+        if !distinct.iter().any(|other| Arc::ptr_eq(other, sequence)) {
+            distinct.push(sequence.clone());
+        }
+    }
+    distinct
+}
+
+impl Cursors {
+    /// Places cursors where the client asked to start; `located` answers the [`questions`] that were asked of these leases,
+    /// in their order. From here on `signal` is told of new entries.
+    pub fn open(
+        leases: Vec<Lease>,
+        signal: &Arc<Signal>,
+        start: &Start,
+        located: &[Option<Located>],
+    ) -> Opened {
+        let answers: Vec<(Filter, Located)> = leases
+            .iter()
+            .zip(located)
+            .filter_map(|(lease, located)| Some((lease.filter().clone(), (*located)?)))
+            .collect();
+        let mut cursors = Cursors::new(leases, signal);
+        let ranges = cursors.sequences();
+        let sequences: SmallVec<[Arc<Sequence>; 1]> =
+            ranges.iter().map(|range| cursors.cursors[range.start].sequence().clone()).collect();
+        let ids = start_ids(start, &sequences);
+        let mut places = Vec::with_capacity(ranges.len());
+        let (mut gaps, mut resumed, mut publisher_id) = (Vec::new(), true, None);
+        for ((range, sequence), id) in ranges.iter().zip(&sequences).zip(ids) {
+            let mut placing = Placing {
+                cursors: &mut cursors.cursors[range.clone()],
+                sequence,
+                answers: &answers,
+                position: 0,
+                publisher_id: None,
+                resumed: false,
+                gaps: &mut gaps,
+            };
+            placing.place(start, id);
+            placing.stop_at_the_end();
+            resumed &= placing.resumed;
+            places.push((range.start, placing.position));
+            publisher_id = placing.publisher_id;
+        }
+        cursors.replaying = *start != Start::Now || cursors.cursors.iter().any(Cursor::is_of_values);
+        for cursor in &mut cursors.cursors {
+            let values = cursor.is_of_values();
+            cursor.target = if values { cursor.sequence().head() } else { cursor.lease.log().newest() };
+        }
+        let id = match (&*places, &*sequences) {
+            ([(_, position)], [sequence]) => sequence.event_id(*position, publisher_id.as_deref()),
+            _ => cursors.event_id(&places),
+        };
+        for (filter, _) in &gaps {
+            let log =
+                cursors.cursors.iter().map(|cursor| cursor.lease.log()).find(|log| log.filter == *filter);
+            log.inspect(|log| _ = log.rule.gaps.inc());
+        }
+        Opened { cursors, id, resumed, gaps }
+    }
+}
+
+/// The cursors of one sequence, being placed.
+struct Placing<'a> {
+    cursors: &'a mut [Cursor],
+    sequence: &'a Sequence,
+    answers: &'a [(Filter, Located)],
+    position: u64,
+    publisher_id: Option<String>,
+    resumed: bool,
+    gaps: &'a mut Vec<(Filter, GapReason)>,
+}
+
+impl Placing<'_> {
+    fn place(&mut self, start: &Start, id: Option<EventId>) {
+        match (start, id) {
+            (Start::After(_), Some(EventId::Own { sequence, publisher_id }))
+                if !self.sequence.is_stored() =>
+            {
+                self.resumed = self.cursors.iter().all(|cursor| cursor.lease.log().evicted().0 <= sequence);
+                self.start_at(sequence);
+                // As it stands in these logs, not as the client says.
+                let known = |id: &&str| {
+                    self.cursors.iter().any(|cursor| cursor.lease.log().has_publisher_id(sequence, id))
+                };
+                self.publisher_id = publisher_id.filter(known).map(str::to_owned);
+            }
+            (Start::After(_), Some(EventId::Own { sequence, .. })) => self.start_after_stored(sequence),
+            (Start::After(_), Some(EventId::Foreign { publisher_id: Some(id) }))
+                if !self.sequence.is_stored() =>
+            {
+                self.start_after_publisher_id(id, GapReason::Restarted);
+            }
+            (Start::After(_), Some(EventId::Publisher(id))) => {
+                self.start_after_publisher_id(id, GapReason::UnknownId);
+            }
+            (Start::After(_), Some(EventId::Foreign { .. })) => {
+                self.start_at_oldest(Some(GapReason::Restarted))
+            }
+            (Start::After(_), _) => self.start_at_oldest(Some(GapReason::UnknownId)),
+            _ if self.cursors.iter().any(Cursor::is_of_values) => {
+                self.start_at(0);
+            }
+            (Start::Now, _) => self.start_at(self.sequence.head()),
+            (Start::Since(time), _) => self.start_since(*time),
+            (Start::All, _) => self.start_at_oldest(None),
+            (Start::Last(count), _) => self.start_with_last(*count),
+        }
+    }
+
+    /// A log whose subscription ended just now is not complete up to the head, and no id may say so.
+    fn stop_at_the_end(&mut self) {
+        for cursor in &mut *self.cursors {
+            if let Some(end) = cursor.lease.log().sealed() {
+                cursor.position = cursor.position.min(end);
+                if end < self.position {
+                    (self.position, self.publisher_id) = (end, None);
+                }
+            }
+        }
+    }
+
+    fn start_at(&mut self, position: u64) {
+        self.position = position;
+        self.cursors.iter_mut().for_each(|cursor| cursor.position = position);
+    }
+
+    /// What the broker said of the place in the history of this log.
+    fn located(answers: &[(Filter, Located)], filter: &Filter) -> Option<Located> {
+        answers.iter().find(|(other, _)| other == filter).map(|(_, located)| *located)
+    }
+
+    /// The lowest place of all cursors: up to there everything was read, or told.
+    fn meet(&mut self) {
+        self.position = self.cursors.iter().map(|cursor| cursor.position).min().unwrap_or_default();
+    }
+
+    /// After a number that the broker gave, here or in another replica.
+    fn start_after_stored(&mut self, sequence: u64) {
+        self.resumed = true;
+        for cursor in &mut *self.cursors {
+            let filter = cursor.lease.filter();
+            let of_values = cursor.is_of_values();
+            let located = match Self::located(self.answers, filter) {
+                // What has changed since then cannot be told from what was left alone: all of it, then. 0 is before the
+                // first value, so nothing was missed.
+                _ if of_values && sequence < cursor.lease.log().evicted().0 && sequence > 0 => {
+                    Located::Evicted(0)
+                }
+                Some(Located::Unknown(_)) if of_values => Located::Unknown(0),
+                Some(located) => located,
+                None => Located::At(sequence),
+            };
+            let (position, reason) = match located {
+                Located::At(position) => (position, None),
+                Located::Evicted(position) => (position, Some(GapReason::Evicted)),
+                Located::Unknown(position) => (position, Some(GapReason::UnknownId)),
+            };
+            if let Some(reason) = reason {
+                self.resumed = false;
+                self.gaps.push((filter.clone(), reason));
+            }
+            cursor.position = position;
+        }
+        self.meet();
+    }
+
+    fn start_since(&mut self, time: std::time::SystemTime) {
+        let time = self.sequence.as_told(time);
+        let mut before = 0;
+        self.resumed = true;
+        for cursor in &mut *self.cursors {
+            let log = cursor.lease.log();
+            let located = Self::located(self.answers, log.filter());
+            cursor.position = match located {
+                Some(located) => located.number(),
+                None => log.position_before(time),
+            };
+            let whole = match located {
+                Some(located) => matches!(located, Located::At(_)),
+                None => log.evicted().1 < time,
+            };
+            if whole {
+                before = before.max(cursor.position);
+            } else {
+                self.resumed = false;
+                self.gaps.push((log.filter().clone(), GapReason::Evicted));
+            }
+        }
+        // What came at that time or later has a higher number than all that came before, in whichever log. So the one id
+        // that stands for all cursors brings nothing older to a client that comes back with it. Of a broker's clock, which
+        // may be set back between two numbers, nobody knows that.
+        if !self.sequence.is_stored() {
+            for cursor in &mut *self.cursors {
+                cursor.position = cursor.position.max(before);
+            }
+        }
+        self.meet();
+    }
+
+    /// From the oldest that is held; `reason` tells what is missing before it.
+    fn start_at_oldest(&mut self, reason: Option<GapReason>) {
+        for cursor in &mut *self.cursors {
+            let log = cursor.lease.log();
+            cursor.position = match Self::located(self.answers, log.filter()) {
+                Some(located) => located.number(),
+                None if cursor.is_of_values() => 0,
+                None => log.evicted().0,
+            };
+            self.gaps.extend(reason.map(|reason| (log.filter().clone(), reason)));
+        }
+        self.meet();
+    }
+
+    /// With the last `count` messages of each topic and pattern, each by itself: from wherever it holds them, and as many as
+    /// there are. No promise was made of older ones, so what is gone before them is no gap.
+    fn start_with_last(&mut self, count: usize) {
+        let head = self.sequence.head();
+        for cursor in &mut *self.cursors {
+            let log = cursor.lease.log();
+            cursor.position = match Self::located(self.answers, log.filter()) {
+                Some(located) => located.number(),
+                None => {
+                    let last = log.last_messages(count, head);
+                    last.last().map_or(head, |oldest| oldest - 1).max(log.evicted().0)
+                }
+            };
+        }
+        self.meet();
+    }
+
+    /// After the message that its publisher gave this id. It tells the place in its own topic only: another process took
+    /// messages of other topics in at other places, so for those it is a gap, and for a pattern too.
+    fn start_after_publisher_id(&mut self, id: &str, otherwise: GapReason) {
+        let place = self.cursors.iter().enumerate().find_map(|(index, cursor)| {
+            cursor.lease.log().find_publisher_id(id).map(|position| (index, position))
+        });
+        let Some((found, position)) = place else { return self.start_at_oldest(Some(otherwise)) };
+        self.start_at(position);
+        self.publisher_id = Some(id.to_owned());
+        let mut evicted = false;
+        let gaps = self.gaps.len();
+        for (index, cursor) in self.cursors.iter_mut().enumerate() {
+            let log = cursor.lease.log();
+            if index != found || log.filter().is_pattern() {
+                cursor.position = position.max(log.evicted().0);
+                self.gaps.push((log.filter().clone(), otherwise));
+            } else {
+                evicted = log.evicted().0 > position;
+            }
+        }
+        self.resumed = self.gaps.len() == gaps && !evicted;
+    }
+}
+
+impl Cursor {
+    fn is_of_values(&self) -> bool {
+        self.lease.log().history.as_ref().is_some_and(|history| history.of_values)
+    }
+}

@@ -1,0 +1,320 @@
+//! Turns: what clients ask of the broker's histories, or of the backend that knows who may, waits here, and addresses take
+//! turns, whoever of them asks for most.
+//!
+//! Each address has its own queue, in the order in which it asked. The bound is on all of them together: when it is met, the
+//! address that has most in line gives way. Nothing here talks to the broker or the backend, or knows what is asked for.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::metrics::{Limit, Metrics};
+use crate::reader::quota::{self, Clients, counted_as};
+
+/// How often it is looked whether an address that has had its pace may be served again.
+const PACE_STEP: Duration = Duration::from_millis(20);
+
+/// The queues. See the module.
+#[derive(Debug)]
+pub struct Turns<T> {
+    queues: HashMap<IpAddr, VecDeque<T>>,
+    /// Every address that has something in line, the next one first.
+    order: VecDeque<IpAddr>,
+    waiting: usize,
+    most: usize,
+}
+
+impl<T> Turns<T> {
+    /// Nothing waits, and never more than `most` will.
+    pub fn new(most: usize) -> Self {
+        Turns { queues: HashMap::new(), order: VecDeque::new(), waiting: 0, most }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether there is no place for one more.
+    pub fn is_full(&self) -> bool {
+        self.waiting >= self.most
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
+    /// Puts `item` at the end of the line of `address`. Returns what has no place: where all places are taken, the newest of
+    /// the address that has most in line, which may be this one.
+    pub fn push(&mut self, address: IpAddr, item: T) -> Option<T> {
+        let mut displaced = None;
+        if self.is_full() {
+            let own = self.queues.get(&address).map_or(0, VecDeque::len);
+            let longest = self.queues.iter().max_by_key(|(_, queue)| queue.len());
+            match longest.map(|(address, queue)| (*address, queue.len())) {
+                // Else the two would take the place from each other, over and over.
+                Some((other, length)) if length > own + 1 => displaced = self.take(other, VecDeque::pop_back),
+                _ => return Some(item),
+            }
+        }
+        let queue = self.queues.entry(address).or_default();
+        if queue.is_empty() {
+            self.order.push_back(address);
+        }
+        queue.push_back(item);
+        self.waiting += 1;
+        displaced
+    }
+
+    /// Takes out what is not to be kept.
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        self.queues.values_mut().for_each(|queue| queue.retain(&mut keep));
+        self.queues.retain(|_, queue| !queue.is_empty());
+        self.order.retain(|address| self.queues.contains_key(address));
+        self.waiting = self.queues.values().map(VecDeque::len).sum();
+    }
+
+    /// The oldest of the address whose turn it is, of those that `may` be served now.
+    pub fn pop(&mut self, mut may: impl FnMut(IpAddr) -> bool) -> Option<T> {
+        for _ in 0..self.order.len() {
+            let address = self.order.pop_front()?;
+            self.order.push_back(address);
+            if may(address) {
+                return self.take(address, VecDeque::pop_front);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, address: IpAddr, which: impl FnOnce(&mut VecDeque<T>) -> Option<T>) -> Option<T> {
+        let queue = self.queues.get_mut(&address)?;
+        let taken = which(queue)?;
+        self.waiting -= 1;
+        if queue.is_empty() {
+            self.queues.remove(&address);
+            self.order.retain(|other| *other != address);
+        }
+        Some(taken)
+    }
+}
+
+/// A semaphore whose permits addresses take in turns.
+#[derive(Debug)]
+pub struct Permits(Arc<Mutex<Waiting>>);
+
+#[derive(Debug)]
+struct Waiting {
+    free: usize,
+    turns: Turns<oneshot::Sender<Permit>>,
+}
+
+/// One of them. Dropped, the next one has it.
+#[derive(Debug)]
+pub struct Permit(Option<Arc<Mutex<Waiting>>>);
+
+impl Permits {
+    /// So many permits, for which at most `waiting` wait.
+    pub fn new(permits: usize, waiting: usize) -> Self {
+        Permits(Arc::new(Mutex::new(Waiting { free: permits, turns: Turns::new(waiting) })))
+    }
+
+    /// One of the permits, for `address`. `None`: there was no place to wait, or another one has it now.
+    pub async fn acquire(&self, address: IpAddr) -> Option<Permit> {
+        let granted = {
+            let mut waiting = self.0.lock();
+            if waiting.free > 0 {
+                waiting.free -= 1;
+                return Some(Permit(Some(self.0.clone())));
+            }
+            if waiting.turns.is_full() {
+                waiting.turns.retain(|waits| !waits.is_closed());
+            }
+            let (grant, granted) = oneshot::channel();
+            drop(waiting.turns.push(counted_as(address), grant));
+            granted
+        };
+        granted.await.ok()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        while let Some(permits) = self.0.take() {
+            let mut waiting = permits.lock();
+            let Some(next) = waiting.turns.pop(|_| true) else {
+                waiting.free += 1;
+                return;
+            };
+            drop(waiting);
+            // Where nobody waits any more, it is still ours to give away.
+            self.0 = next.send(Permit(Some(permits))).err().and_then(|mut permit| permit.0.take());
+        }
+    }
+}
+
+/// What is asked of the broker.
+pub trait Look: Send + 'static {
+    /// What kind of look it is.
+    const KIND: quota::Look;
+
+    /// For whom.
+    fn address(&self) -> IpAddr;
+
+    /// Whether anyone still waits for it.
+    fn is_wanted(&self) -> bool;
+
+    /// Its turn has come. Whether it is to be asked: it may be there by now, or be asked for another address.
+    fn begin(&self) -> bool {
+        self.is_wanted()
+    }
+}
+
+/// Serves what is asked for, `at_once` at a time: addresses in turn, each no faster than its pace. `work` returns how many
+/// bytes the broker gave. What has no place, or is not wanted any more, is dropped.
+pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
+    mut asked: mpsc::Receiver<T>,
+    most: usize,
+    at_once: usize,
+    (clients, metrics): (Arc<Clients>, Arc<Metrics>),
+    work: impl Fn(T) -> F,
+) {
+    let mut turns: Turns<T> = Turns::new(most);
+    let mut running = JoinSet::new();
+    let (waiting, mut shown) = (metrics.limits.used(Limit::Lookups), 0);
+    let mut paced = false;
+    loop {
+        while running.len() < at_once
+            && let Some(look) = turns.pop(|address| clients.look_due(T::KIND, address).is_none())
+        {
+            if look.begin() {
+                let (address, clients, work) = (look.address(), clients.clone(), work(look));
+                running.spawn(async move { clients.looked(T::KIND, address, work.await) });
+            }
+        }
+        // Whoever is left while there is room to serve them waits for their pace.
+        let waits = !turns.is_empty() && running.len() < at_once;
+        if waits && !paced {
+            metrics.limits.met(Limit::ResumeBytes);
+        }
+        paced = waits;
+        tokio::select! {
+            look = asked.recv() => {
+                let Some(look) = look else { return };
+                if turns.push(counted_as(look.address()), look).is_some() {
+                    metrics.limits.met(Limit::Lookups);
+                }
+            }
+            Some(_) = running.join_next() => {}
+            // What nobody waits for any more takes no place.
+            () = tokio::time::sleep(PACE_STEP), if waits => turns.retain(Look::is_wanted),
+        }
+        // Others add to it too.
+        waiting.inc_by(turns.len() as i64 - shown);
+        shown = turns.len() as i64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address(n: u8) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, n).into()
+    }
+
+    #[test]
+    fn one_who_asks_for_little_waits_for_one_of_each_other_however_much_they_ask_for() {
+        let mut turns = Turns::new(100);
+        for n in 0..90 {
+            assert_eq!(turns.push(address(1), (1, n)), None);
+        }
+        assert_eq!(turns.push(address(2), (2, 0)), None);
+        let served: Vec<_> = std::iter::from_fn(|| turns.pop(|_| true)).take(3).collect();
+        assert_eq!(served, [(1, 0), (2, 0), (1, 1)]);
+    }
+
+    #[test]
+    fn one_that_has_had_its_pace_holds_up_no_other_and_keeps_its_place() {
+        let mut turns = Turns::new(100);
+        for n in 0..2 {
+            turns.push(address(1), (1, n));
+            turns.push(address(2), (2, n));
+        }
+        assert_eq!(turns.pop(|it| it != address(1)), Some((2, 0)));
+        assert_eq!(turns.pop(|it| it != address(1)), Some((2, 1)));
+        assert_eq!(turns.pop(|it| it != address(1)), None);
+        assert_eq!((turns.len(), turns.pop(|_| true)), (2, Some((1, 0))));
+    }
+
+    #[tokio::test]
+    async fn permits_go_in_turns_to_those_who_still_wait_and_come_back() {
+        let permits = Permits::new(1, 3);
+        let held = permits.acquire(address(1)).await.unwrap();
+        let mut waiting: Vec<_> =
+            [1, 1, 1, 2].into_iter().map(|n| Box::pin(permits.acquire(address(n)))).collect();
+        for waits in &mut waiting {
+            assert!(
+                waits.as_mut().now_or_never().is_none_or(|permit| permit.is_none()),
+                "it waits, or gave way"
+            );
+        }
+        let (of_other, gave_way) = (waiting.remove(3), waiting.remove(2));
+        assert!(gave_way.await.is_none(), "the newest of the one that has most");
+        drop(waiting.remove(0)); // leaves
+        drop(held);
+        drop(of_other.await.unwrap()); // it is the turn of the other one, after the one that left
+        drop(waiting.remove(0).await.unwrap());
+        assert!(permits.acquire(address(3)).await.is_some());
+    }
+
+    proptest! {
+        /// Each step is an address that asks, or a turn.
+        #[test]
+        fn turns_are_fair_bounded_and_lose_nothing(steps in proptest::collection::vec(0u8..8, 1..400)) {
+            const MOST: usize = 12;
+            let mut turns = Turns::new(MOST);
+            // As it must be: what each address has in line, and how many others were served since its first came there.
+            let mut lines: HashMap<u8, VecDeque<usize>> = HashMap::new();
+            let mut passed: HashMap<u8, Vec<u8>> = HashMap::new();
+            for (n, step) in steps.into_iter().enumerate() {
+                if step < 5 {
+                    let before: HashMap<u8, usize> = lines.iter().map(|(a, line)| (*a, line.len())).collect();
+                    let longest = before.values().copied().max().unwrap_or_default();
+                    lines.entry(step).or_default().push_back(n);
+                    passed.entry(step).or_default();
+                    if let Some((loser, lost)) = turns.push(address(step), (step, n)) {
+                        prop_assert_eq!(before.values().sum::<usize>(), MOST, "there was room");
+                        prop_assert_eq!(lines.get_mut(&loser).and_then(VecDeque::pop_back), Some(lost));
+                        let own = before.get(&step).copied().unwrap_or_default();
+                        let fair = if loser == step { longest <= own + 1 } else { before[&loser] == longest };
+                        prop_assert!(fair);
+                    }
+                } else if let Some((who, which)) = turns.pop(|_| true) {
+                    prop_assert_eq!(lines.get_mut(&who).and_then(VecDeque::pop_front), Some(which), "in order");
+                    passed.insert(who, vec![]);
+                    for (other, others) in passed.iter_mut().filter(|(other, _)| **other != who) {
+                        prop_assert!(!others.contains(&who), "{} was served twice while {} waited", who, other);
+                        others.push(who);
+                    }
+                } else {
+                    prop_assert!(lines.is_empty());
+                }
+                lines.retain(|_, line| !line.is_empty());
+                passed.retain(|who, _| lines.contains_key(who));
+                prop_assert_eq!(turns.len(), lines.values().map(VecDeque::len).sum::<usize>());
+                prop_assert!(turns.len() <= MOST);
+            }
+        }
+    }
+}

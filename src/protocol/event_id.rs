@@ -1,0 +1,428 @@
+//! Positions: where a reader is, and the event ids that say so on the wire.
+//!
+//! One counter numbers everything that this process appends to any log, so a single id resumes a stream of many topics
+//! exactly. The epoch names the process. An example of why it must: a client stops at 3 of `[1, 2, 3]`; the gateway
+//! restarts, and its new log holds `[1, 2, 3, 4]`, other messages with the same numbers. Without an epoch the client
+//! would be given 4 and never know of the new 1, 2 and 3; with it, the foreign epoch is seen, and told as a gap.
+//!
+//! On the wire an id is `<epoch>-<sequence>`, and `<epoch>-<sequence>-<publisher id>` where the publisher gave the
+//! message an id of its own, by which a process of another epoch can find the message too.
+//!
+//! What the broker keeps is numbered by the broker: each history is a [`Sequence`] of its own, with a tag in place of the
+//! epoch, and every process writes the same id for the same message. A stream that reads several sequences has an id with a part
+//! for each, `<tag><number>.<tag><number>`. Clients treat ids as opaque.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+/// The longest event id that is looked at; what is longer cannot have come from here.
+pub const MAX_EVENT_ID: usize = 256;
+
+/// The longest publisher id that is carried. With it an event id stays far below what proxies allow in a header.
+const MAX_PUBLISHER_ID: usize = 128;
+
+/// Without letters that are mistaken for others.
+const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+/// Characters of an epoch, and of a tag.
+const EPOCH: usize = 8;
+const TAG: usize = 6;
+
+/// Names this process among all that ever ran: random, letters and digits, no `-`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Epoch(Box<str>);
+
+impl Epoch {
+    /// A new one. 40 random bits: two processes that one client ever meets share an epoch once in a million million.
+    pub fn random() -> Self {
+        Epoch((0..EPOCH).map(|_| char::from(DIGITS[fastrand::usize(..DIGITS.len())])).collect())
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names a history that a broker keeps, the same in every replica: of a stream, hashed from its name and when it was made, so
+/// that one made anew has another. Six letters and digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag(Box<str>);
+
+impl Tag {
+    /// The tag of what `parts` tell apart.
+    pub fn of(parts: &[&[u8]]) -> Self {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in parts {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let digest = hash.finish();
+        Tag(digest.as_ref().iter().take(TAG).map(|byte| char::from(DIGITS[usize::from(byte % 32)])).collect())
+    }
+}
+
+/// How the numbers of a sequence are written as event ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// `<epoch>-<sequence>[-<publisher id>]`.
+    Process,
+    /// `<tag>-<sequence>`.
+    Tagged,
+    /// The entry id of a Redis Stream, `<ms>-<seq>`.
+    EntryId,
+}
+
+/// One order of messages, and how its places are written. What the broker does not keep is numbered here, by one sequence for
+/// the whole process; every history that it does keep is a sequence of its own, numbered by the broker.
+///
+/// One writer (the registry, on behalf of ingest) advances it; everybody reads.
+#[derive(Debug)]
+pub struct Sequence {
+    /// The epoch of this process, or the tag of a history.
+    name: Box<str>,
+    form: Form,
+    head: AtomicU64,
+    /// Up to here the broker has given numbers before, of which it has lost some messages since. 0 if it has not.
+    given_before: u64,
+}
+
+impl Sequence {
+    /// That of this process. Starts at 0: the first entry is 1.
+    pub fn new(epoch: Epoch) -> Self {
+        Sequence::of(epoch.0, Form::Process, 0)
+    }
+
+    /// That of a history which is followed from after `head` on.
+    pub fn stored(tag: Tag, head: u64) -> Self {
+        Sequence::of(tag.0, Form::Tagged, head)
+    }
+
+    /// That of a Redis Stream, of which the numbers are packed entry ids.
+    pub fn of_entry_ids(tag: Tag, head: u64) -> Self {
+        Sequence::of(tag.0, Form::EntryId, head)
+    }
+
+    fn of(name: Box<str>, form: Form, head: u64) -> Self {
+        Sequence { name, form, head: AtomicU64::new(head), given_before: 0 }
+    }
+
+    /// It goes on in the place of `ended`. If that has the same name, the broker has lost some of what it had and gives its
+    /// numbers again: an id with one of them may mean either message.
+    pub fn in_place_of(self, ended: &Sequence) -> Self {
+        let is_same = self.form == Form::Tagged && ended.form == self.form && ended.name == self.name;
+        let given_before = if is_same { ended.head().max(ended.given_before) } else { 0 };
+        Sequence { given_before, ..self }
+    }
+
+    /// Whether it may be the number of a message that the broker has lost.
+    fn is_ambiguous(&self, number: u64) -> bool {
+        number <= self.given_before && number > 0
+    }
+
+    /// Whether an id may stand for an entry that the broker no longer has though it holds older ones: those of another server, that
+    /// was replaced, are between its own.
+    pub fn is_shuffled(&self) -> bool {
+        self.form == Form::EntryId
+    }
+
+    /// Whether the broker keeps and numbers it.
+    pub fn is_stored(&self) -> bool {
+        self.form != Form::Process
+    }
+
+    /// `time`, as finely as the times of its entries are told: what has the same is no older.
+    pub fn as_told(&self, time: SystemTime) -> SystemTime {
+        if self.form != Form::EntryId {
+            return time;
+        }
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        time - Duration::from_nanos(u64::from(since.subsec_nanos() % 1_000_000))
+    }
+
+    /// The number of the next entry, where this process numbers. Only the one writer asks.
+    pub fn next(&self) -> u64 {
+        self.head.load(Ordering::Relaxed) + 1
+    }
+
+    /// Makes the entry `next` visible, once it is in its log. Only the one writer calls this.
+    pub fn publish(&self, next: u64) {
+        self.head.store(next, Ordering::Release);
+    }
+
+    /// Every entry up to here is in its log. A reader of several logs reads none of them further than one head it has
+    /// seen; otherwise the id of an entry in one would skip what another log appended a moment earlier.
+    pub fn head(&self) -> u64 {
+        self.head.load(Ordering::Acquire)
+    }
+
+    /// The event id of the entry `sequence`. One that the broker keeps is found by its number alone.
+    pub fn event_id(&self, sequence: u64, publisher_id: Option<&str>) -> String {
+        match (self.form, publisher_id) {
+            (Form::Process, Some(publisher_id)) => format!("{}-{sequence}-{publisher_id}", self.name),
+            (Form::Process | Form::Tagged, _) => format!("{}-{sequence}", self.name),
+            (Form::EntryId, _) => entry_event_id(sequence),
+        }
+    }
+
+    /// Reads an event id that a client sent. What this sequence did not write is a foreign one or a publisher's. Of a
+    /// stored one, whether the broker has come so far is to be asked of it.
+    pub fn read_event_id<'a>(&self, text: &'a str) -> EventId<'a> {
+        match self.form {
+            Form::Process => self.read_process_id(text),
+            Form::Tagged => match text.split_once('-') {
+                Some((tag, number)) if tag.len() == TAG && is_name(tag) => match digits(number) {
+                    Some(sequence) if tag == &*self.name && !self.is_ambiguous(sequence) => {
+                        EventId::Own { sequence, publisher_id: None }
+                    }
+                    Some(_) => EventId::Foreign { publisher_id: None },
+                    None => EventId::Unknown,
+                },
+                _ => EventId::Unknown,
+            },
+            Form::EntryId => {
+                let read = || {
+                    let (ms, seq) = text.split_once('-')?;
+                    pack_entry_id(digits(ms)?, digits(seq)?)
+                };
+                read().map_or(EventId::Unknown, |sequence| EventId::Own { sequence, publisher_id: None })
+            }
+        }
+    }
+
+    fn read_process_id<'a>(&self, text: &'a str) -> EventId<'a> {
+        let Some((epoch, sequence, publisher_id)) = split(text) else { return EventId::Publisher(text) };
+        if epoch != &*self.name {
+            return EventId::Foreign { publisher_id };
+        }
+        // Beyond what was ever published here: forged, or garbled on its way.
+        if sequence > self.head() { EventId::Unknown } else { EventId::Own { sequence, publisher_id } }
+    }
+
+    /// The place `sequence` as a part of an event id that stands for several sequences.
+    pub fn component(&self, sequence: u64) -> String {
+        let mut digits = Vec::new();
+        let mut rest = sequence;
+        while rest > 0 || digits.is_empty() {
+            digits.push(BASE62[(rest % 62) as usize]);
+            rest /= 62;
+        }
+        self.name.chars().chain(digits.iter().rev().map(|digit| char::from(*digit))).collect()
+    }
+
+    /// Reads such a part; `None` if it is not of this sequence.
+    pub fn read_component(&self, text: &str) -> Option<u64> {
+        let digits = text.strip_prefix(&*self.name).filter(|digits| !digits.is_empty())?;
+        let sequence = digits.bytes().try_fold(0_u64, |number, digit| {
+            let value = BASE62.iter().position(|known| *known == digit)? as u64;
+            number.checked_mul(62)?.checked_add(value)
+        })?;
+        (self.is_stored() || sequence <= self.head())
+            .then_some(sequence)
+            .filter(|number| !self.is_ambiguous(*number))
+    }
+}
+
+/// The event id of an entry of a Redis Stream, whichever process writes it: the entry's own id, which `number` packs.
+pub fn entry_event_id(number: u64) -> String {
+    let (ms, seq) = unpack_entry_id(number);
+    format!("{ms}-{seq}")
+}
+
+/// What stands between the parts of an event id for several sequences. No part has a `-`, and every other id has one.
+pub const COMPONENTS: char = '.';
+
+/// Sequences that one stream may read: so many places fit into [`MAX_EVENT_ID`], however large their numbers. Each takes a tag
+/// of 6 (one of them an epoch of 8), 11 digits and a dot.
+pub const MAX_SEQUENCES: usize = 14;
+
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// What an event id turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventId<'a> {
+    /// This process wrote it.
+    Own {
+        /// The number of that entry.
+        sequence: u64,
+        /// The publisher's id of that message, if it had one; as the client says.
+        publisher_id: Option<&'a str>,
+    },
+    /// Another process wrote it, perhaps this one before a restart.
+    Foreign {
+        /// The publisher's id of that message, if it had one.
+        publisher_id: Option<&'a str>,
+    },
+    /// Not of our form: perhaps a publisher's bare id.
+    Publisher(&'a str),
+    /// Of this process's form, but it never wrote it.
+    Unknown,
+}
+
+fn split(text: &str) -> Option<(&str, u64, Option<&str>)> {
+    let (epoch, rest) = text.split_once('-')?;
+    let (sequence, publisher_id) = match rest.split_once('-') {
+        Some((sequence, publisher_id)) => (sequence, Some(publisher_id)),
+        None => (rest, None),
+    };
+    (epoch.len() == EPOCH && is_name(epoch)).then_some(())?;
+    Some((epoch, digits(sequence)?, publisher_id))
+}
+
+fn is_name(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+/// A number in digits alone: `parse` would take a sign too.
+fn digits(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// Bits of a number that hold the second half of a Redis entry id.
+const ENTRY_BITS: u32 = 20;
+
+/// The number of a Redis entry id `<ms>-<seq>`. It rises as the ids do. `None` for an id that no server gives on its own: of
+/// a time after the year 2527, or the millionth of a millisecond.
+pub fn pack_entry_id(ms: u64, seq: u64) -> Option<u64> {
+    (ms < 1 << (64 - ENTRY_BITS) && seq < 1 << ENTRY_BITS).then_some(ms << ENTRY_BITS | seq)
+}
+
+/// The entry id of a number.
+pub fn unpack_entry_id(number: u64) -> (u64, u64) {
+    (number >> ENTRY_BITS, number & ((1 << ENTRY_BITS) - 1))
+}
+
+/// Whether a publisher's id can be carried in an event id: short, visible ASCII. A header must be able to bring it back.
+pub fn is_publisher_id(text: &str) -> bool {
+    (1..=MAX_PUBLISHER_ID).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(head: u64) -> Sequence {
+        let sequence = Sequence::new(Epoch("k3x9q2m7".into()));
+        sequence.publish(head);
+        sequence
+    }
+
+    #[test]
+    fn what_this_process_wrote_is_read_back() {
+        let sequence = sequence(57);
+        assert_eq!(sequence.event_id(57, None), "k3x9q2m7-57");
+        let own = |sequence, publisher_id| EventId::Own { sequence, publisher_id };
+        assert_eq!(sequence.read_event_id("k3x9q2m7-57"), own(57, None));
+        assert_eq!(sequence.read_event_id("k3x9q2m7-0"), own(0, None));
+        let id = sequence.event_id(12, Some("order-7-b"));
+        assert_eq!(id, "k3x9q2m7-12-order-7-b");
+        assert_eq!(sequence.read_event_id(&id), own(12, Some("order-7-b")));
+    }
+
+    #[test]
+    fn what_it_did_not_write_is_never_taken_for_its_own() {
+        let sequence = sequence(57);
+        assert_eq!(sequence.read_event_id("k3x9q2m7-58"), EventId::Unknown);
+        assert_eq!(sequence.read_event_id("aaaaaaaa-3"), EventId::Foreign { publisher_id: None });
+        assert_eq!(sequence.read_event_id("aaaaaaaa-3-x-1"), EventId::Foreign { publisher_id: Some("x-1") });
+        for other in [
+            "order-7",
+            "",
+            "k3x9q2m7",
+            "k3x9q2m7-",
+            "k3x9q2m7--1",
+            "k3x9q2m7-+5",
+            "k3x9q2m7-99999999999999999999",
+        ] {
+            assert_eq!(sequence.read_event_id(other), EventId::Publisher(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_publisher_id_is_one_that_a_header_can_bring_back() {
+        assert!(is_publisher_id("a") && is_publisher_id(&"a".repeat(128)));
+        for bad in ["", "a b", "a\n", "a\0", "é", &"a".repeat(129)] {
+            assert!(!is_publisher_id(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn epochs_differ_and_have_the_form_that_is_read_back() {
+        let (a, b) = (Epoch::random(), Epoch::random());
+        assert_ne!(a, b);
+        let id = format!("{a}-0");
+        assert_eq!(Sequence::new(a).read_event_id(&id), EventId::Own { sequence: 0, publisher_id: None });
+    }
+
+    #[test]
+    fn a_history_has_the_same_ids_in_every_process_and_others_when_it_is_made_anew() {
+        let tag = |made: &[u8]| Tag::of(&[b"ORDERS", made]);
+        let [one, other] = [0, 9].map(|head| Sequence::stored(tag(b"monday"), head));
+        let anew = Sequence::stored(tag(b"tuesday"), 0);
+        let id = one.event_id(41, Some("x"));
+        assert_eq!(other.read_event_id(&id), EventId::Own { sequence: 41, publisher_id: None });
+        assert_eq!(anew.read_event_id(&id), EventId::Foreign { publisher_id: None });
+        for bad in ["", "k3x9q2m7-41", "41", "1700000000000-0", &format!("{id}x"), &format!("{id}-1")] {
+            assert_eq!(one.read_event_id(bad), EventId::Unknown, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_the_broker_has_given_twice_is_no_place() {
+        let tag = || Tag::of(&[b"ORDERS"]);
+        let sequence = Sequence::stored(tag(), 5).in_place_of(&Sequence::stored(tag(), 9));
+        let is_own = |number| {
+            let (id, part) = (sequence.event_id(number, None), sequence.component(number));
+            let own = EventId::Own { sequence: number, publisher_id: None };
+            let is_own = sequence.read_event_id(&id) == own;
+            assert_eq!(sequence.read_component(&part).is_some(), is_own);
+            is_own
+        };
+        assert_eq!([0, 1, 6, 9, 10].map(is_own), [true, false, false, false, true]);
+        // It has lost it again, before it came so far.
+        let again = Sequence::stored(tag(), 7).in_place_of(&sequence);
+        assert_eq!(again.given_before, 9);
+        let other = Sequence::stored(Tag::of(&[b"PRICES"]), 5).in_place_of(&sequence);
+        assert_eq!(other.given_before, 0);
+    }
+
+    #[test]
+    fn the_id_of_an_entry_of_a_redis_stream_is_its_own() {
+        let sequence = Sequence::of_entry_ids(Tag::of(&[b"orders"]), 0);
+        let number = pack_entry_id(1_700_000_000_000, 7).unwrap();
+        assert_eq!(sequence.event_id(number, None), "1700000000000-7");
+        let own = EventId::Own { sequence: number, publisher_id: None };
+        assert_eq!(sequence.read_event_id("1700000000000-7"), own);
+        assert!(
+            pack_entry_id(1_700_000_000_000, 8) > Some(number)
+                && pack_entry_id(1_700_000_000_001, 0) > Some(number)
+        );
+        for bad in ["1700000000000", "-", "a-1", "1-", "+1-1", "99999999999999999-0", "1-9999999"] {
+            assert_eq!(sequence.read_event_id(bad), EventId::Unknown, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_largest_places_of_as_many_sequences_as_may_be_fit_into_an_id() {
+        let process = sequence(u64::MAX);
+        let history = Sequence::stored(Tag::of(&[b"x"]), 0);
+        let parts = std::iter::once(&process).chain(std::iter::repeat_n(&history, MAX_SEQUENCES - 1));
+        let id = parts.map(|part| part.component(u64::MAX)).collect::<Vec<_>>().join(".");
+        assert!(id.len() <= MAX_EVENT_ID, "{}", id.len());
+        for number in [0, 1, 61, 62, 12_345_678, u64::MAX] {
+            assert_eq!(history.read_component(&history.component(number)), Some(number));
+        }
+        for bad in [
+            "",
+            "abcdef1",
+            &format!("{}-", history.name),
+            &history.name,
+            &format!("{}zzzzzzzzzzzzzz", history.name),
+        ] {
+            assert_eq!(history.read_component(bad), None, "{bad:?}");
+        }
+        assert_eq!(sequence(5).read_component("k3x9q2m76"), None, "beyond what was published");
+    }
+}

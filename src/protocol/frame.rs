@@ -1,0 +1,363 @@
+//! Frames: events as bytes, ready for any socket. A pure encoder, called once a message; it validates nothing but what
+//! the framing itself needs, and knows nothing of logs or connections.
+//!
+//! The rules of the text/event-stream format (WHATWG HTML, "Server-sent events") that matter here: CR, LF and CRLF each
+//! end a line, so a payload is split on all three and an attacker's line ends stay data; a block without a `data` line
+//! is not dispatched, so an empty payload is an empty `data` line; one space after the colon is taken off, so one is
+//! always written. We send LF only: several clients hold an event back after a lone CR.
+
+use crate::protocol::codes::GapReason;
+use std::fmt::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::Serialize;
+
+/// What stands before a payload that is not UTF-8, which a stream of UTF-8 cannot carry: the payload is sent as a
+/// data: URL (RFC 2397), which a page can hand to `fetch`.
+pub const BINARY_MARK: &str = "data:application/octet-stream;base64,";
+
+/// The type of the event that tells that a key was deleted.
+pub const STREAM_DELETE: &str = "stream-delete";
+
+/// The longest event type that is carried, in bytes.
+const MAX_TYPE: usize = 128;
+
+/// Longest `<hex length>CRLF` of a chunk: a frame of 4 GiB could not be framed, and no payload comes near it.
+const CHUNK_HEAD: usize = 8 + 2;
+
+/// How a response body is framed on its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// As it is: HTTP/1.0, and HTTP/2, which frames on its own.
+    Plain,
+    /// Chunked (RFC 9112, section 7.1): HTTP/1.1.
+    Chunked,
+}
+
+/// The end of a chunked body.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// One or more whole events. Cheap to clone. Kept as one HTTP/1.1 chunk, of which the events are a slice, so that
+/// neither way out needs a copy.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    chunk: Bytes,
+    /// Where in `chunk` the events begin.
+    start: u8,
+}
+
+impl Frame {
+    /// Frames what `write` appends. `capacity` is the expected number of bytes, and best exact.
+    fn build(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut buffer = Vec::with_capacity(CHUNK_HEAD + capacity + 2);
+        buffer.resize(CHUNK_HEAD, b' ');
+        write(&mut buffer);
+        let mut head = String::with_capacity(CHUNK_HEAD);
+        let _ = write!(head, "{:x}\r\n", buffer.len() - CHUNK_HEAD); // writing to a String cannot fail
+        let skip = CHUNK_HEAD - head.len();
+        buffer[skip..CHUNK_HEAD].copy_from_slice(head.as_bytes());
+        buffer.extend_from_slice(b"\r\n");
+        Frame { chunk: Bytes::from(buffer).slice(skip..), start: head.len() as u8 }
+    }
+
+    /// Several frames as one.
+    pub fn concat(frames: &[Frame]) -> Self {
+        let parts: Vec<&[u8]> = frames.iter().map(|frame| frame.slice(Coding::Plain)).collect();
+        Frame::build(parts.iter().map(|part| part.len()).sum(), |out| {
+            parts.iter().for_each(|part| out.extend_from_slice(part))
+        })
+    }
+
+    /// The same event with another id. It must be of [`event`], which begins with the id.
+    pub fn with_id(&self, id: &str) -> Frame {
+        let event = self.slice(Coding::Plain);
+        let rest = memchr::memchr(b'\n', event).map_or(event, |end| &event[end + 1..]);
+        Frame::build(4 + id.len() + 1 + rest.len(), |out| {
+            field(out, "id", id.as_bytes());
+            out.extend_from_slice(rest);
+        })
+    }
+
+    /// The bytes for a connection of that coding.
+    pub fn bytes(&self, coding: Coding) -> Bytes {
+        self.chunk.slice(self.range(coding))
+    }
+
+    /// The same, to be copied.
+    pub fn slice(&self, coding: Coding) -> &[u8] {
+        &self.chunk[self.range(coding)]
+    }
+
+    fn range(&self, coding: Coding) -> std::ops::Range<usize> {
+        match coding {
+            Coding::Chunked => 0..self.chunk.len(),
+            Coding::Plain => usize::from(self.start)..self.chunk.len() - 2,
+        }
+    }
+
+    /// Whether `bytes` are a slice of this frame.
+    pub fn holds(&self, bytes: &Bytes) -> bool {
+        self.chunk.as_ptr_range().contains(&bytes.as_ptr())
+    }
+
+    /// Bytes that this frame holds in memory.
+    pub fn weight(&self) -> usize {
+        self.chunk.len()
+    }
+}
+
+/// Lines of a payload, as the format ends them: CRLF, CR or LF. There is always at least one.
+fn lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(payload);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = memchr::memchr2(b'\r', b'\n', text) else {
+            rest = None;
+            return Some(text);
+        };
+        let crlf = text[end..].starts_with(b"\r\n");
+        rest = Some(&text[end + if crlf { 2 } else { 1 }..]);
+        Some(&text[..end])
+    })
+}
+
+/// A message as one event, and its payload: where that stands in the event as it was sent, the returned bytes are a
+/// slice of the event and take no memory of their own. Else they are a copy: what a client library hands out may be a
+/// slice of a read buffer many times its size, which the log would hold for as long as the message.
+///
+/// `kind` must satisfy [`is_event_type`] and `id` must be an event id of [`super::event_id`].
+pub fn message(id: &str, kind: Option<&str>, payload: &[u8]) -> (Frame, Bytes) {
+    if std::str::from_utf8(payload).is_err() {
+        let text = format!("{BINARY_MARK}{}", STANDARD.encode(payload));
+        return (event(id, kind, text.as_bytes()), Bytes::copy_from_slice(payload));
+    }
+    let frame = event(id, kind, payload);
+    if memchr::memchr2(b'\r', b'\n', payload).is_some() {
+        return (frame, Bytes::copy_from_slice(payload));
+    }
+    let end = frame.chunk.len() - 2 - 2; // the blank line's LF and the data line's, the chunk's CRLF
+    let shared = frame.chunk.slice(end - payload.len()..end);
+    (frame, shared)
+}
+
+/// One event with this data.
+pub fn event(id: &str, kind: Option<&str>, data: &[u8]) -> Frame {
+    let line_total: usize = lines(data).map(|line| line.len() + 7).sum();
+    let capacity = 4 + id.len() + 1 + kind.map_or(0, |kind| 8 + kind.len()) + line_total + 1;
+    Frame::build(capacity, |out| {
+        field(out, "id", id.as_bytes());
+        if let Some(kind) = kind {
+            field(out, "event", kind.as_bytes());
+        }
+        for line in lines(data) {
+            field(out, "data", line);
+        }
+        out.push(b'\n');
+    })
+}
+
+fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.push(b'\n');
+}
+
+/// Whether a publisher may name its event so: short, no line end or NUL (which would break or void the field), and not
+/// one of our own `stream-` names.
+pub fn is_event_type(text: &str) -> bool {
+    (1..=MAX_TYPE).contains(&text.len())
+        && !text.bytes().any(|b| matches!(b, b'\r' | b'\n' | b'\0'))
+        && !text.starts_with("stream-")
+}
+
+/// `stream-open`. The reconnection delay rides in it because several clients make an event of a block that holds only a
+/// `retry`.
+///
+/// Without an id the client keeps the cursor it came with: that is for a stream whose gaps are still to be told.
+pub fn stream_open(id: Option<&str>, retry_ms: u64, topics: &[&str], resumed: bool) -> Frame {
+    #[derive(Serialize)]
+    struct Open<'a> {
+        topics: &'a [&'a str],
+        resumed: bool,
+    }
+    control(id, "stream-open", Some(retry_ms), &Open { topics, resumed })
+}
+
+/// `stream-gap`: messages of `topic` are missing at this place. Without an id the client keeps its cursor.
+pub fn stream_gap(id: Option<&str>, topic: &str, reason: GapReason) -> Frame {
+    #[derive(Serialize)]
+    struct Gap<'a> {
+        topic: &'a str,
+        reason: &'static str,
+    }
+    control(id, "stream-gap", None, &Gap { topic, reason: reason.as_str() })
+}
+
+/// `stream-close`: the server ends the stream on purpose. It has no id: the client keeps the one it has.
+pub fn stream_close(retry_ms: u64, code: &str) -> Frame {
+    #[derive(Serialize)]
+    struct Close<'a> {
+        code: &'a str,
+        reconnect: bool,
+    }
+    control(None, "stream-close", Some(retry_ms), &Close { code, reconnect: true })
+}
+
+fn control(id: Option<&str>, name: &str, retry_ms: Option<u64>, data: &impl Serialize) -> Frame {
+    // The structs above hold strings and booleans only, which always serialize; "{}" is never reached.
+    let data = serde_json::to_string(data).unwrap_or_else(|_| "{}".into());
+    Frame::build(data.len() + 128, |out| {
+        field(out, "event", name.as_bytes());
+        if let Some(id) = id {
+            field(out, "id", id.as_bytes());
+        }
+        if let Some(retry) = retry_ms {
+            field(out, "retry", retry.to_string().as_bytes());
+        }
+        field(out, "data", data.as_bytes());
+        out.push(b'\n');
+    })
+}
+
+/// A comment line against silence. One LF: with a blank line after it several clients make an empty event of it.
+pub fn heartbeat(coding: Coding) -> Bytes {
+    match coding {
+        Coding::Plain => Bytes::from_static(b":\n"),
+        Coding::Chunked => Bytes::from_static(b"2\r\n:\n\r\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eventsource_stream::Eventsource;
+    use futures_util::{FutureExt, StreamExt};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(frame: &Frame) -> String {
+        String::from_utf8(frame.bytes(Coding::Plain).to_vec()).unwrap()
+    }
+
+    /// What an independent parser makes of some bytes.
+    fn parse(bytes: &[u8]) -> Vec<eventsource_stream::Event> {
+        let stream = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.to_vec())]).eventsource();
+        stream.map(|event| event.unwrap()).collect().now_or_never().unwrap()
+    }
+
+    fn normalized(payload: &str) -> String {
+        payload.replace("\r\n", "\n").replace('\r', "\n")
+    }
+
+    #[test]
+    fn a_payload_is_split_on_every_line_end_and_nothing_else() {
+        for (payload, expected) in [
+            ("", "id: 1\ndata: \n\n"),
+            ("a", "id: 1\ndata: a\n\n"),
+            (" a", "id: 1\ndata:  a\n\n"),
+            ("a\r\nb", "id: 1\ndata: a\ndata: b\n\n"),
+            ("a\rb", "id: 1\ndata: a\ndata: b\n\n"),
+            ("a\n", "id: 1\ndata: a\ndata: \n\n"),
+            ("\r\n\r", "id: 1\ndata: \ndata: \ndata: \n\n"),
+            ("a\u{2028}b\u{85}c", "id: 1\ndata: a\u{2028}b\u{85}c\n\n"),
+        ] {
+            assert_eq!(text(&message("1", None, payload.as_bytes()).0), expected, "{payload:?}");
+        }
+    }
+
+    #[test]
+    fn a_forged_event_stays_data() {
+        let payload = "x\rid: 999\revent: evil\r\rdata: forged\n\n:\n";
+        let (frame, _) = message("7", None, payload.as_bytes());
+        let events = parse(&frame.bytes(Coding::Plain));
+        assert_eq!(events.len(), 1);
+        assert_eq!((events[0].id.as_str(), events[0].event.as_str()), ("7", "message"));
+        assert_eq!(events[0].data, normalized(payload));
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_marked_and_in_base64() {
+        let (frame, payload) = message("1", Some("blob"), b"\xff\xfe\0A");
+        assert_eq!(
+            text(&frame),
+            "id: 1\nevent: blob\ndata: data:application/octet-stream;base64,//4AQQ==\n\n"
+        );
+        assert_eq!(&payload[..], b"\xff\xfe\0A");
+    }
+
+    #[test]
+    fn a_payload_of_one_line_takes_no_memory_of_its_own() {
+        let (frame, payload) = message("1", None, b"one line");
+        let (chunk, slice) = (frame.chunk.as_ptr_range(), payload.as_ptr_range());
+        assert!(chunk.start <= slice.start && slice.end <= chunk.end);
+        assert_eq!(&payload[..], b"one line");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_payload_does_not_keep_the_buffer_that_it_was_read_into() {
+        let read = Bytes::from(vec![b'\n'; 8192]);
+        for payload in [read.slice(..10), Bytes::from(vec![0xff; 8192]).slice(..10)] {
+            let (_, kept) = message("1", None, &payload);
+            assert_eq!(kept, payload);
+            assert_ne!(kept.as_ptr(), payload.as_ptr());
+        }
+    }
+
+    #[test]
+    fn event_types_that_would_break_the_framing_or_pass_for_ours_are_refused() {
+        assert!(is_event_type("price") && is_event_type("a:b c") && is_event_type("é"));
+        for bad in ["", "message\nevent: admin", "a\rb", "a\0b", "stream-gap", &"a".repeat(129)] {
+            assert!(!is_event_type(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn control_events_read_as_the_protocol_says() {
+        assert_eq!(
+            text(&stream_open(Some("k-1"), 2500, &["orders/eu"], true)),
+            "event: stream-open\nid: k-1\nretry: 2500\ndata: {\"topics\":[\"orders/eu\"],\"resumed\":true}\n\n"
+        );
+        assert_eq!(
+            text(&stream_gap(Some("k-1"), "a\"b", GapReason::Evicted)),
+            "event: stream-gap\nid: k-1\ndata: {\"topic\":\"a\\\"b\",\"reason\":\"evicted\"}\n\n"
+        );
+        assert_eq!(
+            text(&stream_close(700, "draining")),
+            "event: stream-close\nretry: 700\ndata: {\"code\":\"draining\",\"reconnect\":true}\n\n"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn any_payload_comes_out_of_an_independent_parser_as_it_went_in(
+            payload in proptest::collection::vec(
+                prop_oneof![
+                    Just("\r".to_owned()), Just("\n".to_owned()), Just("\r\n".to_owned()), Just("\0".to_owned()),
+                    Just("id: 9".to_owned()), Just("data:".to_owned()), Just(":".to_owned()), Just(" ".to_owned()),
+                    Just("\u{feff}".to_owned()), Just("event: x".to_owned()), ".{0,12}",
+                ], 0..12).prop_map(|parts| parts.concat()),
+            kind in proptest::option::of("[a-z]{1,9}"),
+        ) {
+            let (frame, kept) = message("id-1", kind.as_deref(), payload.as_bytes());
+            prop_assert_eq!(&kept[..], payload.as_bytes());
+            let twice = Frame::concat(&[frame.clone(), frame.clone()]);
+            let events = parse(&twice.bytes(Coding::Plain));
+            prop_assert_eq!(events.len(), 2);
+            for event in &events {
+                prop_assert_eq!(&event.data, &normalized(&payload));
+                prop_assert_eq!(&event.id, "id-1");
+                prop_assert_eq!(&event.event, kind.as_deref().unwrap_or("message"));
+            }
+            // The chunk says its own length.
+            let chunk = frame.bytes(Coding::Chunked);
+            let head = chunk.windows(2).position(|pair| pair == b"\r\n").unwrap();
+            let length = usize::from_str_radix(std::str::from_utf8(&chunk[..head]).unwrap(), 16).unwrap();
+            prop_assert_eq!(&chunk[head + 2..head + 2 + length], &frame.bytes(Coding::Plain)[..]);
+            prop_assert_eq!(&chunk[head + 2 + length..], b"\r\n");
+        }
+    }
+}

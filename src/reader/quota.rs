@@ -1,0 +1,469 @@
+//! What each client has: the streams and topics of an address, the streams of a token's subject, the bytes that an address
+//! publishes at once, how fast it opens streams, asks for new topics and publishes, and the pace at which it is read to what it
+//! missed, here and at the broker.
+//!
+//! One lock for all of it, taken when a stream opens and ends, for each request to publish and for each piece of a replay; live
+//! delivery never takes it. It knows no HTTP: whose address that is, behind which proxy, is found out there.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::bucket::{Bucket, Rate};
+use super::clock::Clock;
+use super::handle::Signal;
+use crate::config::Limits;
+use crate::protocol::codes::CloseCode;
+
+/// Addresses that are remembered without having a stream, until their buckets are full again: for seconds. Beyond it
+/// nobody new is let in, since nobody could be held to anything.
+const IDLE_ADDRESSES: usize = 100_000;
+
+/// The part of `limits.bodies` that one address may have under way.
+const BODIES_SHARE: usize = 8;
+
+/// Bytes that one fetch from a history counts at least: it costs the broker a search, whatever comes of it.
+const FETCH: usize = 16 * 1024;
+
+/// What the broker is asked of its histories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// A part of one. Paced as replays are, by its bytes.
+    Fetch,
+    /// Where in one a stream begins. Paced as new topics are, so that who has fetched much can still come back.
+    Locate,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Clients {
+    clock: Clock,
+    /// Keyed with the standard library's seeded hash: both keys are the clients' to choose.
+    counts: Mutex<Counts>,
+}
+
+/// What each may have.
+#[derive(Debug)]
+struct Shares {
+    streams_per_address: usize,
+    topics_per_address: usize,
+    streams_per_subject: usize,
+    opens: Rate,
+    new_topics: Rate,
+    publishes: Rate,
+    resume_bytes: Rate,
+    bodies: usize,
+    bodies_per_address: usize,
+    max_addresses: usize,
+}
+
+impl Shares {
+    fn of(limits: &Limits) -> Self {
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        // One message must fit, with the head of its request.
+        let largest = size(limits.message.saturating_add(limits.head));
+        let bodies_per_address = (size(limits.bodies) / BODIES_SHARE).max(largest);
+        Shares {
+            streams_per_address: limits.streams_per_address,
+            topics_per_address: limits.topics_per_address,
+            streams_per_subject: limits.streams_per_subject,
+            opens: Rate::per_second(limits.opens_per_second as u64),
+            new_topics: Rate::per_second(limits.new_topics_per_second as u64),
+            publishes: Rate::per_second(limits.publishes_per_second as u64),
+            bodies: size(limits.bodies).max(bodies_per_address),
+            bodies_per_address,
+            resume_bytes: Rate::per_second(limits.resume_bytes),
+            max_addresses: limits.streams.saturating_add(IDLE_ADDRESSES),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Counts {
+    shares: Shares,
+    addresses: HashMap<IpAddr, Address>,
+    /// Streams of each. None is here without one.
+    subjects: HashMap<Arc<str>, usize>,
+    /// Bytes of all requests to publish.
+    bodies: usize,
+}
+
+#[derive(Debug, Default)]
+struct Address {
+    streams: usize,
+    topics: usize,
+    /// Bytes of its requests to publish.
+    bodies: usize,
+    opens: Bucket,
+    new_topics: Bucket,
+    publishes: Bucket,
+    replays: Bucket,
+    /// What was fetched for it from the broker, and looked up there.
+    fetches: Bucket,
+    lookups: Bucket,
+}
+
+impl Address {
+    fn is_forgettable(&self, now: u64) -> bool {
+        let Address { opens, new_topics, publishes, replays, fetches, lookups, .. } = self;
+        let buckets = [opens, new_topics, publishes, replays, fetches, lookups];
+        self.streams == 0 && self.bodies == 0 && buckets.iter().all(|bucket| bucket.is_full(now))
+    }
+}
+
+/// How full the tables are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Addresses that are remembered.
+    pub addresses: usize,
+    /// Subjects with a stream.
+    pub subjects: usize,
+    /// Streams of the address that has most.
+    pub most_of_address: usize,
+    /// Topics and patterns of the address that has most.
+    pub most_topics_of_address: usize,
+    /// Streams of the subject that has most.
+    pub most_of_subject: usize,
+    /// Bytes of requests to publish that are under way.
+    pub bodies: usize,
+}
+
+impl Clients {
+    /// Nobody yet.
+    pub fn new(limits: &Limits, clock: Clock) -> Arc<Self> {
+        let (addresses, subjects) = (HashMap::new(), HashMap::new());
+        let counts = Counts { shares: Shares::of(limits), addresses, subjects, bodies: 0 };
+        Arc::new(Clients { clock, counts: Mutex::new(counts) })
+    }
+
+    /// From now on these limits hold. Whoever has more keeps it.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.counts.lock().shares = Shares::of(limits);
+    }
+
+    /// One more attempt of this address to open a stream, to be counted before anything is done for it.
+    ///
+    /// # Errors
+    /// It comes too fast, or there are too many addresses to count.
+    pub fn knock(&self, address: IpAddr) -> Result<(), CloseCode> {
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        let entry = entry(addresses, shares.max_addresses, counted_as(address))?;
+        if entry.opens.take(1, shares.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
+    }
+
+    /// So many topics that nobody reads are about to be asked of the broker for this address. Whoever owes nothing may have
+    /// as many as a stream has: it is made up for afterwards.
+    ///
+    /// # Errors
+    /// Topics are asked for too fast, or there are too many addresses to count.
+    pub fn ask_for_new_topics(&self, address: IpAddr, topics: usize) -> Result<(), CloseCode> {
+        if topics == 0 {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        let entry = entry(addresses, shares.max_addresses, counted_as(address))?;
+        if entry.new_topics.in_debt_until(now).is_some() {
+            return Err(CloseCode::TooFast);
+        }
+        entry.new_topics.owe(topics as u64, shares.new_topics, now);
+        Ok(())
+    }
+
+    /// How many topics may linger for this address: as many as it may have, without those that it reads.
+    pub fn may_linger(&self, address: IpAddr) -> usize {
+        let counts = self.counts.lock();
+        let read = counts.addresses.get(&counted_as(address)).map_or(0, |address| address.topics);
+        counts.shares.topics_per_address.saturating_sub(read)
+    }
+
+    /// One more attempt of this address to publish, to be counted before anything is done for it.
+    ///
+    /// # Errors
+    /// It comes too fast, or there are too many addresses to count.
+    pub fn publish(self: &Arc<Self>, address: IpAddr) -> Result<Publishing, CloseCode> {
+        let (now, address) = (self.clock.now(), counted_as(address));
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        let entry = entry(addresses, shares.max_addresses, address)?;
+        if !entry.publishes.take(1, shares.publishes, now) {
+            return Err(CloseCode::TooFast);
+        }
+        Ok(Publishing { clients: self.clone(), address, bytes: 0 })
+    }
+
+    /// When the broker may be asked for more of its histories for this address, in milliseconds of the clock of all streams;
+    /// `None`: now.
+    pub fn look_due(&self, look: Look, address: IpAddr) -> Option<u64> {
+        let now = self.clock.now();
+        let counts = self.counts.lock();
+        let address = counts.addresses.get(&counted_as(address))?;
+        match look {
+            Look::Fetch => address.fetches.in_debt_until(now),
+            Look::Locate => address.lookups.in_debt_until(now),
+        }
+    }
+
+    /// The broker was asked for a part of its histories for this address, and gave so many bytes.
+    pub fn looked(&self, look: Look, address: IpAddr, bytes: usize) {
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        // Where there is no room to remember it, it has no stream either, and gets none.
+        if let Ok(address) = entry(addresses, shares.max_addresses, counted_as(address)) {
+            match look {
+                Look::Fetch => address.fetches.owe(bytes.max(FETCH) as u64, shares.resume_bytes, now),
+                Look::Locate => address.lookups.owe(1, shares.new_topics, now),
+            }
+        }
+    }
+
+    /// Addresses that may be remembered.
+    pub fn max_addresses(&self) -> usize {
+        self.counts.lock().shares.max_addresses
+    }
+
+    /// A place for one more stream, over so many topics, among those of its reader. Who is refused has taken nothing.
+    ///
+    /// # Errors
+    /// The limit that is met.
+    pub fn enter(self: &Arc<Self>, stream: Arc<Signal>, topics: usize) -> Result<Place, CloseCode> {
+        let subject = stream.reader.subject().cloned();
+        let address = counted_as(stream.reader.address);
+        let mut counts = self.counts.lock();
+        let Counts { shares, addresses, subjects, .. } = &mut *counts;
+        let of_subject = subject.as_ref().and_then(|subject| subjects.get(subject));
+        if of_subject.is_some_and(|streams| *streams >= shares.streams_per_subject) {
+            return Err(CloseCode::TooManySubjectStreams);
+        }
+        let entry = entry(addresses, shares.max_addresses, address)?;
+        if entry.streams >= shares.streams_per_address {
+            return Err(CloseCode::TooManyStreams);
+        }
+        if entry.topics + topics > shares.topics_per_address {
+            return Err(CloseCode::TooManyTopics);
+        }
+        entry.streams += 1;
+        entry.topics += topics;
+        if let Some(subject) = subject {
+            *subjects.entry(subject.clone()).or_default() += 1;
+        }
+        drop(counts);
+        Ok(Place { clients: self.clone(), stream, topics })
+    }
+
+    /// Forgets addresses that no longer have anything, and takes stock. To be called every second.
+    pub fn sweep(&self) -> Usage {
+        let now = self.clock.now();
+        let mut counts = self.counts.lock();
+        let bodies = counts.bodies;
+        let Counts { addresses, subjects, .. } = &mut *counts;
+        addresses.retain(|_, address| !address.is_forgettable(now));
+        if addresses.capacity() > 1024 && addresses.len() * 4 < addresses.capacity() {
+            addresses.shrink_to_fit();
+        }
+        if subjects.capacity() > 1024 && subjects.len() * 4 < subjects.capacity() {
+            subjects.shrink_to_fit();
+        }
+        Usage {
+            addresses: addresses.len(),
+            subjects: subjects.len(),
+            most_of_address: addresses.values().map(|address| address.streams).max().unwrap_or_default(),
+            most_topics_of_address: addresses
+                .values()
+                .map(|address| address.topics)
+                .max()
+                .unwrap_or_default(),
+            most_of_subject: subjects.values().copied().max().unwrap_or_default(),
+            bodies,
+        }
+    }
+}
+
+/// What is known of an address, if there is room for it.
+fn entry(
+    addresses: &mut HashMap<IpAddr, Address>,
+    most: usize,
+    address: IpAddr,
+) -> Result<&mut Address, CloseCode> {
+    if addresses.len() >= most && !addresses.contains_key(&address) {
+        return Err(CloseCode::Overloaded);
+    }
+    Ok(addresses.entry(address).or_default())
+}
+
+/// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
+pub fn counted_as(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
+/// A stream's place among those of its client. Dropped, it is free again.
+#[derive(Debug)]
+pub struct Place {
+    clients: Arc<Clients>,
+    stream: Arc<Signal>,
+    topics: usize,
+}
+
+impl Place {
+    fn address(&self) -> IpAddr {
+        counted_as(self.stream.reader.address)
+    }
+
+    /// When the address may be read more of what it missed, in milliseconds of the clock of all streams; `None`: now.
+    pub fn replay_due(&self) -> Option<u64> {
+        let now = self.clients.clock.now();
+        self.clients.counts.lock().addresses.get(&self.address())?.replays.in_debt_until(now)
+    }
+
+    /// So many bytes of what it missed have been handed out.
+    pub fn replayed(&self, bytes: usize) {
+        let now = self.clients.clock.now();
+        let mut counts = self.clients.counts.lock();
+        let Counts { shares, addresses, .. } = &mut *counts;
+        if let Some(address) = addresses.get_mut(&self.address()) {
+            address.replays.owe(bytes as u64, shares.resume_bytes, now);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.clients.counts.lock();
+        let Counts { addresses, subjects, .. } = &mut *counts;
+        // An address that has a stream is never forgotten.
+        if let Some(address) = addresses.get_mut(&self.address()) {
+            address.streams -= 1;
+            address.topics -= self.topics;
+        }
+        if let Some(subject) = self.stream.reader.subject()
+            && let Some(streams) = subjects.get_mut(subject)
+        {
+            *streams -= 1;
+            if *streams == 0 {
+                subjects.remove(subject);
+            }
+        }
+    }
+}
+
+/// A request to publish that is under way, and the bytes that it holds. Dropped, they are free again.
+#[derive(Debug)]
+pub struct Publishing {
+    clients: Arc<Clients>,
+    address: IpAddr,
+    bytes: usize,
+}
+
+impl Publishing {
+    /// It is about to hold so many bytes more.
+    ///
+    /// # Errors
+    /// [`CloseCode::TooFast`] if its address, [`CloseCode::Overloaded`] if all together would hold too many.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), CloseCode> {
+        let mut counts = self.clients.counts.lock();
+        let Counts { shares, addresses, bodies, .. } = &mut *counts;
+        // It holds none yet, and was forgotten.
+        let address = entry(addresses, shares.max_addresses, self.address)?;
+        if address.bodies.saturating_add(bytes) > shares.bodies_per_address {
+            return Err(CloseCode::TooFast);
+        }
+        if bodies.saturating_add(bytes) > shares.bodies {
+            return Err(CloseCode::Overloaded);
+        }
+        address.bodies += bytes;
+        *bodies += bytes;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        let mut counts = self.clients.counts.lock();
+        counts.bodies -= self.bytes;
+        // An address that holds some is never forgotten.
+        if let Some(address) = counts.addresses.get_mut(&self.address) {
+            address.bodies -= self.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Caller;
+    use crate::config::Config;
+    use crate::reader::{Reader, Who};
+    use crate::stream::table::Table;
+
+    fn clients(limits: Limits) -> Arc<Clients> {
+        Clients::new(&limits, Table::new(1).clock())
+    }
+
+    fn stream(address: &str, subject: Option<&str>) -> Arc<Signal> {
+        let caller = |subject: &str| Caller { subject: Some(subject.into()), ..Caller::default() };
+        let who = subject.map_or(Who::Anyone, |subject| Who::Caller(Arc::new(caller(subject))));
+        let reader = Reader { address: address.parse().unwrap(), who, ..Reader::default() };
+        Arc::new(Signal::new(1, reader, 0))
+    }
+
+    #[test]
+    fn an_address_of_ipv6_stands_for_its_64_and_one_of_ipv4_for_itself() {
+        let clients = clients(Limits { streams_per_address: 1, ..Config::default().limits });
+        let _held =
+            ["2001:db8:0:1::1", "10.0.0.1"].map(|address| clients.enter(stream(address, None), 1).unwrap());
+        for (address, full) in [
+            ("2001:db8:0:1:ffff::9", true),
+            ("2001:db8:0:2::1", false),
+            ("10.0.0.1", true),
+            ("10.0.0.2", false),
+            ("::10.0.0.1", false),
+        ] {
+            let refused = clients.enter(stream(address, None), 1).err();
+            assert_eq!(refused, full.then_some(CloseCode::TooManyStreams), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_subject_has_so_many_streams_from_wherever_and_is_forgotten_with_the_last() {
+        let limits = Limits { streams_per_subject: 2, opens_per_second: 1_000, ..Config::default().limits };
+        let clients = clients(limits);
+        let enter = |address, subject| clients.enter(stream(address, Some(subject)), 1);
+        let held = ["10.0.0.1", "10.0.0.2"].map(|address| enter(address, "ann").unwrap());
+        assert_eq!(enter("10.0.0.3", "ann").unwrap_err(), CloseCode::TooManySubjectStreams);
+        assert_eq!(clients.sweep().addresses, 2, "who is refused is not counted");
+        let _bob = enter("10.0.0.1", "bob").unwrap();
+        let _nobody = clients.enter(stream("10.0.0.1", None), 1).unwrap();
+        let usage = clients.sweep();
+        assert_eq!((usage.subjects, usage.most_of_subject, usage.most_of_address), (2, 2, 3));
+        drop(held);
+        assert_eq!(clients.sweep().subjects, 1);
+        assert!(enter("10.0.0.3", "ann").is_ok());
+    }
+
+    #[test]
+    fn beyond_the_bound_nobody_new_is_let_in_and_who_is_known_still_is() {
+        let clients = clients(Limits { streams: 1, ..Config::default().limits });
+        let knock = |n: u32| clients.knock(std::net::Ipv4Addr::from_bits(n).into());
+        for n in 0..=IDLE_ADDRESSES as u32 {
+            knock(n).unwrap();
+        }
+        assert_eq!(knock(u32::MAX).unwrap_err(), CloseCode::Overloaded);
+        knock(0).unwrap();
+        let full = clients.counts.lock().addresses.capacity();
+        while clients.sweep().addresses > 0 {
+            std::thread::yield_now(); // until the bucket of the last is full again, which takes 10 ms
+        }
+        assert!(clients.counts.lock().addresses.capacity() < full / 4);
+        knock(u32::MAX).unwrap();
+    }
+}

@@ -1,0 +1,122 @@
+//! The table of open streams: the limit on them, the clock that wakes them, and the way to close them.
+//!
+//! One clock for all instead of a timer each: a timer per stream costs memory, and a lock of the runtime at every reset.
+
+use crate::reader::clock::Clock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use crate::protocol::codes::CloseCode;
+use crate::reader::Reader;
+use crate::reader::handle::Signal;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Table {
+    limit: AtomicUsize,
+    clock: Clock,
+    streams: Mutex<Streams>,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    signals: Slab<Arc<Signal>>,
+    /// The id of the last.
+    last: u64,
+}
+
+impl Table {
+    /// An empty table for at most `limit` streams.
+    pub fn new(limit: usize) -> Arc<Self> {
+        let limit = AtomicUsize::new(limit);
+        Arc::new(Table { limit, clock: Clock::start(), streams: Mutex::default() })
+    }
+
+    /// At most so many streams from now on. Those that are more stay.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// The clock of all streams.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Open streams.
+    pub fn len(&self) -> usize {
+        self.streams.lock().signals.len()
+    }
+
+    /// Whether no stream is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A place for one more stream, or `None` at the limit.
+    pub fn enter(self: &Arc<Self>, reader: Reader) -> Option<Ticket> {
+        let opened = self.clock.now();
+        let mut streams = self.streams.lock();
+        if streams.signals.len() >= self.limit.load(Ordering::Relaxed) {
+            return None;
+        }
+        streams.last += 1;
+        let signal = Arc::new(Signal::new(streams.last, reader, opened));
+        Some(Ticket { key: streams.signals.insert(signal.clone()), table: self.clone(), signal })
+    }
+
+    /// Wakes every stream whose time has come.
+    pub fn tick(&self) {
+        let now = self.clock.now();
+        for (_, signal) in &self.streams.lock().signals {
+            signal.tick(now);
+        }
+    }
+
+    /// Orders up to `count` of the streams that are not closing yet to close. Returns how many that were.
+    pub fn close(&self, count: usize, code: CloseCode) -> usize {
+        let streams = self.streams.lock();
+        let open =
+            streams.signals.iter().map(|(_, signal)| signal).filter(|signal| signal.closing().is_none());
+        open.take(count).map(|signal| signal.close(code)).count()
+    }
+
+    /// The streams that `wanted` picks, in no order.
+    pub fn find(&self, wanted: impl Fn(&Signal) -> bool) -> Vec<Arc<Signal>> {
+        let streams = self.streams.lock();
+        let found = streams.signals.iter().map(|(_, signal)| signal).filter(|signal| wanted(signal));
+        found.cloned().collect()
+    }
+}
+
+/// A stream's place in the table.
+#[derive(Debug)]
+pub struct Ticket {
+    table: Arc<Table>,
+    key: usize,
+    signal: Arc<Signal>,
+}
+
+impl Ticket {
+    /// The stream's signal.
+    pub fn signal(&self) -> &Arc<Signal> {
+        &self.signal
+    }
+
+    /// The clock of all streams.
+    pub fn clock(&self) -> Clock {
+        self.table.clock
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut streams = self.table.streams.lock();
+        streams.signals.try_remove(self.key);
+        if streams.signals.is_empty() {
+            streams.signals.shrink_to_fit();
+        }
+    }
+}

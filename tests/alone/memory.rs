@@ -1,0 +1,160 @@
+//! What the process holds, measured from outside: memory and file descriptors. In a file of its own, because a process
+//! is measured as a whole.
+#![cfg(target_os = "linux")]
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::common::client::Reader;
+use crate::common::gateway::Gateway;
+use crate::common::nats::NatsServer;
+use crate::common::process::Process;
+use crate::common::wire::{Wire, publish_all};
+use crate::common::{LIMIT, eventually, resident, within};
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+/// One test at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// One address does it all, and faster than one may.
+const RULES: &str = "limits = { opens_per_second = 1000000 }\n\
+     [[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { linger = \"0s\" }\n";
+
+async fn total_streams(gateway: &Gateway) -> f64 {
+    gateway.metric("topicgate_streams{http=\"1.1\"}").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_readers_hold_no_more_than_a_piece_each() {
+    const READERS: usize = 200;
+    let _alone = ALONE.lock().await;
+    let gateway = Gateway::start().await;
+    let mut stalled = Vec::new();
+    let text = "x".repeat(8 * 1024);
+    let mut pacer = gateway.open("/topics/a").await;
+    pacer.expect("stream-open").await;
+    // Once before it is measured, so that buffers have their size and the allocator its stock.
+    for _ in 0..40 {
+        publish_all(gateway.address, "a", std::iter::repeat_n(&text, 20)).await;
+        pacer.messages(20).await;
+    }
+    let before = resident();
+    // They come one after the other, so that each is stuck in a piece of its own.
+    for begin in 0..READERS {
+        stalled.push(Wire::narrow(gateway.address, "/topics/a").await);
+        publish_all(gateway.address, "a", (0..20).map(|n| format!("{} {text}", begin * 20 + n))).await;
+        pacer.messages(20).await;
+    }
+    let grown = resident().saturating_sub(before);
+    println!("{READERS} stalled readers and 31 MiB of messages: {} KiB more memory", grown / 1024);
+    // The buffer's 1 MiB and a piece of 64 KiB each, as the allocator has room for them.
+    assert!(grown < 3 * (1024 * 1024 + READERS * 64 * 1024), "{grown}");
+    let before = resident();
+    for _ in 0..60 {
+        publish_all(gateway.address, "a", std::iter::repeat_n(&text, 20)).await;
+        pacer.messages(20).await;
+    }
+    let grown = resident().saturating_sub(before);
+    println!("9 MiB of messages after that: {} KiB more memory", grown / 1024);
+    assert!(grown < 2 * 1024 * 1024, "{grown}");
+    assert_eq!(total_streams(&gateway).await, (READERS + 1) as f64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_joins_and_leaves_leave_nothing_behind() {
+    let _alone = ALONE.lock().await;
+    let gateway = Gateway::with(RULES).await;
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    gateway.metric("topicgate_topics").await;
+    let before = descriptors();
+    let address = gateway.address;
+    let visitors = (0..50).map(|_| {
+        tokio::spawn(async move {
+            for n in 0..200 {
+                let mut reader = Reader::open(address, "/topics/a", &[]).await;
+                if n % 2 == 0 {
+                    reader.expect("stream-open").await;
+                }
+            }
+        })
+    });
+    for visitor in join_all(visitors).await {
+        visitor.unwrap();
+    }
+    eventually("no stream", async || total_streams(&gateway).await == 0.0).await;
+    eventually("no topic", async || gateway.metric("topicgate_topics").await == 0.0).await;
+    eventually("no address", async || gateway.metric("topicgate_addresses").await == 0.0).await;
+    eventually("no connection but the question's", async || {
+        gateway.metric("topicgate_connections").await == 1.0
+    })
+    .await;
+    // Some belong to the runtime of the other test, which waits.
+    eventually("file descriptors are given back", async || descriptors() < before + 20).await;
+    assert_eq!(gateway.metric("topicgate_streams_opened_total{http=\"1.1\"}").await, 10_000.0);
+    assert_eq!(gateway.metric("topicgate_streams_closed_total{code=\"gone\"}").await, 10_000.0);
+}
+
+/// A stream on each of `paths`, opened so many at a time, once each of them is open.
+async fn open_all(
+    address: SocketAddr,
+    at_once: usize,
+    paths: impl Iterator<Item = String>,
+) -> Vec<TcpStream> {
+    let open = |path: String| async move {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        while !read.windows(18).any(|bytes| bytes == b"event: stream-open") {
+            let length = within("more of a head", LIMIT, socket.read_buf(&mut read)).await.unwrap();
+            assert!(length > 0, "{}", String::from_utf8_lossy(&read));
+        }
+        socket
+    };
+    stream::iter(paths).map(open).buffer_unordered(at_once).collect().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_nats_costs_little_and_gives_it_back() {
+    const TOPICS: usize = 10_000;
+    const STREAMS: usize = 2_000;
+    let _alone = ALONE.lock().await;
+    let nats = NatsServer::start();
+    let config = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    let text = format!(
+        "broker.url = {:?}\nlimits = {{ opens_per_second = 1000000, streams = 20000, connections = 20000, \
+         streams_per_address = 20000, topics_per_address = 200000 }}\n\
+         [[topics]]\nmatch = \"**\"\nread = \"anyone\"\nreplay = {{ linger = \"0s\" }}\n",
+        nats.url()
+    );
+    std::fs::write(config.path(), text).unwrap();
+    let gateway = Process::with(&["--config", config.path().to_str().unwrap()], &[]).await;
+    eventually("it is ready", async || gateway.readyz().await.status == 200).await;
+    let address = gateway.address;
+    // Some are there before it is measured, so that the allocator and the runtime have their stock.
+    let _first = open_all(address, 200, (0..STREAMS).map(|_| "/topics/a".into())).await;
+    let before = gateway.resident();
+    let _streams = open_all(address, 200, (0..STREAMS).map(|_| "/topics/a".into())).await;
+    let stream = gateway.resident().saturating_sub(before) / STREAMS;
+    let before = gateway.resident();
+    let begin = Instant::now();
+    let topics =
+        open_all(address, 200, (0..TOPICS).map(|number| format!("/topics/users/{number}/inbox"))).await;
+    let took = begin.elapsed();
+    let both = gateway.resident().saturating_sub(before) / TOPICS;
+    println!(
+        "{TOPICS} topics in {took:?}: {both} bytes for a topic and its stream, of which {stream} are the stream's"
+    );
+    assert!(both.saturating_sub(stream) < 2 * 1024 + 512, "{both} {stream}");
+    assert_eq!(nats.subscriptions(), [TOPICS as u64 + 1]);
+    let held = gateway.resident();
+    drop(topics);
+    eventually("they are unsubscribed", async || nats.subscriptions() == [1]).await;
+    // With the next sweep the allocator has given back what it gives back.
+    eventually("memory is given back", async || held.saturating_sub(gateway.resident()) / TOPICS > both / 2)
+        .await;
+}

@@ -1,0 +1,530 @@
+//! What may be configured, what is refused and in which words, and which source wins. Through the library where that
+//! is enough, through the binary where its environment, its output or its exit code are the point.
+
+// Clippy's leave to unwrap in tests stops at the helpers of a test.
+
+use crate::common::document;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use topicgate::config::{Access, Config, ConfigErrors, Sources};
+
+fn files(folder: &str) -> BTreeMap<PathBuf, String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let paths = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let files: BTreeMap<_, _> = paths.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect();
+    assert!(!files.is_empty(), "{} has no files", folder.display());
+    files
+}
+
+fn load(environment: &[(&str, &str)], file: &str) -> Result<Config, ConfigErrors> {
+    Config::load(&Sources {
+        file: Some(("topicgate.toml".into(), file.into())),
+        environment: environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        flags: vec![],
+    })
+}
+
+/// The words in which `file` is refused.
+fn refusal(file: &str) -> String {
+    Config::from_toml(file).unwrap_err().to_string()
+}
+
+/// The binary in a directory of its own, with nothing in its environment but what is given.
+fn topicgate(directory: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_topicgate"));
+    command.current_dir(directory).env_clear().envs(environment.iter().copied()).args(arguments);
+    command.output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn valid_files_load() {
+    for (path, text) in files("tests/config/valid").into_iter().chain(files("config")) {
+        Config::from_toml(&text).unwrap_or_else(|errors| panic!("{}: {errors}", path.display()));
+    }
+}
+
+#[test]
+fn every_configuration_in_the_documents_loads() {
+    let documents = [
+        ("README.md", include_str!("../../README.md")),
+        ("docs/security.md", include_str!("../../docs/security.md")),
+        ("docs/scaling.md", include_str!("../../docs/scaling.md")),
+    ];
+    for (name, text) in documents {
+        let blocks = document::blocks(text, "", "toml");
+        assert!(blocks.len() >= 2, "{name}");
+        for block in blocks {
+            // An ellipsis stands for a secret that the reader has.
+            let filled = block.replace("…", &"x".repeat(64));
+            Config::from_toml(&filled).unwrap_or_else(|errors| panic!("{name}: {errors}\nin\n{block}"));
+        }
+    }
+}
+
+#[test]
+fn invalid_files_are_refused_in_the_words_of_their_first_line() {
+    let mut faults = vec![];
+    for (path, text) in files("tests/config/invalid") {
+        let name = path.file_name().unwrap().display();
+        let phrase = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap();
+        let phrase = phrase.replace("FILE", "topicgate.toml");
+        match Config::from_toml(&text).map_err(|errors| errors.to_string()) {
+            Ok(_) => faults.push(format!("{name} was accepted")),
+            Err(words) if words.contains("s3cret") => faults.push(format!("{name} shows a secret: {words}")),
+            Err(words) if !words.contains(&phrase) => {
+                faults.push(format!("{name}: no {phrase:?} in {words}"))
+            }
+            Err(words) if words.lines().count() > 1 => {
+                faults.push(format!("{name} has one fault only: {words}"))
+            }
+            Err(_) => {}
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_set_is_the_default_and_opens_the_embedded_broker_on_loopback() {
+    let config = Config::from_toml("").unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config, Config::load(&Sources::default()).unwrap());
+    let [rule] = config.topics.as_slice() else { panic!("one rule is implied") };
+    assert_eq!((rule.filter.as_str(), rule.read, rule.publish), ("**", Access::Anyone, Access::Anyone));
+    assert_eq!(config.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_exposed_by_itself_on_a_real_broker_or_a_public_listener() {
+    for file in [
+        "broker = { url = \"nats://h\" }",
+        "broker = { url = \"redis://h\" }",
+        "listen = \"0.0.0.0:80\"",
+        "topics = []",
+    ] {
+        let config = Config::from_toml(file).unwrap();
+        assert_eq!(config.topics, vec![], "{file}");
+        assert!(config.warnings().concat().contains("nothing is exposed"), "{file}");
+    }
+}
+
+#[test]
+fn a_rule_lets_nobody_in_until_it_says_so() {
+    let config = Config::from_toml("[[topics]]\nmatch = \"a\"").unwrap();
+    assert_eq!((config.topics[0].read, config.topics[0].publish), (Access::Nobody, Access::Nobody));
+}
+
+#[test]
+fn replay_given_in_part_keeps_the_other_defaults() {
+    let config = Config::from_toml("[[topics]]\nmatch = \"a\"\nreplay = { messages = 7 }").unwrap();
+    let default = Config::default().topics[0].replay.clone();
+    assert_eq!(config.topics[0].replay, topicgate::config::Replay { messages: 7, ..default });
+}
+
+#[test]
+fn every_fault_is_reported_at_once() {
+    let words = refusal(
+        "lisen = \"x\"\ndrain = 5\n[limits]\nstreams = 0\nhead = \"x\"\n[broker]\nurl = \"nope\"\nseparator = \":\"\n\
+         [[topics]]\nmatch = \"a b\"\nread = \"everyone\"\n",
+    );
+    for key in ["lisen", "drain", "limits.streams", "limits.head", "broker.url", "#1 match", "#1 read"] {
+        assert!(words.contains(key), "{key} is not in:\n{words}");
+    }
+    assert_eq!(words.lines().count(), 7, "{words}");
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
+    let file = "limits = { streams = 1, topics = 2 }";
+    let config = load(&[("TOPICGATE_LIMITS__STREAMS", "3"), ("OTHER", "x")], file).unwrap();
+    assert_eq!((config.limits.streams, config.limits.topics), (3, 2));
+
+    let words = load(&[("TOPICGATE_LIMITS__STREAMS", "0")], file).unwrap_err().to_string();
+    assert!(
+        words.starts_with("limits.streams (environment variable TOPICGATE_LIMITS__STREAMS): 0 is too"),
+        "{words}"
+    );
+}
+
+#[test]
+fn the_environment_holds_every_type_as_text() {
+    let config = load(
+        &[
+            ("TOPICGATE_BROKER__URL", "redis://h"),
+            ("TOPICGATE_BROKER__PASSWORD", "0077"), // text, not the number 77
+            ("TOPICGATE_STREAMS__RETRY", "2s"),
+            ("TOPICGATE_LIMITS__MESSAGE", "1KiB"),
+            ("TOPICGATE_CORS__ORIGINS", "https://a.example.com, https://b.example.com"),
+            ("TOPICGATE_CORS__CREDENTIALS", "true"),
+            ("TOPICGATE_TOPICS", "[{ match = \"a/**\", read = \"anyone\", replay = { messages = 5 } }]"),
+            ("TOPICGATE_LISTEN", ""), // how a compose file says "not set"
+        ],
+        "",
+    )
+    .unwrap();
+    assert_eq!(config.broker.password.unwrap().0, "0077");
+    let origins: Vec<String> = config.cors.origins.iter().map(ToString::to_string).collect();
+    assert_eq!(origins, ["https://a.example.com", "https://b.example.com"]);
+    assert!(config.cors.credentials);
+    assert_eq!(config.topics[0].replay.messages, 5);
+    assert_eq!(config.listen, Config::default().listen);
+}
+
+#[test]
+fn white_space_around_a_setting_does_not_change_what_it_means() {
+    let file = "broker.url = \" nats://h:4222, nats://i:4222 \"\nlisten = \"127.0.0.1:1\\n\"\nhosts = [\" a.example\"]\n\
+                [[topics]]\nmatch = \" orders/**\"\nread = \"anyone \"";
+    let config = Config::from_toml(file).unwrap();
+    assert_eq!(config.broker.kind().name(), "NATS");
+    assert_eq!(config.broker.url.0, "nats://h:4222, nats://i:4222");
+    assert_eq!((config.listen.port(), config.hosts.as_slice()), (1, &["a.example".to_owned()][..]));
+    assert_eq!((config.topics[0].filter.as_str(), config.topics[0].read), ("orders/**", Access::Anyone));
+    // As the value of a Kubernetes secret, or of a file, often ends.
+    for (variable, value) in
+        [("TOPICGATE_BROKER__URL", "\n redis://h:6379\n"), ("TOPICGATE_BROKER__URL", "redis://h\t")]
+    {
+        let config = load(&[(variable, value)], "").unwrap();
+        assert_eq!(config.broker.kind().name(), "Redis", "{value:?}");
+        assert_eq!(config.topics, vec![], "{value:?}");
+    }
+    let secret = "s3cret-0123456789abcdef0123456789\n";
+    let words = load(&[("TOPICGATE_AUTH__JWT__SECRET", secret)], "").unwrap_err().to_string();
+    assert!(words.contains("begins or ends with white space") && !words.contains("s3cret"), "{words}");
+}
+
+#[test]
+fn a_broker_url_that_is_not_memory_never_means_the_embedded_broker() {
+    for url in
+        ["nats://h", " nats://h", "\tnats://h", "h:4222", "nats", "", "localhost", "NATS://h", "memory"]
+    {
+        let broker = topicgate::config::Broker {
+            url: topicgate::config::Secret(url.into()),
+            ..Config::default().broker
+        };
+        assert_ne!(broker.kind().name(), Config::default().broker.kind().name(), "{url:?}");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_warned_of_and_an_empty_broker_is_refused() {
+    let config = load(&[("TOPICGATE_HOSTS", ""), ("TOPICGATE_LOG__LEVEL", " ")], "").unwrap();
+    let warnings = config.warnings();
+    for variable in ["TOPICGATE_HOSTS", "TOPICGATE_LOG__LEVEL"] {
+        assert!(
+            warnings.iter().any(|line| line.contains(variable) && line.contains("is empty")),
+            "{warnings:?}"
+        );
+    }
+    for empty in ["", " ", "\n"] {
+        let words = load(&[("TOPICGATE_BROKER__URL", empty)], "").unwrap_err().to_string();
+        assert!(
+            words.contains("TOPICGATE_BROKER__URL) is empty") || words.contains("is empty; name the broker"),
+            "{words}"
+        );
+    }
+    let config = load(&[("TOPICGATE_BROKER__URL", "")], "broker.url = \"nats://h\"").unwrap();
+    assert_eq!(config.broker.url.0, "nats://h");
+}
+
+#[test]
+fn a_configuration_that_is_a_link_to_nowhere_is_not_taken_for_none() {
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("gone.toml", directory.path().join("topicgate.toml")).unwrap();
+    let output = topicgate(directory.path(), &[], &["check"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("topicgate.toml: cannot be read"), "{}", stderr(&output));
+}
+
+/// Faults that only the files or the broker's client can show: the configuration, and words of the refusal.
+const UNUSABLE: [(&str, &str); 12] = [
+    ("[tls]\ncert = \"missing.pem\"\nkey = \"missing.key\"", "tls.cert = \"missing.pem\": cannot be read"),
+    ("[tls]\ncert = \"topicgate.toml\"\nkey = \"missing.key\"", "tls.key = \"missing.key\": cannot be read"),
+    ("[tls]\ncert = \"topicgate.toml\"\nkey = \"topicgate.toml\"", "holds no certificate"),
+    ("[auth.jwt]\npublic_key = \"missing.pem\"", "auth.jwt.public_key: missing.pem cannot be read"),
+    ("[broker]\nurl = \"nats://h\"\ncredentials = \"missing.creds\"", "broker.credentials: missing.creds: "),
+    (
+        "[broker]\nurl = \"nats://h\"\ncredentials = \"topicgate.toml\"",
+        "broker.credentials: topicgate.toml: ",
+    ),
+    (
+        "[broker]\nurl = \"nats://h\"\nnkey = \"SUAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\"",
+        "broker.nkey: ",
+    ),
+    ("[broker]\nurl = \"tls://h\"\ntls = { ca = \"missing.pem\" }", "broker.tls.ca: missing.pem: "),
+    ("[broker]\nurl = \"rediss://h\"\ntls = { ca = \"missing.pem\" }", "broker.tls.ca: missing.pem: "),
+    ("[broker]\nurl = \"redis://user@h\"", "names a user without a password"),
+    ("[broker]\nurl = \"redis://user@h,redis://i\"\nsentinel = \"m\"", "names a user without a password"),
+    (
+        "[broker]\nurl = \"rediss://h\"\ncluster = true\ntls = { cert = \"missing.pem\", key = \"missing.key\" }",
+        "broker.tls.cert: missing.pem: ",
+    ),
+];
+
+#[test]
+fn check_and_the_start_find_the_same_faults_with_the_same_exit_code() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen =
+        "listen = \"127.0.0.1:0\"\nadmin = { listen = \"127.0.0.1:0\" }\nlog = { level = \"off\" }\n";
+    for (settings, words) in UNUSABLE {
+        fs::write(directory.path().join("topicgate.toml"), format!("{listen}{settings}")).unwrap();
+        let (check, start) =
+            (topicgate(directory.path(), &[], &["check"]), topicgate(directory.path(), &[], &[]));
+        assert_eq!((check.status.code(), start.status.code()), (Some(64), Some(64)), "{settings}");
+        assert!(stderr(&check).contains(words), "{settings}: {}", stderr(&check));
+        assert_eq!(stderr(&check), stderr(&start), "{settings}");
+    }
+    // All of them at once.
+    let several = "[tls]\ncert = \"a.pem\"\nkey = \"a.key\"\n[auth.jwt]\npublic_key = \"b.pem\"\n[broker]\nurl = \"nats://h\"\n\
+                   credentials = \"c.creds\"";
+    fs::write(directory.path().join("topicgate.toml"), several).unwrap();
+    let words = stderr(&topicgate(directory.path(), &[], &["check"]));
+    assert!(["a.pem", "b.pem", "c.creds"].iter().all(|file| words.contains(file)), "{words}");
+}
+
+#[test]
+fn check_names_no_header_for_the_ids_of_a_source_that_has_its_own() {
+    for (url, source, ids) in [
+        (
+            "nats://h",
+            "source = \"pubsub\"",
+            "Ids are in the header Nats-Msg-Id, types in the header Event-Type",
+        ),
+        (
+            "nats://h",
+            "source = \"jetstream\"",
+            "Event ids are those of the broker, types in the header Event-Type",
+        ),
+        ("nats://h", "source = \"kv\"\nbucket = \"B\"", "Event ids are those of the broker, "),
+        ("redis://h", "source = \"redis-stream\"", "Event ids are those of the broker, and no types"),
+        (
+            "redis://h",
+            "source = \"redis-stream\"\ntype = { header = \"kind\" }",
+            "Event ids are those of the broker, types in the field kind",
+        ),
+        ("redis://h", "id = { pointer = \"/id\" }", "Ids are in the JSON field /id, and no types"),
+        (
+            "redis://h",
+            "source = \"pubsub\"",
+            "Redis messages have no headers, so they carry no ids, and no types",
+        ),
+    ] {
+        let file =
+            format!("broker.url = \"{url}\"\n[[topics]]\nmatch = \"a/**\"\nread = \"anyone\"\n{source}");
+        let page = Config::from_toml(&file).unwrap().explain();
+        assert!(page.contains(ids), "{source} at {url}: no {ids:?} in\n{page}");
+        assert_eq!(page.contains("Nats-Msg-Id"), ids.contains("Nats-Msg-Id"), "{source} at {url}:\n{page}");
+    }
+}
+
+#[test]
+fn a_misspelt_variable_is_told_the_near_one() {
+    for (wrong, right) in [
+        ("TOPICGATE_LOG_LEVEL", "TOPICGATE_LOG__LEVEL"),
+        ("TOPICGATE_LIMITS__STREAM", "TOPICGATE_LIMITS__STREAMS"),
+        ("TOPICGATE_LISTN", "TOPICGATE_LISTEN"),
+    ] {
+        let words = load(&[(wrong, "1")], "").unwrap_err().to_string();
+        assert!(words.contains(wrong), "{words}");
+        assert!(words.ends_with(&format!("did you mean {right}?")), "{words}");
+    }
+}
+
+#[test]
+fn what_kubernetes_says_of_a_service_called_topicgate_is_not_ours() {
+    let config = load(
+        &[
+            ("TOPICGATE_SERVICE_HOST", "10.0.0.1"),
+            ("TOPICGATE_SERVICE_PORT", "8080"),
+            ("TOPICGATE_SERVICE_PORT_HTTP", "8080"),
+            ("TOPICGATE_PORT", "tcp://10.0.0.1:8080"),
+            ("TOPICGATE_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+            ("TOPICGATE_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("TOPICGATE_ADMIN_PORT_9090_TCP_PROTO", "tcp"),
+        ],
+        "",
+    );
+    assert_eq!(config.unwrap(), Config::default());
+    assert!(load(&[("TOPICGATE_PORT", "8080")], "").is_err());
+}
+
+#[test]
+fn a_rule_that_an_earlier_one_covers_is_warned_of() {
+    let config = Config::from_toml(
+        "[[topics]]\nmatch = \"a/**\"\nread = \"anyone\"\n[[topics]]\nmatch = \"a/b\"\nread = \"nobody\"",
+    )
+    .unwrap();
+    let warnings = config.warnings();
+    assert!(warnings[0].contains("[[topics]] #2 (a/b) is never reached: #1 (a/**)"), "{warnings:?}");
+}
+
+#[test]
+fn what_is_allowed_but_unwise_is_warned_of() {
+    for (file, phrase) in [
+        ("listen = \"0.0.0.0:80\"\n[[topics]]\nmatch = \"a\"\npublish = \"anyone\"", "publish"),
+        (
+            "listen = \"0.0.0.0:80\"\nbroker = { url = \"nats://h\" }\n[[topics]]\nmatch = \"**\"\nread = \"anyone\"",
+            "everything",
+        ),
+        ("cors = { origins = [\"*\"] }", "every web page"),
+        ("admin = { listen = \"0.0.0.0:9090\" }", "admin.listen"),
+        ("streams = { heartbeat = \"2m\" }", "silent connection"),
+        ("streams = { retry = \"1m\" }", "is forgotten 1m after"),
+        ("limits = { streams = 20000 }", "limits.connections"),
+        ("cors = { credentials = true }", "cors.origins"),
+        ("cors = { headers = [\"baggage\"] }", "cors.headers has no effect"),
+        ("[[topics]]\nmatch = \"__sentinel__/**\"\npublish = \"anyone\"", "the broker's own servers"),
+        ("hosts = [\"events.example.com\"]", "a proxy is in front"),
+        ("cors = { origins = [\"https://app.example.com\"] }", "a proxy is in front"),
+        ("proxies = { address = \"forwarded\" }", "proxies.address has no effect"),
+        ("proxies = { trusted = [\"10.0.0.0/8\", \"::/0\"] }", "believes everyone"),
+        ("auth = { jwt = { public_key = \"k\" } }", "[auth] has no effect"),
+        ("auth = { token = { query = true } }", "auth.token.query"),
+        ("auth.forward.url = \"http://h\"\n[[topics]]\nmatch = \"a\"\nread = \"token\"", "in the clear"),
+        (
+            "proxies = { trusted = [\"10.0.0.0/8\"] }\ncors = { origins = [\"https://*.example.com\"], credentials = true }",
+            "https://*.example.com",
+        ),
+        (
+            "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
+            "Redis",
+        ),
+    ] {
+        let warnings = Config::from_toml(file).unwrap().warnings();
+        assert_eq!(warnings.len(), 1, "{file}: {warnings:?}");
+        assert!(warnings[0].contains(phrase), "{file}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_secret_is_masked_however_it_is_shown() {
+    let config = Config::from_toml(
+        "broker = { url = \"nats://me:s3cret@h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"",
+    )
+    .unwrap();
+    let shown = [
+        format!("{config:?}"),
+        config.broker.url.to_string(),
+        serde_json::to_string(&config.broker.url).unwrap(),
+        config.broker.masked_url(),
+        config.explain(),
+    ];
+    for text in shown {
+        assert!(!text.contains("s3cret") && text.contains("***"), "{text}");
+    }
+}
+
+#[test]
+fn check_says_who_may_and_what_a_token_must_be() {
+    let file = fs::read_to_string("tests/config/valid/every_key_auth.toml").unwrap();
+    let page = Config::from_toml(&file).unwrap().explain();
+    for part in [
+        "users/{sub}/**: the subject itself may read, the subject itself, where granted, may publish",
+        "the public key in jwt.pem holds for (PS384)",
+        "the audience topicgate and the issuer https://a.example.com or https://b.example.com",
+        "at /resource/topic~1gate, in Mercure's claim, in Centrifugo's channels",
+        "the cookie __Host-session, or in the query parameter access_token",
+    ] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+}
+
+#[test]
+fn the_name_of_a_claim_is_a_name_and_a_pointer_leads_further_in() {
+    for (claim, place) in [
+        ("topicgate", "/topicgate"),
+        ("a.b", "/a.b"),
+        ("https://x/y~", "/https:~1~1x~1y~0"),
+        ("/a/b", "/a/b"),
+    ] {
+        let file = format!("auth = {{ jwt = {{ public_key = \"k\", claim = {claim:?} }} }}");
+        assert_eq!(Config::from_toml(&file).unwrap().auth.jwt.unwrap().claim, place);
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_over_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file =
+        "listen = \"127.0.0.1:1001\"\nadmin = { listen = \"127.0.0.1:2001\" }\nlog = { level = \"warn\" }";
+    fs::write(directory.path().join("topicgate.toml"), file).unwrap();
+    let environment = [("TOPICGATE_LISTEN", "127.0.0.1:1002"), ("TOPICGATE_ADMIN__LISTEN", "127.0.0.1:2002")];
+    let page = stdout(&topicgate(directory.path(), &environment, &["check", "--listen", "127.0.0.1:1003"]));
+    for part in ["127.0.0.1:1003", "127.0.0.1:2002", "level warn"] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+}
+
+#[test]
+fn check_says_what_is_wrong_and_where_it_came_from_with_code_64() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("mine.toml"), "[limits]\nstreams = 0\n").unwrap();
+    let output = topicgate(
+        directory.path(),
+        &[("TOPICGATE_STREAMS__RETRY", "0s")],
+        &["check", "--config", "mine.toml", "--listen", "nowhere"],
+    );
+    assert_eq!(output.status.code(), Some(64));
+    let words = stderr(&output);
+    for part in [
+        "limits.streams (mine.toml)",
+        "(environment variable TOPICGATE_STREAMS__RETRY)",
+        "listen (flag --listen)",
+    ] {
+        assert!(words.contains(part), "{part} is not in:\n{words}");
+    }
+}
+
+#[test]
+fn a_named_file_must_exist_and_an_unknown_flag_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = topicgate(directory.path(), &[], &["check", "--config", "missing.toml"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("missing.toml: cannot be read"), "{}", stderr(&output));
+    assert_eq!(topicgate(directory.path(), &[], &["--lisen", "x"]).status.code(), Some(64));
+    assert_eq!(topicgate(directory.path(), &[], &["check"]).status.code(), Some(0));
+}
+
+#[test]
+fn check_shows_no_secret() {
+    let directory = tempfile::tempdir().unwrap();
+    let rule = ("TOPICGATE_TOPICS", "[{ match = \"a\", read = \"anyone\" }]");
+    let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+    for environment in [
+        vec![rule, ("TOPICGATE_BROKER__URL", "nats://me:s3cret@h:4222")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "redis://h?password=s3cret")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "nats://h"), ("TOPICGATE_BROKER__TOKEN", "s3cret")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "nats://h"), ("TOPICGATE_BROKER__NKEY", seed)],
+        vec![rule, ("TOPICGATE_BROKER__URL", "redis://h"), ("TOPICGATE_BROKER__PASSWORD", "s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__SECRET", "s3cret-0123456789abcdef0123456789")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__SECRET", "s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__JWKS_URL", "https://me:s3cret@h/jwks.json?key=s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__JWT__JWKS_URL", "https://h/jwks.json?key=s3cret")],
+        vec![rule, ("TOPICGATE_AUTH__FORWARD__URL", "https://h/may?key=s3cret")],
+        vec![rule, ("TOPICGATE_BROKER__URL", "s3cret"), ("TOPICGATE_BROKER__PASSWORD", "s3cret")],
+    ] {
+        let output = topicgate(directory.path(), &environment, &["check"]);
+        let all = String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output);
+        assert!(!all.is_empty() && !all.contains("s3cret") && !all.contains(seed), "{environment:?}:\n{all}");
+    }
+}
+
+#[test]
+fn help_shows_the_three_ways_to_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let help = stdout(&topicgate(directory.path(), &[], &["--help"]));
+    for part in ["nats://", "redis://", "curl -N", "topicgate check"] {
+        assert!(help.contains(part), "{part} is not in:\n{help}");
+    }
+    assert!(stdout(&topicgate(directory.path(), &[], &["--version"])).contains(env!("CARGO_PKG_VERSION")));
+}

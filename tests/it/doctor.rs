@@ -1,0 +1,240 @@
+//! `topicgate doctor` through a real nginx: what it finds with each setting that is in the way, and that it finds nothing
+//! where none is.
+#![cfg(unix)]
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use crate::common::command::{Ended, run};
+use crate::common::eventually;
+use crate::common::front::{Front, Kind};
+use crate::common::gateway::Gateway;
+use crate::common::redis::free_port;
+use crate::common::site::Site;
+use crate::common::tls::Files;
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+/// The shortest that there is, so that a second or two have some.
+const HEARTBEAT: &str = "streams = { heartbeat = \"1s\" }\n";
+
+const ORIGIN: &str = "https://app.example.com";
+
+/// nginx as a child process, in front of a gateway. Killed when dropped.
+struct Nginx {
+    address: SocketAddr,
+    _child: Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Nginx {
+    /// With these lines where requests are passed on.
+    async fn start(gateway: SocketAddr, location: &str) -> Self {
+        Self::listening(gateway, "", location).await
+    }
+
+    /// With these words behind the address that it listens on, as well.
+    async fn listening(gateway: SocketAddr, listen: &str, location: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let place = directory.path().display();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|what| format!("{what}_temp_path {place}/{what};\n"))
+            .concat();
+        let text = format!(
+            "daemon off; master_process off; pid {place}/pid; error_log {place}/log;\nevents {{}}\n\
+             http {{ access_log off;\n{temporary}server {{ listen {address} {listen};\n\
+             location / {{ proxy_pass http://{gateway};\n{location} }} }} }}\n"
+        );
+        let file = directory.path().join("nginx.conf");
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new("/usr/sbin/nginx");
+        command.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let child =
+            command.spawn().unwrap_or_else(|error| panic!("nginx is needed: run scripts/tools ({error})"));
+        eventually("nginx is up", async || TcpStream::connect(address).await.is_ok()).await;
+        Nginx { address, _child: child, _directory: directory }
+    }
+
+    async fn examined(&self, more: &[&str]) -> Ended {
+        examined(&format!("http://{}/topics/a", self.address), more).await
+    }
+}
+
+async fn examined(url: &str, more: &[&str]) -> Ended {
+    run(&[&["doctor", url], more].concat(), &[]).await
+}
+
+/// Insists on this finding, on the advice under it, and that there is no other.
+fn finds(ended: &Ended, finding: &str, advice: &str) {
+    let found: Vec<&str> = ended.out.lines().filter(|line| line.starts_with("FOUND")).collect();
+    assert!(ended.code == 1 && found.len() == 1, "{ended:?}");
+    assert!(found[0].starts_with(&format!("FOUND  {finding}")), "no {finding:?} in\n{}", ended.out);
+    let under = ended.out.lines().skip_while(|line| !line.starts_with("FOUND")).skip(1);
+    let mut under = under.take_while(|line| line.starts_with("     "));
+    assert!(advice.is_empty() || under.any(|line| line.contains(advice)), "no {advice:?} in\n{}", ended.out);
+}
+
+#[tokio::test]
+async fn nothing_is_found_where_nothing_is_in_the_way() {
+    let toml = format!("{HEARTBEAT}cors = {{ origins = [\"{ORIGIN}\"] }}\n");
+    let gateway = Gateway::with(&toml).await;
+    let nginx =
+        Nginx::start(gateway.address, "proxy_buffering off; proxy_read_timeout 1h; proxy_http_version 1.1;")
+            .await;
+    let direct = format!("http://{}/topics/a", gateway.address);
+    for url in [format!("http://{}/topics/a", nginx.address), direct] {
+        let ended = examined(&url, &["--idle", "3s", "--publish", "--origin", ORIGIN]).await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        for about in [
+            "content type: text/event-stream",
+            "HTTP version: 1.1",
+            "caching: no-cache, no-store, no-transform",
+            "compression: none",
+            "first event: ",
+            "resume: Last-Event-ID is understood",
+            "CORS: pages of https://app.example.com may read",
+            "delay: 3 messages",
+            "idle: open for 3.",
+        ] {
+            assert!(ended.out.contains(&format!("ok     {about}")), "no {about:?} in\n{}", ended.out);
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_found_behind_the_proxies_that_deploy_has_files_for() {
+    for kind in [Kind::Nginx, Kind::Haproxy, Kind::Caddy] {
+        let gateway = Gateway::with(&format!("{HEARTBEAT}{}", kind.gateway_toml())).await;
+        let front = Front::start(kind, gateway.address).await;
+        let ca = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&ca, &front.pair.cert).unwrap();
+        let url = format!("https://localhost:{}/topics/a", front.address.port());
+        let more = ["--idle", "3s", "--publish", "--ca", ca.path().to_str().unwrap()];
+        let ended = examined(&url, &more).await;
+        assert!(ended.code == 0 && ended.out.contains("ok     HTTP version: 2"), "{kind:?}: {ended:?}");
+        assert!(!ended.out.contains("note"), "{kind:?}: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn buffering_is_found() {
+    let gateway = Gateway::with(HEARTBEAT).await;
+    let nginx =
+        Nginx::start(gateway.address, "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;").await;
+    finds(
+        &nginx.examined(&["--idle", "2s"]).await,
+        "buffering: HEAD is answered",
+        "nginx: proxy_buffering off",
+    );
+}
+
+#[tokio::test]
+async fn a_read_timeout_that_is_shorter_than_the_heartbeat_is_found() {
+    let gateway = Gateway::start().await;
+    let nginx = Nginx::start(gateway.address, "proxy_read_timeout 1s;").await;
+    finds(
+        &nginx.examined(&["--idle", "10s"]).await,
+        "idle: it was cut after 1.",
+        "nginx: proxy_read_timeout",
+    );
+}
+
+#[tokio::test]
+async fn a_limit_on_the_whole_is_told_from_one_on_silence() {
+    let gateway = Gateway::with(HEARTBEAT).await;
+    let proxy = cutting_after(gateway.address, std::time::Duration::from_millis(3500)).await;
+    let ended = examined(&format!("http://{proxy}/topics/a"), &["--idle", "10s"]).await;
+    finds(&ended, "idle: it was cut after 3.", "Envoy: timeout: 0s");
+}
+
+/// A proxy that ends every connection after so long, as those do that have a limit on a whole answer.
+async fn cutting_after(gateway: SocketAddr, limit: std::time::Duration) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(gateway).await.unwrap();
+                let _ = tokio::time::timeout(limit, tokio::io::copy_bidirectional(&mut client, &mut server))
+                    .await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn compression_is_found() {
+    let gateway = Gateway::with(HEARTBEAT).await;
+    let gzip = "proxy_buffering off; gzip on; gzip_types text/event-stream; gzip_proxied any;";
+    let nginx = Nginx::start(gateway.address, gzip).await;
+    let ended = nginx.examined(&["--idle", "2s"]).await;
+    finds(&ended, "compression: \"gzip\"", "nginx: take text/event-stream out of gzip_types");
+    assert!(ended.out.contains("ok     first event"), "the rest is told from a plain one:\n{}", ended.out);
+}
+
+#[tokio::test]
+async fn a_cursor_that_does_not_arrive_is_found() {
+    let gateway = Gateway::with(HEARTBEAT).await;
+    let nginx = Nginx::start(gateway.address, "proxy_set_header Last-Event-ID \"\";").await;
+    finds(
+        &nginx.examined(&["--idle", "2s"]).await,
+        "resume: Last-Event-ID does not arrive",
+        "proxy_set_header",
+    );
+}
+
+#[tokio::test]
+async fn another_process_behind_the_same_name_is_found() {
+    let (one, two) = (Gateway::with(HEARTBEAT).await, Gateway::with(HEARTBEAT).await);
+    let spread = format!("if ($http_last_event_id) {{ proxy_pass http://{}; }}", two.address);
+    let nginx = Nginx::start(one.address, &spread).await;
+    let ended = nginx.examined(&["--idle", "2s"]).await;
+    finds(&ended, "resume: the second stream does not go on: stream-gap restarted", "nginx: ip_hash");
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_of_other_origins_is_found() {
+    let twice = format!("add_header Access-Control-Allow-Origin {ORIGIN};");
+    let listed = Gateway::with(&format!("{HEARTBEAT}cors = {{ origins = [\"{ORIGIN}\"] }}\n")).await;
+    let nginx = Nginx::start(listed.address, &twice).await;
+    let ended = nginx.examined(&["--idle", "2s", "--origin", ORIGIN]).await;
+    assert_eq!(ended.out.matches("is there twice").count(), 2, "{ended:?}");
+    assert!(ended.code == 1 && ended.out.contains("no add_header Access-Control-"), "{ended:?}");
+
+    let nginx = Nginx::start(listed.address, "").await;
+    let ended = nginx.examined(&["--idle", "2s", "--origin", "https://other.example.com"]).await;
+    assert!(ended.code == 1 && ended.out.contains("403 bad_origin"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_gateway_or_cannot_be_reached_is_found() {
+    let site = Site::start().await;
+    let ended = examined(&format!("{}/topics/a", site.origin("127.0.0.1")), &[]).await;
+    finds(&ended, "content type: \"text/html\"", "nginx: proxy_pass");
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    finds(&Nginx::start(nowhere, "").await.examined(&[]).await, "reach: 502", "nginx: proxy_pass");
+    finds(&examined(&format!("http://{nowhere}/topics/a"), &[]).await, "reach: ", "");
+    let gateway = Gateway::start().await;
+    let nginx = Nginx::start(gateway.address, "proxy_set_header Host elsewhere.example.com;").await;
+    finds(&nginx.examined(&[]).await, "reach: 421 bad_host", "hosts");
+}
+
+#[tokio::test]
+async fn http_2_is_used_where_tls_offers_it_and_missed_where_not() {
+    let files = Files::new();
+    let gateway = Gateway::with(&format!("{HEARTBEAT}{}", files.toml())).await;
+    let (ca, cert, key) = (files.cert(), files.cert(), files.key());
+    let url = |address: SocketAddr| format!("https://localhost:{}/topics/a", address.port());
+    let more = ["--idle", "2s", "--publish", "--ca", ca.to_str().unwrap()];
+    let ended = examined(&url(gateway.address), &more).await;
+    assert!(ended.code == 0 && ended.out.contains("ok     HTTP version: 2"), "{ended:?}");
+
+    let plain = Gateway::with(HEARTBEAT).await;
+    let tls = format!("ssl; ssl_certificate {}; ssl_certificate_key {}", cert.display(), key.display());
+    let nginx = Nginx::listening(plain.address, &tls, "").await;
+    let ended = examined(&url(nginx.address), &more).await;
+    assert!(ended.code == 0 && ended.out.contains("note   HTTP version: 1.1"), "{ended:?}");
+    assert!(ended.out.contains("nginx: http2 on"), "{ended:?}");
+}

@@ -1,0 +1,76 @@
+//! Documents that must keep up with other files.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use topicgate::protocol::codes::CloseCode;
+
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
+
+/// What a page calls the anchor of a heading.
+fn anchors(document: &str, level: &str) -> BTreeSet<String> {
+    let headings = document.lines().filter_map(|line| line.strip_prefix(level)?.strip_prefix(' '));
+    let is_kept = |letter: &char| letter.is_alphanumeric() || ['-', '_'].contains(letter);
+    headings
+        .map(|heading| heading.to_lowercase().replace(' ', "-").chars().filter(is_kept).collect())
+        .collect()
+}
+
+/// The documents that people read, by their path in the repository.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "docs", "deploy", "bench/src"].map(|folder| root.join(folder));
+    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found
+}
+
+#[test]
+fn each_alert_has_its_heading_and_each_heading_its_alert() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/alerts.yml");
+    let rules = std::fs::read_to_string(path).unwrap();
+    let alerts: BTreeSet<String> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .map(str::to_lowercase)
+        .collect();
+    let (_, part) = OPERATIONS.split_once("\n## Alerts\n").unwrap();
+    assert!(!alerts.is_empty());
+    assert_eq!(anchors(part, "###"), alerts);
+}
+
+#[test]
+fn links_within_and_between_the_documents_lead_somewhere() {
+    let mut links = 0;
+    for path in documents() {
+        let name = path.display();
+        let document = std::fs::read_to_string(&path).unwrap();
+        for link in document.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(target.exists(), "{name}: {link}");
+            links += 1;
+            if !anchor.is_empty() {
+                let target = std::fs::read_to_string(target).unwrap();
+                let levels = ["#", "##", "###", "####"];
+                let is_known = levels.iter().any(|level| anchors(&target, level).contains(anchor));
+                assert!(is_known, "{name}: {link}");
+            }
+        }
+    }
+    assert!(links > 50, "{links}");
+}
+
+#[test]
+fn the_protocol_has_every_code_that_a_stream_may_end_with() {
+    let protocol = include_str!("../../docs/protocol.md");
+    // Who is cut off, or has left, is told nothing.
+    let told = CloseCode::ALL.into_iter().filter(|code| ![CloseCode::Slow, CloseCode::Gone].contains(code));
+    for code in told {
+        assert!(protocol.contains(&format!("| `{}` |", code.as_str())), "{}", code.as_str());
+    }
+}

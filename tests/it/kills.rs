@@ -1,0 +1,325 @@
+//! Kill and restart of gateways and broker, in every combination and at random times, under numbered publishers and readers that
+//! are cut and move between the gateways. What the broker keeps: nothing missing, nothing twice, no gap. What it does not
+//! keep: a gap wherever something is missing.
+#![cfg(unix)]
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::common::client::Reader;
+use crate::common::jetstream::{Admin, store_raw};
+use crate::common::nats::{NatsServer, RawPublisher, UNREADABLE};
+use crate::common::process::Process;
+use crate::common::redis::RedisServer;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+/// Readers at once.
+const READERS: usize = 6;
+
+/// How long everything may take to be whole again after the last kill.
+const WHOLE: Duration = Duration::from_secs(40);
+
+enum Server {
+    Nats(NatsServer),
+    Redis(RedisServer),
+}
+
+impl Server {
+    fn url(&self) -> String {
+        match self {
+            Server::Nats(server) => server.url(),
+            Server::Redis(server) => server.url(),
+        }
+    }
+
+    async fn kill_and_restart(&mut self, pause: Duration) {
+        match self {
+            Server::Nats(server) => {
+                server.stop();
+                sleep(pause).await;
+                server.restart();
+            }
+            Server::Redis(server) => {
+                server.stop();
+                sleep(pause).await;
+                server.restart();
+            }
+        }
+    }
+}
+
+/// Stores or publishes the next number; says whether the broker has it.
+enum Publisher {
+    /// Kept: the broker knows a number that it has by its id.
+    JetStream(async_nats::Client, u16),
+    RedisStream(redis::Client),
+    /// Not kept: sent and forgotten, with header fields that cannot be read.
+    Nats {
+        port: u16,
+        connection: Mutex<Option<RawPublisher>>,
+    },
+    Redis(redis::Client),
+}
+
+impl Publisher {
+    async fn publish(&self, number: u64) -> bool {
+        let second = Duration::from_secs(1);
+        let payload = number.to_string();
+        match self {
+            // Every fourth has header fields that cannot be read.
+            Publisher::JetStream(_, port) if number % 4 == 0 => {
+                let id = format!("NATS/1.0\r\nNats-Msg-Id: {number}\r\n");
+                let block = [id.as_bytes(), b"X: a\rb\xe9\r\n\r\n"].concat();
+                let stored = store_raw(*port, "orders.eu", &block, &payload);
+                timeout(second, stored).await.unwrap_or(false)
+            }
+            Publisher::JetStream(client, _) => {
+                let mut headers = async_nats::HeaderMap::new();
+                headers.insert("Nats-Msg-Id", payload.as_str());
+                let asked = client.request_with_headers("orders.eu", headers, payload.clone().into());
+                let answer = timeout(second, asked).await;
+                answer
+                    .is_ok_and(|answer| answer.is_ok_and(|answer| answer.payload.starts_with(b"{\"stream\"")))
+            }
+            Publisher::RedisStream(client) => {
+                // The number is its id too: one that was stored before the answer was lost is not stored twice.
+                let id = format!("1700000000000-{}", number + 1);
+                let stored = async {
+                    let mut connection = client.get_multiplexed_async_connection().await?;
+                    redis::cmd("XADD")
+                        .arg("orders:eu")
+                        .arg(id)
+                        .arg("data")
+                        .arg(&payload)
+                        .exec_async(&mut connection)
+                        .await
+                };
+                match timeout(second, stored).await {
+                    Ok(Err(error)) => error.to_string().contains("equal or smaller"),
+                    stored => stored.is_ok(),
+                }
+            }
+            Publisher::Nats { port, connection } => {
+                let mut connection = connection.lock().unwrap();
+                if connection.is_none() {
+                    *connection = RawPublisher::connect(*port).ok();
+                }
+                let block = fastrand::choice(UNREADABLE).unwrap();
+                let sent = connection.as_mut().map(|one| one.publish("orders.eu", block, payload.as_bytes()));
+                if !matches!(sent, Some(Ok(()))) {
+                    *connection = None;
+                }
+                true
+            }
+            Publisher::Redis(client) => {
+                let published = async {
+                    let mut connection = client.get_multiplexed_async_connection().await?;
+                    redis::cmd("PUBLISH").arg("orders:eu").arg(&payload).exec_async(&mut connection).await
+                };
+                let _ = timeout(second, published).await;
+                true
+            }
+        }
+    }
+}
+
+struct Scene {
+    gateways: [Mutex<SocketAddr>; 2],
+    /// So many numbers were published.
+    published: AtomicU64,
+    /// No more will be.
+    over: AtomicBool,
+    is_kept: bool,
+    /// Of the gateways that were killed.
+    logs: Mutex<Vec<String>>,
+}
+
+impl Scene {
+    /// One reader through all of it: checks each event. Ends when it has seen the last number, or was told.
+    async fn read(self: Arc<Self>) {
+        // What is not kept may have been published before anyone listened.
+        let (mut last_id, mut next, mut told, mut rewound) = (String::new(), 0_u64, !self.is_kept, false);
+        let mut cuts = 0;
+        loop {
+            let address = *self.gateways[fastrand::usize(..2)].lock().unwrap();
+            let headers: &[(&str, &str)] = &[("last-event-id", &last_id)];
+            let path = "/topics/orders/eu?since=all";
+            let headers = if last_id.is_empty() { &[] } else { headers };
+            let opened = match tokio::net::TcpStream::connect(address).await {
+                Ok(socket) => Reader::try_over(socket, path, headers).await,
+                Err(_) => {
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(mut reader) = opened else { continue };
+            // In the end it is left alone.
+            let patience = match self.over.load(Ordering::Relaxed) {
+                true => Duration::from_secs(5),
+                false => Duration::from_millis(fastrand::u64(50..1500)),
+            };
+            let begin = Instant::now();
+            while let Some(left) = patience.checked_sub(begin.elapsed()) {
+                let Ok(Ok(Some(event))) = timeout(left, reader.try_next()).await else { break };
+                match event.event.as_str() {
+                    "stream-open" => {}
+                    "stream-close" => break,
+                    "stream-gap" => {
+                        assert!(
+                            !self.is_kept,
+                            "a gap though nothing was lost: {event:?} after {next} ({last_id})"
+                        );
+                        told = true;
+                        rewound |= event.data.contains("restarted") || event.data.contains("unknown_id");
+                    }
+                    _ => {
+                        let number: u64 = event.data.parse().unwrap();
+                        assert!(
+                            number <= next || told,
+                            "LOST IN SILENCE: {number} instead of {next} ({last_id})"
+                        );
+                        assert!(number >= next || rewound, "TWICE: {number} instead of {next} ({last_id})");
+                        (next, told, rewound) = (number + 1, false, false);
+                    }
+                }
+                if !event.id.is_empty() {
+                    last_id = event.id;
+                }
+                if self.over.load(Ordering::Relaxed) && next == self.published.load(Ordering::Relaxed) {
+                    assert!(cuts > 0, "it was never cut");
+                    return;
+                }
+            }
+            cuts += 1;
+        }
+    }
+}
+
+async fn gateway(config: &std::path::Path) -> Process {
+    Process::with(&["--config", config.to_str().unwrap()], &[]).await
+}
+
+/// Kills what the bits of `which` say (gateway, gateway, broker), at times of their own, and starts it again.
+async fn kill(
+    which: usize,
+    server: &mut Server,
+    gateways: &mut [Option<Process>; 2],
+    config: &std::path::Path,
+    scene: &Scene,
+) {
+    let random = || Duration::from_millis(fastrand::u64(0..300));
+    let broker = async {
+        if which & 4 != 0 {
+            sleep(random()).await;
+            server.kill_and_restart(random()).await;
+        }
+    };
+    let [one, other] = gateways;
+    let of_gateway = async |index: usize, process: &mut Option<Process>| {
+        if which & (1 << index) != 0 {
+            sleep(random()).await;
+            let old = process.take().unwrap();
+            scene.logs.lock().unwrap().push(old.log());
+            old.kill().await;
+            sleep(random()).await;
+            let new = gateway(config).await;
+            *scene.gateways[index].lock().unwrap() = new.address;
+            *process = Some(new);
+        }
+    };
+    tokio::join!(broker, of_gateway(0, one), of_gateway(1, other));
+}
+
+async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, rule: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("gateway.toml");
+    let rule = format!("[[topics]]\nmatch = \"orders/**\"\nread = \"anyone\"\n{rule}\n");
+    let limits = "[limits]\nopens_per_second = 10000\n";
+    std::fs::write(&config, format!("broker.url = \"{}\"\n{rule}{limits}", server.url())).unwrap();
+    let mut gateways = [Some(gateway(&config).await), Some(gateway(&config).await)];
+    let addresses = [0, 1].map(|index: usize| Mutex::new(gateways[index].as_ref().unwrap().address));
+    let is_kept = matches!(publisher, Publisher::JetStream(..) | Publisher::RedisStream(_));
+    let scene = Arc::new(Scene {
+        gateways: addresses,
+        published: AtomicU64::new(0),
+        over: AtomicBool::new(false),
+        is_kept,
+        logs: Mutex::default(),
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let publishing = {
+        let (scene, stop) = (scene.clone(), stop.clone());
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                if publisher.publish(scene.published.load(Ordering::Relaxed)).await {
+                    scene.published.fetch_add(1, Ordering::Relaxed);
+                }
+                sleep(Duration::from_millis(2)).await;
+            }
+            // What nobody keeps must come while somebody listens: the readers wait for the last.
+            scene.over.store(true, Ordering::Relaxed);
+            if !scene.is_kept {
+                loop {
+                    publisher.publish(scene.published.fetch_add(1, Ordering::Relaxed)).await;
+                    sleep(Duration::from_millis(300)).await;
+                }
+            }
+        })
+    };
+    let mut readers = JoinSet::new();
+    (0..READERS).for_each(|_| _ = readers.spawn(scene.clone().read()));
+    let mut combinations: Vec<usize> = (1..8).collect();
+    fastrand::shuffle(&mut combinations);
+    for which in combinations {
+        kill(which, &mut server, &mut gateways, &config, &scene).await;
+        sleep(Duration::from_millis(fastrand::u64(0..700))).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let all = async {
+        while let Some(reader) = readers.join_next().await {
+            if let Err(error) = reader {
+                let mut logs = std::mem::take(&mut *scene.logs.lock().unwrap());
+                logs.extend(gateways.iter().flatten().map(Process::log));
+                panic!("{error}; the gateways said\n{}", logs.join("\n"));
+            }
+        }
+    };
+    timeout(WHOLE, all).await.expect("every reader has the last number");
+    assert!(scene.published.load(Ordering::Relaxed) > 100, "hardly anything was published");
+    publishing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_jetstream_nothing_is_missing_and_nothing_comes_twice() {
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    admin.stream("ORDERS", &["orders.>"], json!({})).await;
+    let publisher = Publisher::JetStream(admin.client, server.port);
+    nothing_is_lost_in_silence(Server::Nats(server), publisher, "source = \"jetstream\"").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_plain_nats_whatever_is_missing_is_told() {
+    let server = NatsServer::start();
+    let publisher = Publisher::Nats { port: server.port, connection: Mutex::default() };
+    nothing_is_lost_in_silence(Server::Nats(server), publisher, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_plain_redis_whatever_is_missing_is_told() {
+    let server = RedisServer::start();
+    let publisher = Publisher::Redis(redis::Client::open(server.url()).unwrap());
+    nothing_is_lost_in_silence(Server::Redis(server), publisher, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_redis_streams_nothing_is_missing_and_nothing_comes_twice() {
+    let server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
+    let publisher = Publisher::RedisStream(redis::Client::open(server.url()).unwrap());
+    let rule = "source = \"redis-stream\"\npayload = { field = \"data\" }";
+    nothing_is_lost_in_silence(Server::Redis(server), publisher, rule).await;
+}

@@ -1,0 +1,254 @@
+//! deploy/kubernetes, as kubectl puts it together, against the published schemas of Kubernetes and against what the gateway
+//! really listens on, answers and counts. (None is applied to a cluster.)
+
+use std::time::Duration;
+
+use crate::common::client;
+use crate::common::deploy::{at, command, config, content, list, path, read, seconds, text, tool, yaml};
+use crate::common::gateway::Gateway;
+use serde_json::Value;
+use topicgate::cli::Cli;
+use topicgate::config::Config;
+
+/// A set of manifests by its name, as text.
+fn manifests(name: &str) -> String {
+    if name.ends_with(".yaml") {
+        return read(&format!("deploy/kubernetes/{name}"));
+    }
+    content(tool("kubectl").arg("kustomize").arg(path("deploy/kubernetes").join(name)))
+}
+
+const ALL: [&str; 3] = ["base", "overlays/production", "sidecar.yaml"];
+
+/// The objects of a set.
+struct Objects(Vec<Value>);
+
+impl Objects {
+    fn of(name: &str) -> Self {
+        Objects(yaml(&manifests(name)))
+    }
+
+    fn all(&self, kind: &str) -> Vec<&Value> {
+        self.0.iter().filter(|object| object["kind"] == kind).collect()
+    }
+
+    /// The only one of this kind.
+    fn one(&self, kind: &str) -> &Value {
+        let all = self.all(kind);
+        assert_eq!(all.len(), 1, "{kind}");
+        all[0]
+    }
+
+    fn pod(&self) -> &Value {
+        at(self.one("Deployment"), "/spec/template/spec")
+    }
+
+    fn labels(&self) -> &Value {
+        at(self.one("Deployment"), "/spec/template/metadata/labels")
+    }
+
+    /// The gateway's container.
+    fn gateway(&self) -> &Value {
+        list(self.pod(), "/containers").iter().find(|container| container["name"] == "topicgate").unwrap()
+    }
+
+    /// The number of a port of any container, by its name.
+    fn port(&self, name: &str) -> u64 {
+        let containers = list(self.pod(), "/containers").iter();
+        let mut ports = containers.flat_map(|container| list(container, "/ports"));
+        let port = ports.find(|port| port["name"] == name).unwrap_or_else(|| panic!("no port {name}"));
+        port["containerPort"].as_u64().unwrap()
+    }
+
+    /// What the gateway reads: the file that its arguments name, in the volume that is mounted there.
+    fn config(&self) -> Config {
+        let arguments = list(self.gateway(), "/args").iter().map(|word| word.as_str().unwrap());
+        let cli = <Cli as clap::Parser>::try_parse_from(["topicgate"].into_iter().chain(arguments)).unwrap();
+        let file = cli.options.config.unwrap();
+        let directory = file.parent().unwrap().to_str().unwrap();
+        let mount =
+            list(self.gateway(), "/volumeMounts").iter().find(|mount| mount["mountPath"] == directory);
+        let volume =
+            list(self.pod(), "/volumes").iter().find(|volume| volume["name"] == mount.unwrap()["name"]);
+        let map = self.one("ConfigMap");
+        assert_eq!(at(volume.unwrap(), "/configMap/name"), at(map, "/metadata/name"));
+        config(text(map, &format!("/data/{}", file.file_name().unwrap().to_str().unwrap())), &[])
+    }
+}
+
+/// Whether `selector` chooses what has these labels.
+fn selects(selector: &Value, labels: &Value) -> bool {
+    let wanted = selector.as_object().unwrap();
+    !wanted.is_empty() && wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+}
+
+#[test]
+fn every_manifest_is_what_kubernetes_publishes_as_its_schema() {
+    for name in ALL {
+        let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+        std::fs::write(&file, manifests(name)).unwrap();
+        let said = content(
+            command("python3")
+                .env("PYTHONPATH", path(".tools/python"))
+                .arg(path(".tools/python/bin/kubernetes-validate"))
+                .arg("--strict")
+                .arg(file.path()),
+        );
+        let checked = said.lines().filter(|line| line.contains(" passed for resource ")).count();
+        // Of what the Prometheus Operator brings, it has none; `a_service_monitor_…` looks at that.
+        let foreign = said.lines().filter(|line| line.contains("kind ServiceMonitor")).count();
+        assert_eq!(checked + foreign, yaml(&manifests(name)).len(), "{said}");
+        assert_eq!(said.contains("WARN"), foreign > 0, "{said}");
+    }
+}
+
+#[test]
+fn ports_are_those_that_the_gateway_listens_on() {
+    for name in ALL {
+        let objects = Objects::of(name);
+        let config = objects.config();
+        assert!(config.listen.ip().is_unspecified() && config.admin.listen.ip().is_unspecified(), "{name}");
+        assert_eq!(objects.port("admin"), u64::from(config.admin.listen.port()), "{name}");
+        let public = if name == "sidecar.yaml" { "events" } else { "http" };
+        assert_eq!(objects.port(public), u64::from(config.listen.port()), "{name}");
+        for service in objects.all("Service") {
+            assert!(selects(at(service, "/spec/selector"), objects.labels()), "{name}");
+            let for_readers = service["metadata"]["name"] != "topicgate-admin";
+            for port in list(service, "/spec/ports") {
+                let target = text(port, "/targetPort");
+                objects.port(target);
+                assert_eq!(
+                    target == "admin",
+                    !for_readers,
+                    "{name}: the admin listener is nobody's business"
+                );
+            }
+        }
+        assert!(!config.topics.is_empty(), "{name}: nothing is exposed");
+        // The network policy is the firewall that this one asks for.
+        let unwise =
+            config.warnings().into_iter().find(|warning| !warning.contains("keep it behind a firewall"));
+        assert_eq!(unwise, None, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn probes_ask_what_the_gateway_answers() {
+    let gateway = Gateway::start().await;
+    for name in ALL {
+        let objects = Objects::of(name);
+        let container = objects.gateway();
+        for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+            let asked = at(container, &format!("/{probe}/httpGet"));
+            assert_eq!(text(asked, "/port"), "admin", "{name}");
+            let answer = client::request(gateway.admin, "GET", text(asked, "/path"), &[], b"").await;
+            assert_eq!(answer.status, 200, "{name}, {probe}");
+        }
+        // A broker that is away must not take pods out of the service; the first connection to it is waited for.
+        assert_eq!(text(container, "/startupProbe/httpGet/path"), "/readyz");
+        let away = Gateway::unready("broker.url = \"nats://127.0.0.1:1\"").await;
+        let ready = text(container, "/readinessProbe/httpGet/path");
+        assert_eq!(client::request(away.admin, "GET", ready, &[], b"").await.status, 200, "{name}");
+    }
+}
+
+#[test]
+fn a_pod_is_given_the_time_that_it_needs_to_end() {
+    for name in ALL {
+        let objects = Objects::of(name);
+        let before = seconds(objects.gateway(), "/lifecycle/preStop/sleep/seconds");
+        let grace = seconds(objects.pod(), "/terminationGracePeriodSeconds");
+        assert!(before + objects.config().drain + Duration::from_secs(2) < grace, "{name}");
+    }
+}
+
+#[test]
+fn the_gateway_is_given_no_more_than_it_needs() {
+    for name in ALL {
+        let objects = Objects::of(name);
+        let (pod, container) = (objects.pod(), objects.gateway());
+        // Some settings are the pod's or the container's, and the container's count.
+        let setting = |name: &str| {
+            let own = container.pointer(&format!("/securityContext/{name}"));
+            own.unwrap_or_else(|| at(pod, &format!("/securityContext/{name}"))).clone()
+        };
+        assert_eq!(setting("runAsNonRoot"), true, "{name}");
+        let user = read("Dockerfile").split("\nUSER ").nth(1).unwrap().split(':').next().unwrap().to_owned();
+        assert_eq!(setting("runAsUser").to_string(), user, "{name}: that of the image");
+        assert_eq!(setting("readOnlyRootFilesystem"), true, "{name}");
+        assert_eq!(setting("allowPrivilegeEscalation"), false, "{name}");
+        assert_eq!(setting("capabilities/drop/0"), "ALL", "{name}");
+        assert_eq!(setting("seccompProfile/type"), "RuntimeDefault", "{name}");
+        let memory = text(container, "/resources/limits/memory").strip_suffix("Gi").unwrap();
+        let memory = memory.parse::<u64>().unwrap() << 30;
+        assert!(memory > 2 * objects.config().limits.buffer, "{name}: room beside limits.buffer");
+    }
+}
+
+#[test]
+fn the_network_policy_lets_through_what_the_gateway_needs() {
+    for name in ["base", "overlays/production"] {
+        let objects = Objects::of(name);
+        let policy = objects.one("NetworkPolicy");
+        assert!(selects(at(policy, "/spec/podSelector/matchLabels"), objects.labels()), "{name}: no others");
+        for rule in list(policy, "/spec/ingress") {
+            let port = text(rule, "/ports/0/port");
+            objects.port(port);
+            assert_eq!(rule.get("from").is_some(), port == "admin", "{name}: who may ask the admin listener");
+        }
+        let broker = objects.config().broker.url.0;
+        for server in broker.split(',') {
+            let (host, port) = server.rsplit_once(':').unwrap();
+            let port: u16 = port.parse().unwrap();
+            let to = list(policy, "/spec/egress").iter().find(|rule| rule["ports"][0]["port"] == port);
+            let space = text(to.unwrap(), "/to/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name");
+            assert_eq!(host.rsplit('.').next(), Some(space), "{name}: {server}");
+        }
+    }
+}
+
+#[test]
+fn a_disruption_takes_one_pod_at_a_time() {
+    for name in ["base", "overlays/production"] {
+        let objects = Objects::of(name);
+        let budget = objects.one("PodDisruptionBudget");
+        assert!(selects(at(budget, "/spec/selector/matchLabels"), objects.labels()), "{name}");
+        assert_eq!(at(budget, "/spec/maxUnavailable"), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_autoscaler_goes_by_a_metric_that_there_is_and_a_number_that_fits() {
+    let objects = Objects::of("overlays/production");
+    let scaler = objects.one("HorizontalPodAutoscaler");
+    let deployment = objects.one("Deployment");
+    assert_eq!(at(scaler, "/spec/scaleTargetRef/name"), at(deployment, "/metadata/name"));
+    assert_eq!(deployment.pointer("/spec/replicas"), None, "an apply would undo what it decided");
+    let metric = at(scaler, "/spec/metrics/0/pods");
+    let wanted: usize = text(metric, "/target/averageValue").parse().unwrap();
+    assert_eq!(wanted, objects.config().limits.streams / 2);
+
+    let gateway = Gateway::start().await;
+    let _reader = gateway.open("/topics/a").await;
+    let metrics = client::request(gateway.admin, "GET", "/metrics", &[], b"").await.text();
+    let samples = metrics.lines().filter_map(|line| line.strip_prefix(text(metric, "/metric/name")));
+    let streams =
+        samples.filter(|rest| rest.starts_with(['{', ' '])).map(|rest| rest.rsplit(' ').next().unwrap());
+    assert_eq!(streams.map(|value| value.parse::<f64>().unwrap()).sum::<f64>(), 1.0, "{metrics}");
+}
+
+#[test]
+fn a_service_monitor_leads_to_the_metrics_of_every_pod() {
+    let objects = Objects::of("overlays/production");
+    let monitor = objects.one("ServiceMonitor");
+    assert_eq!(monitor["apiVersion"], "monitoring.coreos.com/v1");
+    let selector = at(monitor, "/spec/selector/matchLabels");
+    let services = objects.all("Service");
+    let chosen: Vec<_> =
+        services.into_iter().filter(|service| selects(selector, at(service, "/metadata/labels"))).collect();
+    assert_eq!(chosen.len(), 1, "one service, or every pod is scraped twice");
+    let endpoint = at(monitor, "/spec/endpoints/0");
+    assert_eq!(endpoint["path"], "/metrics");
+    let port = list(chosen[0], "/spec/ports").iter().find(|port| port["name"] == endpoint["port"]).unwrap();
+    assert_eq!(objects.port(text(port, "/targetPort")), u64::from(objects.config().admin.listen.port()));
+}
