@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
-use topicgate::log::message::{Fields, Format, Found, Message};
+use topicgate::log::message::{FieldMapping, Format, Extracted, Message};
 use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
 use topicgate::metrics::RuleMetrics;
 use topicgate::protocol::event_id::{Epoch, Sequence};
@@ -19,7 +19,7 @@ use topicgate::protocol::frame::Coding;
 use topicgate::protocol::seek::Start;
 use topicgate::protocol::source::{Field, Source};
 use topicgate::protocol::topic::{Filter, Topic};
-use topicgate::reader::handle::Signal;
+use topicgate::reader::handle::ReaderHandle;
 
 /// How much more the largest may cost than the smallest.
 const BAR: f64 = 1.5;
@@ -81,7 +81,7 @@ fn compare(what: &str, sizes: &[usize], noise: Duration, cost: fn(usize) -> Dura
 struct Logs {
     registry: Arc<Registry>,
     bounds: Bounds,
-    fields: Arc<Fields>,
+    fields: Arc<FieldMapping>,
     payload: Bytes,
 }
 
@@ -103,7 +103,7 @@ impl Logs {
                 linger: Duration::ZERO,
                 rule: RuleMetrics::default(),
             },
-            fields: Arc::new(Fields { source: Source::Pubsub, id: field("id"), kind: field("type") }),
+            fields: Arc::new(FieldMapping { source: Source::Pubsub, id: field("id"), kind: field("type") }),
             payload: vec![b'x'; 200].into(),
         };
         if let Some(subscription) = logs.registry.warm(&warm(), &logs.bounds, &logs.fields) {
@@ -127,7 +127,7 @@ impl Logs {
     fn append(&self, subscribed: &Filter, topic: &Topic) {
         self.registry.append(subscribed, topic, None, |_, sequence, time, _| {
             let id = self.registry.sequence().event_id(sequence, None);
-            EntryKind::Message(Message::new(topic.clone(), time, id, Found::default(), &self.payload))
+            EntryKind::Message(Message::new(topic.clone(), time, id, Extracted::default(), &self.payload))
         });
     }
 
@@ -209,7 +209,7 @@ fn new_topic(messages: usize) -> Duration {
 /// A stream over so many topics, with as many messages of each as make 10,000.
 fn opened(logs: &Logs, topics: &[Topic], start: &Start) -> Cursors {
     let leases = topics.iter().map(|topic| logs.lease(&Filter::from(topic.clone()))).collect();
-    Cursors::open(leases, &Arc::new(Signal::default()), start, &[]).cursors
+    Cursors::open(leases, &Arc::new(ReaderHandle::default()), start, &[]).cursors
 }
 
 fn topics(count: usize) -> Vec<Topic> {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use tokio::sync::mpsc;
-use topicgate::log::message::{Fields, Format, Found, Message};
+use topicgate::log::message::{Extracted, FieldMapping, Format, Message};
 use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
 use topicgate::metrics::RuleMetrics;
 use topicgate::protocol::event_id::{Epoch, Sequence};
@@ -19,7 +19,7 @@ use topicgate::protocol::frame::{self, Coding};
 use topicgate::protocol::seek::Start;
 use topicgate::protocol::source::{Field, Source};
 use topicgate::protocol::topic::{Filter, Topic};
-use topicgate::reader::handle::Signal;
+use topicgate::reader::handle::ReaderHandle;
 
 fn main() {
     divan::main();
@@ -58,7 +58,7 @@ impl Logs {
     fn append(&self, topic: &Topic, publisher_id: Option<String>) {
         self.registry.append(&Filter::from(topic.clone()), topic, None, |_, sequence, time, _| {
             let id = self.registry.sequence().event_id(sequence, publisher_id.as_deref());
-            let found = Found { publisher_id, ..Found::default() };
+            let found = Extracted { publisher_id, ..Extracted::default() };
             EntryKind::Message(Message::new(topic.clone(), time, id, found, &self.payload))
         });
     }
@@ -66,12 +66,12 @@ impl Logs {
     /// Cursors over every topic.
     fn open(&self, start: &Start) -> Cursors {
         let leases = self.topics.iter().map(|topic| lease(&self.registry, topic)).collect();
-        Cursors::open(leases, &Arc::new(Signal::default()), start, &[]).cursors
+        Cursors::open(leases, &Arc::new(ReaderHandle::default()), start, &[]).cursors
     }
 
     fn read(&self, cursors: &mut Cursors) -> usize {
         let mut entries = 0;
-        let signal = Arc::new(Signal::default());
+        let signal = Arc::new(ReaderHandle::default());
         while let Read::Batch(batch) = cursors.read(Format::Raw, Coding::Chunked, &signal) {
             entries += batch.entries;
         }
@@ -88,8 +88,11 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
         rule: RuleMetrics::default(),
     };
     let field = |name: &str| Field::Header(name.to_owned());
-    let fields =
-        Arc::new(Fields { source: Source::Pubsub, id: field("Nats-Msg-Id"), kind: field("Event-Type") });
+    let fields = Arc::new(FieldMapping {
+        source: Source::Pubsub,
+        id: field("Nats-Msg-Id"),
+        kind: field("Event-Type"),
+    });
     let filter = Filter::from(topic.clone());
     let (lease, subscription) = registry.lease(&filter, &bounds, &fields, None).expect("there is room");
     if let Some(subscription) = subscription {

@@ -33,12 +33,13 @@ struct Topics {
     last_id: u64,
 }
 
-type Shared = Arc<Mutex<Topics>>;
+type StreamContext = Arc<Mutex<Topics>>;
 
 /// Serves until it is ended.
 pub fn run(address: SocketAddr) -> Result<()> {
-    let app =
-        Router::new().route("/topics/{*topic}", get(subscribe).post(publish)).with_state(Shared::default());
+    let app = Router::new()
+        .route("/topics/{*topic}", get(subscribe).post(publish))
+        .with_state(StreamContext::default());
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         // Whoever writes this in an afternoon learns of Nagle's algorithm in the evening, so it is off.
         let listener = tokio::net::TcpListener::bind(address).await?.tap_io(|socket| {
@@ -48,12 +49,12 @@ pub fn run(address: SocketAddr) -> Result<()> {
     })
 }
 
-fn lock(topics: &Shared) -> MutexGuard<'_, Topics> {
+fn lock(topics: &StreamContext) -> MutexGuard<'_, Topics> {
     topics.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn subscribe(
-    State(topics): State<Shared>,
+    State(topics): State<StreamContext>,
     Path(topic): Path<String>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let sender = &mut lock(&topics).senders;
@@ -72,7 +73,7 @@ async fn subscribe(
     Sse::new(events).keep_alive(KeepAlive::default())
 }
 
-async fn publish(State(topics): State<Shared>, Path(topic): Path<String>, body: String) -> StatusCode {
+async fn publish(State(topics): State<StreamContext>, Path(topic): Path<String>, body: String) -> StatusCode {
     let mut topics = lock(&topics);
     topics.last_id += 1;
     let message = Message { id: topics.last_id, data: body.into() };

@@ -50,13 +50,13 @@ pub(super) struct Jwks {
     url: Secret,
     refresh: Duration,
     algorithm: Option<Algorithm>,
-    held: watch::Receiver<Held>,
+    held: watch::Receiver<FetchedKeys>,
     wanted: Arc<Notify>,
 }
 
 /// What is known after a fetch.
 #[derive(Debug, Clone, Default)]
-struct Held {
+struct FetchedKeys {
     /// `None` until a fetch has succeeded.
     keys: Option<Arc<[Key]>>,
     /// Fetches begun and ended. They differ while one is under way.
@@ -66,7 +66,7 @@ struct Held {
     failed: bool,
 }
 
-impl Held {
+impl FetchedKeys {
     fn names(&self, kid: &str) -> bool {
         self.keys.iter().flat_map(|keys| keys.iter()).any(|key| key.kid() == Some(kid))
     }
@@ -86,7 +86,7 @@ impl Jwks {
     ) -> Result<Self, String> {
         let uri = url.0.parse().map_err(|_| "is not a URL that can be asked")?;
         let client = Client::new(Peer::Keys)?;
-        let (held, receiver) = watch::channel(Held::default());
+        let (held, receiver) = watch::channel(FetchedKeys::default());
         let wanted = Arc::new(Notify::new());
         let fetcher = Fetcher { uri, refresh, algorithm, client, metrics, held, wanted: wanted.clone() };
         tokio::spawn(fetcher.run());
@@ -115,7 +115,7 @@ impl Jwks {
     pub(super) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
         let mut held = self.held.clone();
         let now = held.borrow_and_update().clone();
-        let known = |held: &Held| kid.is_none_or(|kid| held.names(kid));
+        let known = |held: &FetchedKeys| kid.is_none_or(|kid| held.names(kid));
         match now.keys {
             Some(keys) if known(&now) => return Ok(keys),
             // It is asked as often as it may be. Nobody is kept waiting for that.
@@ -143,7 +143,7 @@ struct Fetcher {
     algorithm: Option<Algorithm>,
     client: Client,
     metrics: Arc<Metrics>,
-    held: watch::Sender<Held>,
+    held: watch::Sender<FetchedKeys>,
     wanted: Arc<Notify>,
 }
 

@@ -39,13 +39,13 @@ pub struct Caller {
     /// When what they may ends. Their streams end with it.
     pub expires: Option<SystemTime>,
     /// Who says so.
-    pub voucher: Option<Voucher>,
+    pub voucher: Option<IdentitySource>,
 }
 
 /// Who says who a caller is: the keys of tokens, or the backend, each numbered anew when its configuration comes to mean
 /// another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Voucher {
+pub enum IdentitySource {
     /// A token that one of the keys was for.
     Keys(u32),
     /// An answer of the backend.
@@ -101,7 +101,7 @@ impl Action {
 
 /// A request, as far as it tells who asks, and for what.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct AccessRequest<'a> {
     /// What for.
     pub action: Action,
     /// Which topics and patterns: those for which it has to be known.
@@ -215,8 +215,8 @@ impl Auth {
     /// or by the backend, that said it.
     pub fn stands_by(&self, caller: &Caller) -> bool {
         caller.voucher.is_some_and(|voucher| match voucher {
-            Voucher::Keys(number) => self.jwt.is_some() && number == self.keys,
-            Voucher::Backend(number) => self.forward.is_some() && number == self.backend,
+            IdentitySource::Keys(number) => self.jwt.is_some() && number == self.keys,
+            IdentitySource::Backend(number) => self.forward.is_some() && number == self.backend,
         })
     }
 
@@ -225,7 +225,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError`].
-    pub async fn identify(&self, asked: &Asked<'_>) -> Result<Option<Caller>, AuthError> {
+    pub async fn identify(&self, asked: &AccessRequest<'_>) -> Result<Option<Caller>, AuthError> {
         // A token speaks for itself, whatever the backend would say.
         if let Some(jwt) = &self.jwt
             && let Some(token) = token::find(&self.settings.token, asked.headers, asked.query)?
@@ -235,10 +235,10 @@ impl Auth {
             if caller.is_expired() {
                 return Err(BadToken::Expired.into());
             }
-            return Ok(Some(Caller { voucher: Some(Voucher::Keys(self.keys)), ..caller }));
+            return Ok(Some(Caller { voucher: Some(IdentitySource::Keys(self.keys)), ..caller }));
         }
         let Some(forward) = &self.forward else { return Ok(None) };
         let caller = forward.ask(asked).await?;
-        Ok(Some(Caller { voucher: Some(Voucher::Backend(self.backend)), ..caller }))
+        Ok(Some(Caller { voucher: Some(IdentitySource::Backend(self.backend)), ..caller }))
     }
 }

@@ -38,7 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::stored::{Change, FETCH_BYTES, FETCH_MESSAGES, Fetched, Stored, StoredCommand};
 use crate::config::{self, BrokerKind};
 use crate::protocol::event_id::Tag;
-pub use crate::protocol::seek::{Located, Place};
+pub use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
@@ -347,7 +347,12 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError::Away`] or [`BrokerError::Refused`].
-    pub async fn locate(&self, filter: Filter, source: Source, place: Place) -> Result<Located, BrokerError> {
+    pub async fn locate(
+        &self,
+        filter: Filter,
+        source: Source,
+        place: Seek,
+    ) -> Result<SeekResult, BrokerError> {
         self.ask(|done| StoredCommand::Locate { filter, source, place, done }).await
     }
 

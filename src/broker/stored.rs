@@ -16,7 +16,7 @@
 //! `Fetch` and `Locate` look into the history and change nothing. They may run beside each other and beside what is
 //! followed; how many at once is bounded.
 
-use crate::protocol::seek::{Located, Place};
+use crate::protocol::seek::{Seek, SeekResult};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -115,9 +115,9 @@ pub enum StoredCommand {
         /// What it is read from.
         source: Source,
         /// What is looked for.
-        place: Place,
+        place: Seek,
         /// The answer.
-        done: oneshot::Sender<Result<Located, BrokerError>>,
+        done: oneshot::Sender<Result<SeekResult, BrokerError>>,
     },
 }
 

@@ -3,13 +3,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::runtime::Current;
+use super::runtime::Runtime;
 use super::{Gateway, log_settings};
 use crate::auth::Auth;
 use crate::config::Config;
 use crate::metrics::Limit;
 use crate::protocol::topic::Filter;
-use crate::reader::Who;
+use crate::reader::Principal;
 
 impl Gateway {
     /// Puts another configuration in force, as far as it does not concern listeners and the broker. Ends the streams that
@@ -27,11 +27,11 @@ impl Gateway {
         let mut revoked = 0;
         for log in self.registry.logs_read() {
             let filter = log.filter();
-            if current.still_lets_read(filter, &Who::Anyone) {
+            if current.still_lets_read(filter, &Principal::Anyone) {
                 continue;
             }
-            for signal in log.readers() {
-                if !current.still_lets_read(filter, &signal.reader.who) && signal.revoke() {
+            for handle in log.readers() {
+                if !current.still_lets_read(filter, &handle.reader.principal) && handle.revoke() {
                     revoked += 1;
                 }
             }
@@ -40,7 +40,7 @@ impl Gateway {
     }
 
     /// Gives the logs of these filters what the rules say now: they may have been made by what was in force before.
-    pub(crate) fn renew_logs(&self, current: &Current, filters: &[Filter]) {
+    pub(crate) fn renew_logs(&self, current: &Runtime, filters: &[Filter]) {
         for filter in filters {
             if let Some(index) = current.rule_index(filter) {
                 let (bounds, fields) = log_settings(&current.config.topics[index], &self.metrics);

@@ -11,13 +11,13 @@ use super::Gateway;
 use super::samples::{History, Sample, unix_ms};
 use crate::ingest::status::Upstream;
 use crate::log::message::Format;
-use crate::log::{LogState, Reading};
+use crate::log::{LogState, ReaderProgress};
 use crate::protocol::codes::{CloseCode, HttpVersion};
 use crate::protocol::seek::Start;
 use crate::protocol::topic::Filter;
-use crate::reader::handle::Signal;
-use crate::reader::{Reader, Who};
-use crate::stream::{Stream, Terms};
+use crate::reader::handle::ReaderHandle;
+use crate::reader::{Principal, Reader};
+use crate::stream::{Stream, StreamOptions};
 
 /// Which streams are meant: those of which everything holds that is said here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct StreamState {
     /// Bytes handed to its connection.
     pub sent: u64,
     /// What it reads, and what of it it has not read yet.
-    pub reading: Reading,
+    pub reading: ReaderProgress,
     /// Why it is about to end, if it is.
     pub closing: Option<CloseCode>,
 }
@@ -57,16 +57,16 @@ impl Gateway {
 
     /// The states of the first `limit` wanted streams with an id over `after`, and whether there are more.
     pub fn streams(&self, wanted: &Wanted, after: u64, limit: usize) -> (Vec<StreamState>, bool) {
-        let (found, more) = self.find(wanted, limit, |signal| signal.id > after);
-        let mut readings = self.registry.readings(&found);
+        let (found, more) = self.find(wanted, limit, |handle| handle.id > after);
+        let mut reader_progress = self.registry.reader_progress(&found);
         let now = self.table.clock().now();
-        let state = |signal: &Arc<Signal>| StreamState {
-            id: signal.id,
-            reader: signal.reader.clone(),
-            age: Duration::from_millis(now.saturating_sub(signal.opened)),
-            sent: signal.sent(),
-            reading: readings.remove(&signal.id).unwrap_or_default(),
-            closing: signal.closing(),
+        let state = |handle: &Arc<ReaderHandle>| StreamState {
+            id: handle.id,
+            reader: handle.reader.clone(),
+            age: Duration::from_millis(now.saturating_sub(handle.opened)),
+            sent: handle.sent(),
+            reading: reader_progress.remove(&handle.id).unwrap_or_default(),
+            closing: handle.closing(),
         };
         (found.iter().map(state).collect(), more)
     }
@@ -74,8 +74,8 @@ impl Gateway {
     /// Ends up to `limit` of the wanted streams, and tells their readers to come back. Returns how many that were, and
     /// whether there are more.
     pub fn end(&self, wanted: &Wanted, limit: usize) -> (usize, bool) {
-        let (found, more) = self.find(wanted, limit, |signal| signal.closing().is_none());
-        found.iter().for_each(|signal| signal.close(CloseCode::Closed));
+        let (found, more) = self.find(wanted, limit, |handle| handle.closing().is_none());
+        found.iter().for_each(|handle| handle.close(CloseCode::Closed));
         (found.len(), more)
     }
 
@@ -95,10 +95,10 @@ impl Gateway {
             return Err(CloseCode::Draining);
         }
         let Some(lease) = self.registry.hold(filter) else { return Ok(None) };
-        let reader = Reader { address, who: Who::Operator, http };
+        let reader = Reader { address, principal: Principal::Operator, http };
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
-        let place = self.clients.enter(ticket.signal().clone(), 1)?;
-        let terms = Terms { format: Format::CloudEvents, expires: None };
+        let place = self.clients.enter(ticket.handle().clone(), 1)?;
+        let terms = StreamOptions { format: Format::CloudEvents, expires: None };
         let start = (&Start::Last(last), [].as_slice());
         Ok(Some(Stream::open(self.current().streams.clone(), ticket, place, vec![lease], start, terms)))
     }
@@ -134,25 +134,25 @@ impl Gateway {
         &self,
         wanted: &Wanted,
         limit: usize,
-        also: impl Fn(&Signal) -> bool,
-    ) -> (Vec<Arc<Signal>>, bool) {
+        also: impl Fn(&ReaderHandle) -> bool,
+    ) -> (Vec<Arc<ReaderHandle>>, bool) {
         let of_topic = wanted.topic.as_ref().map(|topic| self.registry.readers_of(topic));
-        let mut found = self.table.find(|signal| {
-            also(signal)
-                && wanted.id.is_none_or(|id| id == signal.id)
-                && wanted.address.is_none_or(|network| network.contains(&signal.reader.address))
+        let mut found = self.table.find(|handle| {
+            also(handle)
+                && wanted.id.is_none_or(|id| id == handle.id)
+                && wanted.address.is_none_or(|network| network.contains(&handle.reader.address))
                 && wanted
                     .subject
                     .as_deref()
-                    .is_none_or(|it| signal.reader.subject().map(|subject| &**subject) == Some(it))
-                && of_topic.as_ref().is_none_or(|ids| ids.binary_search(&signal.id).is_ok())
+                    .is_none_or(|it| handle.reader.subject().map(|subject| &**subject) == Some(it))
+                && of_topic.as_ref().is_none_or(|ids| ids.binary_search(&handle.id).is_ok())
         });
         let more = found.len() > limit;
         if more {
-            found.select_nth_unstable_by_key(limit, |signal| signal.id);
+            found.select_nth_unstable_by_key(limit, |handle| handle.id);
             found.truncate(limit);
         }
-        found.sort_unstable_by_key(|signal| signal.id);
+        found.sort_unstable_by_key(|handle| handle.id);
         (found, more)
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 pub use self::inspect::{StreamState, Wanted};
 use self::refusals::Refusals;
-use self::runtime::Current;
+use self::runtime::Runtime;
 use self::samples::History;
 use self::warm::Warm;
 use crate::auth::access::Verdict;
@@ -32,21 +32,21 @@ use crate::broker::{Broker, BrokerError};
 use crate::config::Rule;
 use crate::ingest::backfill::Lookups;
 use crate::ingest::status::{Upstream, Upstreams};
-use crate::log::message::{Fields, Format};
+use crate::log::message::{FieldMapping, Format};
 use crate::log::{self, Bounds, Idle, Lease, LeaseError, Registry, Subscription};
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics};
 use crate::protocol::codes::{CloseCode, HttpVersion};
 use crate::protocol::event_id::{MAX_SEQUENCES, entry_event_id};
 use crate::protocol::headers::Headers;
-use crate::protocol::seek::{Located, Start};
+use crate::protocol::seek::{SeekResult, Start};
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::{Filter, Topic};
 use crate::reader::quota::{Clients, Publishing};
-use crate::reader::{Reader, Who};
-use crate::stream::outcome::Why;
+use crate::reader::{Principal, Reader};
+use crate::stream::outcome::OutcomeLog;
 use crate::stream::table::Table;
-use crate::stream::{Stream, Terms};
+use crate::stream::{Stream, StreamOptions};
 use crate::traces::{self, Traces};
 
 /// How long a broker may take to confirm before the one who waits is told to come back.
@@ -109,12 +109,12 @@ pub enum PublishError {
 /// See the module.
 #[derive(Debug)]
 pub struct Gateway {
-    current: RwLock<Arc<Current>>,
+    current: RwLock<Arc<Runtime>>,
     broker: Broker,
     lookups: Lookups,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
-    why: Arc<Why>,
+    why: Arc<OutcomeLog>,
     /// What ingest goes by.
     max_message: Arc<AtomicUsize>,
     /// Rules that are kept warm.
@@ -136,7 +136,7 @@ pub struct Gateway {
 impl Gateway {
     /// Puts the parts together. Warm topics are subscribed to in the background, for as long as it takes.
     pub fn new(
-        current: Arc<Current>,
+        current: Arc<Runtime>,
         (broker, lookups): (Broker, Lookups),
         upstream: watch::Receiver<Upstreams>,
         traces: Traces,
@@ -169,7 +169,7 @@ impl Gateway {
     }
 
     /// What is in force now.
-    pub fn current(&self) -> Arc<Current> {
+    pub fn current(&self) -> Arc<Runtime> {
         self.current.read().clone()
     }
 
@@ -179,7 +179,7 @@ impl Gateway {
     }
 
     /// Writes the lines that say why.
-    pub fn why(&self) -> &Why {
+    pub fn why(&self) -> &OutcomeLog {
         &self.why
     }
 
@@ -213,12 +213,12 @@ impl Gateway {
     ///
     /// # Errors
     /// Why they should come back later.
-    pub fn knock(&self, address: IpAddr) -> Result<(), CloseCode> {
+    pub fn admit(&self, address: IpAddr) -> Result<(), CloseCode> {
         if self.is_draining() {
             return Err(CloseCode::Draining);
         }
-        self.clients.knock(address).inspect_err(|code| {
-            self.metrics().limits.met_by_client(*code);
+        self.clients.admit(address).inspect_err(|code| {
+            self.metrics().limits.hit_by_client(*code);
             self.tell_of_crowd(address, *code);
         })
     }
@@ -236,7 +236,7 @@ impl Gateway {
         let new = self.registry.not_held(filters);
         self.clients.ask_for_new_topics(address, new).map_err(|code| {
             let limit = if code == CloseCode::TooFast { Limit::NewTopicsPerSecond } else { Limit::Addresses };
-            self.metrics().limits.met(limit);
+            self.metrics().limits.hit(limit);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })
@@ -256,15 +256,18 @@ impl Gateway {
         let begin = Instant::now();
         let current = self.current();
         let overloaded = |limit| {
-            self.metrics().limits.met(limit);
+            self.metrics().limits.hit(limit);
             OpenError::ComeBack(CloseCode::Overloaded)
         };
-        let who = caller.map_or(Who::Anyone, |caller| Who::Caller(Arc::new(caller.as_reader_of(filters))));
-        let ticket =
-            self.table.enter(Reader { address, who, http }).ok_or_else(|| overloaded(Limit::Streams))?;
-        let signal = ticket.signal().clone();
-        let place = self.clients.enter(signal.clone(), filters.len()).map_err(|code| {
-            self.metrics().limits.met_by_client(code);
+        let principal = caller
+            .map_or(Principal::Anyone, |caller| Principal::Caller(Arc::new(caller.as_reader_of(filters))));
+        let ticket = self
+            .table
+            .enter(Reader { address, principal, http })
+            .ok_or_else(|| overloaded(Limit::Streams))?;
+        let handle = ticket.handle().clone();
+        let seat = self.clients.enter(handle.clone(), filters.len()).map_err(|code| {
+            self.metrics().limits.hit_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
@@ -310,12 +313,12 @@ impl Gateway {
             return Err(OpenError::Expired);
         }
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
-        let terms = Terms { format, expires: caller.and_then(|caller| caller.expires) };
-        let stream = Stream::open(current.streams.clone(), ticket, place, leases, (start, &located), terms);
+        let terms = StreamOptions { format, expires: caller.and_then(|caller| caller.expires) };
+        let stream = Stream::open(current.streams.clone(), ticket, seat, leases, (start, &located), terms);
         // A reload finds those that read already; this one may have come too late for it.
         let now = self.current();
-        if !filters.iter().all(|filter| now.still_lets_read(filter, &signal.reader.who)) {
-            signal.revoke();
+        if !filters.iter().all(|filter| now.still_lets_read(filter, &handle.reader.principal)) {
+            handle.revoke();
         }
         if !Arc::ptr_eq(&now, &current) {
             self.renew_logs(&now, filters);
@@ -330,12 +333,12 @@ impl Gateway {
         leases: &[Lease],
         rules: &[&Rule],
         start: &Start,
-    ) -> Result<Vec<Option<Located>>, CloseCode> {
-        let questions = log::questions(leases, start);
-        let asked = leases.iter().zip(rules).zip(questions).map(async |((lease, rule), question)| {
-            let Some(place) = question else { return Ok(None) };
+    ) -> Result<Vec<Option<SeekResult>>, CloseCode> {
+        let seeks_needed = log::seeks_needed(leases, start);
+        let asked = leases.iter().zip(rules).zip(seeks_needed).map(async |((lease, rule), seek)| {
+            let Some(seek) = seek else { return Ok(None) };
             let (filter, source) = (lease.filter().clone(), rule.source.clone());
-            let located = self.lookups.find(address, filter, source, place).await;
+            let located = self.lookups.find(address, filter, source, seek).await;
             located.map(Some).map_err(|error| match error {
                 BrokerError::Refused(why) | BrokerError::Unfit(why) => {
                     note_denied(lease.filter(), &why, &self.refusals, &self.denied);
@@ -494,7 +497,7 @@ impl Gateway {
     pub fn sweep(&self) {
         let gave_way = self.registry.age();
         if gave_way {
-            self.metrics().limits.met(Limit::Buffer);
+            self.metrics().limits.hit(Limit::Buffer);
         }
         let (topics, bytes) = (self.registry.topics(), self.registry.bytes());
         let usage = self.clients.sweep();
@@ -522,7 +525,7 @@ impl Gateway {
     }
 }
 
-fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<Fields>) {
+fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<FieldMapping>) {
     let replay = &rule.replay;
     let bounds = Bounds {
         messages: replay.messages,
@@ -531,7 +534,7 @@ fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<Fields>) {
         linger: replay.linger,
         rule: metrics.rules.rule(&rule.pattern()),
     };
-    let fields = Fields { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
+    let fields = FieldMapping { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
     (bounds, Arc::new(fields))
 }
 

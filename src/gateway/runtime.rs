@@ -7,30 +7,30 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::auth::access::{self, Verdict};
-use crate::auth::{Action, Auth, Caller, Voucher};
+use crate::auth::{Action, Auth, Caller, IdentitySource};
 use crate::config::Config;
 use crate::log::Registry;
 use crate::metrics::Metrics;
 use crate::protocol::filter_index::FilterIndex;
 use crate::protocol::topic::Filter;
-use crate::reader::Who;
-use crate::stream::Shared;
-use crate::stream::outcome::Why;
+use crate::reader::Principal;
+use crate::stream::StreamContext;
+use crate::stream::outcome::OutcomeLog;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Current {
+pub struct Runtime {
     /// The configuration.
     pub config: Config,
     /// Tells who asks.
     pub auth: Auth,
     /// What the streams that open now have in common.
-    pub streams: Arc<Shared>,
+    pub streams: Arc<StreamContext>,
     /// The places of the rules of each pattern.
     rules: FilterIndex<Vec<usize>>,
 }
 
-impl Current {
+impl Runtime {
     /// Of a configuration and what was made of its `[auth]`.
     pub fn new(config: Config, auth: Auth, registry: Arc<Registry>, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::of(config, auth, registry, metrics, Arc::default())
@@ -38,7 +38,7 @@ impl Current {
 
     /// Of another configuration, for the same gateway.
     pub fn renewed(&self, config: Config, auth: Auth) -> Arc<Self> {
-        let Shared { registry, metrics, why, .. } = &*self.streams;
+        let StreamContext { registry, metrics, why, .. } = &*self.streams;
         Self::of(config, auth, registry.clone(), metrics.clone(), why.clone())
     }
 
@@ -47,9 +47,9 @@ impl Current {
         auth: Auth,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        why: Arc<Why>,
+        why: Arc<OutcomeLog>,
     ) -> Arc<Self> {
-        let streams = Arc::new(Shared {
+        let streams = Arc::new(StreamContext {
             registry,
             metrics,
             heartbeat: config.streams.heartbeat,
@@ -64,7 +64,7 @@ impl Current {
             of_pattern.entry(&rule.filter).or_default().push(index);
         }
         of_pattern.into_iter().for_each(|(filter, indices)| _ = rules.insert(filter, indices));
-        Arc::new(Current { config, auth, streams, rules })
+        Arc::new(Runtime { config, auth, streams, rules })
     }
 
     /// Whether `caller` may do this with all of `filter`.
@@ -85,17 +85,17 @@ impl Current {
     }
 
     /// Whether a stream over `filter` that was opened under what was in force then would be let in now.
-    pub fn still_lets_read(&self, filter: &Filter, who: &Who) -> bool {
+    pub fn still_lets_read(&self, filter: &Filter, principal: &Principal) -> bool {
         let allows = |caller| matches!(self.decide(Action::Subscribe, filter, caller), Verdict::Allowed(_));
         // A backend was asked about certain topics, and has said nothing of the others, whatever the rule is content with.
         let speaks_of_it = |caller: &Caller| match caller.voucher {
-            Some(Voucher::Backend(_)) => caller.is_granted(Action::Subscribe, filter),
-            Some(Voucher::Keys(_)) | None => true,
+            Some(IdentitySource::Backend(_)) => caller.is_granted(Action::Subscribe, filter),
+            Some(IdentitySource::Keys(_)) | None => true,
         };
-        match who {
-            Who::Operator => true,
-            Who::Anyone => allows(None),
-            Who::Caller(caller) => {
+        match principal {
+            Principal::Operator => true,
+            Principal::Anyone => allows(None),
+            Principal::Caller(caller) => {
                 let said = self.auth.stands_by(caller) && speaks_of_it(caller);
                 allows(None) || said && allows(Some(caller))
             }

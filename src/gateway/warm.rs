@@ -41,7 +41,7 @@ impl Gateway {
             if !stays {
                 cooled.cancel();
                 self.denied.clear(filter);
-                self.registry.cool(filter);
+                self.registry.stop_warming(filter);
             }
             stays
         });

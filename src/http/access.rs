@@ -6,9 +6,9 @@ use axum::http::StatusCode;
 use super::problem::{Challenge, Problem};
 use crate::auth::access::Verdict;
 use crate::auth::jwt::BadToken;
-use crate::auth::{Action, Asked, AuthError, Caller, Voucher};
+use crate::auth::{AccessRequest, Action, AuthError, Caller, IdentitySource};
 use crate::gateway::Gateway;
-use crate::gateway::runtime::Current;
+use crate::gateway::runtime::Runtime;
 use crate::protocol::codes::RefusalCode;
 use crate::protocol::topic::Filter;
 
@@ -65,7 +65,10 @@ impl From<AuthError> for Refusal {
 
 /// Lets pass what the rules allow. Returns who asks if the rules had to know that. Every topic that was asked for must be
 /// allowed.
-pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Option<Caller>, Refusal> {
+pub(super) async fn authorize(
+    gateway: &Gateway,
+    asked: &AccessRequest<'_>,
+) -> Result<Option<Caller>, Refusal> {
     let current = gateway.current();
     match obstacle(&current, asked, None) {
         None => return Ok(None),
@@ -77,7 +80,8 @@ pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Op
     // About these alone: what is open to anyone a backend may not even know.
     let open = |filter: &&Filter| matches!(current.decide(asked.action, filter, None), Verdict::Allowed(_));
     let filters: Vec<Filter> = asked.filters.iter().filter(|filter| !open(filter)).cloned().collect();
-    let caller = current.auth.identify(&Asked { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
+    let caller =
+        current.auth.identify(&AccessRequest { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
     match obstacle(&current, asked, Some(&caller)) {
         None => Ok(Some(caller)),
         Some((Verdict::NotExposed, filter)) => Err(Problem::not_exposed(asked.action, filter).into()),
@@ -88,8 +92,8 @@ pub(super) async fn authorize(gateway: &Gateway, asked: &Asked<'_>) -> Result<Op
 
 /// The first topic that is not allowed; one that is not exposed outweighs the others.
 fn obstacle<'a>(
-    current: &'a Current,
-    asked: &Asked<'a>,
+    current: &'a Runtime,
+    asked: &AccessRequest<'a>,
     caller: Option<&Caller>,
 ) -> Option<(Verdict<'a>, &'a Filter)> {
     let mut first = None;
@@ -112,7 +116,7 @@ fn no_token() -> Problem {
 fn not_theirs(filter: &Filter, caller: &Caller) -> Problem {
     let detail = match (&caller.subject, caller.voucher) {
         (Some(_), _) => format!("{filter} belongs, or a part of it does, to other subjects than yours"),
-        (None, Some(Voucher::Backend(_))) => format!(
+        (None, Some(IdentitySource::Backend(_))) => format!(
             "{filter} belongs to one subject, and the backend of auth.forward named none; its JSON answer needs the \
              member \"subject\""
         ),

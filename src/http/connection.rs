@@ -54,7 +54,7 @@ const CLOSING_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What every connection is held to.
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
+pub(super) struct ConnectionLimits {
     /// Bytes of a request head.
     pub(super) max_head: usize,
     /// Of those that had more.
@@ -73,7 +73,7 @@ pub(super) struct Settings {
     pub(super) closing: CancellationToken,
 }
 
-impl Settings {
+impl ConnectionLimits {
     /// What a connection must send before its first request, or `None` if it does not in the time of a head, leaves, or no
     /// further request shall be begun.
     async fn in_time<T>(&self, read: impl Future<Output = io::Result<T>>) -> Option<T> {
@@ -98,7 +98,7 @@ pub(super) async fn serve_plain<P: Send + Unpin + 'static>(
     mut socket: TcpStream,
     peer: IpAddr,
     router: Router,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionLimits>,
     permit: P,
 ) {
     if let Some(client) = client(&mut socket, peer, &settings).await {
@@ -110,7 +110,7 @@ pub(super) async fn serve_plain<P: Send + Unpin + 'static>(
 pub(super) async fn client(
     socket: &mut TcpStream,
     peer: IpAddr,
-    settings: &Settings,
+    settings: &ConnectionLimits,
 ) -> Option<ClientAddress> {
     settings.in_time(proxy_protocol::client(socket, peer, &settings.proxies)).await
 }
@@ -121,7 +121,7 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P:
     version: Version,
     client: ClientAddress,
     router: Router,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionLimits>,
     permit: P,
 ) {
     let Some(Preface { is_http2, bytes }) = settings.in_time(Preface::read(&mut socket)).await else {
@@ -151,7 +151,7 @@ async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     client: ClientAddress,
     router: Router,
     handoff: Handoff,
-    settings: &Settings,
+    settings: &ConnectionLimits,
 ) -> Option<Delivered<I>> {
     let for_requests = handoff.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -214,7 +214,7 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     transport: Transport<I>,
     client: ClientAddress,
     router: Router,
-    settings: &Settings,
+    settings: &ConnectionLimits,
 ) {
     let clock = settings.clock;
     let stalls = Stalls::default();

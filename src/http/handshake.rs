@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::connection::{self, Settings, Version};
+use super::connection::{self, ConnectionLimits, Version};
 use super::problem::Problem;
 use crate::gateway::Gateway;
 use crate::net::tls::Tls;
@@ -45,7 +45,7 @@ impl Handshake {
         mut socket: TcpStream,
         peer: IpAddr,
         router: Router,
-        settings: Arc<Settings>,
+        settings: Arc<ConnectionLimits>,
         permit: P,
     ) {
         let Some(client) = connection::client(&mut socket, peer, &settings).await else { return };

@@ -35,12 +35,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{BrokerKind, Proxies};
 use crate::gateway::Gateway;
-use crate::gateway::runtime::Current;
+use crate::gateway::runtime::Runtime;
 use crate::metrics::Limit;
 use crate::metrics::throttle::Throttle;
 use crate::net::tls::Tls;
 use crate::protocol::codes::RefusalCode;
-use crate::stream::outcome::Refused;
+use crate::stream::outcome::RequestRefused;
 
 /// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
 pub(crate) const ADMIN_CONNECTIONS: usize = 64;
@@ -129,11 +129,11 @@ async fn tell_refusals(
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let address = client::address(request.extensions());
     let response = next.run(request).await;
-    if let Some(problem::Told { code, detail }) = response.extensions().get() {
+    if let Some(problem::RefusalNote { code, detail }) = response.extensions().get() {
         if response.status() != StatusCode::OK {
             gateway.metrics().refused_request(*code);
         }
-        gateway.why().refused(*code, || Refused {
+        gateway.why().refused(*code, || RequestRefused {
             address,
             method: method.as_str(),
             path: uri.path(),
@@ -142,7 +142,7 @@ async fn tell_refusals(
         });
     }
     if let Some(problem::Met(limit)) = response.extensions().get() {
-        gateway.metrics().limits.met(*limit);
+        gateway.metrics().limits.hit(*limit);
     }
     response
 }
@@ -173,12 +173,12 @@ pub(crate) fn serve(
     let settings_of = {
         let closing = closing.clone();
         let heads_too_large = gateway.metrics().limits.counter(Limit::Head);
-        move |current: &Current| {
+        move |current: &Runtime| {
             let limits = &current.config.limits;
             let forward = current.config.auth.forward.as_ref();
             // Nobody is to speak for others on the admin listener.
             let proxies = if public { current.config.proxies.clone() } else { Proxies::default() };
-            Arc::new(connection::Settings {
+            Arc::new(connection::ConnectionLimits {
                 max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
                 heads_too_large: heads_too_large.clone(),
                 head_timeout: limits.head_timeout,
@@ -202,7 +202,7 @@ pub(crate) fn serve(
         let mut settings = settings_of(&current);
         loop {
             if permits.available_permits() == 0 {
-                gateway.metrics().limits.met(limit);
+                gateway.metrics().limits.hit(limit);
                 if is_short_of_files && failures.allows() {
                     tracing::warn!(max_connections, "{CANNOT_ACCEPT}");
                 }

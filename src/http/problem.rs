@@ -47,7 +47,7 @@ pub(super) enum Challenge {
 
 /// Why, for the metrics and the log. Travels in the response's extensions.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
+pub(super) struct RefusalNote {
     pub(super) code: Code,
     /// Our own words to the one who asked.
     pub(super) detail: String,
@@ -181,7 +181,7 @@ impl IntoResponse for Problem {
         if let Some(limit) = self.limit {
             response.extensions_mut().insert(Met(limit));
         }
-        response.extensions_mut().insert(Told { code: self.code, detail: self.detail });
+        response.extensions_mut().insert(RefusalNote { code: self.code, detail: self.detail });
         response
     }
 }
@@ -199,7 +199,7 @@ pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode)
     let goodbye = frame::stream_close(retry, code.as_str());
     let mut response = goodbye.bytes(Coding::Plain).into_response();
     super::sse_head::stream_headers(response.headers_mut());
-    response.extensions_mut().insert(Told { code: code.into(), detail: passing(code).1.into() });
+    response.extensions_mut().insert(RefusalNote { code: code.into(), detail: passing(code).1.into() });
     response
 }
 

@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use super::access::{self, Refusal};
 use super::client;
-use super::problem::{Problem, Told};
-use crate::auth::{Action, Asked};
+use super::problem::{Problem, RefusalNote};
+use crate::auth::{AccessRequest, Action};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
 use crate::metrics::Limit;
@@ -41,7 +41,7 @@ pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Reques
     let (head, body) = request.into_parts();
     let result = publish_message(&gateway, &head, body).await;
     let told = result.as_ref().err().and_then(|response| response.extensions().get());
-    gateway.metrics().published(match (&result, told.map(|told: &Told| told.code)) {
+    gateway.metrics().published(match (&result, told.map(|told: &RefusalNote| told.code)) {
         (Ok(_), _) => "accepted",
         (_, Some(Code::Refused(RefusalCode::BrokerAway))) => "broker_away",
         (_, Some(Code::Refused(RefusalCode::BrokerRefused))) => "broker_refused",
@@ -63,7 +63,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
     })?;
     publishing.grow(weight(uri, headers)).map_err(|code| later(no_room(code)))?;
     let topic = topic(gateway, uri).map_err(|error| Problem::from(error).into_response())?;
-    let asked = Asked {
+    let asked = AccessRequest {
         action: Action::Publish,
         filters: &[Filter::from(topic.clone())],
         headers,

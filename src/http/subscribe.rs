@@ -30,7 +30,7 @@ const CURSOR_NAMES: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
 
 /// What a request asks for.
 #[derive(Debug)]
-struct Asked {
+struct StreamRequest {
     filters: Vec<Filter>,
     start: Start,
     format: Format,
@@ -43,7 +43,7 @@ pub(super) async fn subscribe(
 ) -> Result<Response, Problem> {
     // Before anything else is done for the request: reading its topics is work too.
     let address = client::address(request.extensions());
-    if let Err(code) = gateway.knock(address) {
+    if let Err(code) = gateway.admit(address) {
         return Ok(come_back(&gateway, request.headers(), code));
     }
     if !accepts_event_stream(request.headers()) {
@@ -52,15 +52,15 @@ pub(super) async fn subscribe(
             "this is an event stream; send Accept: text/event-stream, or no Accept at all",
         ));
     }
-    let asked = Asked::read(&gateway, request.uri(), request.headers())?;
-    let who = auth::Asked {
+    let asked = StreamRequest::read(&gateway, request.uri(), request.headers())?;
+    let access = auth::AccessRequest {
         action: Action::Subscribe,
         filters: &asked.filters,
         headers: request.headers(),
         query: request.uri().query(),
         client: address,
     };
-    let caller = match access::authorize(&gateway, &who).await {
+    let caller = match access::authorize(&gateway, &access).await {
         Ok(caller) => caller,
         Err(refusal) => return not_allowed(&gateway, request.headers(), refusal),
     };
@@ -77,7 +77,7 @@ pub(super) async fn subscribe(
         start: &asked.start,
         format: asked.format,
         http: version,
-        address: who.client,
+        address: access.client,
         caller: caller.as_ref(),
     };
     let stream = match gateway.open(opening).await {
@@ -124,7 +124,7 @@ fn not_allowed(gateway: &Gateway, headers: &HeaderMap, refusal: Refusal) -> Resu
     }
 }
 
-impl Asked {
+impl StreamRequest {
     fn read(gateway: &Gateway, uri: &Uri, headers: &HeaderMap) -> Result<Self, Problem> {
         let current = gateway.current();
         let config = &current.config;
@@ -175,7 +175,7 @@ impl Asked {
             (None, None, Some(last)) => last,
             (None, None, None) => Start::Now,
         };
-        Ok(Asked { filters, start, format })
+        Ok(StreamRequest { filters, start, format })
     }
 }
 

@@ -10,7 +10,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::context::FutureExt as _;
 use opentelemetry::trace::{Status, TraceContextExt as _};
 
-use super::problem::Told;
+use super::problem::RefusalNote;
 use crate::gateway::Gateway;
 
 /// Wraps what is worth one: opening a stream, and publishing. Names no URL: its query may hold a token.
@@ -32,7 +32,7 @@ pub(super) async fn trace(State(gateway): State<Arc<Gateway>>, request: Request,
     span.set_attribute(KeyValue::new("http.request.method", method));
     span.set_attribute(KeyValue::new("http.route", route));
     span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
-    if let Some(Told { code, .. }) = response.extensions().get() {
+    if let Some(RefusalNote { code, .. }) = response.extensions().get() {
         span.set_attribute(KeyValue::new("topicgate.code", code.as_str()));
     }
     if status.is_server_error() {

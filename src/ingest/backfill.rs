@@ -14,12 +14,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::encoder::Encoder;
 use crate::broker::{Broker, BrokerError, Fetched};
-use crate::log::message::Fields;
-use crate::log::{ASK_CAPACITY, Ask, Registry};
+use crate::log::message::FieldMapping;
+use crate::log::{BACKFILL_CAPACITY, BackfillRequest, Registry};
 use crate::metrics::throttle::Throttle;
 use crate::net::turns::{self, Look};
 use crate::protocol::event_id::Sequence;
-use crate::protocol::seek::{Located, Place};
+use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 use crate::reader::quota::{self, Clients};
@@ -35,7 +35,7 @@ const LOOKUPS: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Recall {
+pub struct Backfill {
     /// Where what was fetched goes.
     pub registry: Arc<Registry>,
     /// Whom to ask.
@@ -56,12 +56,12 @@ pub struct Lookup {
     address: IpAddr,
     filter: Filter,
     source: Source,
-    place: Place,
-    done: oneshot::Sender<Result<Located, BrokerError>>,
+    place: Seek,
+    done: oneshot::Sender<Result<SeekResult, BrokerError>>,
 }
 
 impl Lookups {
-    /// The way, and where what goes by it comes out: for [`Recall::run`].
+    /// The way, and where what goes by it comes out: for [`Backfill::run`].
     pub fn new() -> (Self, mpsc::Receiver<Lookup>) {
         let (sender, receiver) = mpsc::channel(LOOKUPS);
         (Lookups(sender), receiver)
@@ -76,8 +76,8 @@ impl Lookups {
         address: IpAddr,
         filter: Filter,
         source: Source,
-        place: Place,
-    ) -> Result<Located, BrokerError> {
+        place: Seek,
+    ) -> Result<SeekResult, BrokerError> {
         let no_place = || BrokerError::Away("too many places in its histories are looked for at once".into());
         let (done, found) = oneshot::channel();
         let lookup = Lookup { address, filter, source, place, done };
@@ -98,7 +98,7 @@ impl Look for Lookup {
     }
 }
 
-impl Look for Ask {
+impl Look for BackfillRequest {
     const KIND: quota::Look = quota::Look::Fetch;
 
     fn address(&self) -> IpAddr {
@@ -110,25 +110,25 @@ impl Look for Ask {
     }
 
     fn begin(&self) -> bool {
-        Ask::begin(self)
+        BackfillRequest::begin(self)
     }
 }
 
-impl Recall {
+impl Backfill {
     /// Runs for as long as somebody can ask.
-    pub async fn run(self, asks: mpsc::Receiver<Ask>, lookups: mpsc::Receiver<Lookup>) {
+    pub async fn run(self, asks: mpsc::Receiver<BackfillRequest>, lookups: mpsc::Receiver<Lookup>) {
         let recall = Arc::new(self);
         let shared = || (recall.clients.clone(), recall.encoder.metrics.clone());
         let failures = Arc::new(Throttle::default());
         let fetch = |ask| fetch(recall.clone(), failures.clone(), ask);
         let find = |lookup| find(recall.broker.clone(), lookup);
         tokio::join!(
-            turns::serve(asks, ASK_CAPACITY, AT_ONCE, shared(), fetch),
+            turns::serve(asks, BACKFILL_CAPACITY, AT_ONCE, shared(), fetch),
             turns::serve(lookups, LOOKUPS, AT_ONCE, shared(), find),
         );
     }
 
-    async fn answer(&self, ask: &Ask) -> Result<usize, BrokerError> {
+    async fn answer(&self, ask: &BackfillRequest) -> Result<usize, BrokerError> {
         let Some((sequence, fields)) = ask.reading() else {
             return Err(BrokerError::Away("its subscription has ended".into()));
         };
@@ -139,7 +139,7 @@ impl Recall {
         Ok(bytes)
     }
 
-    fn hand_over(&self, ask: &Ask, sequence: &Sequence, fields: &Fields, fetched: Fetched) {
+    fn hand_over(&self, ask: &BackfillRequest, sequence: &Sequence, fields: &FieldMapping, fetched: Fetched) {
         let entries = fetched.messages.iter().filter_map(|message| {
             let stored = message.stored?;
             let place = (sequence, stored.number);
@@ -150,7 +150,7 @@ impl Recall {
 }
 
 /// Fetches a part. Returns the bytes of its messages.
-async fn fetch(recall: Arc<Recall>, failures: Arc<Throttle>, ask: Ask) -> usize {
+async fn fetch(recall: Arc<Backfill>, failures: Arc<Throttle>, ask: BackfillRequest) -> usize {
     // A panic is a fault of ours; its readers ask again, and are not left waiting.
     let answer = AssertUnwindSafe(recall.answer(&ask)).catch_unwind().await;
     let outcome = answer.unwrap_or_else(|_| Err(BrokerError::Away("the fetch has panicked".into())));

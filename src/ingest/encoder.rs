@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use crate::broker::{self, Change};
-use crate::log::message::{Fields, Message};
+use crate::log::message::{FieldMapping, Message};
 use crate::log::{EntryKind, Gap};
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics};
@@ -35,7 +35,7 @@ impl Encoder {
         let too_large = message.payload.len() > limit;
         if too_large {
             self.metrics.rejected("message");
-            self.metrics.limits.met(Limit::Message);
+            self.metrics.limits.hit(Limit::Message);
             tracing::warn!(
                 topic = message.topic.as_str(),
                 bytes = message.payload.len(),
@@ -52,7 +52,7 @@ impl Encoder {
         message: &broker::Message,
         (sequence, number): (&Sequence, u64),
         time: SystemTime,
-        fields: &Fields,
+        fields: &FieldMapping,
     ) -> EntryKind {
         let topic = &message.topic;
         if message.headers.is_damaged() {
@@ -86,7 +86,7 @@ impl Encoder {
         message: &broker::Message,
         (sequence, number): (&Sequence, u64),
         time: SystemTime,
-        fields: &Fields,
+        fields: &FieldMapping,
     ) -> EntryKind {
         if !self.is_too_large(message) {
             return self.encode(message, (sequence, number), time, fields);

@@ -185,7 +185,7 @@ impl Ingest {
         }
         // Not once a batch: one of large messages would take the buffers far beyond their bound.
         if self.registry.keep_bound() {
-            self.metrics.limits.met(Limit::Buffer);
+            self.metrics.limits.hit(Limit::Buffer);
         }
     }
 
@@ -201,7 +201,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::log::message::Fields;
+    use crate::log::message::FieldMapping;
     use crate::log::{Bounds, Lease};
     use crate::protocol::event_id::{Epoch, Sequence};
     use crate::protocol::headers::Headers;
@@ -233,7 +233,7 @@ mod tests {
             rule: Default::default(),
         };
         let fields =
-            Arc::new(Fields { source, id: Field::Header("a".into()), kind: Field::Header("b".into()) });
+            Arc::new(FieldMapping { source, id: Field::Header("a".into()), kind: Field::Header("b".into()) });
         let filter = Filter::parse(topic, 9).unwrap();
         let (lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
         subscription.unwrap().confirm();

@@ -10,15 +10,15 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::message::Format;
-use super::{BATCH_BYTES, Entry, Usage};
+use super::{BATCH_BYTES, BufferUsage, Entry};
 use crate::protocol::frame::Coding;
 
 /// Pieces that a log keeps. With fewer than a crowd goes through at once, each reader would build all of them again.
-pub(crate) const PIECES: usize = 32;
+pub(crate) const CACHED_BATCHES: usize = 32;
 
 /// Consecutive entries, as they go to a socket.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece {
+pub(crate) struct SharedBatch {
     pub(crate) first: u64,
     pub(crate) last: u64,
     /// Of the first entry.
@@ -29,7 +29,7 @@ pub(crate) struct Piece {
     pub(crate) bytes: Bytes,
 }
 
-impl Piece {
+impl SharedBatch {
     /// Whether one of so many entries should take its place. Only if that is a quarter more: so it is built anew a few times
     /// at most, however often something is appended while a crowd goes through the place.
     fn is_outgrown_by(&self, entries: usize) -> bool {
@@ -39,9 +39,9 @@ impl Piece {
 
 /// Where a reader stands among the pieces that are kept.
 #[derive(Debug)]
-enum Place {
+enum CachePosition {
     /// At the beginning of this one. What follows it may be added, no further than `until`.
-    Kept { piece: Piece, until: u64 },
+    Kept { shared: SharedBatch, until: u64 },
     /// Outside of all: it builds one, no further than `until`, where the next begins.
     Free { until: u64 },
     /// Inside of one: it builds what leads to its end, `until`. From there on it shares.
@@ -51,18 +51,18 @@ enum Place {
 /// The pieces of one log, or of a part of its history, oldest first. Those of one format and coding never overlap. They count among the bytes of all
 /// logs, and go with the next sweep.
 #[derive(Debug)]
-pub(crate) struct Pieces {
-    kept: VecDeque<Piece>,
+pub(crate) struct BatchCache {
+    kept: VecDeque<SharedBatch>,
     /// The last one that was built inside of another. Those who had read the first part of a piece when it was outgrown
     /// are a crowd too; where each comes from another place, this is of use to none and costs no more than one.
-    inner: Option<Piece>,
-    usage: Arc<Usage>,
+    inner: Option<SharedBatch>,
+    usage: Arc<BufferUsage>,
 }
 
-impl Pieces {
+impl BatchCache {
     /// None yet.
-    pub(crate) fn new(usage: Arc<Usage>) -> Self {
-        Pieces { kept: VecDeque::new(), inner: None, usage }
+    pub(crate) fn new(usage: Arc<BufferUsage>) -> Self {
+        BatchCache { kept: VecDeque::new(), inner: None, usage }
     }
 
     /// What of `entries` follows `position`, up to `head`: a piece that is kept, or a new one.
@@ -73,19 +73,19 @@ impl Pieces {
         head: u64,
         format: Format,
         coding: Coding,
-    ) -> Option<Piece> {
+    ) -> Option<SharedBatch> {
         let index = entries.partition_point(|entry| entry.sequence <= position);
         let first = entries.get(index).filter(|entry| entry.sequence <= head)?;
         let place = self.find(first.sequence, head, format, coding);
         let until = match &place {
-            Place::Kept { piece, until } => {
+            CachePosition::Kept { shared, until } => {
                 let end = entries.partition_point(|entry| entry.sequence <= *until);
-                if !piece.is_outgrown_by(end - index) {
-                    return Some(piece.clone());
+                if !shared.is_outgrown_by(end - index) {
+                    return Some(shared.clone());
                 }
                 *until
             }
-            Place::Free { until } | Place::Within { until } => *until,
+            CachePosition::Free { until } | CachePosition::Within { until } => *until,
         };
         // Measured first: grown as it is filled, it would be copied on the way and hold up to twice its size.
         let mut length = first.frame(format).slice(coding).len();
@@ -101,70 +101,70 @@ impl Pieces {
         if count == 1 {
             // One alone is handed over as it is, without a copy.
             let (first, time, bytes) = (first.sequence, first.time(), first.frame(format).bytes(coding));
-            return Some(Piece { first, last: first, time, entries: count, format, coding, bytes });
+            return Some(SharedBatch { first, last: first, time, entries: count, format, coding, bytes });
         }
         let (first, time, last) = (first.sequence, first.time(), entries[index + count - 1].sequence);
         let mut joined = Vec::with_capacity(length);
         for entry in entries.range(index..index + count) {
             joined.extend_from_slice(entry.frame(format).slice(coding));
         }
-        let piece = Piece { first, last, time, entries: count, format, coding, bytes: joined.into() };
-        self.keep(piece.clone(), &place);
-        Some(piece)
+        let shared = SharedBatch { first, last, time, entries: count, format, coding, bytes: joined.into() };
+        self.keep(shared.clone(), &place);
+        Some(shared)
     }
 
     /// Where a reader whose next entry is `first` stands; it reads no further than `head`.
-    fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> Place {
-        let is_fit = |piece: &&Piece| (piece.format, piece.coding) == (format, coding);
+    fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> CachePosition {
+        let is_fit = |shared: &&SharedBatch| (shared.format, shared.coding) == (format, coding);
         let (mut until, mut within, mut found) = (head, false, None);
-        for piece in self.kept.iter().filter(is_fit) {
-            if piece.first == first {
-                found = Some(piece);
-            } else if piece.first > first {
-                until = until.min(piece.first - 1);
-            } else if piece.last >= first {
-                (until, within) = (until.min(piece.last), true);
+        for shared in self.kept.iter().filter(is_fit) {
+            if shared.first == first {
+                found = Some(shared);
+            } else if shared.first > first {
+                until = until.min(shared.first - 1);
+            } else if shared.last >= first {
+                (until, within) = (until.min(shared.last), true);
             }
         }
-        let inner = self.inner.iter().find(|piece| is_fit(piece) && piece.first == first);
+        let inner = self.inner.iter().find(|shared| is_fit(shared) && shared.first == first);
         match (found, inner) {
-            (Some(piece), _) => Place::Kept { piece: piece.clone(), until },
-            (None, Some(piece)) if piece.last <= until => {
-                Place::Kept { piece: piece.clone(), until: piece.last }
+            (Some(shared), _) => CachePosition::Kept { shared: shared.clone(), until },
+            (None, Some(shared)) if shared.last <= until => {
+                CachePosition::Kept { shared: shared.clone(), until: shared.last }
             }
-            _ if within => Place::Within { until },
-            _ => Place::Free { until },
+            _ if within => CachePosition::Within { until },
+            _ => CachePosition::Free { until },
         }
     }
 
     /// Keeps one more, that was built for a reader at `place`.
-    fn keep(&mut self, piece: Piece, place: &Place) {
-        let added = piece.bytes.len();
+    fn keep(&mut self, shared: SharedBatch, place: &CachePosition) {
+        let added = shared.bytes.len();
         let replaced = match place {
-            Place::Within { .. } => self.inner.replace(piece),
-            Place::Kept { piece: outgrown, .. } => {
-                let same = |kept: &&mut Piece| kept.bytes.as_ptr() == outgrown.bytes.as_ptr();
+            CachePosition::Within { .. } => self.inner.replace(shared),
+            CachePosition::Kept { shared: outgrown, .. } => {
+                let same = |kept: &&mut SharedBatch| kept.bytes.as_ptr() == outgrown.bytes.as_ptr();
                 let Some(kept) = self.kept.iter_mut().find(same) else { return };
-                Some(std::mem::replace(kept, piece))
+                Some(std::mem::replace(kept, shared))
             }
-            Place::Free { .. } => {
-                self.kept.push_back(piece);
-                if self.kept.len() > PIECES { self.kept.pop_front() } else { None }
+            CachePosition::Free { .. } => {
+                self.kept.push_back(shared);
+                if self.kept.len() > CACHED_BATCHES { self.kept.pop_front() } else { None }
             }
         };
         self.usage.0.fetch_add(added, Ordering::Relaxed);
-        self.usage.0.fetch_sub(replaced.map_or(0, |piece| piece.bytes.len()), Ordering::Relaxed);
+        self.usage.0.fetch_sub(replaced.map_or(0, |shared| shared.bytes.len()), Ordering::Relaxed);
     }
 
     /// Gives all up, and the memory.
     pub(crate) fn clear(&mut self) {
         let given_up = std::mem::take(&mut self.kept).into_iter().chain(self.inner.take());
-        let bytes: usize = given_up.map(|piece| piece.bytes.len()).sum();
+        let bytes: usize = given_up.map(|shared| shared.bytes.len()).sum();
         self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-impl Drop for Pieces {
+impl Drop for BatchCache {
     fn drop(&mut self) {
         self.clear();
     }

@@ -11,8 +11,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::backfill::Run;
-use super::batch_cache::Piece;
+use super::backfill::BackfillRange;
+use super::batch_cache::SharedBatch;
 use super::inspect::Lag;
 use super::lease::Lease;
 use super::message::Format;
@@ -21,7 +21,7 @@ use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::{COMPONENTS, Sequence};
 use crate::protocol::frame::{self, Coding};
 use crate::protocol::topic::Filter;
-use crate::reader::handle::Signal;
+use crate::reader::handle::ReaderHandle;
 
 /// The cursors of one stream. Dropping them gives up the logs.
 #[derive(Debug)]
@@ -94,21 +94,21 @@ impl Batch {
 
 /// How it is read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Way<'a> {
+pub(super) struct ReadOptions<'a> {
     pub(super) format: Format,
     pub(super) coding: Coding,
-    signal: &'a Arc<Signal>,
+    handle: &'a Arc<ReaderHandle>,
     /// A gap in what the log no longer holds has this reason.
     pub(super) reason: GapReason,
 }
 
 impl Cursors {
-    /// Cursors over `leases`, of which those of one sequence come to stand together. `signal` is told of new entries from
+    /// Cursors over `leases`, of which those of one sequence come to stand together. `handle` is told of new entries from
     /// here on.
-    pub(super) fn new(leases: Vec<Lease>, signal: &Arc<Signal>) -> Self {
+    pub(super) fn new(leases: Vec<Lease>, handle: &Arc<ReaderHandle>) -> Self {
         let mut cursors: SmallVec<[Cursor; 1]> = leases
             .into_iter()
-            .map(|lease| Cursor { reader: lease.log().join(signal.clone()), lease, position: 0, target: 0 })
+            .map(|lease| Cursor { reader: lease.log().join(handle.clone()), lease, position: 0, target: 0 })
             .collect();
         let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
         if mixed {
@@ -130,14 +130,14 @@ impl Cursors {
         Cursors { cursors, mixed, replaying: false, caught_up: false }
     }
 
-    /// What comes next. Where that is to be fetched, `signal` is told when it is there.
-    pub fn read(&mut self, format: Format, coding: Coding, signal: &Arc<Signal>) -> Read {
+    /// What comes next. Where that is to be fetched, `handle` is told when it is there.
+    pub fn read(&mut self, format: Format, coding: Coding, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
-        let way = Way { format, coding, signal, reason };
+        let options = ReadOptions { format, coding, handle, reason };
         let replaying = self.replaying;
         let read = match &mut *self.cursors {
-            [cursor] => cursor.read(way, replaying),
-            _ => self.merge(way),
+            [cursor] => cursor.read(options, replaying),
+            _ => self.merge(options),
         };
         self.caught_up |= matches!(read, Read::Nothing);
         read
@@ -218,56 +218,56 @@ impl Cursor {
         self.lease.sequence()
     }
 
-    fn read(&mut self, way: Way, replaying: bool) -> Read {
+    fn read(&mut self, options: ReadOptions, replaying: bool) -> Read {
         let head = self.sequence().head();
         while let Some(until) = self.history_until(self.position, replaying) {
-            let Some(run) = self.run(self.position, until, way) else { return Read::Fetching };
-            if run.gone > self.position {
-                return self.told(run.gone, way);
+            let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
+            if range.gone > self.position {
+                return self.told(range.gone, options);
             }
-            match run.piece(self.position, way.format, way.coding) {
-                Some(piece) => {
-                    let read = self.taken(piece);
-                    if run.entries.back().is_some_and(|last| last.sequence == self.position) {
-                        self.position = run.through;
+            match range.shared(self.position, options.format, options.coding) {
+                Some(shared) => {
+                    let read = self.taken(shared);
+                    if range.entries.back().is_some_and(|last| last.sequence == self.position) {
+                        self.position = range.through;
                     }
                     return read;
                 }
-                None => self.position = run.through, // nothing of it is held there
+                None => self.position = range.through, // nothing of it is held there
             }
         }
-        match self.lease.log().piece(self.position, head, way.format, way.coding) {
+        match self.lease.log().shared(self.position, head, options.format, options.coding) {
             Ok(None) => Read::Nothing,
-            Ok(Some(piece)) => self.taken(piece),
+            Ok(Some(shared)) => self.taken(shared),
             // Evicted since it was looked at above.
-            Err(_) if self.history_until(self.position, replaying).is_some() => self.read(way, replaying),
-            Err(through) => self.told(through, way),
+            Err(_) if self.history_until(self.position, replaying).is_some() => self.read(options, replaying),
+            Err(through) => self.told(through, options),
         }
     }
 
-    fn taken(&mut self, piece: Piece) -> Read {
-        self.position = piece.last;
-        let mut batch = Batch { bytes: piece.bytes, ..Batch::default() };
-        batch.count(self.lease.log(), piece.entries, piece.time);
+    fn taken(&mut self, shared: SharedBatch) -> Read {
+        self.position = shared.last;
+        let mut batch = Batch { bytes: shared.bytes, ..Batch::default() };
+        batch.count(self.lease.log(), shared.entries, shared.time);
         Read::Batch(batch)
     }
 
-    fn told(&mut self, through: u64, way: Way) -> Read {
-        let mut batch = Batch { bytes: self.gap(through, way).bytes(way.coding), ..Batch::default() };
-        batch.count_gap(self.lease.log(), way.reason);
+    fn told(&mut self, through: u64, options: ReadOptions) -> Read {
+        let mut batch = Batch { bytes: self.gap(through, options).bytes(options.coding), ..Batch::default() };
+        batch.count_gap(self.lease.log(), options.reason);
         self.position = through;
         Read::Batch(batch)
     }
 
     /// The part of the history in which `from` lies. `None`: it is being fetched.
-    fn run(&self, from: u64, until: u64, way: Way) -> Option<Arc<Run>> {
+    fn range(&self, from: u64, until: u64, options: ReadOptions) -> Option<Arc<BackfillRange>> {
         let log = self.lease.log();
-        log.history.as_ref()?.read(log, from, until, way.signal)
+        log.history.as_ref()?.read(log, from, until, options.handle)
     }
 
-    fn gap(&self, through: u64, way: Way) -> frame::Frame {
+    fn gap(&self, through: u64, options: ReadOptions) -> frame::Frame {
         let id = self.sequence().event_id(through, None);
-        frame::stream_gap(Some(&id), self.lease.filter().as_str(), way.reason)
+        frame::stream_gap(Some(&id), self.lease.filter().as_str(), options.reason)
     }
 
     /// Up to where what follows `from` is to be read from the history that the broker keeps, if that is before what the log holds.
@@ -295,13 +295,13 @@ impl Cursor {
         &self,
         mut from: u64,
         head: u64,
-        way: Way,
+        options: ReadOptions,
         replaying: bool,
         count: usize,
         items: &mut VecDeque<Item>,
     ) -> Option<u64> {
         while let Some(until) = self.history_until(from, replaying) {
-            let through = self.collect_history(from, until, way, count, items)?;
+            let through = self.collect_history(from, until, options, count, items)?;
             if !items.is_empty() {
                 return Some(through);
             }
@@ -315,23 +315,23 @@ impl Cursor {
         &self,
         from: u64,
         until: u64,
-        way: Way,
+        options: ReadOptions,
         count: usize,
         items: &mut VecDeque<Item>,
     ) -> Option<u64> {
-        let run = self.run(from, until, way)?;
-        if run.gone > from {
-            items.push_back(Item::Evicted(run.gone));
+        let range = self.range(from, until, options)?;
+        if range.gone > from {
+            items.push_back(Item::Evicted(range.gone));
         }
-        let index = run.entries.partition_point(|entry| entry.sequence <= from);
+        let index = range.entries.partition_point(|entry| entry.sequence <= from);
         let mut left = count;
-        for entry in run.entries.range(index..) {
+        for entry in range.entries.range(index..) {
             items.push_back(Item::Entry(entry.clone()));
             left -= 1;
             if left == 0 {
                 return Some(entry.sequence);
             }
         }
-        Some(run.through)
+        Some(range.through)
     }
 }

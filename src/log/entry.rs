@@ -36,7 +36,7 @@ pub struct Entry {
     /// What it is.
     pub kind: EntryKind,
     /// Counts its envelope, which may be made at any time and lives as long as the last log that holds it.
-    usage: Arc<Usage>,
+    usage: Arc<BufferUsage>,
 }
 
 /// What an entry is.
@@ -65,7 +65,7 @@ impl Gap {
 }
 
 impl Entry {
-    pub(super) fn new(sequence: u64, stamp: Stamp, kind: EntryKind, usage: &Arc<Usage>) -> Arc<Self> {
+    pub(super) fn new(sequence: u64, stamp: Stamp, kind: EntryKind, usage: &Arc<BufferUsage>) -> Arc<Self> {
         let entry = Entry { sequence, stamp, kind, usage: usage.clone() };
         let envelope = entry.message().map_or(0, Message::envelope_weight);
         usage.0.fetch_add(envelope, Ordering::Relaxed);
@@ -160,9 +160,9 @@ impl Item {
 
 /// Bytes held by all logs together.
 #[derive(Debug, Default)]
-pub struct Usage(pub(super) AtomicUsize);
+pub struct BufferUsage(pub(super) AtomicUsize);
 
-impl Usage {
+impl BufferUsage {
     /// Bytes now.
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)

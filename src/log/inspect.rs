@@ -56,7 +56,7 @@ pub enum UpstreamState {
     /// Likewise, and for good, since its rule says `warm`.
     Warm,
     /// By the warm log of its rule.
-    Fed,
+    Children,
     /// The broker does not let the gateway read it.
     Refused,
 }
@@ -68,7 +68,7 @@ impl UpstreamState {
             UpstreamState::Pending => "pending",
             UpstreamState::Subscribed => "subscribed",
             UpstreamState::Warm => "warm",
-            UpstreamState::Fed => "fed",
+            UpstreamState::Children => "fed",
             UpstreamState::Refused => "refused",
         }
     }

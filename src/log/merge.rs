@@ -8,8 +8,8 @@ use std::ops::Range;
 use bytes::BytesMut;
 use smallvec::{SmallVec, smallvec};
 
-use super::batch_cache::Piece;
-use super::cursor::{Batch, Cursor, Cursors, Read, Way};
+use super::batch_cache::SharedBatch;
+use super::cursor::{Batch, Cursor, Cursors, Read, ReadOptions};
 use super::{BATCH_BYTES, Item};
 use crate::protocol::event_id::{COMPONENTS, Sequence};
 use crate::protocol::frame;
@@ -20,7 +20,7 @@ const HALF_BATCH: usize = 128;
 
 impl Cursors {
     /// Reads all of them, each sequence in its order.
-    pub(super) fn merge(&mut self, way: Way) -> Read {
+    pub(super) fn merge(&mut self, options: ReadOptions) -> Read {
         let ranges = if self.mixed { self.sequences() } else { smallvec![0..self.cursors.len()] };
         let mut joined = BytesMut::new();
         let mut batch = Batch::default();
@@ -28,17 +28,17 @@ impl Cursors {
         for (index, range) in ranges.iter().enumerate() {
             let mut merge = Merge::new(&self.cursors[range.clone()], self.replaying);
             if !self.mixed
-                && let Some(piece) = merge.only_piece(&self.cursors, way)
+                && let Some(shared) = merge.only_piece(&self.cursors, options)
             {
-                merge.limit = piece.last;
+                merge.limit = shared.last;
                 let log = self.cursors[merge.ahead[0].cursor].lease.log();
-                batch.count(log, piece.entries, piece.time);
-                batch.bytes = piece.bytes;
+                batch.count(log, shared.entries, shared.time);
+                batch.bytes = shared.bytes;
             } else if !merge.ahead.is_empty() {
                 let around = self.mixed.then(|| self.around(&ranges, index));
                 let cursors = &self.cursors[range.clone()];
                 let budget = BATCH_BYTES / ranges.len();
-                merge.write(cursors, way, around.as_ref(), budget, &mut joined, &mut batch);
+                merge.write(cursors, options, around.as_ref(), budget, &mut joined, &mut batch);
             }
             fetching |= merge.fetching;
             for cursor in &mut self.cursors[range.clone()] {
@@ -117,20 +117,20 @@ impl Merge {
     }
 
     /// Where only one log has something, as it is when a message comes: what the readers of that log share.
-    fn only_piece(&self, cursors: &[Cursor], way: Way) -> Option<Piece> {
+    fn only_piece(&self, cursors: &[Cursor], options: ReadOptions) -> Option<SharedBatch> {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
         let cursor = &cursors[*cursor];
         if cursor.history_until(*through, self.replaying).is_some() {
             return None;
         }
-        cursor.lease.log().piece(*through, self.limit, way.format, way.coding).ok().flatten()
+        cursor.lease.log().shared(*through, self.limit, options.format, options.coding).ok().flatten()
     }
 
     /// Takes more of one log.
-    fn take(&mut self, index: usize, cursors: &[Cursor], way: Way) {
+    fn take(&mut self, index: usize, cursors: &[Cursor], options: ReadOptions) {
         let ahead = &mut self.ahead[index];
         let (from, cursor) = (ahead.through, &cursors[ahead.cursor]);
-        match cursor.collect(from, self.head, way, self.replaying, self.count, &mut ahead.items) {
+        match cursor.collect(from, self.head, options, self.replaying, self.count, &mut ahead.items) {
             Some(through) => ahead.through = through,
             // Beyond this place its entries would come too late.
             None => (self.limit, self.fetching) = (self.limit.min(from), true),
@@ -142,14 +142,14 @@ impl Merge {
     fn write(
         &mut self,
         cursors: &[Cursor],
-        way: Way,
+        options: ReadOptions,
         around: Option<&(String, String)>,
         budget: usize,
         joined: &mut BytesMut,
         batch: &mut Batch,
     ) {
         self.count = (HALF_BATCH / self.ahead.len()).max(1);
-        (0..self.ahead.len()).for_each(|index| self.take(index, cursors, way));
+        (0..self.ahead.len()).for_each(|index| self.take(index, cursors, options));
         let begin = joined.len();
         while let Some(Reverse(((place, _), index))) = self.next.pop()
             && place <= self.limit
@@ -157,14 +157,14 @@ impl Merge {
         {
             match self.ahead[index].items.front() {
                 Some(next) => self.next.push(Reverse((next.place(), index))),
-                None => self.take(index, cursors, way),
+                None => self.take(index, cursors, options),
             }
             let next = self.next.peek().map(|Reverse(((place, _), _))| *place);
             let followed = next == Some(place);
             // Two logs can have lost the same number. An id that says "read up to here" is for the last of them.
             let told = if followed { place - 1 } else { place };
             let cursor = &cursors[self.ahead[index].cursor];
-            write(item, cursor, way, (told, followed), around, joined, batch);
+            write(item, cursor, options, (told, followed), around, joined, batch);
             if joined.len() - begin >= budget && !followed {
                 self.limit = place;
                 return;
@@ -177,7 +177,7 @@ impl Merge {
 fn write(
     item: Item,
     cursor: &Cursor,
-    way: Way,
+    options: ReadOptions,
     (told, another): (u64, bool),
     around: Option<&(String, String)>,
     joined: &mut BytesMut,
@@ -191,17 +191,17 @@ fn write(
     match item {
         Item::Entry(entry) => {
             if !another && around.is_none() {
-                joined.extend_from_slice(entry.frame(way.format).slice(way.coding));
+                joined.extend_from_slice(entry.frame(options.format).slice(options.coding));
             } else {
-                let frame = entry.frame_with_id(way.format, log.filter(), &event_id());
-                joined.extend_from_slice(frame.slice(way.coding));
+                let frame = entry.frame_with_id(options.format, log.filter(), &event_id());
+                joined.extend_from_slice(frame.slice(options.coding));
             }
             batch.count(log, 1, entry.time());
         }
         Item::Evicted(_) => {
-            let gap = frame::stream_gap(Some(&event_id()), log.filter().as_str(), way.reason);
-            joined.extend_from_slice(gap.slice(way.coding));
-            batch.count_gap(log, way.reason);
+            let gap = frame::stream_gap(Some(&event_id()), log.filter().as_str(), options.reason);
+            joined.extend_from_slice(gap.slice(options.coding));
+            batch.count_gap(log, options.reason);
         }
     }
 }

@@ -27,7 +27,7 @@ pub enum Format {
 
 /// Where a rule's messages come from, and where they carry their id and their type.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fields {
+pub struct FieldMapping {
     /// Where they come from.
     pub source: Source,
     /// Where the publisher's id is.
@@ -36,9 +36,9 @@ pub struct Fields {
     pub kind: Field,
 }
 
-/// What [`Fields`] found in one message.
+/// What [`FieldMapping`] found in one message.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct Extracted {
     /// The publisher's id, fit to be carried.
     pub publisher_id: Option<String>,
     /// The event type, fit to be carried.
@@ -49,9 +49,9 @@ pub struct Found {
     pub bad_kind: bool,
 }
 
-impl Fields {
+impl FieldMapping {
     /// Reads the id and the type of a message.
-    pub fn find(&self, headers: &Headers, payload: &[u8]) -> Found {
+    pub fn find(&self, headers: &Headers, payload: &[u8]) -> Extracted {
         // Parsed at most once, and only where a rule looks into payloads.
         let json = OnceLock::new();
         let read = |field: &Field| match field {
@@ -69,7 +69,7 @@ impl Fields {
         let (id, kind) = (read(&self.id), read(&self.kind));
         let bad_id = id.as_deref().is_some_and(|id| !is_publisher_id(id));
         let bad_kind = kind.as_deref().is_some_and(|kind| !frame::is_event_type(kind));
-        Found { publisher_id: id.filter(|_| !bad_id), kind: kind.filter(|_| !bad_kind), bad_id, bad_kind }
+        Extracted { publisher_id: id.filter(|_| !bad_id), kind: kind.filter(|_| !bad_kind), bad_id, bad_kind }
     }
 }
 
@@ -93,7 +93,7 @@ pub struct Message {
 
 impl Message {
     /// Encodes a message. `event_id` ends with the publisher's id, if there is one.
-    pub fn new(topic: Topic, time: SystemTime, event_id: String, found: Found, payload: &[u8]) -> Self {
+    pub fn new(topic: Topic, time: SystemTime, event_id: String, found: Extracted, payload: &[u8]) -> Self {
         let (raw, payload) = frame::message(&event_id, found.kind.as_deref(), payload);
         Message {
             topic,
@@ -251,7 +251,7 @@ mod tests {
         let weight = |payload: Vec<u8>| {
             let topic = Topic::parse("a", 9).unwrap();
             let payload = Bytes::from(payload);
-            Message::new(topic, SystemTime::UNIX_EPOCH, "1".into(), Found::default(), &payload).weight()
+            Message::new(topic, SystemTime::UNIX_EPOCH, "1".into(), Extracted::default(), &payload).weight()
         };
         assert!((9_000..10_000).contains(&weight(vec![b'x'; 9_000])));
         let mut lines = vec![b'x'; 9_000];
@@ -260,8 +260,8 @@ mod tests {
         assert!((21_000..22_000).contains(&weight(vec![0xff; 9_000])), "base64 and the bytes");
     }
 
-    fn fields(id: Field, kind: Field) -> Fields {
-        Fields { source: Source::Pubsub, id, kind }
+    fn fields(id: Field, kind: Field) -> FieldMapping {
+        FieldMapping { source: Source::Pubsub, id, kind }
     }
 
     fn headers(all: &[(&str, &str)]) -> Headers {
@@ -278,8 +278,8 @@ mod tests {
         let by_pointer = fields(Field::Pointer("/meta/id".into()), Field::Pointer("/type".into()));
         let found = by_pointer.find(&Headers::default(), br#"{"meta":{"id":42},"type":"price"}"#);
         assert_eq!((found.publisher_id.as_deref(), found.kind.as_deref()), (Some("42"), Some("price")));
-        assert_eq!(by_pointer.find(&Headers::default(), b"not json"), Found::default());
-        assert_eq!(by_pointer.find(&Headers::default(), br#"{"type":["a"]}"#), Found::default());
+        assert_eq!(by_pointer.find(&Headers::default(), b"not json"), Extracted::default());
+        assert_eq!(by_pointer.find(&Headers::default(), br#"{"type":["a"]}"#), Extracted::default());
     }
 
     #[test]
@@ -287,13 +287,16 @@ mod tests {
         let by_header = fields(Field::Header("id".into()), Field::Header("type".into()));
         for (id, kind) in [("1\r2", "message\nevent: admin"), ("1\0", "a\0"), ("a b", "stream-close")] {
             let found = by_header.find(&headers(&[("id", id), ("type", kind)]), b"");
-            assert_eq!(found, Found { publisher_id: None, kind: None, bad_id: true, bad_kind: true });
+            assert_eq!(found, Extracted { publisher_id: None, kind: None, bad_id: true, bad_kind: true });
         }
     }
 
     fn cloud_event(payload: &'static [u8], publisher_id: Option<&str>) -> (String, serde_json::Value) {
-        let found =
-            Found { publisher_id: publisher_id.map(Into::into), kind: Some("k".into()), ..Found::default() };
+        let found = Extracted {
+            publisher_id: publisher_id.map(Into::into),
+            kind: Some("k".into()),
+            ..Extracted::default()
+        };
         let id = format!("e-1{}", publisher_id.map(|id| format!("-{id}")).unwrap_or_default());
         let topic = Topic::parse("a/{b}", 99).unwrap();
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);

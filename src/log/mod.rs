@@ -26,14 +26,14 @@ mod tests;
 mod time;
 mod topic_log;
 
-pub use self::backfill::{ASK_CAPACITY, Ask};
+pub use self::backfill::{BACKFILL_CAPACITY, BackfillRequest};
 pub use self::cursor::{Batch, Cursors, Read};
 use self::entry::Item;
-pub use self::entry::{Bounds, Entry, EntryKind, Gap, Usage};
+pub use self::entry::{Bounds, BufferUsage, Entry, EntryKind, Gap};
 pub use self::inspect::{Lag, LogState, UpstreamState};
 pub use self::lease::{Lease, Subscription};
-pub use self::registry::{Due, Idle, LeaseError, Reading, Registry};
-pub use self::start::{Opened, questions};
+pub use self::registry::{Due, Idle, LeaseError, ReaderProgress, Registry};
+pub use self::start::{Opened, seeks_needed};
 pub use self::topic_log::TopicLog;
 
 /// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds

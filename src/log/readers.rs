@@ -7,7 +7,7 @@ use slab::Slab;
 
 use super::TopicLog;
 use crate::protocol::codes::CloseCode;
-use crate::reader::handle::Signal;
+use crate::reader::handle::ReaderHandle;
 
 /// For each reader that may be woken at once, how many are looked at.
 const LOOKS: usize = 16;
@@ -15,7 +15,7 @@ const LOOKS: usize = 16;
 /// The readers of one log.
 #[derive(Debug, Default)]
 pub(super) struct Readers {
-    signals: Slab<Arc<Signal>>,
+    handles: Slab<Arc<ReaderHandle>>,
     /// While readers are being woken in parts: the key of the next one.
     waking: Option<usize>,
     /// More was appended since the first of them was woken, so they are all to be woken once more.
@@ -26,30 +26,30 @@ pub(super) struct Readers {
 
 impl TopicLog {
     /// What wakes each of its readers.
-    pub fn readers(&self) -> Vec<Arc<Signal>> {
-        self.readers.lock().signals.iter().map(|(_, signal)| signal.clone()).collect()
+    pub fn readers(&self) -> Vec<Arc<ReaderHandle>> {
+        self.readers.lock().handles.iter().map(|(_, handle)| handle.clone()).collect()
     }
 
     /// Calls `look` with every stream that reads it.
-    pub(super) fn for_each_reader(&self, mut look: impl FnMut(&Signal)) {
-        self.readers.lock().signals.iter().for_each(|(_, signal)| look(signal));
+    pub(super) fn for_each_reader(&self, mut look: impl FnMut(&ReaderHandle)) {
+        self.readers.lock().handles.iter().for_each(|(_, handle)| look(handle));
     }
 
     /// Tells its readers to come back.
     pub(super) fn close(&self, code: CloseCode) {
         let mut readers = self.readers.lock();
         readers.ended = Some(code);
-        readers.signals.iter().for_each(|(_, signal)| signal.close(code));
+        readers.handles.iter().for_each(|(_, handle)| handle.close(code));
     }
 
-    pub(super) fn join(&self, signal: Arc<Signal>) -> usize {
+    pub(super) fn join(&self, handle: Arc<ReaderHandle>) -> usize {
         let mut readers = self.readers.lock();
-        readers.ended.into_iter().for_each(|code| signal.close(code));
-        readers.signals.insert(signal)
+        readers.ended.into_iter().for_each(|code| handle.close(code));
+        readers.handles.insert(handle)
     }
 
     pub(super) fn leave(&self, key: usize) {
-        let readers = &mut self.readers.lock().signals;
+        let readers = &mut self.readers.lock().handles;
         readers.try_remove(key);
         if readers.is_empty() {
             readers.shrink_to_fit();
@@ -77,11 +77,11 @@ impl TopicLog {
         let first = readers.waking.unwrap_or_default();
         let mut key = first;
         while woken < limit && key - first < limit.saturating_mul(LOOKS) {
-            if key >= readers.signals.capacity() {
+            if key >= readers.handles.capacity() {
                 readers.waking = std::mem::take(&mut readers.again).then_some(0);
                 return (woken, readers.waking.is_some());
             }
-            woken += usize::from(readers.signals.get(key).is_some_and(|signal| signal.entry()));
+            woken += usize::from(readers.handles.get(key).is_some_and(|handle| handle.entry()));
             key += 1;
         }
         readers.waking = Some(key);

@@ -1,7 +1,7 @@
 //! Where a stream begins: what its client asks for, turned into places in its logs, and what is missing before them.
 //!
 //! Of what the broker keeps, a place may lie outside of what the log holds. What must be asked of the broker first is told by
-//! [`question`]; the answers come with the call that opens.
+//! [`seek_needed`]; the answers come with the call that opens.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use super::cursor::{Cursor, Cursors};
 use super::lease::Lease;
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::{COMPONENTS, EventId, Sequence};
-use crate::protocol::seek::{Located, Place, Start};
+use crate::protocol::seek::{Seek, SeekResult, Start};
 use crate::protocol::topic::Filter;
-use crate::reader::handle::Signal;
+use crate::reader::handle::ReaderHandle;
 
 /// Cursors at their start.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Opened {
 
 /// What has to be asked of the broker before a stream over `leases` can begin at `start`: for each lease, the place in its
 /// history, or nothing. All leases must be ready.
-pub fn questions(leases: &[Lease], start: &Start) -> Vec<Option<Place>> {
+pub fn seeks_needed(leases: &[Lease], start: &Start) -> Vec<Option<Seek>> {
     if !leases.iter().any(|lease| lease.log().history.is_some()) {
         return vec![None; leases.len()];
     }
@@ -42,12 +42,12 @@ pub fn questions(leases: &[Lease], start: &Start) -> Vec<Option<Place>> {
         .iter()
         .map(|lease| {
             let index = sequences.iter().position(|sequence| Arc::ptr_eq(sequence, lease.sequence()))?;
-            question(lease, start, ids[index])
+            seek_needed(lease, start, ids[index])
         })
         .collect()
 }
 
-fn question(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Place> {
+fn seek_needed(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Seek> {
     let log = lease.log();
     let history = log.history.as_ref()?;
     let (begin, begin_time) = log.evicted();
@@ -56,17 +56,17 @@ fn question(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Place> 
         (Start::After(_), Some(EventId::Own { sequence, .. })) => {
             let is_known = !lease.sequence().is_shuffled() || log.has(sequence);
             let within = (sequence >= begin && is_known) || history.of_values;
-            (!within || sequence > head).then_some(Place::After(sequence))
+            (!within || sequence > head).then_some(Seek::After(sequence))
         }
         _ if history.of_values => None,
         (Start::Now, _) => None,
-        (Start::After(_) | Start::All, _) => Some(Place::Oldest),
+        (Start::After(_) | Start::All, _) => Some(Seek::Oldest),
         (Start::Since(time), _) => {
             let time = lease.sequence().as_told(*time);
-            (begin_time >= time).then_some(Place::Since(time))
+            (begin_time >= time).then_some(Seek::Since(time))
         }
         (Start::Last(count), _) => {
-            (log.last_messages(*count, head).len() < *count).then_some(Place::Last(*count))
+            (log.last_messages(*count, head).len() < *count).then_some(Seek::Last(*count))
         }
     }
 }
@@ -112,20 +112,20 @@ fn distinct<'a>(all: impl Iterator<Item = &'a Arc<Sequence>>) -> SmallVec<[Arc<S
 }
 
 impl Cursors {
-    /// Places cursors where the client asked to start; `located` answers the [`questions`] that were asked of these leases,
-    /// in their order. From here on `signal` is told of new entries.
+    /// Places cursors where the client asked to start; `located` answers the [`seeks_needed`] that were asked of these leases,
+    /// in their order. From here on `handle` is told of new entries.
     pub fn open(
         leases: Vec<Lease>,
-        signal: &Arc<Signal>,
+        handle: &Arc<ReaderHandle>,
         start: &Start,
-        located: &[Option<Located>],
+        located: &[Option<SeekResult>],
     ) -> Opened {
-        let answers: Vec<(Filter, Located)> = leases
+        let answers: Vec<(Filter, SeekResult)> = leases
             .iter()
             .zip(located)
             .filter_map(|(lease, located)| Some((lease.filter().clone(), (*located)?)))
             .collect();
-        let mut cursors = Cursors::new(leases, signal);
+        let mut cursors = Cursors::new(leases, handle);
         let ranges = cursors.sequences();
         let sequences: SmallVec<[Arc<Sequence>; 1]> =
             ranges.iter().map(|range| cursors.cursors[range.start].sequence().clone()).collect();
@@ -133,7 +133,7 @@ impl Cursors {
         let mut places = Vec::with_capacity(ranges.len());
         let (mut gaps, mut resumed, mut publisher_id) = (Vec::new(), true, None);
         for ((range, sequence), id) in ranges.iter().zip(&sequences).zip(ids) {
-            let mut placing = Placing {
+            let mut placing = StartResolver {
                 cursors: &mut cursors.cursors[range.clone()],
                 sequence,
                 answers: &answers,
@@ -167,17 +167,17 @@ impl Cursors {
 }
 
 /// The cursors of one sequence, being placed.
-struct Placing<'a> {
+struct StartResolver<'a> {
     cursors: &'a mut [Cursor],
     sequence: &'a Sequence,
-    answers: &'a [(Filter, Located)],
+    answers: &'a [(Filter, SeekResult)],
     position: u64,
     publisher_id: Option<String>,
     resumed: bool,
     gaps: &'a mut Vec<(Filter, GapReason)>,
 }
 
-impl Placing<'_> {
+impl StartResolver<'_> {
     fn place(&mut self, start: &Start, id: Option<EventId>) {
         match (start, id) {
             (Start::After(_), Some(EventId::Own { sequence, publisher_id }))
@@ -232,7 +232,7 @@ impl Placing<'_> {
     }
 
     /// What the broker said of the place in the history of this log.
-    fn located(answers: &[(Filter, Located)], filter: &Filter) -> Option<Located> {
+    fn located(answers: &[(Filter, SeekResult)], filter: &Filter) -> Option<SeekResult> {
         answers.iter().find(|(other, _)| other == filter).map(|(_, located)| *located)
     }
 
@@ -251,16 +251,16 @@ impl Placing<'_> {
                 // What has changed since then cannot be told from what was left alone: all of it, then. 0 is before the
                 // first value, so nothing was missed.
                 _ if of_values && sequence < cursor.lease.log().evicted().0 && sequence > 0 => {
-                    Located::Evicted(0)
+                    SeekResult::Evicted(0)
                 }
-                Some(Located::Unknown(_)) if of_values => Located::Unknown(0),
+                Some(SeekResult::Unknown(_)) if of_values => SeekResult::Unknown(0),
                 Some(located) => located,
-                None => Located::At(sequence),
+                None => SeekResult::At(sequence),
             };
             let (position, reason) = match located {
-                Located::At(position) => (position, None),
-                Located::Evicted(position) => (position, Some(GapReason::Evicted)),
-                Located::Unknown(position) => (position, Some(GapReason::UnknownId)),
+                SeekResult::At(position) => (position, None),
+                SeekResult::Evicted(position) => (position, Some(GapReason::Evicted)),
+                SeekResult::Unknown(position) => (position, Some(GapReason::UnknownId)),
             };
             if let Some(reason) = reason {
                 self.resumed = false;
@@ -283,7 +283,7 @@ impl Placing<'_> {
                 None => log.position_before(time),
             };
             let whole = match located {
-                Some(located) => matches!(located, Located::At(_)),
+                Some(located) => matches!(located, SeekResult::At(_)),
                 None => log.evicted().1 < time,
             };
             if whole {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use super::message::{Fields, Format, Found, Message};
+use super::message::{Extracted, FieldMapping, Format, Message};
 use super::*;
 use crate::metrics::RuleMetrics;
 use crate::protocol::event_id::{Epoch, Sequence};
@@ -15,7 +15,7 @@ use crate::protocol::frame::Coding;
 use crate::protocol::seek::Start;
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::{Filter, Topic};
-use crate::reader::handle::Signal;
+use crate::reader::handle::ReaderHandle;
 
 const MESSAGES: u64 = 2_000;
 
@@ -58,7 +58,7 @@ fn append_by(registry: &Arc<Registry>, subscribed: &Filter, topic: &str, count: 
     for _ in 0..count {
         registry.append(subscribed, &topic, None, |_, sequence, time, _| {
             let id = registry.sequence().event_id(sequence, None);
-            EntryKind::Message(Message::new(topic.clone(), time, id, Found::default(), &[b'x'; 200]))
+            EntryKind::Message(Message::new(topic.clone(), time, id, Extracted::default(), &[b'x'; 200]))
         });
     }
 }
@@ -99,9 +99,9 @@ fn bounds() -> Bounds {
     }
 }
 
-fn fields() -> Arc<Fields> {
+fn fields() -> Arc<FieldMapping> {
     let (id, kind) = (Field::Header("a".into()), Field::Header("b".into()));
-    Arc::new(Fields { source: Source::Pubsub, id, kind })
+    Arc::new(FieldMapping { source: Source::Pubsub, id, kind })
 }
 
 /// Where each piece that the reader is given lies in memory, to the end.
@@ -175,23 +175,23 @@ fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
     while registry.wake(usize::MAX) {}
     let (crowd, other) = (lease(&registry), lease_of(&registry, "b"));
     let waits = |log: &TopicLog| {
-        let signal = Arc::new(Signal::default());
-        signal.await_entries();
-        log.join(signal.clone());
-        signal
+        let handle = Arc::new(ReaderHandle::default());
+        handle.await_entries();
+        log.join(handle.clone());
+        handle
     };
     let crowd: Vec<_> = (0..10).map(|_| waits(crowd.log())).collect();
     let alone = waits(other.log());
     // Asking takes the wish away, so who is asked and still waited is put back.
-    let woken = |signal: &Arc<Signal>| {
-        !signal.entry() || {
-            signal.await_entries();
+    let woken = |handle: &Arc<ReaderHandle>| {
+        !handle.entry() || {
+            handle.await_entries();
             false
         }
     };
     append(&registry, "a", 1);
     assert!(registry.wake(4));
-    assert_eq!(crowd.iter().filter(|signal| woken(signal)).count(), 4);
+    assert_eq!(crowd.iter().filter(|handle| woken(handle)).count(), 4);
     append(&registry, "b", 1);
     crowd[0].await_entries();
     append(&registry, "a", 1);
@@ -207,8 +207,9 @@ fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
 fn pieces_count_among_the_bytes_that_are_held_and_go_with_the_next_sweep() {
     let (registry, _lease) = full_registry();
     let before = registry.bytes();
-    let pieces = places(&registry, &Start::All);
-    let joined: usize = pieces.iter().rev().take(batch_cache::PIECES).map(|(_, length)| length).sum();
+    let batches = places(&registry, &Start::All);
+    let joined: usize =
+        batches.iter().rev().take(batch_cache::CACHED_BATCHES).map(|(_, length)| length).sum();
     assert!(registry.bytes() >= before + joined / 2, "{joined}");
     registry.sweep(|_, _| true);
     assert_eq!(registry.bytes(), before);

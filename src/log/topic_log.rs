@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::backfill::History;
-use super::batch_cache::{Piece, Pieces};
+use super::batch_cache::{BatchCache, SharedBatch};
 use super::by_topic::{self, ByTopic};
 use super::message::{Format, Message};
 use super::past::Past;
 use super::readers::Readers;
-use super::{Bounds, Entry, Item, Usage};
+use super::{Bounds, BufferUsage, Entry, Item};
 use crate::metrics::RuleMetrics;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::Coding;
@@ -26,7 +26,7 @@ pub struct TopicLog {
     pub(super) filter: Filter,
     /// Under which its messages and readers are counted, for as long as it lives.
     pub(super) rule: RuleMetrics,
-    pub(super) usage: Arc<Usage>,
+    pub(super) usage: Arc<BufferUsage>,
     /// Whose numbers its entries have. Set when its subscription begins, at the latest: nobody reads before.
     pub(super) sequence: OnceLock<Arc<Sequence>>,
     /// Of what the broker keeps.
@@ -59,7 +59,7 @@ pub(super) struct State {
     /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
     pub(super) publisher_ids: HashMap<Box<str>, (u64, usize)>,
     /// What was put together for readers, for others at the same places.
-    pieces: Pieces,
+    batches: BatchCache,
     /// Where each topic's messages are, in a log that feeds others.
     pub(super) by_topic: Option<Box<ByTopic>>,
     /// Older entries are still to be put before these. Ends when one of these is given up.
@@ -71,7 +71,7 @@ impl TopicLog {
     pub(super) fn new(
         filter: Filter,
         bounds: Bounds,
-        usage: Arc<Usage>,
+        usage: Arc<BufferUsage>,
         sequence: OnceLock<Arc<Sequence>>,
         history: Option<History>,
         (evicted, evicted_time): (u64, SystemTime),
@@ -84,7 +84,7 @@ impl TopicLog {
             evicted,
             evicted_time,
             publisher_ids: HashMap::new(),
-            pieces: Pieces::new(usage.clone()),
+            batches: BatchCache::new(usage.clone()),
             by_topic: None,
             taking_over: false,
         };
@@ -203,7 +203,7 @@ impl TopicLog {
     /// Drops what has grown too old, and memory that quiet logs need no more.
     pub(super) fn sweep(&self, now: Instant) {
         let mut state = self.state.lock();
-        state.pieces.clear();
+        state.batches.clear();
         self.evict_aged(&mut state, now);
         if state.entries.capacity() > 64 && state.entries.len() * 4 < state.entries.capacity() {
             state.entries.shrink_to_fit();
@@ -213,13 +213,13 @@ impl TopicLog {
 
     /// Gives up what was put together for readers.
     pub(super) fn clear_pieces(&self) {
-        self.state.lock().pieces.clear();
+        self.state.lock().batches.clear();
     }
 
     /// Evicts every entry up to and with `sequence`.
     pub(super) fn evict_through(&self, sequence: u64) {
         let mut state = self.state.lock();
-        state.pieces.clear();
+        state.batches.clear();
         while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
             self.evict_oldest(&mut state);
         }
@@ -310,13 +310,13 @@ impl TopicLog {
     }
 
     /// The entries that follow `position` up to `head`, in one piece that the readers at the same place share.
-    pub(super) fn piece(
+    pub(super) fn shared(
         &self,
         position: u64,
         head: u64,
         format: Format,
         coding: Coding,
-    ) -> Result<Option<Piece>, u64> {
+    ) -> Result<Option<SharedBatch>, u64> {
         if self.has_nothing_after(position) {
             return Ok(None);
         }
@@ -324,8 +324,8 @@ impl TopicLog {
         if state.evicted > position {
             return Err(state.evicted);
         }
-        let State { entries, pieces, .. } = &mut *state;
-        Ok(pieces.of(entries, position, head, format, coding))
+        let State { entries, batches, .. } = &mut *state;
+        Ok(batches.of(entries, position, head, format, coding))
     }
 
     /// Answers without the lock what a reader that has caught up asks after each event, and one of many topics of all

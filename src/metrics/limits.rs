@@ -180,7 +180,7 @@ impl LimitMetrics {
     }
 
     /// It was met once more.
-    pub fn met(&self, limit: Limit) {
+    pub fn hit(&self, limit: Limit) {
         self.counter(limit).inc();
     }
 
@@ -190,13 +190,13 @@ impl LimitMetrics {
     }
 
     /// A client was told to come back by the table of clients: the bound that it met.
-    pub fn met_by_client(&self, code: CloseCode) {
+    pub fn hit_by_client(&self, code: CloseCode) {
         match code {
-            CloseCode::TooManyStreams => self.met(Limit::StreamsPerAddress),
-            CloseCode::TooManyTopics => self.met(Limit::TopicsPerAddress),
-            CloseCode::TooManySubjectStreams => self.met(Limit::StreamsPerSubject),
-            CloseCode::TooFast => self.met(Limit::OpensPerSecond),
-            CloseCode::Overloaded => self.met(Limit::Addresses),
+            CloseCode::TooManyStreams => self.hit(Limit::StreamsPerAddress),
+            CloseCode::TooManyTopics => self.hit(Limit::TopicsPerAddress),
+            CloseCode::TooManySubjectStreams => self.hit(Limit::StreamsPerSubject),
+            CloseCode::TooFast => self.hit(Limit::OpensPerSecond),
+            CloseCode::Overloaded => self.hit(Limit::Addresses),
             _ => {}
         }
     }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 /// Lets a line through now and then: for what clients can cause as often as they like.
 #[derive(Debug, Default)]
-pub struct Throttle(Mutex<Told>);
+pub struct Throttle(Mutex<Window>);
 
 #[derive(Debug, Default)]
-struct Told {
+struct Window {
     last: Option<Instant>,
     /// Those that were held back since.
     others: u64,

@@ -200,14 +200,14 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
         // Whoever is left while there is room to serve them waits for their pace.
         let waits = !turns.is_empty() && running.len() < at_once;
         if waits && !paced {
-            metrics.limits.met(Limit::ResumeBytes);
+            metrics.limits.hit(Limit::ResumeBytes);
         }
         paced = waits;
         tokio::select! {
             look = asked.recv() => {
                 let Some(look) = look else { return };
                 if turns.push(counted_as(look.address()), look).is_some() {
-                    metrics.limits.met(Limit::Lookups);
+                    metrics.limits.hit(Limit::Lookups);
                 }
             }
             Some(_) = running.join_next() => {}

@@ -19,7 +19,7 @@ pub enum Start {
 
 /// A place in a history that is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Seek {
     /// Right after this number.
     After(u64),
     /// Before the oldest message that is held.
@@ -32,7 +32,7 @@ pub enum Place {
 
 /// A place that was found. A reader there reads on with what has a higher number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Located {
+pub enum SeekResult {
     /// All that was asked for follows.
     At(u64),
     /// Something of what was asked for is gone; what follows is what is left.
@@ -41,10 +41,10 @@ pub enum Located {
     Unknown(u64),
 }
 
-impl Located {
+impl SeekResult {
     /// The number after which a reader reads on.
     pub fn number(self) -> u64 {
-        let (Located::At(number) | Located::Evicted(number) | Located::Unknown(number)) = self;
+        let (SeekResult::At(number) | SeekResult::Evicted(number) | SeekResult::Unknown(number)) = self;
         number
     }
 }

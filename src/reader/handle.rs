@@ -13,7 +13,7 @@ use futures_util::task::AtomicWaker;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Signal {
+pub struct ReaderHandle {
     /// Counts the streams of the process, from 1.
     pub id: u64,
     /// Who reads.
@@ -34,10 +34,10 @@ pub struct Signal {
     due: AtomicU64,
 }
 
-impl Signal {
+impl ReaderHandle {
     /// Of a stream that nothing has happened to yet.
     pub fn new(id: u64, reader: Reader, opened: u64) -> Self {
-        Signal { id, reader, opened, due: AtomicU64::new(u64::MAX), ..Signal::default() }
+        ReaderHandle { id, reader, opened, due: AtomicU64::new(u64::MAX), ..ReaderHandle::default() }
     }
 
     /// Remembers whom to wake.
@@ -46,12 +46,12 @@ impl Signal {
     }
 
     /// Announces that the stream will wait for entries. It must look for entries once more after this and before it
-    /// sleeps: `swap` orders that look after any [`Signal::entry`] that came too early to wake it.
+    /// sleeps: `swap` orders that look after any [`ReaderHandle::entry`] that came too early to wake it.
     pub fn await_entries(&self) {
         self.waiting.swap(true, Ordering::AcqRel);
     }
 
-    /// Announces that what the stream waits for is no entry, and will be told by [`Signal::wake`].
+    /// Announces that what the stream waits for is no entry, and will be told by [`ReaderHandle::wake`].
     pub fn ignore_entries(&self) {
         self.waiting.store(false, Ordering::Release);
     }

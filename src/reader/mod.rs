@@ -18,7 +18,7 @@ pub struct Reader {
     /// Where they come from, as far as it can be believed.
     pub address: IpAddr,
     /// Who they are.
-    pub who: Who,
+    pub principal: Principal,
     /// What the stream goes out by.
     pub http: HttpVersion,
 }
@@ -26,13 +26,17 @@ pub struct Reader {
 impl Default for Reader {
     /// Nobody in particular.
     fn default() -> Self {
-        Reader { address: Ipv4Addr::UNSPECIFIED.into(), who: Who::Anyone, http: HttpVersion::Http11 }
+        Reader {
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            principal: Principal::Anyone,
+            http: HttpVersion::Http11,
+        }
     }
 }
 
 /// Who a reader is, as far as it had to be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Who {
+pub enum Principal {
     /// Whoever they are, the rules did not ask.
     Anyone,
     /// As much of them as their stream is judged by.
@@ -44,9 +48,9 @@ pub enum Who {
 impl Reader {
     /// The subject of their token, or what the backend calls them.
     pub fn subject(&self) -> Option<&Arc<str>> {
-        match &self.who {
-            Who::Caller(caller) => caller.subject.as_ref(),
-            Who::Anyone | Who::Operator => None,
+        match &self.principal {
+            Principal::Caller(caller) => caller.subject.as_ref(),
+            Principal::Anyone | Principal::Operator => None,
         }
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::bucket::{Bucket, Rate};
 use super::clock::Clock;
-use super::handle::Signal;
+use super::handle::ReaderHandle;
 use crate::config::Limits;
 use crate::protocol::codes::CloseCode;
 
@@ -115,7 +115,7 @@ impl Address {
 
 /// How full the tables are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
+pub struct QuotaUsage {
     /// Addresses that are remembered.
     pub addresses: usize,
     /// Subjects with a stream.
@@ -147,7 +147,7 @@ impl Clients {
     ///
     /// # Errors
     /// It comes too fast, or there are too many addresses to count.
-    pub fn knock(&self, address: IpAddr) -> Result<(), CloseCode> {
+    pub fn admit(&self, address: IpAddr) -> Result<(), CloseCode> {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
         let Counts { shares, addresses, .. } = &mut *counts;
@@ -232,7 +232,7 @@ impl Clients {
     ///
     /// # Errors
     /// The limit that is met.
-    pub fn enter(self: &Arc<Self>, stream: Arc<Signal>, topics: usize) -> Result<Place, CloseCode> {
+    pub fn enter(self: &Arc<Self>, stream: Arc<ReaderHandle>, topics: usize) -> Result<Seat, CloseCode> {
         let subject = stream.reader.subject().cloned();
         let address = counted_as(stream.reader.address);
         let mut counts = self.counts.lock();
@@ -254,11 +254,11 @@ impl Clients {
             *subjects.entry(subject.clone()).or_default() += 1;
         }
         drop(counts);
-        Ok(Place { clients: self.clone(), stream, topics })
+        Ok(Seat { clients: self.clone(), stream, topics })
     }
 
     /// Forgets addresses that no longer have anything, and takes stock. To be called every second.
-    pub fn sweep(&self) -> Usage {
+    pub fn sweep(&self) -> QuotaUsage {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
         let bodies = counts.bodies;
@@ -270,7 +270,7 @@ impl Clients {
         if subjects.capacity() > 1024 && subjects.len() * 4 < subjects.capacity() {
             subjects.shrink_to_fit();
         }
-        Usage {
+        QuotaUsage {
             addresses: addresses.len(),
             subjects: subjects.len(),
             most_of_address: addresses.values().map(|address| address.streams).max().unwrap_or_default(),
@@ -307,13 +307,13 @@ pub fn counted_as(address: IpAddr) -> IpAddr {
 
 /// A stream's place among those of its client. Dropped, it is free again.
 #[derive(Debug)]
-pub struct Place {
+pub struct Seat {
     clients: Arc<Clients>,
-    stream: Arc<Signal>,
+    stream: Arc<ReaderHandle>,
     topics: usize,
 }
 
-impl Place {
+impl Seat {
     fn address(&self) -> IpAddr {
         counted_as(self.stream.reader.address)
     }
@@ -335,7 +335,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Seat {
     fn drop(&mut self) {
         let mut counts = self.clients.counts.lock();
         let Counts { addresses, subjects, .. } = &mut *counts;
@@ -402,18 +402,19 @@ mod tests {
     use super::*;
     use crate::auth::Caller;
     use crate::config::Config;
-    use crate::reader::{Reader, Who};
+    use crate::reader::{Principal, Reader};
     use crate::stream::table::Table;
 
     fn clients(limits: Limits) -> Arc<Clients> {
         Clients::new(&limits, Table::new(1).clock())
     }
 
-    fn stream(address: &str, subject: Option<&str>) -> Arc<Signal> {
+    fn stream(address: &str, subject: Option<&str>) -> Arc<ReaderHandle> {
         let caller = |subject: &str| Caller { subject: Some(subject.into()), ..Caller::default() };
-        let who = subject.map_or(Who::Anyone, |subject| Who::Caller(Arc::new(caller(subject))));
-        let reader = Reader { address: address.parse().unwrap(), who, ..Reader::default() };
-        Arc::new(Signal::new(1, reader, 0))
+        let principal =
+            subject.map_or(Principal::Anyone, |subject| Principal::Caller(Arc::new(caller(subject))));
+        let reader = Reader { address: address.parse().unwrap(), principal, ..Reader::default() };
+        Arc::new(ReaderHandle::new(1, reader, 0))
     }
 
     #[test]
@@ -453,17 +454,17 @@ mod tests {
     #[test]
     fn beyond_the_bound_nobody_new_is_let_in_and_who_is_known_still_is() {
         let clients = clients(Limits { streams: 1, ..Config::default().limits });
-        let knock = |n: u32| clients.knock(std::net::Ipv4Addr::from_bits(n).into());
+        let admit = |n: u32| clients.admit(std::net::Ipv4Addr::from_bits(n).into());
         for n in 0..=IDLE_ADDRESSES as u32 {
-            knock(n).unwrap();
+            admit(n).unwrap();
         }
-        assert_eq!(knock(u32::MAX).unwrap_err(), CloseCode::Overloaded);
-        knock(0).unwrap();
+        assert_eq!(admit(u32::MAX).unwrap_err(), CloseCode::Overloaded);
+        admit(0).unwrap();
         let full = clients.counts.lock().addresses.capacity();
         while clients.sweep().addresses > 0 {
             std::thread::yield_now(); // until the bucket of the last is full again, which takes 10 ms
         }
         assert!(clients.counts.lock().addresses.capacity() < full / 4);
-        knock(u32::MAX).unwrap();
+        admit(u32::MAX).unwrap();
     }
 }

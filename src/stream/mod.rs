@@ -10,15 +10,15 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use self::outcome::{Ended, Why};
+use self::outcome::{OutcomeLog, StreamEnded};
 use self::table::Ticket;
 use crate::log::message::Format;
 use crate::log::{Cursors, Lease, Opened, Read, Registry};
 use crate::metrics::Metrics;
 use crate::protocol::codes::CloseCode;
 use crate::protocol::frame::{self, Coding, Frame};
-use crate::protocol::seek::{Located, Start};
-use crate::reader::quota::Place;
+use crate::protocol::seek::{SeekResult, Start};
+use crate::reader::quota::Seat;
 
 /// How long what is being fetched is waited for before it is asked for again, in milliseconds.
 const FETCH_AGAIN: u64 = 1_000;
@@ -28,7 +28,7 @@ const MIN_RETRY_MS: u64 = 500;
 
 /// What all streams have in common.
 #[derive(Debug)]
-pub struct Shared {
+pub struct StreamContext {
     /// The logs.
     pub registry: Arc<Registry>,
     /// Counters.
@@ -42,10 +42,10 @@ pub struct Shared {
     /// How long a reader may take nothing.
     pub write_timeout: Duration,
     /// Writes the line that says why a stream ended.
-    pub why: Arc<Why>,
+    pub why: Arc<OutcomeLog>,
 }
 
-impl Shared {
+impl StreamContext {
     /// A reconnection delay in milliseconds, different for each stream: told the same, all would come back at once.
     pub fn jittered_retry(&self) -> u64 {
         let middle = self.retry.as_millis() as u64;
@@ -55,7 +55,7 @@ impl Shared {
 
 /// How a stream is to be.
 #[derive(Debug, Clone, Copy)]
-pub struct Terms {
+pub struct StreamOptions {
     /// How messages are written.
     pub format: Format,
     /// From then on nothing more is delivered.
@@ -65,10 +65,10 @@ pub struct Terms {
 /// See the module.
 #[derive(Debug)]
 pub struct Stream {
-    shared: Arc<Shared>,
+    shared: Arc<StreamContext>,
     ticket: Ticket,
     /// Boxed: only those who have something to catch up with look at it.
-    place: Box<Place>,
+    seat: Box<Seat>,
     cursors: Cursors,
     format: Format,
     /// `stream-open` and the gaps before the first message, until they are handed out. Boxed: it is a
@@ -88,22 +88,22 @@ enum Phase {
     Live,
     /// Ordered to close: first what was published before the order, up to the mark of the cursors.
     Closing(CloseCode),
-    Ended(CloseCode),
+    StreamEnded(CloseCode),
 }
 
 impl Stream {
-    /// A stream over `leases`, whose subscriptions are confirmed; `located` answers what [`crate::log::questions`] had to ask
+    /// A stream over `leases`, whose subscriptions are confirmed; `located` answers what [`crate::log::seeks_needed`] had to ask
     /// of the broker.
     pub fn open(
-        shared: Arc<Shared>,
+        shared: Arc<StreamContext>,
         ticket: Ticket,
-        place: Place,
+        seat: Seat,
         leases: Vec<Lease>,
-        (start, located): (&Start, &[Option<Located>]),
-        terms: Terms,
+        (start, located): (&Start, &[Option<SeekResult>]),
+        terms: StreamOptions,
     ) -> Self {
-        let Terms { format, expires } = terms;
-        let Opened { cursors, id, resumed, gaps } = Cursors::open(leases, ticket.signal(), start, located);
+        let StreamOptions { format, expires } = terms;
+        let Opened { cursors, id, resumed, gaps } = Cursors::open(leases, ticket.handle(), start, located);
         if matches!(start, Start::After(_)) {
             shared.metrics.resumed(resumed);
         }
@@ -117,8 +117,8 @@ impl Stream {
             frames.push(frame::stream_gap(id, filter.as_str(), *reason));
             shared.metrics.gaps(*reason, 1);
         }
-        shared.metrics.stream_opened(ticket.signal().reader.http);
-        ticket.signal().advance(0, cursors.position());
+        shared.metrics.stream_opened(ticket.handle().reader.http);
+        ticket.handle().advance(0, cursors.position());
         let now = ticket.clock().now();
         let expires = expires.map_or(u64::MAX, |time| {
             let left = time.duration_since(SystemTime::now()).unwrap_or_default();
@@ -135,7 +135,7 @@ impl Stream {
             expires,
             shared,
             ticket,
-            place: Box::new(place),
+            seat: Box::new(seat),
             cursors,
             format,
             phase: Phase::Live,
@@ -144,24 +144,27 @@ impl Stream {
 
     /// The next bytes: whole events, or a heartbeat. `None` once the stream has ended.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, coding: Coding) -> Poll<Option<Bytes>> {
-        self.ticket.signal().register(cx.waker());
+        self.ticket.handle().register(cx.waker());
         // Before anything is read, each time: a long replay goes on for as long as its reader takes. The clock is asked only
         // for those who have an end.
-        if self.expires != u64::MAX && !matches!(self.phase, Phase::Ended(_)) && self.now() >= self.expires {
+        if self.expires != u64::MAX
+            && !matches!(self.phase, Phase::StreamEnded(_))
+            && self.now() >= self.expires
+        {
             return Poll::Ready(Some(self.say_goodbye(CloseCode::Expired, coding)));
         }
-        if self.ticket.signal().is_revoked() && !matches!(self.phase, Phase::Ended(_)) {
+        if self.ticket.handle().is_revoked() && !matches!(self.phase, Phase::StreamEnded(_)) {
             return Poll::Ready(Some(self.say_goodbye(CloseCode::Revoked, coding)));
         }
         // Before it is read too: who never catches up grows old as well.
         if self.aged != u64::MAX && self.phase == Phase::Live && self.now() >= self.aged {
-            self.ticket.signal().close(CloseCode::MaxAge);
+            self.ticket.handle().close(CloseCode::MaxAge);
         }
         if let Some(opening) = self.opening.take() {
             return Poll::Ready(Some(self.hand_out(opening.bytes(coding))));
         }
         if self.phase == Phase::Live
-            && let Some(code) = self.ticket.signal().closing()
+            && let Some(code) = self.ticket.handle().closing()
         {
             self.phase = Phase::Closing(code);
             self.cursors.mark();
@@ -172,19 +175,19 @@ impl Stream {
                 return Poll::Ready(Some(self.say_goodbye(code, coding)));
             }
             Phase::Closing(_) => {}
-            Phase::Ended(_) => return Poll::Ready(None),
+            Phase::StreamEnded(_) => return Poll::Ready(None),
         }
         // While it waits for its turn it holds nothing but its place, and entries do not wake it.
         let turn = self.turn();
         let mut again = turn;
         if turn.is_none() {
-            self.ticket.signal().await_entries();
-            match self.cursors.read(self.format, coding, self.ticket.signal()) {
+            self.ticket.handle().await_entries();
+            match self.cursors.read(self.format, coding, self.ticket.handle()) {
                 Read::Batch(batch) => {
                     self.shared.metrics.events_sent.inc_by(batch.entries as u64);
                     batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
                     if self.cursors.replaying {
-                        self.place.replayed(batch.bytes.len());
+                        self.seat.replayed(batch.bytes.len());
                         self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
                     } else if let Some(oldest) = batch.oldest {
                         self.shared.metrics.delivered(oldest);
@@ -196,7 +199,7 @@ impl Stream {
                     // What is published now comes behind what it waits for. A crowd that is woken for each message, to wait
                     // on, would starve everyone.
                     if !self.cursors.is_mixed() {
-                        self.ticket.signal().ignore_entries();
+                        self.ticket.handle().ignore_entries();
                     }
                     again = Some(self.now() + FETCH_AGAIN);
                 }
@@ -214,14 +217,14 @@ impl Stream {
             self.shared.metrics.replay_waits.inc();
         }
         let due = self.heartbeat_due.min(self.aged).min(self.expires);
-        self.ticket.signal().wake_at(due.min(again.unwrap_or(u64::MAX)));
+        self.ticket.handle().wake_at(due.min(again.unwrap_or(u64::MAX)));
         Poll::Pending
     }
 
     /// Asks to be woken at `due` by the clock alone: for a way out that cannot take bytes now.
     pub fn wake_at(&self, cx: &mut Context<'_>, due: u64) {
-        self.ticket.signal().register(cx.waker());
-        self.ticket.signal().wake_at(due);
+        self.ticket.handle().register(cx.waker());
+        self.ticket.handle().wake_at(due);
     }
 
     /// Milliseconds of the clock that [`Stream::wake_at`] means.
@@ -236,23 +239,23 @@ impl Stream {
 
     /// The reader took nothing for too long; nothing more can be said to it.
     pub fn give_up(&mut self) {
-        self.phase = Phase::Ended(CloseCode::Slow);
+        self.phase = Phase::StreamEnded(CloseCode::Slow);
     }
 
     /// When it may read on, if that is not now: only what it missed has to wait.
     fn turn(&mut self) -> Option<u64> {
-        if self.cursors.is_replaying() { self.place.replay_due() } else { None }
+        if self.cursors.is_replaying() { self.seat.replay_due() } else { None }
     }
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {
         self.shared.metrics.bytes_sent.inc_by(bytes.len() as u64);
-        self.ticket.signal().advance(bytes.len(), self.cursors.position());
+        self.ticket.handle().advance(bytes.len(), self.cursors.position());
         self.heartbeat_due = self.ticket.clock().now() + self.shared.heartbeat.as_millis() as u64;
         bytes
     }
 
     fn say_goodbye(&mut self, code: CloseCode, coding: Coding) -> Bytes {
-        self.phase = Phase::Ended(code);
+        self.phase = Phase::StreamEnded(code);
         self.opening = None; // nothing follows a goodbye
         // Without an id: the client keeps that of its last event, which is as good here and better elsewhere, since it may
         // end with a publisher's id.
@@ -264,17 +267,17 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let code = match self.phase {
-            Phase::Ended(code) => code,
+            Phase::StreamEnded(code) => code,
             Phase::Live | Phase::Closing(_) => CloseCode::Gone,
         };
-        let signal = self.ticket.signal();
-        self.shared.metrics.stream_closed(signal.reader.http, code);
-        self.shared.why.ended(code, || Ended {
-            stream: signal.id,
-            address: signal.reader.address,
+        let handle = self.ticket.handle();
+        self.shared.metrics.stream_closed(handle.reader.http, code);
+        self.shared.why.ended(code, || StreamEnded {
+            stream: handle.id,
+            address: handle.reader.address,
             topics: outcome::named(self.cursors.filters()),
-            age: Duration::from_millis(self.now().saturating_sub(signal.opened)),
-            sent: signal.sent(),
+            age: Duration::from_millis(self.now().saturating_sub(handle.opened)),
+            sent: handle.sent(),
             lag: self.cursors.lag(),
         });
     }

@@ -23,7 +23,7 @@ const QUOTED: usize = 200;
 
 /// A stream that has ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct StreamEnded {
     /// Its id.
     pub stream: u64,
     /// Where its reader came from.
@@ -40,7 +40,7 @@ pub struct Ended {
 
 /// A request that was refused, or told to come back.
 #[derive(Debug)]
-pub struct Refused<'a> {
+pub struct RequestRefused<'a> {
     /// Where it came from.
     pub address: IpAddr,
     /// Its method.
@@ -55,23 +55,23 @@ pub struct Refused<'a> {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Why(HashMap<Code, Throttle>);
+pub struct OutcomeLog(HashMap<Code, Throttle>);
 
-impl Default for Why {
+impl Default for OutcomeLog {
     fn default() -> Self {
         let told = Code::all().filter(|code| *code != Code::Closed(CloseCode::Gone));
-        Why(told.map(|code| (code, Throttle::default())).collect())
+        OutcomeLog(told.map(|code| (code, Throttle::default())).collect())
     }
 }
 
-impl Why {
+impl OutcomeLog {
     /// A stream has ended. `ended` is asked only if there is a line to write.
-    pub fn ended(&self, code: CloseCode, ended: impl FnOnce() -> Ended) {
+    pub fn ended(&self, code: CloseCode, ended: impl FnOnce() -> StreamEnded) {
         let others = self.others(code.into());
         if others.is_none() && !tracing::enabled!(Level::DEBUG) {
             return;
         }
-        let Ended { stream, address, topics, age, sent, lag } = ended();
+        let StreamEnded { stream, address, topics, age, sent, lag } = ended();
         let (code, age_ms, lag_ms) = (code.as_str(), age.as_millis() as u64, lag.time.as_millis() as u64);
         let (lag_messages, sent_bytes) = (lag.messages, sent);
         match others {
@@ -85,12 +85,12 @@ impl Why {
     }
 
     /// A request was refused, or told to come back. `refused` is asked only if there is a line to write.
-    pub fn refused<'a>(&self, code: Code, refused: impl FnOnce() -> Refused<'a>) {
+    pub fn refused<'a>(&self, code: Code, refused: impl FnOnce() -> RequestRefused<'a>) {
         let others = self.others(code);
         if others.is_none() && !tracing::enabled!(Level::DEBUG) {
             return;
         }
-        let Refused { address, method, path, topics, detail } = refused();
+        let RequestRefused { address, method, path, topics, detail } = refused();
         let (code, path, detail) = (code.as_str(), quoted(path), quoted(detail));
         match others {
             Some(others) => {

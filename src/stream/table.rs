@@ -11,7 +11,7 @@ use slab::Slab;
 
 use crate::protocol::codes::CloseCode;
 use crate::reader::Reader;
-use crate::reader::handle::Signal;
+use crate::reader::handle::ReaderHandle;
 
 /// See the module.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Table {
 
 #[derive(Debug, Default)]
 struct Streams {
-    signals: Slab<Arc<Signal>>,
+    handles: Slab<Arc<ReaderHandle>>,
     /// The id of the last.
     last: u64,
 }
@@ -47,7 +47,7 @@ impl Table {
 
     /// Open streams.
     pub fn len(&self) -> usize {
-        self.streams.lock().signals.len()
+        self.streams.lock().handles.len()
     }
 
     /// Whether no stream is open.
@@ -59,19 +59,19 @@ impl Table {
     pub fn enter(self: &Arc<Self>, reader: Reader) -> Option<Ticket> {
         let opened = self.clock.now();
         let mut streams = self.streams.lock();
-        if streams.signals.len() >= self.limit.load(Ordering::Relaxed) {
+        if streams.handles.len() >= self.limit.load(Ordering::Relaxed) {
             return None;
         }
         streams.last += 1;
-        let signal = Arc::new(Signal::new(streams.last, reader, opened));
-        Some(Ticket { key: streams.signals.insert(signal.clone()), table: self.clone(), signal })
+        let handle = Arc::new(ReaderHandle::new(streams.last, reader, opened));
+        Some(Ticket { key: streams.handles.insert(handle.clone()), table: self.clone(), handle })
     }
 
     /// Wakes every stream whose time has come.
     pub fn tick(&self) {
         let now = self.clock.now();
-        for (_, signal) in &self.streams.lock().signals {
-            signal.tick(now);
+        for (_, handle) in &self.streams.lock().handles {
+            handle.tick(now);
         }
     }
 
@@ -79,14 +79,14 @@ impl Table {
     pub fn close(&self, count: usize, code: CloseCode) -> usize {
         let streams = self.streams.lock();
         let open =
-            streams.signals.iter().map(|(_, signal)| signal).filter(|signal| signal.closing().is_none());
-        open.take(count).map(|signal| signal.close(code)).count()
+            streams.handles.iter().map(|(_, handle)| handle).filter(|handle| handle.closing().is_none());
+        open.take(count).map(|handle| handle.close(code)).count()
     }
 
     /// The streams that `wanted` picks, in no order.
-    pub fn find(&self, wanted: impl Fn(&Signal) -> bool) -> Vec<Arc<Signal>> {
+    pub fn find(&self, wanted: impl Fn(&ReaderHandle) -> bool) -> Vec<Arc<ReaderHandle>> {
         let streams = self.streams.lock();
-        let found = streams.signals.iter().map(|(_, signal)| signal).filter(|signal| wanted(signal));
+        let found = streams.handles.iter().map(|(_, handle)| handle).filter(|handle| wanted(handle));
         found.cloned().collect()
     }
 }
@@ -96,13 +96,13 @@ impl Table {
 pub struct Ticket {
     table: Arc<Table>,
     key: usize,
-    signal: Arc<Signal>,
+    handle: Arc<ReaderHandle>,
 }
 
 impl Ticket {
     /// The stream's signal.
-    pub fn signal(&self) -> &Arc<Signal> {
-        &self.signal
+    pub fn handle(&self) -> &Arc<ReaderHandle> {
+        &self.handle
     }
 
     /// The clock of all streams.
@@ -114,9 +114,9 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut streams = self.table.streams.lock();
-        streams.signals.try_remove(self.key);
-        if streams.signals.is_empty() {
-            streams.signals.shrink_to_fit();
+        streams.handles.try_remove(self.key);
+        if streams.handles.is_empty() {
+            streams.handles.shrink_to_fit();
         }
     }
 }

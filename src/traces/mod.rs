@@ -82,7 +82,7 @@ impl Traces {
     /// Writes the current trace into the headers of a message that is about to be published, where a broker has headers.
     pub fn inject(&self, headers: &mut Headers) {
         if self.0.as_ref().is_some_and(|on| on.has_headers) {
-            TraceContextPropagator::new().inject_context(&Context::current(), &mut Fields(headers));
+            TraceContextPropagator::new().inject_context(&Context::current(), &mut HeaderCarrier(headers));
         }
     }
 
@@ -155,9 +155,9 @@ impl Extractor for FieldsOf<'_> {
     }
 }
 
-struct Fields<'a>(&'a mut Headers);
+struct HeaderCarrier<'a>(&'a mut Headers);
 
-impl Injector for Fields<'_> {
+impl Injector for HeaderCarrier<'_> {
     fn set(&mut self, key: &str, value: String) {
         // A trace without a state has an empty one here, which is no value of the field.
         if !value.is_empty() {

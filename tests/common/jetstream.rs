@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use topicgate::broker::{Broker, EVENT_CAPACITY, Event, Fetched, Message};
 use topicgate::protocol::event_id::Tag;
-use topicgate::protocol::seek::{Located, Place};
+use topicgate::protocol::seek::{Seek, SeekResult};
 use topicgate::protocol::source::Source;
 use topicgate::protocol::topic::{Filter, Topic};
 
@@ -312,7 +312,7 @@ impl Kept {
         told
     }
 
-    pub async fn locate(&self, text: &str, source: &Source, place: Place) -> Located {
+    pub async fn locate(&self, text: &str, source: &Source, place: Seek) -> SeekResult {
         let asked = self.broker.locate(filter(text), source.clone(), place);
         within("an answer", LIMIT, asked).await.unwrap()
     }

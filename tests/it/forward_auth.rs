@@ -694,7 +694,7 @@ async fn a_session_opens_streams_from_log_in_to_log_out() {
 
 #[tokio::test]
 async fn a_backend_that_names_no_subject_is_named_where_a_rule_needs_one() {
-    let backend = Backend::start(|_| Reply::json(&json!({}))).await;
+    let backend = Backend::start(|_| Reply::json(json!({}))).await;
     let gateway = gateway(&backend.url("/may"), "").await;
     let refused = gateway.get("/topics/users/42/inbox").await;
     let problem = refused.json();
@@ -704,7 +704,7 @@ async fn a_backend_that_names_no_subject_is_named_where_a_rule_needs_one() {
         detail.contains("the backend of auth.forward named none") && detail.contains("\"subject\""),
         "{detail}"
     );
-    backend.answer(|_| Reply::json(&json!({"subject": "43"})));
+    backend.answer(|_| Reply::json(json!({"subject": "43"})));
     let detail =
         gateway.request("GET", "/topics/users/42/inbox", &[("cookie", "other")]).await.json()["detail"]
             .clone();

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use topicgate::broker::{BrokerError, Change, Event, Link};
 use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Located, Place};
+use topicgate::protocol::seek::{Seek, SeekResult};
 use topicgate::protocol::source::Source;
 
 async fn start() -> (NatsServer, Admin, Kept) {
@@ -439,7 +439,7 @@ async fn a_narrow_user_is_enough() {
         assert_eq!(kept.read_until(head, second).await.numbers(), [first, second]);
         let past = kept.fetch_all("orders/in/*", &source, 0, second).await;
         assert_eq!((past.numbers(), past.gone.len()), (vec![first, second], 0));
-        for place in [Place::Last(1), Place::Since(SystemTime::now())] {
+        for place in [Seek::Last(1), Seek::Since(SystemTime::now())] {
             kept.locate("orders/**", &source, place).await;
         }
         assert!(kept.broker.try_unfollow(filter("orders/**")));
@@ -567,30 +567,30 @@ async fn places_are_found() {
             admin.put(&format!("{name}.{topic}"), number.to_string()).await;
         }
         for (filter, place, expected) in [
-            (&whole, Place::After(50), Located::At(50)),
-            (&whole, Place::After(100), Located::At(100)),
-            (&whole, Place::After(10), Located::At(10)),
-            (&whole, Place::After(9), Located::Evicted(10)),
-            (&whole, Place::After(101), Located::Unknown(10)),
-            (&whole, Place::Oldest, Located::At(10)),
-            (&whole, Place::Last(0), Located::At(100)),
-            (&whole, Place::Last(1), Located::At(99)),
-            (&whole, Place::Last(30), Located::At(70)),
-            (&whole, Place::Last(90), Located::At(10)),
-            (&whole, Place::Last(1000), Located::At(10)),
-            (&whole, Place::Since(times[60]), Located::At(59)),
-            (&whole, Place::Since(times[5]), Located::Evicted(10)),
-            (&whole, Place::Since(SystemTime::now() + Duration::from_secs(60)), Located::At(100)),
-            (&one, Place::Last(3), Located::At(29)),
-            (&one, Place::Last(4), Located::At(10)),
-            (&one, Place::Since(times[60]), Located::At(59)),
+            (&whole, Seek::After(50), SeekResult::At(50)),
+            (&whole, Seek::After(100), SeekResult::At(100)),
+            (&whole, Seek::After(10), SeekResult::At(10)),
+            (&whole, Seek::After(9), SeekResult::Evicted(10)),
+            (&whole, Seek::After(101), SeekResult::Unknown(10)),
+            (&whole, Seek::Oldest, SeekResult::At(10)),
+            (&whole, Seek::Last(0), SeekResult::At(100)),
+            (&whole, Seek::Last(1), SeekResult::At(99)),
+            (&whole, Seek::Last(30), SeekResult::At(70)),
+            (&whole, Seek::Last(90), SeekResult::At(10)),
+            (&whole, Seek::Last(1000), SeekResult::At(10)),
+            (&whole, Seek::Since(times[60]), SeekResult::At(59)),
+            (&whole, Seek::Since(times[5]), SeekResult::Evicted(10)),
+            (&whole, Seek::Since(SystemTime::now() + Duration::from_secs(60)), SeekResult::At(100)),
+            (&one, Seek::Last(3), SeekResult::At(29)),
+            (&one, Seek::Last(4), SeekResult::At(10)),
+            (&one, Seek::Since(times[60]), SeekResult::At(59)),
         ] {
             let found = kept.locate(filter, &source, place).await;
             // Where others lie in between, each place among them is as good.
-            let exactly = filter == &whole || !matches!(place, Place::Last(_));
+            let exactly = filter == &whole || !matches!(place, Seek::Last(_));
             match (found, expected) {
-                (Located::At(found), Located::At(_)) if !exactly => {
-                    let Place::Last(count) = place else { unreachable!() };
+                (SeekResult::At(found), SeekResult::At(_)) if !exactly => {
+                    let Seek::Last(count) = place else { unreachable!() };
                     let told = kept.fetch_all(filter, &source, found, 100).await;
                     assert_eq!(told.numbers().len(), count.min(3), "{name} {place:?} {found}");
                 }
@@ -598,13 +598,13 @@ async fn places_are_found() {
             }
         }
         let empty = format!("{name}/nothing");
-        assert_eq!(kept.locate(&empty, &source, Place::Last(5)).await, Located::At(10));
+        assert_eq!(kept.locate(&empty, &source, Seek::Last(5)).await, SeekResult::At(10));
     }
     admin.stream("EMPTY", &["empty"], json!({})).await;
-    for place in [Place::After(0), Place::Oldest, Place::Last(3), Place::Since(SystemTime::now())] {
-        assert_eq!(kept.locate("empty", &stream("EMPTY"), place).await, Located::At(0), "{place:?}");
+    for place in [Seek::After(0), Seek::Oldest, Seek::Last(3), Seek::Since(SystemTime::now())] {
+        assert_eq!(kept.locate("empty", &stream("EMPTY"), place).await, SeekResult::At(0), "{place:?}");
     }
-    assert_eq!(kept.locate("empty", &stream("EMPTY"), Place::After(7)).await, Located::Unknown(0));
+    assert_eq!(kept.locate("empty", &stream("EMPTY"), Seek::After(7)).await, SeekResult::Unknown(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

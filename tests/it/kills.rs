@@ -71,7 +71,7 @@ impl Publisher {
         let payload = number.to_string();
         match self {
             // Every fourth has header fields that cannot be read.
-            Publisher::JetStream(_, port) if number % 4 == 0 => {
+            Publisher::JetStream(_, port) if number.is_multiple_of(4) => {
                 let id = format!("NATS/1.0\r\nNats-Msg-Id: {number}\r\n");
                 let block = [id.as_bytes(), b"X: a\rb\xe9\r\n\r\n"].concat();
                 let stored = store_raw(*port, "orders.eu", &block, &payload);

@@ -7,7 +7,7 @@ use crate::common::nats::NatsServer;
 use serde_json::json;
 use topicgate::broker::{BrokerError, Change, Event, Message};
 use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Located, Place};
+use topicgate::protocol::seek::{Seek, SeekResult};
 
 async fn start() -> (NatsServer, Admin, Kept) {
     let server = NatsServer::jetstream();
@@ -135,8 +135,8 @@ async fn values_that_are_overwritten_or_deleted_are_no_gap() {
     admin.bucket("PRICES", json!({})).await;
     let source = bucket("PRICES", 1);
     let last = admin.put_many("$KV.PRICES.eur", 0..50, "").await;
-    assert_eq!(kept.locate("prices/**", &source, Place::After(7)).await, Located::At(7));
-    assert_eq!(kept.locate("prices/**", &source, Place::After(51)).await, Located::Unknown(49));
+    assert_eq!(kept.locate("prices/**", &source, Seek::After(7)).await, SeekResult::At(7));
+    assert_eq!(kept.locate("prices/**", &source, Seek::After(51)).await, SeekResult::Unknown(49));
     let told = kept.fetch_all("prices/**", &source, 7, last).await;
     assert_eq!((told.gone.len(), told.numbers()), (0, vec![last]));
     admin.put_with("$KV.PRICES.eur", DELETE, "").await;

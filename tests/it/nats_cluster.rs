@@ -11,7 +11,7 @@ use crate::common::nats_cluster::NatsCluster;
 use crate::common::{LIMIT, found, within};
 use serde_json::json;
 use topicgate::broker::BrokerError;
-use topicgate::protocol::seek::{Located, Place};
+use topicgate::protocol::seek::{Seek, SeekResult};
 
 /// Stores numbers for as long as it is told to, each until the stream has confirmed it; under an id of its own, so that one
 /// that is sent again is not stored again.
@@ -105,7 +105,7 @@ async fn what_a_replica_does_not_have_yet_is_not_missing() {
     // Connected to a node that has a replica, which answers itself.
     let lagging = &cluster.nodes[(leader + 1) % 3];
     let kept = Kept::connect(&lagging.url());
-    kept.locate("orders/**", &stream("ORDERS"), Place::Oldest).await;
+    kept.locate("orders/**", &stream("ORDERS"), Seek::Oldest).await;
     let mut last = 0;
     for _ in 0..3 {
         lagging.pause();
@@ -134,8 +134,8 @@ async fn what_a_replica_does_not_have_yet_is_not_missing() {
                 Err(error) => panic!("{error}"),
             }
         }
-        let located = kept.locate("orders/**", &stream("ORDERS"), Place::After(last)).await;
-        assert_eq!(located, Located::At(last));
+        let located = kept.locate("orders/**", &stream("ORDERS"), Seek::After(last)).await;
+        assert_eq!(located, SeekResult::At(last));
     }
 }
 

@@ -733,7 +733,7 @@ async fn write_until_end(mut writer: Writer, topic: String, next: Arc<AtomicU64>
 
 /// What a reader knows of a topic.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct Seek {
     next: u64,
     /// A gap was told since the last number.
     told: bool,
@@ -759,8 +759,8 @@ async fn read_all(
     begin: Instant,
 ) {
     let path = path(&topics);
-    let somewhere = Place { next: 0, told: true, rewound: true, gap_at: 0 };
-    let mut places: HashMap<String, Place> = topics.into_iter().map(|topic| (topic, somewhere)).collect();
+    let somewhere = Seek { next: 0, told: true, rewound: true, gap_at: 0 };
+    let mut places: HashMap<String, Seek> = topics.into_iter().map(|topic| (topic, somewhere)).collect();
     let (mut last_id, mut recent) = (String::new(), VecDeque::new());
     loop {
         let gateway = gateways[if is_restless { fastrand::usize(..2) } else { 0 }];

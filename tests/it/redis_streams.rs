@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use topicgate::broker::{Broker, BrokerError, Change, EVENT_CAPACITY, Event, Link, Message};
 use topicgate::protocol::event_id::{Tag, pack_entry_id};
 use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Located, Place};
+use topicgate::protocol::seek::{Seek, SeekResult};
 use topicgate::protocol::source::Source;
 use topicgate::protocol::topic::{Filter, Topic};
 
@@ -121,7 +121,7 @@ impl Fixture {
         head
     }
 
-    async fn locate(&self, text: &str, place: Place) -> Located {
+    async fn locate(&self, text: &str, place: Seek) -> SeekResult {
         within("an answer", SOON, self.broker.locate(filter(text), self.source.clone(), place)).await.unwrap()
     }
 
@@ -310,7 +310,7 @@ async fn what_can_never_be_read_is_refused_with_the_reason() {
         refused(gate.try_follow(text).await);
         if text != "orders/late" {
             refused(gate.broker.fetch(filter(text), gate.source.clone(), 0, 9).await.map(drop));
-            refused(gate.broker.locate(filter(text), gate.source.clone(), Place::Oldest).await.map(drop));
+            refused(gate.broker.locate(filter(text), gate.source.clone(), Seek::Oldest).await.map(drop));
         }
     }
     let pubsub = gate.broker.follow(filter("orders/eu"), Source::Pubsub).await;
@@ -449,32 +449,32 @@ async fn places_in_the_past_are_found_or_said_to_be_gone() {
     let mut redis = server.connect().await;
     let gate = start(&server);
     let at = |ms: u64| pack_entry_id(ms, 0).unwrap();
-    let since = |ms: u64| Place::Since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
-    assert_eq!(gate.locate("k", Place::After(0)).await, Located::At(0));
-    assert_eq!(gate.locate("k", Place::After(at(1))).await, Located::Unknown(0));
-    assert_eq!(gate.locate("k", Place::Oldest).await, Located::At(0));
-    assert_eq!(gate.locate("k", Place::Last(3)).await, Located::At(0));
+    let since = |ms: u64| Seek::Since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+    assert_eq!(gate.locate("k", Seek::After(0)).await, SeekResult::At(0));
+    assert_eq!(gate.locate("k", Seek::After(at(1))).await, SeekResult::Unknown(0));
+    assert_eq!(gate.locate("k", Seek::Oldest).await, SeekResult::At(0));
+    assert_eq!(gate.locate("k", Seek::Last(3)).await, SeekResult::At(0));
     for ms in [10, 20, 30, 40, 50] {
         command::<String>(&mut redis, &format!("XADD k {ms}-0 body 1")).await;
     }
-    assert_eq!(gate.locate("k", Place::After(0)).await, Located::At(0));
-    assert_eq!(gate.locate("k", Place::Last(9)).await, Located::At(at(10) - 1), "there never were nine");
-    assert_eq!(gate.locate("k", since(5)).await, Located::At(at(5) - 1));
+    assert_eq!(gate.locate("k", Seek::After(0)).await, SeekResult::At(0));
+    assert_eq!(gate.locate("k", Seek::Last(9)).await, SeekResult::At(at(10) - 1), "there never were nine");
+    assert_eq!(gate.locate("k", since(5)).await, SeekResult::At(at(5) - 1));
     command::<i64>(&mut redis, "XTRIM k MAXLEN 3").await;
     for (place, found) in [
-        (Place::After(at(40)), Located::At(at(40))),
-        (Place::After(at(50)), Located::At(at(50))),
-        (Place::After(at(50) + 1), Located::Unknown(at(30) - 1)),
-        (Place::After(at(10)), Located::Evicted(at(30) - 1)),
-        (Place::After(0), Located::Evicted(at(30) - 1)),
-        (Place::Oldest, Located::At(at(30) - 1)),
-        (Place::Last(2), Located::At(at(40) - 1)),
-        (Place::Last(3), Located::At(at(30) - 1)),
-        (Place::Last(4), Located::Evicted(at(30) - 1)),
-        (since(40), Located::At(at(40) - 1)),
-        (since(35), Located::At(at(35) - 1)),
-        (since(25), Located::Evicted(at(30) - 1)),
-        (since(99), Located::At(at(50))),
+        (Seek::After(at(40)), SeekResult::At(at(40))),
+        (Seek::After(at(50)), SeekResult::At(at(50))),
+        (Seek::After(at(50) + 1), SeekResult::Unknown(at(30) - 1)),
+        (Seek::After(at(10)), SeekResult::Evicted(at(30) - 1)),
+        (Seek::After(0), SeekResult::Evicted(at(30) - 1)),
+        (Seek::Oldest, SeekResult::At(at(30) - 1)),
+        (Seek::Last(2), SeekResult::At(at(40) - 1)),
+        (Seek::Last(3), SeekResult::At(at(30) - 1)),
+        (Seek::Last(4), SeekResult::Evicted(at(30) - 1)),
+        (since(40), SeekResult::At(at(40) - 1)),
+        (since(35), SeekResult::At(at(35) - 1)),
+        (since(25), SeekResult::Evicted(at(30) - 1)),
+        (since(99), SeekResult::At(at(50))),
     ] {
         assert_eq!(gate.locate("k", place).await, found, "{place:?}");
     }

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use topicgate::config::{Config, Limits};
-use topicgate::log::message::{Fields, Format, Message};
+use topicgate::log::message::{FieldMapping, Format, Message};
 use topicgate::log::{Bounds, EntryKind, Lease, Registry, Subscription};
 use topicgate::metrics::{Metrics, RuleMetrics};
 use topicgate::protocol::codes::GapReason;
@@ -22,7 +22,7 @@ use topicgate::protocol::topic::{Filter, Topic};
 use topicgate::reader::Reader;
 use topicgate::reader::quota::Clients;
 use topicgate::stream::table::Table;
-use topicgate::stream::{Shared, Stream, Terms};
+use topicgate::stream::{Stream, StreamContext, StreamOptions};
 
 /// The pattern that is held warm.
 pub const WARM: &str = "w/**";
@@ -51,13 +51,13 @@ pub fn at_most(messages: usize) -> Bounds {
 }
 
 pub struct Replica {
-    pub shared: Arc<Shared>,
+    pub shared: Arc<StreamContext>,
     pub registry: Arc<Registry>,
     pub table: Arc<Table>,
     clients: Arc<Clients>,
     pub epoch: String,
     bounds: Bounds,
-    fields: Arc<Fields>,
+    fields: Arc<FieldMapping>,
     /// Whether the rule of [`WARM`] is warm now.
     is_warm: AtomicBool,
     /// What the broker has subscribed. Never locked while the registry is called, which locks it in a sweep.
@@ -81,7 +81,7 @@ impl Replica {
         let epoch = Epoch::random();
         let registry = Registry::new(Sequence::new(epoch.clone()), 1_000, max_bytes, mpsc::channel(1).0);
         let hour = Duration::from_secs(3_600);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(StreamContext {
             registry: registry.clone(),
             metrics: Arc::new(Metrics::new()),
             heartbeat: hour,
@@ -90,7 +90,7 @@ impl Replica {
             write_timeout: Duration::from_secs(30),
             why: Arc::default(),
         });
-        let fields = Arc::new(Fields {
+        let fields = Arc::new(FieldMapping {
             source: Source::Pubsub,
             id: Field::Header("id".into()),
             kind: Field::Header("type".into()),
@@ -134,15 +134,15 @@ impl Replica {
             let subscription = self.registry.warm(&warm, &self.bounds, &self.fields);
             subscription.into_iter().for_each(|subscription| self.confirm(subscription));
         } else {
-            self.registry.cool(&warm);
+            self.registry.stop_warming(&warm);
         }
         self.registry.rules_changed();
     }
 
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
         let ticket = self.table.enter(Reader::default()).unwrap();
-        let place = self.clients.enter(ticket.signal().clone(), leases.len()).unwrap();
-        let terms = Terms { format, expires: None };
+        let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
+        let terms = StreamOptions { format, expires: None };
         Stream::open(self.shared.clone(), ticket, place, leases, (start, &[]), terms)
     }
 

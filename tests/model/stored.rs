@@ -12,18 +12,18 @@ use tokio::sync::mpsc;
 use topicgate::broker::Stored;
 use topicgate::config::{Config, Limits};
 use topicgate::ingest::encoder::Encoder;
-use topicgate::log::message::{Fields, Format};
-use topicgate::log::{ASK_CAPACITY, Ask, Bounds, Lease, Registry, questions};
+use topicgate::log::message::{FieldMapping, Format};
+use topicgate::log::{BACKFILL_CAPACITY, BackfillRequest, Bounds, Lease, Registry, seeks_needed};
 use topicgate::metrics::Metrics;
 use topicgate::protocol::codes::GapReason;
 use topicgate::protocol::event_id::{Epoch, Sequence, Tag};
 use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Located, Place, Start};
+use topicgate::protocol::seek::{Seek, SeekResult, Start};
 use topicgate::protocol::source::{Field, Source};
 use topicgate::protocol::topic::{Filter, Topic};
 use topicgate::reader::quota::Clients;
 use topicgate::stream::table::Table;
-use topicgate::stream::{Shared, Stream, Terms};
+use topicgate::stream::{Stream, StreamContext, StreamOptions};
 
 use crate::client::{Life, Reader};
 use crate::replica::{ample, at_most, filter, topic};
@@ -60,9 +60,9 @@ enum Step {
         milliseconds: u64,
     },
     /// Another client takes the reader's place, and asks for what came since then, or for the last messages.
-    Ask {
+    BackfillRequest {
         replica: usize,
-        start: Asked,
+        start: AccessRequest,
     },
     /// A gateway hears of the next messages of a history.
     Hear {
@@ -98,7 +98,7 @@ enum Step {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Asked {
+enum AccessRequest {
     /// So long after the first message can have come.
     Since(u64),
     Last(usize),
@@ -159,35 +159,35 @@ impl History {
         Tag::of(&[self.followed.as_str().as_bytes(), &[self.incarnation]])
     }
 
-    fn locate(&self, filter: &Filter, place: Place) -> Located {
+    fn locate(&self, filter: &Filter, place: Seek) -> SeekResult {
         let held = || self.held.iter().filter(|held| filter.matches(&held.topic)).map(|held| held.number);
         match place {
-            Place::After(number) if number > self.last => Located::Unknown(self.floor),
-            Place::After(number) if number < self.floor => Located::Evicted(self.floor),
-            Place::After(number) => Located::At(number),
-            Place::Oldest => Located::At(self.floor),
-            Place::Last(count) => {
+            Seek::After(number) if number > self.last => SeekResult::Unknown(self.floor),
+            Seek::After(number) if number < self.floor => SeekResult::Evicted(self.floor),
+            Seek::After(number) => SeekResult::At(number),
+            Seek::Oldest => SeekResult::At(self.floor),
+            Seek::Last(count) => {
                 let numbers: Vec<u64> = held().collect();
                 let first = numbers[numbers.len().saturating_sub(count)..].first();
-                Located::At(first.map_or(self.last, |first| first - 1))
+                SeekResult::At(first.map_or(self.last, |first| first - 1))
             }
-            Place::Since(time) if self.floor_time.is_some_and(|gone| at(gone) >= time) => {
-                Located::Evicted(self.floor)
+            Seek::Since(time) if self.floor_time.is_some_and(|gone| at(gone) >= time) => {
+                SeekResult::Evicted(self.floor)
             }
-            Place::Since(time) => {
+            Seek::Since(time) => {
                 let first = self.held.iter().find(|held| at(held.time) >= time);
-                Located::At(first.map_or(self.last, |first| first.number - 1))
+                SeekResult::At(first.map_or(self.last, |first| first.number - 1))
             }
         }
     }
 }
 
 struct Gateway {
-    shared: Arc<Shared>,
+    shared: Arc<StreamContext>,
     registry: Arc<Registry>,
     table: Arc<Table>,
     clients: Arc<Clients>,
-    asks: mpsc::Receiver<Ask>,
+    asks: mpsc::Receiver<BackfillRequest>,
     encoder: Encoder,
     bounds: Bounds,
     /// The last number that was heard of each subscription that is followed.
@@ -196,11 +196,11 @@ struct Gateway {
 
 impl Gateway {
     fn new(bounds: &Bounds) -> Self {
-        let (asks, receiver) = mpsc::channel(ASK_CAPACITY);
+        let (asks, receiver) = mpsc::channel(BACKFILL_CAPACITY);
         let registry = Registry::new(Sequence::new(Epoch::random()), 1_000, usize::MAX, asks);
         let hour = Duration::from_secs(3_600);
         let metrics = Arc::new(Metrics::new());
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(StreamContext {
             registry: registry.clone(),
             metrics: metrics.clone(),
             heartbeat: hour,
@@ -224,9 +224,9 @@ impl Gateway {
         }
     }
 
-    fn fields(source: &Source) -> Arc<Fields> {
+    fn fields(source: &Source) -> Arc<FieldMapping> {
         let field = |name: &str| Field::Header(name.into());
-        Arc::new(Fields { source: source.clone(), id: field("id"), kind: field("type") })
+        Arc::new(FieldMapping { source: source.clone(), id: field("id"), kind: field("type") })
     }
 
     fn begin(&mut self, history: &History) {
@@ -330,12 +330,12 @@ impl Gateway {
     fn open(&mut self, filters: &[Filter], start: &Start, histories: &[History]) -> Stream {
         let of = |filter: &Filter| histories.iter().find(|history| history.followed.covers(filter));
         let leases: Vec<Lease> = filters.iter().map(|filter| self.lease(filter, of(filter))).collect();
-        let answers = questions(&leases, start).into_iter().zip(filters);
-        let located: Vec<Option<Located>> =
+        let answers = seeks_needed(&leases, start).into_iter().zip(filters);
+        let located: Vec<Option<SeekResult>> =
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
         let ticket = self.table.enter(topicgate::reader::Reader::default()).unwrap();
-        let place = self.clients.enter(ticket.signal().clone(), leases.len()).unwrap();
-        let terms = Terms { format: Format::Raw, expires: None };
+        let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
+        let terms = StreamOptions { format: Format::Raw, expires: None };
         Stream::open(self.shared.clone(), ticket, place, leases, (start, &located), terms)
     }
 }
@@ -449,12 +449,12 @@ impl World {
                     history.clock = history.clock.saturating_sub(milliseconds).max(START);
                 }
             }
-            Step::Ask { replica, start } => {
+            Step::BackfillRequest { replica, start } => {
                 self.reader = None;
                 self.life = self.new_life();
                 let start = match start {
-                    Asked::Last(count) => Start::Last(count),
-                    Asked::Since(after) => {
+                    AccessRequest::Last(count) => Start::Last(count),
+                    AccessRequest::Since(after) => {
                         let due = |topic: &Topic| {
                             let times = &self.times[topic];
                             times.iter().position(|time| *time >= START + after).unwrap_or(times.len())
@@ -561,7 +561,7 @@ fn step() -> impl Strategy<Value = Step> {
             }),
         1 => (history.clone(), prop_oneof![1..900_u64, 1_000..20_000_u64])
             .prop_map(|(history, milliseconds)| Step::SetBack { history, milliseconds }),
-        1 => (replica.clone(), asked()).prop_map(|(replica, start)| Step::Ask { replica, start }),
+        1 => (replica.clone(), asked()).prop_map(|(replica, start)| Step::BackfillRequest { replica, start }),
         6 => (replica.clone(), history.clone(), 1..9_usize)
             .prop_map(|(replica, history, count)| Step::Hear { replica, history, count }),
         1 => (history.clone(), 0..=100_usize).prop_map(|(history, part)| Step::Trim { history, part }),
@@ -575,8 +575,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn asked() -> impl Strategy<Value = Asked> {
-    prop_oneof![(0..60_000_u64).prop_map(Asked::Since), (0..6_usize).prop_map(Asked::Last)]
+fn asked() -> impl Strategy<Value = AccessRequest> {
+    prop_oneof![(0..60_000_u64).prop_map(AccessRequest::Since), (0..6_usize).prop_map(AccessRequest::Last)]
 }
 
 fn bounds() -> impl Strategy<Value = Bounds> {

@@ -18,7 +18,7 @@ const LATEST: u64 = 253_402_300_799;
 
 /// What the backend decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     /// They may: this is who they are, and what they may.
     Allowed(Caller),
     /// They may not, 401 or 403, with the backend's `WWW-Authenticate`.
@@ -42,10 +42,10 @@ fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>
     Vec::deserialize(deserializer).map(Some)
 }
 
-impl Verdict {
+impl Decision {
     /// Whether it held until a moment that has passed.
     pub(super) fn has_expired(&self) -> bool {
-        matches!(self, Verdict::Allowed(caller) if caller.is_expired())
+        matches!(self, Decision::Allowed(caller) if caller.is_expired())
     }
 
     /// Reads an answer to `question`.
@@ -61,12 +61,12 @@ impl Verdict {
         match head.status {
             // Decided by its head: what becomes of an error page is of no interest.
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Ok(Verdict::Refused { status, challenge: challenge(&head.headers) })
+                Ok(Decision::Refused { status, challenge: challenge(&head.headers) })
             }
             status if status.is_success() => {
                 let body = body.map_err(|error| error.to_string())?;
                 if !is_json(&head.headers) || status == StatusCode::NO_CONTENT {
-                    return Ok(Verdict::Allowed(granted(question, None, question.topics.clone())));
+                    return Ok(Decision::Allowed(granted(question, None, question.topics.clone())));
                 }
                 allowed(&body, question, grammar)
             }
@@ -87,7 +87,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
 }
 
-fn allowed(body: &[u8], question: &Question, grammar: Grammar) -> Result<Verdict, String> {
+fn allowed(body: &[u8], question: &Question, grammar: Grammar) -> Result<Decision, String> {
     // serde_json's words name members and places, and may repeat a value of a wrong type: never one of a credential,
     // which the body has no place for.
     let body: Body = serde_json::from_slice(body).map_err(|error| format!("its JSON body: {error}"))?;
@@ -120,7 +120,7 @@ fn allowed(body: &[u8], question: &Question, grammar: Grammar) -> Result<Verdict
     let subject = body.subject.map(Arc::from);
     let mut caller = granted(question, subject, named.unwrap_or_else(|| question.topics.clone()));
     caller.expires = expires;
-    Ok(Verdict::Allowed(caller))
+    Ok(Decision::Allowed(caller))
 }
 
 /// The caller who may do what the question was about on these topics, and nothing else.

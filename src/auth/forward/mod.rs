@@ -20,9 +20,9 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 use tokio::time::{Instant, timeout};
 
-use self::answer::Verdict;
+use self::answer::Decision;
 use self::question::Question;
-use super::{Asked, AuthError, Caller, Grammar, SettingError};
+use super::{AccessRequest, AuthError, Caller, Grammar, SettingError};
 use crate::config;
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Metrics, Outcome};
@@ -45,15 +45,15 @@ const QUEUE: usize = 16;
 #[derive(Debug, Clone, Copy)]
 struct NoAnswer;
 
-type Asking = Shared<BoxFuture<'static, Result<Verdict, NoAnswer>>>;
+type Asking = Shared<BoxFuture<'static, Result<Decision, NoAnswer>>>;
 
 /// What is known of a question.
 #[derive(Debug)]
 enum Known {
     /// It is being asked, for as long as someone waits for it.
-    Asking(WeakShared<BoxFuture<'static, Result<Verdict, NoAnswer>>>),
+    Asking(WeakShared<BoxFuture<'static, Result<Decision, NoAnswer>>>),
     /// The answer, good until then.
-    Answered(Verdict, Instant),
+    Answered(Decision, Instant),
 }
 
 /// See the module.
@@ -106,7 +106,7 @@ impl Forward {
     ///
     /// # Errors
     /// Whatever the backend said that does not allow it, or that it said nothing.
-    pub(super) async fn ask(self: &Arc<Self>, asked: &Asked<'_>) -> Result<Caller, AuthError> {
+    pub(super) async fn ask(self: &Arc<Self>, asked: &AccessRequest<'_>) -> Result<Caller, AuthError> {
         let question = Question::new(asked).ok_or(AuthError::TooManyTopics)?;
         let verdict = if self.keep.is_zero() {
             self.settle(question).await
@@ -117,14 +117,14 @@ impl Forward {
             }
         };
         match verdict {
-            Ok(Verdict::Allowed(caller)) => takes_in(caller, asked),
-            Ok(Verdict::Refused { status, challenge }) => Err(AuthError::Refused { status, challenge }),
+            Ok(Decision::Allowed(caller)) => takes_in(caller, asked),
+            Ok(Decision::Refused { status, challenge }) => Err(AuthError::Refused { status, challenge }),
             Err(NoAnswer) => Err(AuthError::Unavailable),
         }
     }
 
     /// The answer, if it is known; else the question that is being asked, by us if by nobody else.
-    fn look_up(self: &Arc<Self>, question: Question) -> Result<Verdict, Asking> {
+    fn look_up(self: &Arc<Self>, question: Question) -> Result<Decision, Asking> {
         let digest = question.digest(&self.secret);
         let mut known = self.known.lock();
         match known.get(&digest) {
@@ -151,7 +151,7 @@ impl Forward {
         self: Arc<Self>,
         question: Question,
         digest: [u8; 32],
-    ) -> Result<Verdict, NoAnswer> {
+    ) -> Result<Decision, NoAnswer> {
         let verdict = self.settle(question).await;
         let mut known = self.known.lock();
         match &verdict {
@@ -166,11 +166,11 @@ impl Forward {
     }
 
     /// Asks, and sees to it that everyone hears of it when there is no answer: the counters, and now and then the log.
-    async fn settle(&self, question: Question) -> Result<Verdict, NoAnswer> {
+    async fn settle(&self, question: Question) -> Result<Decision, NoAnswer> {
         let verdict = self.put(question).await;
         self.metrics.forward.asked(match &verdict {
-            Ok(Verdict::Allowed(_)) => Outcome::Allowed,
-            Ok(Verdict::Refused { .. }) => Outcome::Refused,
+            Ok(Decision::Allowed(_)) => Outcome::Allowed,
+            Ok(Decision::Refused { .. }) => Outcome::Refused,
             Err((outcome, _)) => *outcome,
         });
         verdict.map_err(|(_, why)| {
@@ -185,7 +185,7 @@ impl Forward {
     }
 
     /// Waits for its turn, asks, and reads the answer.
-    async fn put(&self, question: Question) -> Result<Verdict, (Outcome, String)> {
+    async fn put(&self, question: Question) -> Result<Decision, (Outcome, String)> {
         let busy = || (Outcome::Busy, "too many questions at once (auth.forward.concurrency)".to_owned());
         let turn = timeout(self.timeout, self.turns.acquire(question.client)).await;
         let _turn = turn.ok().flatten().ok_or_else(busy)?;
@@ -195,13 +195,13 @@ impl Forward {
             AskError::Late(_) => (Outcome::Late, error.to_string()),
             _ => (Outcome::Failed, error.to_string()),
         })?;
-        Verdict::read(answer, &question, self.grammar).map_err(|why| (Outcome::Failed, why))
+        Decision::read(answer, &question, self.grammar).map_err(|why| (Outcome::Failed, why))
     }
 }
 
 /// The caller, if what they may is not over and takes in all that is asked for. A backend that names other topics than it
 /// was asked about has not allowed these, whether or not the rule would have been content with less.
-fn takes_in(caller: Caller, asked: &Asked<'_>) -> Result<Caller, AuthError> {
+fn takes_in(caller: Caller, asked: &AccessRequest<'_>) -> Result<Caller, AuthError> {
     if caller.is_expired() {
         // As little as a token that has expired.
         return Err(AuthError::Refused { status: StatusCode::UNAUTHORIZED, challenge: None });

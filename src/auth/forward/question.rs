@@ -9,7 +9,7 @@ use hyper::{Request, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::hmac;
 
-use crate::auth::{Action, Asked};
+use crate::auth::{AccessRequest, Action};
 use crate::protocol::topic::Filter;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -41,7 +41,7 @@ pub(super) struct Question {
 
 impl Question {
     /// `None` if the topics are more than [`MAX_TOPICS`].
-    pub(super) fn new(asked: &Asked<'_>) -> Option<Self> {
+    pub(super) fn new(asked: &AccessRequest<'_>) -> Option<Self> {
         let encode = |topic: &Filter| utf8_percent_encode(topic.as_str(), ENCODED).to_string();
         let list = asked.filters.iter().map(encode).collect::<Vec<_>>().join(",");
         if list.len() > MAX_TOPICS {

@@ -155,7 +155,7 @@ impl Cluster {
     }
 
     /// A node pointed elsewhere, or is gone: there may be news.
-    pub(super) fn look_again(&self) {
+    pub(super) fn refresh_topology(&self) {
         self.elsewhere.notify_one();
     }
 
@@ -184,7 +184,7 @@ impl Cluster {
 }
 
 /// What one node said.
-struct Told {
+struct NodeView {
     slots: Slots,
     epoch: u64,
     /// Whether it says that the cluster serves.
@@ -221,7 +221,7 @@ impl Watcher {
     }
 
     /// Asks the node that answered last, or all others if it does not, or does not feel well.
-    async fn look(&mut self) -> Result<Told, String> {
+    async fn look(&mut self) -> Result<NodeView, String> {
         if let Some((client, connection)) = self.asked.take()
             && let Ok(Ok((told, connection))) = timeout(AGAIN_LIMIT, ask(&client, Some(connection))).await
             && told.is_well
@@ -237,7 +237,7 @@ impl Watcher {
         let clients: Vec<Client> = self.seeds.iter().cloned().chain(known).collect();
         let asking = clients.iter().map(async |client| (client, ask(client, None).await));
         let mut asking: FuturesUnordered<_> = asking.collect();
-        let mut best: Option<(Told, Client, MultiplexedConnection)> = None;
+        let mut best: Option<(NodeView, Client, MultiplexedConnection)> = None;
         let (mut until, mut why) = (Instant::now() + LOOK_LIMIT * 2, None);
         while let Ok(Some((client, answer))) = timeout_at(until, asking.next()).await {
             match answer {
@@ -245,7 +245,7 @@ impl Watcher {
                     if told.is_well {
                         until = until.min(Instant::now() + BETTER_LIMIT);
                     }
-                    let rank = |told: &Told| (told.is_well, told.epoch);
+                    let rank = |told: &NodeView| (told.is_well, told.epoch);
                     if best.as_ref().is_none_or(|(best, ..)| rank(&told) > rank(best)) {
                         best = Some((told, client.clone(), connection));
                     }
@@ -260,7 +260,7 @@ impl Watcher {
         Ok(told)
     }
 
-    fn publish(&mut self, told: Result<Told, String>) {
+    fn publish(&mut self, told: Result<NodeView, String>) {
         self.view.send_if_modified(|view| {
             let trouble = match &told {
                 Ok(told) if told.is_well => None,
@@ -269,7 +269,7 @@ impl Watcher {
             };
             let mut is_new = view.trouble != trouble;
             view.trouble = trouble;
-            if let Ok(Told { slots, epoch, .. }) = told
+            if let Ok(NodeView { slots, epoch, .. }) = told
                 && (epoch >= self.epoch || self.heard.elapsed() > OLD_LIMIT)
             {
                 (self.epoch, self.heard) = (epoch, Instant::now());
@@ -289,7 +289,7 @@ impl Watcher {
 async fn ask(
     client: &Client,
     connection: Option<MultiplexedConnection>,
-) -> Result<(Told, MultiplexedConnection), String> {
+) -> Result<(NodeView, MultiplexedConnection), String> {
     let address = client.get_connection_info().addr();
     let asking = async {
         let mut connection = match connection {
@@ -326,7 +326,7 @@ async fn ask(
     let value =
         |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'));
     let epoch = value("cluster_current_epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-    Ok((Told { slots, epoch, is_well: value("cluster_state") != Some("fail") }, connection))
+    Ok((NodeView { slots, epoch, is_well: value("cluster_state") != Some("fail") }, connection))
 }
 
 #[cfg(test)]

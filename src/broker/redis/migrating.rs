@@ -10,7 +10,7 @@ use tokio::time::Instant;
 const RETRY: Duration = Duration::from_millis(100);
 
 /// See the module.
-pub(crate) struct Strays {
+pub(crate) struct MigratingChannels {
     channels: BTreeSet<String>,
     /// Those to which the session subscribes that is being established.
     arriving: BTreeSet<String>,
@@ -21,9 +21,9 @@ pub(crate) struct Strays {
     leaving: HashSet<String>,
 }
 
-impl Strays {
+impl MigratingChannels {
     pub(crate) fn new() -> Self {
-        Strays {
+        MigratingChannels {
             channels: BTreeSet::new(),
             arriving: BTreeSet::new(),
             tried: BTreeSet::new(),

@@ -59,11 +59,11 @@ const BACKOFF_CAP: Duration = Duration::from_secs(1);
 /// Commands, channels of one command, and messages that are taken at once.
 const BATCH: usize = 256;
 
-type Order = shards::Order<Command>;
+type ShardCommand = shards::ShardCommand<Command>;
 
 impl Routed for Command {
     /// The channel, and the filter that is subscribed to it.
-    type Held = (String, Filter);
+    type Assignment = (String, Filter);
     const NO_PATTERNS: &'static str =
         "Redis has no patterns of sharded publish/subscribe; name each topic, whose channel is subscribed";
 
@@ -86,7 +86,7 @@ impl Routed for Command {
         }
     }
 
-    fn name_of((channel, _): &Self::Held) -> &str {
+    fn name_of((channel, _): &Self::Assignment) -> &str {
         channel
     }
 }
@@ -119,7 +119,7 @@ pub(super) fn start(
 
 /// Runs until the command channel or the event channel closes. `shard` is which part of a cluster it is for: then the channels
 /// are those of sharded publish/subscribe.
-async fn run<C: Into<Order>>(
+async fn run<C: Into<ShardCommand>>(
     servers: Servers,
     shard: Option<Shard>,
     separator: char,
@@ -136,7 +136,7 @@ async fn run<C: Into<Order>>(
     loop {
         let (channels, globs) = task.begin();
         let establishing = async {
-            let client = servers.find().await.map_err(End::Unreachable)?;
+            let client = servers.find().await.map_err(SessionEnd::Unreachable)?;
             let session = establish(&client, is_shard, channels, globs).await?;
             Ok((client, session))
         };
@@ -162,7 +162,7 @@ async fn run<C: Into<Order>>(
                 end
             }
         };
-        if matches!(end, End::Stopped) {
+        if matches!(end, SessionEnd::Stopped) {
             return;
         }
         why = end.to_string();
@@ -178,7 +178,7 @@ async fn run<C: Into<Order>>(
 
 /// Why a session ended.
 #[derive(Debug, Error)]
-enum End {
+enum SessionEnd {
     /// No connection, or not in time, or not for us.
     #[error("cannot connect: {0}")]
     Unreachable(String),

@@ -59,7 +59,7 @@ pub(super) async fn publish_all(
                     for (publish, answer) in part.into_iter().zip(answers) {
                         let answer = answer.map(drop).map_err(|error| fault(&error));
                         if let (Err(BrokerError::Away(_)), Some(shard)) = (&answer, &shard) {
-                            shard.look_again();
+                            shard.refresh_topology();
                         }
                         let _ = publish.done.send(answer);
                     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::answers::{fault, is_answer, words};
 use super::table::Name;
-use super::{BATCH, CONNECT_LIMIT, End, SILENCE_LIMIT, shard_channels};
+use super::{BATCH, CONNECT_LIMIT, SILENCE_LIMIT, SessionEnd, shard_channels};
 use crate::broker::BrokerError;
 use crate::net::reason::{CLOSED, LATE, Peer, sentence};
 use crate::protocol::topic::Filter;
@@ -40,7 +40,7 @@ pub(super) struct Session {
     /// What the server no longer allows.
     pub(super) refused: Vec<(Name, String)>,
     /// Shard channels that are not here, though they should be.
-    pub(super) strays: Vec<String>,
+    pub(super) migrating: Vec<String>,
 }
 
 /// Connects and subscribes to everything, in that order and within the limits.
@@ -49,9 +49,9 @@ pub(super) async fn establish(
     is_shard: bool,
     channels: Vec<String>,
     globs: Vec<String>,
-) -> Result<Session, End> {
+) -> Result<Session, SessionEnd> {
     let address = client.get_connection_info().addr();
-    let unusable = |why: String| End::Unreachable(format!("{address}: {why}"));
+    let unusable = |why: String| SessionEnd::Unreachable(format!("{address}: {why}"));
     let connecting = async {
         if is_shard {
             let (connection, heard) = shard_channels::connect(client).await?;
@@ -76,28 +76,30 @@ pub(super) async fn establish(
             let closed = || sentence(CLOSED, Peer::Redis);
             return Err(unusable(if is_answer(&why) { words(&why) } else { closed() }));
         }
-        let (mut refused, mut strays) = (Vec::new(), Vec::new());
+        let (mut refused, mut migrating) = (Vec::new(), Vec::new());
         for (names, name) in
             [(&channels, Name::Channel as fn(String) -> Name), (&globs, Name::Glob as fn(String) -> Name)]
         {
             for chunk in names.chunks(BATCH) {
                 let chunk = chunk.iter().cloned().map(name).collect();
                 let denied = timeout(SILENCE_LIMIT, subscribe(sink.clone(), chunk)).await;
-                for (name, fault) in denied.map_err(|_| End::Silent)?.map_err(|_| End::Closed)? {
+                for (name, fault) in
+                    denied.map_err(|_| SessionEnd::Silent)?.map_err(|_| SessionEnd::Closed)?
+                {
                     match (fault, name) {
                         (BrokerError::Refused(why) | BrokerError::Unfit(why), name) => {
                             refused.push((name, why))
                         }
-                        (BrokerError::Away(_), Name::Channel(name)) if is_shard => strays.push(name),
+                        (BrokerError::Away(_), Name::Channel(name)) if is_shard => migrating.push(name),
                         (BrokerError::Away(why), _) => return Err(unusable(why)),
                     }
                 }
             }
         }
-        Ok((refused, strays))
+        Ok((refused, migrating))
     };
     let mut subscribe = pin!(subscribe);
-    let (refused, mut strays) = loop {
+    let (refused, mut migrating) = loop {
         tokio::select! {
             denied = &mut subscribe => break denied?,
             chunk = stream.next() => {
@@ -115,8 +117,8 @@ pub(super) async fn establish(
             }
         }
     };
-    strays.append(&mut moved);
-    Ok(Session { sink: sink.clone(), stream, held, refused, strays })
+    migrating.append(&mut moved);
+    Ok(Session { sink: sink.clone(), stream, held, refused, migrating })
 }
 
 async fn ping(sink: Sink) -> Result<(), RedisError> {
@@ -197,7 +199,7 @@ pub(super) struct Change {
     pub(super) unsubscribe: HashSet<Name>,
     pub(super) waiting: Vec<Waiting>,
     /// Shard channels that are subscribed to again, though nobody waits for it.
-    pub(super) strays: Vec<String>,
+    pub(super) migrating: Vec<String>,
 }
 
 impl Change {

@@ -17,19 +17,19 @@ use crate::broker::{BrokerError, COMMAND_CAPACITY, Event, Link};
 use crate::protocol::topic::Filter;
 
 /// What the task of a server is asked. That of a server alone gets nothing but commands.
-pub(super) enum Order<C: Routed> {
+pub(super) enum ShardCommand<C: Routed> {
     Command(C),
     /// Give up what another master has now.
-    Leave {
+    Release {
         slots: Arc<Slots>,
-        left: oneshot::Sender<Left<C::Held>>,
+        left: oneshot::Sender<Released<C::Assignment>>,
     },
     /// Take over what was given up elsewhere.
-    Enter(Entering<C::Held>),
+    Adopt(Adopted<C::Assignment>),
 }
 
 /// What a shard gave up.
-pub(super) struct Left<H> {
+pub(super) struct Released<H> {
     pub(super) held: Vec<H>,
     /// Whether its connection stands, so that all of it was read up to here.
     pub(super) is_whole: bool,
@@ -38,28 +38,28 @@ pub(super) struct Left<H> {
 }
 
 /// What a shard takes over.
-pub(super) struct Entering<H> {
+pub(super) struct Adopted<H> {
     pub(super) held: Vec<H>,
     /// Why something may be missing: the old master is gone, and a replica that takes its place may lack what was added last.
     pub(super) lost: Option<String>,
 }
 
-impl<C: Routed> Order<C> {
+impl<C: Routed> ShardCommand<C> {
     pub(super) fn ends_subscription(&self) -> bool {
-        matches!(self, Order::Command(command) if command.unsubscribe_again().is_some())
+        matches!(self, ShardCommand::Command(command) if command.unsubscribe_again().is_some())
     }
 }
 
-impl<C: Routed> From<C> for Order<C> {
+impl<C: Routed> From<C> for ShardCommand<C> {
     fn from(command: C) -> Self {
-        Order::Command(command)
+        ShardCommand::Command(command)
     }
 }
 
 /// A command that goes to the shard of its topic.
 pub(super) trait Routed: Sized + Send + 'static {
     /// What a shard holds of a topic.
-    type Held: Send + 'static;
+    type Assignment: Send + 'static;
     /// What is said to who wants a pattern.
     const NO_PATTERNS: &'static str;
 
@@ -68,7 +68,7 @@ pub(super) trait Routed: Sized + Send + 'static {
     fn unsubscribe_again(&self) -> Option<Self>;
     fn fail(self, why: BrokerError);
     /// The key or channel.
-    fn name_of(held: &Self::Held) -> &str;
+    fn name_of(held: &Self::Assignment) -> &str;
 }
 
 /// Why each shard is away that is.
@@ -88,8 +88,8 @@ impl Shard {
     }
 
     /// Something was answered that another node may know better.
-    pub(super) fn look_again(&self) {
-        self.cluster.look_again();
+    pub(super) fn refresh_topology(&self) {
+        self.cluster.refresh_topology();
     }
 
     pub(super) fn up(&self) {
@@ -97,7 +97,7 @@ impl Shard {
     }
 
     pub(super) fn down(&self, why: &str) {
-        self.cluster.look_again();
+        self.cluster.refresh_topology();
         self.away
             .send_if_modified(|away| away.insert(self.address.clone(), why.into()).as_deref() != Some(why));
     }
@@ -117,7 +117,7 @@ pub(super) async fn route<C: Routed>(
     separator: char,
     mut commands: mpsc::Receiver<C>,
     events: mpsc::Sender<Event>,
-    serve: impl Fn(Servers, Shard, mpsc::Receiver<Order<C>>),
+    serve: impl Fn(Servers, Shard, mpsc::Receiver<ShardCommand<C>>),
 ) {
     let Some(first) = commands.recv().await else { return };
     let (mut view, away) = (cluster.view(), Away::default());
@@ -182,11 +182,11 @@ struct Router<C: Routed, S> {
     /// As of which the shards hold what they hold.
     slots: Arc<Slots>,
     away: Away,
-    shards: HashMap<Address, mpsc::Sender<Order<C>>>,
+    shards: HashMap<Address, mpsc::Sender<ShardCommand<C>>>,
     serve: S,
 }
 
-impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
+impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<ShardCommand<C>>)> Router<C, S> {
     /// Hands a command to the shard that it is for. `trouble` is why the cluster is not known, if it is not.
     async fn hand_over(&mut self, command: C, trouble: &Option<String>) {
         let name = match self.names.name(&command.filter()) {
@@ -200,9 +200,9 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
             // What ends a subscription must not be dropped. Whatever else finds no room is not waited for: that would hold up
             // the other shards. A task that has ended has nobody to tell anything.
             if command.unsubscribe_again().is_some() {
-                let _ = shard.send(Order::Command(command)).await;
-            } else if let Err(mpsc::error::TrySendError::Full(Order::Command(command))) =
-                shard.try_send(Order::Command(command))
+                let _ = shard.send(ShardCommand::Command(command)).await;
+            } else if let Err(mpsc::error::TrySendError::Full(ShardCommand::Command(command))) =
+                shard.try_send(ShardCommand::Command(command))
             {
                 command.fail(BrokerError::Away(format!("{master} does not keep up with what it is asked")));
             }
@@ -211,7 +211,7 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
         // Whoever served it may still hold it.
         for shard in self.shards.values() {
             let Some(unsubscribe) = command.unsubscribe_again() else { break };
-            let _ = shard.send(Order::Command(unsubscribe)).await;
+            let _ = shard.send(ShardCommand::Command(unsubscribe)).await;
         }
         let nobody = || format!("no node of the cluster serves the slot of {name}");
         command.fail(BrokerError::Away(trouble.clone().unwrap_or_else(nobody)));
@@ -227,7 +227,7 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
         }
     }
 
-    fn shard(&mut self, address: &Address) -> mpsc::Sender<Order<C>> {
+    fn shard(&mut self, address: &Address) -> mpsc::Sender<ShardCommand<C>> {
         if let Some(shard) = self.shards.get(address) {
             return shard.clone();
         }
@@ -242,12 +242,12 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
     /// Has every shard give up what others have now, and these take it over.
     async fn settle(&mut self, slots: Arc<Slots>) {
         let before = std::mem::replace(&mut self.slots, slots.clone());
-        let mut moved: BTreeMap<(Address, bool), Vec<C::Held>> = BTreeMap::new();
+        let mut moved: BTreeMap<(Address, bool), Vec<C::Assignment>> = BTreeMap::new();
         let mut gone = Vec::new();
         // All at once: one that hangs may take seconds.
         let asking = self.shards.iter().map(async |(address, shard)| {
             let (left, answer) = oneshot::channel();
-            let _ = shard.send(Order::Leave { slots: slots.clone(), left }).await;
+            let _ = shard.send(ShardCommand::Release { slots: slots.clone(), left }).await;
             (address, answer.await)
         });
         for (address, left) in join_all(asking).await {
@@ -266,7 +266,7 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<Order<C>>)> Router<C, S> {
         }
         for ((home, is_lost), held) in moved {
             let lost = is_lost.then(|| format!("{home} has it now, and may lack what its old master had"));
-            let _ = self.shard(&home).send(Order::Enter(Entering { held, lost })).await;
+            let _ = self.shard(&home).send(ShardCommand::Adopt(Adopted { held, lost })).await;
         }
         for address in gone {
             self.shards.remove(&address);

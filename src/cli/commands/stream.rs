@@ -10,16 +10,16 @@ use super::events::{Item, Parser};
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub(crate) struct EventStream {
     body: Incoming,
     parser: Parser,
     ready: VecDeque<Item>,
 }
 
-impl Stream {
+impl EventStream {
     /// Of an answer to a request for what follows the event `id`; empty: for no more than what is to come.
     pub(crate) fn new(body: Incoming, id: &str) -> Self {
-        Stream { body, parser: Parser::after(id), ready: VecDeque::new() }
+        EventStream { body, parser: Parser::after(id), ready: VecDeque::new() }
     }
 
     /// The next item; `None` at the end, if the stream came to one. May be dropped before it is ready, without loss.

@@ -16,7 +16,7 @@ use url::Url;
 
 use super::events::{Event, Item};
 use super::http::{self, Client, Versions, printable};
-use super::stream::Stream;
+use super::stream::EventStream;
 use super::{Failure, unless_closed};
 use crate::cli::Subscribe;
 
@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_secs(3);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Why a connection has ended.
-enum End {
+enum Disconnect {
     /// It may be opened again. `had`: it was a stream, so the way there works.
     Cut { had: bool, why: String },
     /// It must not, or nobody reads what is printed.
@@ -49,9 +49,9 @@ pub(crate) async fn follow(options: Subscribe) -> Result<ExitCode, Failure> {
     let (mut failures, mut ever) = (0, false);
     loop {
         let why = match follower.open().await? {
-            End::Final => return Ok(ExitCode::SUCCESS),
-            End::Cut { had: false, why } if !ever => return Err(Failure::Failed(why)),
-            End::Cut { had, why } => {
+            Disconnect::Final => return Ok(ExitCode::SUCCESS),
+            Disconnect::Cut { had: false, why } if !ever => return Err(Failure::Failed(why)),
+            Disconnect::Cut { had, why } => {
                 ever = true;
                 failures = if had { 0 } else { failures + 1 };
                 why
@@ -75,21 +75,21 @@ struct Follower {
 
 impl Follower {
     /// Opens the stream and prints it to its end.
-    async fn open(&mut self) -> Result<End, Failure> {
+    async fn open(&mut self) -> Result<Disconnect, Failure> {
         let request = self.client.stream(&self.url, &self.id);
         let response = match self.client.send(request, Bytes::new()).await {
             Ok(response) => response,
-            Err(why) => return Ok(End::Cut { had: false, why }),
+            Err(why) => return Ok(Disconnect::Cut { had: false, why }),
         };
         match response.status() {
             StatusCode::OK => {}
             // By the standard the one way to tell an EventSource not to come back.
             StatusCode::NO_CONTENT => {
                 say("204 No Content: there is no stream to come back to");
-                return Ok(End::Final);
+                return Ok(Disconnect::Final);
             }
             status if http::passes(status) => {
-                return Ok(End::Cut { had: false, why: http::refusal(response).await });
+                return Ok(Disconnect::Cut { had: false, why: http::refusal(response).await });
             }
             _ => return Err(Failure::Failed(http::refusal(response).await)),
         }
@@ -100,7 +100,7 @@ impl Follower {
                 "the answer is {kind:?} and no event stream; is this a topic's URL?"
             )));
         }
-        let mut stream = Stream::new(response.into_body(), &self.id);
+        let mut stream = EventStream::new(response.into_body(), &self.id);
         loop {
             let item = stream.next().await;
             self.retry = stream.retry().unwrap_or(self.retry);
@@ -111,11 +111,13 @@ impl Follower {
                     if !self.show(&event)?
                         || event.kind == "stream-close" && told(&event)["reconnect"] == false
                     {
-                        return Ok(End::Final);
+                        return Ok(Disconnect::Final);
                     }
                 }
-                Ok(None) => return Ok(End::Cut { had: true, why: "the stream has ended".into() }),
-                Err(why) => return Ok(End::Cut { had: true, why: format!("the stream was cut: {why}") }),
+                Ok(None) => return Ok(Disconnect::Cut { had: true, why: "the stream has ended".into() }),
+                Err(why) => {
+                    return Ok(Disconnect::Cut { had: true, why: format!("the stream was cut: {why}") });
+                }
             }
         }
     }

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::http::printable;
 use super::signer::Signer;
 use super::{Failure, print};
-use crate::auth::{Action, Asked, Auth, AuthError, Caller};
+use crate::auth::{AccessRequest, Action, Auth, AuthError, Caller};
 use crate::cli::{Inspect, Mint};
 use crate::config::{Config, Jwt, JwtKeys};
 use crate::metrics::Metrics;
@@ -133,7 +133,7 @@ async fn ask(config: &Config, token: &str) -> Result<Result<Caller, AuthError>, 
         Auth::new(config, &Arc::new(Metrics::new())).map_err(|error| Failure::Usage(error.to_string()))?;
     let bearer = HeaderValue::try_from(format!("Bearer {token}"));
     let bearer = bearer.map_err(|_| Failure::Usage("the token has characters that no token has".into()))?;
-    let asked = Asked {
+    let asked = AccessRequest {
         action: Action::Subscribe,
         filters: &[],
         headers: &HeaderMap::from_iter([(AUTHORIZATION, bearer)]),

@@ -19,10 +19,10 @@ pub(super) struct Standing {
     /// Why no streams are served, if none are.
     not_ready: Option<String>,
     broker: Broker,
-    streams: Part,
-    topics: Part,
-    connections: Part,
-    buffer_bytes: Part,
+    streams: Level,
+    topics: Level,
+    connections: Level,
+    buffer_bytes: Level,
     addresses: i64,
     /// The newest of the samples that the charts are drawn of.
     sample: Sample,
@@ -50,7 +50,7 @@ struct Refused {
 
 /// What there is of something, and how much there may be.
 #[derive(Serialize)]
-struct Part {
+struct Level {
     now: u64,
     limit: u64,
 }
@@ -59,7 +59,7 @@ impl Standing {
     pub(super) fn of(gateway: &Gateway) -> Self {
         let (current, metrics) = (gateway.current(), gateway.metrics());
         let config = &current.config;
-        let part = |now: i64, limit: u64| Part { now: u64::try_from(now).unwrap_or_default(), limit };
+        let part = |now: i64, limit: u64| Level { now: u64::try_from(now).unwrap_or_default(), limit };
         let limits = &config.limits;
         Standing {
             version: env!("CARGO_PKG_VERSION"),

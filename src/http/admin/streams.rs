@@ -21,13 +21,13 @@ const NAMED_TOPICS: usize = 10;
 /// One page.
 #[derive(Serialize)]
 pub(super) struct Streams {
-    streams: Vec<Stream>,
+    streams: Vec<StreamView>,
     /// What `after` must be for the next page, if there is one.
     next: Option<u64>,
 }
 
 #[derive(Serialize)]
-struct Stream {
+struct StreamView {
     id: u64,
     address: String,
     subject: Option<String>,
@@ -42,10 +42,10 @@ struct Stream {
     closing: Option<&'static str>,
 }
 
-impl From<StreamState> for Stream {
+impl From<StreamState> for StreamView {
     fn from(stream: StreamState) -> Self {
         let topics = &stream.reading.topics;
-        Stream {
+        StreamView {
             id: stream.id,
             address: stream.reader.address.to_string(),
             subject: stream.reader.subject().map(|subject| subject.to_string()),
@@ -69,7 +69,7 @@ pub(super) async fn list(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Resul
     query.end()?;
     let (streams, more) = gateway.streams(&wanted, after, limit);
     let next = streams.last().filter(|_| more).map(|stream| stream.id);
-    Ok(Json(Streams { streams: streams.into_iter().map(Stream::from).collect(), next }))
+    Ok(Json(Streams { streams: streams.into_iter().map(StreamView::from).collect(), next }))
 }
 
 /// What a DELETE did.

@@ -20,7 +20,7 @@ const TOPICS: usize = 100_000;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Fed {
+pub(super) struct Children {
     topics: HashMap<Filter, Arc<TopicLog>>,
     patterns: FilterIndex<Arc<TopicLog>>,
     /// Since when it feeds others.
@@ -30,9 +30,9 @@ pub(super) struct Fed {
     from_of_patterns: Vec<(Filter, Place)>,
 }
 
-impl Default for Fed {
+impl Default for Children {
     fn default() -> Self {
-        Fed {
+        Children {
             topics: HashMap::new(),
             patterns: FilterIndex::default(),
             from: (0, SystemTime::UNIX_EPOCH),
@@ -42,7 +42,7 @@ impl Default for Fed {
     }
 }
 
-impl Fed {
+impl Children {
     /// It feeds others since then.
     pub(super) fn from(mut self, from: Place) -> Self {
         self.from = from;

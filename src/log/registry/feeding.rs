@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 
-use super::fed::Fed;
+use super::fed::Children;
 use super::slot::{Feed, Slot};
 use super::slots::PART;
 use super::{Inner, Registry};
@@ -60,7 +60,7 @@ impl Inner {
             slot.log.index_topics();
             slot.feed = match std::mem::replace(&mut slot.feed, Feed::Own) {
                 Feed::Warm(fed) => Feed::Warm(fed.from(from)),
-                Feed::Own | Feed::By(_) => Feed::Warm(Fed::default().from(from)),
+                Feed::Own | Feed::By(_) => Feed::Warm(Children::default().from(from)),
             };
         }
     }

@@ -24,15 +24,15 @@ use tokio::time::Instant;
 
 use self::feeding::begin_now;
 pub use self::idle::{Due, Idle};
-pub use self::progress::Reading;
+pub use self::progress::ReaderProgress;
 use self::slot::Feed;
 pub(super) use self::slot::Slot;
 use self::slots::Slots;
-use super::backfill::{Ask, History, Runs};
+use super::backfill::{BackfillRanges, BackfillRequest, History};
 use super::lease::{Lease, Subscribed, Subscription};
-use super::message::Fields;
+use super::message::FieldMapping;
 use super::time::Line;
-use super::{Bounds, TopicLog, Usage};
+use super::{Bounds, BufferUsage, TopicLog};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::filter_index::FilterIndex;
@@ -54,10 +54,10 @@ pub enum LeaseError {
 pub struct Registry {
     /// Of what the broker does not keep.
     sequence: Arc<Sequence>,
-    usage: Arc<Usage>,
+    usage: Arc<BufferUsage>,
     /// Of what it does keep.
-    runs: Runs,
-    asks: mpsc::Sender<Ask>,
+    ranges: BackfillRanges,
+    requests: mpsc::Sender<BackfillRequest>,
     max_topics: AtomicUsize,
     max_bytes: AtomicUsize,
     inner: Mutex<Inner>,
@@ -90,18 +90,18 @@ impl Registry {
         self.take_out(&log.filter, |slot| Arc::ptr_eq(&slot.log, log));
     }
 
-    /// An empty one. What is to be fetched from the broker goes to `asks`.
+    /// An empty one. What is to be fetched from the broker goes to `requests`.
     pub fn new(
         sequence: Sequence,
         max_topics: usize,
         max_bytes: usize,
-        asks: mpsc::Sender<Ask>,
+        requests: mpsc::Sender<BackfillRequest>,
     ) -> Arc<Self> {
         Arc::new(Registry {
             sequence: Arc::new(sequence),
             usage: Arc::default(),
-            runs: Runs::default(),
-            asks,
+            ranges: BackfillRanges::default(),
+            requests,
             max_topics: AtomicUsize::new(max_topics),
             max_bytes: AtomicUsize::new(max_bytes),
             inner: Mutex::default(),
@@ -118,7 +118,7 @@ impl Registry {
     /// Gives each log the bounds and fields that `settings` has for its filter. What is fetched from a history is to be
     /// encoded as what came live, so its fields stay. A log that is to be read from another source is over: its readers are told
     /// to come back. The lock is let go in between.
-    pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<Fields>)>) {
+    pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<FieldMapping>)>) {
         let mut at = 0;
         let found = |inner: &mut Inner, part| {
             let slots = inner.slots.part(part).map(|slot| (slot.log.clone(), slot.fields.clone()));
@@ -135,14 +135,20 @@ impl Registry {
     }
 
     /// The same for one log, of a stream that was opened while other rules came to hold.
-    pub fn set_rule(&self, filter: &Filter, bounds: &Bounds, fields: Arc<Fields>) {
+    pub fn set_rule(&self, filter: &Filter, bounds: &Bounds, fields: Arc<FieldMapping>) {
         let found = self.inner.lock().slots.get(filter).map(|slot| (slot.log.clone(), slot.fields.clone()));
         if let Some((log, before)) = found {
             self.set_rule_of(&log, &before, bounds, fields);
         }
     }
 
-    fn set_rule_of(&self, log: &Arc<TopicLog>, before: &Fields, bounds: &Bounds, fields: Arc<Fields>) {
+    fn set_rule_of(
+        &self,
+        log: &Arc<TopicLog>,
+        before: &FieldMapping,
+        bounds: &Bounds,
+        fields: Arc<FieldMapping>,
+    ) {
         if fields.source != before.source {
             let is_over = self.with_slot(log, |slot| {
                 slot.is_over = !slot.kept;
@@ -188,7 +194,7 @@ impl Registry {
         self: &Arc<Self>,
         filter: &Filter,
         bounds: &Bounds,
-        fields: &Arc<Fields>,
+        fields: &Arc<FieldMapping>,
         warm: Option<&Filter>,
     ) -> Result<(Lease, Option<Subscription>), LeaseError> {
         let mut inner = self.inner.lock();
@@ -225,13 +231,13 @@ impl Registry {
         Ok((Lease::new(self.clone(), log), subscription))
     }
 
-    /// Makes the log of a rule warm: it stays, subscribed, until [`Registry::cool`] or until the broker ends its
+    /// Makes the log of a rule warm: it stays, subscribed, until [`Registry::stop_warming`] or until the broker ends its
     /// subscription ([`Registry::ended`]). If the log is new, the caller has the duty to subscribe to it.
     pub fn warm(
         self: &Arc<Self>,
         filter: &Filter,
         bounds: &Bounds,
-        fields: &Arc<Fields>,
+        fields: &Arc<FieldMapping>,
     ) -> Option<Subscription> {
         let mut inner = self.inner.lock();
         // A reader may have been here first.
@@ -253,7 +259,7 @@ impl Registry {
     }
 
     /// Ends what [`Registry::warm`] began: the log goes once nobody reads it nor one that it feeds.
-    pub fn cool(&self, filter: &Filter) {
+    pub fn stop_warming(&self, filter: &Filter) {
         if let Some(slot) = self.inner.lock().slots.get_mut(filter) {
             slot.kept = false;
         }
@@ -273,7 +279,7 @@ impl Registry {
     }
 
     /// What is held of a log with a subscription of its own, which begins now.
-    fn own_slot(&self, inner: &Inner, filter: &Filter, bounds: &Bounds, fields: &Arc<Fields>) -> Slot {
+    fn own_slot(&self, inner: &Inner, filter: &Filter, bounds: &Bounds, fields: &Arc<FieldMapping>) -> Slot {
         Slot {
             log: self.empty_log(&inner.line, filter, bounds, fields),
             fields: fields.clone(),
@@ -328,7 +334,7 @@ impl Registry {
         line: &Line,
         filter: &Filter,
         bounds: &Bounds,
-        fields: &Arc<Fields>,
+        fields: &Arc<FieldMapping>,
     ) -> Arc<TopicLog> {
         let history = self.history(fields);
         let (sequence, begin) = match history {
@@ -340,7 +346,7 @@ impl Registry {
         Arc::new(TopicLog::new(filter, bounds, usage, sequence, history, begin))
     }
 
-    fn history(&self, fields: &Arc<Fields>) -> Option<History> {
-        fields.source.is_stored().then(|| History::new(fields.clone(), self.asks.clone()))
+    fn history(&self, fields: &Arc<FieldMapping>) -> Option<History> {
+        fields.source.is_stored().then(|| History::new(fields.clone(), self.requests.clone()))
     }
 }

@@ -10,11 +10,11 @@ use crate::log::TopicLog;
 use crate::log::inspect::{Lag, LogState, UpstreamState};
 use crate::log::lease::{Lease, Subscribed};
 use crate::protocol::topic::Filter;
-use crate::reader::handle::Signal;
+use crate::reader::handle::ReaderHandle;
 
 /// What of a stream only its logs know.
 #[derive(Debug, Clone, Default)]
-pub struct Reading {
+pub struct ReaderProgress {
     /// Its topics and patterns.
     pub topics: Vec<Filter>,
     /// What it has not read; `None` if its logs are of several sequences.
@@ -45,7 +45,7 @@ impl Registry {
     pub fn readers_of(&self, filter: &Filter) -> Vec<u64> {
         let mut ids = Vec::new();
         for log in self.logs(|slot| slot.log.filter.overlaps(filter)) {
-            log.for_each_reader(|signal| ids.push(signal.id));
+            log.for_each_reader(|handle| ids.push(handle.id));
         }
         ids.sort_unstable();
         ids.dedup();
@@ -53,25 +53,25 @@ impl Registry {
     }
 
     /// What these streams read, by their ids.
-    pub fn readings(&self, streams: &[Arc<Signal>]) -> HashMap<u64, Reading> {
-        let mut readings: HashMap<u64, Reading> =
-            streams.iter().map(|stream| (stream.id, Reading::default())).collect();
+    pub fn reader_progress(&self, streams: &[Arc<ReaderHandle>]) -> HashMap<u64, ReaderProgress> {
+        let mut reader_progress: HashMap<u64, ReaderProgress> =
+            streams.iter().map(|stream| (stream.id, ReaderProgress::default())).collect();
         for log in self.logs(|slot| slot.readers > 0) {
             let mut found = Vec::new();
-            log.for_each_reader(|signal| {
-                if readings.contains_key(&signal.id) {
-                    found.push((signal.id, signal.position()));
+            log.for_each_reader(|handle| {
+                if reader_progress.contains_key(&handle.id) {
+                    found.push((handle.id, handle.position()));
                 }
             });
             for (id, position) in found {
-                if let Some(reading) = readings.get_mut(&id) {
+                if let Some(reading) = reader_progress.get_mut(&id) {
                     reading.topics.push(log.filter.clone());
                     let lag = position.map(|position| log.lag(position));
                     reading.lag = lag.map(|lag| lag.and(reading.lag.unwrap_or_default()));
                 }
             }
         }
-        readings
+        reader_progress
     }
 
     /// The logs that somebody reads.
@@ -110,7 +110,7 @@ impl Slot {
     fn upstream(&self) -> UpstreamState {
         match (&self.feed, *self.subscribed.borrow()) {
             (_, Subscribed::Refused(_)) => UpstreamState::Refused,
-            (Feed::By(_), _) => UpstreamState::Fed,
+            (Feed::By(_), _) => UpstreamState::Children,
             (_, Subscribed::Pending | Subscribed::Failed(_)) => UpstreamState::Pending,
             (Feed::Own, Subscribed::Confirmed) => UpstreamState::Subscribed,
             (Feed::Warm(_), Subscribed::Confirmed) => UpstreamState::Warm,

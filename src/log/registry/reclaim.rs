@@ -85,7 +85,7 @@ impl Registry {
         }
         self.inner.lock().slots.shrink();
         self.forget_marks();
-        self.runs.sweep();
+        self.ranges.sweep();
         // Readers can fill memory too, with envelopes.
         self.keep_bound()
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::fed::Fed;
+use super::fed::Children;
 use crate::log::TopicLog;
 use crate::log::lease::Subscribed;
-use crate::log::message::Fields;
+use crate::log::message::FieldMapping;
 use crate::log::time::Line;
 use crate::protocol::topic::{Filter, Topic};
 
@@ -18,7 +18,7 @@ use crate::protocol::topic::{Filter, Topic};
 #[derive(Debug)]
 pub(in crate::log) struct Slot {
     pub(in crate::log) log: Arc<TopicLog>,
-    pub(super) fields: Arc<Fields>,
+    pub(super) fields: Arc<FieldMapping>,
     /// The times of what the broker keeps, by its clock.
     pub(super) line: Line,
     pub(in crate::log) readers: usize,
@@ -47,7 +47,7 @@ pub(super) enum Feed {
     /// A subscription of its own, for as long as it is held.
     Own,
     /// A subscription of its own, of a rule that is warm, or was when it fed others. It feeds logs inside its pattern too.
-    Warm(Fed),
+    Warm(Children),
     /// The warm log of this filter.
     By(Filter),
 }
@@ -71,7 +71,7 @@ impl Slot {
             Feed::Warm(fed) => Some(fed),
             Feed::Own | Feed::By(_) => None,
         };
-        let fed = fed.into_iter().flat_map(Fed::logs);
+        let fed = fed.into_iter().flat_map(Children::logs);
         fed.chain(std::iter::once(&self.log))
     }
 

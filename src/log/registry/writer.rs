@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::slot::{Feed, Slot};
 use super::slots::Slots;
 use super::{Inner, Registry};
-use crate::log::backfill::Ask;
+use crate::log::backfill::BackfillRequest;
 use crate::log::lease::Subscribed;
-use crate::log::message::Fields;
+use crate::log::message::FieldMapping;
 use crate::log::time::{Line, Stamp};
 use crate::log::{Entry, EntryKind, Gap, TopicLog};
 use crate::protocol::codes::{CloseCode, GapReason};
@@ -48,7 +48,7 @@ impl Registry {
         filter: &Filter,
         topic: &Topic,
         stored: Option<(u64, SystemTime)>,
-        encode: impl FnOnce(&Sequence, u64, SystemTime, &Fields) -> EntryKind,
+        encode: impl FnOnce(&Sequence, u64, SystemTime, &FieldMapping) -> EntryKind,
     ) {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, line, .. } = &mut *inner;
@@ -123,7 +123,7 @@ impl Registry {
     /// missing, and single messages behind that too if it is `torn`: then it is for readers who come from its beginning.
     pub fn recall(
         &self,
-        ask: &Ask,
+        ask: &BackfillRequest,
         through: u64,
         gone: u64,
         torn: bool,
@@ -132,7 +132,7 @@ impl Registry {
         let entry =
             |(number, time, kind)| Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage);
         let max_bytes = self.max_bytes.load(Ordering::Relaxed);
-        self.runs.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
+        self.ranges.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
     }
 
     /// Marks that messages may be missing here: in the logs of `filters` and those that they feed, of `topic` if it is known,

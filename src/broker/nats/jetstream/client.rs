@@ -321,7 +321,7 @@ impl Task {
             Order::Send(message, reply) => self.send(&message, &reply),
             Order::Request(message, done) => {
                 self.last_asked += 1;
-                if self.last_asked % 256 == 0 {
+                if self.last_asked.is_multiple_of(256) {
                     self.forget_unwanted();
                 }
                 let reply = format!("{}.r.{}", self.prefix, self.last_asked);

@@ -18,8 +18,8 @@ use super::found::{Found, Publishing};
 use super::info::Info;
 use super::link::{Api, State};
 use super::pull::{Delivered, Pull};
-use super::raw_message::{Held, Meaning};
-use super::reading::{Extent, Reading};
+use super::raw_message::{Meaning, RawMessage};
+use super::reading::{Extent, ReadPosition};
 use super::request::{message, next_of};
 use super::stream::{Holes, look};
 use crate::broker::nats::pause;
@@ -87,12 +87,12 @@ impl Follower {
         }
     }
 
-    async fn begin(&self) -> Result<(Reading, Publishing, Pull), BrokerError> {
+    async fn begin(&self) -> Result<(ReadPosition, Publishing, Pull), BrokerError> {
         let api = Api::now(&self.state)?;
         let found = Found::of(&api, &self.source, self.filter.as_str(), None).await?;
         found.readable()?;
         let publishing = found.publishing(&self.source);
-        let mut reading = Reading::of(found, &self.source);
+        let mut reading = ReadPosition::of(found, &self.source);
         let pull = self.pull(api, &mut reading).await?;
         if let Extent::Beyond(setting) = reading.extent {
             tracing::warn!(
@@ -107,7 +107,7 @@ impl Follower {
     }
 
     /// A consumer of what comes after the last number.
-    async fn pull(&self, api: Api, reading: &mut Reading) -> Result<Pull, BrokerError> {
+    async fn pull(&self, api: Api, reading: &mut ReadPosition) -> Result<Pull, BrokerError> {
         let from = From::Number(reading.told + 1);
         let consumer = Consumer::create(&api, &reading.stream, &self.client, reading.wanted(), from).await?;
         (reading.behind, reading.caught_up, reading.pending) =
@@ -116,7 +116,7 @@ impl Follower {
         pull.map_err(|_| BrokerError::Away("the connection was lost".into()))
     }
 
-    async fn follow(mut self, mut reading: Reading, mut feed: Pull) -> Option<()> {
+    async fn follow(mut self, mut reading: ReadPosition, mut feed: Pull) -> Option<()> {
         let mut attempts = 0;
         loop {
             let start = Instant::now();
@@ -154,7 +154,7 @@ impl Follower {
     }
 
     /// A new consumer behind the last number, if it is still the same history.
-    async fn again(&self, api: Api, reading: &mut Reading) -> Result<Again, BrokerError> {
+    async fn again(&self, api: Api, reading: &mut ReadPosition) -> Result<Again, BrokerError> {
         let Some(info) = look(&api, &reading.stream).await? else {
             return Ok(Again::Ended(format!("the stream {:?} is no more", reading.stream)));
         };
@@ -172,7 +172,7 @@ impl Follower {
     }
 
     /// Takes in that the configuration of the stream may have changed.
-    fn take_in(&self, info: Info, reading: &mut Reading) -> Result<(), BrokerError> {
+    fn take_in(&self, info: Info, reading: &mut ReadPosition) -> Result<(), BrokerError> {
         let found = Found { info, names: reading.names.clone(), subject: reading.subject.clone() };
         found.readable()?;
         let publishing = Stage::Following(found.publishing(&self.source));
@@ -187,7 +187,7 @@ impl Follower {
 
     /// Whether the message that was read last is another one now: a server that was killed can lose what it had confirmed
     /// and give the same numbers again.
-    async fn is_rewritten(&self, api: &Api, reading: &Reading) -> Result<bool, BrokerError> {
+    async fn is_rewritten(&self, api: &Api, reading: &ReadPosition) -> Result<bool, BrokerError> {
         let Some((number, time)) = reading.read else { return Ok(false) };
         let now = message(api, &reading.stream, &json!({ "seq": number })).await?;
         Ok(now.is_some_and(|now| now.time != time))
@@ -204,7 +204,7 @@ impl Follower {
     }
 
     /// Reads until something breaks the row; tells what. `delivered` is how many messages have come of this consumer.
-    async fn read(&self, reading: &mut Reading, feed: &mut Pull, delivered: &mut u64) -> Option<String> {
+    async fn read(&self, reading: &mut ReadPosition, feed: &mut Pull, delivered: &mut u64) -> Option<String> {
         let mut check = Instant::now() + CHECK;
         loop {
             let outcome = tokio::select! {
@@ -228,7 +228,7 @@ impl Follower {
     /// Passes on what has come.
     async fn take(
         &self,
-        reading: &mut Reading,
+        reading: &mut ReadPosition,
         feed: &Pull,
         delivered: &mut u64,
         chunk: Vec<Delivered>,
@@ -241,7 +241,7 @@ impl Follower {
             }
             *delivered = place.delivery;
             reading.before(place.pending);
-            let held = Held::delivered(message);
+            let held = RawMessage::delivered(message);
             let number = held.number;
             if number <= reading.told {
                 continue; // a replica that lags has given us more than we asked for
@@ -277,7 +277,12 @@ impl Follower {
 
     /// Asks whether all that the stream holds has been read: one that was emptied says nothing on its own, and a long silence
     /// in a stream of others would look like a loss once a new consumer is made.
-    async fn check(&self, reading: &mut Reading, feed: &Pull, delivered: u64) -> Option<Result<(), String>> {
+    async fn check(
+        &self,
+        reading: &mut ReadPosition,
+        feed: &Pull,
+        delivered: u64,
+    ) -> Option<Result<(), String>> {
         match self.checked(reading, feed, delivered).await {
             Ok(Some(gone)) => {
                 let why = "the stream was emptied before they were read".to_owned();
@@ -293,7 +298,7 @@ impl Follower {
     /// Up to where messages are gone, if some are.
     async fn checked(
         &self,
-        reading: &mut Reading,
+        reading: &mut ReadPosition,
         feed: &Pull,
         delivered: u64,
     ) -> Result<Option<u64>, String> {
@@ -333,7 +338,7 @@ impl Follower {
         Ok(None)
     }
 
-    async fn holes(&self, api: &Api, reading: &Reading) -> Result<Holes, String> {
+    async fn holes(&self, api: &Api, reading: &ReadPosition) -> Result<Holes, String> {
         match Holes::of(api, &reading.stream).await {
             Ok(Some((holes, _))) => Ok(holes),
             Ok(None) => Err("the stream is no more".into()),
@@ -341,7 +346,7 @@ impl Follower {
         }
     }
 
-    async fn gone(&self, reading: &mut Reading, through: u64, why: String) -> Option<()> {
+    async fn gone(&self, reading: &mut ReadPosition, through: u64, why: String) -> Option<()> {
         (reading.told, reading.sound) = (through, through);
         self.tell(Event::Gone { filter: self.filter.clone(), through, why }).await
     }

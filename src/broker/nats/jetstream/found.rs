@@ -162,8 +162,8 @@ async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, B
     let mut config = info.config.clone();
     for _ in 0..MIRRORS {
         let Some(mirror) = &config.mirror else { break };
-        let transforms = mirror.subject_transforms.iter().map(|transform| bucket_of(&transform.dest));
-        if let Some(renamed) = transforms.last().flatten() {
+        let mut transforms = mirror.subject_transforms.iter().map(|transform| bucket_of(&transform.dest));
+        if let Some(renamed) = transforms.next_back().flatten() {
             return Ok(renamed);
         }
         let name = mirror.name.clone();

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use super::info::Info;
 use super::names::Names;
 use super::page::Look;
-use super::raw_message::{Held, Meaning};
+use super::raw_message::{Meaning, RawMessage};
 use super::stream::Holes;
 use crate::broker::{BrokerError, Change, Fetched};
-use crate::protocol::seek::{Located, Place};
+use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
@@ -16,13 +16,13 @@ use crate::protocol::topic::Filter;
 const STEPS: usize = 128;
 
 /// What is asked for.
-pub(super) struct Asked {
+pub(super) struct HistoryQuery {
     pub(super) filter: Filter,
     pub(super) source: Source,
     pub(super) names: Names,
 }
 
-impl Asked {
+impl HistoryQuery {
     fn is_kv(&self) -> bool {
         matches!(self.source, Source::Kv { .. })
     }
@@ -40,8 +40,8 @@ impl Asked {
         }
         let mut page = look.page(after + 1).await?;
         let mut part = match page.messages.last().map(|last| last.number) {
-            Some(last) if last >= until => Part::of(page.messages, until),
-            Some(last) if page.more > 0 => Part::of(page.messages, last),
+            Some(last) if last >= until => PartialFetch::of(page.messages, until),
+            Some(last) if page.more > 0 => PartialFetch::of(page.messages, last),
             last => {
                 // The end, for whoever answered; the leader knows what a replica that lags does not have yet.
                 let missed = look.next(last.unwrap_or(after) + 1).await?;
@@ -49,9 +49,9 @@ impl Asked {
                     Some(missed) => {
                         let number = missed.number;
                         page.messages.push(missed);
-                        Part::of(page.messages, number)
+                        PartialFetch::of(page.messages, number)
                     }
-                    None => Part::of(page.messages, until),
+                    None => PartialFetch::of(page.messages, until),
                 }
             }
         };
@@ -84,7 +84,7 @@ impl Asked {
         &self,
         look: &Look<'_>,
         info: &Info,
-        part: &mut Part,
+        part: &mut PartialFetch,
         until: u64,
     ) -> Result<(), BrokerError> {
         let mut last = HashMap::new();
@@ -116,23 +116,25 @@ impl Asked {
         &self,
         look: &Look<'_>,
         info: &Info,
-        place: Place,
-    ) -> Result<Located, BrokerError> {
+        place: Seek,
+    ) -> Result<SeekResult, BrokerError> {
         let state = &info.state;
         let oldest = state.first_seq.saturating_sub(1);
         Ok(match place {
-            Place::After(number) if number > state.last_seq => Located::Unknown(oldest),
+            Seek::After(number) if number > state.last_seq => SeekResult::Unknown(oldest),
             // A bucket drops old values, which nobody misses.
-            Place::After(number) if number < oldest && !self.is_kv() => Located::Evicted(oldest),
-            Place::After(number) => Located::At(number),
-            Place::Oldest => Located::At(oldest),
-            Place::Since(time) if time > state.last_ts => Located::At(state.last_seq),
+            Seek::After(number) if number < oldest && !self.is_kv() => SeekResult::Evicted(oldest),
+            Seek::After(number) => SeekResult::At(number),
+            Seek::Oldest => SeekResult::At(oldest),
+            Seek::Since(time) if time > state.last_ts => SeekResult::At(state.last_seq),
             // Purged: of what came then, the last one at least is gone.
-            Place::Since(_) if state.messages == 0 && oldest > 0 && !self.is_kv() => Located::Evicted(oldest),
-            Place::Since(time) if time >= state.first_ts => Located::At(look.before(time).await?),
-            Place::Since(_) if oldest > 0 && !self.is_kv() => Located::Evicted(oldest),
-            Place::Since(_) => Located::At(oldest),
-            Place::Last(count) => Located::At(self.last(look, info, count as u64).await?),
+            Seek::Since(_) if state.messages == 0 && oldest > 0 && !self.is_kv() => {
+                SeekResult::Evicted(oldest)
+            }
+            Seek::Since(time) if time >= state.first_ts => SeekResult::At(look.before(time).await?),
+            Seek::Since(_) if oldest > 0 && !self.is_kv() => SeekResult::Evicted(oldest),
+            Seek::Since(_) => SeekResult::At(oldest),
+            Seek::Last(count) => SeekResult::At(self.last(look, info, count as u64).await?),
         })
     }
 
@@ -164,17 +166,17 @@ impl Asked {
 }
 
 /// A part of a stream on its way to become [`Fetched`].
-struct Part {
+struct PartialFetch {
     through: u64,
     gone: u64,
     torn: bool,
-    messages: Vec<Held>,
+    messages: Vec<RawMessage>,
 }
 
-impl Part {
-    fn of(mut messages: Vec<Held>, through: u64) -> Self {
+impl PartialFetch {
+    fn of(mut messages: Vec<RawMessage>, through: u64) -> Self {
         messages.retain(|held| held.number <= through);
-        Part { through, gone: 0, torn: false, messages }
+        PartialFetch { through, gone: 0, torn: false, messages }
     }
 
     /// Whether there is a message for each number behind `after`.

@@ -35,14 +35,14 @@ use tokio::time::timeout;
 
 use self::follower::{Follower, Stage};
 use self::found::{Found, Publishing};
-use self::history::Asked;
+use self::history::HistoryQuery;
 use self::info::Info;
 use self::link::{Api, State};
 use self::page::{Look, consumers};
 use self::publish::Publication;
 use super::Settings;
 use crate::broker::{BrokerError, Event, Fetched, StoredCommand};
-use crate::protocol::seek::{Located, Place};
+use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
@@ -233,13 +233,13 @@ impl Question {
         self.look(async |asked, look, info| asked.fetch(look, info, after, until).await).await
     }
 
-    async fn locate(&self, place: Place) -> Result<Located, BrokerError> {
+    async fn locate(&self, place: Seek) -> Result<SeekResult, BrokerError> {
         self.look(async |asked, look, info| asked.locate(look, info, place).await).await
     }
 
     async fn look<T>(
         &self,
-        ask: impl AsyncFnOnce(&Asked, &Look<'_>, &Info) -> Result<T, BrokerError>,
+        ask: impl AsyncFnOnce(&HistoryQuery, &Look<'_>, &Info) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
         let _turn = self.past.looks.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))?;
         let looking = async {
@@ -255,8 +255,12 @@ impl Question {
                 client: &self.past.client,
                 consumers: &self.past.consumers,
             };
-            ask(&Asked { filter: self.filter.clone(), source: self.source.clone(), names }, &look, &info)
-                .await
+            ask(
+                &HistoryQuery { filter: self.filter.clone(), source: self.source.clone(), names },
+                &look,
+                &info,
+            )
+            .await
         };
         let late = |_| BrokerError::Away(format!("JetStream did not answer within {} s", LIMIT.as_secs()));
         timeout(LIMIT, looking).await.map_err(late)?

@@ -8,7 +8,7 @@ use super::client::{Failure, Outgoing};
 use super::consumer::{Consumer, From, bytes_at_once};
 use super::link::Api;
 use super::pull::Pull;
-use super::raw_message::Held;
+use super::raw_message::RawMessage;
 use super::request::next_of;
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
@@ -29,7 +29,7 @@ pub(super) struct Look<'a> {
 
 /// Messages in the order of their numbers.
 pub(super) struct Page {
-    pub(super) messages: Vec<Held>,
+    pub(super) messages: Vec<RawMessage>,
     /// Messages of the subject behind these, as far as whoever answered knows.
     pub(super) more: u64,
 }
@@ -68,7 +68,7 @@ impl Look<'_> {
         while page.more > 0 && page.messages.len() < FETCH_MESSAGES && held < FETCH_BYTES {
             for delivered in pull.next(FETCH_MESSAGES - page.messages.len()).await.map_err(away)? {
                 (page.more, held) = (delivered.place.pending, held + delivered.bytes);
-                page.messages.push(Held::delivered(delivered));
+                page.messages.push(RawMessage::delivered(delivered));
             }
         }
         Ok(page)
@@ -94,7 +94,7 @@ impl Look<'_> {
     }
 
     /// The next message of the subject from `first` on, as the leader has it.
-    pub(super) async fn next(&self, first: u64) -> Result<Option<Held>, BrokerError> {
+    pub(super) async fn next(&self, first: u64) -> Result<Option<RawMessage>, BrokerError> {
         next_of(self.api, self.stream, self.subject, first).await
     }
 
@@ -136,7 +136,7 @@ impl Look<'_> {
             let block = answer.headers.clone().unwrap_or_default();
             let pending = last_field(&block, "Nats-Num-Pending").and_then(|pending| pending.parse().ok());
             page.more = pending.unwrap_or(1);
-            if let Some(held) = Held::looked_up(answer) {
+            if let Some(held) = RawMessage::looked_up(answer) {
                 page.messages.push(held);
                 if pending.is_none() {
                     return Ok(page); // a replica older than 2.11, which gives one message whatever it is asked for

@@ -35,14 +35,14 @@ pub(super) struct Pull {
 /// A message that a consumer has delivered.
 pub(super) struct Delivered {
     pub(super) message: wire::Delivered,
-    pub(super) place: Place,
+    pub(super) place: Seek,
     /// Its bytes as the server counts them.
     pub(super) bytes: usize,
 }
 
 /// What the server says of a message that it delivers, in the subject that it could be acknowledged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Seek {
     /// Its number in the stream.
     pub(super) number: u64,
     /// Its number among those of the consumer, from 1 on.
@@ -53,7 +53,7 @@ pub(super) struct Place {
     pub(super) pending: u64,
 }
 
-impl Place {
+impl Seek {
     /// Reads `$JS.ACK.<stream>.<consumer>.<deliveries>.<number>.<delivery>.<time>.<pending>`, which in its newer form has
     /// a domain and an account behind `ACK`, and maybe more at its end.
     pub(super) fn read(reply: &[u8]) -> Option<Self> {
@@ -64,7 +64,7 @@ impl Place {
         let numbers = if tokens.len() > 9 { tokens.get(7..11)? } else { tokens.get(5..9)? };
         let mut numbers = numbers.iter().map(|text| text.parse::<u64>().ok());
         let mut next = || numbers.next().flatten();
-        Some(Place { number: next()?, delivery: next()?, nanos: next()?, pending: next()? })
+        Some(Seek { number: next()?, delivery: next()?, nanos: next()?, pending: next()? })
     }
 }
 
@@ -132,7 +132,7 @@ impl Pull {
     /// A message, or what the server says beside them. An error is why nothing more comes.
     fn read(&mut self, message: wire::Delivered) -> Result<Option<Delivered>, String> {
         let reply = message.reply.as_deref().unwrap_or_default();
-        if let Some(place) = Place::read(reply) {
+        if let Some(place) = Seek::read(reply) {
             let fields = message.headers.as_ref().map_or(0, Bytes::len);
             let bytes = message.subject.len() + reply.len() + fields + message.payload.len();
             self.due_messages = self.due_messages.saturating_sub(1);
@@ -171,12 +171,12 @@ mod tests {
 
     #[test]
     fn a_place_is_read_in_both_forms() {
-        let place = Some(Place { number: 7, delivery: 3, nanos: 1_700_000_000_000_000_001, pending: 9 });
-        assert_eq!(Place::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), place);
-        assert_eq!(Place::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), place);
-        assert_eq!(Place::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), place);
+        let place = Some(Seek { number: 7, delivery: 3, nanos: 1_700_000_000_000_000_001, pending: 9 });
+        assert_eq!(Seek::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), place);
+        assert_eq!(Seek::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), place);
+        assert_eq!(Seek::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), place);
         for reply in [&b""[..], b"_INBOX.a", b"$JS.ACK.S.C.1.7.3.x.9", b"$JS.ACK.S.C.1.7.3.9", b"\xff"] {
-            assert_eq!(Place::read(reply), None);
+            assert_eq!(Seek::read(reply), None);
         }
     }
 }

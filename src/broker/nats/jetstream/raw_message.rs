@@ -26,7 +26,7 @@ const ADDED: [&str; 6] = [
 ];
 
 /// A message, before anyone asks what its subject means.
-pub(crate) struct Held {
+pub(crate) struct RawMessage {
     pub(crate) subject: String,
     pub(crate) number: u64,
     pub(crate) time: SystemTime,
@@ -44,11 +44,11 @@ pub(crate) enum Meaning {
     Other,
 }
 
-impl Held {
+impl RawMessage {
     /// One that a consumer delivered.
     pub(crate) fn delivered(delivered: Delivered) -> Self {
         let Delivered { message, place, .. } = delivered;
-        Held {
+        RawMessage {
             subject: text(&message.subject),
             number: place.number,
             time: UNIX_EPOCH + Duration::from_nanos(place.nanos),
@@ -68,7 +68,7 @@ impl Held {
         for name in ADDED {
             headers.remove_last(name);
         }
-        Some(Held { subject, number, time, payload: message.payload, headers })
+        Some(RawMessage { subject, number, time, payload: message.payload, headers })
     }
 
     /// What it does to its topic. Keys are deleted by messages of their own, which a client puts there. Once the last message

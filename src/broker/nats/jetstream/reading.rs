@@ -14,7 +14,7 @@ use crate::protocol::event_id::Tag;
 use crate::protocol::source::Source;
 
 /// Where a follower is.
-pub(super) struct Reading {
+pub(super) struct ReadPosition {
     pub(super) names: Names,
     pub(super) subject: String,
     /// The stream that is read, by the name it was found under.
@@ -47,7 +47,7 @@ pub(super) enum Extent {
     /// sees what was lost.
     Beyond(&'static str),
     /// Messages of the filter, and the stream holds others.
-    Part,
+    PartialFetch,
     /// The values of a bucket. It forgets the old ones of a key on purpose: that is no loss, since the new one comes.
     Values,
 }
@@ -60,16 +60,16 @@ impl Extent {
         if is_whole(&found.info, &found.subject) {
             return Extent::Whole;
         }
-        drops_early(&found.info).map_or(Extent::Part, Extent::Beyond)
+        drops_early(&found.info).map_or(Extent::PartialFetch, Extent::Beyond)
     }
 }
 
-impl Reading {
+impl ReadPosition {
     /// At the end of a stream.
     pub(super) fn of(found: Found, source: &Source) -> Self {
         let (extent, tag) = (Extent::of(&found, source), found.info.tag());
         let Found { info, names, subject } = found;
-        Reading {
+        ReadPosition {
             names,
             subject,
             tag,
@@ -116,7 +116,7 @@ impl Reading {
     pub(super) fn is_suspicious(&self, number: u64) -> bool {
         let may_be = match self.extent {
             Extent::Whole | Extent::Beyond(_) => true,
-            Extent::Part => self.behind,
+            Extent::PartialFetch => self.behind,
             Extent::Values => false,
         };
         may_be && number > self.sound + 1
@@ -127,8 +127,8 @@ impl Reading {
 mod tests {
     use super::*;
 
-    fn reading(extent: Extent) -> Reading {
-        Reading {
+    fn reading(extent: Extent) -> ReadPosition {
+        ReadPosition {
             names: Names::Subjects,
             subject: "orders.>".into(),
             stream: "ALL".into(),
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn of_a_wider_stream_a_place_is_suspicious_where_messages_of_the_filter_waited() {
-        let mut reading = reading(Extent::Part);
+        let mut reading = reading(Extent::PartialFetch);
         let mut is_suspicious = |pending, number| {
             reading.before(pending);
             let is_so = reading.is_suspicious(number);

@@ -11,7 +11,7 @@ use super::LIMIT;
 use super::client::{Failure, Outgoing};
 use super::info::read_time;
 use super::link::Api;
-use super::raw_message::Held;
+use super::raw_message::RawMessage;
 use crate::broker::BrokerError;
 use crate::broker::nats::headers::parse_headers;
 
@@ -84,7 +84,11 @@ pub(super) fn said(error: ApiError) -> BrokerError {
 }
 
 /// A message of a stream, as its leader has it; `None` if there is none. `question` is of `STREAM.MSG.GET`.
-pub(super) async fn message(api: &Api, stream: &str, question: &Value) -> Result<Option<Held>, BrokerError> {
+pub(super) async fn message(
+    api: &Api,
+    stream: &str,
+    question: &Value,
+) -> Result<Option<RawMessage>, BrokerError> {
     #[derive(Deserialize)]
     struct Answer {
         message: Stored,
@@ -108,7 +112,7 @@ pub(super) async fn message(api: &Api, stream: &str, question: &Value) -> Result
         STANDARD.decode(text).map_err(|error| BrokerError::Away(format!("a stored message: {error}")))
     };
     let block = bytes(&message.hdrs)?;
-    Ok(Some(Held {
+    Ok(Some(RawMessage {
         subject: message.subject,
         number: message.seq,
         time: read_time(&message.time),
@@ -124,6 +128,6 @@ pub(super) async fn next_of(
     stream: &str,
     subject: &str,
     first: u64,
-) -> Result<Option<Held>, BrokerError> {
+) -> Result<Option<RawMessage>, BrokerError> {
     message(api, stream, &json!({ "seq": first, "next_by_subj": subject })).await
 }

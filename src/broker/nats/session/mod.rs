@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until};
 
-use self::pending::{Asked, Batch};
+use self::pending::{Batch, PendingCommand};
 use super::handshake::{Connection, Socket};
 use super::subjects::{received, subject};
 use super::table::Table;
@@ -64,7 +64,7 @@ pub(super) struct Session {
     /// One for each PING that is unanswered, in the order sent.
     batches: VecDeque<Batch>,
     /// Subscriptions that this server has confirmed, and when the cluster will have them.
-    settling: VecDeque<(Instant, Asked)>,
+    settling: VecDeque<(Instant, PendingCommand)>,
     /// Events for which the channel has no room. Nothing is read until it is empty.
     outbox: VecDeque<Event>,
     /// Whether [`Event::Up`] was told.

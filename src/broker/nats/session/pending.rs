@@ -20,7 +20,7 @@ const BATCH: usize = 256;
 /// What one PING is for.
 pub(crate) struct Batch {
     pub(crate) sent: Instant,
-    pub(crate) asked: Vec<Asked>,
+    pub(crate) asked: Vec<PendingCommand>,
     /// What was refused, and the server's words.
     filters: HashMap<Filter, String>,
     subjects: HashMap<String, String>,
@@ -29,14 +29,14 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    fn new(asked: Vec<Asked>) -> Self {
+    fn new(asked: Vec<PendingCommand>) -> Self {
         let (filters, subjects) = (HashMap::new(), HashMap::new());
         Batch { sent: Instant::now(), asked, filters, subjects, doubt: None }
     }
 }
 
 /// A command that waits for its confirmation.
-pub(crate) struct Asked {
+pub(crate) struct PendingCommand {
     what: What,
     done: oneshot::Sender<Result<(), BrokerError>>,
 }
@@ -47,7 +47,7 @@ enum What {
     Publication(String),
 }
 
-impl Asked {
+impl PendingCommand {
     /// Answers that it is done.
     pub(crate) fn confirm(self, table: &mut Table) {
         let is_there = match &self.what {
@@ -69,7 +69,7 @@ impl Asked {
 }
 
 impl Session {
-    pub(crate) fn ping(&mut self, asked: Vec<Asked>) {
+    pub(crate) fn ping(&mut self, asked: Vec<PendingCommand>) {
         self.out.extend_from_slice(PING);
         self.batches.push_back(Batch::new(asked));
         self.pinged = Instant::now();
@@ -87,7 +87,7 @@ impl Session {
         while let Some(command) = next {
             match command {
                 Command::Subscribe { filter, done } => match self.subscribe(&filter, table) {
-                    Ok(sid) => asked.push(Asked { what: What::Subscription(filter, sid), done }),
+                    Ok(sid) => asked.push(PendingCommand { what: What::Subscription(filter, sid), done }),
                     Err(error) => drop(done.send(Err(error))),
                 },
                 Command::Unsubscribe { filter } => {
@@ -97,7 +97,7 @@ impl Session {
                 }
                 Command::Publish { topic, payload, headers, done } => {
                     match self.publish(&topic, &payload, &headers) {
-                        Ok(subject) => asked.push(Asked { what: What::Publication(subject), done }),
+                        Ok(subject) => asked.push(PendingCommand { what: What::Publication(subject), done }),
                         Err(error) => drop(done.send(Err(error))),
                     }
                 }
@@ -201,7 +201,7 @@ impl Session {
         Ok(())
     }
 
-    fn fail(&mut self, asked: Asked, why: BrokerError, table: &mut Table) {
+    fn fail(&mut self, asked: PendingCommand, why: BrokerError, table: &mut Table) {
         if let Some(sid) = asked.fail(why, table) {
             wire::write_unsubscribe(&mut self.out, sid);
         }
@@ -209,7 +209,7 @@ impl Session {
 
     /// Answers what has waited too long. The connection lives: messages are still coming.
     pub(crate) fn fail_late(&mut self, now: Instant, table: &mut Table) {
-        let late: Vec<Asked> = self
+        let late: Vec<PendingCommand> = self
             .batches
             .iter_mut()
             .take_while(|batch| batch.sent + ANSWER_LIMIT <= now)

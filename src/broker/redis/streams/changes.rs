@@ -14,12 +14,12 @@ use tokio::sync::Notify;
 /// See the module. Bounded by the keys that are read.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    told: Mutex<Told>,
+    told: Mutex<ChangedKeys>,
     news: Notify,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct ChangedKeys {
     pub(super) keys: HashSet<Vec<u8>>,
     /// Whatever it was: the server was flushed.
     pub(super) all: bool,
@@ -55,7 +55,7 @@ impl Changes {
     }
 
     /// What was told since the last time.
-    pub(super) fn take(&self) -> Told {
+    pub(super) fn take(&self) -> ChangedKeys {
         std::mem::take(&mut *self.told.lock())
     }
 

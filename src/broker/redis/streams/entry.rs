@@ -78,13 +78,13 @@ impl fmt::Display for EntryId {
 }
 
 /// Names and values, in their order. A name may come twice.
-pub(super) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+pub(super) type EntryFields = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// An entry as the server sent it.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: EntryId,
-    fields: Fields,
+    fields: EntryFields,
 }
 
 impl Entry {
@@ -162,7 +162,11 @@ impl Entry {
 /// The fields of the entry that a published message becomes. A payload that is `field` comes back byte for byte. Without
 /// one, the members of a JSON object are the fields, in their order: strings as their text, anything else as its JSON
 /// text, digit for digit. [`Entry::into_message`] then reads every value as a string, since a field has no type.
-pub(super) fn fields(payload: &Bytes, headers: &Headers, field: Option<&str>) -> Result<Fields, BrokerError> {
+pub(super) fn fields(
+    payload: &Bytes,
+    headers: &Headers,
+    field: Option<&str>,
+) -> Result<EntryFields, BrokerError> {
     let unfit = |why: String| BrokerError::Unfit(why);
     let mut fields = match field {
         Some(field) => vec![(field.as_bytes().to_vec(), payload.to_vec())],
@@ -194,7 +198,7 @@ pub(super) fn fields(payload: &Bytes, headers: &Headers, field: Option<&str>) ->
 }
 
 /// The members of a JSON object in their order: a map would sort them, and a number that is parsed loses digits.
-struct Members(Fields);
+struct Members(EntryFields);
 
 impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

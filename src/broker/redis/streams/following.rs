@@ -10,7 +10,7 @@ use redis::RedisError;
 use tokio::time::Instant;
 
 use super::key::Key;
-use super::read::{Found, Wanted, read, read_each, sift, sweep};
+use super::read::{KeyRead, Wanted, read, read_each, sift, sweep};
 use super::server::{Session, Waking};
 use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
@@ -59,10 +59,10 @@ pub(super) enum Round {
 }
 
 /// A read that is under way.
-pub(super) type Reading = BoxFuture<'static, Result<Vec<Found>, RedisError>>;
+pub(super) type PendingRead = BoxFuture<'static, Result<Vec<KeyRead>, RedisError>>;
 
 /// See the module.
-pub(super) struct Following {
+pub(super) struct FollowedKeys {
     keys: BTreeMap<Arc<str>, Key>,
     /// Whether it is a shard of a cluster: then keys are read each for itself, and none waits in a read.
     is_shard: bool,
@@ -89,10 +89,10 @@ pub(super) struct Following {
     sweep_at: Instant,
 }
 
-impl Following {
+impl FollowedKeys {
     pub(super) fn new(size: Arc<EntrySize>, is_shard: bool) -> Self {
         let now = Instant::now();
-        Following {
+        FollowedKeys {
             keys: BTreeMap::new(),
             is_shard,
             behind: VecDeque::new(),
@@ -186,7 +186,7 @@ impl Following {
     }
 
     /// What is to be read now.
-    pub(super) fn next(&mut self, session: &Session) -> Option<(Round, Reading)> {
+    pub(super) fn next(&mut self, session: &Session) -> Option<(Round, PendingRead)> {
         let now = Instant::now();
         self.notice(&session.waking, now);
         self.asked_at = now;
@@ -207,7 +207,7 @@ impl Following {
             if let Some((names, wanted, is_late)) = self.next_behind(now) {
                 let share = names.len();
                 let count = self.size.fitting(READ_BYTES / share, BEHIND_ENTRIES / share);
-                let reading: Reading = if self.is_shard {
+                let reading: PendingRead = if self.is_shard {
                     Box::pin(read_each(connection, wanted, count, is_late))
                 } else {
                     Box::pin(read(connection, wanted, count, None, is_late))
@@ -235,7 +235,7 @@ impl Following {
     fn notice(&mut self, waking: &Waking, now: Instant) {
         let mut all = false;
         match waking {
-            Waking::Told(changes) => {
+            Waking::ChangedKeys(changes) => {
                 self.waiting_at = now + SWEEP_EVERY; // nothing comes of waiting
                 let told = changes.take();
                 all = told.all;
@@ -277,7 +277,7 @@ impl Following {
     pub(super) fn take(
         &mut self,
         round: Round,
-        answer: Result<Vec<Found>, RedisError>,
+        answer: Result<Vec<KeyRead>, RedisError>,
     ) -> Result<Vec<Event>, String> {
         let answer = match answer {
             Err(why) if is_answer(&why) && !matches!(round, Round::Sift) => {
@@ -291,7 +291,7 @@ impl Following {
         let mut events = Vec::new();
         self.size.learn(answer.iter().flat_map(|found| &found.entries));
         // Those that were asked and had nothing. The others go on waiting.
-        let has_more = |found: &&Found| !found.entries.is_empty() || matches!(found.sample, Some(Err(_)));
+        let has_more = |found: &&KeyRead| !found.entries.is_empty() || matches!(found.sample, Some(Err(_)));
         let found: HashSet<_> = answer.iter().filter(has_more).map(|found| &found.name).collect();
         let nothing = |name: &&Arc<str>, key: &Key| match &round {
             Round::Waiting => !key.behind && !found.contains(name),
@@ -312,7 +312,7 @@ impl Following {
                 self.end(&name, |_| *end, &mut events);
             }
         }
-        for Found { name, entries, is_full, sample } in answer {
+        for KeyRead { name, entries, is_full, sample } in answer {
             let Some(key) = self.keys.get_mut(&name) else { continue };
             if key.since > self.asked_at {
                 if self.is_shard {

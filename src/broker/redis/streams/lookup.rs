@@ -17,7 +17,7 @@ use crate::broker::redis::answers::{fault, is_answer, words};
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched};
 use crate::protocol::event_id::pack_entry_id;
 use crate::protocol::headers::Headers;
-use crate::protocol::seek::{Located, Place};
+use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::topic::{Filter, Topic};
 
 type Done<T> = oneshot::Sender<Result<T, BrokerError>>;
@@ -31,7 +31,7 @@ pub(super) struct Lookup {
 /// What is asked.
 pub(super) enum What {
     Fetch { after: u64, until: u64, done: Done<Fetched> },
-    Locate { place: Place, done: Done<Located> },
+    Locate { place: Seek, done: Done<SeekResult> },
     Publish { payload: Bytes, headers: Headers, done: Done<u64> },
 }
 
@@ -66,7 +66,7 @@ impl Lookup {
         size: &EntrySize,
     ) -> Result<Option<BrokerError>, String> {
         let Lookup { key: KeyOf { name, topic, payload }, what } = self;
-        let asked = Asked { connection, name, size };
+        let asked = KeyLookup { connection, name, size };
         match what {
             What::Fetch { after, until, done } => {
                 answer(done, asked.fetch(&topic, payload.as_deref(), after, until)).await
@@ -105,13 +105,13 @@ async fn answer<T>(
     end
 }
 
-struct Asked<'a> {
+struct KeyLookup<'a> {
     connection: MultiplexedConnection,
     name: String,
     size: &'a EntrySize,
 }
 
-impl Asked<'_> {
+impl KeyLookup<'_> {
     async fn fetch(
         mut self,
         topic: &Topic,
@@ -175,36 +175,36 @@ impl Asked<'_> {
         Ok(Fetched { through, gone, torn: false, messages })
     }
 
-    async fn locate(mut self, place: Place) -> Result<Located, Fault> {
+    async fn locate(mut self, place: Seek) -> Result<SeekResult, Fault> {
         let sample = Sample::read(Sample::command(&self.name).query_async(&mut self.connection).await)?;
-        if let Place::After(number) = place
+        if let Seek::After(number) = place
             && self.is_of_another_history(number, &sample).await?
         {
-            return Ok(Located::Evicted(number));
+            return Ok(SeekResult::Evicted(number));
         }
         let head = sample.last.number_at_most().unwrap_or(u64::MAX);
         let oldest =
             sample.first.and_then(EntryId::number_at_most).map_or(head, |first| first.saturating_sub(1));
         // What was deleted (XDEL) in between is told by the fetch that gets there.
         let found = |number: u64| {
-            if number >= oldest { Located::At(number) } else { Located::Evicted(oldest) }
+            if number >= oldest { SeekResult::At(number) } else { SeekResult::Evicted(oldest) }
         };
         Ok(match place {
-            Place::After(number) if number > head => Located::Unknown(oldest),
+            Seek::After(number) if number > head => SeekResult::Unknown(oldest),
             // Only for 0: a stream that is whole may be another than the one of which a number above is.
-            Place::After(0) if sample.is_whole() => Located::At(0),
-            Place::After(number) => found(number),
-            Place::Oldest => Located::At(oldest),
-            Place::Since(time) => match before(time).min(head) {
+            Seek::After(0) if sample.is_whole() => SeekResult::At(0),
+            Seek::After(number) => found(number),
+            Seek::Oldest => SeekResult::At(oldest),
+            Seek::Since(time) => match before(time).min(head) {
                 // All of it. Before the first entry of a whole stream there is no other place that is known to be of it.
-                number if sample.is_whole() && number <= oldest => Located::At(0),
+                number if sample.is_whole() && number <= oldest => SeekResult::At(0),
                 number => found(number),
             },
-            Place::Last(0) => Located::At(head),
-            Place::Last(count) => match self.last(count).await? {
-                Some(number) => Located::At(number),
-                None if sample.is_whole() => Located::At(oldest),
-                None => Located::Evicted(oldest),
+            Seek::Last(0) => SeekResult::At(head),
+            Seek::Last(count) => match self.last(count).await? {
+                Some(number) => SeekResult::At(number),
+                None if sample.is_whole() => SeekResult::At(oldest),
+                None => SeekResult::Evicted(oldest),
             },
         })
     }

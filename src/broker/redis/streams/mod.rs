@@ -31,17 +31,17 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use self::following::{Following, Reading, Round};
+use self::following::{FollowedKeys, PendingRead, Round};
 use self::key::Key;
 use self::lookup::{Lookup, What};
-use self::outbox::{Done, LeftKeys, Outbox};
+use self::outbox::{Done, EventQueue, LeftKeys};
 use self::read::samples;
 use self::server::{Server, Session};
 use self::size::EntrySize;
 use super::answers::words;
 use super::cluster::Slots;
 use super::servers::Servers;
-use super::shards::{Entering, Left, Routed, Shard};
+use super::shards::{Adopted, Released, Routed, Shard};
 use super::table::{Name, Table};
 use super::{BACKOFF_CAP, BACKOFF_START, BATCH};
 use crate::broker::{BrokerError, Event, StoredCommand};
@@ -55,10 +55,10 @@ const LOOKUPS_WAITING: usize = 1024;
 /// Events that wait for room. Beyond it the command channel waits.
 const EVENTS_WAITING: usize = 4096;
 
-type Order = super::shards::Order<StoredCommand>;
+type ShardCommand = super::shards::ShardCommand<StoredCommand>;
 
 impl Routed for StoredCommand {
-    type Held = (Arc<str>, Key);
+    type Assignment = (Arc<str>, Key);
     const NO_PATTERNS: &'static str =
         "a pattern cannot be read from Redis Streams; name each topic, whose key is read";
 
@@ -87,14 +87,14 @@ impl Routed for StoredCommand {
         }
     }
 
-    fn name_of((name, _): &Self::Held) -> &str {
+    fn name_of((name, _): &Self::Assignment) -> &str {
         name
     }
 }
 
 /// Runs until the command channel or the event channel closes. Connects when the first command comes. `shard` is which part
 /// of a cluster it is for.
-pub(super) async fn run<C: Into<Order>>(
+pub(super) async fn run<C: Into<ShardCommand>>(
     servers: Servers,
     shard: Option<Shard>,
     separator: char,
@@ -106,9 +106,9 @@ pub(super) async fn run<C: Into<Order>>(
     let shard = shard.map(Arc::new);
     let mut task = Task {
         table: Table::new(separator),
-        following: Following::new(size.clone(), shard.is_some()),
+        following: FollowedKeys::new(size.clone(), shard.is_some()),
         size,
-        outbox: Outbox::new(events, shard.clone()),
+        outbox: EventQueue::new(events, shard.clone()),
         shard,
         server: None,
         queue: VecDeque::from([first.into()]),
@@ -125,7 +125,7 @@ pub(super) async fn run<C: Into<Order>>(
         };
         let end = match connected {
             None => return,
-            Some(Err(why)) => End::Failed(why),
+            Some(Err(why)) => SessionEnd::Failed(why),
             Some(Ok(session)) => {
                 let started = Instant::now();
                 let end = task.serve(&session, &mut commands).await;
@@ -135,7 +135,7 @@ pub(super) async fn run<C: Into<Order>>(
                 end
             }
         };
-        let End::Failed(reason) = end else { return };
+        let SessionEnd::Failed(reason) = end else { return };
         task.fail(&reason);
         // Jittered: a fleet that lost its server together must not come back in step.
         let wait = sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0));
@@ -148,7 +148,7 @@ pub(super) async fn run<C: Into<Order>>(
 }
 
 /// Why a session ended.
-enum End {
+enum SessionEnd {
     /// The connection or the server fails. One line, without secrets.
     Failed(String),
     /// Nobody is left to serve.
@@ -157,15 +157,15 @@ enum End {
 
 struct Task {
     table: Table,
-    following: Following,
+    following: FollowedKeys,
     size: Arc<EntrySize>,
-    outbox: Outbox,
+    outbox: EventQueue,
     /// Of a cluster.
     shard: Option<Arc<Shard>>,
     /// Which was read last.
     server: Option<Server>,
     /// Orders that were taken and not looked at yet.
-    queue: VecDeque<Order>,
+    queue: VecDeque<ShardCommand>,
     /// Questions that wait for their turn.
     lookups: VecDeque<Lookup>,
 }
@@ -175,7 +175,7 @@ impl Task {
     async fn while_down<F: Future>(
         &mut self,
         work: F,
-        commands: &mut mpsc::Receiver<impl Into<Order>>,
+        commands: &mut mpsc::Receiver<impl Into<ShardCommand>>,
         why: &str,
     ) -> Option<F::Output> {
         let mut work = pin!(work);
@@ -200,12 +200,12 @@ impl Task {
     }
 
     /// Answers an order without a connection.
-    fn answer_away(&mut self, order: Order, why: &str) {
+    fn answer_away(&mut self, order: ShardCommand, why: &str) {
         match order {
-            Order::Command(StoredCommand::Unsubscribe { filter }) => self.unfollow(&filter),
-            Order::Command(command) => command.fail(BrokerError::Away(why.into())),
-            Order::Leave { slots, left } => self.leave(&slots, left, false),
-            Order::Enter(entering) => self.enter(entering),
+            ShardCommand::Command(StoredCommand::Unsubscribe { filter }) => self.unfollow(&filter),
+            ShardCommand::Command(command) => command.fail(BrokerError::Away(why.into())),
+            ShardCommand::Release { slots, left } => self.leave(&slots, left, false),
+            ShardCommand::Adopt(entering) => self.enter(entering),
         }
     }
 
@@ -213,24 +213,28 @@ impl Task {
     fn leave(&mut self, slots: &Slots, asked: oneshot::Sender<LeftKeys>, is_whole: bool) {
         let shard = self.shard.as_ref();
         let held = self.following.leave(|name| shard.is_some_and(|shard| shard.has_lost(slots, name)));
-        self.outbox.left(asked, Left { held, is_whole, remaining: self.following.len() });
+        self.outbox.left(asked, Released { held, is_whole, remaining: self.following.len() });
     }
 
     /// In a cluster: something could not be done here, and another node may be the right one.
-    fn look_again(&self, why: &BrokerError) {
+    fn refresh_topology(&self, why: &BrokerError) {
         if let (Some(shard), BrokerError::Away(_)) = (&self.shard, why) {
-            shard.look_again();
+            shard.refresh_topology();
         }
     }
 
     /// Goes on with keys that another shard has followed, from where it was.
-    fn enter(&mut self, Entering { held, lost }: Entering<(Arc<str>, Key)>) {
+    fn enter(&mut self, Adopted { held, lost }: Adopted<(Arc<str>, Key)>) {
         let events = self.following.enter(held, lost.as_deref());
         self.outbox.extend(events);
     }
 
     /// Serves one session from its first event to its end.
-    async fn serve(&mut self, session: &Session, commands: &mut mpsc::Receiver<impl Into<Order>>) -> End {
+    async fn serve(
+        &mut self,
+        session: &Session,
+        commands: &mut mpsc::Receiver<impl Into<ShardCommand>>,
+    ) -> SessionEnd {
         let before = self.server.replace(session.server.clone());
         let moved = before.is_some_and(|before| !session.server.continues(&before));
         let why = "the Redis server was restarted or replaced, and may lack what was added last";
@@ -239,7 +243,7 @@ impl Task {
 
         let mut batch = Vec::new();
         let mut asking = FuturesUnordered::new();
-        let mut reading: Option<(Round, Reading)> = None;
+        let mut reading: Option<(Round, PendingRead)> = None;
         let mut interrupting: Option<BoxFuture<'static, ()>> = None;
         loop {
             match self.carry_out(session).await {
@@ -247,7 +251,7 @@ impl Task {
                     interrupting = session.interrupt()
                 }
                 Ok(_) => {}
-                Err(why) => return End::Failed(why),
+                Err(why) => return SessionEnd::Failed(why),
             }
             while asking.len() < LOOKUPS
                 && let Some(lookup) = self.lookups.pop_front()
@@ -266,28 +270,28 @@ impl Task {
                     let Some((round, _)) = reading.take() else { continue };
                     match self.following.take(round, answer) {
                         Ok(events) => self.outbox.extend(events),
-                        Err(why) => return End::Failed(why),
+                        Err(why) => return SessionEnd::Failed(why),
                     }
                     if let Some(shard) = &self.shard
                         && self.following.is_misplaced()
                     {
-                        shard.look_again();
+                        shard.refresh_topology();
                     }
                 }
                 taken = commands.recv_many(&mut batch, BATCH), if is_room => {
                     if taken == 0 {
-                        return End::Stopped;
+                        return SessionEnd::Stopped;
                     }
                     self.queue.extend(batch.drain(..).map(Into::into));
                 }
                 Some(answered) = asking.next(), if !asking.is_empty() => match answered {
                     Ok(None) => {}
-                    Ok(Some(why)) => self.look_again(&why),
-                    Err(why) => return End::Failed(why),
+                    Ok(Some(why)) => self.refresh_topology(&why),
+                    Err(why) => return SessionEnd::Failed(why),
                 },
                 told = self.outbox.flush() => {
                     if !told {
-                        return End::Stopped;
+                        return SessionEnd::Stopped;
                     }
                 }
                 () = sleep_until(self.following.next_at()), if is_paused => {}
@@ -305,12 +309,12 @@ impl Task {
         let mut is_new = false;
         while let Some(order) = self.queue.pop_front() {
             let command = match order {
-                Order::Command(command) => command,
-                Order::Leave { slots, left } => {
+                ShardCommand::Command(command) => command,
+                ShardCommand::Release { slots, left } => {
                     self.leave(&slots, left, true);
                     continue;
                 }
-                Order::Enter(entering) => {
+                ShardCommand::Adopt(entering) => {
                     self.enter(entering);
                     continue;
                 }
@@ -339,7 +343,7 @@ impl Task {
     async fn follow(&mut self, session: &Session) -> Result<bool, String> {
         let mut begins: Vec<(KeyOf, Filter, Done)> = Vec::new();
         while let Some(order) = self.queue.pop_front() {
-            let Order::Command(StoredCommand::Subscribe { filter, source, done }) = order else {
+            let ShardCommand::Command(StoredCommand::Subscribe { filter, source, done }) = order else {
                 self.queue.push_front(order);
                 break;
             };
@@ -374,7 +378,7 @@ impl Task {
                     is_new = true;
                 }
                 Err(why) => {
-                    self.look_again(&why);
+                    self.refresh_topology(&why);
                     let _ = done.send(Err(why));
                 }
             }
@@ -418,7 +422,9 @@ struct KeyOf {
 }
 
 /// The answer to what is being read; never, if nothing is. Safe to drop and call again.
-async fn answer_of(reading: &mut Option<(Round, Reading)>) -> Result<Vec<read::Found>, redis::RedisError> {
+async fn answer_of(
+    reading: &mut Option<(Round, PendingRead)>,
+) -> Result<Vec<read::KeyRead>, redis::RedisError> {
     match reading {
         Some((_, reading)) => reading.await,
         None => pending().await,

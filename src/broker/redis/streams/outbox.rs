@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::key::Key;
-use crate::broker::redis::shards::{Left, Shard};
+use crate::broker::redis::shards::{Released, Shard};
 use crate::broker::{BrokerError, Event, Link};
 use crate::protocol::topic::Filter;
 
@@ -15,17 +15,17 @@ use crate::protocol::topic::Filter;
 pub(super) type Done = oneshot::Sender<Result<(), BrokerError>>;
 
 /// Keys that this shard has given up.
-pub(super) type LeftKeys = Left<(Arc<str>, Key)>;
+pub(super) type LeftKeys = Released<(Arc<str>, Key)>;
 
 enum Waiting {
     /// With who is answered once the event is told.
     Event(Event, Option<Done>),
     /// Answered once what was read of the keys before is told: the next shard must not overtake it.
-    Left(oneshot::Sender<LeftKeys>, LeftKeys),
+    Released(oneshot::Sender<LeftKeys>, LeftKeys),
 }
 
 /// What is on its way to the event channel, in order. Nothing is dropped: while something waits here, nothing is read.
-pub(super) struct Outbox {
+pub(super) struct EventQueue {
     events: mpsc::Sender<Event>,
     queue: VecDeque<Waiting>,
     /// Why it is down, as told last.
@@ -34,9 +34,9 @@ pub(super) struct Outbox {
     shard: Option<Arc<Shard>>,
 }
 
-impl Outbox {
+impl EventQueue {
     pub(super) fn new(events: mpsc::Sender<Event>, shard: Option<Arc<Shard>>) -> Self {
-        Outbox { events, queue: VecDeque::new(), down: None, shard }
+        EventQueue { events, queue: VecDeque::new(), down: None, shard }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -58,7 +58,7 @@ impl Outbox {
 
     /// Answers who wants to know what was given up, in its turn.
     pub(super) fn left(&mut self, asked: oneshot::Sender<LeftKeys>, left: LeftKeys) {
-        self.queue.push_back(Waiting::Left(asked, left));
+        self.queue.push_back(Waiting::Released(asked, left));
     }
 
     pub(super) fn up(&mut self) {
@@ -118,7 +118,7 @@ impl Outbox {
         while let Some(room) = permit {
             match self.queue.pop_front() {
                 None => return true,
-                Some(Waiting::Left(asked, left)) => {
+                Some(Waiting::Released(asked, left)) => {
                     let _ = asked.send(left);
                     permit = Some(room);
                     continue;

@@ -31,7 +31,7 @@ pub(super) struct Wanted {
 
 /// What was found of a key.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct KeyRead {
     pub(super) name: Arc<str>,
     pub(super) entries: Vec<Entry>,
     /// Whether there may be more of them.
@@ -40,9 +40,9 @@ pub(super) struct Found {
     pub(super) sample: Option<Result<Sample, BrokerError>>,
 }
 
-impl Found {
+impl KeyRead {
     fn only(name: Arc<str>, sample: Result<Sample, BrokerError>) -> Self {
-        Found { name, entries: Vec::new(), is_full: false, sample: Some(sample) }
+        KeyRead { name, entries: Vec::new(), is_full: false, sample: Some(sample) }
     }
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn read(
     count: usize,
     block: Option<Duration>,
     is_late: bool,
-) -> Result<Vec<Found>, RedisError> {
+) -> Result<Vec<KeyRead>, RedisError> {
     let answer = xread(&keys, count, block).query_async(&mut connection).await?;
     let found = parse(&keys, answer).ok_or_else(garbled)?;
     sampled(connection, found, count, is_late).await
@@ -67,7 +67,7 @@ pub(super) async fn read_each(
     keys: Vec<Wanted>,
     count: usize,
     is_late: bool,
-) -> Result<Vec<Found>, RedisError> {
+) -> Result<Vec<KeyRead>, RedisError> {
     let mut pipeline = redis::pipe();
     for key in &keys {
         pipeline.add_command(xread(std::slice::from_ref(key), count, None));
@@ -78,7 +78,7 @@ pub(super) async fn read_each(
     for (key, answer) in keys.iter().zip(answers) {
         match answer {
             Ok(answer) => found.extend(parse(std::slice::from_ref(key), answer).ok_or_else(garbled)?),
-            Err(why) => refused.push(Found::only(key.name.clone(), Err(fault(&why)))),
+            Err(why) => refused.push(KeyRead::only(key.name.clone(), Err(fault(&why)))),
         }
     }
     let mut found = sampled(connection, found, count, is_late).await?;
@@ -92,7 +92,7 @@ async fn sampled(
     found: Vec<(&Wanted, Vec<Entry>)>,
     count: usize,
     is_late: bool,
-) -> Result<Vec<Found>, RedisError> {
+) -> Result<Vec<KeyRead>, RedisError> {
     let is_due = |wanted: &Wanted, entries: &[Entry]| match wanted.sampled {
         Some(at) => {
             !entries.is_empty() && (is_late || entries.len() >= count || at.elapsed() >= SAMPLE_AFTER)
@@ -114,7 +114,7 @@ async fn sampled(
     Ok(found
         .map(|((wanted, entries), sample)| {
             let is_full = entries.len() >= count;
-            Found { name: wanted.name.clone(), entries, is_full, sample }
+            KeyRead { name: wanted.name.clone(), entries, is_full, sample }
         })
         .collect())
 }
@@ -123,9 +123,9 @@ async fn sampled(
 pub(super) async fn sweep(
     mut connection: MultiplexedConnection,
     names: Vec<Arc<str>>,
-) -> Result<Vec<Found>, RedisError> {
+) -> Result<Vec<KeyRead>, RedisError> {
     let samples = samples(&mut connection, names.iter().map(|name| &**name)).await?;
-    Ok(names.into_iter().zip(samples).map(|(name, sample)| Found::only(name, sample)).collect())
+    Ok(names.into_iter().zip(samples).map(|(name, sample)| KeyRead::only(name, sample)).collect())
 }
 
 /// Asks for each key alone, since one that the server does not let be read fails all that are read with it. Returns
@@ -133,7 +133,7 @@ pub(super) async fn sweep(
 pub(super) async fn sift(
     mut connection: MultiplexedConnection,
     names: Vec<Arc<str>>,
-) -> Result<Vec<Found>, RedisError> {
+) -> Result<Vec<KeyRead>, RedisError> {
     let mut pipeline = redis::pipe();
     for name in &names {
         // What comes after the last entry: nothing, but the server looks at the key and at who asks.
@@ -145,7 +145,7 @@ pub(super) async fn sift(
     let answers: Vec<Result<Value, RedisError>> =
         pipeline.ignore_errors().query_async(&mut connection).await?;
     let refused = names.into_iter().zip(answers);
-    Ok(refused.filter_map(|(name, answer)| Some(Found::only(name, Err(fault(&answer.err()?))))).collect())
+    Ok(refused.filter_map(|(name, answer)| Some(KeyRead::only(name, Err(fault(&answer.err()?))))).collect())
 }
 
 /// Samples, in the order of the names.

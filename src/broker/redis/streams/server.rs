@@ -46,7 +46,7 @@ pub(super) enum Waking {
     /// The read waits, but not for long: it cannot be told to end.
     ShortBlock,
     /// The server tells which keys have changed.
-    Told(Arc<Changes>),
+    ChangedKeys(Arc<Changes>),
     /// Every key is read, over and over.
     Poll,
 }
@@ -132,7 +132,7 @@ impl Session {
     /// Waits until the server tells that keys have changed; for ever, if it does not. Safe to drop and call again.
     pub(super) async fn changed(&self) {
         match &self.waking {
-            Waking::Told(changes) => changes.told().await,
+            Waking::ChangedKeys(changes) => changes.told().await,
             Waking::Unblock(_) | Waking::ShortBlock | Waking::Poll => pending().await,
         }
     }
@@ -162,7 +162,7 @@ async fn told(
         Ok::<_, RedisError>(reads)
     };
     match asking.await {
-        Ok(reads) => Ok((reads, Waking::Told(changes))),
+        Ok(reads) => Ok((reads, Waking::ChangedKeys(changes))),
         Err(why) if is_answer(&why) => {
             Ok((client.get_multiplexed_async_connection_with_config(settings).await?, Waking::Poll))
         }

@@ -18,7 +18,7 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use super::cluster::{Slots, View};
-use super::migrating::Strays;
+use super::migrating::MigratingChannels;
 use super::outbox::Outbox;
 use super::publisher::{PUBLISH_CAPACITY, Publish, publish_all};
 use super::push::{Heard, Hearing};
@@ -26,7 +26,7 @@ use super::session::{Answer, Change, Request, Session, Sink, answer_of};
 use super::shard_channels::HEARD_CAPACITY;
 use super::shards::{Routed, Shard};
 use super::table::{Name, Table};
-use super::{ANSWER_LIMIT, BATCH, End, Order, PING_AFTER, SILENCE_LIMIT};
+use super::{ANSWER_LIMIT, BATCH, PING_AFTER, SILENCE_LIMIT, SessionEnd, ShardCommand};
 use crate::broker::{BrokerError, Command, Event, Message};
 use crate::protocol::headers::Headers;
 use crate::protocol::topic::{Filter, Topic};
@@ -44,10 +44,10 @@ pub(super) struct Task<C> {
     unwanted: Vec<Name>,
     /// As of which shards hold what they hold.
     slots: Option<Arc<Slots>>,
-    strays: Strays,
+    migrating: MigratingChannels,
 }
 
-impl<C: Into<Order>> Task<C> {
+impl<C: Into<ShardCommand>> Task<C> {
     pub(super) fn new(
         shard: Option<Arc<Shard>>,
         view: Option<watch::Receiver<View>>,
@@ -63,14 +63,14 @@ impl<C: Into<Order>> Task<C> {
             view,
             unwanted: Vec::new(),
             slots: None,
-            strays: Strays::new(),
+            migrating: MigratingChannels::new(),
         }
     }
 
     /// Before a session is established: the channels and globs that it is to subscribe to.
     pub(super) fn begin(&mut self) -> (Vec<String>, Vec<String>) {
         self.unwanted.clear();
-        self.strays.begin();
+        self.migrating.begin();
         self.table.names()
     }
 
@@ -97,12 +97,12 @@ impl<C: Into<Order>> Task<C> {
     }
 
     /// Answers an order without a connection.
-    fn answer_away(&mut self, order: Order, why: &str) {
+    fn answer_away(&mut self, order: ShardCommand, why: &str) {
         match order {
-            Order::Command(Command::Unsubscribe { filter }) => self.unsubscribe(&filter),
-            Order::Command(command) => command.fail(BrokerError::Away(why.into())),
-            Order::Leave { slots, left } => self.leave(slots, left, &[]),
-            Order::Enter(entering) => self.enter(entering.held),
+            ShardCommand::Command(Command::Unsubscribe { filter }) => self.unsubscribe(&filter),
+            ShardCommand::Command(command) => command.fail(BrokerError::Away(why.into())),
+            ShardCommand::Release { slots, left } => self.leave(slots, left, &[]),
+            ShardCommand::Adopt(entering) => self.enter(entering.held),
         }
     }
 
@@ -112,14 +112,19 @@ impl<C: Into<Order>> Task<C> {
         if let Ok(name) = self.table.name(filter)
             && self.table.remove(&name, filter)
         {
-            self.strays.remove(name.as_str());
+            self.migrating.remove(name.as_str());
             self.unwanted.push(name);
         }
     }
 
     /// Serves one session from its first event to its end, and answers what it leaves behind.
-    pub(super) async fn serve(&mut self, client: &Client, session: Session, before: Option<&str>) -> End {
-        let Session { sink, mut stream, held, refused, strays } = session;
+    pub(super) async fn serve(
+        &mut self,
+        client: &Client,
+        session: Session,
+        before: Option<&str>,
+    ) -> SessionEnd {
+        let Session { sink, mut stream, held, refused, migrating } = session;
         for (name, why) in refused {
             for filter in self.table.remove_name(&name) {
                 self.outbox.refused(filter, &why);
@@ -127,9 +132,9 @@ impl<C: Into<Order>> Task<C> {
         }
         let lost = self.lost_before(before);
         // Those that have come in the meantime are not subscribed.
-        let moving = self.strays.iter().filter_map(|channel| self.table.channels.get(channel));
+        let moving = self.migrating.iter().filter_map(|channel| self.table.channels.get(channel));
         self.outbox.up(lost, moving.map(|(filter, _)| filter.clone()).collect());
-        strays.into_iter().for_each(|channel| self.go_astray(channel));
+        migrating.into_iter().for_each(|channel| self.go_astray(channel));
         for message in held {
             self.route(&message);
         }
@@ -163,7 +168,7 @@ impl<C: Into<Order>> Task<C> {
         if self.shard.is_none() {
             return before.map(|before| (None, why(before)));
         }
-        let arrived = self.strays.arrived();
+        let arrived = self.migrating.arrived();
         let concerned = self.table.channels.iter();
         let concerned = concerned.filter(|(channel, _)| before.is_some() || arrived.contains(*channel));
         let concerned: Vec<Filter> = concerned.map(|(_, (filter, _))| filter.clone()).collect();
@@ -176,9 +181,9 @@ impl<C: Into<Order>> Task<C> {
         sink: &Sink,
         stream: &mut Hearing,
         publisher: &mpsc::Sender<Publish>,
-        queue: &mut VecDeque<Order>,
+        queue: &mut VecDeque<ShardCommand>,
         request: &mut Option<Request>,
-    ) -> End {
+    ) -> SessionEnd {
         let mut batch = Vec::new();
         let departed = self.view.as_ref().map_or(0, |view| view.borrow().departed);
         let mut heard = Instant::now();
@@ -190,7 +195,7 @@ impl<C: Into<Order>> Task<C> {
             }
             let deadline = match request {
                 Some(request) => (request.sent.max(heard) + SILENCE_LIMIT).min(request.sent + ANSWER_LIMIT),
-                None => self.strays.next_at().into_iter().fold(answered + PING_AFTER, Instant::min),
+                None => self.migrating.next_at().into_iter().fold(answered + PING_AFTER, Instant::min),
             };
             if timer.deadline() != deadline {
                 timer.as_mut().reset(deadline);
@@ -199,11 +204,11 @@ impl<C: Into<Order>> Task<C> {
             let is_room = if self.shard.is_some() { queue.len() < BATCH } else { idle && queue.is_empty() };
             tokio::select! {
                 chunk = stream.next() => {
-                    let Some(chunk) = chunk else { return End::Closed };
+                    let Some(chunk) = chunk else { return SessionEnd::Closed };
                     heard = Instant::now();
                     self.hear(chunk);
                     if self.outbox.is_closed() {
-                        return End::Stopped;
+                        return SessionEnd::Stopped;
                     }
                 }
                 answer = answer_of(request) => {
@@ -215,16 +220,16 @@ impl<C: Into<Order>> Task<C> {
                             let Some(Some(chunk)) = unconstrained(stream.next()).now_or_never() else { break };
                             self.hear(chunk);
                         }
-                        self.strays.all_have_left();
+                        self.migrating.all_have_left();
                     }
                     let change = request.take().map(|request| request.change).unwrap_or_default();
                     if !self.answer(change, answer) {
-                        return End::Closed;
+                        return SessionEnd::Closed;
                     }
                 }
                 taken = self.commands.recv_many(&mut batch, BATCH), if is_room => {
                     if taken == 0 {
-                        return End::Stopped;
+                        return SessionEnd::Stopped;
                     }
                     queue.extend(batch.drain(..).map(Into::into));
                     let waiting = request.as_ref().map(|request| request.change.waiting.as_slice());
@@ -234,17 +239,17 @@ impl<C: Into<Order>> Task<C> {
                 permit = publisher.reserve(), if idle && !queue.is_empty() => drop(permit),
                 () = &mut timer => {
                     if request.is_some() {
-                        return End::Silent;
+                        return SessionEnd::Silent;
                     }
                     // Otherwise it is strays that are due.
                     if answered + PING_AFTER <= Instant::now() {
                         *request = Some(Request::ping(sink));
                     }
                 }
-                () = departure(&mut self.view, departed) => return End::Departed,
+                () = departure(&mut self.view, departed) => return SessionEnd::Departed,
                 room = self.outbox.room(), if self.outbox.is_pending() => {
                     if !room {
-                        return End::Stopped;
+                        return SessionEnd::Stopped;
                     }
                     self.outbox.flush();
                 }
@@ -257,7 +262,7 @@ impl<C: Into<Order>> Task<C> {
         for heard in chunk {
             match heard {
                 Heard::Message(message) => self.route(&message),
-                Heard::Unsubscribed(channel) if self.strays.was_asked(&channel) => {}
+                Heard::Unsubscribed(channel) if self.migrating.was_asked(&channel) => {}
                 Heard::Unsubscribed(channel) => self.go_astray(channel),
             }
         }
@@ -265,7 +270,7 @@ impl<C: Into<Order>> Task<C> {
 
     fn request(&mut self, sink: &Sink, change: Change) -> Request {
         if self.shard.is_some() {
-            self.strays.ask_to_leave(change.unsubscribe.iter().map(Name::as_str));
+            self.migrating.ask_to_leave(change.unsubscribe.iter().map(Name::as_str));
         }
         Request::change(sink, change)
     }
@@ -275,11 +280,11 @@ impl<C: Into<Order>> Task<C> {
         let closed = answer.is_err();
         let faults: HashMap<Name, BrokerError> = answer.unwrap_or_default().into_iter().collect();
         if faults.values().any(|fault| matches!(fault, BrokerError::Away(_))) {
-            self.look_again();
+            self.refresh_topology();
         }
         for (filter, name, done) in change.waiting {
             let mut result = if closed {
-                Err(BrokerError::Away(End::Closed.to_string()))
+                Err(BrokerError::Away(SessionEnd::Closed.to_string()))
             } else {
                 faults.get(&name).cloned().map_or(Ok(()), Err)
             };
@@ -298,7 +303,7 @@ impl<C: Into<Order>> Task<C> {
             let _ = done.send(result);
         }
         if !closed {
-            self.answer_strays(change.strays, &faults);
+            self.answer_strays(change.migrating, &faults);
         }
         !closed
     }
@@ -308,12 +313,12 @@ impl<C: Into<Order>> Task<C> {
         &mut self,
         sink: &Sink,
         publisher: &mpsc::Sender<Publish>,
-        queue: &mut VecDeque<Order>,
+        queue: &mut VecDeque<ShardCommand>,
     ) -> Option<Request> {
         let mut change = Change { unsubscribe: self.unwanted.drain(..).collect(), ..Change::default() };
         while let Some(order) = queue.pop_front() {
             match order {
-                Order::Command(Command::Subscribe { filter, done }) => {
+                ShardCommand::Command(Command::Subscribe { filter, done }) => {
                     let name = match self.table.name(&filter) {
                         Ok(name) => name,
                         Err(refused) => {
@@ -337,7 +342,7 @@ impl<C: Into<Order>> Task<C> {
                         change.waiting.push((filter, name, done));
                     }
                 }
-                Order::Command(Command::Unsubscribe { filter }) => {
+                ShardCommand::Command(Command::Unsubscribe { filter }) => {
                     let Ok(name) = self.table.name(&filter) else { continue };
                     if change.subscribe.contains(&name) {
                         queue.push_front(Command::Unsubscribe { filter }.into());
@@ -345,11 +350,11 @@ impl<C: Into<Order>> Task<C> {
                     }
                     self.outbox.forget(&filter);
                     if self.table.remove(&name, &filter) {
-                        self.strays.remove(name.as_str());
+                        self.migrating.remove(name.as_str());
                         change.unsubscribe.insert(name);
                     }
                 }
-                Order::Command(Command::Publish { topic, payload, headers, done }) => {
+                ShardCommand::Command(Command::Publish { topic, payload, headers, done }) => {
                     if !change.is_empty() {
                         // After the subscriptions sent before it, or they would miss it.
                         queue.push_front(Command::Publish { topic, payload, headers, done }.into());
@@ -376,12 +381,12 @@ impl<C: Into<Order>> Task<C> {
                         }
                     }
                 }
-                Order::Leave { .. } | Order::Enter(_) => {} // carried out when they came
+                ShardCommand::Release { .. } | ShardCommand::Adopt(_) => {} // carried out when they came
             }
         }
-        self.strays.retain(|channel| self.table.channels.contains_key(channel));
-        change.strays = self.strays.due();
-        change.subscribe.extend(change.strays.iter().cloned().map(Name::Channel));
+        self.migrating.retain(|channel| self.table.channels.contains_key(channel));
+        change.migrating = self.migrating.due();
+        change.subscribe.extend(change.migrating.iter().cloned().map(Name::Channel));
         (!change.is_empty()).then(|| self.request(sink, change))
     }
 

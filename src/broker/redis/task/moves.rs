@@ -7,21 +7,21 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::Task;
-use crate::broker::redis::Order;
+use crate::broker::redis::ShardCommand;
 use crate::broker::redis::cluster::Slots;
 use crate::broker::redis::session::Waiting;
-use crate::broker::redis::shards::{Left, Routed};
+use crate::broker::redis::shards::{Released, Routed};
 use crate::broker::redis::table::Name;
 use crate::broker::{BrokerError, Command};
 use crate::protocol::topic::Filter;
 
-impl<C: Into<Order>> Task<C> {
+impl<C: Into<ShardCommand>> Task<C> {
     /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The
     /// server drops those of a slot that it gives away by itself; to ask for that as well would race with its saying so.
     pub(super) fn leave(
         &mut self,
         slots: Arc<Slots>,
-        asked: oneshot::Sender<Left<(String, Filter)>>,
+        asked: oneshot::Sender<Released<(String, Filter)>>,
         waiting: &[Waiting],
     ) {
         let is_awaited = |channel: &str| waiting.iter().any(|(_, name, _)| name.as_str() == channel);
@@ -30,25 +30,25 @@ impl<C: Into<Order>> Task<C> {
         let left = self.table.channels.extract_if(|channel, _| has_lost(channel) && !is_awaited(channel));
         let held: Vec<_> = left.map(|(channel, (filter, _))| (channel, filter)).collect();
         for (channel, filter) in &held {
-            self.strays.remove(channel);
+            self.migrating.remove(channel);
             self.outbox.forget(filter);
         }
-        let _ = asked.send(Left { held, is_whole: false, remaining: self.table.channels.len() });
+        let _ = asked.send(Released { held, is_whole: false, remaining: self.table.channels.len() });
         self.slots = Some(slots);
     }
 
     /// Takes what moves between shards out of the queue and carries it out, be it that the server owes an answer: one that
     /// hangs would hold it up, and hand on meanwhile what little it hears of channels that are not its own any more.
-    pub(super) fn carry_over(&mut self, queue: &mut VecDeque<Order>, waiting: &[Waiting]) {
-        while let Some(place) = queue.iter().position(|order| !matches!(order, Order::Command(_))) {
-            let mut before: VecDeque<Order> = queue.drain(..place).collect();
+    pub(super) fn carry_over(&mut self, queue: &mut VecDeque<ShardCommand>, waiting: &[Waiting]) {
+        while let Some(place) = queue.iter().position(|order| !matches!(order, ShardCommand::Command(_))) {
+            let mut before: VecDeque<ShardCommand> = queue.drain(..place).collect();
             // What was unsubscribed from before is not handed over.
-            while let Some(mut place) = before.iter().position(Order::ends_subscription)
-                && let Some(Order::Command(Command::Unsubscribe { filter })) = before.remove(place)
+            while let Some(mut place) = before.iter().position(ShardCommand::ends_subscription)
+                && let Some(ShardCommand::Command(Command::Unsubscribe { filter })) = before.remove(place)
             {
-                let begins = |order: &Order| matches!(order, Order::Command(Command::Subscribe { filter: of, .. }) if *of == filter);
+                let begins = |order: &ShardCommand| matches!(order, ShardCommand::Command(Command::Subscribe { filter: of, .. }) if *of == filter);
                 while let Some(begin) = before.iter().take(place).position(begins)
-                    && let Some(Order::Command(command)) = before.remove(begin)
+                    && let Some(ShardCommand::Command(command)) = before.remove(begin)
                 {
                     command.fail(BrokerError::Away("it was unsubscribed from".into()));
                     place -= 1;
@@ -56,9 +56,9 @@ impl<C: Into<Order>> Task<C> {
                 self.unsubscribe(&filter);
             }
             match queue.pop_front() {
-                Some(Order::Leave { slots, left }) => self.leave(slots, left, waiting),
-                Some(Order::Enter(entering)) => self.enter(entering.held),
-                Some(Order::Command(_)) | None => {} // the place is not that of a command
+                Some(ShardCommand::Release { slots, left }) => self.leave(slots, left, waiting),
+                Some(ShardCommand::Adopt(entering)) => self.enter(entering.held),
+                Some(ShardCommand::Command(_)) | None => {} // the place is not that of a command
             }
             before.append(queue);
             *queue = before;
@@ -72,7 +72,7 @@ impl<C: Into<Order>> Task<C> {
             self.table.insert(&name, filter.clone());
             self.outbox.moving(filter);
             self.unwanted.retain(|unwanted| *unwanted != name);
-            self.strays.enter(name.into_string());
+            self.migrating.enter(name.into_string());
         }
     }
 
@@ -80,13 +80,13 @@ impl<C: Into<Order>> Task<C> {
     pub(super) fn go_astray(&mut self, channel: String) {
         if let Some((filter, _)) = self.table.channels.get(&channel) {
             self.outbox.moving(filter.clone());
-            self.strays.go_astray(channel);
-            self.look_again();
+            self.migrating.go_astray(channel);
+            self.refresh_topology();
         }
     }
 
-    pub(super) fn look_again(&self) {
-        self.shard.iter().for_each(|shard| shard.look_again());
+    pub(super) fn refresh_topology(&self) {
+        self.shard.iter().for_each(|shard| shard.refresh_topology());
     }
 
     /// Takes what the server answered to the strays that were tried.
@@ -97,14 +97,14 @@ impl<C: Into<Order>> Task<C> {
             match faults.get(&name) {
                 Some(BrokerError::Away(_)) => {}
                 Some(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
-                    self.strays.remove(name.as_str());
+                    self.migrating.remove(name.as_str());
                     for filter in self.table.remove_name(&name) {
                         self.outbox.forget(&filter);
                         self.outbox.refused(filter, why);
                     }
                 }
                 // It may have gone again since.
-                None if self.strays.has_arrived(name.as_str()) => {
+                None if self.migrating.has_arrived(name.as_str()) => {
                     arrived.extend(self.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
                 }
                 None => {}

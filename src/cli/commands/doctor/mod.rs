@@ -22,7 +22,7 @@ use self::report::{Cause, Report};
 use super::Failure;
 use super::events::{Event, Item};
 use super::http::{self, Client, Versions};
-use super::stream::Stream;
+use super::stream::EventStream;
 use super::subscribe::{is_event_stream, told, word};
 use crate::cli::Doctor;
 
@@ -60,7 +60,7 @@ pub(crate) async fn examine(options: Doctor) -> Result<ExitCode, Failure> {
 /// A stream that has begun.
 struct Opened {
     /// Held open, so that its topic is there when the next one comes.
-    _stream: Stream,
+    _stream: EventStream,
     /// Where the next one can go on.
     id: String,
 }
@@ -101,10 +101,10 @@ impl Examination {
             }
             head = begin.elapsed();
         }
-        self.first_event(Stream::new(response.into_body(), ""), head).await
+        self.first_event(EventStream::new(response.into_body(), ""), head).await
     }
 
-    async fn first_event(&mut self, mut stream: Stream, head: Duration) -> Option<Opened> {
+    async fn first_event(&mut self, mut stream: EventStream, head: Duration) -> Option<Opened> {
         const ABOUT: &str = "first event";
         let begin = Instant::now();
         let first = match timeout(PATIENCE, first_event(&mut stream)).await {
@@ -263,7 +263,7 @@ impl Examination {
     }
 
     /// A stream and its first event, which must be `stream-open`.
-    async fn begin(&self, url: &Url, id: &str) -> Result<(Stream, Event), String> {
+    async fn begin(&self, url: &Url, id: &str) -> Result<(EventStream, Event), String> {
         let late = || format!("nothing within {} s", PATIENCE.as_secs());
         let deadline = Instant::now() + PATIENCE;
         let request = self.client.stream(url, id).header(ACCEPT_ENCODING, "identity");
@@ -272,7 +272,7 @@ impl Examination {
         if response.status() != StatusCode::OK {
             return Err(http::refusal(response).await);
         }
-        let mut stream = Stream::new(response.into_body(), id);
+        let mut stream = EventStream::new(response.into_body(), id);
         let first = timeout_at(deadline, first_event(&mut stream)).await.map_err(|_| late())??;
         match first.kind.as_str() {
             "stream-open" => Ok((stream, first)),
@@ -282,7 +282,7 @@ impl Examination {
     }
 }
 
-async fn first_event(stream: &mut Stream) -> Result<Event, String> {
+async fn first_event(stream: &mut EventStream) -> Result<Event, String> {
     loop {
         match stream.next().await {
             Ok(Some(Item::Event(event))) => return Ok(event),

@@ -10,7 +10,7 @@ use super::report::Cause;
 use super::{Examination, PATIENCE, PROMPT};
 use crate::cli::commands::events::Item;
 use crate::cli::commands::http;
-use crate::cli::commands::stream::Stream;
+use crate::cli::commands::stream::EventStream;
 use crate::cli::commands::subscribe::{told, word};
 
 /// Messages that are published, and the time between them: further apart than anything is late that is not held back.
@@ -38,7 +38,7 @@ impl Examination {
         self.silence(&mut stream, idle).await
     }
 
-    async fn messages(&mut self, stream: &mut Stream) {
+    async fn messages(&mut self, stream: &mut EventStream) {
         let mark = fastrand::u64(..);
         let mut longest = Duration::ZERO;
         for number in 1..=MESSAGES {
@@ -90,7 +90,7 @@ impl Examination {
         }
     }
 
-    async fn silence(&mut self, stream: &mut Stream, idle: Duration) {
+    async fn silence(&mut self, stream: &mut EventStream, idle: Duration) {
         let begin = Instant::now();
         let (mut last, mut longest, mut heartbeats, mut bunched) = (begin, Duration::ZERO, 0_u32, false);
         let mut closed = None;
