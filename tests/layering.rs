@@ -29,8 +29,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("stream", &["log", "reader", "metrics", "protocol"]),
     ("ingest", &["log", "reader", "broker", "traces", "net", "metrics", "protocol"]),
-    ("log", &["reader", "metrics", "protocol"]),
-    ("reader", &["auth", "config", "protocol"]),
+    ("log", &["reader", "net", "metrics", "protocol"]),
+    ("reader", &["auth", "net", "config", "protocol"]),
     ("auth", &["net", "metrics", "config", "protocol"]),
     ("broker", &["net", "config", "protocol"]),
     ("traces", &["net", "metrics", "config", "protocol"]),
@@ -320,7 +320,6 @@ fn circles(imports: &BTreeSet<(String, String)>) -> Vec<String> {
 /// What still breaks the rules. It only gets shorter.
 const KNOWN: &[&str] = &[
     "metrics may not import broker: metrics::limits imports broker",
-    "net may not import reader: net::turns imports reader::quota",
     "traces may not import broker: traces imports broker",
     "a circle: broker::nats::jetstream::consumer, broker::nats::jetstream::pull, broker::nats::jetstream::raw_message, broker::nats::jetstream::request",
     "a circle: config::auth, config::forward, config::load, config::parse, config::proxies, config::rule, config::settings, config::source",

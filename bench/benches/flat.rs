@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
-use topicgate::log::message::{FieldMapping, Format, Extracted, Message};
+use topicgate::log::message::{Extracted, FieldMapping, Format, Message};
 use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
 use topicgate::metrics::RuleMetrics;
 use topicgate::protocol::event_id::{Epoch, Sequence};

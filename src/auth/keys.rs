@@ -1,9 +1,8 @@
 //! The keys that tokens are checked with: one of the configuration, or a set that is fetched.
 
-use super::AuthError;
-use super::SettingError;
 use super::jwks::Jwks;
-use crate::auth::key::Key;
+use super::key::Key;
+use super::{AuthError, SettingError};
 use crate::config;
 use crate::metrics::Metrics;
 use jsonwebtoken::Algorithm;

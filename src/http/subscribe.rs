@@ -1,6 +1,6 @@
 //! `GET /topics…`: reads what is asked for, and answers with a stream.
 
-use crate::http::sse_head::stream_headers;
+use super::sse_head::stream_headers;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

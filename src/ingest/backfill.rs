@@ -1,7 +1,7 @@
 //! Recall: what readers need of the broker's histories. Fetches parts that logs no longer hold, and finds the places where
 //! streams begin.
 //!
-//! A few at a time, addresses in turn and each at its pace (`turns.rs`): a thousand readers that come back at once wait for
+//! A few at a time, addresses in turn and each at its pace (`paced.rs`): a thousand readers that come back at once wait for
 //! their turn here, and what is published meanwhile goes its own way past them.
 
 use std::net::IpAddr;
@@ -13,11 +13,11 @@ use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::encoder::Encoder;
+use super::paced::{self, Look};
 use crate::broker::{Broker, BrokerError, Fetched};
 use crate::log::message::FieldMapping;
 use crate::log::{BACKFILL_CAPACITY, BackfillRequest, Registry};
 use crate::metrics::throttle::Throttle;
-use crate::net::turns::{self, Look};
 use crate::protocol::event_id::Sequence;
 use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
@@ -123,8 +123,8 @@ impl Backfill {
         let fetch = |ask| fetch(recall.clone(), failures.clone(), ask);
         let find = |lookup| find(recall.broker.clone(), lookup);
         tokio::join!(
-            turns::serve(asks, BACKFILL_CAPACITY, AT_ONCE, shared(), fetch),
-            turns::serve(lookups, LOOKUPS, AT_ONCE, shared(), find),
+            paced::serve(asks, BACKFILL_CAPACITY, AT_ONCE, shared(), fetch),
+            paced::serve(lookups, LOOKUPS, AT_ONCE, shared(), find),
         );
     }
 

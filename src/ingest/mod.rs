@@ -5,9 +5,10 @@
 
 pub mod backfill;
 pub mod encoder;
+pub mod paced;
 pub mod status;
 
-use crate::ingest::status::{Upstream, Upstreams};
+use self::status::{Upstream, Upstreams};
 use std::slice;
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@
 //! is not dispatched, so an empty payload is an empty `data` line; one space after the colon is taken off, so one is
 //! always written. We send LF only: several clients hold an event back after a lone CR.
 
-use crate::protocol::codes::GapReason;
+use super::codes::GapReason;
 use std::fmt::Write;
 
 use base64::Engine;

@@ -4,8 +4,8 @@
 //! also where stands who reads and how far they are, for those who ask from outside. It carries no message: what there
 //! is to read stands in the logs.
 
+use super::Reader;
 use crate::protocol::codes::CloseCode;
-use crate::reader::Reader;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
 

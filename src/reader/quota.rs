@@ -6,7 +6,7 @@
 //! delivery never takes it. It knows no HTTP: whose address that is, behind which proxy, is found out there.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use super::bucket::{Bucket, Rate};
 use super::clock::Clock;
 use super::handle::ReaderHandle;
 use crate::config::Limits;
+use crate::net::address::counted_as;
 use crate::protocol::codes::CloseCode;
 
 /// Addresses that are remembered without having a stream, until their buckets are full again: for seconds. Beyond it
@@ -295,14 +296,6 @@ fn entry(
         return Err(CloseCode::Overloaded);
     }
     Ok(addresses.entry(address).or_default())
-}
-
-/// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
-pub fn counted_as(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-    }
 }
 
 /// A stream's place among those of its client. Dropped, it is free again.

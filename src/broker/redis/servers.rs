@@ -1,6 +1,6 @@
 //! Which server to connect to: the one of `broker.url`, the master that its sentinels name, or some node of a cluster.
 
-use crate::broker::redis::client::client_at;
+use super::client::client_at;
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, select_ok};

@@ -1,6 +1,6 @@
 //! One connection for subscriptions: how it is established, and what it is asked.
 
-use crate::broker::redis::push::{Heard, Hearing};
+use super::push::{Heard, Hearing};
 use std::collections::HashSet;
 use std::future::{Future, pending};
 use std::pin::{Pin, pin};

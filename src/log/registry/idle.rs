@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use super::slot::{Feed, Slot};
 use super::{Inner, Registry};
 use crate::log::lease::Subscribed;
+use crate::net::address::counted_as;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
-use crate::reader::quota::counted_as;
 
 /// The part of `limits.topics` up to which all linger as long as their rule says, and that from which on none does. In between it
 /// falls evenly: new topics find room before there is none.

@@ -1,0 +1,11 @@
+//! Which addresses count as one client.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+/// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
+pub fn counted_as(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
