@@ -321,7 +321,6 @@ fn circles(imports: &BTreeSet<(String, String)>) -> Vec<String> {
 const KNOWN: &[&str] = &[
     "metrics may not import broker: metrics::limits imports broker",
     "traces may not import broker: traces imports broker",
-    "a circle: broker::nats::jetstream::consumer, broker::nats::jetstream::pull, broker::nats::jetstream::raw_message, broker::nats::jetstream::request",
     "a circle: config::auth, config::forward, config::load, config::parse, config::proxies, config::rule, config::settings, config::source",
     "a circle: log::backfill, log::past, log::readers, log::topic_log",
     "a circle: log::lease, log::registry, log::registry::slot",

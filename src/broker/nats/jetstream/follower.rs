@@ -241,7 +241,7 @@ impl Follower {
             }
             *delivered = place.delivery;
             reading.before(place.pending);
-            let held = RawMessage::delivered(message);
+            let held = RawMessage::from(message);
             let number = held.number;
             if number <= reading.told {
                 continue; // a replica that lags has given us more than we asked for

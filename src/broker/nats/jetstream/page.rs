@@ -68,7 +68,7 @@ impl Look<'_> {
         while page.more > 0 && page.messages.len() < FETCH_MESSAGES && held < FETCH_BYTES {
             for delivered in pull.next(FETCH_MESSAGES - page.messages.len()).await.map_err(away)? {
                 (page.more, held) = (delivered.place.pending, held + delivered.bytes);
-                page.messages.push(RawMessage::delivered(delivered));
+                page.messages.push(RawMessage::from(delivered));
             }
         }
         Ok(page)

@@ -1,6 +1,6 @@
 //! What a consumer delivers: pulled in portions, so that what nobody takes stays on the server.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::client::{Failure, Inbox, Outgoing};
 use super::consumer::Consumer;
+use super::raw_message::{RawMessage, text};
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::nats::wire;
 
@@ -35,14 +36,27 @@ pub(super) struct Pull {
 /// A message that a consumer has delivered.
 pub(super) struct Delivered {
     pub(super) message: wire::Delivered,
-    pub(super) place: Seek,
+    pub(super) place: DeliveryInfo,
     /// Its bytes as the server counts them.
     pub(super) bytes: usize,
 }
 
+impl From<Delivered> for RawMessage {
+    fn from(delivered: Delivered) -> Self {
+        let Delivered { message, place, .. } = delivered;
+        RawMessage {
+            subject: text(&message.subject),
+            number: place.number,
+            time: UNIX_EPOCH + Duration::from_nanos(place.nanos),
+            payload: message.payload,
+            headers: message.headers.map(|block| parse_headers(&block).headers).unwrap_or_default(),
+        }
+    }
+}
+
 /// What the server says of a message that it delivers, in the subject that it could be acknowledged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seek {
+pub(super) struct DeliveryInfo {
     /// Its number in the stream.
     pub(super) number: u64,
     /// Its number among those of the consumer, from 1 on.
@@ -53,7 +67,7 @@ pub(super) struct Seek {
     pub(super) pending: u64,
 }
 
-impl Seek {
+impl DeliveryInfo {
     /// Reads `$JS.ACK.<stream>.<consumer>.<deliveries>.<number>.<delivery>.<time>.<pending>`, which in its newer form has
     /// a domain and an account behind `ACK`, and maybe more at its end.
     pub(super) fn read(reply: &[u8]) -> Option<Self> {
@@ -64,7 +78,7 @@ impl Seek {
         let numbers = if tokens.len() > 9 { tokens.get(7..11)? } else { tokens.get(5..9)? };
         let mut numbers = numbers.iter().map(|text| text.parse::<u64>().ok());
         let mut next = || numbers.next().flatten();
-        Some(Seek { number: next()?, delivery: next()?, nanos: next()?, pending: next()? })
+        Some(DeliveryInfo { number: next()?, delivery: next()?, nanos: next()?, pending: next()? })
     }
 }
 
@@ -132,7 +146,7 @@ impl Pull {
     /// A message, or what the server says beside them. An error is why nothing more comes.
     fn read(&mut self, message: wire::Delivered) -> Result<Option<Delivered>, String> {
         let reply = message.reply.as_deref().unwrap_or_default();
-        if let Some(place) = Seek::read(reply) {
+        if let Some(place) = DeliveryInfo::read(reply) {
             let fields = message.headers.as_ref().map_or(0, Bytes::len);
             let bytes = message.subject.len() + reply.len() + fields + message.payload.len();
             self.due_messages = self.due_messages.saturating_sub(1);
@@ -171,12 +185,13 @@ mod tests {
 
     #[test]
     fn a_place_is_read_in_both_forms() {
-        let place = Some(Seek { number: 7, delivery: 3, nanos: 1_700_000_000_000_000_001, pending: 9 });
-        assert_eq!(Seek::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), place);
-        assert_eq!(Seek::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), place);
-        assert_eq!(Seek::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), place);
+        let place =
+            Some(DeliveryInfo { number: 7, delivery: 3, nanos: 1_700_000_000_000_000_001, pending: 9 });
+        assert_eq!(DeliveryInfo::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), place);
+        assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), place);
+        assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), place);
         for reply in [&b""[..], b"_INBOX.a", b"$JS.ACK.S.C.1.7.3.x.9", b"$JS.ACK.S.C.1.7.3.9", b"\xff"] {
-            assert_eq!(Seek::read(reply), None);
+            assert_eq!(DeliveryInfo::read(reply), None);
         }
     }
 }

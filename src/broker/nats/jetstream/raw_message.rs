@@ -1,12 +1,11 @@
 //! A message as a stream holds it, and as the contract has it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
 use super::info::read_time;
 use super::names::Names;
-use super::pull::Delivered;
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::nats::wire;
 use crate::broker::{Change, Message, Stored};
@@ -45,18 +44,6 @@ pub(crate) enum Meaning {
 }
 
 impl RawMessage {
-    /// One that a consumer delivered.
-    pub(crate) fn delivered(delivered: Delivered) -> Self {
-        let Delivered { message, place, .. } = delivered;
-        RawMessage {
-            subject: text(&message.subject),
-            number: place.number,
-            time: UNIX_EPOCH + Duration::from_nanos(place.nanos),
-            payload: message.payload,
-            headers: message.headers.map(|block| parse_headers(&block).headers).unwrap_or_default(),
-        }
-    }
-
     /// One that a replica looked up, behind whose own fields stand the server's. `None` if it is no message: whatever its
     /// publisher wrote, what the server added tells.
     pub(crate) fn looked_up(message: wire::Delivered) -> Option<Self> {
@@ -105,6 +92,6 @@ impl RawMessage {
 }
 
 /// A subject, as a server that checks them has it.
-fn text(subject: &[u8]) -> String {
+pub(super) fn text(subject: &[u8]) -> String {
     String::from_utf8_lossy(subject).into_owned()
 }
