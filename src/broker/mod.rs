@@ -3,7 +3,7 @@
 //! A broker is a task that takes [`Command`]s from one bounded channel and answers with [`Event`]s on another. It knows
 //! nothing of logs, streams or HTTP, and assigns no positions.
 //!
-//! What every broker guarantees (and `tests/brokers.rs` checks against each):
+//! What every broker guarantees (and `tests/it/brokers.rs` checks against each):
 //!
 //! - **Confirmed.** `Subscribe` is answered `Ok` only once the server has acted on it: what anyone publishes afterwards
 //!   arrives as an [`Event::Message`]. In a NATS cluster, where other servers learn of it later, the answer waits for that.

@@ -415,6 +415,5 @@ impl Broker {
     }
 }
 
-mod layers;
 #[cfg(test)]
 mod tests;

@@ -1,1 +1,0 @@
-//! The layers that a configuration is read from.
