@@ -73,3 +73,10 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }
+
+/// Which of `words` to write where `word` is none of them, as the end of a sentence.
+pub(super) fn instead(word: &str, words: &[&str]) -> String {
+    let near = nearest(word, words.iter().copied());
+    let near = near.map(|near| format!(" did you mean {near}?")).unwrap_or_default();
+    format!("{near} write one of {}", words.join(", "))
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
-use super::{Access, BrokerKind, Config, Forward, Jwt, JwtKeys, LogFormat, Rule, TokenPlaces, masked};
+use super::{Access, BrokerKind, Config, Cors, Forward, Jwt, JwtKeys, LogFormat, Rule, TokenPlaces, masked};
 use crate::protocol::source::{Field, Source};
 
 impl Config {
@@ -42,52 +42,9 @@ impl Config {
             line(forward.in_words(self.auth.jwt.is_some()));
         }
         line(String::new());
-        let s = &self.streams;
-        line(format!(
-            "A silent stream gets a comment every {}. A reader that takes nothing for {} is closed. Readers come back \
-             after about {}.{}",
-            format_duration(s.heartbeat),
-            format_duration(s.write_timeout),
-            format_duration(s.retry),
-            s.max_age.map_or(String::new(), |age| format!(" A stream lasts about {}.", format_duration(age)))
-        ));
-        let l = &self.limits;
-        line(format!(
-            "At most {} streams, {} connections and {} topics at once; {} topics a stream, {} bytes a topic, {} a \
-             message, {} of messages held in all; a request head of {} within {}.",
-            l.streams,
-            l.connections,
-            l.topics,
-            l.topics_per_stream,
-            l.topic_length,
-            ByteSize(l.message),
-            ByteSize(l.buffer),
-            ByteSize(l.head),
-            format_duration(l.head_timeout)
-        ));
-        line(format!(
-            "At most {} streams and {} topics an address and {} streams a token's subject; an address opens {} streams and \
-             is read {} of what it missed a second, and five seconds' worth at once.",
-            l.streams_per_address,
-            l.topics_per_address,
-            l.streams_per_subject,
-            l.opens_per_second,
-            ByteSize(l.resume_bytes)
-        ));
+        self.bounds_in_words().into_iter().for_each(&mut line);
         line(self.proxies.in_words());
-        let origins: Vec<String> = self.cors.origins.iter().map(ToString::to_string).collect();
-        line(match (origins.is_empty(), self.cors.credentials) {
-            (true, _) => "Pages of other origins may not use it.".into(),
-            (false, false) => {
-                format!("Pages of these origins may use it, without cookies: {}.", origins.join(", "))
-            }
-            (false, true) => {
-                format!("Pages of these origins may use it, with cookies: {}.", origins.join(", "))
-            }
-        });
-        if !self.cors.headers.is_empty() {
-            line(format!("They may also send these request headers: {}.", self.cors.headers.join(", ")));
-        }
+        self.cors.in_words().into_iter().for_each(&mut line);
         let format = match self.log.format {
             LogFormat::Text => "text",
             LogFormat::Json => "JSON",
@@ -110,6 +67,42 @@ impl Config {
             line(format!("warning: {warning}"));
         }
         page
+    }
+
+    /// How streams behave, what is bounded for everyone, and what for each client.
+    fn bounds_in_words(&self) -> [String; 3] {
+        let (s, l) = (&self.streams, &self.limits);
+        let streams = format!(
+            "A silent stream gets a comment every {}. A reader that takes nothing for {} is closed. Readers come back \
+             after about {}.{}",
+            format_duration(s.heartbeat),
+            format_duration(s.write_timeout),
+            format_duration(s.retry),
+            s.max_age.map_or(String::new(), |age| format!(" A stream lasts about {}.", format_duration(age)))
+        );
+        let everyone = format!(
+            "At most {} streams, {} connections and {} topics at once; {} topics a stream, {} bytes a topic, {} a \
+             message, {} of messages held in all; a request head of {} within {}.",
+            l.streams,
+            l.connections,
+            l.topics,
+            l.topics_per_stream,
+            l.topic_length,
+            ByteSize(l.message),
+            ByteSize(l.buffer),
+            ByteSize(l.head),
+            format_duration(l.head_timeout)
+        );
+        let client = format!(
+            "At most {} streams and {} topics an address and {} streams a token's subject; an address opens {} streams and \
+             is read {} of what it missed a second, and five seconds' worth at once.",
+            l.streams_per_address,
+            l.topics_per_address,
+            l.streams_per_subject,
+            l.opens_per_second,
+            ByteSize(l.resume_bytes)
+        );
+        [streams, everyone, client]
     }
 
     fn hosts_in_words(&self) -> String {
@@ -151,6 +144,25 @@ impl Config {
                 )
             }
         }
+    }
+}
+
+impl Cors {
+    fn in_words(&self) -> Vec<String> {
+        let origins: Vec<String> = self.origins.iter().map(ToString::to_string).collect();
+        let mut lines = vec![match (origins.is_empty(), self.credentials) {
+            (true, _) => "Pages of other origins may not use it.".into(),
+            (false, false) => {
+                format!("Pages of these origins may use it, without cookies: {}.", origins.join(", "))
+            }
+            (false, true) => {
+                format!("Pages of these origins may use it, with cookies: {}.", origins.join(", "))
+            }
+        }];
+        if !self.headers.is_empty() {
+            lines.push(format!("They may also send these request headers: {}.", self.headers.join(", ")));
+        }
+        lines
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::parse::Check;
-use super::raw::RawProxies;
+use super::input::Input;
+use super::value::Given;
 
 /// `[proxies]`: the proxies in front, and how they tell the address of the client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,17 +56,18 @@ impl Proxies {
     }
 }
 
-impl Check<'_> {
-    pub(super) fn proxies(&mut self, raw: RawProxies) -> Proxies {
+impl Proxies {
+    pub(super) fn read(input: &mut Input<'_>) -> Self {
+        const TRUSTED: &str = "proxies.trusted";
         let mut trusted = vec![];
-        for text in raw.trusted.map_or(vec![], |list| list.0) {
+        for text in input.get::<Vec<String>>(TRUSTED) {
             match network(&text) {
                 Ok(network) => trusted.push(network),
-                Err(problem) => self.refuse("proxies.trusted", format!("{text:?} {problem}")),
+                Err(problem) => input.refuse(TRUSTED, format!("{text:?} {problem}")),
             }
         }
-        let address =
-            self.word("proxies.address", raw.address, AddressSource::default(), &AddressSource::WORDS);
+        input.holds(TRUSTED, Some(Given::List(trusted.iter().map(IpNet::to_string).collect())));
+        let address = input.choice("proxies.address", AddressSource::default(), &AddressSource::WORDS);
         Proxies { trusted, address }
     }
 }

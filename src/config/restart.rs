@@ -3,26 +3,19 @@
 
 use thiserror::Error;
 
+use super::Config;
+use super::admin::Admin;
 use super::error::spell;
-use super::{Admin, Broker, BrokerKind, Config, Origins, Setting, Settings};
+use super::keys::KEYS;
+use super::settings::{Origins, Setting, Settings, table_of};
+use super::url::BrokerKind;
+use super::value::Given;
 
 /// A change on which the meaning of the rules depends, so that the rest cannot be taken without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{key} has changed so that the rules mean something else; that needs a restart")]
 pub struct NeedsRestart {
     key: &'static str,
-}
-
-/// Puts the running value in the place of the new one. Holds the keys, dotted, of which that made a difference.
-struct Keep(Vec<String>);
-
-impl Keep {
-    fn keep<T: PartialEq + Clone>(&mut self, key: &str, new: &mut T, running: &T) {
-        if new != running {
-            new.clone_from(running);
-            self.0.push(key.to_owned());
-        }
-    }
 }
 
 impl Config {
@@ -40,57 +33,51 @@ impl Config {
         if kind == BrokerKind::Memory && loopback(self) != loopback(running) {
             return Err(NeedsRestart { key: "listen" });
         }
-        let mut kept = Keep(vec![]);
-        kept.keep("listen", &mut self.listen, &running.listen);
-        // Taken apart, so that a key that is added is not forgotten here.
-        let Admin { listen, hosts: _, console } = &mut self.admin;
-        kept.keep("admin.listen", listen, &running.admin.listen);
-        kept.keep("admin.console", console, &running.admin.console);
-        let old = &running.broker;
-        let Broker {
-            url,
-            sentinel,
-            cluster,
-            user,
-            password,
-            token,
-            nkey,
-            credentials,
-            separator,
-            settle,
-            tls,
-        } = &mut self.broker;
-        kept.keep("broker.url", url, &old.url);
-        kept.keep("broker.sentinel", sentinel, &old.sentinel);
-        kept.keep("broker.cluster", cluster, &old.cluster);
-        kept.keep("broker.user", user, &old.user);
-        kept.keep("broker.password", password, &old.password);
-        kept.keep("broker.token", token, &old.token);
-        kept.keep("broker.nkey", nkey, &old.nkey);
-        kept.keep("broker.credentials", credentials, &old.credentials);
-        kept.keep("broker.separator", separator, &old.separator);
-        kept.keep("broker.settle", settle, &old.settle);
-        kept.keep("broker.tls", tls, &old.tls);
-        kept.keep("limits.connections", &mut self.limits.connections, &running.limits.connections);
-        kept.keep("traces", &mut self.traces, &running.traces);
-        kept.keep("log.format", &mut self.log.format, &running.log.format);
+        let mut kept = self.origins.changes(&running.origins);
+        self.listen = running.listen;
+        let hosts = std::mem::take(&mut self.admin.hosts);
+        self.admin = Admin { hosts, ..running.admin.clone() };
+        self.broker.clone_from(&running.broker);
+        self.limits.connections = running.limits.connections;
+        self.traces.clone_from(&running.traces);
+        self.log.format = running.log.format;
         for (index, rule) in self.topics.iter_mut().enumerate() {
             // Its topics are followed already, under numbers that are those of the source.
-            if let Some(before) = running.topics.iter().find(|before| before.filter == rule.filter) {
-                let key = format!("topics.{index}.source");
-                kept.keep(&key, &mut rule.source, &before.source);
+            let before = running.topics.iter().find(|before| before.filter == rule.filter);
+            if let Some(before) = before.filter(|before| before.source != rule.source) {
+                rule.source.clone_from(&before.source);
+                kept.push(format!("topics.{index}.source"));
             }
         }
         // Other files are taken; that there are some at all is the listener's business.
         if self.tls.is_some() != running.tls.is_some() {
-            kept.keep("tls", &mut self.tls, &running.tls);
+            self.tls.clone_from(&running.tls);
+            kept.push("tls".to_owned());
         }
-        self.origins = self.origins.with(&kept.0, &running.origins);
-        Ok(kept.0.iter().map(|key| spell(key)).collect())
+        self.origins = self.origins.with(&kept, &running.origins);
+        Ok(kept.iter().map(|key| spell(key)).collect())
     }
 }
 
 impl Origins {
+    /// The keys that need a restart and have another value than in `running`. Those of rules are not among them, because rules
+    /// have no names; of a table that is there in one of the two alone, the table is.
+    fn changes(&self, running: &Origins) -> Vec<String> {
+        let keys = KEYS.iter().filter(|key| key.needs_restart && !key.path.starts_with("topics."));
+        let changed = keys.map(|key| key.path).filter(|key| self.given(key) != running.given(key));
+        let is_one =
+            |table: &str| [self, running].iter().any(|all| all.0.0.iter().any(|one| one.key == table));
+        let mut changed: Vec<String> = changed
+            .map(|key| if is_one(table_of(key)) { table_of(key).to_owned() } else { key.to_owned() })
+            .collect();
+        changed.dedup();
+        changed
+    }
+
+    fn given(&self, key: &str) -> Option<&Given> {
+        self.0.0.iter().find(|setting| setting.key == key)?.given.as_ref()
+    }
+
     /// With what holds of `keys` until a restart in the place of what was read.
     fn with(&self, keys: &[String], running: &Origins) -> Self {
         let is_kept = |setting: &&Setting| {

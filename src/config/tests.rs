@@ -2,9 +2,11 @@ use std::collections::BTreeSet;
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
-use serde::Deserialize;
+use humantime::format_duration;
 
-use super::raw::{Raw, keys};
+use super::key::Kind;
+use super::keys::{self, KEYS};
+use super::value::Given;
 use super::*;
 
 const ANNOTATED: &str = include_str!("../../config/topicgate.toml");
@@ -40,11 +42,10 @@ fn the_annotated_file_says_the_defaults() {
 #[test]
 fn the_annotated_file_names_every_key() {
     let values = Value::from(Toml::from_str::<Dict>(&uncommented()).unwrap());
-    Raw::deserialize(&values).unwrap();
     let mut found = BTreeSet::new();
     paths(&values, "", &mut found);
     // A field is in a header or at a pointer, never both, and a rule has one source; the comments show the others.
-    let mut keys = keys();
+    let mut keys = keys::all();
     for other in [
         "topics.id.pointer",
         "topics.type.pointer",
@@ -99,4 +100,132 @@ fn the_annotated_file_says_the_defaults_of_tokens_of_the_backend_and_of_traces()
         let said = Config::from_toml(&format!("{needed}{}", lines.join("\n"))).unwrap();
         assert_eq!(said, Config::from_toml(needed).unwrap());
     }
+}
+
+/// The table of keys in the documentation, as the table in the code has it.
+fn documented() -> String {
+    let size = |size| Given::Size(size).to_toml().as_str().unwrap().to_owned();
+    let mut page = "| key | value | default | |\n|---|---|---|---|\n".to_owned();
+    for key in KEYS {
+        let value = match key.kind {
+            Kind::Text | Kind::Secret => "text".to_owned(),
+            Kind::Url => "URL".to_owned(),
+            Kind::Path => "path".to_owned(),
+            Kind::Address => "address:port".to_owned(),
+            Kind::List => "list".to_owned(),
+            Kind::Flag => "true, false".to_owned(),
+            Kind::Share => "0 to 1".to_owned(),
+            Kind::Count { .. } => "count".to_owned(),
+            Kind::Size { min, max } => format!("{} to {}", size(min), size(max)),
+            Kind::Duration { min, max } => format!("{} to {}", format_duration(min), format_duration(max)),
+            Kind::Choice(words) => words.join(", "),
+            Kind::Named(names) => {
+                names.iter().map(|name| format!("`{{ {name} = … }}`")).collect::<Vec<_>>().join(", ")
+            }
+        };
+        let default = match key.default {
+            None => "–".to_owned(),
+            Some("") => "`[]`".to_owned(),
+            Some(default) => format!("`{default}`"),
+        };
+        let restart = if key.needs_restart { " *(restart)*" } else { "" };
+        page += &format!("| `{}` | {value} | {default} | {}{restart} |\n", key.path, key.about);
+    }
+    page
+}
+
+#[test]
+fn the_documented_table_of_keys_is_the_one_in_the_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    let documentation = std::fs::read_to_string(path).unwrap();
+    let table = documented();
+    assert!(
+        documentation.contains(&format!("\n\n{table}")),
+        "write this into docs/configuration.md:\n{table}"
+    );
+}
+
+#[test]
+fn every_default_is_a_value_that_its_key_takes() {
+    for key in KEYS {
+        assert_eq!(key.default.is_some(), key.default_value().is_some(), "{}", key.path);
+        let is_sentence = key.about.starts_with(|c: char| c.is_uppercase()) && key.about.ends_with('.');
+        assert!(is_sentence, "{}: {}", key.path, key.about);
+    }
+}
+
+#[test]
+fn nothing_is_wrong_where_nothing_is_set() {
+    assert_eq!(Config::from_toml("").unwrap(), Config::default());
+}
+
+#[test]
+fn every_word_that_a_key_takes_means_something_else() {
+    let rest = |path: &str| match path {
+        "proxies.address" => "proxies.trusted = [\"10.0.0.0/8\"]\n",
+        _ => "broker = { url = \"redis://h\", cluster = true }\nauth.jwt.public_key = \"k\"\n",
+    };
+    for key in KEYS {
+        let Kind::Choice(words) = key.kind else { continue };
+        let mut seen: Vec<Config> = vec![];
+        for word in words {
+            let file = match key.path.strip_prefix("topics.") {
+                Some(name) => format!("{}[[topics]]\nmatch = \"a/*\"\n{name} = {word:?}", rest(key.path)),
+                None => format!("{}{} = {word:?}", rest(key.path), key.path),
+            };
+            let file = match *word {
+                "jetstream" => file.replace("redis://h\", cluster = true", "nats://h\""),
+                "kv" => file.replace("redis://h\", cluster = true", "nats://h\"") + "\nbucket = \"B\"",
+                secret if secret.starts_with("HS") => {
+                    file.replace("public_key = \"k\"", "secret = \"0123456789abcdef0123456789abcdef\"")
+                }
+                _ => file,
+            };
+            let config = Config::from_toml(&file).unwrap_or_else(|errors| panic!("{file}: {errors}"));
+            assert!(!seen.contains(&config), "{} = {word:?} means what another word does", key.path);
+            seen.push(config);
+        }
+    }
+}
+
+#[test]
+fn what_the_table_of_keys_says_needs_a_restart_keeps_its_value() {
+    let running = Config::from_toml("broker.url = \"nats://h\"").unwrap();
+    let file = "listen = \"127.0.0.1:1\"\nadmin = { listen = \"127.0.0.1:2\", console = false, hosts = [\"a\"] }\nlimits.connections = 20000\n\
+                log.format = \"json\"\ntraces = { endpoint = \"http://h\", sample = 0.5 }\nstreams.retry = \"4s\"\n";
+    let tls = "tls = { ca = \"a\", cert = \"c\", key = \"k\" }";
+    let mut kept = vec![];
+    for broker in [
+        format!("url = \"nats://i\", user = \"u\", password = \"p\", settle = \"1s\", {tls}"),
+        "url = \"nats://i\", token = \"t\"".to_owned(),
+        format!("url = \"nats://i\", nkey = \"SU{}\"", "A".repeat(56)),
+        "url = \"nats://i\", credentials = \"f\"".to_owned(),
+    ] {
+        let mut config = Config::from_toml(&format!("{file}broker = {{ {broker} }}")).unwrap();
+        kept.extend(config.keep_until_restart(&running).unwrap());
+        let admin = Admin { hosts: vec!["a".into()], ..running.admin.clone() };
+        let streams = Streams { retry: Duration::from_secs(4), ..running.streams.clone() };
+        assert_eq!(config, Config { admin, streams, ..running.clone() });
+    }
+    let redis = Config::from_toml("broker.url = \"redis://h\"").unwrap();
+    for broker in ["sentinel = \"m\"", "cluster = true", "separator = \".\""] {
+        let mut config = Config::from_toml(&format!("broker = {{ url = \"redis://h\", {broker} }}")).unwrap();
+        kept.extend(config.keep_until_restart(&redis).unwrap());
+        assert_eq!(config, redis);
+    }
+    for key in KEYS.iter().filter(|key| key.needs_restart && !key.path.starts_with("topics.")) {
+        let table = key.path.split('.').next().unwrap_or_default();
+        assert!(kept.iter().any(|kept| kept == key.path || kept == table), "{} is not in {kept:?}", key.path);
+    }
+    let of_table = |kept: &String| kept == "traces" || keys::at(kept).is_some_and(|key| key.needs_restart);
+    assert!(kept.iter().all(of_table), "{kept:?}");
+}
+
+#[test]
+fn a_secret_that_changes_needs_a_restart_though_both_are_shown_alike() {
+    let file = |secret: &str| format!("broker = {{ url = \"redis://h\", password = \"{secret}\" }}");
+    let running = Config::from_toml(&file("one")).unwrap();
+    let mut config = Config::from_toml(&file("two")).unwrap();
+    assert_eq!(config.keep_until_restart(&running).unwrap(), ["broker.password"]);
+    assert!(!format!("{config:?}").contains("two"));
 }

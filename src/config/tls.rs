@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::parse::Check;
-use super::raw::RawTls;
+use super::input::Input;
 
 /// `[tls]`: TLS towards browsers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,15 +13,16 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-impl Check<'_> {
-    pub(super) fn tls(&mut self, raw: RawTls) -> Option<Tls> {
-        match (raw.cert, raw.key) {
-            (Some(cert), Some(key)) => return Some(Tls { cert, key }),
-            (Some(_), None) if !self.failed.contains("tls.key") => {
-                self.refuse("tls.cert", "has no tls.key beside it; set both");
+impl Tls {
+    pub(super) fn read(input: &mut Input<'_>) -> Option<Self> {
+        let [cert, key] = ["tls.cert", "tls.key"];
+        match (input.is_set(cert), input.is_set(key)) {
+            (true, true) => return Some(Tls { cert: input.get(cert), key: input.get(key) }),
+            (true, false) if !input.has_failed(key) => {
+                input.refuse(cert, "has no tls.key beside it; set both");
             }
-            (None, Some(_)) if !self.failed.contains("tls.cert") => {
-                self.refuse("tls.key", "has no tls.cert beside it; set both");
+            (false, true) if !input.has_failed(cert) => {
+                input.refuse(key, "has no tls.cert beside it; set both");
             }
             _ => {}
         }

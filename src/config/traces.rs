@@ -2,9 +2,10 @@
 
 use ::url::Url;
 
-use super::parse::Check;
-use super::raw::RawTraces;
-use super::{Secret, url};
+use super::input::Input;
+use super::secret::Secret;
+use super::url;
+use super::value::Given;
 
 /// What OTLP over HTTP appends to the address of a collector.
 const PATH: &str = "/v1/traces";
@@ -18,25 +19,31 @@ pub struct Traces {
     pub sample: f64,
 }
 
-impl Check<'_> {
+impl Traces {
     /// `None`: nothing is traced.
-    pub(super) fn traces(&mut self, raw: RawTraces) -> Option<Traces> {
+    pub(super) fn read(input: &mut Input<'_>) -> Option<Self> {
         const ENDPOINT: &str = "traces.endpoint";
-        let sample = raw.sample.as_ref().map_or(1.0, |share| share.0);
+        const SAMPLE: &str = "traces.sample";
+        if !input.is_set(ENDPOINT) && !input.is_set(SAMPLE) {
+            return None;
+        }
+        let sample = input.get(SAMPLE);
         if !(0.0..=1.0).contains(&sample) {
             let problem = format!("{sample} is not a share; write one from 0 to 1, such as 0.1 for a tenth");
-            self.refuse("traces.sample", problem);
+            input.refuse(SAMPLE, problem);
         }
-        let Some(text) = raw.endpoint else {
-            if raw.sample.is_some() {
-                self.refuse(ENDPOINT, "is missing; name the collector, as in \"http://127.0.0.1:4318\"");
-            }
+        let Some(Secret(text)) = input.get_if_any(ENDPOINT) else {
+            input.refuse(ENDPOINT, "is missing; name the collector, as in \"http://127.0.0.1:4318\"");
             return None;
         };
         match collector(&text) {
-            Ok(endpoint) => Some(Traces { endpoint: Secret(endpoint), sample }),
+            Ok(endpoint) => {
+                let endpoint = Secret(endpoint);
+                input.holds(ENDPOINT, Some(Given::Url(endpoint.clone())));
+                Some(Traces { endpoint, sample })
+            }
             Err(problem) => {
-                self.refuse(ENDPOINT, problem);
+                input.refuse(ENDPOINT, problem);
                 None
             }
         }

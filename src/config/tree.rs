@@ -1,86 +1,175 @@
-//! The tree of everything that was set, before a [`super::raw::Raw`] is read from it: finds and removes values by their path.
-//! Nothing here knows what a value means.
+//! Reads the tree of everything that was set by the table of keys: each value in its type, or a fault with what would be
+//! right. An unknown key is answered with the key that was most likely meant.
 
-use std::collections::BTreeSet;
+use figment::value::{Dict, Value};
 
-use figment::value::Value;
+use super::error::nearest;
+use super::input::Input;
+use super::key::{Key, Kind};
+use super::keys;
+use super::layers::{Layers, PREFIX};
+use super::value::{Given, sort};
 
-/// Shows every text of a tree to `see`, with its path; those of a list of texts have the path of the list.
-pub(super) fn texts(value: &mut Value, path: &mut Vec<String>, see: &mut impl FnMut(&str, &mut String)) {
-    match value {
-        Value::String(_, text) => see(&path.join("."), text),
-        Value::Dict(_, dict) => {
-            for (key, value) in dict {
-                path.push(key.clone());
-                texts(value, path, see);
-                path.pop();
-            }
-        }
-        Value::Array(_, items) => {
-            for (index, item) in items.iter_mut().enumerate() {
-                if let Value::String(_, text) = item {
-                    see(&path.join("."), text);
-                    continue;
+const TABLE: &str = "is a list; write one table, in single brackets";
+
+/// Reads all of it. What cannot be used is reported, and then counts as not set.
+pub(super) fn read(layers: &Layers) -> Input<'_> {
+    let mut tree = Tree { input: Input::new(layers), path: vec![] };
+    if let Value::Dict(_, dict) = &layers.values {
+        tree.table(dict);
+    }
+    tree.input
+}
+
+struct Tree<'a> {
+    input: Input<'a>,
+    /// Of the value that is read, with the number of a rule as a segment.
+    path: Vec<String>,
+}
+
+impl Tree<'_> {
+    /// Reads the value of `name` in the table that is read.
+    fn step_into(&mut self, name: &str, read: impl FnOnce(&mut Self)) {
+        self.path.push(name.to_owned());
+        read(self);
+        self.path.pop();
+    }
+
+    fn fail(&mut self, problem: impl Into<String>) {
+        self.input.fail(&self.path.join("."), problem);
+    }
+
+    fn table(&mut self, dict: &Dict) {
+        let parents = self.names().join(".");
+        let siblings = keys::names(&parents);
+        for (name, value) in dict {
+            self.step_into(name, |tree| {
+                if siblings.contains(&name.as_str()) {
+                    tree.entry(value);
+                } else {
+                    tree.unknown(&siblings);
                 }
-                path.push(index.to_string());
-                texts(item, path, see);
-                path.pop();
+            });
+        }
+    }
+
+    fn entry(&mut self, value: &Value) {
+        let path = self.names().join(".");
+        match (value, keys::at(&path)) {
+            (_, Some(key)) => self.value(key, value),
+            (Value::Array(_, rules), None) if path == "topics" => self.rules(rules),
+            (Value::Dict(..), None) if path == "topics" => {
+                self.fail("is a table; write a list of tables, each of which begins with [[topics]] in double brackets");
             }
+            (_, None) if path == "topics" => self.fail(format!("is {}; write a list of tables", sort(value))),
+            (Value::Dict(_, dict), None) => self.table(dict),
+            (Value::Array(..), None) => self.fail(TABLE),
+            (_, None) => self.fail(format!("is {}; write a table of keys", sort(value))),
         }
-        _ => {}
+    }
+
+    fn rules(&mut self, rules: &[Value]) {
+        self.input.set_rules(rules.len());
+        for (index, rule) in rules.iter().enumerate() {
+            self.step_into(&index.to_string(), |tree| match rule {
+                Value::Dict(_, dict) => tree.table(dict),
+                _ => tree.fail(format!("is {}; write a table of keys", sort(rule))),
+            });
+        }
+    }
+
+    fn value(&mut self, key: &Key, value: &Value) {
+        if let (Kind::Named(names), Value::Dict(_, dict)) = (key.kind, value) {
+            return self.named(names, dict);
+        }
+        let path = self.path.join(".");
+        let trimmed = trimmed(value);
+        if key.kind == Kind::Secret && value.as_str() != trimmed.as_str() {
+            return self.fail("begins or ends with white space, such as the line end of a file; remove it");
+        }
+        if has_empty_text(&trimmed) {
+            self.input.set_empty(path.clone());
+        }
+        match key.read(&trimmed) {
+            Ok(given) => self.input.set(path, given),
+            Err(_) if matches!((key.kind, value), (Kind::Named(_), Value::Array(..))) => self.fail(TABLE),
+            Err(problem) => self.fail(problem),
+        }
+    }
+
+    /// A table whose keys are one value together.
+    fn named(&mut self, names: &'static [&'static str], dict: &Dict) {
+        let mut given = vec![];
+        for (name, value) in dict {
+            self.step_into(name, |tree| {
+                let Some(name) = names.iter().find(|known| *known == name) else {
+                    return tree.unknown(names);
+                };
+                let value = trimmed(value);
+                if has_empty_text(&value) {
+                    tree.input.set_empty(tree.path.join("."));
+                }
+                match value.as_str() {
+                    Some(text) => given.push((*name, text.to_owned())),
+                    None => tree.fail(format!("is {}; write a string", sort(&value))),
+                }
+            });
+        }
+        let path = self.path.join(".");
+        // With several, one is needed, which the rule says in its words; with one, it is as if there were no table.
+        let is_nothing = given.is_empty() && names.len() == 1;
+        if !is_nothing && !self.input.has_failed_within(&path) {
+            self.input.set(path, Given::Named(given));
+        }
+    }
+
+    /// The path without the number of a rule.
+    fn names(&self) -> Vec<&str> {
+        let is_rule = |index: usize| index == 1 && self.path.first().is_some_and(|first| first == "topics");
+        let names = self.path.iter().map(String::as_str).enumerate();
+        names.filter(|(index, _)| !is_rule(*index)).map(|(_, name)| name).collect()
+    }
+
+    /// The near name may be in another table, unless one here is but one letter away: people write `heartbeat` for
+    /// `streams.heartbeat`, and `TOPICGATE_LOG_LEVEL` for `TOPICGATE_LOG__LEVEL`.
+    fn unknown(&mut self, siblings: &[&str]) {
+        let path = self.names();
+        let Some((name, parents)) = path.split_last() else { return };
+        let near = nearest(name, siblings.iter().copied());
+        let sibling = near.map(|near| [parents, &[near]].concat().join("."));
+        let slip = near.is_some_and(|near| strsim::damerau_levenshtein(name, near) == 1);
+        let elsewhere = keys::all().into_iter().find(|key| {
+            let leaf = key.rsplit_once('.').map_or(key.as_str(), |(_, leaf)| leaf);
+            key.replace('.', "_") == path.join("_") || (leaf == *name && !slip)
+        });
+        let is_variable = self.input.origin(&self.path.join(".")).starts_with("environment variable");
+        let problem = match elsewhere.or(sibling) {
+            Some(key) if is_variable => {
+                format!("no such key; did you mean {PREFIX}{}?", key.to_uppercase().replace('.', "__"))
+            }
+            Some(key) => format!("no such key; did you mean {key}?"),
+            None => format!("no such key; the keys here are {}", siblings.join(", ")),
+        };
+        self.fail(problem);
     }
 }
 
-/// Where a list stands for a table: `[[broker]]`. serde would take its items for the keys, in their order.
-pub(super) fn lists_for_tables(
-    value: &Value,
-    path: &mut Vec<String>,
-    keys: &BTreeSet<String>,
-    found: &mut Vec<Vec<String>>,
-) {
-    let mut look_into = |key: String, value: &Value| {
-        path.push(key);
-        let names: Vec<&str> =
-            path.iter().map(String::as_str).filter(|key| key.parse::<usize>().is_err()).collect();
-        let inside = names.join(".") + ".";
-        let is_table = inside != "topics." && keys.iter().any(|key| key.starts_with(&inside));
-        match value {
-            Value::Array(..) if is_table => found.push(path.clone()),
-            _ => lists_for_tables(value, path, keys, found),
-        }
-        path.pop();
-    };
+/// Without the white space around its texts, which nobody means. A key in PEM ends with a line end.
+fn trimmed(value: &Value) -> Value {
     match value {
-        Value::Dict(_, dict) => dict.iter().for_each(|(key, value)| look_into(key.clone(), value)),
-        Value::Array(_, items) => {
-            items.iter().enumerate().for_each(|(index, item)| look_into(index.to_string(), item));
+        Value::String(tag, text) if !text.contains("-----BEGIN ") => {
+            let space = |c: char| c.is_whitespace() || c == '\u{feff}';
+            Value::String(*tag, text.trim_matches(space).to_owned())
         }
-        _ => {}
+        Value::Array(tag, items) => Value::Array(*tag, items.iter().map(trimmed).collect()),
+        other => other.clone(),
     }
 }
 
-/// Where there is a text and nothing in it.
-pub(super) fn empty_texts(values: &mut Value) -> Vec<String> {
-    let mut empty = vec![];
-    texts(values, &mut vec![], &mut |path, text| {
-        if text.is_empty() {
-            empty.push(path.to_owned());
-        }
-    });
-    empty
-}
-
-/// Takes the value at `path` out of a tree. An item of a list stays, since the others would change their numbers.
-pub(super) fn remove(value: &mut Value, path: &[String]) -> bool {
-    match (value, path) {
-        (Value::Dict(_, dict), [key]) => dict.remove(key).is_some(),
-        (Value::Dict(_, dict), [key, rest @ ..]) => {
-            dict.get_mut(key).is_some_and(|value| remove(value, rest))
-        }
-        (Value::Array(_, items), [index, rest @ ..]) => {
-            let item = index.parse::<usize>().ok().and_then(|index| items.get_mut(index));
-            item.is_some_and(|value| remove(value, rest))
-        }
+fn has_empty_text(value: &Value) -> bool {
+    match value {
+        Value::String(_, text) => text.is_empty(),
+        Value::Array(_, items) => items.iter().any(|item| item.as_str() == Some("")),
         _ => false,
     }
 }

@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use super::{Command, Options, Token};
 use crate::app::server::BuildError;
-use crate::config::{Config, ConfigErrors, Settings};
+use crate::config::{Config, ConfigErrors};
 
 /// `EX_USAGE` of sysexits: trying again will not help until a person has changed something.
 pub const BAD_USAGE: u8 = 64;
@@ -72,7 +72,7 @@ impl From<BuildError> for Failure {
 pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check(options) => print(check::page(&options.sources()?)?),
-        Command::Config(options) => print(Settings::load(&options.sources()?)?.to_string()),
+        Command::Config(options) => print(Config::load(&options.sources()?)?.origins.0.to_string()),
         Command::Health(options) => wait(health(options)),
         Command::Completions { shell } => print(pages::completions(shell)),
         Command::Man { command } => print(pages::man(command.as_deref())?),

@@ -1,0 +1,190 @@
+//! `[auth.jwt]`: what tokens are checked with. Files that it names are read when the gateway is built.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, AlgorithmFamily};
+
+use super::input::Input;
+use super::names::is_pointer;
+use super::secret::Secret;
+use super::url;
+use super::value::Given;
+
+const SECRET: &str = "auth.jwt.secret";
+const PUBLIC_KEY: &str = "auth.jwt.public_key";
+const JWKS_URL: &str = "auth.jwt.jwks_url";
+const JWKS_REFRESH: &str = "auth.jwt.jwks_refresh";
+const ALGORITHM: &str = "auth.jwt.algorithm";
+const LEEWAY: &str = "auth.jwt.leeway";
+const CLAIM: &str = "auth.jwt.claim";
+
+/// Bytes of a shared secret: as many as HS256's hash has (RFC 7518, section 3.2). With fewer, whoever has one token can
+/// try secrets until one makes its signature, without asking anyone.
+const SECRET_BYTES: usize = 32;
+
+/// `[auth.jwt]`: JSON Web Tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Jwt {
+    /// `secret`, `public_key` or `jwks_url`.
+    pub keys: JwtKeys,
+    /// `algorithm`. `None`: the usual one of each key.
+    pub algorithm: Option<Algorithm>,
+    /// `audience`: of which `aud` must name one. Empty: no token may name any.
+    pub audience: Vec<String>,
+    /// `issuer`: of which `iss` must name one. Empty: any.
+    pub issuer: Vec<String>,
+    /// `leeway`: how far clocks may differ, in whole seconds.
+    pub leeway: Duration,
+    /// `claim`: where grants are, as a JSON pointer.
+    pub claim: String,
+    /// `mercure`: whether Mercure's claims grant too.
+    pub mercure: bool,
+    /// `centrifugo`: whether Centrifugo's do.
+    pub centrifugo: bool,
+}
+
+/// What tokens are checked with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JwtKeys {
+    /// `auth.jwt.secret`: shared with who signs.
+    Secret(Secret),
+    /// `auth.jwt.public_key`: path of a PEM file.
+    PublicKey(PathBuf),
+    /// Where a set of keys is served.
+    Jwks {
+        /// `auth.jwt.jwks_url`. Secret because a query may hold a key.
+        url: Secret,
+        /// `auth.jwt.jwks_refresh`: how often it is fetched anew.
+        refresh: Duration,
+    },
+}
+
+impl Jwt {
+    /// `None` if there is no key to check tokens with.
+    pub(super) fn read(input: &mut Input<'_>) -> Option<Self> {
+        let keys = keys(input)?;
+        let algorithm = algorithm(input, &keys);
+        let leeway: Duration = input.get(LEEWAY);
+        if leeway.subsec_nanos() != 0 {
+            input.refuse(LEEWAY, "is not a whole number of seconds; write one as in \"30s\"");
+        }
+        Some(Jwt {
+            keys,
+            algorithm,
+            audience: accepted(input, "auth.jwt.audience"),
+            issuer: accepted(input, "auth.jwt.issuer"),
+            leeway,
+            claim: claim(input),
+            mercure: input.get("auth.jwt.mercure"),
+            centrifugo: input.get("auth.jwt.centrifugo"),
+        })
+    }
+}
+
+fn keys(input: &mut Input<'_>) -> Option<JwtKeys> {
+    if !input.has_table("auth.jwt") {
+        return None;
+    }
+    let named = [SECRET, PUBLIC_KEY, JWKS_URL];
+    let set: Vec<&str> = named.into_iter().filter(|key| input.is_set(key)).collect();
+    if set.len() > 1 {
+        input.refuse("auth.jwt", format!("has several keys: {}; keep one", set.join(", ")));
+    }
+    if input.is_set(JWKS_REFRESH) && !input.is_set(JWKS_URL) {
+        input.refuse(JWKS_REFRESH, "has no effect without auth.jwt.jwks_url; set it, or remove this");
+    }
+    let keys = if let Some(secret) = input.get_if_any(SECRET) {
+        check_secret(input, &secret);
+        JwtKeys::Secret(secret)
+    } else if let Some(path) = input.get_if_any(PUBLIC_KEY) {
+        JwtKeys::PublicKey(path)
+    } else if let Some(url) = input.get_if_any(JWKS_URL) {
+        check_url(input, &url);
+        JwtKeys::Jwks { url, refresh: input.get(JWKS_REFRESH) }
+    } else {
+        let is_only_refresh = !input.has_table_beside("auth.jwt", JWKS_REFRESH);
+        if !is_only_refresh && !named.iter().any(|key| input.has_failed(key)) {
+            let problem = "has no key to check tokens with; set secret, public_key or jwks_url";
+            input.refuse("auth.jwt", problem);
+        }
+        return None;
+    };
+    Some(keys)
+}
+
+fn check_secret(input: &mut Input<'_>, Secret(secret): &Secret) {
+    if secret.contains("-----BEGIN ") {
+        let problem =
+            "is a key in PEM, and what is public is no secret; write its path in auth.jwt.public_key";
+        input.refuse(SECRET, problem);
+    } else if secret.len() < SECRET_BYTES {
+        let problem = format!(
+            "is {} bytes long and can be guessed from any token; write at least {SECRET_BYTES}, \
+             as openssl rand -hex {SECRET_BYTES} makes them",
+            secret.len()
+        );
+        input.refuse(SECRET, problem);
+    }
+}
+
+fn check_url(input: &mut Input<'_>, Secret(text): &Secret) {
+    if let Err(problem) = url::http(text) {
+        input.refuse(JWKS_URL, problem);
+    } else if url::is_plain_and_far(text) {
+        // Whoever can change the answer on its way can sign tokens for everyone.
+        let problem =
+            "is http:// to another machine, and keys must not be changed on their way; write https://";
+        input.refuse(JWKS_URL, problem);
+    }
+}
+
+/// A secret has its algorithm here; those of public keys depend on keys that are not read yet.
+fn algorithm(input: &mut Input<'_>, keys: &JwtKeys) -> Option<Algorithm> {
+    let shared = matches!(keys, JwtKeys::Secret(_));
+    let Some(word) = input.get_if_any::<String>(ALGORITHM) else {
+        input.holds(ALGORITHM, shared.then(|| Given::Text("HS256".into())));
+        return shared.then_some(Algorithm::HS256);
+    };
+    // The table of keys names those that there are.
+    let algorithm: Algorithm = word.parse().ok()?;
+    if shared != (algorithm.family() == AlgorithmFamily::Hmac) {
+        let problem = if shared {
+            "is for public keys, and auth.jwt.secret is a secret; write HS256, HS384 or HS512"
+        } else {
+            "is for a shared secret, and this key is public; write RS256, PS256, ES256 or EdDSA, or none"
+        };
+        input.refuse(ALGORITHM, format!("{word} {problem}"));
+    }
+    Some(algorithm)
+}
+
+/// Names of which a token must have one. A list that came out empty would ask for none of them.
+fn accepted(input: &mut Input<'_>, path: &str) -> Vec<String> {
+    let Some(names) = input.get_if_any::<Vec<String>>(path) else { return vec![] };
+    if names.is_empty() || names.iter().any(String::is_empty) {
+        input.refuse(path, "is empty, or has an empty name; write each name, or remove the key");
+    }
+    names
+}
+
+fn claim(input: &mut Input<'_>) -> String {
+    let written: String = input.get(CLAIM);
+    let Some(claim) = pointer(&written) else {
+        let problem =
+            format!("{written:?} names no claim; write a name, or a JSON pointer as in /realm/topicgate");
+        input.refuse(CLAIM, problem);
+        return written;
+    };
+    input.holds(CLAIM, Some(Given::Text(claim.clone())));
+    claim
+}
+
+/// The JSON pointer to a claim. Its name may hold anything: some identity providers allow only URLs.
+fn pointer(claim: &str) -> Option<String> {
+    match claim {
+        "" => None,
+        pointer if pointer.starts_with('/') => is_pointer(pointer).then(|| pointer.to_owned()),
+        name => Some(format!("/{}", name.replace('~', "~0").replace('/', "~1"))),
+    }
+}

@@ -1,0 +1,214 @@
+//! Gathers what was set where, lays it in layers and remembers the origin of every value: built-in defaults, a file,
+//! the environment, flags; later wins.
+//!
+//! Nothing here knows what a value means. The environment is an argument, so that tests need not change that of the process.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+
+use super::error::{ConfigError, ConfigErrors};
+
+/// The file that is read from the working directory if no other is named.
+pub(super) const FILE: &str = "topicgate.toml";
+
+pub(super) const PREFIX: &str = "TOPICGATE_";
+
+/// The environment variable that has the token of `sub`, `pub` and `doctor`. No setting: whoever keeps it in a shell can
+/// still run the other commands there.
+pub const CLIENT_TOKEN: &str = "TOPICGATE_TOKEN";
+
+/// What was set, and where, before anything of it is understood.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The name of the configuration file, and its text.
+    pub file: Option<(String, String)>,
+    /// Environment variables. Those without the prefix `TOPICGATE_` are ignored.
+    pub environment: Vec<(String, String)>,
+    /// Flags: the key that each sets, its name as typed, and its value.
+    pub flags: Vec<(&'static str, &'static str, String)>,
+}
+
+impl Sources {
+    /// Reads the file and the environment of this process. A `file` that is named must exist; else `topicgate.toml` in
+    /// the working directory is read if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a variable is not UTF-8.
+    pub fn gather(
+        file: Option<&Path>,
+        flags: Vec<(&'static str, &'static str, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let path = file.unwrap_or(Path::new(FILE));
+        let name = path.display().to_string();
+        let mut errors = vec![];
+        let file = match std::fs::read_to_string(path) {
+            Ok(text) => Some((name, text)),
+            // A link that leads nowhere is a file that somebody meant to be there.
+            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() && !path.is_symlink() => None,
+            Err(error) => {
+                let problem = format!("cannot be read: {error}; name a file that can be, with --config");
+                errors.push(ConfigError::at("", name, problem));
+                None
+            }
+        };
+        let mut environment = vec![];
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            if !name.starts_with(PREFIX) {
+                continue;
+            }
+            match value.into_string() {
+                Ok(value) => environment.push((name, value)),
+                Err(_) => {
+                    let origin = format!("environment variable {name}");
+                    errors.push(ConfigError::at("", origin, "is not UTF-8; write it in UTF-8"));
+                }
+            }
+        }
+        if errors.is_empty() { Ok(Sources { file, environment, flags }) } else { Err(ConfigErrors(errors)) }
+    }
+}
+
+/// All sources as one tree, of which every value still knows its origin.
+pub(super) struct Layers {
+    figment: Figment,
+    /// The outermost table.
+    pub(super) values: Value,
+    /// Environment variables that are set and empty.
+    pub(super) unset: Vec<String>,
+}
+
+impl Layers {
+    /// Nothing is set.
+    pub(super) fn none() -> Self {
+        Layers { figment: Figment::new(), values: Value::from(Dict::new()), unset: vec![] }
+    }
+
+    pub(super) fn of(sources: &Sources) -> Result<Self, ConfigErrors> {
+        let mut figment = Figment::new();
+        let (mut errors, mut unset) = (vec![], vec![]);
+        if let Some((name, text)) = &sources.file {
+            match toml(text) {
+                Ok(values) => figment = figment.merge(Layer { name: name.clone(), values }),
+                Err(problem) => errors.push(ConfigError::at("", name.clone(), problem)),
+            }
+        }
+        for (variable, text) in &sources.environment {
+            let Some(name) = variable.strip_prefix(PREFIX) else { continue };
+            if variable == CLIENT_TOKEN || is_service_link(name, text) {
+                continue;
+            }
+            // Compose files and charts write "not set" like this; or it is a slip, which is warned of.
+            if text.trim().is_empty() {
+                unset.push(variable.clone());
+                continue;
+            }
+            let origin = format!("environment variable {variable}");
+            match of_variable(name, text) {
+                Ok(values) => figment = figment.merge(Layer { name: origin, values }),
+                Err(problem) => errors.push(ConfigError::at("topics", origin, problem)),
+            }
+        }
+        for (path, flag, text) in &sources.flags {
+            figment = figment.merge(Layer { name: format!("flag {flag}"), values: nested(path, text) });
+        }
+        if !errors.is_empty() {
+            return Err(ConfigErrors(errors));
+        }
+        match figment.find_value("") {
+            Ok(values) => Ok(Layers { figment, values, unset }),
+            // Our own layers do not fail; figment's signature allows it.
+            Err(error) => Err(ConfigError::at("", "configuration".into(), error.to_string()).into()),
+        }
+    }
+
+    /// Where the value at `path` came from; if it was not set, where the table around it came from.
+    pub(super) fn origin(&self, path: &str) -> String {
+        let known = self.way(path).last().and_then(|value| self.name(value));
+        known.unwrap_or_else(|| "built-in default".to_owned())
+    }
+
+    /// Where the value at `path` came from, if it was set.
+    pub(super) fn origin_of_set(&self, path: &str) -> Option<String> {
+        self.way(path).nth(path.split('.').count() - 1).and_then(|value| self.name(value))
+    }
+
+    /// The values on the way to `path`, as far as there are any.
+    fn way(&self, path: &str) -> impl Iterator<Item = &Value> {
+        let mut value = &self.values;
+        path.split('.').map_while(move |segment| {
+            value = match value {
+                Value::Dict(_, dict) => dict.get(segment)?,
+                Value::Array(_, items) => items.get(segment.parse::<usize>().ok()?)?,
+                _ => return None,
+            };
+            Some(value)
+        })
+    }
+
+    fn name(&self, value: &Value) -> Option<String> {
+        self.figment.get_metadata(value.tag()).map(|metadata| metadata.name.to_string())
+    }
+}
+
+/// One source, or one variable or flag of it, under the name that errors give it.
+struct Layer {
+    name: String,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Map::from([(Profile::Default, self.values.clone())]))
+    }
+}
+
+/// The message and the line, but never the line's text, which may hold a secret.
+fn toml(text: &str) -> Result<Dict, String> {
+    Toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+        let message = error.message().trim_end().replace('\n', ", ");
+        format!("line {line} is not TOML: {message}")
+    })
+}
+
+/// The tree with the one value that a variable sets; `name` is without the prefix.
+fn of_variable(name: &str, text: &str) -> Result<Dict, &'static str> {
+    let path = name.to_lowercase().replace("__", ".");
+    if path != "topics" {
+        return Ok(nested(&path, text));
+    }
+    toml(&format!("topics = {text}")).map_err(|_| {
+        "cannot be read; write the whole list in TOML on one line, such as [{ match = \"orders/**\", read = \"anyone\" }]"
+    })
+}
+
+fn nested(path: &str, text: &str) -> Dict {
+    let mut segments: Vec<&str> = path.split('.').collect();
+    let last = segments.pop().unwrap_or_default();
+    let leaf = Dict::from([(last.to_owned(), Value::from(text))]);
+    segments.into_iter().rev().fold(leaf, |inner, key| Dict::from([(key.to_owned(), Value::from(inner))]))
+}
+
+/// Kubernetes tells every container of the services around it: a service called `topicgate` becomes
+/// `TOPICGATE_SERVICE_HOST`, `TOPICGATE_PORT=tcp://…`, `TOPICGATE_PORT_8080_TCP_ADDR`. Nobody wrote those for us.
+fn is_service_link(name: &str, text: &str) -> bool {
+    if name.contains("__") {
+        return false;
+    }
+    let port =
+        name.split_once("PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
+    name.ends_with("SERVICE_HOST")
+        || name.contains("SERVICE_PORT")
+        || port
+        || (name.ends_with("PORT") && text.contains("://"))
+}

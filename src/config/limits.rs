@@ -1,0 +1,95 @@
+//! `[limits]`: what is bounded, for everyone and for each client.
+
+use std::time::Duration;
+
+use super::input::Input;
+use super::value::bytes;
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Open streams.
+    pub streams: usize,
+    /// Open streams of one client address; of IPv6, of one /64.
+    pub streams_per_address: usize,
+    /// Open streams of one token subject.
+    pub streams_per_subject: usize,
+    /// Streams that one address may open in a second, on average.
+    pub opens_per_second: usize,
+    /// Topics and patterns that nobody read before, and that one address may ask for in a second, on average.
+    pub new_topics_per_second: usize,
+    /// Messages that one address may publish in a second, on average.
+    pub publishes_per_second: usize,
+    /// Bytes that one address is sent in a second of what it missed, on average.
+    pub resume_bytes: u64,
+    /// Open connections, streams among them.
+    pub connections: usize,
+    /// Topics and patterns held at once.
+    pub topics: usize,
+    /// Topics and patterns on all streams of one address.
+    pub topics_per_address: usize,
+    /// Topics and patterns on one stream.
+    pub topics_per_stream: usize,
+    /// Bytes of a topic.
+    pub topic_length: usize,
+    /// Bytes of a payload, published or received.
+    pub message: u64,
+    /// Bytes of all requests to publish that are under way, with their bodies as far as they have arrived.
+    pub bodies: u64,
+    /// Bytes of all replay buffers together.
+    pub buffer: u64,
+    /// Bytes of a request head.
+    pub head: u64,
+    /// Time in which a request head, or a published body, must have arrived.
+    pub head_timeout: Duration,
+}
+
+impl Limits {
+    pub(super) fn read(input: &mut Input<'_>) -> Self {
+        let limits = Limits {
+            streams: input.get("limits.streams"),
+            streams_per_address: input.get("limits.streams_per_address"),
+            streams_per_subject: input.get("limits.streams_per_subject"),
+            opens_per_second: input.get("limits.opens_per_second"),
+            new_topics_per_second: input.get("limits.new_topics_per_second"),
+            publishes_per_second: input.get("limits.publishes_per_second"),
+            resume_bytes: input.get("limits.resume_bytes"),
+            connections: input.get("limits.connections"),
+            topics: input.get("limits.topics"),
+            topics_per_address: input.get("limits.topics_per_address"),
+            topics_per_stream: input.get("limits.topics_per_stream"),
+            topic_length: input.get("limits.topic_length"),
+            message: input.get("limits.message"),
+            bodies: input.get("limits.bodies"),
+            buffer: input.get("limits.buffer"),
+            head: input.get("limits.head"),
+            head_timeout: input.get("limits.head_timeout"),
+        };
+        limits.check(input);
+        limits
+    }
+
+    fn check(&self, input: &mut Input<'_>) {
+        if self.buffer < self.message && !input.has_failed("limits.message") {
+            input.refuse(
+                "limits.buffer",
+                format!(
+                    "{} does not hold one message of limits.message = {}; write at least that",
+                    bytes(self.buffer),
+                    bytes(self.message)
+                ),
+            );
+        }
+        let [of_address, of_stream] = ["limits.topics_per_address", "limits.topics_per_stream"];
+        if self.topics_per_address < self.topics_per_stream && !input.has_failed(of_stream) {
+            input.refuse(
+                of_address,
+                format!(
+                    "{} is less than {of_stream} = {}, so that one stream could be too many for ever; raise the one or \
+                     lower the other",
+                    self.topics_per_address, self.topics_per_stream
+                ),
+            );
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Names of which other standards say the form.
+
+use ::url::Host;
+
+use super::input::Input;
+use super::value::Given;
+
+/// The host names at `key`, in the form that requests are compared with.
+pub(super) fn hosts(input: &mut Input<'_>, key: &str) -> Vec<String> {
+    let mut hosts = vec![];
+    for name in input.get::<Vec<String>>(key) {
+        // `Host::parse` takes a port for a part of the name and says little; this says more.
+        match Host::parse(&name) {
+            Ok(host) if !name.is_empty() => hosts.push(host.to_string()),
+            _ => input.refuse(
+                key,
+                format!(
+                    "{name:?} is not a host name; write it without scheme, port and path: app.example.com"
+                ),
+            ),
+        }
+    }
+    input.holds(key, Some(Given::List(hosts.clone())));
+    hosts
+}
+
+/// RFC 9110, the name of a field.
+pub(super) fn is_token(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    !name.is_empty() && name.chars().all(allowed)
+}
+
+/// RFC 6901. The empty pointer, the whole payload, is refused: it names no field.
+pub(super) fn is_pointer(text: &str) -> bool {
+    let escapes = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    text.starts_with('/') && escapes
+}
