@@ -88,13 +88,13 @@ impl Config {
     fn warn_of_replay(&self, name: &str, rule: &Rule, warnings: &mut Warnings) {
         if admits(rule.read) && rule.replay.linger < self.streams.retry.mul_f64(1.5) {
             warnings.add(format!(
-                "{name} is forgotten {} after its last reader left, before that reader is told to come back \
-                 (streams.retry, up to half more); raise replay.linger or lower streams.retry",
+                "{name} is forgotten {} after its last reader left, and that reader may reconnect later than that \
+                 (after up to 150 % of streams.retry); raise replay.linger or lower streams.retry",
                 humantime::format_duration(rule.replay.linger)
             ));
         }
         if rule.replay.bytes > self.limits.buffer {
-            warnings.add(format!("{name} may hold more than limits.buffer, which then cuts it short"));
+            warnings.add(format!("{name}: replay.bytes is more than limits.buffer, so that less is held; lower the one or raise the other"));
         }
     }
 
@@ -103,13 +103,13 @@ impl Config {
         if backend.is_some_and(|backend| url::is_plain_and_far(&backend.url.0)) {
             warnings.add(
                 "auth.forward.url is http:// to another machine: cookies and credentials of all readers go there in \
-                 the clear; write https://, or keep the network between to yourself",
+                 the clear; write https://, unless nobody else can read the network between",
             );
         }
         if self.auth.token.query {
             warnings.add(
-                "auth.token.query = true takes tokens from URLs, which histories and the logs of proxies keep; \
-                 where a cookie can carry them, let it",
+                "auth.token.query = true takes tokens from URLs, which browser histories and the logs of proxies keep; \
+                 use a cookie if you can",
             );
         }
     }
@@ -141,8 +141,8 @@ impl Config {
         let trusted = &self.proxies.trusted;
         if trusted.is_empty() && self.is_likely_behind_a_proxy() {
             warnings.add(
-                "it seems that a proxy is in front, and proxies.trusted names none: all clients then count as one, the \
-                 proxy, for limits.streams_per_address and the other limits of an address; name the proxy's network",
+                "it seems that a proxy is in front, and proxies.trusted is empty: all clients then share the limits of one \
+                 address, such as limits.streams_per_address; name the proxy's network",
             );
         }
         if trusted.is_empty() && self.proxies.address != AddressSource::default() {
@@ -150,8 +150,8 @@ impl Config {
         }
         if let Some(network) = trusted.iter().find(|network| network.prefix_len() == 0) {
             warnings.add(format!(
-                "proxies.trusted = [\"{network}\"] believes everyone, so that each client chooses the address that it is \
-                 held to; name the networks of the proxies alone"
+                "proxies.trusted = [\"{network}\"] believes everyone, so that each client chooses its own address, and so its \
+                 limits; name only the networks of the proxies"
             ));
         }
     }
@@ -168,7 +168,7 @@ impl Config {
         if let Some(wide) = wide.filter(|_| cors.credentials) {
             warnings.add(format!(
                 "cors.origins has {wide} and cors.credentials is true: a page on any name below it acts with its \
-                 visitor's cookies; if some of those names are not yours, name the origins"
+                 visitor's cookies; if some of these names are not yours, list the origins one by one"
             ));
         }
     }

@@ -6,7 +6,11 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
-use super::{Access, BrokerKind, Config, Cors, Forward, Jwt, JwtKeys, LogFormat, Rule, TokenPlaces, masked};
+use super::keys;
+use super::settings::table_of;
+use super::{
+    Access, BrokerKind, Config, Cors, Forward, Jwt, JwtKeys, LogFormat, Rule, Setting, TokenPlaces, masked,
+};
 use crate::protocol::source::{Field, Source};
 
 impl Config {
@@ -17,7 +21,7 @@ impl Config {
         let mut line = |text: String| {
             let _ = writeln!(page, "{text}");
         };
-        let tls = self.tls.as_ref().map_or("in the clear".into(), |tls| {
+        let tls = self.tls.as_ref().map_or("without TLS".into(), |tls| {
             format!("over TLS, with the certificate in {}", tls.cert.display())
         });
         line(format!("Browsers connect to {}, {tls}; {}.", self.listen, self.hosts_in_words()));
@@ -26,7 +30,7 @@ impl Config {
         line(format!("Probes and metrics are on {}{console}.", self.admin.listen));
         line(format!("Messages come from {}.", self.broker_in_words()));
         line(String::new());
-        line("Topics (the first rule that matches decides; everything else is answered 404):".into());
+        line("Topics (the first rule that matches decides; every other topic is answered with 404):".into());
         for (index, rule) in self.topics.iter().enumerate() {
             line(format!("  {}. {}", index + 1, rule.in_words(self.broker.kind())));
         }
@@ -42,7 +46,11 @@ impl Config {
             line(forward.in_words(self.auth.jwt.is_some()));
         }
         line(String::new());
-        self.bounds_in_words().into_iter().for_each(&mut line);
+        for table in ["streams", "limits"] {
+            line(format!("[{table}]"));
+            self.keys_in_words(table).into_iter().for_each(&mut line);
+        }
+        line(String::new());
         line(self.proxies.in_words());
         self.cors.in_words().into_iter().for_each(&mut line);
         let format = match self.log.format {
@@ -52,8 +60,7 @@ impl Config {
         line(format!("Logs go to standard error as {format}, level {}.", self.log.level));
         if let Some(traces) = &self.traces {
             line(format!(
-                "Traces go to {}: of {} of every 100 requests. A request that a trusted proxy passes on with a trace of its own is \
-                 sampled as that trace is.",
+                "Traces go to {}, for {} % of the requests. A trusted proxy decides for the requests that it sends with a trace.",
                 masked(&traces.endpoint.0),
                 traces.sample * 100.0
             ));
@@ -69,40 +76,16 @@ impl Config {
         page
     }
 
-    /// How streams behave, what is bounded for everyone, and what for each client.
-    fn bounds_in_words(&self) -> [String; 3] {
-        let (s, l) = (&self.streams, &self.limits);
-        let streams = format!(
-            "A silent stream gets a comment every {}. A reader that takes nothing for {} is closed. Readers come back \
-             after about {}.{}",
-            format_duration(s.heartbeat),
-            format_duration(s.write_timeout),
-            format_duration(s.retry),
-            s.max_age.map_or(String::new(), |age| format!(" A stream lasts about {}.", format_duration(age)))
-        );
-        let everyone = format!(
-            "At most {} streams, {} connections and {} topics at once; {} topics a stream, {} bytes a topic, {} a \
-             message, {} of messages held in all; a request head of {} within {}.",
-            l.streams,
-            l.connections,
-            l.topics,
-            l.topics_per_stream,
-            l.topic_length,
-            ByteSize(l.message),
-            ByteSize(l.buffer),
-            ByteSize(l.head),
-            format_duration(l.head_timeout)
-        );
-        let client = format!(
-            "At most {} streams and {} topics an address and {} streams a token's subject; an address opens {} streams and \
-             is read {} of what it missed a second, and five seconds' worth at once.",
-            l.streams_per_address,
-            l.topics_per_address,
-            l.streams_per_subject,
-            l.opens_per_second,
-            ByteSize(l.resume_bytes)
-        );
-        [streams, everyone, client]
+    /// The keys of a table, each with its value and what it is for.
+    fn keys_in_words(&self, table: &str) -> Vec<String> {
+        let settings = self.origins.0.0.iter().filter(|setting| table_of(&setting.key) == table);
+        let line = |setting: &Setting| {
+            let key = keys::at(&setting.key)?;
+            let name = setting.key.strip_prefix(table)?.strip_prefix('.')?;
+            let value = setting.value.as_deref().unwrap_or("not set");
+            Some(format!("  {:<32} {}", format!("{name} = {value}"), key.about))
+        };
+        settings.filter_map(line).collect()
     }
 
     fn hosts_in_words(&self) -> String {
@@ -129,12 +112,12 @@ impl Config {
             String::new()
         };
         match broker.kind() {
-            BrokerKind::Memory => "the embedded broker (memory:): what is published here is read here".into(),
+            BrokerKind::Memory => "the embedded broker (memory:), which has only the messages that are published through this gateway".into(),
             BrokerKind::Nats => format!("NATS at {}{sign_in}", broker.masked_url()),
             BrokerKind::Redis => {
                 let way = match &broker.sentinel {
-                    Some(name) => format!("Redis at the master {name}, asked of "),
-                    None if broker.cluster => "the Redis Cluster that has nodes at ".into(),
+                    Some(name) => format!("the Redis master {name}, which these sentinels name: "),
+                    None if broker.cluster => "the Redis Cluster with nodes at ".into(),
                     None => "Redis at ".into(),
                 };
                 format!(
@@ -151,12 +134,12 @@ impl Cors {
     fn in_words(&self) -> Vec<String> {
         let origins: Vec<String> = self.origins.iter().map(ToString::to_string).collect();
         let mut lines = vec![match (origins.is_empty(), self.credentials) {
-            (true, _) => "Pages of other origins may not use it.".into(),
+            (true, _) => "Pages of other origins are refused.".into(),
             (false, false) => {
-                format!("Pages of these origins may use it, without cookies: {}.", origins.join(", "))
+                format!("Pages of these origins are admitted, without cookies: {}.", origins.join(", "))
             }
             (false, true) => {
-                format!("Pages of these origins may use it, with cookies: {}.", origins.join(", "))
+                format!("Pages of these origins are admitted, with cookies: {}.", origins.join(", "))
             }
         }];
         if !self.headers.is_empty() {
@@ -203,14 +186,14 @@ impl Jwt {
 impl Forward {
     fn in_words(&self, tokens: bool) -> String {
         format!(
-            "{} is asked about at {}, which is given {} to answer, {} questions at once. {}",
-            if tokens { "Whoever sends no token" } else { "Whoever has to be known" },
+            "The backend at {} is asked about {}, with at most {} questions at once. It has {} to answer. {}",
             masked(&self.url.0),
-            format_duration(self.timeout),
+            if tokens { "callers without a token" } else { "callers who need permission" },
             self.concurrency,
+            format_duration(self.timeout),
             match self.cache {
-                Duration::ZERO => "No answer is kept.".to_owned(),
-                cache => format!("An answer is kept for {}.", format_duration(cache)),
+                Duration::ZERO => "No answer is reused.".to_owned(),
+                cache => format!("An answer is reused for {}.", format_duration(cache)),
             }
         )
     }
@@ -227,7 +210,7 @@ impl Source {
                 format!(" (the bucket {bucket}: first the values, then their changes)")
             }
             Source::RedisStream { payload: Some(field) } => {
-                format!(" (Redis Streams, of which {field} is the payload)")
+                format!(" (Redis Streams, with the payload in the field {field})")
             }
             Source::RedisStream { payload: None } => " (Redis Streams, all fields as JSON)".into(),
         }
@@ -240,18 +223,18 @@ impl Rule {
             Access::Anyone => "anyone",
             Access::Nobody => "nobody",
             Access::Token if self.subject.is_some() => "the subject itself",
-            Access::Token => "whoever has a valid token",
+            Access::Token => "callers with a valid token",
             Access::Granted if self.subject.is_some() => "the subject itself, where granted,",
-            Access::Granted => "whoever it is granted to",
+            Access::Granted => "callers granted the topic",
         };
         let r = &self.replay;
         let linger = match r.linger {
-            Duration::ZERO => "let go at once when the last reader leaves".into(),
-            linger => format!("let go {} after the last reader left", format_duration(linger)),
+            Duration::ZERO => "unsubscribed as soon as its last reader leaves".into(),
+            linger => format!("unsubscribed {} after its last reader left", format_duration(linger)),
         };
         format!(
-            "{}{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for those who come back; \
-             it is {linger}{}. {}.",
+            "{}{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for replay; it is \
+             {linger}{}. {}.",
             self.pattern(),
             self.source.in_words(),
             who(self.read),

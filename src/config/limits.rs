@@ -85,8 +85,8 @@ impl Limits {
             input.refuse(
                 of_address,
                 format!(
-                    "{} is less than {of_stream} = {}, so that one stream could be too many for ever; raise the one or \
-                     lower the other",
+                    "{} is less than {of_stream} = {}, so that a stream within its own limit could never open; raise the \
+                     one or lower the other",
                     self.topics_per_address, self.topics_per_stream
                 ),
             );

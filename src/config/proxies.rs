@@ -1,4 +1,4 @@
-//! `[proxies]`: whom to believe when they say for whom they speak.
+//! `[proxies]`: which proxies are trusted to name the address of a client.
 
 use std::net::IpAddr;
 
@@ -44,15 +44,17 @@ impl Proxies {
 
     pub(super) fn in_words(&self) -> String {
         if self.trusted.is_empty() {
-            return "The address of a client is that of its connection; no proxy is believed another.".into();
+            return "Client addresses come from the TCP connection; no proxy is trusted (proxies.trusted is empty).".into();
         }
         let networks: Vec<String> = self.trusted.iter().map(IpNet::to_string).collect();
         let told = match self.address {
             AddressSource::XForwardedFor => "in X-Forwarded-For",
             AddressSource::Forwarded => "in Forwarded",
-            AddressSource::ProxyProtocol => "by the PROXY protocol, with which their connections must begin",
+            AddressSource::ProxyProtocol => {
+                "by the PROXY protocol, with which each of their connections must begin"
+            }
         };
-        format!("Proxies in {} tell the address of a client {told}.", networks.join(", "))
+        format!("Proxies in {} are trusted; they name the address of a client {told}.", networks.join(", "))
     }
 }
 
