@@ -134,15 +134,39 @@ fn documented() -> String {
     page
 }
 
+fn document(name: &str) -> String {
+    std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
 #[test]
 fn the_documented_table_of_keys_is_the_one_in_the_code() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
-    let documentation = std::fs::read_to_string(path).unwrap();
+    let page = document("docs/configuration.md");
+    let (_, section) = page.split_once("\n## Every key\n").unwrap();
+    let rows = section.lines().skip_while(|line| !line.starts_with('|'));
+    let rows: String = rows.take_while(|line| line.starts_with('|')).flat_map(|row| [row, "\n"]).collect();
     let table = documented();
-    assert!(
-        documentation.contains(&format!("\n\n{table}")),
-        "write this into docs/configuration.md:\n{table}"
-    );
+    assert!(rows == table, "write this into docs/configuration.md:\n{table}");
+}
+
+#[test]
+fn the_documents_name_every_key_that_needs_a_restart_and_no_other() {
+    let table = |key: &'static str| key.split_once('.').map_or(key, |(table, _)| table);
+    let is_whole = |of: &str| KEYS.iter().filter(|key| table(key.path) == of).all(|key| key.needs_restart);
+    let keys = KEYS.iter().filter(|key| key.needs_restart && table(key.path) != "topics").map(|key| key.path);
+    let names: BTreeSet<String> = keys
+        .map(|key| match table(key) {
+            whole if whole != key && is_whole(whole) => format!("[{whole}]"),
+            _ => key.to_owned(),
+        })
+        .collect();
+    let page = document("docs/operations.md");
+    let row = page.lines().find(|line| line.starts_with("| **needs a restart** |")).unwrap();
+    // Of [tls], whether there is one.
+    let (listed, _) = row.split_once("`[tls]`").unwrap();
+    assert_eq!(listed.split('`').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>(), names);
+    let head = ANNOTATED.split_once("SIGHUP loads everything again; ").unwrap().1;
+    let head = head.split_once(", and adding or removing [tls]").unwrap().0.replace("\n# ", " ");
+    assert_eq!(head.split(", ").map(str::to_owned).collect::<BTreeSet<_>>(), names);
 }
 
 #[test]
