@@ -1,24 +1,24 @@
-//! What the rules of the configuration allow to whom.
+//! Access rules: what the `[[topics]]` rules of the configuration allow a caller to do.
 //!
-//! The first rule that covers all of what is asked decides it. But a pattern may touch topics of a rule that comes before:
-//! whoever asks must be allowed by that one too, or the whole is refused, rather than a part of it left out.
+//! The first rule that covers the whole filter decides. But a pattern may include topics of an earlier rule. Then that
+//! rule must allow the caller too; otherwise the whole pattern is refused, so that no part of it is left out silently.
 
 use super::{Action, Caller};
 use crate::config::{Access, Rule};
 use crate::protocol::topic::Filter;
 
-/// What the rules say.
+/// The decision of the rules.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Verdict<'a> {
-    /// Yes, by this rule.
+    /// Allowed by this rule.
     Allowed(&'a Rule),
-    /// Nobody may, or there is no such rule.
+    /// No rule covers it, or the rule admits nobody.
     NotExposed,
-    /// Nobody may without saying who they are.
+    /// Only identified callers may, and the caller is not identified.
     WhoAsks,
     /// None of the caller's grants covers it.
     NotGranted,
-    /// It belongs to another subject.
+    /// The topic belongs to another subject.
     NotTheirs,
 }
 
@@ -29,11 +29,11 @@ pub fn decide<'a>(
     filter: &Filter,
     caller: Option<&Caller>,
 ) -> Verdict<'a> {
-    // What keeps it from being allowed. That nobody may outweighs all, so the search goes on.
+    // The reason against it so far. `NotExposed` takes precedence over the others, so the search continues.
     let mut obstacle = None;
     for rule in rules {
         let decides = rule.filter.covers(filter);
-        // One topic is covered by a rule or not touched by it.
+        // A rule covers a single topic or does not touch it.
         if !decides && !rule.filter.overlaps(filter) {
             continue;
         }
@@ -60,8 +60,8 @@ pub fn decide<'a>(
     Verdict::NotExposed
 }
 
-/// Whether the segment that the rule binds, if it binds one, is the caller's subject. A wildcard there stands for other
-/// subjects as well, and is nobody's; so a subject that is no segment of a topic has none.
+/// Whether the segment that the rule binds to `{sub}`, if any, is the caller's subject. A wildcard in that place also
+/// stands for other subjects and belongs to nobody. A subject that cannot be a segment has no topics.
 fn is_theirs(rule: &Rule, filter: &Filter, caller: &Caller) -> bool {
     let Some(index) = rule.subject else { return true };
     let Some(segment) = filter.segments().nth(index) else { return false };
@@ -80,7 +80,7 @@ mod tests {
 
     const JWT: &str = "[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
 
-    /// Rules of a pattern and who may.
+    /// Builds rules from patterns and their access.
     fn rules(rules: &[(&str, &str)]) -> Vec<Rule> {
         let rule = |(pattern, read): &(&str, &str)| {
             format!("[[topics]]\nmatch = {pattern:?}\nread = {read:?}\npublish = {read:?}\n")
@@ -120,7 +120,7 @@ mod tests {
             assert!(readable(&rules, "a/b/*", None), "{read}");
             assert_eq!(readable(&rules, "a/*", Some(&me)), read != "nobody", "{read}");
         }
-        // Whose inbox it is decides for a pattern that takes it in.
+        // The rule of the inbox also decides about a pattern that includes it.
         let rules = rules(&[("users/{sub}/inbox", "token"), ("users/**", "anyone")]);
         assert!(readable(&rules, "users/me/*", Some(&me)));
         assert!(readable(&rules, "users/you/outbox", None));
@@ -166,7 +166,7 @@ mod tests {
         })
     }
 
-    /// A pattern, and which of its segments it binds, if that is a `*`.
+    /// A pattern and its access; a `*` may be replaced by `{sub}`.
     fn matches() -> impl Strategy<Value = (String, &'static str)> {
         let access = proptest::sample::select(vec!["anyone", "token", "granted", "nobody"]);
         (filters(), 0..4_usize, access).prop_map(|(filter, index, access)| {
@@ -178,7 +178,8 @@ mod tests {
         })
     }
 
-    /// Every topic of up to five segments: longer than any pattern above, so no two patterns differ only beyond it.
+    /// Every topic of up to five segments: longer than any pattern above, so that any two different patterns differ in
+    /// some of these topics.
     static UNIVERSE: LazyLock<Vec<Topic>> = LazyLock::new(|| {
         let mut all: Vec<String> = vec![];
         let mut layer = vec![String::new()];
@@ -190,7 +191,7 @@ mod tests {
         all.iter().map(|topic| Topic::parse(topic, 200).unwrap()).collect()
     });
 
-    /// What may be said of one topic without a word about patterns.
+    /// The expected decision about a single topic, without any reasoning about patterns.
     fn model(rules: &[Rule], topic: &Topic, caller: Option<&Caller>) -> bool {
         let Some(rule) = rules.iter().find(|rule| rule.filter.matches(topic)) else { return false };
         let segment = rule.subject.map(|index| topic.as_str().split('/').nth(index).unwrap());

@@ -1,30 +1,30 @@
-//! What a token grants: patterns at a place of its claims, in our own form, and in those of Mercure and Centrifugo where
-//! that is switched on.
+//! The grants of a token: the patterns in its claims, in our own form and, if switched on, in the forms of Mercure and
+//! Centrifugo.
 
 use serde_json::Value;
 
 use crate::config;
 use crate::protocol::topic::Filter;
 
-/// Patterns that are looked at in one list. Every topic of a request is compared with each.
+/// How many patterns of a list count. Every topic of a request is compared with each of them.
 const MAX_PATTERNS: usize = 256;
 
-/// Where grants stand in the claims, and how they are read.
+/// Where the grants are in the claims, and in which forms they are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Claims {
-    /// A JSON pointer.
+    /// The JSON pointer of our own claim.
     place: String,
     mercure: bool,
     centrifugo: bool,
     grammar: Grammar,
 }
 
-/// How patterns are written here.
+/// How patterns are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grammar {
-    /// What may stand for `/`: the broker's own separator.
+    /// The broker's separator, which may be used instead of `/`.
     pub separator: Option<char>,
-    /// Bytes of a topic.
+    /// The longest topic, in bytes.
     pub limit: usize,
 }
 
@@ -38,7 +38,7 @@ impl Claims {
         }
     }
 
-    /// What may be read and what may be published to.
+    /// The patterns that may be read, and those that may be published to.
     pub(super) fn grants(&self, claims: &Value) -> (Vec<Filter>, Vec<Filter>) {
         let ours = claims.pointer(&self.place).unwrap_or(&Value::Null);
         let mut subscribe = self.grammar.patterns(&ours["subscribe"]);
@@ -49,14 +49,14 @@ impl Claims {
                 [(&mercure["subscribe"], &mut subscribe), (&mercure["publish"], &mut publish)]
             {
                 grants.extend(self.grammar.patterns(list));
-                // There it is a selector of its own, for every topic.
+                // In Mercure, `*` alone selects every topic.
                 if list.as_array().is_some_and(|list| list.iter().any(|pattern| pattern == "*")) {
                     grants.push(Filter::everything());
                 }
             }
         }
         if self.centrifugo {
-            // There a channel is a name and never a pattern.
+            // In Centrifugo, a channel is a name and never a pattern.
             let channels = self.grammar.patterns(&claims["channels"]);
             subscribe.extend(channels.into_iter().filter(|channel| !channel.is_pattern()));
         }
@@ -65,8 +65,8 @@ impl Claims {
 }
 
 impl Grammar {
-    /// The patterns in a list. One that cannot be read grants nothing and takes nothing from the others; what is no list
-    /// grants nothing at all.
+    /// The patterns of a list. A pattern that cannot be parsed grants nothing and does not affect the others. A value
+    /// that is not a list grants nothing.
     pub fn patterns(self, list: &Value) -> Vec<Filter> {
         let list = list.as_array().map_or(&[][..], Vec::as_slice);
         if list.len() > MAX_PATTERNS {
@@ -74,7 +74,7 @@ impl Grammar {
         }
         let read = |pattern: &Value| {
             let filter = Filter::read(pattern.as_str()?, self.separator, self.limit);
-            filter.inspect_err(|why| tracing::debug!(%why, "a pattern in a grant cannot be read")).ok()
+            filter.inspect_err(|why| tracing::debug!(%why, "a pattern in a grant cannot be parsed")).ok()
         };
         list.iter().take(MAX_PATTERNS).filter_map(read).collect()
     }

@@ -1,5 +1,5 @@
-//! The cryptography behind tokens: `jsonwebtoken` reads them, `ring` checks their signatures. So the process has one
-//! library of cryptography, the one that TLS uses as well. Nothing here signs.
+//! Cryptography for tokens: `jsonwebtoken` parses them and `ring` checks their signatures, so that the process has a
+//! single cryptographic library, the one that TLS uses too. Nothing here signs.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{ErrorKind, Result};
@@ -10,18 +10,18 @@ use ring::{hmac, signature};
 static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
     verifier_factory: verifier,
-    // For thumbprints of keys and the making of JWKs, neither of which is done here.
+    // Needed only for key thumbprints and for creating JWKs, which topicgate does not do.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Makes `jsonwebtoken` use what is in this file. The process has one such place: who comes second finds it filled, with
-/// this by another gateway of the same process.
+/// Makes `jsonwebtoken` use this provider. It is global to the process; a second gateway in the same process finds this
+/// provider installed.
 pub(super) fn install() {
     let _ = PROVIDER.install_default();
 }
 
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
-    // A public key that is taken for a secret would let everyone sign who knows it, which is everyone.
+    // If a public key were used as a secret, anyone could sign with it.
     if key.family() != algorithm.family() {
         return Err(ErrorKind::InvalidAlgorithm.into());
     }

@@ -1,9 +1,9 @@
-//! The keys of tokens where an identity provider publishes them: a JWKS (RFC 7517) at a URL of the configuration.
+//! Token keys from the URL of an identity provider: a JWKS (RFC 7517).
 //!
-//! One task fetches them: at the start, then every `jwks_refresh`, and sooner where a token names a key that is not held,
-//! but never twice within [`PAUSE`], whatever tokens come. A token of an unknown key waits for that: it is refused once
-//! a set that was fetched after it came does not have its key. While the endpoint is down, what was fetched before stays
-//! in use. No token chooses where keys come from.
+//! One task fetches them: at the start, every `jwks_refresh`, and sooner if a token names an unknown key, but never
+//! twice within [`PAUSE`], whatever tokens arrive. A token with an unknown key waits for the fetch: it is refused once
+//! a set that was fetched after its arrival does not have its key. While the endpoint is down, the known keys stay in
+//! use. A token never chooses where keys come from.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,19 +32,19 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// How long one fetch may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a token waits for keys: for a fetch that may not begin yet, and for that fetch, and a little more.
+/// How long a token waits for keys: for the pause before a fetch, the fetch itself, and a margin.
 const PATIENCE: Duration = Duration::from_secs(11);
 
-/// Bytes of a set. A key of RSA with its certificates has about 5 KiB.
+/// The largest key set, in bytes. An RSA key with its certificates has about 5 KiB.
 const MAX_BODY: usize = 256 * 1024;
 
-/// Keys of a set. Without a `kid`, a token is tried with each of its algorithm.
+/// The most keys of a set. A token without a `kid` is checked with each key of its algorithm.
 const MAX_KEYS: usize = 64;
 
-/// Members that only a private or a secret key has. Who publishes them has lost the key.
+/// Members that only private or secret keys have. A provider that publishes them has leaked the key.
 const SECRET_MEMBERS: [&str; 3] = ["d", "p", "k"];
 
-/// Keys as they are published, and kept.
+/// A published key set that a task keeps current.
 #[derive(Debug, Clone)]
 pub(super) struct Jwks {
     url: Secret,
@@ -54,12 +54,12 @@ pub(super) struct Jwks {
     wanted: Arc<Notify>,
 }
 
-/// What is known after a fetch.
+/// The state after the last fetch.
 #[derive(Debug, Clone, Default)]
 struct FetchedKeys {
     /// `None` until a fetch has succeeded.
     keys: Option<Arc<[Key]>>,
-    /// Fetches begun and ended. They differ while one is under way.
+    /// The number of fetches that have begun and ended. They differ while one is in progress.
     begun: u64,
     ended: u64,
     /// Whether the last one failed.
@@ -73,18 +73,18 @@ impl FetchedKeys {
 }
 
 impl Jwks {
-    /// Begins to fetch, in a task that ends with the value. An endpoint that is down is no error. `algorithm` is what
-    /// the configuration pins.
+    /// Starts the task that fetches the keys; it ends when this value is dropped. An endpoint that is down is not an
+    /// error here. `algorithm` is the one that the configuration pins.
     ///
     /// # Errors
-    /// The URL is none (which a configuration refuses before), or the system lacks TLS.
+    /// The URL cannot be parsed (the configuration has already refused that), or the system has no TLS.
     pub(super) fn start(
         url: &Secret,
         refresh: Duration,
         algorithm: Option<Algorithm>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let uri = url.0.parse().map_err(|_| "is not a URL that can be asked")?;
+        let uri = url.0.parse().map_err(|_| "is not a usable URL")?;
         let client = Client::new(Peer::Keys)?;
         let (held, receiver) = watch::channel(FetchedKeys::default());
         let wanted = Arc::new(Notify::new());
@@ -93,38 +93,38 @@ impl Jwks {
         Ok(Jwks { url: url.clone(), refresh, algorithm, held: receiver, wanted })
     }
 
-    /// Whether they are fetched in this manner.
+    /// Whether the keys are fetched with these settings.
     pub(super) fn is_of(&self, url: &Secret, refresh: Duration, algorithm: Option<Algorithm>) -> bool {
         (&self.url, self.refresh, self.algorithm) == (url, refresh, algorithm)
     }
 
-    /// Whether tokens are checked with the keys of the same set.
+    /// Whether both use the same key set in the same way.
     pub(super) fn have_the_source_of(&self, other: &Jwks) -> bool {
         (&self.url, self.algorithm) == (&other.url, other.algorithm)
     }
 
-    /// Has them fetched as soon as that may be.
+    /// Asks for a fetch as soon as the pause allows.
     pub(super) fn fetch_anew(&self) {
         self.wanted.notify_one();
     }
 
-    /// The keys among which the one called `kid` is, if it is published at all.
+    /// The current keys, which contain the key `kid` if it is published at all.
     ///
     /// # Errors
-    /// [`AuthError::Unavailable`] if no keys are held, or if whether there is such a key cannot be asked now.
+    /// [`AuthError::Unavailable`] if no keys have been fetched yet, or if the endpoint cannot be asked about `kid` now.
     pub(super) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
         let mut held = self.held.clone();
         let now = held.borrow_and_update().clone();
         let known = |held: &FetchedKeys| kid.is_none_or(|kid| held.names(kid));
         match now.keys {
             Some(keys) if known(&now) => return Ok(keys),
-            // It is asked as often as it may be. Nobody is kept waiting for that.
+            // The task already retries as often as it may. The token does not wait for that.
             _ if now.failed => return Err(AuthError::Unavailable),
-            // The first fetch is under way.
+            // The first fetch is in progress.
             None => {}
             Some(_) => self.wanted.notify_one(),
         }
-        // One that was under way before the token came does not prove that its key is not published.
+        // A fetch that began before the token arrived does not prove that its key is not published.
         let proof = if now.keys.is_some() { now.begun + 1 } else { 1 };
         let settled = held.wait_for(|held| (held.keys.is_some() && known(held)) || held.ended >= proof);
         let settled = timeout(PATIENCE, settled).await;
@@ -136,7 +136,7 @@ impl Jwks {
     }
 }
 
-/// The task.
+/// The task that fetches the keys.
 struct Fetcher {
     uri: Uri,
     refresh: Duration,
@@ -156,7 +156,8 @@ impl Fetcher {
                 () = self.held.closed() => return,
                 fetched = self.fetch() => self.keep(fetched),
             }
-            // While it is down, it is asked as often as it may be: when it is back, tokens of new keys wait for it.
+            // While the endpoint is down, it is asked as often as the pause allows, because tokens with new keys wait
+            // for it.
             let refresh = if self.held.borrow().failed { PAUSE } else { self.refresh };
             let sooner = async {
                 self.wanted.notified().await;
@@ -170,7 +171,7 @@ impl Fetcher {
         }
     }
 
-    /// Says so where something has changed, not at every fetch.
+    /// Stores the result. Logs only changes, not every fetch.
     fn keep(&self, fetched: Result<Set, String>) {
         self.metrics.jwks.fetched(fetched.is_ok());
         let failed_before = self.held.borrow().failed;
@@ -179,9 +180,13 @@ impl Fetcher {
                 let count = keys.len();
                 let before = self.held.borrow().keys.as_ref().map(|keys| keys.len());
                 if failed_before || before != Some(count) {
-                    tracing::info!(keys = count, skipped = skipped.len(), "auth.jwt.jwks_url: keys fetched");
+                    tracing::info!(
+                        keys = count,
+                        skipped = skipped.len(),
+                        "auth.jwt.jwks_url: fetched the keys"
+                    );
                     for why in &skipped {
-                        tracing::warn!(why, "auth.jwt.jwks_url: a key is left out");
+                        tracing::warn!(why, "auth.jwt.jwks_url: a key cannot be used");
                     }
                 }
                 self.metrics.jwks.held.set(count as i64);
@@ -196,7 +201,8 @@ impl Fetcher {
                 if !failed_before {
                     tracing::warn!(
                         why,
-                        "auth.jwt.jwks_url: keys cannot be fetched; tokens of those that are not held have to wait"
+                        "auth.jwt.jwks_url: cannot fetch the keys; known keys stay in use, tokens with other keys are \
+                        refused for now"
                     );
                 }
                 self.held.send_modify(|held| {
@@ -221,25 +227,25 @@ impl Fetcher {
     }
 }
 
-/// A set that was published.
+/// A key set as it was fetched.
 #[derive(Debug)]
 struct Set {
     keys: Arc<[Key]>,
-    /// Why others cannot be used.
+    /// Why the other keys cannot be used.
     skipped: Vec<String>,
 }
 
 impl Set {
-    /// Keys that cannot be used do not stand in the way of the others: providers publish those for encryption beside.
+    /// Parses a set. Keys that cannot be used do not affect the others: providers also publish keys for encryption.
     fn read(body: &[u8], algorithm: Option<Algorithm>) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Published {
             keys: Vec<Map<String, Value>>,
         }
         let Published { keys } =
-            serde_json::from_slice(body).map_err(|error| format!("it is no JWKS: {error}"))?;
+            serde_json::from_slice(body).map_err(|error| format!("it is not a JWKS: {error}"))?;
         if keys.len() > MAX_KEYS {
-            return Err(format!("it has {} keys and at most {MAX_KEYS} are taken", keys.len()));
+            return Err(format!("it has {} keys, but at most {MAX_KEYS} are allowed", keys.len()));
         }
         let (mut usable, mut skipped) = (vec![], vec![]);
         for (index, jwk) in keys.into_iter().enumerate() {
@@ -254,7 +260,7 @@ impl Set {
 
 fn read(jwk: Map<String, Value>, algorithm: Option<Algorithm>) -> Result<Key, String> {
     if SECRET_MEMBERS.iter().any(|member| jwk.contains_key(*member)) {
-        return Err("is private or secret, and published; whoever reads it can sign".into());
+        return Err("is a private or secret key that is published; anyone who reads it can sign".into());
     }
     let jwk: Jwk =
         serde_json::from_value(Value::Object(jwk)).map_err(|error| format!("cannot be read: {error}"))?;

@@ -1,7 +1,7 @@
-//! JSON Web Tokens (RFC 7519): whether one holds, and what it says of its bearer.
+//! JSON Web Tokens (RFC 7519): checks whether a token is valid, and reads its caller from the claims.
 //!
-//! What a token says of itself (`alg`, `kid`, `jku`, `jwk`, `x5u`) chooses neither a URL nor key material nor an
-//! algorithm: `alg` must be that of the key, `kid` picks among keys that are known already, the rest is not looked at.
+//! The header of a token (`alg`, `kid`, `jku`, `jwk`, `x5u`) chooses no URL, no key material and no algorithm: `alg`
+//! must be the algorithm of the key, `kid` selects among the known keys, and the rest is ignored.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,50 +18,50 @@ use super::{AuthError, Caller, SettingError, crypto};
 use crate::config;
 use crate::metrics::Metrics;
 
-/// What is wrong with a token. The text is for the one who sent it, and repeats nothing of the token.
+/// Why a token is not valid. The text is for the client and repeats nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadToken {
-    /// Not a JWT, or one that this gateway does not understand all of.
-    #[error("the token is not a JWT that can be read here")]
+    /// Not a JWT, or one with extensions that this gateway does not support.
+    #[error("the token is not a JWT that this gateway can read")]
     Malformed,
-    /// Signed in another way than its key is for, or not at all.
-    #[error("the token is not signed with the algorithm that is asked for here")]
+    /// Not signed, or not with the algorithm of its key.
+    #[error("the token is not signed with the algorithm that this gateway requires")]
     Algorithm,
-    /// Its `kid` names no key that is known.
-    #[error("the token is signed with a key that is not known here")]
+    /// Its `kid` names an unknown key.
+    #[error("the token is signed with a key that this gateway does not know")]
     UnknownKey,
-    /// The signature does not hold.
-    #[error("the signature of the token does not hold")]
+    /// The signature is wrong.
+    #[error("the signature of the token is not valid")]
     Signature,
-    /// `exp` is over.
+    /// `exp` is in the past.
     #[error("the token has expired")]
     Expired,
-    /// `nbf` is to come.
+    /// `nbf` is in the future.
     #[error("the token is not valid yet")]
     NotYetValid,
-    /// `aud` names somebody else.
+    /// `aud` names another party.
     #[error("the token is for another audience")]
     Audience,
-    /// `iss` names somebody else.
+    /// `iss` names another party.
     #[error("the token is from another issuer")]
     Issuer,
     /// A claim is missing, or is not of its type.
-    #[error("the token lacks a claim that is needed here, or has it in another form: {0}")]
+    #[error("a claim that this gateway requires is missing from the token or has a wrong type: {0}")]
     Claim(&'static str),
 }
 
-/// Reads tokens.
+/// Checks tokens by the settings of `[auth.jwt]`.
 #[derive(Debug)]
 pub(super) struct Jwt {
     keys: Keys,
-    /// All but the algorithm, which is the key's.
+    /// The checks of the claims. The algorithm is the key's.
     validation: Validation,
     claims: Claims,
 }
 
 impl Jwt {
-    /// Reads the file that the setting names, if it names one, or begins to fetch the keys; those that were fetched
-    /// `before` from the same place are taken over.
+    /// Reads the key from its setting or its file, or begins to fetch the keys. Keys that `before` has fetched from the
+    /// same URL are taken over.
     pub(super) fn new(
         settings: &config::Jwt,
         claims: Claims,
@@ -77,7 +77,7 @@ impl Jwt {
                 validation.required_spec_claims.insert(name.to_owned());
             }
         }
-        // Without an audience of ours, a token that names one is meant for somebody else (RFC 7519, section 4.1.3).
+        // If no audience is configured, a token that names one is meant for another party (RFC 7519, section 4.1.3).
         if !settings.audience.is_empty() {
             validation.set_audience(&settings.audience);
         }
@@ -87,18 +87,18 @@ impl Jwt {
         Ok(Jwt { keys, validation, claims })
     }
 
-    /// Whom the token speaks of.
+    /// Checks a token, and returns its caller.
     ///
     /// # Errors
-    /// [`AuthError::BadToken`], or what the keys could not be had for.
+    /// [`AuthError::BadToken`], or [`AuthError::Unavailable`] if its key cannot be fetched now.
     pub(super) async fn read(&self, token: &[u8]) -> Result<Caller, AuthError> {
         let header = jsonwebtoken::decode_header(token).map_err(|error| why(error.kind()))?;
-        // Extensions that must be understood (RFC 7515, section 4.1.11), and none is here.
+        // Extensions that must be understood (RFC 7515, section 4.1.11); this gateway supports none.
         if header.crit.is_some() {
             return Err(BadToken::Malformed.into());
         }
         let keys = self.keys.find(header.kid.as_deref()).await?;
-        // A token that names no key is for the one that it can be for, if there is only one.
+        // A token that names no key is checked only if a single key has its algorithm.
         let of_its_kind = keys.iter().filter(|key| key.algorithm() == header.alg).count();
         if header.kid.is_none() && of_its_kind > 1 {
             return Err(BadToken::UnknownKey.into());
@@ -110,9 +110,9 @@ impl Jwt {
                 continue;
             }
             match self.check(token, key) {
-                // The other keys have their say.
+                // Another key of that name may match.
                 Err(BadToken::Signature) => problem = BadToken::Signature,
-                // The library looks for an audience only where it is a text or a list of them.
+                // The library checks `aud` only if it is a string or a list of strings.
                 Ok(claims) if self.validation.aud.is_none() && !claims["aud"].is_null() => {
                     return Err(BadToken::Audience.into());
                 }
@@ -130,7 +130,7 @@ impl Jwt {
 
     fn caller(&self, claims: &Value) -> Caller {
         let leeway = Duration::from_secs(self.validation.leeway);
-        // The claim was found to be a number and not negative. One beyond all time is as good as none.
+        // The claim has been checked: it is a number and not negative. A time out of range counts as no end.
         let expires = claims["exp"].as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let (subscribe, publish) = self.claims.grants(claims);
         Caller {
@@ -142,7 +142,8 @@ impl Jwt {
         }
     }
 
-    /// Whether a token that `other` took says the same here. The leeway is no part of that: a stream ends when it was told.
+    /// Whether a token that `other` accepted means the same here. The leeway does not matter: a stream ends at the time
+    /// that was set when it opened.
     pub(super) fn reads_as(&self, other: &Jwt) -> bool {
         self.keys.are(&other.keys)
             && self.claims == other.claims

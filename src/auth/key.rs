@@ -1,18 +1,18 @@
-//! The keys that tokens are checked with. Each is for one algorithm, which the configuration or the key itself pins: no
-//! token has a say in it.
+//! A key that checks tokens. Each key has one algorithm, which the configuration or the key itself fixes; a token
+//! cannot choose it.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
 
-/// Bytes of the smallest RSA modulus that is taken, 2048 bits: `ring` takes no smaller one.
+/// The smallest RSA modulus that is accepted, in bytes: 2048 bits, as `ring` requires.
 const RSA_BYTES: usize = 256;
 
-/// Bytes of a point of P-256, of one of P-384, and of a key of Ed25519.
+/// The lengths in bytes of a P-256 point, a P-384 point and an Ed25519 key.
 const P256_BYTES: usize = 65;
 const P384_BYTES: usize = 97;
 const ED25519_BYTES: usize = 32;
 
-/// One key, and the one algorithm that it is for.
+/// A key and its algorithm.
 #[derive(Debug, Clone)]
 pub struct Key {
     kid: Option<String>,
@@ -21,38 +21,36 @@ pub struct Key {
 }
 
 impl Key {
-    /// A secret that is shared with who signs: its bytes as they are.
+    /// A secret that is shared with the issuer: its bytes are the key.
     ///
     /// # Errors
-    /// The algorithm is for public keys.
+    /// The algorithm requires a public key.
     pub fn from_secret(secret: &str, algorithm: Algorithm) -> Result<Self, String> {
         Key::new(None, algorithm, DecodingKey::from_secret(secret.as_bytes()))
     }
 
-    /// A public key, PEM. Without an `algorithm`, the usual one of its kind: RS256, ES256, ES384 or EdDSA.
+    /// A public key in PEM. Without an `algorithm`, it has the usual one of its type: RS256, ES256, ES384 or EdDSA.
     ///
     /// # Errors
-    /// What is wrong with it, to follow the name of its file.
+    /// What is wrong with it, to be written after the name of its file.
     pub fn from_pem(pem: &str, algorithm: Option<Algorithm>) -> Result<Self, String> {
         if pem.contains("PRIVATE KEY-----") {
-            return Err("is a private key, which has no business here; name the public one \
+            return Err("is a private key; name the public key instead \
                         (openssl pkey -pubout)"
                 .into());
         }
         if pem.contains("-----BEGIN CERTIFICATE") {
-            return Err("is a certificate; name the public key in it (openssl x509 -pubkey -noout)".into());
+            return Err("is a certificate; extract its public key (openssl x509 -pubkey -noout)".into());
         }
         if pem.matches("-----BEGIN ").count() > 1 {
-            return Err(
-                "holds several keys; leave one, or serve them as a key set (auth.jwt.jwks_url)".into()
-            );
+            return Err("has several keys; keep one, or serve them as a key set (auth.jwt.jwks_url)".into());
         }
         let bytes = pem.as_bytes();
         let key = DecodingKey::from_rsa_pem(bytes)
             .or_else(|_| DecodingKey::from_ec_pem(bytes))
             .or_else(|_| DecodingKey::from_ed_pem(bytes))
             .map_err(
-                |_| "is no public key of RSA, P-256, P-384 or Ed25519 in PEM (-----BEGIN PUBLIC KEY-----)",
+                |_| "is not an RSA, P-256, P-384 or Ed25519 public key in PEM (-----BEGIN PUBLIC KEY-----)",
             )?;
         let usual = match key.family() {
             AlgorithmFamily::Ec if length(&key) == P384_BYTES => Algorithm::ES384,
@@ -63,11 +61,11 @@ impl Key {
         Key::new(None, algorithm.unwrap_or(usual), key)
     }
 
-    /// A public key out of a key set. `algorithm` is what the configuration pins: a key that is for another is not taken.
-    /// Without it the key's own `alg` counts, else the usual one of its kind.
+    /// A public key of a key set. `algorithm` is the one that the configuration pins; a key for another algorithm is
+    /// rejected. Without it, the key's own `alg` counts, otherwise the usual one of its type.
     ///
     /// # Errors
-    /// Why tokens are not checked with it.
+    /// Why the key cannot be used.
     pub fn from_jwk(jwk: &Jwk, algorithm: Option<Algorithm>) -> Result<Self, String> {
         let common = &jwk.common;
         if common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature)
@@ -86,25 +84,23 @@ impl Key {
             AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
                 Algorithm::EdDSA
             }
-            // A secret that a URL shows is none.
-            _ => return Err("is no public key of RSA, P-256, P-384 or Ed25519".into()),
+            // A secret that is published at a URL is not secret.
+            _ => return Err("is not an RSA, P-256, P-384 or Ed25519 public key".into()),
         };
         let own = match common.key_algorithm {
-            Some(own) => {
-                Some(Algorithm::try_from(own).map_err(|_| "is for an algorithm that is not known here")?)
-            }
+            Some(own) => Some(Algorithm::try_from(own).map_err(|_| "is for an unknown algorithm")?),
             None => None,
         };
         if let (Some(own), Some(pinned)) = (own, algorithm)
             && own != pinned
         {
-            return Err(format!("is for {own:?}, and auth.jwt.algorithm is {pinned:?}"));
+            return Err(format!("is for {own:?}, but auth.jwt.algorithm is {pinned:?}"));
         }
         let key = DecodingKey::from_jwk(jwk).map_err(|error| format!("cannot be read: {error}"))?;
         Key::new(common.key_id.clone(), algorithm.or(own).unwrap_or(usual), key)
     }
 
-    /// A key that does not fit would refuse every token, without a word of why.
+    /// Checks that the key fits its algorithm. Otherwise it would refuse every token without saying why.
     fn new(kid: Option<String>, algorithm: Algorithm, key: DecodingKey) -> Result<Self, String> {
         let fits = match algorithm {
             Algorithm::ES256 => length(&key) == P256_BYTES,
@@ -113,7 +109,7 @@ impl Key {
             _ => true,
         };
         if key.family() != algorithm.family() || !fits {
-            return Err(format!("is no key for {algorithm:?}; see auth.jwt.algorithm"));
+            return Err(format!("is not a key for {algorithm:?}; check auth.jwt.algorithm"));
         }
         if key.family() == AlgorithmFamily::Rsa && length(&key) < RSA_BYTES {
             return Err("is an RSA key of less than 2048 bits".into());
@@ -121,12 +117,12 @@ impl Key {
         Ok(Key { kid, algorithm, key })
     }
 
-    /// Whether a token that says `kid` may be signed with it. A key or a token without an id says nothing of that.
+    /// Whether a token with this `kid` may be signed with this key. A key or a token without an id matches any.
     pub(super) fn may_have(&self, kid: Option<&str>) -> bool {
         kid.zip(self.kid.as_deref()).is_none_or(|(theirs, ours)| theirs == ours)
     }
 
-    /// The name under which it is published.
+    /// The `kid` under which it is published.
     pub(super) fn kid(&self) -> Option<&str> {
         self.kid.as_deref()
     }
@@ -151,7 +147,8 @@ impl Key {
     }
 }
 
-/// Bytes of the key; of an RSA key, of its modulus, or of the DER that holds it and a few bytes more.
+/// The length of the key in bytes. For an RSA key, the length of its modulus, or of the DER around it, which is a few
+/// bytes longer.
 fn length(key: &DecodingKey) -> usize {
     match key.kind() {
         DecodingKeyKind::SecretOrDer(bytes) => bytes.len(),
@@ -168,7 +165,7 @@ mod tests {
     #[test]
     fn a_key_out_of_a_set_is_taken_for_one_algorithm_or_not_at_all() {
         use Algorithm::{ES256, ES384, EdDSA, HS256, PS256, RS256};
-        // Only their lengths are looked at.
+        // Only their lengths are checked.
         let (bytes, short) = (|count: usize| "A".repeat(count.div_ceil(3) * 4 - 1), "A".repeat(170));
         let point =
             |curve, count| json!({"kty": "EC", "crv": curve, "x": "A".repeat(count), "y": "A".repeat(count)});

@@ -1,4 +1,4 @@
-//! The keys that tokens are checked with: one of the configuration, or a set that is fetched.
+//! The keys that check tokens: the configured key, or a key set that is fetched from a URL.
 
 use super::jwks::Jwks;
 use super::key::Key;
@@ -8,18 +8,18 @@ use crate::metrics::Metrics;
 use jsonwebtoken::Algorithm;
 use std::sync::Arc;
 
-/// The keys that a token may be signed with.
+/// The source of the keys.
 #[derive(Debug)]
 pub(crate) enum Keys {
-    /// Those that the configuration names.
+    /// The key that the configuration names.
     Static(Arc<[Key]>),
-    /// Those that are published at a URL.
+    /// A key set that is published at a URL.
     Published(Jwks),
 }
 
 impl Keys {
-    /// Reads the file that the setting names, if it names one, or begins to fetch what is published. What was fetched
-    /// `before` in the same manner is taken over, and asked for anew.
+    /// Reads the key from its setting or its file, or begins to fetch the key set. If `before` fetched the same set
+    /// with the same settings, its keys are taken over, and fetched again.
     ///
     /// # Errors
     /// [`SettingError`].
@@ -54,7 +54,7 @@ impl Keys {
         Ok(Keys::Static([key?].into()))
     }
 
-    /// Whether they are the same, or come from the same place.
+    /// Whether both are the same key, or come from the same URL.
     pub(crate) fn are(&self, other: &Keys) -> bool {
         match (self, other) {
             (Keys::Static(keys), Keys::Static(others)) => {
@@ -65,10 +65,10 @@ impl Keys {
         }
     }
 
-    /// Those that may hold for a token which says `kid`.
+    /// The keys among which a token with this `kid` finds its key.
     ///
     /// # Errors
-    /// [`AuthError::Unavailable`] if they cannot be had now.
+    /// [`AuthError::Unavailable`] if they cannot be fetched now.
     pub(crate) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
         match self {
             Keys::Static(keys) => Ok(keys.clone()),

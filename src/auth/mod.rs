@@ -1,6 +1,6 @@
-//! Who asks, and what they may. A request's credentials become a [`Caller`] ([`Auth::identify`]); the rules of the
-//! configuration say what a caller may do ([`access::decide`]). Nothing here knows logs, streams or sockets, nor how a
-//! refusal is written.
+//! Authentication and authorization. [`Auth::identify`] turns a request's credentials into a [`Caller`];
+//! [`access::decide`] applies the rules of the configuration to it. Nothing here knows logs, streams or sockets;
+//! `http::access` writes refusals.
 
 pub mod access;
 mod claims;
@@ -27,33 +27,33 @@ use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::protocol::topic::Filter;
 
-/// One who has shown who they are: by a token, or by what the backend answered for them.
+/// An identified caller: by a token, or by an answer of the backend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
-    /// The token's `sub`, or the one that the backend named.
+    /// The token's `sub`, or the subject that the backend named.
     pub subject: Option<Arc<str>>,
-    /// What they were granted to read. Each pattern stands for itself: two do not add up to a wider one.
+    /// Filters that the caller may read. Each stands for itself: two do not add up to a wider one.
     pub subscribe: Vec<Filter>,
-    /// What they were granted to publish to.
+    /// Filters that the caller may publish to.
     pub publish: Vec<Filter>,
-    /// When what they may ends. Their streams end with it.
+    /// When the permission expires. The caller's streams end then.
     pub expires: Option<SystemTime>,
-    /// Who says so.
+    /// The source of this identity.
     pub voucher: Option<IdentitySource>,
 }
 
-/// Who says who a caller is: the keys of tokens, or the backend, each numbered anew when its configuration comes to mean
-/// another one.
+/// The source of an identity: the keys of tokens, or the backend. Each has a number, which changes when a reload
+/// replaces the keys or the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdentitySource {
-    /// A token that one of the keys was for.
+    /// A token that was signed with one of the keys.
     Keys(u32),
     /// An answer of the backend.
     Backend(u32),
 }
 
 impl Caller {
-    /// Whether what they may has ended.
+    /// Whether the permission has expired.
     pub fn is_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
@@ -67,7 +67,7 @@ impl Caller {
         grants.iter().any(|grant| grant.covers(filter))
     }
 
-    /// As much of the caller as their stream over `filters` is judged by: a token may have hundreds of grants.
+    /// The part of the caller that matters to a stream over `filters`: a token may have hundreds of grants.
     pub fn as_reader_of(&self, filters: &[Filter]) -> Self {
         let granted = filters.iter().filter(|filter| self.is_granted(Action::Subscribe, filter));
         Caller {
@@ -80,17 +80,17 @@ impl Caller {
     }
 }
 
-/// What is to be done with topics.
+/// The action of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Read them.
+    /// Read topics.
     Subscribe,
-    /// Publish to one.
+    /// Publish to a topic.
     Publish,
 }
 
 impl Action {
-    /// As grants and the backend of forward auth name it.
+    /// The name of the action in grants and for the backend of forward auth.
     pub fn as_str(self) -> &'static str {
         match self {
             Action::Subscribe => "subscribe",
@@ -99,71 +99,71 @@ impl Action {
     }
 }
 
-/// A request, as far as it tells who asks, and for what.
+/// The parts of a request that matter to access control.
 #[derive(Debug, Clone, Copy)]
 pub struct AccessRequest<'a> {
-    /// What for.
+    /// The requested action.
     pub action: Action,
-    /// Which topics and patterns: those for which it has to be known.
+    /// The topics and patterns that need permission.
     pub filters: &'a [Filter],
     /// The request's header fields.
     pub headers: &'a HeaderMap,
-    /// The query of its URL, as it came.
+    /// The raw query of its URL.
     pub query: Option<&'a str>,
-    /// Where it comes from.
+    /// The client's address.
     pub client: IpAddr,
 }
 
-/// Why it cannot be said who asks.
+/// Why a caller cannot be identified or is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AuthError {
     /// Several tokens that differ.
     #[error("the request carries several tokens that differ; send one")]
     TwoTokens,
-    /// A token that does not hold.
+    /// A token that is not valid.
     #[error(transparent)]
     BadToken(#[from] BadToken),
-    /// The backend, or the place of the keys, cannot be asked now.
-    #[error("who may do this cannot be asked now")]
+    /// The backend or the URL of the keys cannot be reached now.
+    #[error("authorization is temporarily unavailable")]
     Unavailable,
-    /// The backend says no.
-    #[error("the backend that knows who may does not allow this")]
+    /// The backend refused.
+    #[error("the backend of auth.forward does not allow this")]
     Refused {
         /// 401 or 403.
         status: StatusCode,
-        /// The `WWW-Authenticate` that it gave.
+        /// The `WWW-Authenticate` of its answer.
         challenge: Option<HeaderValue>,
     },
-    /// What the backend grants does not take this in.
+    /// The backend's grants do not cover this topic or pattern.
     #[error("the backend does not grant {1}")]
     NotGranted(Action, Filter),
     /// The topics do not fit into one question to the backend.
     #[error(
-        "the backend is asked about all topics of a stream at once, and these are too many; ask for a pattern, or use \
+        "too many topics: the backend is asked about all topics of a stream at once; request a pattern, or use \
          several streams"
     )]
     TooManyTopics,
 }
 
-/// A setting of `[auth]` cannot work. Told with its key.
+/// A setting of `[auth]` that cannot work, with its key.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct SettingError(String);
 
-/// Tells who asks.
+/// Identifies callers.
 #[derive(Debug)]
 pub struct Auth {
     settings: config::Auth,
     grammar: Grammar,
     jwt: Option<Jwt>,
     forward: Option<Arc<Forward>>,
-    /// The numbers of both as vouchers.
+    /// The current numbers of both identity sources.
     keys: u32,
     backend: u32,
 }
 
 impl Auth {
-    /// Reads `[auth]` and the files it names, and begins to fetch keys where they are at a URL.
+    /// Reads `[auth]` and the files it names, and begins to fetch keys if they are at a URL.
     ///
     /// # Errors
     /// [`SettingError`].
@@ -171,8 +171,8 @@ impl Auth {
         Self::build(config, metrics, None)
     }
 
-    /// As [`Auth::new`], with what is as it was taken over: keys that were fetched, which are asked for anew, and answers
-    /// that are kept.
+    /// As [`Auth::new`], but takes over what has not changed: keys that were fetched, which are fetched again, and
+    /// cached answers.
     ///
     /// # Errors
     /// [`SettingError`].
@@ -211,8 +211,7 @@ impl Auth {
         })
     }
 
-    /// Whether it would still be said of `caller` what was said, as far as that can be known without asking: by the keys,
-    /// or by the backend, that said it.
+    /// Whether the source that identified `caller` is still in force, without asking it again.
     pub fn stands_by(&self, caller: &Caller) -> bool {
         caller.voucher.is_some_and(|voucher| match voucher {
             IdentitySource::Keys(number) => self.jwt.is_some() && number == self.keys,
@@ -220,18 +219,19 @@ impl Auth {
         })
     }
 
-    /// Who asks. `None` if the request carries no credentials that are understood here, and there is no backend to ask. To
-    /// be called only where a rule asks for some: a cookie that has expired must not stand in the way of a public topic.
+    /// Identifies the caller of a request. `None` if the request has no credentials that count here, and there is no
+    /// backend. To be called only if a rule needs it: an expired cookie must not prevent a client from reading a public
+    /// topic.
     ///
     /// # Errors
     /// [`AuthError`].
     pub async fn identify(&self, asked: &AccessRequest<'_>) -> Result<Option<Caller>, AuthError> {
-        // A token speaks for itself, whatever the backend would say.
+        // A token is judged alone; the backend is not asked about it.
         if let Some(jwt) = &self.jwt
             && let Some(token) = token::find(&self.settings.token, asked.headers, asked.query)?
         {
             let caller = jwt.read(&token).await?;
-            // To the moment, where the library counts in whole seconds: the streams end by the same clock.
+            // Exact to the moment, where the library counts in whole seconds: the streams end by the same clock.
             if caller.is_expired() {
                 return Err(BadToken::Expired.into());
             }

@@ -1,5 +1,5 @@
-//! Where a token is found in a request: `Authorization: Bearer`, a cookie, and a query parameter where that is switched
-//! on. It is not looked into here.
+//! Finds the token of a request: in `Authorization: Bearer`, a cookie or, if switched on, a query parameter. It does
+//! not parse the token.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use crate::config::TokenPlaces;
 /// The query parameter (RFC 6750, section 2.3).
 const PARAMETER: &str = "access_token";
 
-/// The token that a request carries. An empty one is none.
+/// The token of a request. An empty token counts as none.
 ///
 /// # Errors
-/// Several that differ: which of them is meant, nobody can say.
+/// Several tokens that differ: it is unclear which one is meant.
 pub(super) fn find<'a>(
     places: &TokenPlaces,
     headers: &'a HeaderMap,
@@ -41,7 +41,7 @@ pub(super) fn find<'a>(
     Ok(found)
 }
 
-/// Another scheme is not for us: it may be that of a proxy in between.
+/// Other schemes are ignored: they may be meant for a proxy in between.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked("Bearer".len())?;
     let ours = scheme.eq_ignore_ascii_case(b"Bearer") && token.first().is_none_or(|byte| *byte == b' ');
@@ -50,6 +50,6 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 
 fn cookie<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-    // A value may stand in quotes (RFC 6265, section 4.1.1).
+    // A value may be quoted (RFC 6265, section 4.1.1).
     Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
 }

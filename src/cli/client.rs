@@ -1,4 +1,4 @@
-//! What is typed after `doctor`, `sub` and `pub`, which speak to a gateway from outside as any client does.
+//! The arguments of `doctor`, `sub` and `pub`, which connect to a gateway as any client does.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -10,20 +10,20 @@ use url::Url;
 
 use crate::config::Secret;
 
-/// What is asked for, and who asks.
+/// The URL, and the credentials to use.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
-    /// A topic of a gateway, as in http://127.0.0.1:8080/topics/orders/eu
+    /// The URL of a topic, such as http://127.0.0.1:8080/topics/orders/eu
     #[arg(value_name = "URL", value_parser = http_url)]
     pub url: Url,
-    /// Send this token, as Authorization: Bearer. Other users of the machine can see it; they cannot see one in a file, or in
-    /// the environment variable TOPICGATE_TOKEN, which is sent where neither flag is given
+    /// Send this token, as Authorization: Bearer. Other users of the machine can see a flag. They cannot see a token in
+    /// a file, or in the environment variable TOPICGATE_TOKEN, which is used if neither flag is given
     #[arg(long, value_parser = secret, conflicts_with = "token_file")]
     pub token: Option<Secret>,
-    /// Send the token that this file holds
+    /// Send the token in this file
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// A PEM file with authorities to trust, beside those of the system
+    /// A PEM file with certificate authorities to trust in addition to the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
@@ -34,13 +34,13 @@ pub struct Doctor {
     #[command(flatten)]
     #[allow(missing_docs, reason = "the text would become the help of the command")]
     pub target: Target,
-    /// How long to watch a stream on which nothing is published, for the timeouts in its way
+    /// How long to watch a silent stream, to find timeouts on the way
     #[arg(long, value_name = "TIME", default_value = "70s", value_parser = parse_duration)]
     pub idle: Duration,
-    /// Publish three small messages to the topic, and measure when they arrive
+    /// Publish three small messages to the topic, and measure their delay
     #[arg(long)]
     pub publish: bool,
-    /// Also ask as a page of this origin does, as in https://app.example.com
+    /// Also check access for a page of this origin, such as https://app.example.com
     #[arg(long)]
     pub origin: Option<String>,
 }
@@ -51,16 +51,16 @@ pub struct Subscribe {
     #[command(flatten)]
     #[allow(missing_docs, reason = "the text would become the help of the command")]
     pub target: Target,
-    /// Begin in the past: 10m, 2026-11-22T18:00:00Z, or all
+    /// Start in the past: 10m, 2026-11-22T18:00:00Z, or all
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// Begin with so many of the last messages of each topic
+    /// Start with this number of past messages of each topic
     #[arg(long, value_name = "MESSAGES")]
     pub last: Option<u64>,
-    /// Go on after this event
+    /// Resume after the event with this id
     #[arg(long, value_name = "ID")]
     pub last_event_id: Option<String>,
-    /// One JSON object a line, stream-open, stream-gap and stream-close among them
+    /// Print one JSON object per line, for stream-open, stream-gap and stream-close too
     #[arg(long)]
     pub json: bool,
 }
@@ -71,7 +71,7 @@ pub struct Publish {
     #[command(flatten)]
     #[allow(missing_docs, reason = "the text would become the help of the command")]
     pub target: Target,
-    /// The message [default: what comes on standard input]
+    /// The message [default: standard input]
     pub message: Option<String>,
     /// The type of the event, which a page listens for by name
     #[arg(long = "type", value_name = "TYPE")]
@@ -83,10 +83,10 @@ pub struct Publish {
 
 fn http_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let url =
-        url.ok_or("write http:// or https://, a host and a path, as in http://127.0.0.1:8080/topics/orders")?;
+    let url = url
+        .ok_or("write http:// or https://, a host and a path, such as http://127.0.0.1:8080/topics/orders")?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("a user and a password are of no use here; use --token".into());
+        return Err("a user and a password cannot be used here; use --token".into());
     }
     Ok(url)
 }

@@ -1,4 +1,4 @@
-//! The command line: what is typed, and the help that is shown. It does nothing itself.
+//! The definitions of the command line and its help. `commands` runs the subcommands.
 
 mod client;
 pub mod commands;
@@ -17,13 +17,13 @@ use crate::config::{ConfigErrors, Sources};
 const EXAMPLES: &str = "\
 Examples:
   topicgate
-      Start with nothing configured: an embedded broker on this machine, every topic open.
+      Run without a configuration: an embedded broker, and every topic is open.
       Then, in two terminals:
         curl -N http://127.0.0.1:8080/topics/hello
         curl -d 'it works' http://127.0.0.1:8080/topics/hello
 
   topicgate --broker nats://127.0.0.1:4222 --config nats.toml
-      Messages from NATS. With a real broker nothing is exposed until the file says so:
+      Read messages from NATS. With a real broker, no topic is readable until a rule allows it:
         [[topics]]
         match = \"orders/**\"
         read = \"anyone\"
@@ -32,20 +32,20 @@ Examples:
       The same from Redis: the topic orders/eu is the channel orders:eu.
 
   topicgate check --config nats.toml
-      Say what is wrong with a file, or in words what it would do.
+      Report the errors in a file, or explain what it would do.
 
   topicgate doctor https://events.example.com/topics/orders/eu
-      Open a stream through whatever stands before the gateway, and say what is in its way.
+      Open a stream through the proxies in front of the gateway, and report what disturbs it.
 
 Settings come from built-in defaults, then topicgate.toml in the working directory (or
 --config FILE), then environment variables (TOPICGATE_LISTEN, TOPICGATE_LIMITS__STREAMS), then
-flags; later wins. A password is best kept in the environment (TOPICGATE_BROKER__PASSWORD):
-flags can be seen by other users of the machine.
+flags. Later sources override earlier ones. Keep passwords in the environment (TOPICGATE_BROKER__PASSWORD):
+other users of the machine can see flags.
 
-Exit codes: 0 clean, 1 failed while running, not alive (health) or something found (doctor), 64 bad configuration or
+Exit codes: 0 success, 1 failed while running, not alive (health) or problems found (doctor), 64 bad configuration or
 command line.";
 
-/// What was typed.
+/// The parsed command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "topicgate",
@@ -55,31 +55,31 @@ command line.";
     after_help = EXAMPLES
 )]
 pub struct Cli {
-    /// What to do; to run, if nothing is named.
+    /// The subcommand; without one, the gateway runs.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Settings to run with.
+    /// The settings to run with.
     #[command(flatten)]
     pub options: Options,
 }
 
-/// What to do other than run.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Check the configuration and say in words what it would do here, without starting anything
+    /// Check the configuration, and explain what it would do, without starting anything
     Check(Options),
-    /// Print every setting, and where each comes from, as TOML; secrets are masked
+    /// Print every setting with its origin, as TOML; secrets are masked
     Config(Options),
-    /// Ask the gateway that runs with this configuration, at admin.listen, whether it is alive: exit code 0 or 1, and one
-    /// line. One that is not ready, because its broker is away or it drains, is alive
+    /// Check at admin.listen whether the gateway with this configuration is alive: one line, and exit code 0 or 1. A
+    /// gateway that is not ready, because its broker is away or it drains, is alive
     Health(Options),
-    /// Open a stream through whatever stands before the gateway, and say what is in its way
+    /// Open a stream through the proxies in front of the gateway, and report what disturbs it
     Doctor(Doctor),
-    /// Print the events of a stream, and come back where it was cut
+    /// Print the events of a stream, and resume it when the connection is cut
     Sub(Subscribe),
     /// Publish a message
     Pub(Publish),
-    /// Make a token for the configured key, or say what is in one
+    /// Create a token for the configured key, or explain a token
     #[command(subcommand)]
     Token(Token),
     /// Print a completion script for a shell
@@ -89,24 +89,24 @@ pub enum Command {
     },
     /// Print a manual page, for man -l
     Man {
-        /// The command that it is about [default: topicgate itself]
+        /// The command to describe [default: topicgate itself]
         command: Option<String>,
     },
 }
 
-/// Flags that set something.
+/// Flags that override settings.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Options {
-    /// Read this file; it must exist. Without it, topicgate.toml in the working directory is read if there is one
+    /// Read this file; it must exist. By default, topicgate.toml in the working directory is read if it exists
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where browsers connect [default: 127.0.0.1:8080]
+    /// The address for browsers [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
-    /// Where probes and metrics are; never make it public [default: 127.0.0.1:9090]
+    /// The address of probes and metrics; never make it public [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<String>,
-    /// Where messages come from: memory: nats:// tls:// redis:// rediss:// [default: memory:]
+    /// The broker: memory: nats:// tls:// redis:// rediss:// [default: memory:]
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
     /// off, error, warn, info, debug or trace; or a filter such as info,hyper=debug [default: info]
@@ -118,7 +118,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The flags as a layer over the file and the environment, which are read here.
+    /// Reads the file and the environment, and lays the flags over them.
     ///
     /// # Errors
     /// As [`Sources::gather`].

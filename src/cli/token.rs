@@ -1,4 +1,4 @@
-//! What is typed after `token`.
+//! The arguments of `topicgate token`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,28 +11,28 @@ use super::Options;
 /// `topicgate token`.
 #[derive(Debug, Subcommand)]
 pub enum Token {
-    /// Make a token that the configured key accepts, for trying things out
+    /// Create a token that the configured key accepts, for trying things out
     Mint(Mint),
-    /// Say what is in a token, and whether the configured key accepts it
+    /// Show the content of a token, and whether the configured key accepts it
     Inspect(Inspect),
 }
 
 /// `topicgate token mint`.
 #[derive(Debug, Args)]
 pub struct Mint {
-    /// Whom it speaks of, its sub
+    /// The subject of the token (sub)
     #[arg(long, value_name = "NAME")]
     pub subject: Option<String>,
-    /// Grant to read this topic or pattern; may be given several times
+    /// Grant read access to this topic or pattern; repeat for several
     #[arg(long, value_name = "TOPIC")]
     pub subscribe: Vec<String>,
-    /// Grant to publish to this topic or pattern; may be given several times
+    /// Grant publish access to this topic or pattern; repeat for several
     #[arg(long, value_name = "TOPIC")]
     pub publish: Vec<String>,
-    /// How long it holds
+    /// How long the token is valid
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
     pub expires: Duration,
-    /// The private key, PEM, where auth.jwt has a public one. A secret needs no file: it is in the configuration
+    /// The private key in PEM, if auth.jwt has a public key. A secret needs no file: it is in the configuration
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub struct Mint {
 /// `topicgate token inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// The token [default: what comes on standard input]
+    /// The token [default: standard input]
     pub token: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "the text would become the help of the command")]

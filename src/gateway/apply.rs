@@ -1,5 +1,6 @@
-//! Puts another configuration in force while the gateway runs: for requests and new streams at once, and for the streams
-//! that are open as far as they may still read. What cannot change is not looked at here.
+//! Applies a new configuration while the gateway runs: to requests and new streams at once, and to the open streams by
+//! ending those that are no longer allowed. `config::restart` finds the settings that need a restart; they are not
+//! checked here.
 
 use std::sync::atomic::Ordering;
 
@@ -12,12 +13,13 @@ use crate::protocol::topic::Filter;
 use crate::reader::Principal;
 
 impl Gateway {
-    /// Puts another configuration in force, as far as it does not concern listeners and the broker. Ends the streams that
-    /// it does not let read on, and returns how many those are. To be called by one at a time.
+    /// Applies a new configuration, except for listeners and the broker. Ends the streams that it no longer allows, and
+    /// returns their number. Must not be called concurrently.
     pub fn renew(&self, config: Config, auth: Auth) -> usize {
         let current = self.current().renewed(config, auth);
         self.hand_topics_over(&current.config.topics);
-        // From here on nobody is let in by what was in force before: who is on the way in looks once more at the end.
+        // From here on, no stream is admitted by the old configuration: a stream that is being opened is checked again
+        // at the end.
         *self.current.write() = current.clone();
         self.put_limits(&current.config);
         let topics = &current.config.topics;
@@ -39,7 +41,7 @@ impl Gateway {
         revoked
     }
 
-    /// Gives the logs of these filters what the rules say now: they may have been made by what was in force before.
+    /// Applies the current rules to the logs of these filters, which the old configuration may have created.
     pub(crate) fn renew_logs(&self, current: &Runtime, filters: &[Filter]) {
         for filter in filters {
             if let Some(index) = current.rule_index(filter) {
@@ -49,7 +51,7 @@ impl Gateway {
         }
     }
 
-    /// Tells everyone what they are to keep, and the metrics what there is.
+    /// Applies the limits to all parts, and registers the metrics of the rules.
     pub(crate) fn put_limits(&self, config: &Config) {
         let limits = &config.limits;
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -59,7 +61,7 @@ impl Gateway {
         self.max_message.store(size(limits.message), Ordering::Relaxed);
         self.metrics.limits.configure(limits);
         self.metrics.limits.set_bound(Limit::Addresses, self.clients.max_addresses() as u64);
-        // At zero from the start, as far as can be said from the start.
+        // Counters of a rule exist from the start, at zero.
         config.topics.iter().for_each(|rule| drop(self.metrics.rules.rule(&rule.pattern())));
     }
 }

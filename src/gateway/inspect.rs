@@ -1,5 +1,5 @@
-//! The gateway as those see it who run it: which topics and streams there are, how they stand, and how to end some. For
-//! the admin listener; the rules, which say what clients may, have no part in it.
+//! The gateway as operators see it: lists topics and streams with their state, and ends streams. It serves the admin
+//! listener, so the access rules do not apply here.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,43 +19,43 @@ use crate::reader::handle::ReaderHandle;
 use crate::reader::{Principal, Reader};
 use crate::stream::{Stream, StreamOptions};
 
-/// Which streams are meant: those of which everything holds that is said here.
+/// A selection of streams: those that match every field that is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// The one of this id.
+    /// The stream with this id.
     pub id: Option<u64>,
-    /// A topic or pattern of theirs overlaps with this one.
+    /// One of its topics or patterns overlaps with this one.
     pub topic: Option<Filter>,
-    /// Their address is in this network.
+    /// Its client's address is in this network.
     pub address: Option<IpNet>,
-    /// Their token has this subject.
+    /// Its caller has this subject.
     pub subject: Option<String>,
 }
 
-/// How a stream stands.
+/// The state of a stream.
 #[derive(Debug, Clone)]
 pub struct StreamState {
     /// Its id, as in the log.
     pub id: u64,
-    /// Who reads.
+    /// The client that reads it.
     pub reader: Reader,
-    /// For how long.
+    /// How long it has been open.
     pub age: Duration,
     /// Bytes handed to its connection.
     pub sent: u64,
-    /// What it reads, and what of it it has not read yet.
+    /// Its topics, and the messages that it has not read yet.
     pub reading: ReaderProgress,
-    /// Why it is about to end, if it is.
+    /// The code with which it is about to end, if it is.
     pub closing: Option<CloseCode>,
 }
 
 impl Gateway {
-    /// The states of up to `limit` topics whose names begin with `prefix`, from behind `after` on.
+    /// The states of up to `limit` topics whose names begin with `prefix`, after the topic `after`.
     pub fn topics(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
         self.registry.look(prefix, after, limit)
     }
 
-    /// The states of the first `limit` wanted streams with an id over `after`, and whether there are more.
+    /// The states of the first `limit` selected streams with an id greater than `after`, and whether there are more.
     pub fn streams(&self, wanted: &Wanted, after: u64, limit: usize) -> (Vec<StreamState>, bool) {
         let (found, more) = self.find(wanted, limit, |handle| handle.id > after);
         let mut reader_progress = self.registry.reader_progress(&found);
@@ -71,19 +71,19 @@ impl Gateway {
         (found.iter().map(state).collect(), more)
     }
 
-    /// Ends up to `limit` of the wanted streams, and tells their readers to come back. Returns how many that were, and
-    /// whether there are more.
+    /// Ends up to `limit` of the selected streams with `stream-close`, after which their readers reconnect. Returns how
+    /// many it ended, and whether there are more.
     pub fn end(&self, wanted: &Wanted, limit: usize) -> (usize, bool) {
         let (found, more) = self.find(wanted, limit, |handle| handle.closing().is_none());
         found.iter().for_each(|handle| handle.close(CloseCode::Closed));
         (found.len(), more)
     }
 
-    /// A stream for a person who looks on: the last messages of a topic or pattern that is held, and what comes. `None` if
-    /// nothing of that name is held: nothing is subscribed, nor fetched, for one who looks on.
+    /// A stream for the console: the last messages of a topic or pattern that is held, and then the new ones. `None` if
+    /// the topic is not held: the console subscribes to nothing and fetches nothing from the broker.
     ///
     /// # Errors
-    /// Why they should come back later.
+    /// The code of the temporary refusal.
     pub fn watch(
         &self,
         filter: &Filter,
@@ -103,12 +103,12 @@ impl Gateway {
         Ok(Some(Stream::open(self.current().streams.clone(), ticket, place, vec![lease], start, terms)))
     }
 
-    /// Whether the broker can be relied on now, and if not or not all of it, why.
+    /// The state of the broker, with the reason if all or part of it is down.
     pub fn upstream(&self) -> Upstream {
         self.upstream.borrow().all().clone()
     }
 
-    /// How things stand this moment.
+    /// A sample of the current state.
     pub fn sample(&self) -> Sample {
         let metrics = self.metrics();
         let gone = CloseCode::Gone.as_str();
@@ -124,12 +124,13 @@ impl Gateway {
         }
     }
 
-    /// The last minutes.
+    /// The samples of the last minutes.
     pub fn history(&self) -> &History {
         &self.history
     }
 
-    /// Up to `limit` of the wanted streams for which `also` holds, in the order of their ids, and whether there are more.
+    /// Up to `limit` of the selected streams for which `also` is true, in the order of their ids, and whether there are
+    /// more.
     fn find(
         &self,
         wanted: &Wanted,

@@ -1,6 +1,6 @@
-//! The gateway as HTTP sees it: open a stream, publish a message, tell how things stand.
+//! The gateway as HTTP sees it: opens a stream, publishes a message, reports its readiness.
 //!
-//! Here the parts meet: rules decide, limits are kept, the registry gives logs, the broker is asked to subscribe. It
+//! Here the parts meet: it applies rules and limits, takes leases from the registry, and subscribes to the broker. It
 //! knows neither requests nor sockets.
 
 mod apply;
@@ -49,64 +49,64 @@ use crate::stream::table::Table;
 use crate::stream::{Stream, StreamOptions};
 use crate::traces::{self, Traces};
 
-/// How long a broker may take to confirm before the one who waits is told to come back.
+/// How long the broker may take to confirm before the client is refused and reconnects later.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How often it is looked which topics nobody reads any more.
+/// How often the gateway looks for topics without readers.
 const IDLE_STEP: Duration = Duration::from_secs(1);
 
-/// Topics that are given up under one hold of the lock.
+/// Topics that are released while the lock is held once.
 const GIVEN_UP_AT_ONCE: usize = 128;
 
-/// When the broker takes no more commands, how long it is given.
+/// How long to wait when the broker's command queue is full.
 const BROKER_FULL_STEP: Duration = Duration::from_millis(5);
 
-/// A stream that is asked for.
+/// A stream to open.
 #[derive(Debug, Clone, Copy)]
 pub struct Opening<'a> {
     /// Topics and patterns, which do not overlap.
     pub filters: &'a [Filter],
-    /// Where it begins.
+    /// Where the stream begins.
     pub start: &'a Start,
-    /// How messages are written.
+    /// The format of its messages.
     pub format: Format,
-    /// What it will go out by.
+    /// The HTTP version by which it is sent.
     pub http: HttpVersion,
-    /// Where they come from who ask, as far as it can be believed.
+    /// The client's address.
     pub address: IpAddr,
-    /// Who they are, where the rules had to know that.
+    /// The caller, if a rule needed to identify it.
     pub caller: Option<&'a Caller>,
 }
 
 /// Why a stream was not opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenError {
-    /// What the caller may has ended meanwhile.
+    /// The caller's permission expired meanwhile.
     Expired,
-    /// It will never work as it was asked: why, and what would.
+    /// The request can never succeed as it is: the reason, and what would be right.
     Impossible(String),
-    /// Not now: the client should come back.
+    /// Not now: the client should reconnect later.
     ComeBack(CloseCode),
 }
 
 /// Why a message was not published.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PublishError {
-    /// No rule lets this caller publish this.
-    #[error("no rule lets you publish to this topic")]
+    /// No rule allows this caller to publish to this topic.
+    #[error("no rule allows you to publish to this topic")]
     NotExposed,
-    /// What the caller may has ended meanwhile.
-    #[error("what you may has ended")]
+    /// The caller's permission expired meanwhile.
+    #[error("your permission has expired")]
     Expired,
-    /// It can never be stored as it is: why, and what would do.
+    /// The message can never be stored as it is: the reason, and what would be right.
     #[error("{0}")]
     Unfit(String),
-    /// The broker did not take it.
+    /// The broker did not confirm it.
     #[error(transparent)]
     Broker(BrokerError),
 }
 
-/// See the module.
+/// One gateway: the parts of the process, and what is in force for them.
 #[derive(Debug)]
 pub struct Gateway {
     current: RwLock<Arc<Runtime>>,
@@ -115,26 +115,26 @@ pub struct Gateway {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     why: Arc<OutcomeLog>,
-    /// What ingest goes by.
+    /// The largest message that ingest accepts.
     max_message: Arc<AtomicUsize>,
-    /// Rules that are kept warm.
+    /// The rules that are kept warm.
     warm: Mutex<HashMap<Filter, Warm>>,
     table: Arc<Table>,
     clients: Arc<Clients>,
     upstream: watch::Receiver<Upstreams>,
     traces: Traces,
     draining: AtomicBool,
-    /// Of the lines that say that the broker refuses a topic: every client that asks for it would write one.
+    /// Limits the log lines about topics that the broker refuses: every request for such a topic would write one.
     refusals: Arc<Throttle>,
-    /// What the broker does not let the gateway read.
+    /// Topics that the broker does not allow the gateway to read.
     denied: Arc<Refusals>,
-    /// Of those that say that an address has all that it may.
+    /// Limits the log lines about addresses that have reached a limit.
     crowded: Throttle,
     history: History,
 }
 
 impl Gateway {
-    /// Puts the parts together. Warm topics are subscribed to in the background, for as long as it takes.
+    /// Puts the parts together. Warm topics are subscribed in the background, with retries until the broker confirms.
     pub fn new(
         current: Arc<Runtime>,
         (broker, lookups): (Broker, Lookups),
@@ -168,17 +168,17 @@ impl Gateway {
         gateway
     }
 
-    /// What is in force now.
+    /// The current configuration, and what is made of it.
     pub fn current(&self) -> Arc<Runtime> {
         self.current.read().clone()
     }
 
-    /// Counters.
+    /// The metrics of this gateway.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Writes the lines that say why.
+    /// Writes the log lines about refusals and ended streams.
     pub fn why(&self) -> &OutcomeLog {
         &self.why
     }
@@ -188,31 +188,31 @@ impl Gateway {
         &self.table
     }
 
-    /// What each client has.
+    /// What each client uses of its limits.
     pub fn clients(&self) -> &Arc<Clients> {
         &self.clients
     }
 
-    /// A reconnection delay for a client that is to come back, in milliseconds.
+    /// A random reconnection delay for a client, in milliseconds.
     pub fn jittered_retry(&self) -> u64 {
         self.current().streams.jittered_retry()
     }
 
-    /// What the broker does not let the gateway read now, and why.
+    /// The topics that the broker does not allow the gateway to read now, with the reasons.
     pub fn denied(&self) -> Vec<(Filter, String)> {
         self.denied.list()
     }
 
-    /// What is traced.
+    /// The traces of this gateway.
     pub fn traces(&self) -> &Traces {
         &self.traces
     }
 
-    /// To be asked before anything is done for one who wants to open a stream: before a signature is checked, or a backend
-    /// asked.
+    /// Counts a request to open a stream against its address. To be called first, before a signature is checked or a
+    /// backend is asked.
     ///
     /// # Errors
-    /// Why they should come back later.
+    /// The code of the temporary refusal.
     pub fn admit(&self, address: IpAddr) -> Result<(), CloseCode> {
         if self.is_draining() {
             return Err(CloseCode::Draining);
@@ -223,15 +223,16 @@ impl Gateway {
         })
     }
 
-    /// To be asked before anything is done for one who wants to publish. What is returned is to be kept until it is done.
+    /// Counts a request to publish against its address. To be called first; the value is to be kept until the request
+    /// is done.
     ///
     /// # Errors
-    /// Why they should come back later.
+    /// The code of the temporary refusal.
     pub fn knock_to_publish(&self, address: IpAddr) -> Result<Publishing, CloseCode> {
         self.clients.publish(address).inspect_err(|code| self.tell_of_crowd(address, *code))
     }
 
-    /// Counts those of the topics that nobody has asked for yet: each costs the broker a subscription.
+    /// Counts the topics that are not held yet: each costs the broker a subscription.
     fn ask_for_new_topics(&self, address: IpAddr, filters: &[Filter]) -> Result<(), OpenError> {
         let new = self.registry.not_held(filters);
         self.clients.ask_for_new_topics(address, new).map_err(|code| {
@@ -242,8 +243,8 @@ impl Gateway {
         })
     }
 
-    /// Opens a stream. Returns once the broker has confirmed every subscription: what is published after that reaches
-    /// the stream. Every limit is looked at before the broker is asked.
+    /// Opens a stream. Returns once the broker has confirmed every subscription: every message published after that
+    /// reaches the stream. All limits are checked before the broker is asked.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -273,7 +274,7 @@ impl Gateway {
         })?;
         let mut rules = Vec::with_capacity(filters.len());
         for filter in filters {
-            // They were let in a moment ago: what is in force has changed since.
+            // The caller was allowed a moment ago: the configuration has changed since.
             match current.decide(Action::Subscribe, filter, caller) {
                 Verdict::Allowed(rule) => rules.push(rule),
                 _ => return Err(OpenError::ComeBack(CloseCode::Revoked)),
@@ -292,7 +293,7 @@ impl Gateway {
             })?;
             if let Some(subscription) = subscription {
                 let (broker, source) = (self.broker.clone(), rule.source.clone());
-                // A task of its own: others may wait for the same subscription, whatever becomes of this request.
+                // A task of its own: other streams may wait for the same subscription, even if this request ends.
                 let denied = (self.refusals.clone(), self.denied.clone());
                 tokio::spawn(subscribe(broker, source, subscription, denied));
             }
@@ -315,7 +316,7 @@ impl Gateway {
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let terms = StreamOptions { format, expires: caller.and_then(|caller| caller.expires) };
         let stream = Stream::open(current.streams.clone(), ticket, seat, leases, (start, &located), terms);
-        // A reload finds those that read already; this one may have come too late for it.
+        // A reload checks the streams that already read; this one may have been opened too late for that.
         let now = self.current();
         if !filters.iter().all(|filter| now.still_lets_read(filter, &handle.reader.principal)) {
             handle.revoke();
@@ -326,7 +327,7 @@ impl Gateway {
         Ok(stream)
     }
 
-    /// Asks the broker where in its histories the stream begins, as far as the logs do not know.
+    /// Asks the broker where the stream begins in its stored messages, for the logs that do not know it themselves.
     async fn locate(
         &self,
         address: IpAddr,
@@ -345,7 +346,11 @@ impl Gateway {
                     CloseCode::Refused
                 }
                 BrokerError::Away(why) => {
-                    tracing::debug!(topic = lease.filter().as_str(), why, "a place was not found");
+                    tracing::debug!(
+                        topic = lease.filter().as_str(),
+                        why,
+                        "the start of a stream was not found"
+                    );
                     CloseCode::Unavailable
                 }
             })
@@ -353,7 +358,7 @@ impl Gateway {
         futures_util::future::try_join_all(asked).await
     }
 
-    /// A proxy that nobody told us of makes one client of all, which then meets limits that are meant for one.
+    /// Warns of a limit per address: a proxy that `proxies.trusted` does not name makes all its clients appear as one.
     fn tell_of_crowd(&self, address: IpAddr, code: CloseCode) {
         let of_address =
             matches!(code, CloseCode::TooManyStreams | CloseCode::TooManyTopics | CloseCode::TooFast);
@@ -362,13 +367,14 @@ impl Gateway {
         }
         let code = code.as_str();
         if !self.current().config.proxies.trusted.is_empty() {
-            tracing::warn!(%address, code, "a client was told to come back: its address has all that [limits] gives it");
+            tracing::warn!(%address, code, "a client was refused for now: its address has reached a limit of [limits]");
         } else {
             tracing::warn!(
                 %address,
                 code,
-                "a client was told to come back: its address has all that [limits] gives it. If that is the address of a \
-                 proxy, all its clients count as one: name its network in proxies.trusted"
+                "a client was refused for now: its address has reached a limit of [limits]. If this is the address of \
+                a \
+                 proxy, all its clients count as one: add its network to proxies.trusted"
             );
         }
     }
@@ -405,7 +411,7 @@ impl Gateway {
                 Source::Sharded => {
                     self.broker.publish_sharded(topic.clone(), payload, headers).await.map(|()| given)
                 }
-                // Whoever reads it, or nobody: the id is the entry's own.
+                // The id is the entry's own, whether or not anyone reads it.
                 source @ Source::RedisStream { .. } => {
                     let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
                     Ok(Some(entry_event_id(number)))
@@ -434,22 +440,22 @@ impl Gateway {
             })
     }
 
-    /// `Ok` if new streams are served; else why not.
+    /// Whether the gateway accepts new streams.
     ///
     /// # Errors
-    /// One line for `/readyz`.
+    /// The reason why it does not, in one line for `/readyz`.
     pub fn ready(&self) -> Result<(), String> {
         if self.is_draining() {
             return Err("draining".into());
         }
         match self.upstream.borrow().all() {
-            // Every replica misses the same part, and would be taken out of service with it.
+            // Every replica misses the same part, so all of them would be taken out of service.
             Upstream::Up | Upstream::Partly(_) => Ok(()),
             Upstream::Down(why) => Err(format!("broker away: {why}")),
         }
     }
 
-    /// From now on no stream is opened.
+    /// From now on, no stream is opened.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
@@ -458,8 +464,8 @@ impl Gateway {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Gives up topics that nobody has read for long enough, for as long as the process runs: as many as come, a few at a time,
-    /// and no faster than the broker takes it.
+    /// Releases topics without readers once they have lingered long enough, for as long as the process runs: a few at a
+    /// time, and no faster than the broker takes the commands.
     pub async fn give_up_idle(self: Arc<Self>) {
         loop {
             tokio::time::sleep(IDLE_STEP).await;
@@ -467,7 +473,7 @@ impl Gateway {
             self.metrics().topics_lingering.set(lingering as i64);
             let mut left = &due[..];
             let begin = Instant::now();
-            // What is left then is looked at again: who reads may have changed.
+            // The rest is looked up again next time: readers may have come.
             while !left.is_empty() && begin.elapsed() < IDLE_STEP {
                 let slice = &left[..left.len().min(GIVEN_UP_AT_ONCE)];
                 let done =
@@ -482,7 +488,7 @@ impl Gateway {
         }
     }
 
-    /// `false`: to be tried again later.
+    /// `false` if the queue is full: the caller tries again later.
     fn try_unsubscribe(&self, filter: &Filter, source: &Source) -> bool {
         match source {
             Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
@@ -493,7 +499,7 @@ impl Gateway {
         }
     }
 
-    /// Ages the logs and takes stock. To be called every second.
+    /// Removes old entries from the logs and updates the gauges. To be called every second.
     pub fn sweep(&self) {
         let gave_way = self.registry.age();
         if gave_way {
@@ -538,10 +544,10 @@ fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<FieldMapping>) {
     (bounds, Arc::new(fields))
 }
 
-/// The header fields that carry a publisher's id and type; fields of an entry where that is a Redis Stream's.
+/// The header fields that carry a publisher's id and type; for a Redis Stream, fields of the entry.
 ///
 /// # Errors
-/// There is no place for one of them: why, and what would be one.
+/// One of them has no place in a message of this rule: the reason, and what would be right.
 fn carried(
     rule: &Rule,
     has_headers: bool,
@@ -560,13 +566,14 @@ fn carried(
             }
             Field::Nowhere if rule.source.is_stored() => {
                 return Err(format!(
-                    "the topic's rule has no place for the {what}; let it name a field of an entry, as in \
-                     {what} = {{ header = \"{what}\" }}, or a JSON pointer, and then put the {what} into the payload"
+                    "the topic's rule has no place for the {what}; name a field of an entry in it, as in \
+                     {what} = {{ header = \"{what}\" }}, or a JSON pointer, and put the {what} into the payload"
                 ));
             }
             Field::Header(_) | Field::Nowhere => {
                 return Err(format!(
-                    "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's rule and \
+                    "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's \
+                    rule, and \
                      put it into the payload"
                 ));
             }
@@ -575,43 +582,44 @@ fn carried(
     Ok(headers)
 }
 
-/// Whether the whole of a rule is subscribed to from the start. What the broker feeds by one subscription is: one for each
-/// topic would cost it a consumer each.
+/// Whether a rule is subscribed as a whole from the start. Sources with one subscription per rule always are: a
+/// subscription per topic would cost the broker one consumer each.
 fn is_warm(rule: &Rule) -> bool {
     rule.replay.warm || rule.source.is_shared()
 }
 
-/// The filter by whose subscription a rule's messages of `topic` come.
+/// The filter of the subscription that delivers a rule's messages of `topic`.
 fn subscribed_filter(rule: &Rule, topic: &Topic) -> Filter {
     if is_warm(rule) { rule.filter.clone() } else { topic.clone().into() }
 }
 
-/// Whether one stream can have these topics, whatever the broker says.
+/// Whether one stream can have these topics, apart from what the broker says.
 fn is_possible(filters: &[Filter], rules: &[&Rule]) -> Result<(), OpenError> {
     let keys = rules.iter().filter(|rule| matches!(rule.source, Source::RedisStream { .. })).count();
     let mut shared: Vec<&Filter> =
         rules.iter().filter(|rule| rule.source.is_shared()).map(|rule| &rule.filter).collect();
     shared.sort_unstable_by_key(|filter| filter.as_str());
     shared.dedup();
-    // What the broker does not keep is numbered by the process, in one sequence.
+    // Messages of live sources are numbered by the process, in one sequence.
     let passing = usize::from(rules.iter().any(|rule| !rule.source.is_stored()));
     let sequences = keys + shared.len() + passing;
     if sequences > MAX_SEQUENCES {
         return Err(OpenError::Impossible(format!(
-            "these topics come from {sequences} histories of the broker, and the event id of one stream has room for the places in \
+            "these topics come from {sequences} stored streams, and the event id of one stream has room for positions \
+            in \
              {MAX_SEQUENCES}; use several streams"
         )));
     }
     let mut patterns = filters.iter().zip(rules).filter(|(filter, _)| filter.is_pattern());
     match patterns.find_map(|(filter, rule)| Some((filter, rule.source.only_one_by_one()?))) {
         Some((filter, what)) => Err(OpenError::Impossible(format!(
-            "{filter} is a pattern, and {what} can only be read one by one; name the topics, each as topic="
+            "{filter} is a pattern, but {what} can only be read one by one; name each topic as topic="
         ))),
         None => Ok(()),
     }
 }
 
-/// Subscribes to what `source` says.
+/// Subscribes to `filter` by the commands of its source.
 async fn follow(broker: &Broker, source: &Source, filter: Filter) -> Result<(), BrokerError> {
     match source {
         Source::Pubsub => broker.subscribe(filter).await,
@@ -634,7 +642,7 @@ async fn subscribe(
             subscription.confirm();
         }
         Err(BrokerError::Away(why)) => {
-            tracing::debug!(topic = subscription.filter().as_str(), why, "not subscribed");
+            tracing::debug!(topic = subscription.filter().as_str(), why, "a subscription failed");
             subscription.fail(CloseCode::Unavailable);
         }
         Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
@@ -644,14 +652,14 @@ async fn subscribe(
     }
 }
 
-/// Notes that the broker does not let the gateway read something, for the log and the console.
+/// Records that the broker does not allow the gateway to read a topic, for the log and the console.
 fn note_denied(filter: &Filter, why: &str, refusals: &Throttle, denied: &Refusals) {
     denied.note(filter, why);
     if refusals.allows() {
         tracing::error!(
             topic = filter.as_str(),
             why,
-            "the broker does not let the gateway read this topic; check its permissions, or the rule"
+            "the broker does not allow the gateway to read this topic; check the gateway's permissions or the rule"
         );
     }
 }

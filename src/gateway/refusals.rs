@@ -1,4 +1,5 @@
-//! What the broker refuses to let the gateway read now, and why: for the log and the console.
+//! The topics that the broker does not allow the gateway to read now, with the reasons. For the log and the console
+//! only: nothing decides by it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,13 +8,13 @@ use parking_lot::Mutex;
 
 use crate::protocol::topic::Filter;
 
-/// Refusals that are remembered; the oldest goes.
+/// Refusals that are remembered; a new one replaces the oldest.
 const REMEMBERED: usize = 32;
 
-/// A refusal that was not repeated for so long says nothing of now.
+/// A refusal that has not been repeated for this long is forgotten.
 const STALE: Duration = Duration::from_secs(120);
 
-/// See the module.
+/// The remembered refusals.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<VecDeque<Refusal>>);
 
@@ -25,7 +26,7 @@ struct Refusal {
 }
 
 impl Refusals {
-    /// Notes one. Whether it is another reason than the last one for this filter.
+    /// Records a refusal. Returns whether the reason differs from the last one for this filter.
     pub(super) fn note(&self, filter: &Filter, why: &str) -> bool {
         let mut refusals = self.0.lock();
         let known = refusals.iter().position(|refusal| refusal.filter == *filter);
@@ -37,12 +38,12 @@ impl Refusals {
         before.is_none_or(|before| before.why != why)
     }
 
-    /// It is subscribed now, or nobody wants it; and so is what it covers.
+    /// Forgets the refusals of a filter that is subscribed now or no longer wanted, and of the filters that it covers.
     pub(super) fn clear(&self, filter: &Filter) {
         self.0.lock().retain(|refusal| !filter.covers(&refusal.filter));
     }
 
-    /// Those of now, each with its reason.
+    /// The current refusals, each with its reason.
     pub(super) fn list(&self) -> Vec<(Filter, String)> {
         let mut refusals = self.0.lock();
         refusals.retain(|refusal| refusal.at.elapsed() < STALE);

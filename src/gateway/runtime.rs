@@ -1,5 +1,5 @@
-//! What is in force: the configuration, and what is made of it for requests and for streams that open. A reload puts
-//! another in its place, as a whole; a request that has begun with one goes on with it.
+//! What is in force: the configuration, and what is built from it for requests and new streams. A reload replaces it as
+//! a whole; a request that began with one continues with it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,26 +17,26 @@ use crate::reader::Principal;
 use crate::stream::StreamContext;
 use crate::stream::outcome::OutcomeLog;
 
-/// See the module.
+/// A configuration and what is built from it.
 #[derive(Debug)]
 pub struct Runtime {
     /// The configuration.
     pub config: Config,
-    /// Tells who asks.
+    /// Identifies callers.
     pub auth: Auth,
-    /// What the streams that open now have in common.
+    /// What all streams that open now share.
     pub streams: Arc<StreamContext>,
-    /// The places of the rules of each pattern.
+    /// The indices of the rules of each pattern.
     rules: FilterIndex<Vec<usize>>,
 }
 
 impl Runtime {
-    /// Of a configuration and what was made of its `[auth]`.
+    /// Built from a configuration and from what was made of its `[auth]`.
     pub fn new(config: Config, auth: Auth, registry: Arc<Registry>, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::of(config, auth, registry, metrics, Arc::default())
     }
 
-    /// Of another configuration, for the same gateway.
+    /// Built from a new configuration, for the same gateway.
     pub fn renewed(&self, config: Config, auth: Auth) -> Arc<Self> {
         let StreamContext { registry, metrics, why, .. } = &*self.streams;
         Self::of(config, auth, registry.clone(), metrics.clone(), why.clone())
@@ -67,9 +67,9 @@ impl Runtime {
         Arc::new(Runtime { config, auth, streams, rules })
     }
 
-    /// Whether `caller` may do this with all of `filter`.
+    /// Whether the rules allow `caller` to do this with all of `filter`.
     pub fn decide(&self, action: Action, filter: &Filter, caller: Option<&Caller>) -> Verdict<'_> {
-        // Those that are concerned, in their order, are all that matter: there may be many others.
+        // Only the rules that overlap matter, in their order: there may be many others.
         let mut concerned: SmallVec<[usize; 4]> = SmallVec::new();
         self.rules.overlapping(filter, |indices| concerned.extend_from_slice(indices));
         concerned.sort_unstable();
@@ -84,10 +84,10 @@ impl Runtime {
         first
     }
 
-    /// Whether a stream over `filter` that was opened under what was in force then would be let in now.
+    /// Whether an open stream over `filter` would still be admitted now.
     pub fn still_lets_read(&self, filter: &Filter, principal: &Principal) -> bool {
         let allows = |caller| matches!(self.decide(Action::Subscribe, filter, caller), Verdict::Allowed(_));
-        // A backend was asked about certain topics, and has said nothing of the others, whatever the rule is content with.
+        // A backend was asked about certain topics and has not decided about others, whatever the rule requires.
         let speaks_of_it = |caller: &Caller| match caller.voucher {
             Some(IdentitySource::Backend(_)) => caller.is_granted(Action::Subscribe, filter),
             Some(IdentitySource::Keys(_)) | None => true,

@@ -1,4 +1,4 @@
-//! The last minutes in numbers, one sample a second, so that the console's charts begin before somebody looks.
+//! The last minutes in numbers, one sample per second, so that the console's charts have a past when somebody opens it.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// Samples kept: five minutes.
+/// How many samples are kept: five minutes.
 const SAMPLES: usize = 300;
 
-/// How things stood at one moment. What is counted is counted since the start.
+/// The state at one moment. Counters count since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Sample {
     /// Milliseconds of unix time.
@@ -22,18 +22,18 @@ pub struct Sample {
     pub sent: u64,
     /// Bytes handed to readers.
     pub sent_bytes: u64,
-    /// Gaps.
+    /// Gaps that readers received.
     pub gaps: u64,
-    /// Requests refused, or told to come back, and streams that we ended.
+    /// Refused requests, temporary refusals included, and streams that the gateway ended.
     pub refused: u64,
 }
 
-/// See the module.
+/// The samples of the last minutes.
 #[derive(Debug, Default)]
 pub struct History(Mutex<VecDeque<Sample>>);
 
 impl History {
-    /// Adds the newest, and gives the oldest up.
+    /// Adds a sample, and drops the oldest if there are too many.
     pub fn push(&self, sample: Sample) {
         let mut samples = self.0.lock();
         if samples.len() == SAMPLES {

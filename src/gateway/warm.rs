@@ -1,4 +1,5 @@
-//! Topics that are subscribed without a reader, because their rule is warm.
+//! Keeps the topics of warm rules subscribed while they have no reader. The registry holds their logs; this is the task
+//! that subscribes again whenever a subscription has ended.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,24 +17,25 @@ use crate::log::Subscription;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// How long a warm topic is not asked for again when the broker was away after all.
+/// How long to wait before subscribing again when the broker was away after all.
 const AWAY_RETRY: Duration = Duration::from_millis(200);
 
-/// The same when the broker says no, once nobody wants to read it: the first time, and the longest, to which it doubles.
+/// The same after a refusal by the broker, while nobody wants to read the topic: the first wait, and the longest to
+/// which it doubles.
 const REFUSED_RETRY: Duration = Duration::from_secs(1);
 const REFUSED_RETRY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A rule that is kept warm.
 #[derive(Debug)]
 pub(super) struct Warm {
-    /// It is no longer.
+    /// Cancelled when the rule is no longer warm.
     cooled: CancellationToken,
-    /// Of the rules above it, those that have topics which would be its own without them.
+    /// The rules above it that have topics which would otherwise belong to it.
     above: Vec<Filter>,
 }
 
 impl Gateway {
-    /// Keeps the topics of these rules warm that say so, and no others.
+    /// Keeps the warm rules among these subscribed, and no others.
     pub(super) fn keep_warm(&self, rules: &[Rule]) {
         let mut warm = self.warm.lock();
         warm.retain(|filter, Warm { cooled, .. }| {
@@ -53,7 +55,7 @@ impl Gateway {
                 let (registry, filter) = (self.registry.clone(), rule.filter.clone());
                 let (bounds, fields) = log_settings(rule, &self.metrics);
                 let keep = move || (registry.warm(&filter, &bounds, &fields), registry.ended(&filter));
-                // The first time here, so that it is there before the first reader.
+                // The first time here, so that the log exists before the first reader.
                 let first = keep();
                 let (broker, upstream) = (self.broker.clone(), self.upstream.clone());
                 let refusals = self.denied.clone();
@@ -71,7 +73,8 @@ impl Gateway {
         self.registry.rules_changed();
     }
 
-    /// To be called before these rules hold: topics that a rule above a warm one had come to be fed by the warm one.
+    /// To be called before these rules are applied. Topics of a rule that was above a warm one, and no longer is, are
+    /// fed by the warm one from now on.
     pub(super) fn hand_topics_over(&self, rules: &[Rule]) {
         for (filter, warm) in self.warm.lock().iter_mut() {
             let before = std::mem::replace(&mut warm.above, above(rules, filter));
@@ -81,14 +84,14 @@ impl Gateway {
     }
 }
 
-/// The rules above that of `filter` that have topics which would be its own without them.
+/// The rules above the rule of `filter` that have topics which would otherwise belong to it.
 fn above(rules: &[Rule], filter: &Filter) -> Vec<Filter> {
     let above = rules.iter().take_while(|other| other.filter != *filter);
     above.filter(|other| other.filter.overlaps(filter)).map(|other| other.filter.clone()).collect()
 }
 
-/// Subscribes, for as long as it takes, and anew with `keep` whenever the broker has ended it, until `cooled`. `keep`
-/// returns the duty to subscribe, if it is ours, and the end of the subscription.
+/// Subscribes, with retries, and again through `keep` whenever the broker has ended the subscription, until `cooled`.
+/// `keep` returns the duty to subscribe, if it is ours, and the end of the subscription.
 async fn subscribed<E: Future<Output = ()>>(
     broker: Broker,
     source: Source,
@@ -105,24 +108,24 @@ async fn subscribed<E: Future<Output = ()>>(
             let filter = subscription.filter().clone();
             let mut retry = REFUSED_RETRY;
             loop {
-                // All but plain publish/subscribe has connections of its own, which are made by this.
+                // All sources except plain publish/subscribe have connections of their own, which this call creates.
                 let up = |state: &Upstreams| source != Source::Pubsub || state.pubsub == Upstream::Up;
                 let up = upstream.wait_for(up);
-                cooled.run_until_cancelled(up).await?.ok()?; // or the process is ending
-                // Not broken off in between: nobody would know of the subscription.
+                cooled.run_until_cancelled(up).await?.ok()?; // or the process is shutting down
+                // Not cancelled in between: nobody would know of the subscription.
                 match follow(&broker, &source, filter.clone()).await {
                     Ok(()) => {
                         refusals.clear(&filter);
                         break subscription.confirm();
                     }
-                    // It went away again; its next `Up` may be some way off, and is not to be waited for in a loop.
+                    // The broker went away again. Its next `Up` may take a while, and this must not become a busy loop.
                     Err(BrokerError::Away(_)) => pause(AWAY_RETRY).await?,
                     Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
                         if refusals.note(&filter, &why) {
                             tracing::error!(
                                 topic = filter.as_str(),
                                 why,
-                                "the broker refuses what a rule reads from the start; it is asked again"
+                                "the broker refuses the subscription of a warm rule; it is tried again"
                             );
                         }
                         subscription.refuse();
@@ -134,7 +137,8 @@ async fn subscribed<E: Future<Output = ()>>(
             }
         }
         cooled.run_until_cancelled(ended).await?;
-        // A history that has ended may be there anew; a right that was withdrawn is hardly back at once.
+        // A stream that was deleted may have been created again; a permission that was withdrawn is hardly restored at
+        // once.
         pause(if source.is_stored() { AWAY_RETRY } else { REFUSED_RETRY_LIMIT }).await?;
         (subscription, ended) = keep();
     }

@@ -1,5 +1,6 @@
-//! Who may: asks the rules, and where they want to know who asks, the credentials; and says no in the words of HTTP
-//! (RFC 6750). A refusal depends on the rules and on who asks, never on what a topic holds or whether it exists.
+//! Access control of a request: applies the rules, identifies the caller where a rule needs it, and turns a refusal
+//! into HTTP (RFC 6750). A refusal depends on the rules and the caller, never on whether a topic exists or has
+//! messages. What a rule allows is decided in `auth::access`.
 
 use axum::http::StatusCode;
 
@@ -12,17 +13,17 @@ use crate::gateway::runtime::Runtime;
 use crate::protocol::codes::RefusalCode;
 use crate::protocol::topic::Filter;
 
-/// Why not.
+/// Why a request is not authorized.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// It will not work as it is.
+    /// The request will never succeed as it is.
     No(Problem),
-    /// Who may cannot be asked now.
+    /// Authorization is temporarily unavailable.
     Later,
 }
 
 impl Refusal {
-    /// What the caller may has ended while the request was served.
+    /// The caller's permission expired while the request was served.
     pub(super) fn expired() -> Self {
         AuthError::from(BadToken::Expired).into()
     }
@@ -50,7 +51,8 @@ impl From<AuthError> for Refusal {
                 (code, None, Some(Challenge::InvalidToken))
             }
             AuthError::Refused { status, challenge } => {
-                // A 401 has one (RFC 9110, section 15.5.2), though a backend of cookies has none to give.
+                // A 401 must have a challenge (RFC 9110, section 15.5.2), but a backend that uses cookies has none to
+                // give.
                 let ours = (status == StatusCode::UNAUTHORIZED).then_some(Challenge::Credentials);
                 (RefusalCode::BackendRefused, Some(status), challenge.map(Challenge::Given).or(ours))
             }
@@ -63,8 +65,8 @@ impl From<AuthError> for Refusal {
     }
 }
 
-/// Lets pass what the rules allow. Returns who asks if the rules had to know that. Every topic that was asked for must be
-/// allowed.
+/// Checks a request against the rules. Returns the caller if a rule needed to identify it. Every requested topic must
+/// be allowed.
 pub(super) async fn authorize(
     gateway: &Gateway,
     asked: &AccessRequest<'_>,
@@ -77,7 +79,7 @@ pub(super) async fn authorize(
         }
         Some(_) => {}
     }
-    // About these alone: what is open to anyone a backend may not even know.
+    // Only the topics that need permission: a backend may not even know the ones that are open to anyone.
     let open = |filter: &&Filter| matches!(current.decide(asked.action, filter, None), Verdict::Allowed(_));
     let filters: Vec<Filter> = asked.filters.iter().filter(|filter| !open(filter)).cloned().collect();
     let caller =
@@ -90,7 +92,7 @@ pub(super) async fn authorize(
     }
 }
 
-/// The first topic that is not allowed; one that is not exposed outweighs the others.
+/// The first topic that is not allowed. A topic that is not exposed takes precedence over the others.
 fn obstacle<'a>(
     current: &'a Runtime,
     asked: &AccessRequest<'a>,
@@ -112,16 +114,18 @@ fn no_token() -> Problem {
     Problem::new(RefusalCode::NoToken, detail).challenge(Challenge::Credentials)
 }
 
-/// Where `{sub}` stands: another subject's, or the caller is none.
+/// The segment `{sub}` names another subject, or the caller has no subject.
 fn not_theirs(filter: &Filter, caller: &Caller) -> Problem {
     let detail = match (&caller.subject, caller.voucher) {
-        (Some(_), _) => format!("{filter} belongs, or a part of it does, to other subjects than yours"),
+        (Some(_), _) => format!("{filter} belongs, in whole or in part, to other subjects"),
         (None, Some(IdentitySource::Backend(_))) => format!(
-            "{filter} belongs to one subject, and the backend of auth.forward named none; its JSON answer needs the \
+            "{filter} belongs to one subject, but the backend of auth.forward named none; its JSON answer needs the \
              member \"subject\""
         ),
         (None, _) => {
-            format!("{filter} belongs to one subject, and the token names none; it needs the claim \"sub\"")
+            format!(
+                "{filter} belongs to one subject, but the token names none; the token needs the claim \"sub\""
+            )
         }
     };
     Problem::new(RefusalCode::WrongSubject, detail).challenge(Challenge::NotEnough)
@@ -132,7 +136,7 @@ fn not_granted(action: Action, filter: &Filter) -> Problem {
         Action::Subscribe => "reading",
         Action::Publish => "publishing to",
     };
-    let detail = format!("{doing} {filter} is not granted to you; it takes one grant that covers all of it");
+    let detail = format!("{doing} {filter} is not granted to you; you need one grant that covers all of it");
     Problem::new(RefusalCode::MissingGrant, detail)
         .challenge(Challenge::MissingGrant(action.as_str(), filter.to_string()))
 }

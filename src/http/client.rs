@@ -1,8 +1,8 @@
-//! Where a request comes from: the other end of its connection, or whom a trusted proxy there speaks for.
+//! The client's address: the peer of the connection, or the client that a trusted proxy names.
 //!
-//! A header is believed as far as it was written by proxies that the configuration trusts: read from its end, each of
-//! them vouches for the one before it, and the first that is not a trusted proxy is the client. What stands before that
-//! is whatever the client chose to send. The headers of a trace are taken from a trusted proxy alone.
+//! A header is trusted only as far as trusted proxies wrote it. It is read from its end: each trusted proxy vouches for
+//! the address before its own, and the first address that is not a trusted proxy is the client. Everything before that
+//! was chosen by the client. Trace headers are accepted from trusted proxies only.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,8 +15,7 @@ use axum::response::Response;
 use crate::config::{AddressSource, Proxies};
 use crate::gateway::Gateway;
 
-/// The address of the client, as far as it can be believed. In the extensions of every request. One of IPv4 is never in
-/// the form of IPv6.
+/// The client's address. It is in the extensions of every request. An IPv4 address is never in IPv6 form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClientAddress(pub(super) IpAddr);
 
@@ -28,15 +27,16 @@ impl ClientAddress {
 
 /// The address in a request's extensions.
 pub(super) fn address(extensions: &Extensions) -> IpAddr {
-    // Every connection puts it there; an address that nobody has stands for none.
+    // Every connection inserts it; an unspecified address stands for none.
     extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |client| client.0)
 }
 
-/// What names the trace of a request (W3C Trace Context). A client that writes it would decide what is traced.
+/// The headers that name the trace of a request (W3C Trace Context). A client that could set them would decide what is
+/// traced.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 
-/// The middleware: puts the client in the place of the proxy that speaks for it, and removes what nobody but a trusted
-/// proxy may say of a trace.
+/// The middleware: replaces the proxy's address with the client's, and removes trace headers that no trusted proxy
+/// sent.
 pub(super) async fn find(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     if let Some(ClientAddress(peer)) = request.extensions().get().copied() {
         let current = gateway.current();
@@ -54,16 +54,15 @@ fn behind(proxies: &Proxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let (name, read): (HeaderName, fn(&str) -> Option<IpAddr>) = match proxies.address {
         AddressSource::XForwardedFor => (HeaderName::from_static("x-forwarded-for"), node),
         AddressSource::Forwarded => (header::FORWARDED, forwarded_for),
-        AddressSource::ProxyProtocol => return peer, // told before the first request
+        AddressSource::ProxyProtocol => return peer, // it named the client before the first request
     };
-    // Several lines are one list. A comma inside a quoted text is taken for the end of an element too: both halves are
-    // malformed then.
+    // Several lines form one list. A comma inside a quoted string also ends an element: then both halves are malformed.
     let lines = headers.get_all(name).iter().rev();
     let mut told = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     let mut client = peer;
     while proxies.trusts(client)
         && let Some(element) = told.next()
-        // Whatever cannot be read was told by a trusted proxy all the same, so beyond it nothing is known.
+        // A trusted proxy wrote this element, but it cannot be parsed, so nothing beyond it is known.
         && let Some(address) = std::str::from_utf8(element).ok().and_then(read)
     {
         client = address;
@@ -71,9 +70,9 @@ fn behind(proxies: &Proxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     client
 }
 
-/// An element of `Forwarded`: parameters, of which `for` is the client. Stricter about quotes than RFC 7239, since
-/// what a proxy quotes, such as the `Host` that it was asked for, is the client's to choose; looser about what
-/// stands without them, since proxies write ports and brackets so.
+/// Parses an element of `Forwarded`; its parameter `for` is the client. It is stricter about quotes than RFC 7239,
+/// because a client chooses some of the quoted values, such as `Host`. It is more tolerant of unquoted values, because
+/// proxies write ports and brackets without quotes.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut client = None;
     for parameter in element.split(';') {
@@ -89,8 +88,8 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     node(client?)
 }
 
-/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`. Not `unknown`, nor a name that a
-/// proxy made up.
+/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`. Not `unknown`, and not a name
+/// that a proxy invented.
 fn node(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
@@ -114,7 +113,7 @@ mod tests {
         Proxies { trusted: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()], address }
     }
 
-    /// Of these lines of the header, from a trusted peer.
+    /// The client according to these lines of the header, from a trusted peer.
     fn client(source: AddressSource, lines: &[&[u8]]) -> String {
         let name = if source == AddressSource::Forwarded { "forwarded" } else { "x-forwarded-for" };
         let headers = lines
@@ -136,7 +135,7 @@ mod tests {
             ("2001:db8::1", "2001:db8::1"),
             ("::ffff:203.0.113.9", "203.0.113.9"),
             ("203.0.113.9, ::ffff:10.0.0.9", "203.0.113.9"),
-            ("10.9.9.9, 10.0.0.9", "10.9.9.9"), // proxies all the way
+            ("10.9.9.9, 10.0.0.9", "10.9.9.9"), // only proxies
             ("", PEER),
             ("6.6.6.6, ", PEER),
             ("6.6.6.6, unknown", PEER),
@@ -177,9 +176,9 @@ mod tests {
             ("for=6.6.6.6, for=1.2.3.4\"", PEER),
             ("for=6.6.6.6, for=\"", PEER),
             ("for=6.6.6.6, for=\"1.2.3.4\\\"", PEER),
-            // A client that opens a quote swallows nothing of what the proxies add,
+            // A quote that a client opens swallows nothing that the proxies add,
             ("for=\"6.6.6.6, for=203.0.113.9", "203.0.113.9"),
-            // and what it chose as its host is no element.
+            // and the host that a client chose is not taken for an element.
             ("for=203.0.113.9;host=\"x, for=6.6.6.6\"", PEER),
             ("for=203.0.113.9;host=\"x, for=6.6.6.6;a=\";proto=http", PEER),
             ("for=203.0.113.9;host=\"x, for=6.6.6.6;a=\\\"\"", PEER),
@@ -223,7 +222,7 @@ mod tests {
             elements in proptest::collection::vec(element(), 0..8),
             lines in any::<u8>(),
         ) {
-            // What a reader would believe who knows each element: from the end, for as long as proxies are trusted.
+            // The expected client: read from the end, for as long as the proxies are trusted.
             let mut expected: IpAddr = PEER.parse().unwrap();
             for (_, address) in elements.iter().rev() {
                 let Some(address) = address else { break };

@@ -1,4 +1,5 @@
-//! One connection: which version of HTTP it speaks, hyper for as long as it is needed, then the hand-over.
+//! One connection: detects its HTTP version, serves its requests with hyper, and on HTTP/1 takes the socket back from
+//! hyper once a stream has begun (`handoff`).
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -28,68 +29,68 @@ use super::proxy_protocol;
 use crate::config::Proxies;
 use crate::reader::clock::Clock;
 
-/// What an HTTP/2 client says first when it knows that we speak it (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 client with prior knowledge (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Streams on one HTTP/2 connection, ours and those of plain requests.
+/// Streams of one HTTP/2 connection: event streams and plain requests together.
 const HTTP2_STREAMS: u32 = 256;
 
-/// Streams that a client of HTTP/2 may open and reset before we have looked at them. A flood of them ends the connection
+/// Streams that an HTTP/2 client may open and reset before we have accepted them. More of them end the connection
 /// (CVE-2023-44487).
 const HTTP2_RESETS_AT_ONCE: usize = 20;
 
-/// Streams that we may have to reset for a client's mistakes. One that makes more of them is after the work that each
-/// costs us (CVE-2025-8671), and its connection ends.
+/// Streams that we reset because of a client's errors. A client that provokes more of them attacks by the work that
+/// each costs (CVE-2025-8671), and its connection ends.
 const HTTP2_MISTAKES: usize = 100;
 
-/// Bytes of one request's body, and of all on a connection, that a client of HTTP/2 may send before we have read any.
+/// Bytes that an HTTP/2 client may send before we read: of one request's body, and of all bodies on a connection.
 const HTTP2_RECEIVE_WINDOW: u32 = 64 * 1024;
 const HTTP2_RECEIVE_WINDOW_OF_ALL: u32 = 256 * 1024;
 
-/// Bytes that hyper may hold for a stream of HTTP/2 whose client does not take them.
+/// Bytes that hyper buffers for an HTTP/2 stream whose client does not read.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 
-/// How long a client is given to close its side when the process is ending.
+/// How long a client has to close its side when the process is shutting down.
 const CLOSING_PATIENCE: Duration = Duration::from_millis(500);
 
-/// What every connection is held to.
+/// The limits and timeouts of every connection of a listener.
 #[derive(Debug, Clone)]
 pub(super) struct ConnectionLimits {
-    /// Bytes of a request head.
+    /// The largest request head, in bytes.
     pub(super) max_head: usize,
-    /// Of those that had more.
+    /// Counts heads that were larger.
     pub(super) heads_too_large: Counter,
-    /// Time for a request head to arrive, and for a connection to begin one.
+    /// How long a request head may take to arrive, and how long a connection may wait before it begins one.
     pub(super) head_timeout: Duration,
-    /// Time in which a reader must take something.
+    /// How long a reader may take no bytes.
     pub(super) write_timeout: Duration,
-    /// How long it may take until an answer begins, at most.
+    /// The longest time until an answer begins.
     pub(super) longest_answer: Duration,
-    /// The clock of all streams.
+    /// The clock that all streams share.
     pub(super) clock: Clock,
-    /// Those in front of the listener.
+    /// The proxies in front of the listener.
     pub(super) proxies: Proxies,
-    /// Cancelled when no further request shall be begun.
+    /// Cancelled when the listener accepts no further requests.
     pub(super) closing: CancellationToken,
 }
 
 impl ConnectionLimits {
-    /// What a connection must send before its first request, or `None` if it does not in the time of a head, leaves, or no
-    /// further request shall be begun.
+    /// Awaits what a connection must send before its first request. `None` if it does not arrive within the head
+    /// timeout, the client leaves, or the listener is closing.
     async fn in_time<T>(&self, read: impl Future<Output = io::Result<T>>) -> Option<T> {
         let read = tokio::time::timeout(self.head_timeout, read);
         self.closing.run_until_cancelled(read).await?.ok()?.ok()
     }
 }
 
-/// What is known of the version that a connection speaks.
+/// The HTTP version of a connection, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
-    /// Agreed on, by ALPN.
+    /// Negotiated by ALPN.
     Http1,
-    /// Agreed on, by ALPN.
+    /// Negotiated by ALPN.
     Http2,
-    /// The first bytes will tell.
+    /// To be detected from the first bytes.
     Unknown,
 }
 
@@ -106,7 +107,7 @@ pub(super) async fn serve_plain<P: Send + Unpin + 'static>(
     }
 }
 
-/// For whom the connection is, or `None` if a proxy that must say so does not.
+/// The client of the connection, or `None` if a proxy must name it and does not.
 pub(super) async fn client(
     socket: &mut TcpStream,
     peer: IpAddr,
@@ -129,7 +130,7 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P:
     };
     let is_http2 = match version {
         Version::Http1 => false,
-        Version::Http2 if !is_http2 => return, // and h2 would wait for the rest of a preface for ever
+        Version::Http2 if !is_http2 => return, // h2 would wait for ever for the rest of a preface
         Version::Http2 | Version::Unknown => is_http2,
     };
     if is_http2 {
@@ -138,7 +139,7 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P:
     let handoff = Handoff::default();
     let transport = Transport::new(socket, bytes, Some(handoff.clone()));
     if let Some((socket, stream, coding)) = serve_http1(transport, client, router, handoff, &settings).await {
-        // A task of its own, because this one has the size of hyper's connection for as long as it lives.
+        // Spawned as a task of its own, because this task keeps the size of hyper's connection for its whole life.
         tokio::spawn(Delivery::new(socket, stream, coding, permit));
     }
 }
@@ -174,7 +175,7 @@ async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         let ended = connection.poll_without_shutdown(cx);
         match (handoff.take(), ended) {
             (Some(stream), _) => Poll::Ready(Ok(stream)),
-            (None, Poll::Ready(ended)) => Poll::Ready(Err(ended)), // a client's mistake or its leave; hyper has answered
+            (None, Poll::Ready(ended)) => Poll::Ready(Err(ended)), // a client's error, or it left; hyper has answered
             (None, Poll::Pending) => Poll::Pending,
         }
     })
@@ -187,22 +188,22 @@ async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             if ended.is_err_and(|error| error.is_parse_too_large()) {
                 settings.heads_too_large.inc();
             }
-            drop(handoff); // with a stream that hyper left in it, if there is one
+            drop(handoff); // and with it a stream that hyper left there
             let hurry = async {
                 settings.closing.cancelled().await;
                 tokio::time::sleep(CLOSING_PATIENCE).await;
             };
             tokio::select! {
                 _ = tokio::time::timeout(settings.head_timeout, read_off(socket)) => {}
-                () = hurry => {} // the end of the process does not wait for a client that is merely idle
+                () = hurry => {} // shutdown does not wait for an idle client
             }
             None
         }
     }
 }
 
-/// Closes our side, and throws away what the client still sends, until it closes its own. Closed with a part of a
-/// request unread, the system would send a reset, which can take a refusal away from a client that is still sending.
+/// Closes our side, and discards what the client still sends until it closes its own. If the socket were closed with
+/// unread data, the system would send a reset, and a client that is still sending could lose the refusal.
 async fn read_off(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     socket.shutdown().await?;
     let mut bytes = vec![0; 4096];
@@ -255,7 +256,7 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             }
         }
         let now = clock.now();
-        // A client that takes nothing on one stream takes the others with it: it comes back for all of them.
+        // If one stream is stalled, the whole connection ends; the client reconnects all its streams.
         if stalls.stalled(now, settings.write_timeout) {
             return;
         }
@@ -263,21 +264,21 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         if !stalls.is_empty() {
             busy = now;
         }
-        // Nothing asked for and nothing open. HTTP/1 has the same timeout for the next request; here it must be ours,
-        // because answering pings is enough for hyper. Whatever is still in work gets its answer.
+        // No request and no open stream. On HTTP/1, hyper has the same timeout for the next request. On HTTP/2 we must
+        // apply it, because hyper is content if the client answers pings. Requests in progress are still answered.
         let quiet = Duration::from_millis(now.saturating_sub(busy));
         if quiet >= settings.head_timeout {
             connection.as_mut().graceful_shutdown();
         }
-        // Nor does it get more time for what it does not take: an answer that waits for a window is no stream of ours, and
-        // hyper waits for it as long as the client answers pings.
+        // The same holds for an answer that the client does not read: it waits for a window, it is not an event stream,
+        // and hyper would wait for as long as the client answers pings.
         if quiet >= settings.head_timeout + settings.write_timeout + settings.longest_answer {
             return;
         }
     }
 }
 
-/// The first bytes of a connection, read to tell its version. They are given to hyper again.
+/// The first bytes of a connection, read to detect its version. hyper receives them again.
 struct Preface {
     is_http2: bool,
     bytes: Bytes,
@@ -299,7 +300,7 @@ impl Preface {
     }
 }
 
-/// The socket as hyper sees it: with the first bytes once more, and with a note of every flush.
+/// The socket as hyper sees it: it replays the first bytes, and reports every flush.
 struct Transport<I> {
     socket: I,
     first: Bytes,

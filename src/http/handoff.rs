@@ -1,12 +1,12 @@
-//! From hyper to the socket: on HTTP/1, once the response head is flushed, the connection is taken back from hyper, and
-//! what stays of it is the socket and the stream. An idle subscriber then costs a twentieth of what it costs as a hyper
-//! body, and a delivery is a `write`.
+//! The hand-over of a connection from hyper. On HTTP/1, once the response head has been flushed, the gateway takes the
+//! socket back from hyper and writes to it directly. An idle reader then costs a twentieth of the memory of a hyper
+//! body, and a delivery is one `write`.
 //!
-//! The hand-over is safe only when hyper has nothing left to write. [`StreamBody`] is polled for the first time after
-//! the head went into hyper's buffer, and hyper flushes its transport only when that buffer is empty: so a flush of the
-//! transport after the first poll of the body ([`Handoff::flushed`]) means that the head is out.
+//! The hand-over is safe only when hyper has nothing left to write. hyper first polls [`StreamBody`] after it has put
+//! the head into its buffer, and it flushes its transport only when that buffer is empty. So a flush of the transport
+//! after the first poll of the body ([`Handoff::flushed`]) means that the head has been written.
 //!
-//! HTTP/2 has no such moment: there the body hands the stream's bytes to hyper.
+//! HTTP/2 has no such moment: there, hyper writes the stream's bytes as a body.
 
 use std::future::Future;
 use std::io;
@@ -25,14 +25,15 @@ use crate::protocol::codes::HttpVersion;
 use crate::protocol::frame::{Coding, LAST_CHUNK};
 use crate::stream::Stream;
 
-/// Bytes that a client may send after its request. A browser sends none; what comes is read to see the end of the
-/// connection, and thrown away.
+/// Bytes that a client may send after its request. A browser sends none. They are read, to notice the end of the
+/// connection, and discarded.
 const MAX_STRAY_BYTES: usize = 64 * 1024;
 
 /// Later than any time of the clock.
 const NOT_BLOCKED: u64 = u64::MAX;
 
-/// Where a stream waits for its socket. One per HTTP/1 connection, known to the requests on it.
+/// The place where a stream waits for its socket. There is one per HTTP/1 connection, in the extensions of its
+/// requests.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Handoff(Arc<HandoffState>);
 
@@ -53,14 +54,14 @@ impl Handoff {
         self.0.flushed.store(false, Ordering::Relaxed);
     }
 
-    /// The stream, once hyper has nothing left to write.
+    /// Takes the stream, once hyper has nothing left to write.
     pub(super) fn take(&self) -> Option<(Stream, Coding)> {
         if self.0.flushed.load(Ordering::Relaxed) { self.0.stream.lock().take() } else { None }
     }
 }
 
-/// When a stream of this connection last handed out bytes that were not taken yet. Without it a client of HTTP/2 that
-/// opens no window would never be noticed: hyper does not poll the body then.
+/// The times since when streams of this connection have had bytes that the client has not taken. Without them, an
+/// HTTP/2 client that opens no window would never be noticed, because hyper does not poll the body then.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stalls(Arc<Mutex<slab::Slab<Arc<AtomicU64>>>>);
 
@@ -70,7 +71,7 @@ impl Stalls {
         self.0.lock().is_empty()
     }
 
-    /// Whether some stream has not been taken from since before `now - timeout`. In milliseconds of the clock.
+    /// Whether the client has taken nothing from some stream for `timeout`. `now` is in milliseconds of the clock.
     pub(super) fn stalled(&self, now: u64, timeout: Duration) -> bool {
         self.0.lock().iter().any(|(_, offered)| is_stalled(offered, now, timeout))
     }
@@ -93,7 +94,7 @@ pub(super) struct StreamBody {
 struct Stall {
     stalls: Stalls,
     key: usize,
-    /// When bytes were handed out last, or `u64::MAX` while they are taken.
+    /// The time of the oldest bytes that the client has not taken, or `u64::MAX` if there are none.
     offered: Arc<AtomicU64>,
 }
 
@@ -104,7 +105,7 @@ impl Drop for Stall {
 }
 
 impl StreamBody {
-    /// A body that is handed over where it can be.
+    /// Creates the body. On HTTP/1 its stream is handed over through `handoff`.
     pub(super) fn new(
         stream: Stream,
         handoff: Option<Handoff>,
@@ -121,7 +122,8 @@ impl StreamBody {
     }
 }
 
-/// Dropped while the client had not taken from it for so long, it ends for that reason, whoever dropped it.
+/// If the client has been stalled for the timeout when the body is dropped, the stream ends as `slow`, whoever drops
+/// it.
 impl Drop for StreamBody {
     fn drop(&mut self) {
         if let (Some(stream), Some(stall)) = (&mut self.stream, &self.stall)
@@ -145,13 +147,13 @@ impl http_body::Body for StreamBody {
             if let Some(stream) = this.stream.take() {
                 handoff.offer(stream, this.coding);
             }
-            return Poll::Pending; // the connection is about to be taken away
+            return Poll::Pending; // the connection is about to be handed over
         }
         let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
         if let Some(stall) = &this.stall {
             stall.offered.store(u64::MAX, Ordering::Relaxed);
         }
-        // Here hyper frames the body, in HTTP/2's own way.
+        // On HTTP/2, hyper frames the body.
         let next = ready!(stream.poll_next(cx, Coding::Plain));
         if let Some(stall) = &this.stall {
             stall.offered.store(stream.now(), Ordering::Relaxed);
@@ -160,15 +162,15 @@ impl http_body::Body for StreamBody {
     }
 }
 
-/// A stream on its socket, until one of them ends. All that is left of an idle subscriber, thousands of times: a word more
-/// here, and its task takes 512 bytes instead of 384.
+/// A stream on its socket, until one of them ends. This is all the memory of an idle reader: one more machine word, and
+/// its task takes 512 bytes instead of 384.
 #[derive(Debug)]
 pub(super) struct Delivery<I, P> {
     socket: I,
     stream: Stream,
     coding: Coding,
-    /// Handed out by the stream and not yet taken by the socket. An event that was begun is finished from here, whatever
-    /// the log evicts.
+    /// Bytes from the stream that the socket has not taken yet. An event that has begun is completed from here, even if
+    /// the log evicts it.
     pending: Bytes,
     /// Since when the socket has taken nothing, in milliseconds of the clock, or [`NOT_BLOCKED`].
     blocked_since: u64,
@@ -179,7 +181,7 @@ pub(super) struct Delivery<I, P> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
-    /// Takes the socket over, right after the response head.
+    /// Takes over the socket, right after the response head.
     pub(super) fn new(socket: I, stream: Stream, coding: Coding, permit: P) -> Self {
         Delivery {
             socket,
@@ -193,15 +195,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
         }
     }
 
-    /// The system gives a peer up that acknowledges nothing, or opens no window, at about the time we would
-    /// (`TCP_USER_TIMEOUT`). Which of us is first does not change what it is.
+    /// With `TCP_USER_TIMEOUT`, the system gives up a peer that acknowledges nothing, or opens no window, at about the
+    /// time we would. In both cases the reader was too slow.
     fn broken(&mut self, error: &io::Error) {
         if error.kind() == io::ErrorKind::TimedOut {
             self.stream.give_up();
         }
     }
 
-    /// Brings what is pending to the socket and through it, since TLS keeps what the socket below does not take.
+    /// Writes what is pending and flushes it, because TLS buffers what the socket below it does not take.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.pending.is_empty() {
             let written = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.pending))?;
@@ -213,14 +215,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
         }
         ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
         if self.ended {
-            // What TLS says at the end may find the socket full too.
+            // The close message of TLS may find the socket full, too.
             ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
         }
         self.blocked_since = NOT_BLOCKED;
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the client has closed its side. Like hyper, and like every proxy, we take that for the end of both.
+    /// Whether the client has closed its side. Like hyper and every proxy, we treat that as the end of the connection.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
         let mut bytes = [0; 512];
         loop {
@@ -265,7 +267,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
                         this.stream.give_up();
                         return Poll::Ready(());
                     }
-                    // No entry wakes a stream whose socket is full; the socket does, or the clock.
+                    // Entries do not wake a stream whose socket is full; only the socket or the clock does.
                     this.stream.wake_at(cx, deadline);
                     return Poll::Pending;
                 }
@@ -292,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_subscriber_stays_within_the_size_class_of_its_task() {
-        // What tokio adds is 96 bytes, and 8 for the stage that the task is in.
+        // tokio adds 96 bytes, and 8 for the stage of the task.
         assert!(
             size_of::<Delivery<TcpStream, Open>>() <= 384 - 96 - 8,
             "{}",

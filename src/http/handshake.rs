@@ -1,4 +1,5 @@
-//! A connection on a listener that speaks TLS, from its first byte to the end of the handshake.
+//! A connection on a TLS listener, from its first byte to the end of the handshake. `connection` serves it from then
+//! on.
 
 use std::io;
 use std::net::IpAddr;
@@ -15,16 +16,16 @@ use crate::gateway::Gateway;
 use crate::net::tls::Tls;
 use crate::protocol::codes::RefusalCode;
 
-/// How every record of a handshake begins (RFC 8446, section 5.1).
+/// The first byte of every handshake record (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 22;
 
-/// Bytes that a connection keeps encrypted while its socket takes none: one record. What is more waits in the log.
+/// Encrypted bytes that a connection buffers while its socket takes none: one record. The rest waits in the log.
 const UNSENT: usize = 16 * 1024;
 
 /// The TLS side of a listener.
 pub(super) struct Handshake {
     tls: Arc<Tls>,
-    /// What those get who speak HTTP without TLS.
+    /// The answers to clients that speak HTTP without TLS.
     plain: Router,
 }
 
@@ -32,7 +33,7 @@ impl Handshake {
     pub(super) fn new(tls: Arc<Tls>, gateway: Arc<Gateway>) -> Self {
         let plain = Router::new()
             .fallback(|| async {
-                let detail = "this address speaks TLS; write https:// for http://";
+                let detail = "this address speaks TLS; use https:// instead of http://";
                 Problem::new(RefusalCode::TlsRequired, detail)
             })
             .layer(middleware::from_fn_with_state(gateway, super::tell_refusals));
@@ -66,7 +67,7 @@ impl Handshake {
                 connection::serve(socket, Version::Unknown, client, self.plain.clone(), settings, permit)
                     .await;
             }
-            // A probe that only connects; no handshake was begun.
+            // A probe that only connects: it began no handshake.
             Ok(Ok(Greeting::Nothing)) => {}
             Ok(Err(error)) => {
                 self.tls.metrics().handshake("failed");
@@ -90,7 +91,7 @@ impl Handshake {
     }
 }
 
-/// What a connection turned out to be.
+/// What the first bytes of a connection are.
 enum Greeting {
     Tls(Box<TlsStream<TcpStream>>),
     Plain(TcpStream),

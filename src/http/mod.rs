@@ -1,6 +1,7 @@
-//! HTTP: the routes, the accept loop, and nothing of brokers: what is asked for goes to the [`Gateway`].
+//! HTTP: the routes and the accept loop. Requests go to the [`Gateway`]; nothing here knows brokers.
 //!
-//! axum routes and hyper speaks HTTP; a stream on HTTP/1 leaves both once its head is sent (`handoff`).
+//! axum routes the requests and hyper speaks HTTP. A stream on HTTP/1 leaves both once its head has been sent
+//! (`handoff`).
 
 mod access;
 mod admin;
@@ -42,35 +43,36 @@ use crate::net::tls::Tls;
 use crate::protocol::codes::RefusalCode;
 use crate::stream::outcome::RequestRefused;
 
-/// Connections of the admin listener: its own few, so that a crowd on the public one does not shut out the probes.
+/// Connections of the admin listener. They are counted apart, so that a crowd on the public listener does not shut out
+/// the probes.
 pub(crate) const ADMIN_CONNECTIONS: usize = 64;
 
-/// What the log says where there are too few file descriptors.
-const CANNOT_ACCEPT: &str = "connections cannot be accepted; is the limit on open files too low?";
+/// The log line if an accept fails.
+const CANNOT_ACCEPT: &str = "cannot accept connections; is the limit on open files too low?";
 
-/// After an accept that failed, how long to wait: the usual reason is that the process is out of file descriptors.
+/// How long to wait after a failed accept. The usual cause is that the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Bytes that may wait in the system for a reader that does not take them. Left to itself it takes in 4 MiB and more for
-/// each, memory that no bound of ours knows of; what waits longer waits in the log, once for all. Two pieces: one to send
-/// while the next is asked for.
+/// The size of a socket's send buffer in the system. By default the system would buffer 4 MiB and more for each slow
+/// reader, which no bound of ours counts. The rest waits in the log, shared by all readers. It is twice the size of a
+/// batch: one to send while the next is read.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 128 * 1024;
 
-/// How long the broker, or the keys of tokens, may take for an answer, and a little more.
+/// The longest wait for the broker or for the keys of tokens, with a margin.
 const BROKER: Duration = Duration::from_secs(20);
 
-/// Connections accepted before the others get their turn: when thousands come back at once, those who are here already
-/// are not to wait behind all of them.
+/// Connections accepted in a row. When thousands of clients reconnect at once, readers that are already connected must
+/// not wait behind all of them.
 const ACCEPT_BATCH: usize = 16;
 
-/// When a silent connection is probed, and how often, before it is given up.
+/// When a silent connection is probed, and how often before it counts as dead.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(30))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// The routes of the public listener. `address` is where it listens.
+/// The routes of the public listener, which listens at `address`.
 pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Router {
     let listener = origin::Listener::Public(gateway.clone(), is_loopback(address));
     let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
@@ -80,14 +82,16 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
         .fallback(|uri: Uri| async move {
             problem::Problem::no_route(
                 &uri,
-                "a topic is at /topics/ and its name, as in /topics/orders/eu; metrics, probes and the console are on \
+                "topics are at /topics/ and their name, such as /topics/orders/eu; metrics, probes and the console \
+                are on \
                  the admin listener (admin.listen)",
             )
         })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(
                 RefusalCode::BadMethod,
-                "GET reads a topic; POST publishes to the one topic of the path, as in POST /topics/orders/eu, where a rule \
+                "use GET to read a topic, or POST to publish to the one topic of the path, as in POST \
+                /topics/orders/eu, if a rule \
                  allows it",
             )
         });
@@ -104,7 +108,8 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     router.layer(middleware::from_fn_with_state(gateway.clone(), client::find)).with_state(gateway)
 }
 
-/// The routes of the admin listener. `address` is where it listens; `closing` ends what has no other end there.
+/// The routes of the admin listener, which listens at `address`. `closing` ends the streams that would never end by
+/// themselves.
 pub(crate) fn admin(
     gateway: Arc<Gateway>,
     address: Option<SocketAddr>,
@@ -120,7 +125,8 @@ fn is_loopback(address: Option<SocketAddr>) -> bool {
     address.is_some_and(|address| address.ip().is_loopback())
 }
 
-/// Counts what is refused, and says why in the log. Those who are told to come back in a stream are counted there.
+/// The middleware that counts refused requests and logs why. Streams that close at once are counted where they are
+/// refused.
 async fn tell_refusals(
     State(gateway): State<Arc<Gateway>>,
     request: axum::extract::Request,
@@ -147,7 +153,7 @@ async fn tell_refusals(
     response
 }
 
-/// The URL may hold a token, and a page of ours would show it to whom it links to.
+/// If tokens may be in the URL, tells browsers not to send that URL to other sites as the referrer.
 async fn keep_url_private(State(gateway): State<Arc<Gateway>>, mut response: Response) -> Response {
     if gateway.current().config.auth.token.query {
         response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
@@ -155,9 +161,9 @@ async fn keep_url_private(State(gateway): State<Arc<Gateway>>, mut response: Res
     response
 }
 
-/// Accepts connections until `closing`; they speak TLS if `tls` is given. At `max_connections` it stops accepting until one
-/// ends, and counts that as `limit`: who waits in the system's queue is served late, who is turned away by a browser's
-/// EventSource may be lost for good. Proxies may be in front of it if it is `public`.
+/// Accepts connections until `closing`; they use TLS if `tls` is given. At `max_connections` it stops accepting until a
+/// connection ends, and counts that as `limit`: a client that waits in the system's queue is served late, while an
+/// EventSource that is refused may give up for good. Proxies are trusted only if it is `public`.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
@@ -176,14 +182,14 @@ pub(crate) fn serve(
         move |current: &Runtime| {
             let limits = &current.config.limits;
             let forward = current.config.auth.forward.as_ref();
-            // Nobody is to speak for others on the admin listener.
+            // On the admin listener, no proxy is trusted.
             let proxies = if public { current.config.proxies.clone() } else { Proxies::default() };
             Arc::new(connection::ConnectionLimits {
                 max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
                 heads_too_large: heads_too_large.clone(),
                 head_timeout: limits.head_timeout,
                 write_timeout: current.config.streams.write_timeout,
-                // The turn and the answer of the backend, then the broker.
+                // The backend's queue, the backend's answer, then the broker.
                 longest_answer: BROKER + forward.map_or(Duration::ZERO, |forward| 2 * forward.timeout),
                 clock,
                 proxies,
@@ -195,7 +201,7 @@ pub(crate) fn serve(
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         let failures = Throttle::default();
-        // Some descriptors are kept for others, so that the last is never taken here.
+        // Some descriptors are reserved for other uses, so that connections never take the last one.
         let is_short_of_files = public && max_connections < gateway.current().config.limits.connections;
         let mut accepted = 0;
         let mut current = gateway.current();
@@ -221,7 +227,7 @@ pub(crate) fn serve(
                     let (peer, router, settings) = (peer.ip(), router.clone(), settings.clone());
                     match handshake.clone() {
                         None => tokio::spawn(connection::serve_plain(socket, peer, router, settings, open)),
-                        // A task of its own kind: the plain one is not to have the size of a TLS session.
+                        // A separate kind of task: the plain one must not have the size of a TLS session.
                         Some(handshake) => {
                             tokio::spawn(handshake.serve(socket, peer, router, settings, open))
                         }
@@ -233,8 +239,8 @@ pub(crate) fn serve(
                 }
                 Err(error) => {
                     gateway.metrics().accept_errors.inc();
-                    // Not at every failure, nor at each that follows a success: at the limit every client that leaves
-                    // makes room for one, and then there is none again.
+                    // Not at every failure, and not at the first failure after each success: at the limit, every client
+                    // that leaves makes room for one more, and the next accept fails again.
                     if failures.allows() {
                         tracing::warn!(%error, "{CANNOT_ACCEPT}");
                     }
@@ -248,7 +254,7 @@ pub(crate) fn serve(
     }
 }
 
-/// A connection that is open, for the limit and the metric.
+/// An open connection, for the limit and the metric.
 struct Open {
     gateway: Arc<Gateway>,
     _permit: tokio::sync::OwnedSemaphorePermit,
@@ -267,8 +273,8 @@ impl Drop for Open {
     }
 }
 
-/// No delay for small events; and a peer that vanished without a word is found, whether there is something to send
-/// (user timeout) or not (keep-alive); and a bound on what waits in the system. Best effort: a connection without them still works.
+/// Sets the socket options: no delay for small events, a user timeout and keep-alive that detect a peer that vanished,
+/// and a bound on the send buffer. Best effort: a connection works without them.
 fn prepare(socket: &TcpStream, write_timeout: Duration) {
     let _ = socket.set_nodelay(true);
     let socket = SockRef::from(socket);

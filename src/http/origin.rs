@@ -1,10 +1,10 @@
-//! Whose pages may ask: the `Host` that was asked for and the `Origin` of the page that asks; and CORS, which tells
-//! browsers which pages may read the answers.
+//! Which web pages may use a listener: checks the `Host` of a request and the `Origin` of the page that sends it, and
+//! answers CORS, by which browsers learn which pages may read the answers.
 //!
-//! A gateway on loopback trusts who can reach it, and any web page a person visits can make their browser send requests
-//! there. Two things stop that: a `Host` that is not loopback is refused (DNS rebinding: the page's own name, pointed at
-//! 127.0.0.1), and a page of another origin is refused unless the configuration lists it, whether it asks by a script, a
-//! form, a frame or an image. A link that a person follows to the gateway is served.
+//! A gateway on loopback trusts every client that can reach it, and any web page that a person visits can make the
+//! browser send requests there. Two checks stop that. A `Host` that is not loopback is refused (DNS rebinding: the
+//! page's own name, pointed at 127.0.0.1). A page of another origin is refused unless the configuration lists it,
+//! whether it uses a script, a form, a frame or an image. A link that a person follows to the gateway is served.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,34 +20,34 @@ use crate::gateway::Gateway;
 use crate::protocol::codes::RefusalCode;
 use crate::stream::outcome;
 
-/// What a page of a listed origin may send. Always the whole list: what is asked for is never reflected.
+/// What a page of a listed origin may send. The answer always has the whole list; requested names are never reflected.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST";
 const ALLOWED_HEADERS: &str = "last-event-id, authorization, cache-control, content-type, event-id, event-type, traceparent, tracestate";
 
-/// What it may read beyond what browsers show of every answer.
+/// Response headers that the page may read in addition to those that browsers always expose.
 const EXPOSED_HEADERS: &str = "retry-after, www-authenticate";
 
 /// How long a browser may keep the answer to a preflight, in seconds.
 const PREFLIGHT_MAX_AGE: &str = "3600";
 
-/// A listener.
+/// The listener that received a request.
 #[derive(Debug, Clone)]
 pub(super) enum Listener {
-    /// Of `listen`; whether only this machine can connect.
+    /// The listener of `listen`; whether only this machine can connect.
     Public(Arc<Gateway>, bool),
-    /// Of `admin.listen`; likewise.
+    /// The listener of `admin.listen`; likewise.
     Admin(Arc<Gateway>, bool),
-    /// The same, for what is for people.
+    /// The routes of `admin.listen` for operators.
     Console(Arc<Gateway>),
 }
 
-/// What is let in.
+/// What a listener accepts.
 #[derive(Debug)]
 struct Allowed<'a> {
-    /// Names that `Host` may carry. `None`: any.
+    /// Names that `Host` may have. `None`: any.
     hosts: Option<Hosts<'a>>,
     cors: &'a Cors,
-    /// The listener speaks TLS, so its own pages do.
+    /// The listener uses TLS, so the origin of its own pages is `https`.
     secure: bool,
 }
 
@@ -56,16 +56,17 @@ enum Hosts<'a> {
     Loopback,
     /// Loopback names, addresses, and names that are listed.
     Addresses(&'a [String]),
-    /// Those, and names without a dot: nobody can have one of those resolved for a page of theirs.
+    /// The same, and names without a dot: no attacker can have such a name resolved for a page.
     Local(&'a [String]),
     Listed(&'a [String]),
 }
 
-/// Of the admin listener.
+/// The admin listener admits no pages of other origins.
 const NO_PAGES: &Cors = &Cors { origins: vec![], headers: vec![], credentials: false };
 
 impl<'a> Allowed<'a> {
-    /// `hosts` and `cors` as configured; `loopback` is whether only this machine can connect, `secure` whether with TLS.
+    /// The policy of the public listener. `hosts` and `cors` are as configured, `loopback` says whether only this
+    /// machine can connect, `secure` whether it uses TLS.
     fn new(hosts: &'a [String], cors: &'a Cors, loopback: bool, secure: bool) -> Self {
         let hosts = match (hosts, loopback) {
             ([], true) => Some(Hosts::Loopback),
@@ -75,14 +76,14 @@ impl<'a> Allowed<'a> {
         Allowed { hosts, cors, secure }
     }
 
-    /// No page of another origin, whatever it is called: by an address, or as this machine itself, it asks for ours. A page that
-    /// points its own name at us asks by that name.
+    /// The policy of the console: no page of another origin, and only addresses, loopback names and listed names as the
+    /// `Host`. A page that points its own name at us (DNS rebinding) sends that name as the `Host`.
     fn addresses(listed: &'a [String]) -> Self {
         Allowed { hosts: Some(Hosts::Addresses(listed)), cors: NO_PAGES, secure: false }
     }
 
-    /// Metrics: the same, and other machines of the same network may ask by the name that they know us by.
-    /// A probe is answered whatever its name: those of load balancers send one, and learn no more than a word.
+    /// The policy of metrics and probes: the same, and machines of the same network may use the name that they know us
+    /// by. A probe is answered under any name: load balancers send some `Host`, and the answer reveals nothing.
     fn local(listed: &'a [String], loopback: bool, is_probe: bool) -> Self {
         let hosts = match (loopback, listed.is_empty()) {
             (true, true) => Hosts::Loopback,
@@ -97,7 +98,7 @@ impl<'a> Allowed<'a> {
         let host = host(uri, headers);
         let allowed = match &self.hosts {
             None => true,
-            // No browser leaves it out, and HTTP/1.0 may: some health checks do.
+            // No browser omits it, but HTTP/1.0 may: some health checks do.
             Some(Hosts::Loopback) => host.is_none_or(|host| is_loopback(without_port(host))),
             Some(Hosts::Addresses(listed)) => {
                 host.is_none_or(|host| is_address(without_port(host)) || is_listed(listed, host))
@@ -114,10 +115,10 @@ impl<'a> Allowed<'a> {
             });
             let detail = match &self.hosts {
                 Some(Hosts::Addresses(_) | Hosts::Local(_)) => format!(
-                    "this listener does not answer for {asked}; ask for it by an address, or list the name in admin.hosts"
+                    "this listener does not answer for {asked}; use its address, or add the name to admin.hosts"
                 ),
                 _ => format!(
-                    "this gateway does not answer for {asked}; the configuration key hosts lists the names it answers for"
+                    "this gateway does not answer for {asked}; add the name to the configuration key hosts"
                 ),
             };
             return Err(Problem::new(RefusalCode::BadHost, detail));
@@ -127,32 +128,32 @@ impl<'a> Allowed<'a> {
         }
         let detail = match headers.get(header::ORIGIN) {
             Some(origin) => format!(
-                "pages of {} may not use this gateway; the configuration key cors.origins lists those that may, each \
+                "pages of {} may not use this gateway; add the origin to the configuration key cors.origins, \
                  as the browser writes it: scheme, host and port",
                 outcome::quoted(&String::from_utf8_lossy(origin.as_bytes()))
             ),
-            None => "a page of another site embeds this, and may not; the configuration key cors.origins lists the pages \
-                     that may use this gateway, by fetch or EventSource"
+            None => "a page of another site embeds this, which is not allowed; 
+                     add its origin to the configuration key cors.origins and use fetch or EventSource"
                 .into(),
         };
         Err(Problem::new(RefusalCode::BadOrigin, detail))
     }
 
-    /// Whether a page of the gateway's own origin asks, or a person, or no page at all.
+    /// Whether the request comes from a page of the gateway's own origin, from a person, or from no page at all.
     fn is_own(&self, method: &Method, host: Option<&str>, headers: &HeaderMap) -> bool {
-        // Written by the browser alone. It holds behind a proxy too, where Host may be another than the page's.
+        // Only the browser writes this field. It is right even behind a proxy, where Host may differ from the page's.
         match (headers.get("sec-fetch-site"), headers.get(header::ORIGIN)) {
             // `none`: typed, or a bookmark.
             (Some(site), _) if site == "same-origin" || site == "none" => true,
             (Some(_), Some(_)) => false,
-            // A frame or an image sends no Origin. Its page cannot read the answer, but a stream would stay open, with the
-            // cookies of the person who visits that page.
+            // A frame or an image sends no Origin. Its page cannot read the answer, but a stream would stay open, with
+            // the visitor's cookies.
             (Some(_), None) => is_followed_link(method, headers),
-            // Browsers leave it out where plain HTTP leaves this machine; then nothing tells but the name that was asked for.
+            // Browsers omit the field on plain HTTP to another machine; then only the Host is left to compare with.
             (None, Some(origin)) => {
                 let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
                 origin.zip(host).is_some_and(|((scheme, origin), host)| {
-                    // Without TLS there may be a proxy that has it, whose pages are of https.
+                    // Without TLS here, a proxy in front may use TLS, and then its pages are of https.
                     (scheme == "https" || !self.secure) && origin.eq_ignore_ascii_case(host)
                 })
             }
@@ -160,13 +161,13 @@ impl<'a> Allowed<'a> {
         }
     }
 
-    /// Whether the credentials that a browser adds by itself count: from a page of another origin only if the configuration
-    /// says so. That such a page cannot read the answer does not undo what its request has done.
+    /// Whether the credentials that a browser adds by itself count. For a page of another origin they do only if the
+    /// configuration says so: such a page cannot read the answer, but its request would still take effect.
     fn takes_credentials(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
         self.cors.credentials || self.is_own(method, host(uri, headers), headers)
     }
 
-    /// The origin of the page that asks, if the configuration lists it.
+    /// The origin of the requesting page, if the configuration lists it.
     fn listed<'h>(&self, headers: &'h HeaderMap) -> Option<&'h HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         let text = origin.to_str().ok()?;
@@ -179,11 +180,11 @@ impl<'a> Allowed<'a> {
         ours.chain(self.cors.headers.iter().map(String::as_str)).collect::<Vec<_>>().join(", ")
     }
 
-    /// What the answer says of CORS.
+    /// The CORS headers of an answer.
     fn cors_headers(&self, request: &HeaderMap, preflight: bool) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        // On every answer, whoever asked: which one it is depends on the origin, and a cache that keeps what it was told
-        // not to keep must not hand one origin's answer to another.
+        // On every answer: it depends on the origin, and a cache that ignores no-store must not give one origin's
+        // answer to another.
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
         let Some(origin) = self.listed(request) else { return headers };
         let any = self.cors.origins.contains(&Origin::Any);
@@ -206,8 +207,8 @@ impl<'a> Allowed<'a> {
     }
 }
 
-/// The middleware: refuses before anything is subscribed or published, answers preflights, and lets listed pages read
-/// whatever is answered, refusals too. It must be outside of all that answers.
+/// The middleware: refuses requests before anything is subscribed or published, answers preflights, and lets listed
+/// pages read every answer, refusals too. It must wrap all the routes.
 pub(super) async fn guard(State(listener): State<Listener>, mut request: Request, next: Next) -> Response {
     let current;
     let allowed = match listener {
@@ -228,22 +229,22 @@ pub(super) async fn guard(State(listener): State<Listener>, mut request: Request
     };
     let preflight = is_preflight(request.method(), request.headers());
     let cors = allowed.cors_headers(request.headers(), preflight);
-    // RFC 9112, section 3.2. With two of them a proxy before us may have gone by the other one.
+    // RFC 9112, section 3.2. With two of them, a proxy in front may have used the other one.
     let one_host =
         request.version() != Version::HTTP_11 || request.headers().get_all(header::HOST).iter().count() == 1;
     let mut response = if !one_host {
-        let detail = "a request of HTTP/1.1 has exactly one Host";
+        let detail = "an HTTP/1.1 request must have exactly one Host";
         Problem::new(RefusalCode::BadRequest, detail).into_response()
     } else if let Err(problem) = allowed.check(request.method(), request.uri(), request.headers()) {
         let mut response = problem.into_response();
-        // Else a page could hold connections by asking again and again: those of the admin listener are few. Over HTTP/2 a
-        // page has one, and the field is forbidden.
+        // Otherwise a page could hold connections by repeating its request, and the admin listener has few. On HTTP/2 a
+        // page has only one connection, and the field is forbidden.
         if request.version() != Version::HTTP_2 {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     } else if preflight {
-        // The same for every path: it comes without credentials, and what exists is nobody's business.
+        // The answer is the same for every path: a preflight carries no credentials, and must not reveal what exists.
         StatusCode::NO_CONTENT.into_response()
     } else {
         if !allowed.takes_credentials(request.method(), request.uri(), request.headers()) {
@@ -255,9 +256,9 @@ pub(super) async fn guard(State(listener): State<Listener>, mut request: Request
     response
 }
 
-/// Whether a person has followed a link from a page of another origin: a navigation of a whole tab. Frames, objects and
-/// embeds navigate too, but not a document of the top level; what is fetched ahead was asked for by the page alone; and
-/// a form that posts is no link.
+/// Whether a person has followed a link from a page of another origin: a top-level navigation. Frames, objects and
+/// embeds also navigate, but not at the top level; a prefetch is the page's own doing; and a form that posts is not a
+/// link.
 fn is_followed_link(method: &Method, headers: &HeaderMap) -> bool {
     let says = |name: &str, value: &str| headers.get(name).is_some_and(|told| told == value);
     (method == Method::GET || method == Method::HEAD)
@@ -266,8 +267,8 @@ fn is_followed_link(method: &Method, headers: &HeaderMap) -> bool {
         && !headers.contains_key("sec-purpose")
 }
 
-/// Removes what a browser adds by itself: cookies, and `Authorization` of any scheme that it signs in with (Basic, Digest,
-/// Negotiate, NTLM). A Bearer token is there only if a script has set it.
+/// Removes the credentials that a browser adds by itself: cookies, and `Authorization` of any scheme that it signs in
+/// with (Basic, Digest, Negotiate, NTLM). A Bearer token stays: only a script can set it.
 fn drop_credentials(headers: &mut HeaderMap) {
     headers.remove(header::COOKIE);
     let is_bearer = |value: &&HeaderValue| {
@@ -289,7 +290,7 @@ fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The authority that was asked for: HTTP/2 has it in the URI.
+/// The requested authority. On HTTP/2 it is in the URI.
 fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     match uri.authority() {
         Some(authority) => Some(authority.as_str()),
@@ -301,7 +302,7 @@ fn is_listed(listed: &[String], host: &str) -> bool {
     listed.iter().any(|name| name.eq_ignore_ascii_case(without_port(host)))
 }
 
-/// Whether it is an address, or a name that only this machine has.
+/// Whether it is an IP address or a loopback name.
 fn is_address(name: &str) -> bool {
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     is_loopback(name) || bare.parse::<IpAddr>().is_ok()

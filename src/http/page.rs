@@ -1,15 +1,17 @@
-//! The page at `/` of the embedded broker: the first thing a newcomer sees working. Nobody who runs a real broker gets it.
+//! The try page at `/`, which is served only with the embedded broker (`memory:`), so that a newcomer sees topicgate
+//! work at once.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 const PAGE: &str = include_str!("page.html");
 
-/// What the page may do: its own style and script, which are named by their hashes, and requests to where it came from.
+/// The Content-Security-Policy of the page: its own style and script, named by their hashes, and requests to its own
+/// origin.
 const POLICY: &str = "default-src 'none'; style-src 'sha256-ZTqowbZMbPtZ4QyYqxvsX7n7uKMfa/AWf456lTZ3HAE='; script-src 'sha256-bJTK0b5XwlniLgjgHA4r00kUYxporOl3UAYLDw8VaXY='; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The handler.
+/// The handler of `GET /`.
 pub(super) async fn page() -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),

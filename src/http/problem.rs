@@ -1,5 +1,6 @@
-//! Refusals, as problem details (RFC 9457): what is wrong, and what would be right. For requests that will never work
-//! as they are. What passes is [`come_back`], since a browser's EventSource gives up for good on any status but 200.
+//! Refusals, as problem details (RFC 9457): what is wrong, and what would be right. They are for requests that will
+//! never succeed as they are. Temporary refusals go through [`come_back`], because a browser's EventSource gives up for
+//! good on any status but 200.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +18,10 @@ use crate::protocol::frame::{self, Coding};
 use crate::protocol::topic::{Filter, TopicError};
 use crate::stream::outcome;
 
-/// What a scope may not hold as it is (RFC 6749, section 3.3).
+/// Characters that a scope must percent-encode (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
 
-/// A refusal.
+/// The answer to a request that is refused.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -30,30 +31,30 @@ pub(super) struct Problem {
     limit: Option<Limit>,
 }
 
-/// What `WWW-Authenticate` says (RFC 6750, section 3).
+/// The content of `WWW-Authenticate` (RFC 6750, section 3).
 #[derive(Debug)]
 pub(super) enum Challenge {
-    /// Credentials are needed, and none came. Without an error: the client may not have known.
+    /// Credentials are required and the request has none. It carries no error code, as the RFC asks.
     Credentials,
-    /// The token does not hold; why not is the detail of the problem.
+    /// The token is not valid; the problem's detail says why.
     InvalidToken,
-    /// It holds and is not enough.
+    /// The token is valid, but does not allow this.
     NotEnough,
-    /// The same, because this grant is missing (`subscribe` or `publish`) for this topic or pattern.
+    /// The same, because the grant (`subscribe` or `publish`) for this topic or pattern is missing.
     MissingGrant(&'static str, String),
-    /// What the backend of forward auth says.
+    /// The value that the backend of forward auth sent.
     Given(HeaderValue),
 }
 
-/// Why, for the metrics and the log. Travels in the response's extensions.
+/// The reason of a refusal, for the metrics and the log. It is in the response's extensions.
 #[derive(Debug, Clone)]
 pub(super) struct RefusalNote {
     pub(super) code: Code,
-    /// Our own words to the one who asked.
+    /// The detail that the client receives.
     pub(super) detail: String,
 }
 
-/// The limit that a request met, likewise.
+/// The limit that a request hit, likewise.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Met(pub(super) Limit);
 
@@ -64,18 +65,18 @@ impl Problem {
         Problem { status, code, detail: detail.into(), challenge: None, limit: None }
     }
 
-    /// For a client that is no EventSource: with the status that says so, what passes.
+    /// A temporary refusal as a status, for a client that is not an EventSource.
     pub(super) fn passing(code: CloseCode) -> Self {
         let (status, detail) = passing(code);
         Problem { status, code: code.into(), detail: detail.into(), challenge: None, limit: None }
     }
 
-    /// With other words for the person who sent the request.
+    /// With another detail.
     pub(super) fn because(self, detail: &str) -> Self {
         Problem { detail: detail.into(), ..self }
     }
 
-    /// With another status than that of its code.
+    /// With a status other than its code's.
     pub(super) fn status(self, status: StatusCode) -> Self {
         Problem { status, ..self }
     }
@@ -85,40 +86,42 @@ impl Problem {
         Problem { challenge: Some(challenge), ..self }
     }
 
-    /// Because this was met.
+    /// With the limit that the request hit.
     pub(super) fn limit(self, limit: Limit) -> Self {
         Problem { limit: Some(limit), ..self }
     }
 
-    /// The same whether the topic does not exist, is hidden or may not be read: what exists is nobody's business. It repeats
-    /// what was asked for, which of several topics it is about could be found out by asking for each.
+    /// The same answer whether the topic does not exist, is hidden or must not be read, so that it does not reveal what
+    /// exists. It names the topic: a client could find out which one is meant by requesting each alone.
     pub(super) fn not_exposed(action: Action, filter: &Filter) -> Self {
         let detail = match (action, filter.is_pattern()) {
             (Action::Subscribe, false) => {
                 format!(
-                    "no [[topics]] rule lets anyone read {filter}; check how the topic is written, or add a rule"
+                    "no [[topics]] rule allows anyone to read {filter}; check the topic's spelling, or add a rule"
                 )
             }
             (Action::Subscribe, true) => format!(
-                "no [[topics]] rule lets anyone read all of {filter}; ask for a part that one rule covers, or add a rule"
+                "no [[topics]] rule allows anyone to read all of {filter}; request a part that one rule covers, or \
+                add a rule"
             ),
             (Action::Publish, _) => format!(
-                "no [[topics]] rule lets anyone publish to {filter}; check how the topic is written, or set publish in \
+                "no [[topics]] rule allows anyone to publish to {filter}; check the topic's spelling, or set publish \
+                in \
                  its rule, which is \"nobody\" by default"
             ),
         };
         Problem::new(RefusalCode::NotFound, detail)
     }
 
-    /// Of a path that is none of the listener's. `instead` says where the things are.
+    /// A path that the listener does not serve. `instead` says what it serves.
     pub(super) fn no_route(uri: &Uri, instead: &str) -> Self {
         let path = outcome::quoted(uri.path());
-        Problem::new(RefusalCode::NotFound, format!("there is nothing at {path}; {instead}"))
+        Problem::new(RefusalCode::NotFound, format!("{path} does not exist; {instead}"))
     }
 }
 
 impl Challenge {
-    /// `detail` is that of an invalid token: our own words, in ASCII and without quotes.
+    /// `detail` is the problem's detail. For an invalid token it is one of our own texts, in ASCII and without quotes.
     fn value(self, detail: &str) -> HeaderValue {
         const BARE: &str = "Bearer realm=\"topicgate\"";
         let value = match self {
@@ -155,7 +158,7 @@ impl IntoResponse for Problem {
             status: u16,
             code: &'a str,
             detail: &'a str,
-            /// In the form of the claim that would do.
+            /// The missing grant, in the form of the claim.
             #[serde(skip_serializing_if = "Option::is_none")]
             missing: Option<BTreeMap<&'a str, [&'a str; 1]>>,
         }
@@ -186,8 +189,8 @@ impl IntoResponse for Problem {
     }
 }
 
-/// For a fault or a limit that passes: a stream that ends at once and asks to be opened again, or the status that says
-/// so to a client that does not ask for an event stream by its name, and so is no EventSource.
+/// The answer for a temporary fault or a limit: a stream that closes at once and asks the client to reconnect. A client
+/// that does not ask for `text/event-stream` is not an EventSource and receives a status instead.
 pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
     gateway.metrics().not_opened(code);
     let retry = gateway.jittered_retry();
@@ -203,40 +206,43 @@ pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode)
     response
 }
 
-/// 429 where the client itself has too much, 503 where it has no part in it.
+/// 429 if the client itself exceeds a limit, otherwise 503.
 fn passing(code: CloseCode) -> (StatusCode, &'static str) {
     const THEIRS: StatusCode = StatusCode::TOO_MANY_REQUESTS;
     const OURS: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
     match code {
-        CloseCode::TooManyStreams => (
-            THEIRS,
-            "your address has as many open streams as one may (limits.streams_per_address); close one",
-        ),
+        CloseCode::TooManyStreams => {
+            (THEIRS, "your address has too many open streams (limits.streams_per_address); close one")
+        }
         CloseCode::TooManyTopics => (
             THEIRS,
-            "the streams of your address have as many topics as they may (limits.topics_per_address); close one, or \
+            "the streams of your address have too many topics (limits.topics_per_address); close one, or \
              use a pattern",
         ),
-        CloseCode::TooManySubjectStreams => (
-            THEIRS,
-            "your token's subject has as many open streams as one may (limits.streams_per_subject); close one",
-        ),
+        CloseCode::TooManySubjectStreams => {
+            (THEIRS, "your token's subject has too many open streams (limits.streams_per_subject); close one")
+        }
         CloseCode::TooFast => (
             THEIRS,
-            "your address opens streams, or asks for new topics, faster than one may (limits.opens_per_second, \
+            "your address opens streams or requests new topics too fast (limits.opens_per_second, \
                  limits.new_topics_per_second); slow down",
         ),
-        CloseCode::Draining => (OURS, "this gateway is ending; another one may answer already"),
-        CloseCode::Overloaded => (OURS, "this gateway serves as many streams, or topics, as it may"),
+        CloseCode::Draining => (OURS, "this gateway is shutting down; reconnect to reach another one"),
+        CloseCode::Overloaded => (
+            OURS,
+            "this gateway has reached its limit of streams or topics (limits.streams, \
+        limits.topics); try again",
+        ),
         CloseCode::Unavailable => (
             OURS,
-            "the broker is away, or did not confirm in time; the gateway's log and its /readyz say why",
+            "the broker is unavailable or did not confirm in time; the gateway's log and /readyz give the reason",
         ),
-        CloseCode::Refused => {
-            (OURS, "the broker does not let this gateway read this topic; its reason is in the gateway's log")
-        }
-        CloseCode::AuthUnavailable => (OURS, "whether you may cannot be found out now; try again"),
-        CloseCode::Revoked => (OURS, "what may be read has just changed; ask again"),
+        CloseCode::Refused => (
+            OURS,
+            "the broker does not allow this gateway to read this topic; the gateway's log has the reason",
+        ),
+        CloseCode::AuthUnavailable => (OURS, "authorization is temporarily unavailable; try again"),
+        CloseCode::Revoked => (OURS, "the access rules have just changed; try again"),
         CloseCode::MaxAge
         | CloseCode::Slow
         | CloseCode::Gone

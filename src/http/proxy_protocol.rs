@@ -1,6 +1,5 @@
-//! The PROXY protocol, version 2: a trusted proxy says for whom it connects before anything else is sent on the
-//! connection. Nobody else is asked: what an untrusted peer sends in its form is a bad request. Version 1, a line of
-//! text, is not spoken.
+//! The PROXY protocol, version 2: a trusted proxy names the client before anything else is sent on the connection. From
+//! any other peer, the same bytes are a bad request. Version 1, a line of text, is not supported.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,17 +10,17 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::client::ClientAddress;
 use crate::config::{AddressSource, Proxies};
 
-/// Up to and with the length of what follows.
+/// The fixed part of the header, up to and including the length of the rest.
 const FIXED: usize = 16;
 
-/// What a proxy may add to the addresses (TLVs, such as the name in a client's certificate).
+/// Bytes of the addresses and of what a proxy adds to them (TLVs, such as the name in a client's certificate).
 const MAX_REST: usize = 2048;
 
-/// The client at the other end of a connection from `peer`. Reads the header where there must be one, and not a byte
-/// more. It waits for as long as it takes.
+/// Finds the client of a connection from `peer`. Reads the header if there must be one, and not a byte more. It has no
+/// timeout of its own.
 ///
 /// # Errors
-/// The peer's header is missing, is none, or did not arrive whole.
+/// The header is missing, malformed or incomplete.
 pub(super) async fn client(
     socket: &mut (impl AsyncRead + Unpin),
     peer: IpAddr,
@@ -34,7 +33,7 @@ pub(super) async fn client(
     let mut header = vec![0; FIXED];
     socket.read_exact(&mut header).await?;
     let rest = usize::from(u16::from_be_bytes([header[FIXED - 2], header[FIXED - 1]]));
-    // Before it is read: to a request that is none of this protocol's the length says nothing.
+    // Before the length is read: in bytes that are not of this protocol, it means nothing.
     if !header.starts_with(PROTOCOL_PREFIX) || rest > MAX_REST {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -44,7 +43,7 @@ pub(super) async fn client(
     Ok(match (header.command, header.addresses) {
         (Command::Proxy, Addresses::IPv4(addresses)) => ClientAddress::of(addresses.source_address.into()),
         (Command::Proxy, Addresses::IPv6(addresses)) => ClientAddress::of(addresses.source_address.into()),
-        // The proxy speaks for itself, as for a health check, or for someone who has no address.
+        // The proxy connects for itself, as for a health check, or for a client without an address.
         (Command::Local, _) | (Command::Proxy, Addresses::Unspecified | Addresses::Unix(_)) => peer,
     })
 }

@@ -1,4 +1,5 @@
-//! `POST /topics/<path>`: the body is the payload. Answered 202 once the broker has the message, never before.
+//! `POST /topics/<path>`: publishes the body as a message. The answer is 202 once the broker has confirmed the message,
+//! never before.
 
 use std::sync::Arc;
 
@@ -26,15 +27,16 @@ use crate::protocol::frame::is_event_type;
 use crate::protocol::topic::{Filter, Topic, TopicError};
 use crate::reader::quota::Publishing;
 
-/// Seconds after which a publisher should try again when the broker is away: about as long as reconnecting takes.
+/// `Retry-After` when the broker is away, in seconds: about as long as reconnecting takes.
 const RETRY_AFTER: &str = "2";
 
-/// Bytes that a request takes beside its head and its body, about.
+/// The approximate size of a request without its head and its body, in bytes.
 const REQUEST: usize = 1024;
 
-const TOO_FAST: &str = "your address publishes faster than one may (limits.publishes_per_second); slow down";
-const TOO_MUCH_OF_ADDRESS: &str = "your address publishes as much at once as one may, an eighth of limits.bodies; wait for the answers to what you sent";
-const TOO_MUCH: &str = "as much is being published at once as may be (limits.bodies); try again";
+const TOO_FAST: &str = "your address publishes too fast (limits.publishes_per_second); slow down";
+const TOO_MUCH_OF_ADDRESS: &str = "your address is publishing too much at once (an eighth of limits.bodies); wait for \
+the answers to your requests";
+const TOO_MUCH: &str = "too much is being published at once (limits.bodies); try again";
 
 /// The handler of POST.
 pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
@@ -53,7 +55,7 @@ pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Reques
 async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<Response, Response> {
     let bad = |detail: &str| Problem::new(RefusalCode::BadRequest, detail).into_response();
     let (uri, headers) = (&head.uri, &head.headers);
-    // Before anything else is done for the request. What it holds counts for its address until it is answered.
+    // Before any other work. The request's memory counts for its address until it is answered.
     let address = client::address(&head.extensions);
     let mut publishing = gateway.knock_to_publish(address).map_err(|code| match code {
         CloseCode::TooFast => {
@@ -70,7 +72,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         query: uri.query(),
         client: address,
     };
-    // Before the body: what will be refused is not worth the memory, nor a `100 Continue`.
+    // Before the body: a request that will be refused needs no memory and no `100 Continue`.
     let not_allowed = |refusal| match refusal {
         Refusal::No(problem) => problem.into_response(),
         Refusal::Later => later(Problem::passing(CloseCode::AuthUnavailable)),
@@ -86,7 +88,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
     if id.as_deref().is_some_and(|id| !is_publisher_id(id)) {
         return Err(bad("the id must be 1 to 128 visible ASCII characters, without spaces"));
     }
-    // Both ways of decoding above write U+FFFD where bytes are not UTF-8.
+    // Both decoders above write U+FFFD for bytes that are not UTF-8.
     if kind.as_deref().is_some_and(|kind| !is_event_type(kind) || kind.contains(char::REPLACEMENT_CHARACTER))
     {
         return Err(bad(
@@ -110,17 +112,17 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         Err(PublishError::Expired) => Err(not_allowed(Refusal::expired())),
         Err(PublishError::Unfit(why) | PublishError::Broker(BrokerError::Unfit(why))) => Err(bad(&why)),
         Err(PublishError::Broker(BrokerError::Refused(_))) => {
-            let detail = "the broker refused the message; its reason is in the gateway's log";
+            let detail = "the broker refused the message; the gateway's log has the reason";
             Err(Problem::new(RefusalCode::BrokerRefused, detail).into_response())
         }
         Err(PublishError::Broker(BrokerError::Away(_))) => {
-            let detail = "the broker is away and the message was not confirmed; try again";
+            let detail = "the broker is unavailable and did not confirm the message; try again";
             Err(later(Problem::new(RefusalCode::BrokerAway, detail)))
         }
     }
 }
 
-/// What passes. A publisher is no EventSource, and knows what 503 means.
+/// A temporary refusal. A publisher is not an EventSource and understands 503.
 fn later(problem: Problem) -> Response {
     let mut response = problem.into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
@@ -135,13 +137,13 @@ fn topic(gateway: &Gateway, uri: &Uri) -> Result<Topic, TopicError> {
     filter.topic().ok_or(TopicError::Pattern)
 }
 
-/// Bytes that a request holds beside its body.
+/// The memory of a request without its body, in bytes.
 fn weight(uri: &Uri, headers: &HeaderMap) -> usize {
     let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     REQUEST + fields + uri.path_and_query().map_or(0, |path| path.as_str().len())
 }
 
-/// The address, or all together, publish as much at once as they may.
+/// The refusal if the address, or all addresses together, publish too much at once.
 fn no_room(code: CloseCode) -> Problem {
     let why = if code == CloseCode::TooFast { TOO_MUCH_OF_ADDRESS } else { TOO_MUCH };
     Problem::passing(code).because(why).limit(Limit::Bodies)
@@ -151,7 +153,7 @@ async fn payload(gateway: &Gateway, body: Body, publishing: &mut Publishing) -> 
     let current = gateway.current();
     let limits = &current.config.limits;
     let limit = usize::try_from(limits.message).unwrap_or(usize::MAX);
-    // As announced: not a byte of it need be sent.
+    // By the announced length, before a byte of the body is sent.
     if body.size_hint().lower() > limits.message {
         return Err(too_large(limit).into_response());
     }
@@ -165,11 +167,12 @@ async fn payload(gateway: &Gateway, body: Body, publishing: &mut Publishing) -> 
 }
 
 fn too_large(limit: usize) -> Problem {
-    Problem::new(RefusalCode::TooLarge, format!("a message may be {limit} bytes long (limits.message)"))
+    Problem::new(RefusalCode::TooLarge, format!("a message may have at most {limit} bytes (limits.message)"))
         .limit(Limit::Message)
 }
 
-/// The whole body. Its room is taken as it arrives: what is announced and does not come takes none from others.
+/// Reads the whole body. Memory is counted as it arrives, so an announced body that does not arrive takes none from
+/// others.
 async fn collect(mut body: Body, limit: usize, publishing: &mut Publishing) -> Result<Vec<u8>, Response> {
     let mut collected = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -181,7 +184,7 @@ async fn collect(mut body: Body, limit: usize, publishing: &mut Publishing) -> R
         }
         if length > collected.capacity() {
             let room = collected.capacity();
-            // Room for what is to come as well, if there is that much: else each piece would be copied again.
+            // Reserves memory for the rest as well, if there is enough; otherwise each chunk would be copied again.
             let doubled = length.max(room.saturating_mul(2)).min(limit);
             let grown = publishing.grow(doubled - room).map(|()| doubled);
             let grown = grown.or_else(|_| publishing.grow(length - room).map(|()| length));

@@ -1,8 +1,8 @@
-//! The head of an event stream's answer, and whether a client asks for one.
+//! The response head of an event stream, and whether a request asks for one by name.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-/// The head of every stream.
+/// Sets the headers of every stream.
 pub(crate) fn stream_headers(headers: &mut HeaderMap) {
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
@@ -14,7 +14,8 @@ pub(crate) fn stream_headers(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the client asks for an event stream by its name, as every EventSource does (HTML standard, section 9.2.2).
+/// Whether the `Accept` of a request names `text/event-stream`, as every EventSource does (HTML standard, section
+/// 9.2.2).
 pub(crate) fn names_event_stream(headers: &HeaderMap) -> bool {
     let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut essences = ranges.flat_map(|list| list.split(',')).map(|range| range.split(';').next());

@@ -1,4 +1,4 @@
-//! `GET /topics…`: reads what is asked for, and answers with a stream.
+//! `GET /topics…`: parses the request and answers with a stream. The gateway opens it; this file knows only HTTP.
 
 use super::sse_head::stream_headers;
 use std::convert::Infallible;
@@ -25,10 +25,10 @@ use crate::protocol::seek::Start;
 use crate::protocol::topic::{Filter, TopicError};
 use crate::stream::outcome;
 
-/// The names under which a cursor comes in a query: ours and Mercure's, and those of the polyfills.
+/// The query parameters that may carry a cursor: ours and Mercure's, and those of the polyfills.
 const CURSOR_NAMES: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
 
-/// What a request asks for.
+/// A parsed request.
 #[derive(Debug)]
 struct StreamRequest {
     filters: Vec<Filter>,
@@ -41,7 +41,7 @@ pub(super) async fn subscribe(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    // Before anything else is done for the request: reading its topics is work too.
+    // Before any other work: even parsing the topics is work.
     let address = client::address(request.extensions());
     if let Err(code) = gateway.admit(address) {
         return Ok(come_back(&gateway, request.headers(), code));
@@ -49,7 +49,7 @@ pub(super) async fn subscribe(
     if !accepts_event_stream(request.headers()) {
         return Err(Problem::new(
             RefusalCode::NotAcceptable,
-            "this is an event stream; send Accept: text/event-stream, or no Accept at all",
+            "this is an event stream; send Accept: text/event-stream, or no Accept header",
         ));
     }
     let asked = StreamRequest::read(&gateway, request.uri(), request.headers())?;
@@ -65,7 +65,7 @@ pub(super) async fn subscribe(
         Err(refusal) => return not_allowed(&gateway, request.headers(), refusal),
     };
     if request.method() == Method::HEAD {
-        // Of no known length, as the stream's: an empty body would announce one of 0.
+        // Without a length, like the stream's: an empty body would announce a length of 0.
         let empty = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
         let mut response = Response::new(empty);
         stream_headers(response.headers_mut());
@@ -93,7 +93,7 @@ pub(super) async fn subscribe(
     Ok(stream_response(body, version))
 }
 
-/// What the stream of a request will go out by.
+/// The HTTP version by which the stream of a request is sent.
 pub(super) fn http_version(request: &Request) -> HttpVersion {
     match request.version() {
         Version::HTTP_2 => HttpVersion::Http2,
@@ -102,16 +102,16 @@ pub(super) fn http_version(request: &Request) -> HttpVersion {
     }
 }
 
-/// The answer whose body is a stream.
+/// The response whose body is a stream.
 pub(super) fn stream_response(body: StreamBody, version: HttpVersion) -> Response {
     let mut response = Response::new(Body::new(body));
     stream_headers(response.headers_mut());
     if version != HttpVersion::Http2 {
-        // Nothing else will come over this connection, whoever ends the stream. HTTP/2 forbids the field.
+        // No other response will follow on this connection, whoever ends the stream. HTTP/2 forbids the field.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if version == HttpVersion::Http10 {
-        // Else hyper grants a client's wish for keep-alive beside our `close`.
+        // Otherwise hyper adds the keep-alive that the client asked for to our `close`.
         *response.version_mut() = Version::HTTP_10;
     }
     response
@@ -140,7 +140,7 @@ impl StreamRequest {
         for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             match &*name {
                 "topic" => {
-                    // The decoder writes U+FFFD where bytes are not UTF-8.
+                    // The decoder writes U+FFFD for bytes that are not UTF-8.
                     if value.contains(char::REPLACEMENT_CHARACTER) {
                         return Err(TopicError::NotUtf8.into());
                     }
@@ -152,11 +152,11 @@ impl StreamRequest {
                     format = match &*value {
                         "raw" => Format::Raw,
                         "cloudevents" => Format::CloudEvents,
-                        _ => return Err(bad_query("format is raw or cloudevents")),
+                        _ => return Err(bad_query("format must be raw or cloudevents")),
                     };
                 }
                 name if CURSOR_NAMES.contains(&name) => cursor = Some(value.into_owned()),
-                _ => {} // pages and proxies add what they like
+                _ => {} // pages and proxies may add parameters
             }
         }
         let filters = topics.settle()?;
@@ -179,7 +179,7 @@ impl StreamRequest {
     }
 }
 
-/// The topics that a query names, whatever they are, as far as a line of the log repeats them.
+/// The topics that a query names, valid or not, shortened for a log line.
 pub(super) fn topics(uri: &Uri) -> String {
     let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let topics: Vec<_> = query.filter(|(name, _)| name == "topic").map(|(_, topic)| topic).collect();
@@ -200,47 +200,47 @@ fn read_since(value: &str) -> Result<Start, Problem> {
     }
     let ago = || {
         let duration = humantime::parse_duration(value).ok()?;
-        // Longer ago than time goes back is as long ago as there was time.
+        // A duration beyond the beginning of time means the beginning.
         Some(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH))
     };
     humantime::parse_rfc3339(value).ok().or_else(ago).map(Start::Since).ok_or_else(|| {
         bad_query(
-            "since is a duration such as 10m, a time in UTC such as 2026-11-22T18:00:00Z, unix seconds, or all",
+            "since must be a duration such as 10m, a time in UTC such as 2026-11-22T18:00:00Z, unix seconds, or all",
         )
     })
 }
 
-/// Digits alone are unix seconds. Where that is a time that nobody means, it was meant otherwise.
+/// Digits alone are unix seconds. If that gives an implausible time, the error suggests what was probably meant.
 fn since_unix(seconds: u64) -> Result<SystemTime, Problem> {
     const YEAR_2001: u64 = 978_307_200;
     const YEAR_10000: u64 = 253_402_300_800;
     if seconds < YEAR_2001 {
         let last = if seconds == 0 { 10 } else { seconds };
         return Err(bad_query(format!(
-            "since={seconds} is unix seconds, and so a time in the last century; write {last}s or {last}m for the last \
+            "since={seconds} means unix seconds, a time in the last century; write {last}s or {last}m for the last \
              seconds or minutes, or all"
         )));
     }
     if seconds >= YEAR_10000 {
         let meant = seconds / 1000;
         return Err(bad_query(format!(
-            "since={seconds} is beyond the year 9999 in unix seconds; if it is in milliseconds, write {meant}"
+            "since={seconds} means unix seconds, a time beyond the year 9999; if you meant milliseconds, write {meant}"
         )));
     }
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 fn read_last(value: &str) -> Result<Start, Problem> {
-    value.parse().map(Start::Last).map_err(|_| bad_query("last is a number of messages, such as 10"))
+    value.parse().map(Start::Last).map_err(|_| bad_query("last must be a number of messages, such as 10"))
 }
 
-/// Whether an event stream is among what the client takes (RFC 9110, section 12.5.1), nearly: the most specific range
-/// that names it decides.
+/// Whether the client accepts an event stream (RFC 9110, section 12.5.1, simplified): the most specific range that
+/// matches decides.
 fn accepts_event_stream(headers: &HeaderMap) -> bool {
     let mut best: Option<(u8, bool)> = None;
     let mut any = false;
     for value in headers.get_all(header::ACCEPT) {
-        // An empty list excludes nothing, and neither does one that is not text.
+        // An empty list excludes nothing, and neither does a list that is not text.
         for range in value.to_str().unwrap_or_default().split(',').filter(|range| !range.trim().is_empty()) {
             any = true;
             let mut parts = range.split(';').map(str::trim);

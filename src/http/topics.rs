@@ -1,8 +1,8 @@
-//! The topics of one request for a stream: repeats are dropped, their number is bounded before any two are compared, and
-//! what another one covers is dropped, so that each message comes once.
+//! The topics of one subscribe request: repeats are dropped, their number is bounded before any two are compared, and a
+//! topic that another one covers is dropped, so that each message is sent once.
 //!
-//! Topics and patterns are compared through an index of their segments: each looks only at what it has in common with
-//! others. Nothing here recurses, because a client chooses how many segments there are.
+//! Topics and patterns are compared through an index of their segments: each is compared only with those that share
+//! segments with it. Nothing here recurses, because a client chooses the number of segments.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,15 +21,15 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    /// None yet, and never more than `limit` different ones.
+    /// An empty list that takes at most `limit` different topics.
     pub(super) fn new(limit: usize) -> Self {
         Topics { named: Vec::new(), known: HashSet::new(), limit }
     }
 
-    /// One more. A repeat changes nothing.
+    /// Adds a topic. A repeat changes nothing.
     ///
     /// # Errors
-    /// The request names too many.
+    /// The request names too many topics.
     pub(super) fn add(&mut self, filter: Filter) -> Result<(), Problem> {
         if self.known.contains(&filter) {
             return Ok(());
@@ -46,10 +46,10 @@ impl Topics {
         Ok(())
     }
 
-    /// Those that no other one covers.
+    /// The topics that no other one covers.
     ///
     /// # Errors
-    /// There is none, or two overlap and neither covers the other, so that dropping one is no help.
+    /// There is none, or two overlap and neither covers the other, so that neither can be dropped.
     pub(super) fn settle(self) -> Result<Vec<Filter>, Problem> {
         let Topics { named, .. } = self;
         if named.is_empty() {
@@ -71,7 +71,8 @@ impl Topics {
         let overlapping = kept.iter().find_map(|filter| Some((filter, index.overlapping(filter)?)));
         if let Some((filter, other)) = overlapping {
             return Err(bad_query(format!(
-                "{filter} and {other} overlap and neither covers the other, so messages would come twice; ask for a pattern \
+                "{filter} and {other} overlap and neither covers the other, so messages would be sent twice; request \
+                a pattern \
                  that covers both, or use two streams"
             )));
         }
@@ -83,10 +84,10 @@ fn bad_query(detail: String) -> Problem {
     Problem::new(RefusalCode::BadQuery, detail)
 }
 
-/// Filters by their segments. A node is what some filters begin with.
+/// Filters by their segments. A node is a common prefix of some filters.
 struct Index<'a> {
     nodes: Vec<Node<'a>>,
-    /// The node behind another one and a segment.
+    /// The node that follows another one by a segment.
     edges: HashMap<(usize, &'a str), usize>,
 }
 
@@ -118,7 +119,7 @@ impl<'a> Index<'a> {
         index
     }
 
-    /// The filter that ends at `node`, if it is another one than `but`.
+    /// The filter that ends at `node`, unless it is `but`.
     fn other(&self, node: usize, but: &Filter) -> Option<&'a Filter> {
         self.nodes[node].filter.filter(|filter| *filter != but)
     }
@@ -147,7 +148,7 @@ impl<'a> Index<'a> {
         false
     }
 
-    /// Another filter that has topics in common with `filter`.
+    /// Another filter that overlaps with `filter`.
     fn overlapping(&self, filter: &Filter) -> Option<&'a Filter> {
         let segments: Vec<&str> = filter.segments().collect();
         let mut left = vec![(ROOT, 0)];
@@ -159,7 +160,7 @@ impl<'a> Index<'a> {
                 continue;
             };
             let edge = |name| self.edges.get(&(node, name)).copied();
-            // A wildcard that stands first matches no reserved segment.
+            // A wildcard as the first segment matches no reserved segment.
             let meet = |a: &str, b: &str| a == b || depth > 0 || !(is_reserved(a) || is_reserved(b));
             if let Some(rest) = edge("**").filter(|_| meet("**", segment))
                 && let Some(other) = self.other(rest, filter)
@@ -188,7 +189,7 @@ impl<'a> Index<'a> {
         None
     }
 
-    /// Another filter that ends at `node` or behind it.
+    /// A filter other than `but` that ends at `node` or below it.
     fn any_below(&self, node: usize, but: &Filter) -> Option<&'a Filter> {
         let mut left = vec![node];
         while let Some(node) = left.pop() {

@@ -1,4 +1,4 @@
-//! The span of a request: from its head to the head of the answer.
+//! The span of a request: from its head to the head of the answer. `traces` exports it.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use opentelemetry::trace::{Status, TraceContextExt as _};
 use super::problem::RefusalNote;
 use crate::gateway::Gateway;
 
-/// Wraps what is worth one: opening a stream, and publishing. Names no URL: its query may hold a token.
+/// The middleware: creates a span for opening a stream and for publishing. The span has no URL, because the query may
+/// hold a token.
 pub(super) async fn trace(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let one_topic = request.uri().path().starts_with("/topics/");
     let (name, route) = match (request.method(), one_topic) {

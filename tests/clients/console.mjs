@@ -70,7 +70,7 @@ async function streams(page) {
   await page.getByRole("link", { name: "Streams", exact: true }).click();
   await page.locator("#streams-rows tr").first().waitFor();
   await page.locator("#f-address").fill("nowhere");
-  await page.locator("#streams-note", { hasText: "address is one such as" }).waitFor();
+  await page.locator("#streams-note", { hasText: "address must be an address" }).waitFor();
   await page.locator("#f-address").fill("127.0.0.0/8");
   await page.locator("#f-topic").fill(topic);
   await page.waitForFunction((topic) => {

@@ -541,7 +541,7 @@ async fn a_key_that_cannot_work_ends_the_start_with_the_reason() {
         ("certificate.pem", "", "certificate.pem is a certificate"),
         ("rsa1024.pub.pem", "", "less than 2048 bits"),
         ("p521.pub.pem", "", "is no key for ES256"),
-        ("README.md", "", "is no public key of RSA, P-256, P-384 or Ed25519 in PEM"),
+        ("README.md", "", "is not an RSA, P-256, P-384 or Ed25519 public key in PEM"),
         ("p384.pub.pem", "algorithm = \"ES256\"", "is no key for ES256"),
         ("p256.pub.pem", "algorithm = \"RS256\"", "is no key for RS256"),
         ("rsa.pub.pem", "algorithm = \"EdDSA\"", "is no key for EdDSA"),

@@ -439,7 +439,8 @@ async fn the_log_says_which_key_to_set_where_all_clients_may_be_one_proxy() {
             let mut reader = Reader::open(process.address, "/topics/a", &[]).await;
             reader.expect("stream-close").await;
         }
-        let told = || process.log().lines().filter(|line| line.contains("was told to come back")).count();
+        let told =
+            || process.log().lines().filter(|line| line.contains("a client was refused for now")).count();
         eventually("it says so", async || told() > 0).await;
         assert_eq!(told(), 1, "now and then, not each time");
         assert_eq!(process.log().contains("proxies.trusted"), said, "{}", process.log());

@@ -191,14 +191,10 @@ async fn tokens_are_signed_with_the_private_key_of_whatever_kind_and_not_with_an
     let ended = run(&["token", "mint", "--key", other.to_str().unwrap()], &environment).await;
     assert_ne!((ended.code, &*ended.out), (0, ""), "{ended:?}");
     assert!(ended.out.is_empty(), "a token that is refused is of no use: {ended:?}");
-    refused(
-        &run(&["token", "mint"], &environment).await,
-        64,
-        "name the private one that belongs to it with --key",
-    );
+    refused(&run(&["token", "mint"], &environment).await, 64, "give the matching private key with --key");
     let wrong = key("p256.pub.pem");
     let ended = run(&["token", "mint", "--key", wrong.to_str().unwrap()], &environment).await;
-    refused(&ended, 64, "is no private key of RSA, P-256, P-384 or Ed25519");
+    refused(&ended, 64, "is not an RSA, P-256, P-384 or Ed25519 private key");
     refused(&run(&["token", "mint"], &[]).await, 64, "set auth.jwt.secret");
     let ended = run(&["token", "mint", "--subscribe", "a//b"], &WITH_SECRET).await;
     refused(&ended, 64, "--subscribe \"a//b\": ");
@@ -209,7 +205,7 @@ async fn inspect_says_why_a_token_is_refused() {
     for (token, words) in [
         (signed("HS256", json!({ "exp": seconds(-3600.0) })), "refused: the token has expired"),
         (token(json!({ "aud": "somebody" })), "refused: the token is for another audience"),
-        (token(json!({})) + "x", "refused: the signature of the token does not hold"),
+        (token(json!({})) + "x", "refused: the signature of the token is not valid"),
         (signed("ES256", json!({})), "refused: the token is not signed with the algorithm"),
     ] {
         let ended = run(&["token", "inspect", &token], &WITH_SECRET).await;
@@ -270,7 +266,7 @@ async fn a_stream_that_is_cut_goes_on_where_it_was() {
     }
     assert_eq!(seen, (0..40).map(|number| number.to_string()).collect::<Vec<_>>());
     assert!(proxy.cuts() >= 3, "{} cuts", proxy.cuts());
-    reader.says("coming back in ").await;
+    reader.says("reconnecting in  ").await;
 }
 
 #[tokio::test]
@@ -281,7 +277,7 @@ async fn a_gap_and_a_close_are_told_beside_the_messages() {
     assert!(reader.says("gap: messages of a are missing here").await.contains("unknown_id"));
     process.signal("TERM");
     reader.says("closed by the gateway (draining)").await;
-    reader.says("coming back in ").await;
+    reader.says("reconnecting in  ").await;
 }
 
 #[tokio::test]
@@ -290,7 +286,7 @@ async fn what_will_never_work_ends_at_once_and_says_why() {
     refused(&run(&["sub", &url(&gateway, "shut")], &[]).await, 1, "404 not_found: ");
     refused(&run(&["sub", &url(&gateway, "a//b")], &[]).await, 1, "400 bad_topic: ");
     refused(&run(&["pub", &url(&gateway, "open/a"), "x"], &[]).await, 1, "not published: 404 not_found: ");
-    refused(&run(&["sub", &format!("http://{}/livez", gateway.admin)], &[]).await, 1, "no event stream");
+    refused(&run(&["sub", &format!("http://{}/livez", gateway.admin)], &[]).await, 1, "not an event stream");
     let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     refused(&run(&["sub", &format!("http://{nowhere}/topics/a")], &[]).await, 1, "refused");
     let missing = ["sub", "https://localhost:1/topics/a", "--ca", "missing.pem"];

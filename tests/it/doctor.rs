@@ -180,7 +180,7 @@ async fn a_cursor_that_does_not_arrive_is_found() {
     let nginx = Nginx::start(gateway.address, "proxy_set_header Last-Event-ID \"\";").await;
     finds(
         &nginx.examined(&["--idle", "2s"]).await,
-        "resume: Last-Event-ID does not arrive",
+        "resume: Last-Event-ID does not reach the gateway",
         "proxy_set_header",
     );
 }
@@ -191,7 +191,7 @@ async fn another_process_behind_the_same_name_is_found() {
     let spread = format!("if ($http_last_event_id) {{ proxy_pass http://{}; }}", two.address);
     let nginx = Nginx::start(one.address, &spread).await;
     let ended = nginx.examined(&["--idle", "2s"]).await;
-    finds(&ended, "resume: the second stream does not go on: stream-gap restarted", "nginx: ip_hash");
+    finds(&ended, "resume: the second stream does not resume: stream-gap restarted", "nginx: ip_hash");
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn what_stands_in_the_way_of_other_origins_is_found() {
     let listed = Gateway::with(&format!("{HEARTBEAT}cors = {{ origins = [\"{ORIGIN}\"] }}\n")).await;
     let nginx = Nginx::start(listed.address, &twice).await;
     let ended = nginx.examined(&["--idle", "2s", "--origin", ORIGIN]).await;
-    assert_eq!(ended.out.matches("is there twice").count(), 2, "{ended:?}");
+    assert_eq!(ended.out.matches("is present twice").count(), 2, "{ended:?}");
     assert!(ended.code == 1 && ended.out.contains("no add_header Access-Control-"), "{ended:?}");
 
     let nginx = Nginx::start(listed.address, "").await;

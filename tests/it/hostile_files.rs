@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::common::eventually;
 use crate::common::raw::{Raw, ask};
 
-const OUT: &str = "connections cannot be accepted";
+const OUT: &str = "cannot accept connections";
 
 /// The binary, allowed so many open files, and what it logs.
 struct Process {

@@ -1,4 +1,4 @@
-//! What an answer of the backend means. Only what is understood to the last member allows anything.
+//! Interprets the backend's answer. Only an answer that is understood completely allows anything.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,19 +13,19 @@ use crate::auth::{Action, Caller, Grammar};
 use crate::net::client::AskError;
 use crate::protocol::topic::Filter;
 
-/// The last second of the year 9999. What is later was written in milliseconds, and would never expire.
+/// The last second of the year 9999. A later time was probably written in milliseconds and would never expire.
 const LATEST: u64 = 253_402_300_799;
 
 /// What the backend decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// They may: this is who they are, and what they may.
+    /// The request is allowed, for this caller with these permissions.
     Allowed(Caller),
-    /// They may not, 401 or 403, with the backend's `WWW-Authenticate`.
+    /// The request is refused with 401 or 403 and the backend's `WWW-Authenticate`.
     Refused { status: StatusCode, challenge: Option<HeaderValue> },
 }
 
-/// The members of a JSON body. Others are for other readers.
+/// The members of a JSON body. Others are ignored.
 #[derive(Debug, Deserialize)]
 struct Body {
     subject: Option<String>,
@@ -36,14 +36,14 @@ struct Body {
     expires: Option<f64>,
 }
 
-/// A `null` where a list belongs is how some languages write an empty one. It is not "no list", which grants what was
-/// asked for.
+/// Some languages write an empty list as `null`. It must not be read as "no list", which would grant everything
+/// requested.
 fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
     Vec::deserialize(deserializer).map(Some)
 }
 
 impl Decision {
-    /// Whether it held until a moment that has passed.
+    /// Whether its permission has expired.
     pub(super) fn has_expired(&self) -> bool {
         matches!(self, Decision::Allowed(caller) if caller.is_expired())
     }
@@ -51,7 +51,7 @@ impl Decision {
     /// Reads an answer to `question`.
     ///
     /// # Errors
-    /// One line that says why the answer is none: whoever asked should come back.
+    /// Why this is not an answer, in one line. The client should reconnect later.
     pub(super) fn read(
         answer: Response<Result<Bytes, AskError>>,
         question: &Question,
@@ -59,7 +59,7 @@ impl Decision {
     ) -> Result<Self, String> {
         let (head, body) = answer.into_parts();
         match head.status {
-            // Decided by its head: what becomes of an error page is of no interest.
+            // The status decides; the body of an error page is not read.
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 Ok(Decision::Refused { status, challenge: challenge(&head.headers) })
             }
@@ -75,7 +75,7 @@ impl Decision {
     }
 }
 
-/// Several are one list (RFC 9110, section 5.3).
+/// Several fields form one list (RFC 9110, section 5.3).
 fn challenge(headers: &HeaderMap) -> Option<HeaderValue> {
     let all: Vec<&[u8]> = headers.get_all(WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes).collect();
     if all.is_empty() { None } else { HeaderValue::from_bytes(&all.join(&b", "[..])).ok() }
@@ -88,8 +88,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn allowed(body: &[u8], question: &Question, grammar: Grammar) -> Result<Decision, String> {
-    // serde_json's words name members and places, and may repeat a value of a wrong type: never one of a credential,
-    // which the body has no place for.
+    // serde_json's messages name members and positions, and may repeat a value of a wrong type. That cannot be a
+    // credential, because the body has none.
     let body: Body = serde_json::from_slice(body).map_err(|error| format!("its JSON body: {error}"))?;
     if body.subject.as_deref() == Some("") {
         return Err("its JSON body: subject is empty".into());
@@ -110,7 +110,7 @@ fn allowed(body: &[u8], question: &Question, grammar: Grammar) -> Result<Decisio
                 .ok()
                 .filter(|since| since.as_secs() <= LATEST)
                 .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))
-                .ok_or("its JSON body: expires is no time of this age; write unix seconds")?,
+                .ok_or("its JSON body: expires is not a plausible time; write unix seconds")?,
         ),
     };
     let named = match question.action {
@@ -123,7 +123,7 @@ fn allowed(body: &[u8], question: &Question, grammar: Grammar) -> Result<Decisio
     Ok(Decision::Allowed(caller))
 }
 
-/// The caller who may do what the question was about on these topics, and nothing else.
+/// A caller with permission for the requested action on these topics, and nothing else.
 fn granted(question: &Question, subject: Option<Arc<str>>, topics: Vec<Filter>) -> Caller {
     let caller = Caller { subject, ..Caller::default() };
     match question.action {

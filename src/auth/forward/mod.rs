@@ -1,8 +1,9 @@
-//! Forward auth: a backend that knows its users is asked who may, before a stream opens or a message is published.
+//! Forward auth: before a stream opens or a message is published, the gateway asks your application's backend whether
+//! the caller is allowed.
 //!
-//! 2xx allows, 401 and 403 refuse, and everything else is no answer: the reader is told to come back, and is never let
-//! in. An answer is kept for a short time, for the very same question only; a question that is being asked already is
-//! waited for, not asked again. What is sent stands in `question.rs`, what an answer means in `answer.rs`.
+//! 2xx allows, 401 and 403 refuse. Everything else is no answer: the caller is not admitted and reconnects later. An
+//! answer is cached for a short time, for exactly the same question only. Equal questions at the same time are sent
+//! once. `question.rs` builds the request, `answer.rs` interprets the response.
 
 mod answer;
 mod question;
@@ -30,33 +31,33 @@ use crate::net::client::{AskError, Client};
 use crate::net::reason::Peer;
 use crate::net::turns::Permits;
 
-/// Bytes of an answer's body.
+/// The largest body of an answer, in bytes.
 const MAX_BODY: usize = 16 * 1024;
 
-/// Answers that are kept. At the largest they hold 64 MiB together, at the usual size 2.
-/// (Unwrapped when this is compiled.)
+/// How many answers are cached. Answers of the largest size take 64 MiB together, of the usual size 2 MiB. The unwrap
+/// is evaluated at compile time.
 const MAX_ANSWERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Questions that may wait for their turn, for each that is being asked. Addresses take turns. Those in the queue are told in time that they
-/// have to come back; a longer one would only be told later.
+/// How many questions may wait for each one that is in progress. Client addresses take turns. Clients in the queue are
+/// refused within the timeout; a longer queue would only delay the refusal.
 const QUEUE: usize = 16;
 
-/// Nothing that could be taken for an answer. Counted and logged where it happened.
+/// The backend gave no usable answer. It has been counted and logged already.
 #[derive(Debug, Clone, Copy)]
 struct NoAnswer;
 
 type Asking = Shared<BoxFuture<'static, Result<Decision, NoAnswer>>>;
 
-/// What is known of a question.
+/// The state of a question in the cache.
 #[derive(Debug)]
 enum Known {
-    /// It is being asked, for as long as someone waits for it.
+    /// The question is in progress, for as long as a request waits for it.
     Asking(WeakShared<BoxFuture<'static, Result<Decision, NoAnswer>>>),
-    /// The answer, good until then.
+    /// The answer, valid until that time.
     Answered(Decision, Instant),
 }
 
-/// See the module.
+/// The client of one backend, with its cache and its queue.
 #[derive(Debug)]
 pub(super) struct Forward {
     uri: Uri,
@@ -68,24 +69,25 @@ pub(super) struct Forward {
     known: Mutex<LruCache<[u8; 32], Known>>,
     secret: hmac::Key,
     metrics: Arc<Metrics>,
-    /// Of the lines that say that there was no answer.
+    /// Limits the log lines about missing answers.
     failures: Throttle,
 }
 
 impl Forward {
-    /// Asks nobody yet. `grammar` is how the backend writes patterns.
+    /// Creates the client without connecting. `grammar` is how the backend writes patterns.
     ///
     /// # Errors
-    /// The URL is none (which a configuration refuses before), or the system lacks random bytes or TLS.
+    /// The URL cannot be parsed (the configuration has already refused that), or the system has no random bytes or no
+    /// TLS.
     pub(super) fn new(
         config: &config::Forward,
         grammar: Grammar,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, SettingError> {
         let wrong = |problem: &str| SettingError(format!("auth.forward.url: {problem}"));
-        let uri = config.url.0.parse().map_err(|_| wrong("it is not a URL that can be asked"))?;
+        let uri = config.url.0.parse().map_err(|_| wrong("it is not a usable URL"))?;
         let secret = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
-            .map_err(|_| wrong("the system has no random bytes to give"))?;
+            .map_err(|_| wrong("the system cannot provide random bytes"))?;
         let client = Client::new(Peer::Backend).map_err(|problem| wrong(&problem))?;
         Ok(Arc::new(Forward {
             uri,
@@ -101,11 +103,11 @@ impl Forward {
         }))
     }
 
-    /// Who asks, and what the backend lets them do, which takes in all of what they ask for. Takes at most twice
-    /// `timeout`: once until it is our turn, once for the answer.
+    /// Asks the backend. Returns the caller with permissions that cover the whole request. It takes at most twice
+    /// `timeout`: once in the queue, once for the answer.
     ///
     /// # Errors
-    /// Whatever the backend said that does not allow it, or that it said nothing.
+    /// The backend refused, did not grant everything, or gave no answer.
     pub(super) async fn ask(self: &Arc<Self>, asked: &AccessRequest<'_>) -> Result<Caller, AuthError> {
         let question = Question::new(asked).ok_or(AuthError::TooManyTopics)?;
         let verdict = if self.keep.is_zero() {
@@ -123,7 +125,7 @@ impl Forward {
         }
     }
 
-    /// The answer, if it is known; else the question that is being asked, by us if by nobody else.
+    /// The cached answer; otherwise the question in progress, which is started if it is not.
     fn look_up(self: &Arc<Self>, question: Question) -> Result<Decision, Asking> {
         let digest = question.digest(&self.secret);
         let mut known = self.known.lock();
@@ -165,7 +167,7 @@ impl Forward {
         verdict
     }
 
-    /// Asks, and sees to it that everyone hears of it when there is no answer: the counters, and now and then the log.
+    /// Asks the backend, counts the outcome, and logs missing answers (throttled).
     async fn settle(&self, question: Question) -> Result<Decision, NoAnswer> {
         let verdict = self.put(question).await;
         self.metrics.forward.asked(match &verdict {
@@ -177,14 +179,14 @@ impl Forward {
             if self.failures.allows() {
                 tracing::warn!(
                     why,
-                    "the backend of auth.forward gave no answer; who asked is told to come back"
+                    "the backend of auth.forward gave no answer; clients are refused for now"
                 );
             }
             NoAnswer
         })
     }
 
-    /// Waits for its turn, asks, and reads the answer.
+    /// Waits in the queue, sends the question, and interprets the answer.
     async fn put(&self, question: Question) -> Result<Decision, (Outcome, String)> {
         let busy = || (Outcome::Busy, "too many questions at once (auth.forward.concurrency)".to_owned());
         let turn = timeout(self.timeout, self.turns.acquire(question.client)).await;
@@ -199,11 +201,11 @@ impl Forward {
     }
 }
 
-/// The caller, if what they may is not over and takes in all that is asked for. A backend that names other topics than it
-/// was asked about has not allowed these, whether or not the rule would have been content with less.
+/// Returns the caller if its permission has not expired and covers the whole request. A backend that names other topics
+/// has not allowed the requested ones, even if the rule requires less.
 fn takes_in(caller: Caller, asked: &AccessRequest<'_>) -> Result<Caller, AuthError> {
     if caller.is_expired() {
-        // As little as a token that has expired.
+        // The same refusal as for an expired token.
         return Err(AuthError::Refused { status: StatusCode::UNAUTHORIZED, challenge: None });
     }
     match asked.filters.iter().find(|filter| !caller.is_granted(asked.action, filter)) {

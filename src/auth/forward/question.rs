@@ -1,4 +1,5 @@
-//! What the backend is asked: a GET with what tells it who asks, and for what. Nothing else of a request is passed on.
+//! The question to the backend: a GET request with the caller's credentials, its address, and the requested action and
+//! topics. Nothing else of the caller's request is passed on.
 
 use std::net::IpAddr;
 
@@ -16,10 +17,11 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const ASKED_ACTION: HeaderName = HeaderName::from_static("x-topicgate-action");
 const ASKED_TOPICS: HeaderName = HeaderName::from_static("x-topicgate-topics");
 
-/// Bytes of the list of topics. Common servers take 8 KiB of a field, and 16 of a head, in which a cookie must fit too.
+/// The longest list of topics, in bytes. Common servers accept 8 KiB per header field and 16 KiB per head, which must
+/// also hold a cookie.
 pub(super) const MAX_TOPICS: usize = 8 * 1024;
 
-/// What stands in the list as it is. The comma does not: it separates.
+/// Characters to encode in the list. The comma is one of them, because it separates topics.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -34,13 +36,13 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 pub(super) struct Question {
     pub(super) action: Action,
     pub(super) topics: Vec<Filter>,
-    /// For whom it is asked.
+    /// The address of the caller.
     pub(super) client: IpAddr,
     headers: HeaderMap,
 }
 
 impl Question {
-    /// `None` if the topics are more than [`MAX_TOPICS`].
+    /// Builds the question. `None` if its list of topics is longer than [`MAX_TOPICS`].
     pub(super) fn new(asked: &AccessRequest<'_>) -> Option<Self> {
         let encode = |topic: &Filter| utf8_percent_encode(topic.as_str(), ENCODED).to_string();
         let list = asked.filters.iter().map(encode).collect::<Vec<_>>().join(",");
@@ -48,20 +50,20 @@ impl Question {
             return None;
         }
         let mut headers = HeaderMap::new();
-        // Some frameworks send who is not signed in to a login page, unless what was asked for is not a page.
+        // Some frameworks redirect callers who are not signed in to a login page, unless the request is not for a page.
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        // HTTP/2 may send one cookie a field; in HTTP/1 they share one (RFC 9113, section 8.2.3).
+        // HTTP/2 may send one field per cookie; in HTTP/1 they share one field (RFC 9113, section 8.2.3).
         let cookies: Vec<&[u8]> = asked.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
         let cookies = (!cookies.is_empty()).then(|| HeaderValue::from_bytes(&cookies.join(&b"; "[..])));
         let secret = |value: &HeaderValue| {
             let mut value = value.clone();
-            value.set_sensitive(true); // not to be shown, whoever prints it
+            value.set_sensitive(true); // redacted in debug output
             value
         };
         for (name, value) in [
             (COOKIE, cookies.and_then(Result::ok).as_ref().map(secret)),
             (AUTHORIZATION, asked.headers.get(AUTHORIZATION).map(secret)),
-            // The first, which is the one that was checked.
+            // The first one, which `http::origin` has checked.
             (ORIGIN, asked.headers.get(ORIGIN).cloned()),
             (FORWARDED_FOR, HeaderValue::try_from(asked.client.to_string()).ok()),
             (ASKED_ACTION, Some(HeaderValue::from_static(asked.action.as_str()))),
@@ -83,12 +85,14 @@ impl Question {
         request
     }
 
-    /// The name of this question in the cache. Everything that the backend is shown is in it, the client's address too: an
-    /// answer may rest on any of it. Credentials leave no trace in it that could be tried out without `secret`.
+    /// The key of this question in the cache. It covers everything that the backend receives, the client's address
+    /// included, because the answer may depend on any of it. It is keyed with `secret`, so that credentials cannot be
+    /// guessed from it.
     pub(super) fn digest(&self, secret: &hmac::Key) -> [u8; 32] {
         let mut context = hmac::Context::with_key(secret);
         for name in [COOKIE, AUTHORIZATION, ORIGIN, FORWARDED_FOR, ASKED_ACTION, ASKED_TOPICS] {
-            // With its length, so that no two questions read the same; absent is not the same as empty.
+            // Each value with its length, so that different questions never produce the same input. Absent differs from
+            // empty.
             match self.headers.get(name) {
                 Some(value) => {
                     context.update(&(value.len() as u64).to_be_bytes());

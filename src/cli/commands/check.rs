@@ -1,5 +1,5 @@
-//! `topicgate check`: what the configuration would do, and whether this machine lets it. What a start would refuse, this
-//! refuses, in the same words and with the same exit code; only whether the addresses are free is left to the start.
+//! `topicgate check`: explains what the configuration would do, and warns if this machine cannot carry it. It refuses
+//! whatever a start would refuse, with the same message and exit code. It does not test whether the addresses are free.
 
 use std::fmt::Write as _;
 
@@ -11,9 +11,9 @@ use crate::config::{Config, Sources};
 /// The page that is printed.
 pub(crate) fn page(sources: &Sources) -> Result<String, Failure> {
     let config = Config::load(sources)?;
-    // It never runs, so that nothing which a start would connect to is connected to.
+    // This runtime never runs, so that nothing connects.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot begin: {error}")))?;
+    let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
     let within = runtime.enter();
     server::check(config.clone())?;
     drop(within);

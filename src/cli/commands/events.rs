@@ -1,72 +1,72 @@
-//! Reads text/event-stream as a browser does (WHATWG HTML, "Interpreting an event stream"), a piece at a time, however
-//! the bytes were cut. Nothing that comes can make it fail but an event beyond all bounds.
+//! Parses text/event-stream as a browser does (WHATWG HTML, "Interpreting an event stream"), in chunks that may be cut
+//! anywhere. It fails only if an event is too large.
 
 use std::mem::take;
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// Bytes of one event, or of one line. A gateway sends none larger than `limits.message` and a few fields.
+/// The largest event or line, in bytes. A gateway sends no event larger than `limits.message` and a few fields.
 const MAX_EVENT: usize = 64 * 1024 * 1024;
 
-/// Of the bytes of a stream: a mark that they are UTF-8, to be passed over.
+/// The byte order mark that may begin a stream; it is skipped.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// What a stream holds, in the order of its bytes.
+/// An item of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
     /// An event.
     Event(Event),
-    /// A comment: what a heartbeat is.
+    /// A comment, such as a heartbeat.
     Comment,
 }
 
-/// An event, as a page would get it.
+/// An event as a page would receive it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
-    /// That of this event, or of the last one before it that had one; empty if none had.
+    /// The last event id: of this event, or of the last event before it that had one. Empty if none had.
     pub(crate) id: String,
-    /// `message` if it names no type.
+    /// The type; `message` if the event names none.
     pub(crate) kind: String,
-    /// Its lines, with LF between them.
+    /// The data lines, joined with LF.
     pub(crate) data: String,
 }
 
-/// An event is larger than anything that may come.
+/// An event is larger than a gateway sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("an event is larger than {} MiB", MAX_EVENT / 1024 / 1024)]
 pub(crate) struct TooLarge;
 
-/// See the module.
+/// The parser of one stream.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
     line: Vec<u8>,
-    /// A line has ended with CR: an LF that follows is of the same end.
+    /// The last line ended with CR: an LF that follows belongs to the same line end.
     after_cr: bool,
-    /// A line was read, so no mark can follow.
+    /// A line has been read, so no byte order mark can follow.
     begun: bool,
     id: String,
     kind: String,
-    /// Each line with an LF behind it.
+    /// The data lines so far, each with an LF.
     data: String,
     retry: Option<Duration>,
 }
 
 impl Parser {
-    /// For a stream that goes on after the event `id`, which stands until an event has another.
+    /// For a stream that resumes after the event `id`, which remains the last event id until an event has another.
     pub(crate) fn after(id: &str) -> Self {
         Parser { id: id.to_owned(), ..Parser::default() }
     }
 
-    /// How long to wait before coming back, if the stream has said so.
+    /// The reconnection delay, if the stream has sent one.
     pub(crate) fn retry(&self) -> Option<Duration> {
         self.retry
     }
 
-    /// Takes the next bytes, and appends what they complete to `items`.
+    /// Parses the next bytes, and appends the completed items to `items`.
     ///
     /// # Errors
-    /// [`TooLarge`], after which nothing that follows means anything.
+    /// [`TooLarge`]; the parser must not be used after that.
     pub(crate) fn push(&mut self, mut bytes: &[u8], items: &mut impl Extend<Item>) -> Result<(), TooLarge> {
         if self.after_cr && !bytes.is_empty() {
             self.after_cr = false;
@@ -117,7 +117,7 @@ impl Parser {
             "event" => value.clone_into(&mut self.kind),
             "id" if !value.contains('\0') => value.clone_into(&mut self.id),
             "retry" if value.bytes().all(|b| b.is_ascii_digit()) => {
-                // None of no digits, or of more than any clock counts.
+                // A value that is not all digits, or out of range, is ignored.
                 self.retry = value.parse().ok().map(Duration::from_millis).or(self.retry);
             }
             _ => {}
@@ -127,7 +127,7 @@ impl Parser {
 
     fn event_ends(&mut self) -> Option<Item> {
         let (kind, mut data) = (take(&mut self.kind), take(&mut self.data));
-        // Without a data line there is no event; the id is kept nevertheless.
+        // Without a data line there is no event, but the id is kept.
         data.pop()?;
         let kind = if kind.is_empty() { "message".to_owned() } else { kind };
         Some(Item::Event(Event { id: self.id.clone(), kind, data }))
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::protocol::frame::{self, Coding};
 
-    /// What comes of these pieces, without comments.
+    /// The events of these chunks, without comments.
     fn events(pieces: &[&[u8]]) -> Vec<Event> {
         let (mut parser, mut items) = (Parser::default(), vec![]);
         pieces.iter().for_each(|piece| parser.push(piece, &mut items).unwrap());
@@ -158,7 +158,7 @@ mod tests {
         Event { id: id.into(), kind: kind.into(), data: data.into() }
     }
 
-    /// What another parser makes of the same text.
+    /// What an independent parser makes of the same text.
     fn oracle(text: &str) -> Vec<Event> {
         let pieces = stream::iter([Ok::<_, std::convert::Infallible>(text.as_bytes().to_vec())]);
         let read = |read: Result<eventsource_stream::Event, _>| read.ok();
@@ -167,7 +167,7 @@ mod tests {
         read.into_iter().map(|read| event(&read.id, &read.event, &read.data)).collect()
     }
 
-    /// Text in which the characters that mean something are frequent.
+    /// Text in which characters with a meaning are frequent.
     fn text() -> impl Strategy<Value = String> {
         let part = prop_oneof![
             3 => prop::sample::select(vec!["\n", "\n\n", "\r", "\r\n", ":", " ", "\0", "7", "é", "a: b"]),

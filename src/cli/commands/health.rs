@@ -1,8 +1,9 @@
-//! `topicgate health`: asks the gateway that runs with this configuration whether it is alive.
+//! `topicgate health`: checks whether the gateway with this configuration is alive. It is the health check of the
+//! container image, which has no other client.
 //!
-//! For the health check of a container, whose image has nothing else to ask with. Whoever acts on one replaces what is
-//! not healthy; that would cut off every reader and throw the replay away, and cures nothing while the broker is away or
-//! streams are being drained. So a gateway that answers is healthy, and why it is not ready is only said.
+//! An orchestrator replaces a container that is not healthy. That would disconnect every reader and lose the replay,
+//! and it would not help while the broker is away or the gateway drains. So a gateway that answers is healthy; if it is
+//! not ready, the reason is only printed.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,27 +14,27 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Time for the whole of question and answer. Container engines give a check 30 seconds unless they are told otherwise.
+/// The timeout of the whole check. Container engines allow 30 seconds by default.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Bytes of an answer that are looked at; ours has a few hundred.
+/// The most bytes of an answer that are read; ours has a few hundred.
 const MAX_ANSWER: u64 = 8 * 1024;
 
 /// Why the gateway does not count as alive.
 #[derive(Debug, Error)]
 pub enum HealthError {
-    /// There is no connection, or it broke.
-    #[error("admin.listen = \"{0}\": no gateway answers there: {1}")]
+    /// The connection failed or broke.
+    #[error("admin.listen = \"{0}\": no gateway answers at this address: {1}")]
     Unreachable(SocketAddr, io::Error),
-    /// Something accepts, and does not answer in time.
+    /// Something accepts the connection but does not answer in time.
     #[error("admin.listen = \"{0}\": no answer within {limit}", limit = humantime::format_duration(PATIENCE))]
     Late(SocketAddr),
-    /// What answers is no gateway's admin listener.
-    #[error("admin.listen = \"{0}\": what answers there is no topicgate")]
+    /// What answers is not the admin listener of a gateway.
+    #[error("admin.listen = \"{0}\": something else than topicgate answers at this address")]
     Stranger(SocketAddr),
 }
 
-/// Asks at `admin_listen` and returns one line about a gateway that is alive.
+/// Sends the check to `admin_listen`. Returns one line about a gateway that is alive.
 ///
 /// # Errors
 /// [`HealthError`], with the reason in one line.
@@ -51,7 +52,7 @@ pub async fn ask(admin_listen: SocketAddr) -> Result<String, HealthError> {
     }
 }
 
-/// `/readyz`. HTTP/1.0 because then the answer comes in one piece and ends with the connection.
+/// `/readyz`. HTTP/1.0, so that the answer is not chunked and ends with the connection.
 async fn get(address: SocketAddr) -> io::Result<Vec<u8>> {
     let mut socket = TcpStream::connect(address).await?;
     socket.write_all(b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n").await?;
@@ -60,7 +61,7 @@ async fn get(address: SocketAddr) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// A listener on every address of this machine is asked on loopback.
+/// If the listener is on every address of this machine, the check uses loopback.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

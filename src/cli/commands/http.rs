@@ -1,7 +1,7 @@
-//! Requests to a gateway from outside, over whatever stands between: the client of `sub`, `pub` and `doctor`.
+//! The HTTP client of `sub`, `pub` and `doctor`, which connect to a gateway through any proxies in front of it.
 //!
-//! No redirect is followed and no proxy of the environment is used: what is measured, and who is shown the token, is what
-//! was typed.
+//! It follows no redirects and ignores the proxy variables of the environment, so that the token goes only to the given
+//! URL, and `doctor` measures only that.
 
 use std::env;
 use std::fs::File;
@@ -28,30 +28,30 @@ use crate::config::{CLIENT_TOKEN, Secret};
 use crate::net::reason::{self, Peer};
 use crate::net::roots;
 
-/// How long a server may take to accept, over all its addresses.
+/// How long connecting may take, over all addresses of the host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After so much silence the system asks the other side whether it is there: else a stream would wait for ever for one that
+/// After this much silence, the system probes the connection: otherwise a stream would wait for ever for a server that
 /// is gone.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// How long the body of a refusal may take, and how large it may be.
+/// How long the body of a refusal may take.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_REFUSAL: usize = 64 * 1024;
 
-/// Bytes of a token that are read from a file: more than any head of a request holds.
+/// The most bytes of a token file that are read: more than any request head can hold.
 const MAX_TOKEN: u64 = 1024 * 1024;
 
-/// Versions of HTTP to offer.
+/// The HTTP versions to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Versions {
-    /// 1.1 alone.
+    /// HTTP/1.1 only.
     Http1,
-    /// As a browser does: 2 where TLS negotiates it.
+    /// HTTP/2 if TLS negotiates it, as browsers do.
     Any,
 }
 
-/// See the module.
+/// A client for one target, with its token.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -77,7 +77,7 @@ impl Client {
         };
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            // Each request is to find its way by itself.
+            // Each request uses a new connection, so that each is routed on its own.
             .pool_max_idle_per_host(0)
             .build(connector);
         Ok(Client { http, authorization })
@@ -97,7 +97,7 @@ impl Client {
     pub(crate) fn stream(&self, url: &Url, last_event_id: &str) -> request::Builder {
         let builder = self.request(Method::GET, url).header(ACCEPT, "text/event-stream");
         let builder = builder.header("cache-control", "no-cache");
-        // As bytes: an id may have characters beyond ASCII, which go as they are.
+        // As bytes: an id may have characters beyond ASCII, which are sent as they are.
         if last_event_id.is_empty() {
             builder
         } else {
@@ -105,10 +105,10 @@ impl Client {
         }
     }
 
-    /// Sends it and waits for the head of the answer.
+    /// Sends a request and waits for the head of the answer.
     ///
     /// # Errors
-    /// Why there is none, in one line.
+    /// Why there is no answer, in one line.
     pub(crate) async fn send(
         &self,
         request: request::Builder,
@@ -122,8 +122,8 @@ impl Client {
     }
 }
 
-/// The token of a flag, of a file, or of the environment, as it is sent. An empty variable is not set; an empty flag or file
-/// is a mistake, such as a `$(command)` that failed.
+/// The `Authorization` value, from the flag, the file or the environment. An empty variable counts as not set. An empty
+/// flag or file is an error: it usually comes from a `$(command)` that failed.
 fn authorization(target: &Target) -> Result<Option<HeaderValue>, Failure> {
     let (place, token) = if let Some(Secret(token)) = &target.token {
         ("--token".to_owned(), token.clone())
@@ -142,20 +142,19 @@ fn authorization(target: &Target) -> Result<Option<HeaderValue>, Failure> {
     };
     let token = token.trim();
     if token.is_empty() {
-        return Err(Failure::Usage(format!("{place} is empty; give it a token, or leave it out")));
+        return Err(Failure::Usage(format!("{place} is empty; give a token, or omit it")));
     }
     let value = HeaderValue::try_from(format!("Bearer {token}"));
-    value.map(Some).map_err(|_| Failure::Usage(format!("{place} has characters that no token has")))
+    value.map(Some).map_err(|_| Failure::Usage(format!("{place} has characters that a token cannot have")))
 }
 
-/// Sets a parameter of the query, whatever it was before.
+/// Sets a parameter of the query, and replaces an old value.
 pub(crate) fn set_parameter(url: &mut Url, name: &str, value: &str) {
     let others: Vec<_> = url.query_pairs().into_owned().filter(|(other, _)| other != name).collect();
     url.query_pairs_mut().clear().extend_pairs(others).append_pair(name, value);
 }
 
-/// What an answer other than the one that was hoped for says: a problem of a gateway (RFC 9457) in its own words, and of
-/// others the status.
+/// Describes an answer that is not the expected one: the problem details (RFC 9457) of a gateway, otherwise the status.
 pub(crate) async fn refusal(response: Response<Incoming>) -> String {
     let status = response.status();
     let location =
@@ -169,18 +168,18 @@ pub(crate) async fn refusal(response: Response<Incoming>) -> String {
     };
     match location {
         Some(to) if status.is_redirection() => {
-            format!("{}{what} to {}; name that URL", status.as_u16(), printable(&to))
+            format!("{}{what} redirects to {}; use that URL", status.as_u16(), printable(&to))
         }
         _ => format!("{}{what}", status.as_u16()),
     }
 }
 
-/// Whether the same request may be answered otherwise later.
+/// Whether the same request may succeed later.
 pub(crate) fn passes(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
 
-/// What came from elsewhere, without the characters by which it could write elsewhere on a terminal than in its line.
+/// Escapes control characters in text from elsewhere, so that it cannot control the terminal.
 pub(crate) fn printable(text: &str) -> String {
     let show =
         |c: char| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() };

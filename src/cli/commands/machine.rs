@@ -1,5 +1,5 @@
-//! What the machine allows this process: file descriptors and memory, held against what the configuration would take.
-//! Nothing is changed here, and nothing refused: it is advice, as `config/advice.rs` is, that needs a look at the system.
+//! Compares the file descriptors and the memory of this machine with what the configuration may need, for `check`. Like
+//! `config/advice.rs` it only warns, but it reads the system. It changes and refuses nothing.
 
 use std::path::Path;
 
@@ -9,21 +9,22 @@ use rustix::process::{Resource, getrlimit};
 use crate::app::descriptors;
 use crate::config::Config;
 
-/// Bytes of a stream, with its connection: what docs/benchmarks.md has for one over HTTP/2, which is the most, and some.
+/// The memory of a stream with its connection, in bytes: the value for HTTP/2 in docs/benchmarks.md, the largest one,
+/// with a margin.
 const STREAM: u64 = 4 * 1024;
 
-/// Bytes of the process itself before the first stream, likewise.
+/// The memory of the process before the first stream, in bytes, likewise.
 const BASE: u64 = 16 * 1024 * 1024;
 
-/// What there is. What a system does not tell is not judged.
+/// The limits of this machine. An unknown limit is not checked.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    /// The hard limit: up to it the process takes what it needs. `None`: no limit.
+    /// The hard limit, up to which the process raises its own. `None`: no limit.
     descriptors: Option<u64>,
     memory: Option<Memory>,
 }
 
-/// The least of the bounds on memory.
+/// The smallest bound on memory, and whose it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Memory {
     bytes: u64,
@@ -31,7 +32,7 @@ struct Memory {
 }
 
 impl Machine {
-    /// As it is for this process, now.
+    /// Reads the current limits of this process.
     pub(crate) fn look() -> Self {
         let bounds = [
             available().map(|bytes| Memory { bytes, whose: "this machine has" }),
@@ -43,7 +44,7 @@ impl Machine {
         }
     }
 
-    /// One line for each thing that would run out before the limits of the configuration are met: what, and what would be
+    /// One warning for each resource that would run out before the configured limits are reached, with what would be
     /// right.
     pub(crate) fn warnings(&self, config: &Config) -> Vec<String> {
         [self.too_few_descriptors(config), self.too_little_memory(config)].into_iter().flatten().collect()
@@ -53,7 +54,8 @@ impl Machine {
         let needed = config.limits.connections as u64 + descriptors::spare(config);
         let allowed = self.descriptors.filter(|allowed| *allowed < needed)?;
         Some(format!(
-            "{allowed} file descriptors are allowed, and limits.connections = {} takes up to {needed}; raise the hard limit \
+            "{allowed} file descriptors are allowed, but limits.connections = {} takes up to {needed}; raise the hard \
+            limit \
              (LimitNOFILE={needed} in a systemd unit, --ulimit nofile={needed} for a container), or lower \
              limits.connections to {}",
             config.limits.connections,
@@ -67,12 +69,12 @@ impl Machine {
         let memory = self.memory.filter(|memory| memory.bytes < needed)?;
         let left = memory.bytes.saturating_sub(streams + BASE);
         let how = if left < config.limits.message {
-            "give it that much, or lower limits.streams".to_owned()
+            "provide that much, or lower limits.streams".to_owned()
         } else {
-            format!("give it that much, or lower limits.buffer to {}MiB", left / 1024 / 1024)
+            format!("provide that much, or lower limits.buffer to {}MiB", left / 1024 / 1024)
         };
         Some(format!(
-            "{} {} of memory, and limits.buffer = {} with limits.streams = {} takes up to about {}; {how}",
+            "{} {} of memory, but limits.buffer = {} with limits.streams = {} takes up to about {}; {how}",
             memory.whose,
             ByteSize(memory.bytes),
             ByteSize(config.limits.buffer),
@@ -82,14 +84,14 @@ impl Machine {
     }
 }
 
-/// What the kernel reckons could be had without swapping.
+/// The memory that the kernel considers available without swapping.
 fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?.trim().strip_suffix("kB")?;
     kib.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The least limit of the groups that this process is in: of version 2 (`0::/path`), or of version 1.
+/// The smallest limit of the control groups of this process: of version 2 (`0::/path`), or of version 1.
 fn control_group() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let limits = groups.lines().filter_map(|line| {
@@ -100,12 +102,12 @@ fn control_group() -> Option<u64> {
             _ => return None,
         };
         let path = Path::new(path.trim_start_matches('/'));
-        // In a container the path may be that of the host, of which only the root is to be seen.
+        // In a container, the path may be the host's, of which only the root is visible.
         let limit =
             |path| std::fs::read_to_string(Path::new(root).join(path).join(file)).ok()?.trim().parse().ok();
         path.ancestors().filter_map(limit).min()
     });
-    // Where nothing is set, version 1 says the largest number of pages.
+    // If no limit is set, version 1 reports the largest number of pages.
     limits.min().filter(|limit: &u64| *limit < 1 << 60)
 }
 

@@ -1,7 +1,7 @@
-//! What the binary does other than run the gateway. Each command is a file; each ends in an exit code.
+//! The subcommands of the binary, one file each. Each ends with an exit code. None of them runs a gateway.
 //!
-//! `check`, `config` and `token` read the configuration as a start would. `doctor`, `sub` and `pub` are clients: they know
-//! a URL, and of the gateway behind it no more than any client does.
+//! `check`, `config` and `token` read the configuration as a start would. `doctor`, `sub` and `pub` are clients of a
+//! URL and need no configuration.
 
 mod check;
 mod doctor;
@@ -25,22 +25,22 @@ use super::{Command, Options, Token};
 use crate::app::server::BuildError;
 use crate::config::{Config, ConfigErrors};
 
-/// `EX_USAGE` of sysexits: trying again will not help until a person has changed something.
+/// `EX_USAGE` of sysexits: the configuration or the command line must be corrected first.
 pub const BAD_USAGE: u8 = 64;
 
-/// Why a command, or a run, ends without having done what was asked.
+/// Why a command or a run failed.
 #[derive(Debug, Error)]
 pub enum Failure {
-    /// Nothing can be done with this configuration.
+    /// The configuration is invalid.
     #[error("the configuration cannot be used:\n{0}")]
     Configuration(#[from] ConfigErrors),
-    /// A file that it names cannot be used, or a setting can never work.
+    /// A file that the configuration names cannot be used, or a setting can never work.
     #[error("the configuration cannot be used:\n{0}")]
     Settings(String),
-    /// What was typed, or what is configured, cannot do what is asked.
+    /// The arguments, or the configuration, do not fit the command.
     #[error("{0}")]
     Usage(String),
-    /// It was tried.
+    /// The command was tried and failed.
     #[error("{0}")]
     Failed(String),
 }
@@ -58,17 +58,17 @@ impl Failure {
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
         match error {
-            // Who has the address may let go of it.
+            // The process that uses the address may release it.
             BuildError::Listen { .. } => Failure::Failed(error.to_string()),
             BuildError::Settings(_) => Failure::Settings(error.to_string()),
         }
     }
 }
 
-/// Does it.
+/// Runs a subcommand.
 ///
 /// # Errors
-/// [`Failure`]. That something was found to be wrong, where the command looks for it, is an exit code.
+/// [`Failure`]. A problem that a command is meant to find is an exit code, not an error.
 pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check(options) => print(check::page(&options.sources()?)?),
@@ -92,21 +92,21 @@ async fn health(options: Options) -> Result<ExitCode, Failure> {
 
 fn wait(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot begin: {error}")))?;
+    let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
     let outcome = runtime.block_on(command);
-    // Not by dropping it: that would wait for a look-up of a name, which can take as long as it likes.
+    // Dropping it would wait for a name lookup, which can take very long.
     runtime.shutdown_background();
     outcome
 }
 
-/// Prints all of it. Whoever reads no further has what they wanted.
+/// Prints the text. A reader that closes the pipe early is not an error.
 fn print(text: impl AsRef<[u8]>) -> Result<ExitCode, Failure> {
     let mut out = stdout().lock();
     unless_closed(out.write_all(text.as_ref()).and_then(|()| out.flush()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether somebody still reads standard output.
+/// Returns whether standard output is still open.
 fn unless_closed(written: io::Result<()>) -> Result<bool, Failure> {
     match written {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! What is made from the definitions of the command line: completion scripts and manual pages.
+//! Completion scripts and manual pages, generated from the definitions of the command line.
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;

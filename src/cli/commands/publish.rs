@@ -1,4 +1,4 @@
-//! `topicgate pub`: publishes one message, and prints what the gateway says of it.
+//! `topicgate pub`: publishes one message over HTTP, and prints the gateway's answer.
 
 use std::io::{Read as _, stdin};
 use std::process::ExitCode;
@@ -12,10 +12,10 @@ use super::http::{self, Client, Versions, printable};
 use super::{Failure, print};
 use crate::cli::Publish;
 
-/// Bytes that are read from standard input: more than any gateway takes.
+/// The most bytes that are read from standard input: more than any gateway accepts.
 const MOST: u64 = 1024 * 1024 * 1024;
 
-/// Bytes of the answer, of which a few hundred are needed.
+/// The most bytes of the answer that are read; a few hundred are needed.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// Reads the message, posts it and waits for the answer.
@@ -45,7 +45,7 @@ pub(crate) async fn publish(options: Publish) -> Result<ExitCode, Failure> {
         let again = if http::passes(response.status()) { "; try again" } else { "" };
         return Err(Failure::Failed(format!("not published: {}{again}", http::refusal(response).await)));
     }
-    // It is published, whatever becomes of the answer's text.
+    // The message is published, even if the answer's body is lost.
     let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
     let answer = answer.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     print(printable(String::from_utf8_lossy(&answer).trim()) + "\n")

@@ -1,4 +1,4 @@
-//! Signs tokens with `ring`, for trying things out. The gateway itself only checks them (`auth/crypto.rs`).
+//! Signs tokens with `ring` for `topicgate token mint`. The gateway itself only checks them (`auth/crypto.rs`).
 
 use jsonwebtoken::Algorithm;
 use ring::error::{KeyRejected, Unspecified};
@@ -12,7 +12,7 @@ use ring::signature::{
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
 
-/// A key that signs, and the algorithm that it signs with.
+/// A signing key and its algorithm.
 pub(crate) struct Signer {
     algorithm: Algorithm,
     key: Key,
@@ -26,10 +26,10 @@ enum Key {
 }
 
 impl Signer {
-    /// With a secret that is shared with the gateway.
+    /// A signer with a secret that it shares with the gateway.
     ///
     /// # Errors
-    /// The algorithm is for public keys.
+    /// The algorithm requires a public key.
     pub(crate) fn from_secret(secret: &str, algorithm: Algorithm) -> Result<Self, String> {
         let hash = match algorithm {
             Algorithm::HS256 => hmac::HMAC_SHA256,
@@ -40,13 +40,14 @@ impl Signer {
         Ok(Signer { algorithm, key: Key::Secret(hmac::Key::new(hash, secret.as_bytes())) })
     }
 
-    /// With a private key, PEM. Without an `algorithm`, the usual one of its kind, as the gateway takes it.
+    /// A signer with a private key in PEM. Without an `algorithm`, it uses the usual one of the key's type, as the
+    /// gateway does.
     ///
     /// # Errors
-    /// What is wrong with it, to follow the name of its file.
+    /// What is wrong with the key, to be written after the name of its file.
     pub(crate) fn from_pem(pem: &[u8], algorithm: Option<Algorithm>) -> Result<Self, String> {
         const FORM: &str =
-            "is no private key of RSA, P-256, P-384 or Ed25519 in PKCS #8 (openssl pkcs8 -topk8 -nocrypt)";
+            "is not an RSA, P-256, P-384 or Ed25519 private key in PKCS #8 (openssl pkcs8 -topk8 -nocrypt)";
         let der = PrivateKeyDer::from_pem_slice(pem).map_err(|_| FORM)?;
         let random = SystemRandom::new();
         let ecdsa = |kind| EcdsaKeyPair::from_pkcs8(kind, der.secret_der(), &random).map(Key::Ecdsa);
@@ -55,7 +56,7 @@ impl Signer {
             (&[Algorithm::ES384], ecdsa(&ECDSA_P384_SHA384_FIXED_SIGNING)),
             (
                 &[Algorithm::EdDSA],
-                // As openssl writes it: without the public half.
+                // openssl writes this key without its public half.
                 Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_der()).map(Key::Ed25519),
             ),
             (
@@ -71,7 +72,7 @@ impl Signer {
         let (algorithms, mut key) = found.ok_or(FORM)?;
         let algorithm = algorithm.unwrap_or(algorithms[0]); // none of the lists is empty
         if !algorithms.contains(&algorithm) {
-            return Err(format!("is for {:?}, and auth.jwt.algorithm is {algorithm:?}", algorithms[0]));
+            return Err(format!("is for {:?}, but auth.jwt.algorithm is {algorithm:?}", algorithms[0]));
         }
         if let Key::Rsa(_, encoding) = &mut key {
             *encoding = rsa_encoding(algorithm);
@@ -79,7 +80,7 @@ impl Signer {
         Ok(Signer { algorithm, key })
     }
 
-    /// As a token's header names it.
+    /// The algorithm, for the token's header.
     pub(crate) fn algorithm(&self) -> Algorithm {
         self.algorithm
     }

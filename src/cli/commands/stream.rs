@@ -1,4 +1,4 @@
-//! A stream that is being read: the body of an answer, and what was taken out of it and not yet asked for.
+//! An event stream as a client reads it: a response body, and the parsed items that have not been taken yet.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::events::{Item, Parser};
 
-/// See the module.
+/// The stream of one response.
 #[derive(Debug)]
 pub(crate) struct EventStream {
     body: Incoming,
@@ -17,15 +17,15 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
-    /// Of an answer to a request for what follows the event `id`; empty: for no more than what is to come.
+    /// The stream of a request that resumed after the event `id`, which is empty for a live start.
     pub(crate) fn new(body: Incoming, id: &str) -> Self {
         EventStream { body, parser: Parser::after(id), ready: VecDeque::new() }
     }
 
-    /// The next item; `None` at the end, if the stream came to one. May be dropped before it is ready, without loss.
+    /// The next item; `None` if the stream has ended properly. Cancel-safe.
     ///
     /// # Errors
-    /// The connection broke, or what came cannot be an event stream; why, in one line.
+    /// The connection broke, or the bytes are not an event stream; the reason in one line.
     pub(crate) async fn next(&mut self) -> Result<Option<Item>, String> {
         loop {
             if let Some(item) = self.ready.pop_front() {

@@ -1,7 +1,7 @@
-//! `topicgate sub`: prints the events of a stream, and comes back where it was cut, as an EventSource does; but other than
-//! one it also comes back after a status that passes.
+//! `topicgate sub`: prints the events of a stream, and resumes when the connection is cut, as an EventSource does.
+//! Unlike an EventSource, it also retries after a temporary status.
 //!
-//! Messages go to standard output, what is said about the stream to standard error.
+//! Messages go to standard output, notes about the stream to standard error.
 
 use std::io::{Write as _, stderr, stdout};
 use std::process::ExitCode;
@@ -20,21 +20,21 @@ use super::stream::EventStream;
 use super::{Failure, unless_closed};
 use crate::cli::Subscribe;
 
-/// How long to wait before coming back where no stream has said it, as in browsers.
+/// The reconnection delay if no stream has sent one, as in browsers.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// The most that is waited, however often it failed.
+/// The longest reconnection delay after repeated failures.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Why a connection has ended.
 enum Disconnect {
-    /// It may be opened again. `had`: it was a stream, so the way there works.
+    /// The stream may be opened again. `had`: there was a stream, so the connection works.
     Cut { had: bool, why: String },
-    /// It must not, or nobody reads what is printed.
+    /// The stream must not be opened again, or the output is closed.
     Final,
 }
 
-/// Runs until the gateway says that there is no coming back, or nobody reads what is printed.
+/// Runs until the gateway tells it not to reconnect, or the output is closed.
 pub(crate) async fn follow(options: Subscribe) -> Result<ExitCode, Failure> {
     let mut url = options.target.url.clone();
     let last = options.last.map(|last| last.to_string());
@@ -57,9 +57,9 @@ pub(crate) async fn follow(options: Subscribe) -> Result<ExitCode, Failure> {
                 why
             }
         };
-        // A gateway gives each stream a time of its own; twice as long each time that there is none.
+        // A gateway gives each stream its own delay; it doubles with each failure.
         let wait = follower.retry.saturating_mul(1 << failures.min(6)).min(LONGEST_WAIT.max(follower.retry));
-        say(&format!("{why}; coming back in {}", humantime::format_duration(to_millis(wait))));
+        say(&format!("{why}; reconnecting in {}", humantime::format_duration(to_millis(wait))));
         tokio::time::sleep(wait).await;
     }
 }
@@ -68,7 +68,7 @@ struct Follower {
     client: Client,
     url: Url,
     json: bool,
-    /// That of the last event.
+    /// The id of the last event.
     id: String,
     retry: Duration,
 }
@@ -83,9 +83,9 @@ impl Follower {
         };
         match response.status() {
             StatusCode::OK => {}
-            // By the standard the one way to tell an EventSource not to come back.
+            // In the standard, this is the only status that tells an EventSource not to reconnect.
             StatusCode::NO_CONTENT => {
-                say("204 No Content: there is no stream to come back to");
+                say("204 No Content: the server tells clients not to reconnect");
                 return Ok(Disconnect::Final);
             }
             status if http::passes(status) => {
@@ -97,7 +97,7 @@ impl Follower {
         if !is_event_stream(kind) {
             let kind = printable(&String::from_utf8_lossy(kind));
             return Err(Failure::Failed(format!(
-                "the answer is {kind:?} and no event stream; is this a topic's URL?"
+                "the answer is {kind:?}, not an event stream; is this the URL of a topic?"
             )));
         }
         let mut stream = EventStream::new(response.into_body(), &self.id);
@@ -122,7 +122,7 @@ impl Follower {
         }
     }
 
-    /// Whether somebody still reads what is printed.
+    /// Prints an event. Returns whether the output is still open.
     fn show(&self, event: &Event) -> Result<bool, Failure> {
         match event.kind.as_str() {
             "stream-gap" => {
@@ -145,23 +145,23 @@ impl Follower {
     }
 }
 
-/// Whether a stream may be of this type, as a browser sees it.
+/// Whether a browser would accept this type as an event stream.
 pub(crate) fn is_event_stream(kind: &[u8]) -> bool {
     let essence = kind.split(|b| *b == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
-/// What a control event says; nothing, if it says nothing that can be read.
+/// The data of a control event as JSON; null if it cannot be parsed.
 pub(crate) fn told(event: &Event) -> Value {
     serde_json::from_str(&event.data).unwrap_or_default()
 }
 
-/// A text that a control event holds.
+/// A string in the data of a control event, made printable.
 pub(crate) fn word(value: &Value) -> String {
     printable(value.as_str().unwrap_or("?"))
 }
 
-/// For people: the id, the type where it has one, the data; its further lines stand under the first.
+/// An event as text: the id, the type if there is one, and the data, whose further lines are aligned with the first.
 fn plain(event: &Event) -> String {
     let mut head = printable(&event.id);
     if event.kind != "message" {

@@ -1,5 +1,5 @@
-//! `topicgate token`: makes a token that the configured key accepts, and says what is in one. Whether it is accepted is
-//! asked of the very code that the gateway asks.
+//! `topicgate token`: creates a token that the configured key accepts, and explains a given token. It checks tokens
+//! with the same code as the gateway.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, stdin};
@@ -24,10 +24,10 @@ use crate::config::{Config, Jwt, JwtKeys};
 use crate::metrics::Metrics;
 use crate::protocol::topic::Filter;
 
-/// Bytes of a token that are read from standard input: more than any head of a request holds.
+/// The most bytes of a token that are read from standard input: more than any request head can hold.
 const MAX_TOKEN: u64 = 1024 * 1024;
 
-/// Prints a token with the claims that were typed and those that the configuration asks for.
+/// Prints a token with the given claims and those that the configuration requires.
 pub(crate) async fn mint(mint: Mint) -> Result<ExitCode, Failure> {
     let config = Config::load(&mint.options.sources()?)?;
     let jwt = jwt(&config)?;
@@ -38,11 +38,12 @@ pub(crate) async fn mint(mint: Mint) -> Result<ExitCode, Failure> {
         }
         (JwtKeys::Secret(_), Some(_)) => {
             let problem =
-                "--key is of no use: the gateway checks tokens with auth.jwt.secret, which also signs them";
+                "--key cannot be used: the gateway checks tokens with auth.jwt.secret, which also signs them";
             return Err(Failure::Usage(problem.into()));
         }
         (_, None) => {
-            let problem = "the gateway checks tokens with a public key; name the private one that belongs to it with --key";
+            let problem =
+                "the gateway checks tokens with a public key; give the matching private key with --key";
             return Err(Failure::Usage(problem.into()));
         }
         (_, Some(file)) => {
@@ -71,14 +72,14 @@ pub(crate) async fn mint(mint: Mint) -> Result<ExitCode, Failure> {
         put(&mut claims, &jwt.claim, grants)?;
     }
     let token = signed(&signer, &claims)?;
-    // One that is refused would only send people looking elsewhere.
+    // A token that the gateway refuses would only mislead.
     match ask(&config, &token).await? {
         Ok(_) => print(token + "\n"),
         Err(why) => Err(Failure::Failed(format!("the configuration would not accept this token: {why}"))),
     }
 }
 
-/// Prints what a token says, and whether it is accepted; else ends with 1.
+/// Prints the content of a token, and whether it is accepted; if not, the exit code is 1.
 pub(crate) async fn inspect(inspect: Inspect) -> Result<ExitCode, Failure> {
     let config = Config::load(&inspect.options.sources()?)?;
     let token = match inspect.token {
@@ -100,11 +101,11 @@ pub(crate) async fn inspect(inspect: Inspect) -> Result<ExitCode, Failure> {
         }
         _ => {
             return Err(Failure::Usage(
-                "this is not a JWT: three parts in base64url, with dots between".into(),
+                "this is not a JWT, which has three parts in base64url separated by dots".into(),
             ));
         }
     }
-    // Whoever asks for what is in a token need not have a key for it.
+    // A token can be shown without a key to check it.
     if config.auth.jwt.is_none() {
         page.push_str("not checked: there is no [auth.jwt] in this configuration\n");
         return print(page);
@@ -123,16 +124,18 @@ pub(crate) async fn inspect(inspect: Inspect) -> Result<ExitCode, Failure> {
 }
 
 fn jwt(config: &Config) -> Result<&Jwt, Failure> {
-    let missing = "there is no key to make tokens for; set auth.jwt.secret (TOPICGATE_AUTH__JWT__SECRET), or public_key";
+    let missing =
+        "no key is configured; set auth.jwt.secret (TOPICGATE_AUTH__JWT__SECRET) or auth.jwt.public_key";
     config.auth.jwt.as_ref().ok_or_else(|| Failure::Usage(missing.into()))
 }
 
-/// What a gateway with this configuration makes of the token.
+/// The caller that a gateway with this configuration would identify by the token.
 async fn ask(config: &Config, token: &str) -> Result<Result<Caller, AuthError>, Failure> {
     let auth =
         Auth::new(config, &Arc::new(Metrics::new())).map_err(|error| Failure::Usage(error.to_string()))?;
     let bearer = HeaderValue::try_from(format!("Bearer {token}"));
-    let bearer = bearer.map_err(|_| Failure::Usage("the token has characters that no token has".into()))?;
+    let bearer =
+        bearer.map_err(|_| Failure::Usage("the token has characters that a token cannot have".into()))?;
     let asked = AccessRequest {
         action: Action::Subscribe,
         filters: &[],
@@ -159,14 +162,14 @@ fn decoded(part: &str) -> Option<Value> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
 
-/// Puts a value at a JSON pointer (RFC 6901), making the objects on the way.
+/// Inserts a value at a JSON pointer (RFC 6901), and creates the objects on the way.
 fn put(claims: &mut Value, pointer: &str, value: Value) -> Result<(), Failure> {
     let mut place = claims;
     for segment in pointer.split('/').skip(1) {
         let name = segment.replace("~1", "/").replace("~0", "~");
         let Some(object) = place.as_object_mut() else {
             return Err(Failure::Usage(format!(
-                "auth.jwt.claim = {pointer:?} leads into a claim that is no object"
+                "auth.jwt.claim = {pointer:?} leads into a claim that is not an object"
             )));
         };
         place = object.entry(name).or_insert_with(|| Map::new().into());
@@ -183,7 +186,7 @@ fn in_words(caller: &Caller) -> String {
     let left = caller.expires.and_then(|expires| expires.duration_since(SystemTime::now()).ok());
     let left = left.map_or_else(String::new, |left| {
         let seconds = humantime::format_duration(Duration::from_secs(left.as_secs()));
-        format!(", for {seconds} more, with auth.jwt.leeway")
+        format!(", for another {seconds} including auth.jwt.leeway")
     });
     format!(
         "accepted{left}\nsubject: {}\ngranted to read: {}\ngranted to publish: {}\n",

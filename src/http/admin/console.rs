@@ -1,5 +1,6 @@
-//! The console: a page for a person, and the streams that it follows. What it shows is written by others, so it is only
-//! ever text there, and its policy lets nothing run but its own script.
+//! The console: a web page for operators, and the event streams that it reads. It shows data that clients and
+//! publishers wrote, so the page inserts it as text only, and its Content-Security-Policy runs nothing but the page's
+//! own script.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,16 +24,16 @@ use crate::http::problem::{Problem, come_back};
 use crate::http::{client, subscribe};
 use crate::protocol::codes::RefusalCode;
 
-/// How often the page is told how things stand.
+/// How often the page receives the current state.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Messages of a topic that are shown of the past.
+/// Past messages of a topic that the page shows.
 const LAST: usize = 50;
 
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the page is made of.
+/// The files of the page: path, content type, text.
 pub(super) const FILES: [(&str, &str, &str); 3] = [
     ("/", "text/html; charset=utf-8", include_str!("console/page.html")),
     ("/console.css", "text/css; charset=utf-8", include_str!("console/page.css")),
@@ -49,7 +50,7 @@ pub(super) fn file(content_type: &'static str, text: &'static str) -> Response {
     (headers, text).into_response()
 }
 
-/// `GET /console/events`: the last minutes, then how things stand, every second, until the process ends.
+/// `GET /console/events`: the last minutes, then the current state every second, until the process ends.
 pub(super) async fn events(gateway: Arc<Gateway>, closing: CancellationToken) -> Response {
     let past = event("history", &gateway.history().samples());
     let mut ticks = interval(TICK);
@@ -64,8 +65,8 @@ pub(super) async fn events(gateway: Arc<Gateway>, closing: CancellationToken) ->
     response
 }
 
-/// `GET /console/messages?topic=…`: the last messages of a topic or pattern that is held, as CloudEvents, and what comes.
-/// A stream like any other from there on, and counted as one.
+/// `GET /console/messages?topic=…`: the last messages of a topic or pattern that is held, as CloudEvents, and then the
+/// new ones. It is a stream like any other and counts as one.
 pub(super) async fn messages(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
@@ -73,14 +74,13 @@ pub(super) async fn messages(
     let mut query = Query::of(request.uri());
     let topic = query.topic(gateway.current().config.limits.topic_length)?;
     query.end()?;
-    let topic =
-        topic.ok_or_else(|| bad_query("topic is missing; name one that is held, as /topics lists them"))?;
+    let topic = topic.ok_or_else(|| bad_query("topic is missing; name a topic that /topics lists"))?;
     let version = subscribe::http_version(&request);
     let address = client::address(request.extensions());
     let stream = match gateway.watch(&topic, LAST, address, version) {
         Ok(Some(stream)) => stream,
         Ok(None) => {
-            let detail = format!("{topic} is not held now: it has no reader, and had none for a while");
+            let detail = format!("{topic} is not held: it has had no reader for a while");
             return Err(Problem::new(RefusalCode::NotFound, detail));
         }
         Err(code) => return Ok(come_back(&gateway, request.headers(), code)),
@@ -96,7 +96,7 @@ fn event(name: &str, data: &impl Serialize) -> Bytes {
     Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
 
-/// No page but the console is to be made of what is answered here, and nothing of it is to be kept.
+/// Headers of every answer for operators: no other page may embed it, and no cache may keep it.
 pub(super) async fn private(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [

@@ -1,5 +1,5 @@
-//! The admin listener: probes and metrics; and for people who run the gateway the console, with what it is made of. Never
-//! on the public one: what a gateway carries and how much is nobody else's business.
+//! The admin listener: probes, metrics, and for operators the console and its JSON. None of it is on the public
+//! listener, because topics and traffic are not for clients to see.
 
 mod console;
 mod query;
@@ -22,7 +22,7 @@ use crate::gateway::Gateway;
 use crate::metrics;
 use crate::protocol::codes::RefusalCode;
 
-/// The routes of the admin listener. `closing` is cancelled when streams that have no other end must end.
+/// The routes of the admin listener. `closing` is cancelled to end the streams that would never end by themselves.
 pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Router {
     let mut router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
@@ -32,14 +32,15 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
         router = router.merge(people(gateway.clone(), closing).with_state(gateway.clone()));
     }
     let fallback = |uri: Uri| async move {
-        let instead = "this is the admin listener, with /metrics, /livez, /readyz and, where admin.console is on, the \
-                       console at /; topics are on the public one (listen)";
+        let instead = "this is the admin listener: it serves /metrics, /livez, /readyz and, if admin.console is on, \
+        the \
+                       console at /; topics are on the public listener (listen)";
         Problem::no_route(&uri, instead)
     };
     router.fallback(fallback).with_state(gateway)
 }
 
-/// The routes for people, which show what others wrote and can end streams.
+/// The routes for operators. They show what clients and publishers wrote, and can end streams.
 fn people(gateway: Arc<Gateway>, closing: CancellationToken) -> Router<Arc<Gateway>> {
     let mut router = Router::new()
         .route("/topics", get(topics::topics))
@@ -52,12 +53,13 @@ fn people(gateway: Arc<Gateway>, closing: CancellationToken) -> Router<Arc<Gatew
             get(move |State(gateway): State<Arc<Gateway>>| console::events(gateway, closing.clone())),
         )
         .method_not_allowed_fallback(|| async {
-            Problem::new(RefusalCode::BadMethod, "GET reads, and DELETE /streams ends streams")
+            Problem::new(RefusalCode::BadMethod, "use GET to read, or DELETE /streams to end streams")
         });
     for (path, content_type, text) in console::FILES {
         router = router.route(path, get(async move || console::file(content_type, text)));
     }
-    // Beside what guards the whole listener: a page that points a name of its own at it must not be answered here.
+    // In addition to the guard of the whole listener: a page that points its own name at this address (DNS rebinding)
+    // must not be answered.
     router
         .layer(middleware::map_response(console::private))
         .layer(middleware::from_fn_with_state(Listener::Console(gateway), origin::guard))
@@ -75,7 +77,7 @@ async fn show_metrics(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
-/// `GET /config`: every setting in effect, and where it came from.
+/// `GET /config`: every setting in effect, and its origin.
 async fn config(State(gateway): State<Arc<Gateway>>) -> Response {
     Json(&*gateway.current().config.origins.0).into_response()
 }

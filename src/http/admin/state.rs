@@ -1,4 +1,4 @@
-//! `GET /state`: how things stand, in numbers.
+//! `GET /state`: the current state of the gateway as numbers, for the console and for scripts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use crate::gateway::Gateway;
 use crate::gateway::samples::Sample;
 use crate::ingest::status::Upstream;
 
-/// How things stand.
+/// The body of the answer.
 #[derive(Serialize)]
 pub(super) struct Standing {
     version: &'static str,
     uptime_ms: u64,
-    /// Why no streams are served, if none are.
+    /// Why the gateway is not ready, if it is not.
     not_ready: Option<String>,
     broker: Broker,
     streams: Level,
@@ -24,9 +24,9 @@ pub(super) struct Standing {
     connections: Level,
     buffer_bytes: Level,
     addresses: i64,
-    /// The newest of the samples that the charts are drawn of.
+    /// The newest sample of those that the charts show.
     sample: Sample,
-    /// Since the start, those of which there were any.
+    /// Gaps since the start, by reason; reasons without any are left out.
     gaps: BTreeMap<&'static str, u64>,
     closed: BTreeMap<&'static str, u64>,
     refused: BTreeMap<&'static str, u64>,
@@ -35,9 +35,9 @@ pub(super) struct Standing {
 #[derive(Serialize)]
 struct Broker {
     url: String,
-    /// Why it is away, if it is.
+    /// Why the broker is away, if it is.
     away: Option<String>,
-    /// What it does not let the gateway read, if there is anything.
+    /// Filters that the broker does not let the gateway read.
     refused: Vec<Refused>,
     losses: u64,
 }
@@ -48,7 +48,7 @@ struct Refused {
     why: String,
 }
 
-/// What there is of something, and how much there may be.
+/// A count and its limit.
 #[derive(Serialize)]
 struct Level {
     now: u64,
@@ -95,7 +95,7 @@ fn some(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<&'static 
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
-/// The handler.
+/// The handler of `GET /state`.
 pub(super) async fn state(State(gateway): State<Arc<Gateway>>) -> Json<Standing> {
     Json(Standing::of(&gateway))
 }

@@ -1,7 +1,7 @@
-//! `GET /streams` and `DELETE /streams`: who reads, and a way to end some, for those who run the gateway.
+//! `GET /streams` and `DELETE /streams`: operators list the open streams, and end some of them.
 //!
-//! A page of another origin can do neither: `origin::guard` refuses what it sends, and the preflight that its browser
-//! must send before a DELETE.
+//! A page of another origin can do neither: `origin::guard` refuses its requests, and the preflight that its browser
+//! sends before a DELETE.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::gateway::{Gateway, StreamState, Wanted};
 use crate::http::problem::Problem;
 use crate::stream::outcome;
 
-/// Topics that are named of one stream.
+/// Topics that the list names for one stream.
 const NAMED_TOPICS: usize = 10;
 
-/// One page.
+/// One page of the list.
 #[derive(Serialize)]
 pub(super) struct Streams {
     streams: Vec<StreamView>,
-    /// What `after` must be for the next page, if there is one.
+    /// The value of `after` for the next page, if there is one.
     next: Option<u64>,
 }
 
@@ -32,7 +32,7 @@ struct StreamView {
     address: String,
     subject: Option<String>,
     topics: Vec<String>,
-    /// All, of which `topics` names the first.
+    /// The total number; `topics` has the first ones.
     topic_count: usize,
     http: &'static str,
     age_ms: u64,
@@ -72,11 +72,11 @@ pub(super) async fn list(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Resul
     Ok(Json(Streams { streams: streams.into_iter().map(StreamView::from).collect(), next }))
 }
 
-/// What a DELETE did.
+/// The answer to a DELETE.
 #[derive(Serialize)]
 pub(super) struct Closed {
     closed: usize,
-    /// There are others, for another request.
+    /// More streams match; send the request again.
     more: bool,
 }
 
@@ -87,11 +87,11 @@ pub(super) async fn close(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Resu
     query.end()?;
     if wanted == Wanted::default() {
         return Err(bad_query(
-            "say which streams to end, by id, topic, address or subject; topic=** is nearly all",
+            "name the streams to end by id, topic, address or subject; topic=** matches nearly all",
         ));
     }
     let (closed, more) = gateway.end(&wanted, LONGEST_PAGE);
     let query = outcome::quoted(uri.query().unwrap_or_default());
-    tracing::info!(closed, query, "streams were ended by way of the admin listener");
+    tracing::info!(closed, query, "streams were ended through the admin listener");
     Ok(Json(Closed { closed, more }))
 }

@@ -1,4 +1,4 @@
-//! `GET /topics`: what is held, for those who run the gateway.
+//! `GET /topics`: operators list the topics and patterns that are held.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::gateway::Gateway;
 use crate::http::problem::Problem;
 use crate::log::LogState;
 
-/// One page.
+/// One page of the list.
 #[derive(Serialize)]
 pub(super) struct Topics {
     topics: Vec<Topic>,
-    /// What `after` must be for the next page, if there is one.
+    /// The value of `after` for the next page, if there is one.
     next: Option<String>,
 }
 
@@ -47,7 +47,7 @@ impl From<LogState> for Topic {
     }
 }
 
-/// The handler.
+/// The handler of `GET /topics`.
 pub(super) async fn topics(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Json<Topics>, Problem> {
     let mut query = Query::of(&uri);
     let (prefix, after) = (query.text("prefix").unwrap_or_default(), query.text("after").unwrap_or_default());

@@ -1,4 +1,4 @@
-//! What a page of another origin needs: an answer to the question that its browser asks first, and leave to read the stream.
+//! What a page of another origin needs: an answer to the preflight of its browser, and permission to read the stream.
 
 use bytes::Bytes;
 use hyper::header::{
@@ -12,11 +12,11 @@ use super::report::Cause;
 use super::{Examination, PATIENCE};
 use crate::cli::commands::http;
 
-/// Fields that clients send and that a browser asks about first. An EventSource sends the first.
+/// Request headers that need a preflight. An EventSource sends the first.
 const FIELDS: [&str; 3] = ["last-event-id", "cache-control", "authorization"];
 
 impl Examination {
-    /// As a page of `origin`: the preflight, then a stream.
+    /// Does what the browser of a page of `origin` does: the preflight, then a stream.
     pub(crate) async fn cors(&mut self, origin: &str) {
         let preflight = self.client.request(Method::OPTIONS, &self.url).header(ORIGIN, origin);
         let preflight = preflight
@@ -56,11 +56,11 @@ fn wrong_with(headers: &HeaderMap, origin: &str, asks_first: bool) -> Option<Str
         [] => return Some("Access-Control-Allow-Origin is missing".into()),
         [one] if one == origin || one == "*" => {}
         [one] => return Some(format!("Access-Control-Allow-Origin is {one:?}")),
-        _ => return Some("Access-Control-Allow-Origin is there twice, and browsers take neither".into()),
+        _ => return Some("Access-Control-Allow-Origin is present twice, and browsers accept neither".into()),
     }
     let fields = headers.get_all(ACCESS_CONTROL_ALLOW_HEADERS).iter().filter_map(|value| value.to_str().ok());
     let fields = fields.collect::<Vec<_>>().join(",").to_ascii_lowercase();
     let missing = |field: &&&str| !fields.split(',').any(|allowed| allowed.trim() == **field);
     let missing = FIELDS.iter().find(missing).filter(|_| asks_first)?;
-    Some(format!("Access-Control-Allow-Headers does not have {missing}"))
+    Some(format!("Access-Control-Allow-Headers lacks {missing}"))
 }

@@ -1,8 +1,8 @@
-//! `topicgate doctor`: opens streams through whatever stands before a gateway, as a browser would, and says what is in
-//! their way. It sees what any client sees, and asks the gateway nothing else: what it finds, every reader has.
+//! `topicgate doctor`: opens streams through the proxies in front of a gateway, as a browser would, and reports what
+//! disturbs them. It uses no other interface of the gateway, so it finds what every reader experiences.
 //!
-//! Here is what can be told from how a stream begins; `cors` has what pages of other origins need, `watch` what shows only
-//! in time.
+//! This file examines how a stream begins. `cors` checks what pages of other origins need, and `watch` what appears
+//! only over time.
 
 mod cors;
 mod report;
@@ -26,23 +26,23 @@ use super::stream::EventStream;
 use super::subscribe::{is_event_stream, told, word};
 use crate::cli::Doctor;
 
-/// How long an answer, or an event that has been written, may take to come. A gateway waits for its broker for 8 seconds.
+/// How long an answer or a written event may take to arrive. A gateway waits for its broker for 8 seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whatever comes later than that was held back on its way.
+/// Whatever arrives later was held back on the way.
 const PROMPT: Duration = Duration::from_secs(1);
 
-/// What browsers take.
+/// The encodings that browsers accept.
 const ENCODINGS: &str = "gzip, deflate, br, zstd";
 
-/// What every part of it needs.
+/// The state that all checks share.
 struct Examination {
     client: Client,
     url: Url,
     report: Report,
 }
 
-/// Examines one URL, and says what it found: 0 if nothing is in the way, else 1.
+/// Examines one URL and prints the findings. The exit code is 0 if nothing disturbs the stream, otherwise 1.
 pub(crate) async fn examine(options: Doctor) -> Result<ExitCode, Failure> {
     let client = Client::new(&options.target, Versions::Any)?;
     let mut it = Examination { client, url: options.target.url, report: Report::default() };
@@ -57,16 +57,16 @@ pub(crate) async fn examine(options: Doctor) -> Result<ExitCode, Failure> {
     Ok(it.report.exit_code())
 }
 
-/// A stream that has begun.
+/// An open stream.
 struct Opened {
-    /// Held open, so that its topic is there when the next one comes.
+    /// Kept open, so that its topic is still held when the next stream opens.
     _stream: EventStream,
-    /// Where the next one can go on.
+    /// The event id from which the next stream can resume.
     id: String,
 }
 
 impl Examination {
-    /// What can be told from the head of a stream and its first event. `None`: there is no stream to go on with.
+    /// Examines the head of a stream and its first event. `None` if there is no stream to continue with.
     async fn opening(&mut self) -> Option<Opened> {
         let mut begin = Instant::now();
         let request = self.client.stream(&self.url, "").header(ACCEPT_ENCODING, ENCODINGS);
@@ -92,7 +92,7 @@ impl Examination {
         self.version(response.version());
         self.caching(response.headers());
         if self.compression(response.headers()) {
-            // What it holds cannot be read here; a stream that is not compressed tells the rest.
+            // A compressed stream cannot be read here; the other checks use one that is not compressed.
             begin = Instant::now();
             let request = self.client.stream(&self.url, "").header(ACCEPT_ENCODING, "identity");
             match timeout(PATIENCE, self.client.send(request, Bytes::new())).await {
@@ -115,7 +115,8 @@ impl Examination {
             }
             Err(_) => {
                 let words = format!(
-                    "none within {} s of the head, and a gateway sends stream-open with it: it is held back",
+                    "no stream-open within {} s of the head, though the gateway sends both together: events are held \
+                    back",
                     PATIENCE.as_secs()
                 );
                 self.report.found(ABOUT, &words, Cause::Buffering);
@@ -124,31 +125,36 @@ impl Examination {
         };
         let after = begin.elapsed();
         let words = format!(
-            "the head came after {} ms, stream-open {} ms later",
+            "the head arrived after {} ms, stream-open {} ms later",
             head.as_millis(),
             after.as_millis()
         );
         match first.kind.as_str() {
             "stream-open" if after > PROMPT => self.report.found(ABOUT, &words, Cause::Buffering),
             "stream-open" if head > PROMPT => {
-                let words = format!("{words}; the broker is slow to confirm, or the way to it is long");
+                let words = format!("{words}; the broker is slow to confirm, or far away");
                 self.report.note(ABOUT, &words, Cause::None);
             }
             "stream-open" => self.report.fine(ABOUT, &words),
             "stream-close" => {
-                let words = format!("the gateway opens no stream now ({})", word(&told(&first)["code"]));
+                let words = format!("the gateway refuses streams for now ({})", word(&told(&first)["code"]));
                 self.report.found(ABOUT, &words, Cause::None);
                 return None;
             }
             _ => {
-                self.report.found(ABOUT, "it is no stream-open; is this a topicgate?", Cause::Unreachable);
+                self.report.found(
+                    ABOUT,
+                    "the first event is not stream-open; is this topicgate?",
+                    Cause::Unreachable,
+                );
                 return None;
             }
         }
         Some(Opened { _stream: stream, id: first.id })
     }
 
-    /// No answer to GET: either nobody is there, or the head waits for a body that has no end.
+    /// GET was not answered: either nothing answers there, or a proxy holds the head back until the body ends, which it
+    /// never does.
     async fn no_head(&mut self) {
         let request = self.client.request(Method::HEAD, &self.url).header("accept", "text/event-stream");
         let answered = timeout(PATIENCE, self.client.send(request, Bytes::new())).await;
@@ -156,7 +162,8 @@ impl Examination {
         match answered {
             Ok(Ok(response)) if response.status() == StatusCode::OK => {
                 let words = format!(
-                    "HEAD is answered at once, and of a stream nothing comes within {seconds} s: it is held back"
+                    "HEAD is answered at once, but nothing of a stream arrives within {seconds} s: the stream is held \
+                    back"
                 );
                 self.report.found("buffering", &words, Cause::Buffering);
             }
@@ -168,7 +175,7 @@ impl Examination {
         let cause = match response.status() {
             StatusCode::MISDIRECTED_REQUEST => Cause::Unreachable,
             status if status.is_server_error() => Cause::Unreachable,
-            // What the gateway says to it is about the request.
+            // The gateway's refusal is about the request.
             _ => Cause::None,
         };
         self.report.found("reach", &http::refusal(response).await, cause);
@@ -181,20 +188,21 @@ impl Examination {
             return true;
         }
         let kind = String::from_utf8_lossy(kind);
-        let words = format!("{kind:?} and not text/event-stream, which is all that an EventSource takes");
+        let words =
+            format!("{kind:?} instead of text/event-stream, the only type that an EventSource accepts");
         self.report.found("content type", &words, Cause::Unreachable);
         false
     }
 
     fn version(&mut self, version: Version) {
-        let six = "a browser opens at most six streams to a host";
+        let six = "a browser opens at most six connections to a host";
         match version {
             Version::HTTP_2 => self.report.fine("HTTP version", "2"),
             Version::HTTP_11 if self.url.scheme() == "http" => {
                 self.report.fine("HTTP version", &format!("1.1; without TLS {six}"))
             }
             Version::HTTP_11 => {
-                self.report.note("HTTP version", &format!("1.1, and 2 is not offered: {six}"), Cause::Http1)
+                self.report.note("HTTP version", &format!("1.1, HTTP/2 is not offered: {six}"), Cause::Http1)
             }
             other => self.report.found("HTTP version", &format!("{other:?}; 1.1 is needed"), Cause::None),
         }
@@ -206,13 +214,13 @@ impl Examination {
         if headers.contains_key(AGE) {
             return self.report.found(
                 "caching",
-                "the answer has an Age: it comes from a store",
+                "the answer has an Age header: it comes from a cache",
                 Cause::Caching,
             );
         }
         if !said.to_ascii_lowercase().contains("no-store") {
             let words =
-                format!("Cache-Control is {said:?}, and a gateway says no-store: the answer may be kept");
+                format!("Cache-Control is {said:?}, but a gateway sends no-store: the answer may be cached");
             return self.report.found("caching", &words, Cause::Caching);
         }
         self.report.fine("caching", &said);
@@ -224,14 +232,15 @@ impl Examination {
             return false;
         };
         let words = format!(
-            "{:?}: a compressor holds small events back unless it flushes each, and takes memory for each stream",
+            "{:?}: a compressor that does not flush each event holds small events back, and it takes memory for each \
+            stream",
             String::from_utf8_lossy(coding.as_bytes())
         );
         self.report.found("compression", &words, Cause::Compression);
         true
     }
 
-    /// Comes back as a browser does.
+    /// Resumes as a browser does.
     async fn resume(&mut self, id: &str) {
         let begun = self.begin(&self.url, id).await;
         let (mut stream, first) = match begun {
@@ -243,26 +252,26 @@ impl Examination {
         if told(&first)["resumed"] == true {
             return self.report.fine("resume", "Last-Event-ID is understood");
         }
-        // Whoever was told where to go on from, and cannot, says so at once.
+        // A gateway that receives a cursor and cannot resume from it says so at once.
         if let Ok(Ok(event)) = timeout(PROMPT, first_event(&mut stream)).await
             && event.kind == "stream-gap"
         {
             let reason = word(&told(&event)["reason"]);
             let cause = if reason == "restarted" { Cause::OtherReplica } else { Cause::None };
-            let words = format!("the second stream does not go on: stream-gap {reason}");
+            let words = format!("the second stream does not resume: stream-gap {reason}");
             return self.report.found("resume", &words, cause);
         }
         let mut url = self.url.clone();
         http::set_parameter(&mut url, "last_event_id", id);
         let by_query = self.begin(&url, "").await.is_ok_and(|(_, first)| told(&first)["resumed"] == true);
         let words = match by_query {
-            true => "Last-Event-ID does not arrive; last_event_id in the query does",
-            false => "the second stream begins anew, without a word of it",
+            true => "Last-Event-ID does not reach the gateway; last_event_id in the query does",
+            false => "the second stream starts live, without a stream-gap",
         };
         self.report.found("resume", words, Cause::LastEventId);
     }
 
-    /// A stream and its first event, which must be `stream-open`.
+    /// Opens a stream, and reads its first event, which must be `stream-open`.
     async fn begin(&self, url: &Url, id: &str) -> Result<(EventStream, Event), String> {
         let late = || format!("nothing within {} s", PATIENCE.as_secs());
         let deadline = Instant::now() + PATIENCE;
@@ -276,7 +285,9 @@ impl Examination {
         let first = timeout_at(deadline, first_event(&mut stream)).await.map_err(|_| late())??;
         match first.kind.as_str() {
             "stream-open" => Ok((stream, first)),
-            "stream-close" => Err(format!("the gateway opens none now ({})", word(&told(&first)["code"]))),
+            "stream-close" => {
+                Err(format!("the gateway refuses it for now ({})", word(&told(&first)["code"])))
+            }
             _ => Err("it begins without stream-open".into()),
         }
     }

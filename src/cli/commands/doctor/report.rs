@@ -1,37 +1,37 @@
-//! What was found, line by line as it is found, and which setting of which proxy to change.
+//! The report of `doctor`: prints each finding at once, and names the setting of each proxy that would change it.
 
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
 
-/// What is in the way, as far as a setting can take it out.
+/// The cause of a finding, as far as a setting can remove it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// No setting of a proxy is known to do this.
+    /// No proxy setting is known to cause this.
     None,
-    /// No gateway is reached, or under another name.
+    /// The request does not reach a gateway, or reaches it under another name.
     Unreachable,
-    /// What the gateway writes is held back.
+    /// Events are held back.
     Buffering,
-    /// Silence ends the connection.
+    /// A timeout ends a silent connection.
     IdleTimeout,
-    /// Time ends it, whatever is sent.
+    /// A timeout ends every connection, silent or not.
     TotalTimeout,
     /// The stream is compressed.
     Compression,
-    /// The answer may be stored.
+    /// The answer may be cached.
     Caching,
-    /// Fields for pages of other origins are lost, or there twice.
+    /// The CORS headers are missing or present twice.
     Cors,
-    /// The place to go on from does not arrive.
+    /// The cursor does not reach the gateway.
     LastEventId,
-    /// The next request reaches another process.
+    /// The next request reaches another replica.
     OtherReplica,
     /// TLS without HTTP/2.
     Http1,
 }
 
 impl Cause {
-    /// One line for each proxy that is known to do this.
+    /// The settings to change, one line for each proxy that is known to cause this.
     fn cures(self) -> &'static [&'static str] {
         match self {
             Cause::None => &[],
@@ -39,7 +39,7 @@ impl Cause {
                 "nginx: proxy_pass http://GATEWAY:8080; proxy_set_header Host $host",
                 "HAProxy: server gateway GATEWAY:8080",
                 "Caddy: reverse_proxy GATEWAY:8080",
-                "topicgate: hosts must have the name that the proxy sends as Host",
+                "topicgate: hosts must contain the name that the proxy sends as Host",
             ],
             Cause::Buffering => &[
                 "nginx: proxy_buffering off, and no proxy_ignore_headers X-Accel-Buffering; proxy_http_version 1.1",
@@ -47,10 +47,10 @@ impl Cause {
                 "Caddy: reverse_proxy { flush_interval -1 }",
                 "Envoy: no buffer filter and no compressor on this route",
                 "Traefik: no buffering middleware on this router; responseForwarding.flushInterval = \"1ms\"",
-                "others: whatever scans or rewrites answers must let text/event-stream pass",
+                "others: anything that scans or rewrites responses must pass text/event-stream through",
             ],
             Cause::IdleTimeout => &[
-                "nginx: proxy_read_timeout 1h (60s by default; of each silence, not of the whole)",
+                "nginx: proxy_read_timeout 1h (60s by default; applies to each silence)",
                 "HAProxy: timeout server and timeout client, longer than the heartbeat",
                 "Caddy: reverse_proxy { transport http { read_timeout 1h } }, where it is set",
                 "Envoy: stream_idle_timeout of the connection manager, idle_timeout of the route",
@@ -79,7 +79,7 @@ impl Cause {
             Cause::Cors => &[
                 "topicgate: cors.origins must list the origin; then it answers everything itself",
                 "nginx: no add_header Access-Control-… and no answer of its own to OPTIONS",
-                "HAProxy, Caddy, Envoy, Traefik: no CORS of their own on this route: two answers are none",
+                "HAProxy, Caddy, Envoy, Traefik: no CORS of their own on this route: browsers reject two answers",
             ],
             Cause::LastEventId => &[
                 "nginx: no proxy_pass_request_headers off, no proxy_set_header Last-Event-ID",
@@ -90,7 +90,7 @@ impl Cause {
                 "nginx: ip_hash or hash in the upstream",
                 "HAProxy: balance source, or cookie",
                 "Caddy: reverse_proxy { lb_policy client_ip_hash }",
-                "or ids of the publisher's own ([[topics]] id), which every replica finds",
+                "or use publisher ids ([[topics]] id), which every replica finds",
             ],
             Cause::Http1 => &[
                 "nginx: http2 on (before 1.25.1: listen 443 ssl http2)",
@@ -100,24 +100,24 @@ impl Cause {
     }
 }
 
-/// See the module.
+/// The findings so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     found: bool,
 }
 
 impl Report {
-    /// It is as it should be.
+    /// Prints a check that passed.
     pub(crate) fn fine(&mut self, about: &str, words: &str) {
         self.print("ok", about, words, Cause::None);
     }
 
-    /// It works, and could be better.
+    /// Prints a check that works but could be better.
     pub(crate) fn note(&mut self, about: &str, words: &str, cause: Cause) {
         self.print("note", about, words, cause);
     }
 
-    /// It is in the way.
+    /// Prints a problem.
     pub(crate) fn found(&mut self, about: &str, words: &str, cause: Cause) {
         self.found = true;
         self.print("FOUND", about, words, cause);
@@ -129,11 +129,11 @@ impl Report {
         for cure in cause.cures() {
             text += &format!("         {cure}\n");
         }
-        // Whoever reads no further still gets the exit code.
+        // If the output is closed, the exit code still tells the result.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
-    /// 1 if something is in the way.
+    /// 1 if a problem was found, otherwise 0.
     pub(crate) fn exit_code(&self) -> ExitCode {
         if self.found { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }

@@ -1,4 +1,4 @@
-//! What shows only in time: whether messages arrive when they are sent, and what silence does.
+//! The checks that take time: whether messages arrive without delay, and how long a silent stream stays open.
 
 use std::time::Duration;
 
@@ -13,18 +13,19 @@ use crate::cli::commands::http;
 use crate::cli::commands::stream::EventStream;
 use crate::cli::commands::subscribe::{told, word};
 
-/// Messages that are published, and the time between them: further apart than anything is late that is not held back.
+/// The number of messages to publish, and the time between them, which is longer than any delay that is not caused by
+/// buffering.
 const MESSAGES: usize = 3;
 const APART: Duration = Duration::from_millis(500);
 
-/// A heartbeat is at least a second after the one before; two that come closer were held back.
+/// Heartbeats are at least a second apart; if two arrive closer together, the first was held back.
 const BUNCHED: Duration = Duration::from_millis(300);
 
-/// A gateway as it comes breaks a silence after 15 seconds.
+/// By default, a gateway sends a heartbeat after 15 seconds of silence.
 const HEARTBEAT: Duration = Duration::from_secs(20);
 
 impl Examination {
-    /// Opens a stream of its own, publishes if that is asked for, and then waits for `idle`.
+    /// Opens another stream, publishes if asked to, and then watches the silent stream for `idle`.
     pub(crate) async fn watch(&mut self, idle: Duration, publish: bool) {
         let mut stream = match self.begin(&self.url, "").await {
             Ok((stream, _)) => stream,
@@ -54,7 +55,7 @@ impl Examination {
                 Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
             };
             if let Some(why) = refused {
-                let words = format!("cannot be measured: the message was not accepted: {why}");
+                let words = format!("cannot be measured, because the message was not accepted: {why}");
                 return self.report.found("delay", &words, Cause::None);
             }
             let arrived = async {
@@ -116,7 +117,7 @@ impl Examination {
         };
         let (age, silence) = (seconds(begin.elapsed()), last.elapsed());
         if bunched {
-            let words = "heartbeats come several at once: they are held back on their way";
+            let words = "several heartbeats arrive at once: they are held back on the way";
             self.report.found("buffering", words, Cause::Buffering);
         }
         match (end, closed) {
@@ -125,15 +126,14 @@ impl Examination {
                 self.report.note("idle", &words, Cause::None)
             }
             (Some(how), None) if heartbeats > 0 && silence < longest => {
-                let words =
-                    format!("{how} after {age} s, though there were heartbeats: something limits the whole");
+                let words = format!(
+                    "{how} after {age} s, though there were heartbeats: something limits the total time"
+                );
                 self.report.found("idle", &words, Cause::TotalTimeout)
             }
             (Some(how), None) => {
-                let words = format!(
-                    "{how} after {} s of silence, before a heartbeat could break it",
-                    seconds(silence)
-                );
+                let words =
+                    format!("{how} after {} s of silence, before the first heartbeat", seconds(silence));
                 self.report.found("idle", &words, Cause::IdleTimeout)
             }
             (None, _) if last != begin => {

@@ -1,10 +1,10 @@
-// The console. What it shows was written by others, so it reaches the page as text alone, never as HTML.
+// The console. It shows data that clients and publishers wrote, so it inserts it as text only, never as HTML.
 "use strict";
 
 const MAX_ROWS = 200;
 const MAX_SHOWN = 2000; // characters of one payload
 const SAMPLES = 300;
-const REFRESH = 2000; // milliseconds between two looks at a list
+const REFRESH = 2000; // milliseconds between two requests for a list
 const RETRY = 3000;
 
 const $ = (id) => document.getElementById(id);
@@ -56,7 +56,7 @@ function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// A line of text that may be a fault, which looks like one.
+// A line of text, which may be an error and then looks like one.
 function tell(element, text, fault) {
   say(element, text);
   element.classList.toggle("fault", fault);
@@ -107,23 +107,23 @@ async function ask(path, options) {
   return body;
 }
 
-// --- How things stand ------------------------------------------------------------------------------------------------
+// --- Overview --------------------------------------------------------------------------------------------------------
 
 const CHARTS = [
   { name: "Open streams", of: (samples) => samples.slice(1).map(({ streams }) => streams), show: count },
-  { name: "Messages in", unit: "a second", of: rate("received"), show: count },
-  { name: "Delivered", unit: "a second", of: rate("sent"), show: count },
-  { name: "Bytes out", unit: "a second", of: rate("sent_bytes"), show: bytes },
-  { name: "Gaps told", unit: "in the last minute", of: within("gaps"), show: count, bad: true },
+  { name: "Messages in", unit: "per second", of: rate("received"), show: count },
+  { name: "Delivered", unit: "per second", of: rate("sent"), show: count },
+  { name: "Bytes out", unit: "per second", of: rate("sent_bytes"), show: bytes },
+  { name: "Gaps", unit: "in the last minute", of: within("gaps"), show: count, bad: true },
   { name: "Refused or ended", unit: "in the last minute", of: within("refused"), show: count, bad: true },
 ];
 
-// Of each sample what the chart shows there. Over five seconds, since a count a second jumps.
+// The value of a chart at each sample: a rate over five seconds, because the rate of a single second jumps.
 function rate(key) {
   return over(5000, (a, b) => (b.time > a.time ? (Math.max(0, b[key] - a[key]) * 1000) / (b.time - a.time) : 0));
 }
 
-// What is rare is counted: a rate would make twelve a minute of the one that there was.
+// Rare events are counted: a rate would show a single event as twelve per minute.
 function within(key) {
   return over(60_000, (a, b) => Math.max(0, b[key] - a[key]));
 }
@@ -177,7 +177,7 @@ function draw() {
     chart.area.setAttribute("d", "M" + x(0).toFixed(1) + " 60L" + line + "L300 60Z");
     chart.number.replaceChildren(chart.show(values[values.length - 1]));
     if (chart.unit) chart.number.append(" ", make("small", "", chart.unit));
-    say(chart.most, "at most " + chart.show(most) + " in 5 min");
+    say(chart.most, "max. " + chart.show(most) + " in 5 min");
   }
 }
 
@@ -252,14 +252,14 @@ function listen() {
   });
   source.addEventListener("error", () => {
     $("state").className = "pill bad";
-    say($("state"), "No answer from topicgate");
-    document.body.classList.add("stale"); // what is shown is of before
+    say($("state"), "topicgate does not answer");
+    document.body.classList.add("stale"); // the page shows old data
   });
 }
 
 // --- Lists -----------------------------------------------------------------------------------------------------------
 
-// A view whose list is asked for anew every so often, page by page.
+// A view whose list is fetched again regularly, page by page.
 function lister(name, path, parameters, refresh) {
   const list = { after: "", next: null, turn: 0 };
   const [first, next] = [$(name + "-first"), $(name + "-next")];
@@ -273,7 +273,7 @@ function lister(name, path, parameters, refresh) {
       if (turn === list.turn) refresh(null, error.message);
       return;
     }
-    if (turn !== list.turn) return; // another one was asked for meanwhile
+    if (turn !== list.turn) return; // another page was requested meanwhile
     list.next = page.next;
     first.hidden = list.after === "";
     next.hidden = page.next === null;
@@ -311,7 +311,7 @@ const filters = () => ({
 });
 
 const streams = lister("streams", "streams", filters, (page, fault) => {
-  // Good news of what was ended stays until there is other news.
+  // The message about ended streams stays until there is another message.
   if (fault || $("streams-note").classList.contains("fault")) tell($("streams-note"), fault, true);
   if (!page) return;
   fill($("streams-rows"), page.streams, ({ id }) => id, [
@@ -339,7 +339,7 @@ function endButton({ id, address }) {
   const button = make("button", "quiet", "End");
   button.type = "button";
   button.setAttribute("aria-label", "End stream " + id);
-  button.addEventListener("click", () => confirm("Stream " + id + " of " + address + " ends.", { id }));
+  button.addEventListener("click", () => confirm("This ends stream " + id + " of " + address + ".", { id }));
   return button;
 }
 
@@ -358,7 +358,7 @@ $("confirm-yes").addEventListener("click", async () => {
   try {
     const { closed, more } = await ask("streams?" + new URLSearchParams(toEnd), { method: "DELETE" });
     await streams.look();
-    tell($("streams-note"), (closed === 1 ? "1 stream was ended." : closed + " streams were ended.") + (more ? " There are more." : ""), false);
+    tell($("streams-note"), (closed === 1 ? "1 stream was ended." : closed + " streams were ended.") + (more ? " More streams match." : ""), false);
   } catch (error) {
     tell($("streams-note"), error.message, true);
   }
@@ -366,7 +366,7 @@ $("confirm-yes").addEventListener("click", async () => {
 $("end-all").addEventListener("click", () => {
   const said = Object.entries(filters()).filter(([, text]) => text !== "");
   const words = said.map(([name, text]) => name + " " + text).join(" and ");
-  confirm("Every stream of " + words + " ends, up to 1000 at once.", Object.fromEntries(said));
+  confirm("This ends every stream with " + words + ", up to 1000 at once.", Object.fromEntries(said));
 });
 
 for (const [form, list] of [["topics-filter", topics], ["streams-filter", streams]]) {
@@ -402,7 +402,7 @@ $("only-set").addEventListener("input", showSettings);
 
 // --- A topic's messages ----------------------------------------------------------------------------------------------
 
-// By fetch, not by EventSource: that one hears only the types that it knows beforehand.
+// Uses fetch, not EventSource, which delivers only the types that it has listeners for.
 let watching = null;
 let paused = false;
 let waiting = [];
@@ -448,7 +448,7 @@ async function watch(topic) {
         add(event);
       });
       if (stop.signal.aborted) return;
-      tell($("topic-note"), "The stream has ended. Coming back.", true);
+      tell($("topic-note"), "The stream has ended. Reconnecting.", true);
     } catch (error) {
       if (stop.signal.aborted) return;
       tell($("topic-note"), error.message, true);
@@ -519,7 +519,7 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   watching?.abort();
-  $("confirm").close(); // what it asks about is not on this view any more
+  $("confirm").close(); // its question is about another view
   say($("streams-note"), "");
   if (view === "overview") draw();
   if (view === "topics") topics.first();
@@ -542,7 +542,7 @@ setInterval(() => {
   if (!$("topics").hidden) topics.look();
   if (!$("streams").hidden) streams.look();
 }, REFRESH);
-// A page that nobody looks at holds no connection: browsers have six for a host, and all its pages share them.
+// A hidden page holds no connection: a browser has six per host, and all its pages share them.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
     source?.close();
