@@ -1,6 +1,7 @@
-//! topicgate: a gateway from topics of a message broker (NATS, Redis) to browsers, over Server-Sent Events.
+//! topicgate: a gateway that streams topics of a message broker (NATS or Redis) to browsers over Server-Sent Events.
 //!
-//! The binary is a thin shell over this library. `docs/architecture.md` draws the pipeline and says who may import whom.
+//! The binary is a thin shell over this library. `docs/architecture.md` shows the pipeline, and which folder may import
+//! which.
 
 pub mod app;
 pub mod auth;

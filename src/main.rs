@@ -1,4 +1,5 @@
-//! The `topicgate` binary: reads the command line, hands on to the library, and turns outcomes into exit codes.
+//! The `topicgate` binary: reads the command line, calls the library, handles signals, and turns results into exit
+//! codes.
 
 use std::fmt::Display;
 use std::io::{self, Write as _, stderr};
@@ -15,8 +16,8 @@ use topicgate::cli::commands::{self, Failure};
 use topicgate::cli::{Cli, Options};
 use topicgate::config::Config;
 
-/// Gives back what thousands of readers have left behind, which glibc's keeps, and holds a stream in less; musl's, in the
-/// static image, is slow where several threads allocate.
+/// This allocator returns the memory of thousands of former readers to the system, which glibc's does not, and a stream
+/// takes less memory with it. musl's allocator, in the static image, is slow with several threads.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Also how --help and --version arrive. A closed pipe is no reason to fail.
+            // clap reports --help and --version this way, too. A closed pipe is not an error.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(commands::BAD_USAGE) } else { ExitCode::SUCCESS };
         }
@@ -40,11 +41,11 @@ fn main() -> ExitCode {
     })
 }
 
-/// As many file descriptors as the system lets us have. Every stream is one, and the soft limit of 1024 that most systems
-/// start a process with is for the sake of programs that use select(2); a pod has no way to ask for another.
+/// Raises the limit on file descriptors to the hard limit. Every stream needs one. Most systems start a process with a
+/// soft limit of 1024, for programs that use select(2), and a pod cannot configure it.
 fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
-    // Where it is refused, it is as it was: what cannot be accepted is logged and counted.
+    // If that fails, the old limit stays; connections that cannot be accepted are logged and counted.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
@@ -60,9 +61,10 @@ fn serve(config: Config, options: Options) -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let outcome = runtime.block_on(async {
-        // Before anyone can know that we run, and so before anyone can mean us with a signal.
+        // Before the gateway reports that it runs, so before anybody sends it a signal.
         let stop = stop_signal().map_err(failed)?;
-        // SIGHUP reloads. Without this it would end us, and a terminal that goes away is no reason to stop.
+        // SIGHUP reloads the configuration. Without a handler it would end the process, even if only a terminal was
+        // closed.
         let mut hangups = signal(SignalKind::hangup()).map_err(failed)?;
         let broker = config.broker.masked_url();
         let server = Server::build(config).await?;
@@ -73,7 +75,7 @@ fn serve(config: Config, options: Options) -> Result<(), Failure> {
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
                 let (reloader, options) = (reloader.clone(), options.clone());
-                // It reads files. One after the other; signals that come meanwhile are one.
+                // Reloading reads files. One at a time; signals that arrive meanwhile count as one.
                 let reload = move || {
                     reloader.reload(options.sources().and_then(|sources| Config::load(&sources)));
                 };
@@ -83,7 +85,7 @@ fn serve(config: Config, options: Options) -> Result<(), Failure> {
         server.run(stop).await;
         Ok(())
     });
-    // Not by dropping it: that would wait for a look-up of the broker's name, which can take as long as it likes.
+    // Dropping it would wait for the lookup of the broker's name, which can take very long.
     runtime.shutdown_background();
     outcome
 }
@@ -102,7 +104,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
         next().await;
         let _ = stop.send(());
         next().await;
-        tracing::warn!("told to stop twice; ending at once");
+        tracing::warn!("received a second stop signal; ending at once");
         std::process::exit(1);
     });
     Ok(async move {

@@ -1,23 +1,23 @@
-//! File descriptors: how many of them the connections of browsers may take, so that some are left for the admin listener, the
-//! broker and whatever else the process opens. A gateway that has too many readers answers its probes all the same.
+//! File descriptors: limits the public connections so that descriptors remain for the admin listener, the broker and
+//! files. A gateway with too many readers therefore still answers its probes.
 
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::Config;
 use crate::http::ADMIN_CONNECTIONS;
 
-/// Descriptors beside those of connections from outside: connections to the broker and to whoever publishes keys or takes
-/// traces, listeners, files that are read, and what the runtime has.
+/// Descriptors that are not for incoming connections: connections to the broker, the key set and the trace collector,
+/// listeners, files, and those of the runtime.
 const OTHERS: u64 = 64;
 
-/// Descriptors that the process needs beside those of the public listener's connections.
+/// Descriptors that the process needs in addition to the connections of the public listener.
 pub(crate) fn spare(config: &Config) -> u64 {
     let questions = config.auth.forward.as_ref().map_or(0, |forward| forward.concurrency);
     ADMIN_CONNECTIONS as u64 + OTHERS + questions as u64
 }
 
-/// Connections that the public listener may have: `limits.connections`, or as many as the system allows without the spare ones.
-/// Said in the log if that is less.
+/// How many connections the public listener may have: `limits.connections`, or as many as the system allows without the
+/// spare ones. Logs a warning if that is less.
 pub(crate) fn connections(config: &Config) -> usize {
     let wanted = config.limits.connections;
     let Some(allowed) = getrlimit(Resource::Nofile).current else { return wanted };
@@ -26,14 +26,14 @@ pub(crate) fn connections(config: &Config) -> usize {
         tracing::warn!(
             allowed,
             connections = most,
-            "limits.connections = {wanted} is more than the open files that the system allows this process; this many \
-             connections are accepted, and the rest is kept for probes and the broker"
+            "limits.connections = {wanted} is more than the system's limit on open files allows; this number of \
+             connections is accepted, and the other descriptors are kept for probes and the broker"
         );
     }
     wanted.min(most)
 }
 
-/// Of so many descriptors. Where there are very few, half are spared.
+/// The connections that `allowed` descriptors permit. If there are very few, half of them are spared.
 fn at_most(allowed: u64, spare: u64) -> u64 {
     allowed.saturating_sub(spare).max(allowed / 2).max(1)
 }

@@ -1,8 +1,8 @@
-//! Sets up the log: lines of text or JSON on standard error.
+//! Sets up logging: lines of text or JSON on standard error.
 //!
-//! What is logged anywhere in this crate holds no secret: no URL with user information, no query string, no payload, no
-//! header of authorization. Libraries are not written to that rule, so a bare level such as `debug` speaks for this
-//! crate alone, and libraries are heard from `warn` on; whoever wants more of them names them (`debug,hyper=debug`).
+//! This crate logs no secrets: no URL with user information, no query string, no payload, no `Authorization`. Libraries
+//! do not follow that rule. So a bare level such as `debug` applies to this crate only, and libraries log from `warn`.
+//! To get more from a library, name it (`debug,hyper=debug`).
 
 use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
@@ -19,15 +19,15 @@ use crate::config::{Log, LogFormat};
 /// Why logging cannot be set up.
 #[derive(Debug, Error)]
 pub enum LoggingError {
-    /// The level is not a filter. Never so for a [`Log`] that came from a configuration.
-    #[error("log.level is no filter: {0}")]
+    /// The level is not a valid filter. This cannot happen with a [`Log`] that comes from a configuration.
+    #[error("log.level is not a valid filter: {0}")]
     Level(#[from] tracing_subscriber::filter::ParseError),
-    /// Logging was set up before.
-    #[error("logging was set up before")]
+    /// Logging has already been set up.
+    #[error("logging has already been set up")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// The level of the process, for there is one log.
+/// The level of the process, which has a single log.
 static LEVEL: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
 
 /// Sets up logging for the whole process. Call it once.
@@ -42,13 +42,13 @@ pub fn init(log: &Log) -> Result<(), LoggingError> {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
-    let _ = LEVEL.set(level); // the first; there was no other
+    let _ = LEVEL.set(level); // the first call; it cannot be set already
     Ok(())
 }
 
-/// Changes the level. Does nothing where [`init`] was not called.
+/// Changes the level. Does nothing if [`init`] was not called.
 pub fn set_level(log: &Log) {
-    // A `Log` that came from a configuration is a filter.
+    // The level of a `Log` from a configuration is a valid filter.
     if let (Some(level), Ok(filter)) = (LEVEL.get(), filter(&log.level)) {
         let _ = level.reload(filter); // fails only if the log is gone
     }
@@ -65,8 +65,8 @@ fn filter(level: &str) -> Result<Targets, tracing_subscriber::filter::ParseError
     }
     let ours = ours.unwrap_or(LevelFilter::INFO);
     let named: Targets = named.join(",").parse()?;
-    // Later targets of one name win, so what is named takes the place of the bare level.
-    // async-nats logs each attempt of ours to connect as an error of its own; broker/nats.rs says what there is to say.
+    // Later targets of the same name win, so a named target overrides the bare level. async-nats logs each of our
+    // attempts to connect as an error; broker/nats logs what matters.
     let base =
         [(env!("CARGO_PKG_NAME"), ours), ("async_nats", LevelFilter::OFF)].into_iter().chain(named.iter());
     Ok(Targets::new().with_default(ours.min(LevelFilter::WARN)).with_targets(base.collect::<Vec<_>>()))

@@ -1,7 +1,6 @@
-//! Reload: a configuration that was read anew takes the place of the one that runs, or nothing changes and the log says
-//! why.
+//! Reload: replaces the running configuration by the one that was read again, or changes nothing and logs why.
 //!
-//! Everything that can fail is done first. What cannot change while the process runs keeps its value, and is named.
+//! Everything that can fail is done first. Settings that need a restart keep their values, and the log names them.
 
 use std::sync::Arc;
 
@@ -14,40 +13,40 @@ use crate::config::{Config, ConfigErrors, NeedsRestart};
 use crate::gateway::Gateway;
 use crate::net::tls::{Tls, TlsError};
 
-/// Why a configuration was not taken.
+/// Why a configuration was not applied.
 #[derive(Debug, Error)]
 enum ReloadError {
-    /// It is not one that a gateway could start with.
+    /// A gateway could not start with it.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
-    /// It would mean something else than what it says.
+    /// It would not mean what it says until a restart.
     #[error(transparent)]
     Restart(#[from] NeedsRestart),
     /// A file that `[auth]` names cannot be used.
     #[error(transparent)]
     Auth(#[from] auth::SettingError),
-    /// The certificate or its key cannot.
+    /// The certificate or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// See the module.
+/// Applies configurations to a running gateway.
 #[derive(Debug)]
 pub struct Reloader {
     gateway: Arc<Gateway>,
     tls: Option<Arc<Tls>>,
-    /// One at a time: each is held against what the one before it has put in force.
+    /// One reload at a time: each is compared with the configuration that the previous one applied.
     turn: Mutex<()>,
 }
 
 impl Reloader {
-    /// Of a gateway, and of the certificate that it shows.
+    /// For a gateway and its certificate.
     pub(crate) fn new(gateway: Arc<Gateway>, tls: Option<Arc<Tls>>) -> Self {
         Reloader { gateway, tls, turn: Mutex::default() }
     }
 
-    /// Puts in force what was read, certificates and keys included, which are read here. Says in the log what became of
-    /// it, and returns whether it is in force. To be called within the runtime; it reads files and looks at every stream.
+    /// Applies the configuration that was read, and reads its certificates and keys. Logs the result, and returns
+    /// whether the configuration is in force. To be called within the runtime; it reads files and checks every stream.
     pub fn reload(&self, read: Result<Config, ConfigErrors>) -> bool {
         let _turn = self.turn.lock();
         let outcome = read.map_err(ReloadError::from).and_then(|config| self.put_in_force(config));
@@ -56,7 +55,7 @@ impl Reloader {
             metrics.config_reloaded("done");
             return true;
         };
-        // One line for each, as `topicgate check` has them.
+        // One line for each error, as in `topicgate check`.
         for error in error.to_string().lines() {
             tracing::error!(error, "the configuration cannot be used; nothing has changed");
         }
@@ -81,10 +80,13 @@ impl Reloader {
             tracing::warn!("{warning}");
         }
         let revoked = self.gateway.renew(config, auth);
-        tracing::info!(revoked, "the configuration was read anew and is in force");
+        tracing::info!(revoked, "the configuration was reloaded and is in force");
         if !kept.is_empty() {
             let keys = kept.join(", ");
-            tracing::warn!(keys, "these have changed and need a restart; until then their old values hold");
+            tracing::warn!(
+                keys,
+                "these settings have changed but need a restart; until then their old values apply"
+            );
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The process: build (bind, fail with a reason), run until told to stop, drain under a deadline.
+//! The server of the process: build (bind, or fail with a reason), run until stopped, drain under a deadline.
 
 use std::future::Future;
 use std::io;
@@ -34,21 +34,21 @@ use crate::protocol::event_id::{Epoch, Sequence};
 use crate::reader::clock::TICK;
 use crate::traces::{Export, Traces};
 
-/// Connections that wait in the system to be accepted. When thousands come back at once and it is full, those left out try
-/// again after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
+/// The accept queue of a listener in the system. When thousands of clients reconnect at once and it is full, the others
+/// retry after one second, then three, then seven. The system caps it (Linux: `net.core.somaxconn`).
 const BACKLOG: u32 = 65_535;
 
-/// How often idle logs are looked for.
+/// How often old entries are removed and gauges are updated.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Streams are closed in steps of this length while draining, and at least so many a step.
+/// While draining, streams are closed in steps of this length, and at least this many per step.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 const DRAIN_BATCH: usize = 32;
 
-/// How often, once no stream is left, it is looked whether the connections have ended.
+/// How often the drain checks whether the connections have ended, once no stream is left.
 const CLOSING_STEP: Duration = Duration::from_millis(5);
 
-/// How long the collector of traces is given for the last spans. Nobody else waits any more then.
+/// How long the trace collector may take for the last spans. Nothing else waits by then.
 const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// Why the gateway could not be built.
@@ -64,12 +64,12 @@ pub enum BuildError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Settings that cannot work, or files that they name: each with its key, one to a line.
+    /// Settings that cannot work, or files that cannot be used: each with its key, one per line.
     #[error("{}", .0.join("\n"))]
     Settings(Vec<String>),
 }
 
-/// What a configuration comes to, but for its listeners: whatever can fail before those has been done.
+/// Everything that is built from a configuration before its listeners.
 struct Prepared {
     config: Config,
     metrics: Arc<Metrics>,
@@ -82,7 +82,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    /// Reads every file that the configuration names. To be called within a runtime; connections are made once that runs.
+    /// Reads every file that the configuration names. To be called within a runtime; connections begin when it runs.
     fn new(config: Config) -> Result<Self, BuildError> {
         let metrics = Arc::new(Metrics::new());
         let mut faults = vec![];
@@ -107,8 +107,8 @@ impl Prepared {
     }
 }
 
-/// Whether a start with this configuration would come as far as its listeners: for `topicgate check`, which connects to
-/// nothing. To be called within a runtime that never runs.
+/// Checks whether a start with this configuration would get as far as its listeners, without connecting to anything.
+/// For `topicgate check`; to be called within a runtime that never runs.
 ///
 /// # Errors
 /// [`BuildError::Settings`].
@@ -116,27 +116,27 @@ pub fn check(config: Config) -> Result<(), BuildError> {
     Prepared::new(config).map(drop)
 }
 
-/// What would be right where an address cannot be bound.
+/// What to do when an address cannot be bound.
 fn instead(kind: io::ErrorKind) -> &'static str {
     match kind {
-        io::ErrorKind::AddrInUse => "; another process has this port: end that one, or name another port",
+        io::ErrorKind::AddrInUse => "; another process uses this port: stop it, or choose another port",
         io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need a privilege (CAP_NET_BIND_SERVICE); name a higher one"
+            "; ports below 1024 need a privilege (CAP_NET_BIND_SERVICE); choose a higher port"
         }
         io::ErrorKind::AddrNotAvailable => {
-            "; no interface of this machine has that address; name one that it has, or 0.0.0.0"
+            "; no interface of this machine has this address; use one that it has, or 0.0.0.0"
         }
         _ => "",
     }
 }
 
-/// A gateway that is bound and not running yet.
+/// A gateway whose listeners are bound, and which is not running yet.
 #[derive(Debug)]
 pub struct Server {
     gateway: Arc<Gateway>,
     public: TcpListener,
     admin: TcpListener,
-    /// Of the public listener, at most.
+    /// The most connections of the public listener.
     connections: usize,
     tls: Option<Arc<Tls>>,
     tasks: JoinSet<()>,
@@ -144,7 +144,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the listeners and starts to connect to the broker. A broker that is merely away is no error.
+    /// Binds the listeners and starts to connect to the broker. A broker that is away is not an error.
     ///
     /// # Errors
     /// [`BuildError`].
@@ -155,7 +155,7 @@ impl Server {
         let admin = bind("admin.listen", config.admin.listen)?;
         metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
         let (asks, asks_receiver) = mpsc::channel(BACKFILL_CAPACITY);
-        // The gateway sets their bounds.
+        // The gateway sets the bounds of the logs.
         let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
         let max_message = Arc::new(AtomicUsize::new(0));
         let (upstream, upstream_receiver) = watch::channel(Upstreams::new());
@@ -186,28 +186,28 @@ impl Server {
         Ok(Server { gateway, public, admin, connections, tls, tasks, export })
     }
 
-    /// Where browsers connect, with the port that the system chose if it was asked to.
+    /// The address for browsers, with the real port if the configured one is 0.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.public.local_addr()
     }
 
-    /// Where probes and metrics are.
+    /// The address of probes and metrics.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn admin_address(&self) -> io::Result<SocketAddr> {
         self.admin.local_addr()
     }
 
-    /// The way to put another configuration in force while the server runs.
+    /// The handle that applies a new configuration while the server runs.
     pub fn reloader(&self) -> Reloader {
         Reloader::new(self.gateway.clone(), self.tls.clone())
     }
 
-    /// Serves until `shutdown` is done, then drains. Ends within the drain window, whatever streams are open.
+    /// Serves until `shutdown` completes, then drains. Ends within the drain window, however many streams are open.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
         let public = http::public(gateway.clone(), self.public.local_addr().ok());
@@ -236,7 +236,7 @@ impl Server {
 fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // So that a restart does not wait for what the system remembers of old connections.
+        // So that a restart can bind again at once, despite old connections in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -253,10 +253,10 @@ async fn every<T>(period: Duration, subject: Arc<T>, work: fn(&T)) {
     }
 }
 
-/// Closes the streams in small batches over four fifths of the window, so that their clients do not come back to the
-/// other replicas all at once. The last fifth is for what is still being written. Until then both listeners answer:
-/// who comes is told to come back, and a probe that we are not ready. Then, with no stream left, the connections close:
-/// requests in service are answered, and HTTP/2 writes out what its streams have ended with.
+/// Closes the streams in small batches over four fifths of the drain window, so that the clients do not all reconnect
+/// to the other replicas at once. The last fifth is for pending writes. Until then both listeners answer: new clients
+/// are refused for now, and probes learn that the gateway is not ready. Once no stream is left, the connections close:
+/// open requests are answered, and HTTP/2 writes the ends of its streams.
 async fn drain(gateway: &Gateway, closing: &CancellationToken) {
     gateway.start_draining();
     let (begin, window) = (Instant::now(), gateway.current().config.drain);

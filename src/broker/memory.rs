@@ -1,5 +1,5 @@
-//! The embedded broker: hands what is published to this process's own subscriptions. For trying things out and for
-//! tests; nothing is kept, and nothing leaves the process.
+//! The embedded broker: delivers published messages to the subscriptions of this process. It is for trying things out
+//! and for tests. It stores nothing and connects to nothing.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 use super::{Command, Event, Link, Message};
 use crate::protocol::topic::Filter;
 
-/// Runs until the command channel or the event channel closes. A full event channel holds publishers up; nothing is lost.
+/// Runs until the command channel or the event channel closes. A full event channel delays publishers; no message is
+/// lost.
 pub(super) async fn run(mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
     let mut topics: HashSet<Filter> = HashSet::new();
     let mut patterns: HashSet<Filter> = HashSet::new();

@@ -1,26 +1,27 @@
-//! Brokers: where messages come from. Each is one file behind the contract below; client-library types stop there.
+//! Brokers: the sources of messages. Each is a folder behind the contract below, and the types of client libraries stay
+//! inside it.
 //!
 //! A broker is a task that takes [`Command`]s from one bounded channel and answers with [`Event`]s on another. It knows
-//! nothing of logs, streams or HTTP, and assigns no positions.
+//! no logs, streams or HTTP, and assigns no positions.
 //!
 //! What every broker guarantees (and `tests/it/brokers.rs` checks against each):
 //!
 //! - **Confirmed.** `Subscribe` is answered `Ok` only once the server has acted on it: what anyone publishes afterwards
 //!   arrives as an [`Event::Message`]. In a NATS cluster, where other servers learn of it later, the answer waits for that.
 //! - **Ordered.** Messages of one topic keep their order within a filter. Commands take effect in the order sent.
-//! - **Once a filter.** A message arrives once for each subscribed filter that matches it, and names that filter. A
-//!   message whose subject the filter does not match is dropped here; one that the topic grammar has no name for is told
-//!   as [`Event::Unnameable`].
+//! - **Once per filter.** A message arrives once for each subscribed filter that matches it, and names that filter. A
+//!   message whose subject the filter does not match is dropped here; a message whose subject is not a valid topic
+//!   becomes [`Event::Unnameable`].
 //! - **No silent loss.** Wherever the client library or the server can drop messages (a full channel, a slow-consumer
 //!   cut, a lost connection), [`Event::Lost`] follows on the same channel, after the last message from before the loss
-//!   and before the first one after it, and after the subscription is whole again, so that a reader who fetches state
-//!   anew on seeing it misses nothing.
+//!   and before the first one after it, and after the subscription is whole again, so that a reader that fetches the
+//!   state again when it sees the gap misses nothing.
 //! - **Self-healing.** A lost connection is [`Event::Down`], then reconnected with back-off (capped at one second, so
-//!   that delivery is back within two of the server's return), every filter subscribed anew, then [`Event::Lost`] for
-//!   all of them and [`Event::Up`]. A connection that went dead without a word is noticed within 15 s. While down,
-//!   `Subscribe` and `Publish` are answered [`BrokerError::Away`] at once; `Unsubscribe` works. Of sharded publish/subscribe
-//!   each node's connection comes and goes with its own filters: those alone are lost.
-//! - **Bounded.** Back-pressure on the event channel ends as [`Event::Lost`], never as growing memory.
+//!   that delivery is back within two of the server's return), every filter subscribed again, then [`Event::Lost`] for
+//!   all of them and [`Event::Up`]. A silently dead connection is detected within 15 s. While down, `Subscribe` and
+//!   `Publish` are answered [`BrokerError::Away`] at once; `Unsubscribe` works. For sharded publish/subscribe, each
+//!   node has its own connection with its own filters, and only those are lost with it.
+//! - **Bounded.** Back-pressure on the event channel becomes [`Event::Lost`], never growing memory.
 //! - It ends when the command channel closes.
 
 use crate::protocol::headers::Headers;
@@ -42,109 +43,111 @@ pub use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
-/// Commands that wait for the broker's task. Beyond it senders wait.
+/// The most commands that wait for the broker's task. If the queue is full, senders wait.
 const COMMAND_CAPACITY: usize = 1024;
 
-/// Places among them that are left to those who wait for an answer, when many topics are given up at once.
+/// Places in that queue that are reserved for commands with an answer, while many topics are unsubscribed at once.
 const LEFT_FREE: usize = COMMAND_CAPACITY / 2;
 
-/// Events that wait for ingest. Filled lazily, so the capacity itself costs nothing.
+/// The most events that wait for ingest. Memory is allocated only as the queue fills.
 pub const EVENT_CAPACITY: usize = 16 * 1024;
 
 /// One message as a broker delivered it.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// The subscribed filter it came by.
+    /// The subscribed filter by which it arrived.
     pub filter: Filter,
-    /// The topic it was published on.
+    /// The topic on which it was published.
     pub topic: Topic,
-    /// The payload, any bytes.
+    /// The payload: arbitrary bytes.
     pub payload: Bytes,
     /// Its header fields.
     pub headers: Headers,
-    /// Where the broker keeps it, if it does.
+    /// Its number in the broker, if the source is stored.
     pub stored: Option<Stored>,
 }
 
-/// The connections to a broker: each comes and goes on its own.
+/// The connections to a broker, which go up and down independently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
-    /// That of plain publish/subscribe.
+    /// The connection of plain publish/subscribe.
     Pubsub,
-    /// That of what the broker keeps ([`StoredCommand`]). Made when it is first needed.
+    /// The connection of stored sources ([`StoredCommand`]), created when it is first needed.
     Stored,
-    /// Those of sharded publish/subscribe, to the nodes of a Redis Cluster. Made when they are first needed.
+    /// The connections of sharded publish/subscribe to the nodes of a Redis Cluster, created when they are first
+    /// needed.
     Sharded,
 }
 
-/// What a broker tells.
+/// An event of a broker.
 #[derive(Debug)]
 pub enum Event {
     /// A message of a subscribed filter.
     Message(Message),
     /// Messages of `filters` (of every filter of plain publish/subscribe if `None`) may be missing at this place.
     Lost {
-        /// The filters concerned; `None` is all that were subscribed, but for those of sharded publish/subscribe.
+        /// The filters concerned; `None` is every subscribed filter of plain publish/subscribe.
         filters: Option<Vec<Filter>>,
-        /// Why, for the log: one line.
+        /// The reason for the log, in one line.
         why: String,
     },
-    /// A message came by `filter` on a subject that the topic grammar has no name for. It cannot be passed on.
+    /// A message arrived by `filter` on a subject that is not a valid topic. It cannot be passed on.
     Unnameable {
-        /// The subscribed filter it came by.
+        /// The subscribed filter by which it arrived.
         filter: Filter,
     },
-    /// A stored filter is followed from here on: what comes next has a higher number than `head`. Told before
+    /// A stored filter is followed from here on: later messages have higher numbers than `head`. Sent before
     /// `Subscribe` is answered.
     Begun {
         /// The subscribed filter.
         filter: Filter,
-        /// Names the history it is read from, the same in every replica.
+        /// The tag of the stored source, the same in every replica.
         tag: Tag,
-        /// The last number that was given when it began.
+        /// The last number that the broker had given when this began.
         head: u64,
-        /// When the broker took what has that number, by its own clock; what comes next is no older. 1970, if it has taken
-        /// nothing yet.
+        /// When the broker stored the message with that number, by its own clock; later messages are not older. 1970 if
+        /// there is none yet.
         time: SystemTime,
     },
-    /// Stored messages of `filter` up to the number `through` were gone before they could be read.
+    /// Stored messages of `filter` up to the number `through` were deleted before they could be read.
     Gone {
         /// The subscribed filter concerned.
         filter: Filter,
-        /// Higher than every number told before, lower than every one that follows.
+        /// Higher than every number before, lower than every number that follows.
         through: u64,
-        /// Why, for the log: one line.
+        /// The reason for the log, in one line.
         why: String,
     },
-    /// The history that a stored filter was read from is no more, or another one has its name. The filter is no longer
-    /// subscribed; to subscribe again begins anew.
+    /// The stored source of a filter was deleted, or another one has its name. The filter is no longer subscribed;
+    /// subscribing again starts over.
     Ended {
         /// The filter concerned.
         filter: Filter,
-        /// Why, for the log: one line.
+        /// The reason for the log, in one line.
         why: String,
     },
     /// The connection is up and every filter is subscribed.
     Up(Link),
-    /// The connection is up but for some of its filters: a shard of a Redis Cluster is away. Told again when the reason changes.
+    /// The connection is up except for some of its filters: a shard of a Redis Cluster is away. Sent again when the
+    /// reason changes.
     Partly {
-        /// Which.
+        /// Which connection.
         link: Link,
-        /// Why, as in [`Event::Down`].
+        /// The reason, as in [`Event::Down`].
         why: String,
     },
-    /// The connection is down; the broker is trying to come back. Told again when the reason changes.
+    /// The connection is down; the broker's task reconnects. Sent again when the reason changes.
     Down {
-        /// Which.
+        /// Which connection.
         link: Link,
-        /// Why, for the log and for `/readyz`: one line, without secrets.
+        /// The reason for the log and `/readyz`, in one line without secrets.
         why: String,
     },
-    /// The server ended one subscription on its own (permissions withdrawn). The filter is no longer subscribed.
+    /// The server ended one subscription (a permission was withdrawn). The filter is no longer subscribed.
     Refused {
         /// The filter concerned.
         filter: Filter,
-        /// The server's words.
+        /// The server's text.
         why: String,
     },
 }
@@ -152,44 +155,44 @@ pub enum Event {
 /// Why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BrokerError {
-    /// The broker cannot be reached now, or did not confirm in time. It may be back soon.
+    /// The broker is unreachable, or did not confirm in time. It may be back soon.
     #[error("the broker is away: {0}")]
     Away(String),
-    /// The broker was reached and said no. Trying again will not help.
+    /// The broker refused. Trying again does not help.
     #[error("the broker refuses: {0}")]
     Refused(String),
-    /// The message cannot become what the broker keeps. The publisher is to change it; nothing was asked of the broker.
+    /// The message cannot be stored as it is. The publisher must change it; nothing was sent to the broker.
     #[error("{0}")]
     Unfit(String),
 }
 
-/// A setting that can never work: its key in the configuration and what is wrong with it, one line, without secrets.
+/// A setting that can never work: its configuration key and what is wrong with it, in one line without secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct SettingError(pub String);
 
-/// What a broker is asked to do. `done` receivers may be gone; that is not an error.
+/// A command to a broker. The receiver of `done` may be gone; that is not an error.
 #[derive(Debug)]
 pub enum Command {
-    /// Subscribe to `filter`. Subscribing to one that is subscribed already is confirmed and changes nothing.
+    /// Subscribe to `filter`. If it is subscribed already, this is confirmed and changes nothing.
     Subscribe {
-        /// What to subscribe to.
+        /// The filter to subscribe to.
         filter: Filter,
         /// Answered once the server has confirmed or refused.
         done: oneshot::Sender<Result<(), BrokerError>>,
     },
     /// End the subscription of `filter`, if there is one.
     Unsubscribe {
-        /// What to unsubscribe from.
+        /// The filter to unsubscribe from.
         filter: Filter,
     },
     /// Publish a message.
     Publish {
-        /// On which topic.
+        /// The topic of the message.
         topic: Topic,
         /// The payload.
         payload: Bytes,
-        /// Header fields. A broker without headers refuses a message that has any.
+        /// The header fields. A broker without headers refuses a message that has any.
         headers: Headers,
         /// Answered `Ok` once the server has the message; never before.
         done: oneshot::Sender<Result<(), BrokerError>>,
@@ -200,17 +203,17 @@ pub enum Command {
 #[derive(Debug, Clone)]
 pub struct Broker {
     commands: mpsc::Sender<Command>,
-    /// Of the task for what the broker keeps; the embedded one keeps nothing.
+    /// The task of stored sources; the embedded broker has none.
     stored: Option<mpsc::Sender<StoredCommand>>,
-    /// Of the task for sharded publish/subscribe, which only a Redis Cluster has.
+    /// The task of sharded publish/subscribe, which only a Redis Cluster has.
     sharded: Option<mpsc::Sender<Command>>,
 }
 
 impl Broker {
-    /// Starts the broker that the configuration names. One that is merely away is no error.
+    /// Starts the broker that the configuration names. A broker that is away is not an error.
     ///
     /// # Errors
-    /// What can never work, with the configuration key.
+    /// Settings that can never work, with their configuration keys.
     pub fn start(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
         match config.kind() {
             BrokerKind::Memory => Ok(Broker::memory(events)),
@@ -226,7 +229,7 @@ impl Broker {
         Broker { commands, stored: None, sharded: None }
     }
 
-    /// Starts the connections to a Redis server. One that is away is waited for.
+    /// Starts the connections to a Redis server. If it is away, they are retried.
     ///
     /// # Errors
     /// Settings or files that can never work.
@@ -239,10 +242,10 @@ impl Broker {
         Ok(Broker { commands, stored: Some(stored), sharded: config.cluster.then_some(sharded) })
     }
 
-    /// Starts the connections to NATS. A server that is merely away is no error: it is retried, and told by [`Event::Down`].
+    /// Starts the connections to NATS. If the server is away, they are retried, and [`Event::Down`] is sent.
     ///
     /// # Errors
-    /// What can never work, with the name of the key: a malformed URL, credentials or certificates that cannot be read.
+    /// Settings that can never work, with their keys: a malformed URL, credentials or certificates that cannot be read.
     pub fn nats(config: &config::Broker, events: mpsc::Sender<Event>) -> Result<Self, SettingError> {
         let settings = nats::Settings::read(config).map_err(SettingError)?;
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
@@ -260,7 +263,7 @@ impl Broker {
         call(&self.commands, |done| Command::Subscribe { filter, done }).await
     }
 
-    /// Ends a subscription without waiting. Returns whether the command was taken: `false` means that the channel is
+    /// Ends a subscription without waiting. Returns whether the command was queued: `false` means that the queue is
     /// full and the caller should try again later. Ordered against every later `subscribe`.
     pub fn try_unsubscribe(&self, filter: Filter) -> bool {
         is_taken(&self.commands, Command::Unsubscribe { filter })
@@ -282,7 +285,7 @@ impl Broker {
         self.ask_sharded(|done| Command::Subscribe { filter, done }).await
     }
 
-    /// Ends what [`Broker::subscribe_sharded`] began, as [`Broker::try_unsubscribe`].
+    /// Ends a subscription of [`Broker::subscribe_sharded`], as [`Broker::try_unsubscribe`] does.
     pub fn try_unsubscribe_sharded(&self, filter: Filter) -> bool {
         let command = Command::Unsubscribe { filter };
         self.sharded.as_ref().is_none_or(|sharded| is_taken(sharded, command))
@@ -301,7 +304,7 @@ impl Broker {
         self.ask_sharded(|done| Command::Publish { topic, payload, headers, done }).await
     }
 
-    /// Subscribes to what the broker keeps; returns once it is followed, after [`Event::Begun`] was told.
+    /// Subscribes to a stored source; returns once it is followed, after [`Event::Begun`] was sent.
     ///
     /// # Errors
     /// As [`Broker::subscribe`].
@@ -309,7 +312,7 @@ impl Broker {
         self.ask(|done| StoredCommand::Subscribe { filter, source, done }).await
     }
 
-    /// Ends what [`Broker::follow`] began, as [`Broker::try_unsubscribe`].
+    /// Ends a subscription of [`Broker::follow`], as [`Broker::try_unsubscribe`] does.
     pub fn try_unfollow(&self, filter: Filter) -> bool {
         let command = StoredCommand::Unsubscribe { filter };
         self.stored.as_ref().is_none_or(|stored| is_taken(stored, command))
@@ -329,7 +332,7 @@ impl Broker {
         self.ask(|done| StoredCommand::Publish { topic, source, payload, headers, done }).await
     }
 
-    /// Reads a part of what the broker keeps.
+    /// Reads a range of stored messages.
     ///
     /// # Errors
     /// [`BrokerError::Away`] or [`BrokerError::Refused`].
@@ -343,7 +346,7 @@ impl Broker {
         self.ask(|done| StoredCommand::Fetch { filter, source, after, until, done }).await
     }
 
-    /// Finds a place in what the broker keeps.
+    /// Finds a position among stored messages.
     ///
     /// # Errors
     /// [`BrokerError::Away`] or [`BrokerError::Refused`].
@@ -362,7 +365,7 @@ impl Broker {
     ) -> Result<T, BrokerError> {
         match &self.stored {
             Some(stored) => call(stored, command).await,
-            None => Err(BrokerError::Refused("the embedded broker keeps nothing".into())),
+            None => Err(BrokerError::Refused("the embedded broker stores no messages".into())),
         }
     }
 
@@ -378,7 +381,7 @@ impl Broker {
 }
 
 fn is_taken<C>(commands: &mpsc::Sender<C>, command: C) -> bool {
-    // One that is closed takes everything: its task has ended, and its subscriptions with it.
+    // A closed queue accepts everything: its task has ended, and its subscriptions with it.
     commands.is_closed()
         || commands.capacity() > LEFT_FREE
             && !matches!(commands.try_send(command), Err(mpsc::error::TrySendError::Full(_)))

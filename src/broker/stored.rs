@@ -1,20 +1,20 @@
-//! What a broker keeps: the second half of the contract, for JetStream, KV buckets and Redis Streams.
+//! Stored sources: the second half of the contract, for JetStream, KV buckets and Redis Streams.
 //!
-//! Here the broker gives every message a number of its own, by which any replica finds it again. A task of its own, on a
-//! connection of its own, takes [`StoredCommand`]s and answers with the events of [`super::Event`]. Beside what every broker
-//! guarantees (confirmed, ordered, self-healing, bounded) it keeps to this:
+//! Here the broker numbers every message, and any replica finds a message by its number. A separate task, with its own
+//! connection, takes [`StoredCommand`]s and answers with [`super::Event`]s. In addition to the guarantees of every
+//! broker (confirmed, ordered, self-healing, bounded), it guarantees:
 //!
-//! - **Numbered.** The numbers of one subscribed filter rise strictly: [`super::Event::Begun`] names where they begin, each
-//!   [`super::Message`] and each [`super::Event::Gone`] has a higher one than what came before. The same message has the
-//!   same number in every replica.
-//! - **Continued.** A lost connection, a killed server or a moved leader loses nothing: it is read on from the last
-//!   number. Only what the broker itself no longer holds by then is told, as `Gone`.
-//! - **Told apart.** A history that was deleted and made again has another tag; its subscriptions end
+//! - **Numbered.** The numbers of a subscribed filter rise strictly: they begin after the one in
+//!   [`super::Event::Begun`], and each [`super::Message`] and [`super::Event::Gone`] has a higher number than the ones
+//!   before. A message has the same number in every replica.
+//! - **Continued.** A lost connection, a killed server or a moved leader loses nothing: reading continues after the
+//!   last number. Only what the broker itself has deleted by then becomes `Gone`.
+//! - **Distinguished.** A source that was deleted and created again has another tag; its subscriptions end
 //!   ([`super::Event::Ended`]).
 //! - **Few.** One consumer for each subscribed filter of JetStream and KV, few connections for all keys of Redis.
 //!
-//! `Fetch` and `Locate` look into the history and change nothing. They may run beside each other and beside what is
-//! followed; how many at once is bounded.
+//! `Fetch` and `Locate` only read stored messages. They may run concurrently, also with what is followed, up to a
+//! bound.
 
 use crate::protocol::seek::{Seek, SeekResult};
 use std::time::SystemTime;
@@ -27,102 +27,101 @@ use crate::protocol::headers::Headers;
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
-/// Where the broker keeps a message.
+/// The number and time of a stored message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// Its number in the history: the sequence of a JetStream stream, the packed entry id of a Redis Stream
+    /// Its number: the sequence in a JetStream stream, or the packed entry id of a Redis Stream
     /// ([`crate::protocol::event_id::pack_entry_id`]).
     pub number: u64,
-    /// When the broker took it.
+    /// When the broker stored it.
     pub time: SystemTime,
-    /// What it says of its topic.
+    /// What it does to its topic.
     pub change: Change,
 }
 
 /// What a stored message does to its topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It is a message, or the new value of a key.
+    /// A message, or the new value of a key.
     Put,
-    /// The key was deleted (KV). The payload means nothing.
+    /// The key was deleted (KV). The payload is ignored.
     Delete,
-    /// The key was deleted with its past (KV).
+    /// The key was deleted with its history (KV).
     Purge,
 }
 
-/// A part of a history.
+/// A range of stored messages.
 #[derive(Debug)]
 pub struct Fetched {
-    /// Up to where it is everything: at most the `until` that was asked for, and more than the `after`.
+    /// The range is complete up to this number: at most the requested `until`, and more than `after`.
     pub through: u64,
-    /// What was asked for up to this number is gone (0: nothing is).
+    /// Requested messages up to this number are gone (0: none).
     pub gone: u64,
-    /// Single messages behind `gone` are gone too, and `gone` stands for them: it is told before them, and whoever fetches the
-    /// state then has what they said. So this part is for readers who come from `after` alone.
+    /// Single messages after `gone` are gone too, and `gone` stands for them: a reader that sees that gap fetches the
+    /// state, which includes them. So this range is only for readers that start at `after`.
     pub torn: bool,
-    /// What is held between `gone` (or `after`) and `through`, in the order of the numbers. `filter` is the one that was
-    /// asked for.
+    /// The stored messages between `gone` (or `after`) and `through`, by number. Their `filter` is the requested one.
     pub messages: Vec<Message>,
 }
 
-/// What is asked of the task that reads what the broker keeps. `done` receivers may be gone; that is not an error.
+/// A command to the task of stored sources. The receiver of `done` may be gone; that is not an error.
 #[derive(Debug)]
 pub enum StoredCommand {
-    /// Follow `filter` from now on. Subscribing to one that is subscribed already is confirmed and changes nothing.
+    /// Follow `filter` from now on. If it is subscribed already, this is confirmed and changes nothing.
     Subscribe {
-        /// What to follow: of JetStream and KV the whole filter of a rule, of Redis Streams one topic.
+        /// The filter to follow: for JetStream and KV the whole filter of a rule, for Redis Streams one topic.
         filter: Filter,
-        /// What it is read from. Never one of those of which nothing is kept ([`Source::is_stored`]).
+        /// The source. Always a stored one ([`Source::is_stored`]).
         source: Source,
-        /// Answered once it is followed, after [`super::Event::Begun`] was told.
+        /// Answered once it is followed, after [`super::Event::Begun`] was sent.
         done: oneshot::Sender<Result<(), BrokerError>>,
     },
-    /// Follow `filter` no longer.
+    /// Stop following `filter`.
     Unsubscribe {
-        /// What was followed.
+        /// The filter that was followed.
         filter: Filter,
     },
     /// Store a message.
     Publish {
-        /// On which topic.
+        /// The topic of the message.
         topic: Topic,
-        /// Where to.
+        /// The source to store it in.
         source: Source,
         /// The payload.
         payload: Bytes,
-        /// Header fields; of Redis Streams, fields of the entry.
+        /// The header fields; for Redis Streams, fields of the entry.
         headers: Headers,
-        /// The number it was given, once the broker has stored it.
+        /// Answered with its number once the broker has stored it.
         done: oneshot::Sender<Result<u64, BrokerError>>,
     },
-    /// Read a part of the history, of about [`FETCH_BYTES`] and at most [`FETCH_MESSAGES`].
+    /// Read a range of stored messages, of about [`FETCH_BYTES`] and at most [`FETCH_MESSAGES`].
     Fetch {
-        /// Of which topics: inside of what the source holds, and not only what is subscribed.
+        /// The topics to read: any topics of the source, subscribed or not.
         filter: Filter,
-        /// What it is read from.
+        /// The source.
         source: Source,
-        /// Read what has a higher number than this,
+        /// Read messages with a higher number than this,
         after: u64,
-        /// and none higher than this. Of a KV bucket, each key's value as of this number, without keys that are deleted.
+        /// and no higher number than this. For a KV bucket, each key's value as of this number, without deleted keys.
         until: u64,
-        /// The answer.
+        /// Receives the answer.
         done: oneshot::Sender<Result<Fetched, BrokerError>>,
     },
-    /// Find a place in the history.
+    /// Find a position among the stored messages.
     Locate {
-        /// Of which topics.
+        /// The topics to search.
         filter: Filter,
-        /// What it is read from.
+        /// The source.
         source: Source,
-        /// What is looked for.
+        /// The position to find.
         place: Seek,
-        /// The answer.
+        /// Receives the answer.
         done: oneshot::Sender<Result<SeekResult, BrokerError>>,
     },
 }
 
-/// Payload bytes of one fetch, nearly.
+/// The approximate payload bytes of one fetch.
 pub const FETCH_BYTES: usize = 256 * 1024;
 
-/// Messages of one fetch.
+/// The most messages of one fetch.
 pub const FETCH_MESSAGES: usize = 1000;

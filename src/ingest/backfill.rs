@@ -1,8 +1,8 @@
-//! Recall: what readers need of the broker's histories. Fetches parts that logs no longer hold, and finds the places where
-//! streams begin.
+//! Backfill: reads stored messages from the broker for readers. It fetches ranges that the logs no longer hold, and
+//! finds the positions where streams begin.
 //!
-//! A few at a time, addresses in turn and each at its pace (`paced.rs`): a thousand readers that come back at once wait for
-//! their turn here, and what is published meanwhile goes its own way past them.
+//! It does a few at a time; client addresses take turns, each at its pace (`paced.rs`). A thousand readers that
+//! reconnect at once wait here, and do not delay new messages.
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -24,33 +24,34 @@ use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 use crate::reader::quota::{self, Clients};
 
-/// Fetches at once, and places that are looked for at once.
+/// The most concurrent fetches, and the most concurrent seeks.
 const AT_ONCE: usize = 8;
 
-/// How long one that failed waits before its readers may ask again.
+/// How long a failed fetch waits before its readers may request it again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Places that wait to be looked for: a few streams of as many topics as they may have. Who finds no room is told to come back.
+/// The most seeks that wait: enough for a few streams with the most topics. If the queue is full, the client is refused
+/// for now.
 const LOOKUPS: usize = 1024;
 
-/// See the module.
+/// The task that fetches and seeks.
 #[derive(Debug)]
 pub struct Backfill {
-    /// Where what was fetched goes.
+    /// Where fetched messages go.
     pub registry: Arc<Registry>,
-    /// Whom to ask.
+    /// The broker to read from.
     pub broker: Broker,
-    /// Makes entries of messages.
+    /// Encodes messages as entries.
     pub encoder: Encoder,
-    /// Who may ask for how much.
+    /// The pace of each client address.
     pub clients: Arc<Clients>,
 }
 
-/// The way to have a place looked for. Cheap to clone.
+/// The queue of seeks. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Lookups(mpsc::Sender<Lookup>);
 
-/// A place that is looked for.
+/// A seek that waits for its turn.
 #[derive(Debug)]
 pub struct Lookup {
     address: IpAddr,
@@ -61,16 +62,16 @@ pub struct Lookup {
 }
 
 impl Lookups {
-    /// The way, and where what goes by it comes out: for [`Backfill::run`].
+    /// Creates the queue, and its receiver for [`Backfill::run`].
     pub fn new() -> (Self, mpsc::Receiver<Lookup>) {
         let (sender, receiver) = mpsc::channel(LOOKUPS);
         (Lookups(sender), receiver)
     }
 
-    /// Finds a place in what the broker keeps, for a client at `address`.
+    /// Finds a position among the broker's stored messages, for a client at `address`.
     ///
     /// # Errors
-    /// As [`Broker::locate`]; [`BrokerError::Away`] too if there was no place in line.
+    /// As [`Broker::locate`], and [`BrokerError::Away`] if the queue is full.
     pub async fn find(
         &self,
         address: IpAddr,
@@ -78,7 +79,7 @@ impl Lookups {
         source: Source,
         place: Seek,
     ) -> Result<SeekResult, BrokerError> {
-        let no_place = || BrokerError::Away("too many places in its histories are looked for at once".into());
+        let no_place = || BrokerError::Away("too many readers look up stored positions at once".into());
         let (done, found) = oneshot::channel();
         let lookup = Lookup { address, filter, source, place, done };
         self.0.send(lookup).await.map_err(|_| no_place())?;
@@ -115,7 +116,7 @@ impl Look for BackfillRequest {
 }
 
 impl Backfill {
-    /// Runs for as long as somebody can ask.
+    /// Runs until all senders of requests are gone.
     pub async fn run(self, asks: mpsc::Receiver<BackfillRequest>, lookups: mpsc::Receiver<Lookup>) {
         let recall = Arc::new(self);
         let shared = || (recall.clients.clone(), recall.encoder.metrics.clone());
@@ -149,17 +150,18 @@ impl Backfill {
     }
 }
 
-/// Fetches a part. Returns the bytes of its messages.
+/// Fetches a range. Returns the bytes of its messages.
 async fn fetch(recall: Arc<Backfill>, failures: Arc<Throttle>, ask: BackfillRequest) -> usize {
-    // A panic is a fault of ours; its readers ask again, and are not left waiting.
+    // A panic is our bug; the readers request the range again instead of waiting for ever.
     let answer = AssertUnwindSafe(recall.answer(&ask)).catch_unwind().await;
     let outcome = answer.unwrap_or_else(|_| Err(BrokerError::Away("the fetch has panicked".into())));
     recall.encoder.metrics.recalled(outcome.as_ref().ok().copied());
     outcome.unwrap_or_else(|error| {
         if failures.allows() {
-            tracing::warn!(topics = ask.filter().as_str(), %error, "what a reader missed cannot be fetched now");
+            tracing::warn!(topics = ask.filter().as_str(), %error, "cannot fetch messages that a reader missed; it is \
+            tried again");
         }
-        // Beside the turns: who waits here keeps nobody from theirs.
+        // Outside of the turns, so that this pause delays nobody else.
         tokio::spawn(async move {
             tokio::time::sleep(PAUSE).await;
             ask.give_up();
@@ -168,7 +170,7 @@ async fn fetch(recall: Arc<Backfill>, failures: Arc<Throttle>, ask: BackfillRequ
     })
 }
 
-/// Finds a place.
+/// Does one seek.
 async fn find(broker: Broker, lookup: Lookup) -> usize {
     let Lookup { filter, source, place, done, .. } = lookup;
     let _ = done.send(broker.locate(filter, source, place).await);

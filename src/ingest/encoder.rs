@@ -1,4 +1,4 @@
-//! The encoder: makes an entry of a message, once, whoever reads it; for ingest and for what is recalled from a history.
+//! The encoder: turns a broker's message into an entry, once for all readers. Ingest and backfill use it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,24 +12,24 @@ use crate::metrics::{Limit, Metrics};
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::Sequence;
 
-/// See the module.
+/// Encodes messages, and counts and logs what cannot be carried.
 #[derive(Debug, Clone)]
 pub struct Encoder {
-    /// Counters.
+    /// The metrics of the gateway.
     pub metrics: Arc<Metrics>,
-    /// `limits.message`, in bytes, as it is now.
+    /// The current `limits.message`, in bytes.
     pub max_message: Arc<AtomicUsize>,
-    /// Of the lines about header fields that cannot be read: a publisher can write them into every message.
+    /// Limits the log lines about unreadable header fields: a publisher can put them into every message.
     damaged: Arc<Throttle>,
 }
 
 impl Encoder {
-    /// One for the whole process.
+    /// Creates the encoder of the process.
     pub fn new(metrics: Arc<Metrics>, max_message: Arc<AtomicUsize>) -> Self {
         Encoder { metrics, max_message, damaged: Arc::default() }
     }
 
-    /// Whether a message cannot be carried for its size, which is then counted and logged.
+    /// Whether a message is too large to be carried. If so, this counts and logs it.
     pub fn is_too_large(&self, message: &broker::Message) -> bool {
         let limit = self.max_message.load(Ordering::Relaxed);
         let too_large = message.payload.len() > limit;
@@ -40,13 +40,13 @@ impl Encoder {
                 topic = message.topic.as_str(),
                 bytes = message.payload.len(),
                 limit,
-                "a message is larger than limits.message and was left out"
+                "a message was dropped, because it is larger than limits.message"
             );
         }
         too_large
     }
 
-    /// The entry of a message at its place. Its size was looked at.
+    /// Encodes a message at its position. Its size has been checked.
     pub fn encode(
         &self,
         message: &broker::Message,
@@ -69,18 +69,19 @@ impl Encoder {
                 tracing::debug!(
                     topic = topic.as_str(),
                     what,
-                    "this field cannot be carried and was left out"
+                    "a field of a message was dropped, because it cannot be carried"
                 );
             }
         }
-        // Where the broker gives numbers, these find a message everywhere, and the publisher's id is for envelopes alone.
+        // If the broker numbers messages, any replica finds a message by its number, and the publisher id is only for
+        // envelopes.
         let separate_id = if sequence.is_stored() { found.publisher_id.take() } else { None };
         let event_id = sequence.event_id(number, found.publisher_id.as_deref());
         let message = Message::new(topic.clone(), time, event_id, found, &message.payload);
         EntryKind::Message(message.with_separate_id(separate_id))
     }
 
-    /// As [`Encoder::encode`]; what is too large for it is a gap.
+    /// As [`Encoder::encode`], but a message that is too large becomes a gap.
     pub fn encode_any(
         &self,
         message: &broker::Message,
@@ -104,7 +105,7 @@ impl Encoder {
                 topic = message.topic.as_str(),
                 sequence = message.stored.map(|stored| stored.number),
                 others,
-                "a message has header fields that cannot be read; it was delivered without them"
+                "a message has unreadable header fields; it was delivered without them"
             );
         }
     }

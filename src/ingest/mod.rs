@@ -1,7 +1,7 @@
-//! Ingest: takes what the broker tells and writes it into the logs. The only writer.
+//! Ingest: takes the broker's events and writes them into the logs. It is the only writer.
 //!
-//! It assigns positions (through the registry), has each message encoded once, and turns every loss into a gap in the
-//! logs concerned. It does not talk back to the broker.
+//! It assigns positions (through the registry), encodes each message once, and turns every loss into a gap in the logs
+//! concerned. It sends nothing to the broker.
 
 pub mod backfill;
 pub mod encoder;
@@ -23,25 +23,26 @@ use crate::protocol::codes::GapReason;
 use crate::protocol::topic::{Filter, Topic};
 use crate::traces::Traces;
 
-/// Events taken at once.
+/// The most events that are taken at once.
 const BATCH: usize = 256;
 
-/// Readers woken at once: as many as fit into the run queue of one worker. They run before the next are woken, and
-/// meanwhile the broker's connection has its turn too: those woken later find what it brought, and write it in one go.
+/// The number of readers that are woken at once: as many as fit into the run queue of a worker. They run before the
+/// next group is woken, and in between the broker's connection delivers more. Readers that are woken later send all of
+/// it in one write.
 const WAKES: usize = 256;
 
-/// See the module.
+/// The ingest task.
 #[derive(Debug)]
 pub struct Ingest {
-    /// Where entries go.
+    /// The logs to write to.
     pub registry: Arc<Registry>,
-    /// Counters.
+    /// The metrics of the gateway.
     pub metrics: Arc<Metrics>,
-    /// Makes entries of messages.
+    /// Encodes messages as entries.
     pub encoder: Encoder,
-    /// Told of every change of the broker's state.
+    /// Publishes every change of the broker's state.
     pub upstream: watch::Sender<Upstreams>,
-    /// What is traced.
+    /// The traces of the gateway.
     pub traces: Traces,
 }
 
@@ -56,7 +57,8 @@ impl Ingest {
                 if events.recv_many(&mut batch, BATCH).await == 0 {
                     return;
                 }
-                // Several at once are a part of more: one read of the broker's connection, handed on piece by piece.
+                // Several events at once are part of a larger read from the broker's connection, which arrives in
+                // parts.
                 if batch.len() > 1 {
                     yield_now().await;
                 }
@@ -90,10 +92,14 @@ impl Ingest {
             }
             Event::Unnameable { filter } => {
                 self.metrics.rejected("topic");
-                tracing::debug!(filter = filter.as_str(), "a message's subject is no topic; it was left out");
+                tracing::debug!(
+                    filter = filter.as_str(),
+                    "a message was dropped, because its subject is not a valid \
+                topic"
+                );
             }
             Event::Begun { filter, tag, head, time } => {
-                tracing::debug!(topics = filter.as_str(), head, "a history is followed");
+                tracing::debug!(topics = filter.as_str(), head, "following a stored topic");
                 self.registry.begin(&filter, tag, head, time);
             }
             Event::Gone { filter, through, why } => {
@@ -102,14 +108,14 @@ impl Ingest {
                     topics = filter.as_str(),
                     gaps,
                     why,
-                    "messages were gone before they could be read"
+                    "messages were deleted before they could be read"
                 );
             }
             Event::Ended { filter, why } => {
                 tracing::warn!(
                     topics = filter.as_str(),
                     why,
-                    "a history has ended; its readers are told to come back"
+                    "a stored stream was deleted or replaced; its readers reconnect"
                 );
                 self.registry.end(&filter);
             }
@@ -123,7 +129,7 @@ impl Ingest {
                 tracing::error!(
                     topic = filter.as_str(),
                     why,
-                    "the broker does not let the gateway read this topic"
+                    "the broker does not allow the gateway to read this topic"
                 );
                 self.registry.refuse(&filter);
             }
@@ -147,10 +153,10 @@ impl Ingest {
         if was_up && !is_up {
             self.metrics.upstream_losses.inc();
         }
-        // Every failed attempt to come back is told; one line for the first is enough.
+        // Every failed attempt to reconnect is an event; one line for the first is enough.
         match state {
             Upstream::Down(why) if is_new => tracing::warn!(?link, why, "broker away"),
-            Upstream::Partly(why) if is_new => tracing::warn!(?link, why, "a part of the broker is away"),
+            Upstream::Partly(why) if is_new => tracing::warn!(?link, why, "part of the broker is away"),
             Upstream::Up | Upstream::Partly(_) | Upstream::Down(_) => {}
         }
     }
@@ -184,7 +190,7 @@ impl Ingest {
                 self.metrics.gaps(GapReason::TooLarge, gaps);
             }
         }
-        // Not once a batch: one of large messages would take the buffers far beyond their bound.
+        // Not once per batch: a batch of large messages would exceed the bound of the buffers by far.
         if self.registry.keep_bound() {
             self.metrics.limits.hit(Limit::Buffer);
         }
@@ -223,7 +229,7 @@ mod tests {
         }
     }
 
-    /// A hold on a topic, whose subscription is confirmed.
+    /// A lease of a topic whose subscription is confirmed.
     fn lease(ingest: &Ingest, topic: &str, source: Source) -> Lease {
         let minute = Duration::from_secs(60);
         let bounds = Bounds {
@@ -287,7 +293,7 @@ mod tests {
         let is_up = || *ingest.upstream.borrow().all() == Upstream::Up;
         assert!(!is_up(), "nothing is connected yet");
         ingest.take(Event::Up(Link::Pubsub));
-        assert!(is_up(), "what is not needed yet is not waited for");
+        assert!(is_up(), "connections that are not needed yet do not count");
         for link in [Link::Pubsub, Link::Stored, Link::Sharded] {
             ingest.take(Event::Down { link, why: "why".into() });
             assert_eq!(*ingest.upstream.borrow().all(), Upstream::Down("why".into()));

@@ -1,29 +1,30 @@
-//! Whether the broker's connections are up, for readiness, the console and the log.
+//! The state of the broker's connections, for readiness, the console and the log. Ingest writes it; nothing of delivery
+//! depends on it.
 
-/// Whether the broker can be relied on now.
+/// The state of the broker, or of one of its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upstream {
-    /// Connected, and everything is subscribed.
+    /// Connected, and every filter is subscribed.
     Up,
-    /// So it is but for a part of the topics, and why.
+    /// Connected, except for some of the topics; the reason.
     Partly(String),
-    /// Not connected, and why.
+    /// Not connected; the reason.
     Down(String),
 }
 
-/// That of each of its connections.
+/// The state of each connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstreams {
-    /// Of plain publish/subscribe.
+    /// The connection of plain publish/subscribe.
     pub pubsub: Upstream,
-    /// Of what the broker keeps. Up as long as it is not needed.
+    /// The connection of stored sources. Up as long as it is not needed.
     pub stored: Upstream,
-    /// Of sharded publish/subscribe. Up as long as it is not needed.
+    /// The connections of sharded publish/subscribe. Up as long as they are not needed.
     pub sharded: Upstream,
 }
 
 impl Upstreams {
-    /// Nothing is connected yet, and what is made when it is first needed is not needed yet.
+    /// The state at the start: plain publish/subscribe is not connected yet, and the others are not needed yet.
     pub fn new() -> Self {
         Upstreams {
             pubsub: Upstream::Down("not connected yet".into()),
@@ -32,7 +33,7 @@ impl Upstreams {
         }
     }
 
-    /// The worst of them.
+    /// The worst state of all connections.
     pub fn all(&self) -> &Upstream {
         let Upstreams { pubsub, stored, sharded } = self;
         let all = [pubsub, stored, sharded];

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// What an address is counted as. Whoever has one address of IPv6 has all of its /64.
+/// The address under which a client is counted. A client with one IPv6 address has its whole /64.
 pub fn counted_as(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

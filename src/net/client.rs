@@ -1,9 +1,9 @@
-//! HTTP to others: the backend of forward auth, whoever publishes the keys of tokens, the collector of traces.
+//! The HTTP client for other servers: the backend of forward auth, the key set, the trace collector.
 //!
-//! A pooled client for each. Every request has one deadline, from the lookup of the name to the last byte of the body,
-//! and a bound on the answer's body. No redirect is followed, and no proxy of the environment is used: an answer may decide
-//! who may read, so it comes from where the configuration says or not at all. What is asked, and what an answer means, is
-//! known elsewhere (`auth`, `traces`).
+//! Each server has its own connection pool. Every request has one deadline, from the name lookup to the last byte of
+//! the body, and a bound on the body. Redirects are not followed, and proxy variables of the environment are ignored:
+//! an answer may decide about access, so it must come from the configured server. `auth` and `traces` build the
+//! requests and interpret the answers.
 
 use std::time::Duration;
 
@@ -20,35 +20,35 @@ use tokio::time::{Instant, timeout_at};
 use super::reason::{self, Peer};
 use super::roots;
 
-/// How long a server may take to accept, over all its addresses. Shorter than the deadline, so that one address that
-/// swallows packets leaves time for another.
+/// How long connecting may take, over all addresses of the server. It is shorter than the deadline, so that an address
+/// that drops packets leaves time for another one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an idle connection is kept: less than any server in common use keeps its side (gunicorn 2 s, node and
-/// uvicorn 5 s). A question that crosses the server's goodbye is lost.
+/// How long an idle connection is kept: less than common servers keep it (gunicorn 2 s, node and uvicorn 5 s). A
+/// request that crosses the server's close would be lost.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Idle connections that are kept. Of a crowd that comes back at once, the rest connect anew.
+/// The most idle connections that are kept. If more requests come at once, they open new connections.
 const MAX_IDLE: usize = 64;
 
-/// Bytes of the head of an answer.
+/// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 32 * 1024;
 
-/// Why there is no answer, or no whole one.
+/// Why there is no answer, or no complete one.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum AskError {
-    /// It did not come in time.
-    #[error("no whole answer within {}", humantime::format_duration(*.0))]
+    /// The answer did not arrive in time.
+    #[error("no complete answer within {}", humantime::format_duration(*.0))]
     Late(Duration),
-    /// Its body is larger than this many bytes.
+    /// The body is larger than this many bytes.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
-    /// No connection, or one that broke, or bytes that are not HTTP.
+    /// No connection, a connection that broke, or bytes that are not HTTP.
     #[error("{0}")]
     Failed(String),
 }
 
-/// See the module.
+/// The client of one server.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -56,10 +56,10 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client of `peer` that trusts the authorities that the system trusts (`SSL_CERT_FILE` names others).
+    /// A client of `peer` that trusts the system's certificate authorities (`SSL_CERT_FILE` names others).
     ///
     /// # Errors
-    /// None that the library used here has today; one line that says why TLS cannot be set up.
+    /// Why TLS cannot be set up, in one line. The current library never fails here.
     pub(crate) fn new(peer: Peer) -> Result<Self, String> {
         let tls = roots::client_config(None)?;
         let mut sockets = HttpConnector::new();
@@ -80,11 +80,11 @@ impl Client {
         Ok(Client { http, peer })
     }
 
-    /// Asks, and waits for the head of the answer and then for its body, `within` for both. An answer whose body did not
-    /// arrive whole still has its head: a refusal is one, whatever becomes of its text.
+    /// Sends a request, and waits for the head and the body of the answer, `within` for both. If the body does not
+    /// arrive completely, the answer still has its head: a refusal is a refusal even if its body is lost.
     ///
     /// # Errors
-    /// There is no head.
+    /// There is no answer.
     pub(crate) async fn ask(
         &self,
         request: Request<Full<Bytes>>,
@@ -92,7 +92,7 @@ impl Client {
         max_body: usize,
     ) -> Result<Response<Result<Bytes, AskError>>, AskError> {
         let deadline = Instant::now() + within;
-        // Host and port. What else is in a URL may be a secret.
+        // Host and port only. The rest of a URL may be secret.
         let address = request.uri().authority().map(|authority| {
             authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, address)| address).to_owned()
         });

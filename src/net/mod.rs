@@ -1,4 +1,4 @@
-//! Connections to others and their encryption: the HTTP client, the authorities that are trusted, and the gateway's own
+//! Connections to other servers, and TLS: the HTTP client, the trusted certificate authorities, and the gateway's own
 //! certificate. It knows no broker.
 
 pub mod address;

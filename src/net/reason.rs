@@ -1,31 +1,31 @@
-//! Why a connection to another server cannot be made, as a sentence: what is wrong, and what would be right. One place for
-//! the brokers, the backend of forward auth, the keys of tokens, the collector of traces and `doctor`.
+//! Turns a connection error into a sentence: what is wrong, and what to do. It is used for the brokers, the backend of
+//! forward auth, the key set, the trace collector and `doctor`.
 //!
-//! Libraries box their errors, each in its own way, and what all of them keep is the text. So it goes by the text, and
-//! tests against real servers hold what the libraries write. What it does not know is passed on in the library's words.
-//! It knows no address: whoever connects puts that before the sentence.
+//! Each library wraps errors in its own way; only the text is common to all. So this file matches the text, and tests
+//! against real servers check what the libraries write. An unknown error keeps the library's text. The caller adds the
+//! address.
 
 use std::error::Error;
 
-/// Who was to be reached, and so which keys of the configuration are about it.
+/// The kind of server, which determines the configuration keys to name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A server of NATS.
+    /// A NATS server.
     Nats,
-    /// A server of Redis.
+    /// A Redis server.
     Redis,
     /// The backend of forward auth.
     Backend,
-    /// Whoever publishes the keys of tokens.
+    /// The server of the key set.
     Keys,
-    /// The collector of traces.
+    /// The trace collector.
     Collector,
-    /// What somebody typed as a URL.
+    /// A URL on the command line.
     Typed,
 }
 
 impl Peer {
-    /// Where its address is written.
+    /// The configuration key of its address.
     fn url(self) -> &'static str {
         match self {
             Peer::Nats | Peer::Redis => "broker.url",
@@ -36,11 +36,11 @@ impl Peer {
         }
     }
 
-    /// Where an authority to trust is named.
+    /// The place where a trusted authority is configured.
     fn authority(self) -> &'static str {
         match self {
             Peer::Nats | Peer::Redis => "broker.tls.ca",
-            Peer::Backend | Peer::Keys | Peer::Collector => "the file of the variable SSL_CERT_FILE",
+            Peer::Backend | Peer::Keys | Peer::Collector => "the file in the variable SSL_CERT_FILE",
             Peer::Typed => "--ca",
         }
     }
@@ -54,16 +54,16 @@ impl Peer {
     }
 }
 
-/// What a connection is like that was not made in time.
+/// The text for a connection that timed out.
 pub const LATE: &str = "timed out";
 
-/// What it is like when the other side closed it.
+/// The text for a connection that the other side closed.
 pub const CLOSED: &str = "Connection reset";
 
-/// What it is like where a name leads nowhere.
+/// The text for a name that cannot be resolved.
 pub const UNRESOLVED: &str = "failed to lookup address";
 
-/// What can be wrong with a connection, by the words that tell it.
+/// What can be wrong with a connection.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     Authority,
@@ -84,7 +84,7 @@ enum Fault {
     Late,
 }
 
-/// The first that is found decides.
+/// Texts and their meanings. The first match decides.
 const WORDS: [(&str, Fault); 34] = [
     ("CaUsedAsEndEntity", Fault::Authority),
     ("InvalidContentType", Fault::Plain),
@@ -123,67 +123,73 @@ const WORDS: [(&str, Fault); 34] = [
 ];
 
 impl Fault {
-    /// What is wrong, and what would be right. `words` are the library's.
+    /// What is wrong, and what to do. `words` is the library's text.
     fn in_words(self, peer: Peer, words: &str) -> String {
         let (url, authority, (plain, encrypted)) = (peer.url(), peer.authority(), peer.schemes());
         match self {
             Fault::Authority => format!(
-                "its certificate is that of an authority (CA:TRUE, as openssl req -x509 makes them), which no server may \
-                 show; give it one with CA:FALSE, and name its issuer in {authority}"
+                "its certificate is an authority's (CA:TRUE, as openssl req -x509 creates it), which a server must not \
+                 use; give the server one with CA:FALSE, and add its issuer to {authority}"
             ),
             Fault::Plain => {
-                format!("it answers without TLS; write {plain} in {url}, or the port that speaks TLS")
+                format!("it does not use TLS; write {plain} in {url}, or use the port that speaks TLS")
             }
             Fault::Issuer => format!(
-                "the issuer of its certificate is not trusted; put the certificate of that authority into {authority}"
+                "the issuer of its certificate is not trusted; add the certificate of that authority to {authority}"
             ),
-            Fault::Expired => "its certificate has expired; renew it, or correct the clock of this machine".into(),
+            Fault::Expired => {
+                "its certificate has expired; renew it, or correct the clock of this machine".into()
+            }
             Fault::NotYet => {
-                "its certificate is not valid yet; correct the clock of this machine, or that of its issuer".into()
+                "its certificate is not valid yet; correct the clock of this machine or of the issuer".into()
             }
             Fault::Name => {
                 let names = words.split_once("only valid for ").map(|(_, names)| format!(", {names}"));
                 format!(
-                    "its certificate is for other names than the one in {url}; write a name that it has{}",
+                    "its certificate does not have the name in {url}; use a name that it has{}",
                     names.unwrap_or_default()
                 )
             }
-            Fault::Revoked => "its certificate was revoked; give it another".into(),
+            Fault::Revoked => "its certificate was revoked; give the server a new one".into(),
             Fault::OurCertificate => match peer {
                 Peer::Nats | Peer::Redis => {
-                    "it wants a certificate of topicgate from an issuer that it trusts; set broker.tls.cert and \
+                    "it requires a client certificate from an issuer that it trusts; set broker.tls.cert and \
                      broker.tls.key"
                         .into()
                 }
-                _ => "it wants a certificate of its client, and topicgate shows none there".into(),
+                _ => "it requires a client certificate, which topicgate does not have for this server".into(),
             },
             Fault::NoCommonTls => {
-                "it has no version or cipher of TLS in common with topicgate, which speaks TLS 1.2 and 1.3".into()
+                "it supports no TLS version or cipher of topicgate, which supports TLS 1.2 and 1.3".into()
             }
             Fault::OtherProtocol => {
-                format!("it speaks another protocol than that of {plain} or {encrypted}; check the port in {url}")
+                format!("it does not speak the protocol of {plain} or {encrypted}; check the port in {url}")
             }
-            Fault::Login => "it refuses the login, or wants one; check broker.user and broker.password, broker.token, \
+            Fault::Login => "it refuses the login, or requires one; check broker.user and broker.password, \
+            broker.token, \
                              broker.nkey or broker.credentials"
                 .into(),
             Fault::Nothing => {
-                format!("nothing listens there; start the server, or correct host and port in {url}")
+                format!(
+                    "nothing listens at this address; start the server, or correct the host and port in {url}"
+                )
             }
             Fault::Unresolved => format!("its name has no address; check the host in {url}, and DNS"),
-            Fault::Unroutable => format!("there is no way to it; check the address in {url}, and the network"),
+            Fault::Unroutable => format!("it is unreachable; check the address in {url}, and the network"),
             Fault::Closed => format!(
-                "it closed the connection before it was made; check in {url} that the port is right, and whether it \
+                "it closed the connection at once; check in {url} that the port is right, and whether it \
                  speaks TLS ({encrypted}) or not ({plain})"
             ),
             Fault::Late => format!(
-                "it does not answer in time; check in {url} that host and port are right, and whether it speaks TLS \
-                 ({encrypted}) or not ({plain}); or a firewall drops packets on the way"
+                "it does not answer in time; check in {url} that the host and port are right, and whether it speaks \
+                TLS \
+                 ({encrypted}) or not ({plain}); a firewall may drop the packets"
             ),
         }
     }
 }
 
-/// The sentence for what a library said, with the words by which it is known; or what the library said.
+/// The sentence for a library's text, followed by the words that were recognized; or the library's text.
 pub fn sentence(words: &str, peer: Peer) -> String {
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
     let said = words.to_lowercase();
@@ -193,7 +199,7 @@ pub fn sentence(words: &str, peer: Peer) -> String {
     }
 }
 
-/// An error and its sources, of which each says only its own part, or repeats that of the next.
+/// The text of an error and its sources, without repetitions.
 pub fn chain(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();

@@ -1,9 +1,9 @@
-//! TLS towards browsers: the certificate and its key, checked at the start and renewed while the gateway runs. The
-//! handshake itself is in `http/handshake.rs`.
+//! The gateway's own certificate and key, for browsers: checked at the start, and reloaded when the files change.
+//! `http/handshake.rs` does the handshakes.
 //!
-//! A new pair is for new connections; those that are open keep what they began with. A pair that cannot be used changes
-//! nothing. A change is found by reading both files, which are small: a time of modification says little of a
-//! symbolic link that now points elsewhere, which is how Kubernetes renews a secret.
+//! New connections use the new pair; open connections keep the old one. A pair that cannot be used changes nothing. A
+//! change is detected by reading both files, which are small: modification times are not enough, because Kubernetes
+//! renews a secret by changing a symbolic link.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use thiserror::Error;
 use crate::config;
 use crate::metrics::Metrics;
 
-/// How often the files are looked at. A change is taken when it looks the same twice in a row.
+/// How often the files are read. A change is applied once two reads in a row are equal.
 pub const LOOK: Duration = Duration::from_secs(2);
 
-/// What we speak, in the order of our liking.
+/// The protocols that we offer, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Why a certificate and its key cannot be used: the configuration key, its file, and the reason.
@@ -43,7 +43,7 @@ impl TlsError {
     }
 }
 
-/// See the module.
+/// The certificate that is in use, and the files that it came from.
 #[derive(Debug)]
 pub struct Tls {
     files: RwLock<config::Tls>,
@@ -52,12 +52,12 @@ pub struct Tls {
     watch: Mutex<Watch>,
 }
 
-/// Both files, by their digest.
+/// The digests of both files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Watch {
-    /// As they were seen last.
+    /// At the last read.
     seen: [u8; 32],
-    /// As they were when they were last taken or refused.
+    /// When they were last applied or refused.
     judged: [u8; 32],
 }
 
@@ -65,7 +65,7 @@ impl Tls {
     /// Reads and checks the pair.
     ///
     /// # Errors
-    /// A file cannot be read or holds something else, or the two do not belong together.
+    /// A file cannot be read or has the wrong content, or the two do not belong together.
     pub fn load(files: config::Tls, metrics: Arc<Metrics>) -> Result<Self, TlsError> {
         let pair = Pair::read(&files);
         let seen = digest(&pair);
@@ -75,20 +75,20 @@ impl Tls {
         Ok(Tls { files: RwLock::new(files), metrics, current: RwLock::new(config), watch })
     }
 
-    /// What the next connection begins with.
+    /// The configuration for the next connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.current.read().clone()
     }
 
-    /// Counters.
+    /// The metrics of the gateway.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// The pair of `files` as it is now, to be taken or left.
+    /// Reads and checks the current pair of `files`, without applying it.
     ///
     /// # Errors
-    /// As [`Tls::load`]; counted.
+    /// As [`Tls::load`]; the failure is counted.
     pub fn read(&self, files: config::Tls) -> Result<Renewed, TlsError> {
         let pair = Pair::read(&files);
         let seen = digest(&pair);
@@ -98,33 +98,33 @@ impl Tls {
                 self.metrics.certificate_reloaded("refused");
                 let same = *self.files.read() == files;
                 if same {
-                    *self.watch.lock() = Watch { seen, judged: seen }; // said once
+                    *self.watch.lock() = Watch { seen, judged: seen }; // the error is logged once
                 }
                 Err(error)
             }
         }
     }
 
-    /// Takes a pair that was read, and looks at its files from now on.
+    /// Applies a pair that was read, and watches its files from now on.
     pub fn renew(&self, renewed: Renewed) {
         let Renewed { files, seen, config, expires } = renewed;
-        // Held throughout, so that no look at the old files comes in between.
+        // Locked throughout, so that the old files are not read in between.
         let mut watch = self.watch.lock();
         *watch = Watch { seen, judged: seen };
         *self.files.write() = files.clone();
         self.take(&files, config, expires);
     }
 
-    /// Takes the pair if it has changed. To be called every [`LOOK`].
+    /// Applies the pair if it has changed. To be called every [`LOOK`].
     pub fn look(&self) {
         let files = self.files.read().clone();
         let pair = Pair::read(&files);
         let seen = digest(&pair);
         let mut watch = self.watch.lock();
         if *self.files.read() != files {
-            return; // a reload has named others meanwhile
+            return; // a reload has named other files meanwhile
         }
-        // One that has just changed may be half written, or the first of the two files.
+        // A file that has just changed may be half written, or the other file may still be the old one.
         let settled = watch.seen == seen;
         watch.seen = seen;
         if settled && watch.judged != seen {
@@ -133,7 +133,7 @@ impl Tls {
                 Ok((config, expires)) => self.take(&files, config, expires),
                 Err(error) => {
                     self.metrics.certificate_reloaded("refused");
-                    tracing::error!(%error, "the new certificate cannot be used; the one that was read before stays");
+                    tracing::error!(%error, "the new certificate cannot be used; the old one stays in use");
                 }
             }
         }
@@ -143,11 +143,11 @@ impl Tls {
         *self.current.write() = config;
         self.metrics.certificate_reloaded("done");
         note_expiry(&self.metrics, expires);
-        tracing::info!(cert = %files.cert.display(), "new connections get the certificate that was just read");
+        tracing::info!(cert = %files.cert.display(), "new connections use the new certificate");
     }
 }
 
-/// A pair that was read and can be used.
+/// A pair that was checked and can be applied.
 #[derive(Debug)]
 pub struct Renewed {
     files: config::Tls,
@@ -162,14 +162,14 @@ fn note_expiry(metrics: &Metrics, expires: Option<i64>) {
     }
 }
 
-/// What the two files hold.
+/// The contents of the two files.
 struct Pair {
     cert: Vec<u8>,
     key: Vec<u8>,
 }
 
 impl Pair {
-    /// Small local files, now and then: not worth a thread of their own.
+    /// These are small local files that are read rarely, so this blocks.
     fn read(files: &config::Tls) -> Result<Self, TlsError> {
         let read = |key, file: &Path| {
             std::fs::read(file).map_err(|error| TlsError::new(key, file, format!("cannot be read: {error}")))
@@ -177,7 +177,8 @@ impl Pair {
         Ok(Pair { cert: read("tls.cert", &files.cert)?, key: read("tls.key", &files.key)? })
     }
 
-    /// What connections are served with, and the unix time at which the certificate expires, where that can be read.
+    /// Checks the pair. Returns the server configuration, and the unix time at which the certificate expires, if it can
+    /// be parsed.
     fn check(&self, files: &config::Tls) -> Result<(Arc<ServerConfig>, Option<i64>), TlsError> {
         let bad_cert = |why: String| TlsError::new("tls.cert", &files.cert, why);
         let bad_key = |why: String| TlsError::new("tls.key", &files.key, why);
@@ -185,12 +186,12 @@ impl Pair {
             .collect::<Result<_, _>>()
             .map_err(|error| bad_cert(format!("is not PEM: {error}")))?;
         let Some(own) = chain.first() else {
-            return Err(bad_cert("holds no certificate; write one in PEM, with its chain behind it".into()));
+            return Err(bad_cert("has no certificate; put one in PEM here, followed by its chain".into()));
         };
         let expires = expiry(own);
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| match error {
             pem::Error::NoItemsFound => {
-                bad_key("holds no private key; write one in PEM, not encrypted".into())
+                bad_key("has no private key; put one in PEM here, not encrypted".into())
             }
             error => bad_key(format!("is not PEM: {error}")),
         })?;
@@ -208,7 +209,8 @@ impl Pair {
                 error => bad_key(format!("cannot be used: {error}")),
             })?;
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-        // Sessions are kept by the clients: when a crowd comes back at once, a table of ours would hold a few of them.
+        // Clients keep the sessions (tickets): when a crowd reconnects, a table on our side would have only a few of
+        // them.
         config.ticketer = provider::Ticketer::new().map_err(|error| bad_key(error.to_string()))?;
         Ok((Arc::new(config), expires))
     }
@@ -229,8 +231,7 @@ fn digest(pair: &Result<Pair, TlsError>) -> [u8; 32] {
     digest
 }
 
-/// `notAfter` of a certificate (RFC 5280, section 4.1), as unix time. For the metric alone: what browsers think of
-/// a certificate is their affair.
+/// `notAfter` of a certificate (RFC 5280, section 4.1), as unix time. Only for the metric; it decides nothing.
 fn expiry(certificate: &[u8]) -> Option<i64> {
     let sequence = |block: ASN1Block| match block {
         ASN1Block::Sequence(_, blocks) => Some(blocks),
@@ -238,7 +239,7 @@ fn expiry(certificate: &[u8]) -> Option<i64> {
     };
     let certificate = sequence(simple_asn1::from_der(certificate).ok()?.into_iter().next()?)?;
     let mut fields = sequence(certificate.into_iter().next()?)?.into_iter().peekable();
-    // The version comes first, where it is not 1; then serial number, signature and issuer.
+    // The version comes first if it is not 1, then serial number, signature and issuer.
     fields.next_if(|field| matches!(field, ASN1Block::Explicit(..)));
     let validity = sequence(fields.nth(3)?)?;
     match validity.into_iter().nth(1)? {

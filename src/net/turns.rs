@@ -13,46 +13,46 @@ use tokio::sync::oneshot;
 
 use super::address::counted_as;
 
-/// The queues. See the module.
+/// The queues of all addresses.
 #[derive(Debug)]
 pub struct Turns<T> {
     queues: HashMap<IpAddr, VecDeque<T>>,
-    /// Every address that has something in line, the next one first.
+    /// Every address with a waiting item, in the order of their turns.
     order: VecDeque<IpAddr>,
     waiting: usize,
     most: usize,
 }
 
 impl<T> Turns<T> {
-    /// Nothing waits, and never more than `most` will.
+    /// Empty queues for at most `most` items.
     pub fn new(most: usize) -> Self {
         Turns { queues: HashMap::new(), order: VecDeque::new(), waiting: 0, most }
     }
 
-    /// How many wait.
+    /// The number of waiting items.
     pub fn len(&self) -> usize {
         self.waiting
     }
 
-    /// Whether there is no place for one more.
+    /// Whether no further item can be added.
     pub fn is_full(&self) -> bool {
         self.waiting >= self.most
     }
 
-    /// Whether none waits.
+    /// Whether no item waits.
     pub fn is_empty(&self) -> bool {
         self.waiting == 0
     }
 
-    /// Puts `item` at the end of the line of `address`. Returns what has no place: where all places are taken, the newest of
-    /// the address that has most in line, which may be this one.
+    /// Adds `item` to the queue of `address`. If the queues are full, returns the item that has to give way: the newest
+    /// one of the address with the most, which may be this one.
     pub fn push(&mut self, address: IpAddr, item: T) -> Option<T> {
         let mut displaced = None;
         if self.is_full() {
             let own = self.queues.get(&address).map_or(0, VecDeque::len);
             let longest = self.queues.iter().max_by_key(|(_, queue)| queue.len());
             match longest.map(|(address, queue)| (*address, queue.len())) {
-                // Else the two would take the place from each other, over and over.
+                // Otherwise the two would displace each other over and over.
                 Some((other, length)) if length > own + 1 => displaced = self.take(other, VecDeque::pop_back),
                 _ => return Some(item),
             }
@@ -66,7 +66,7 @@ impl<T> Turns<T> {
         displaced
     }
 
-    /// Takes out what is not to be kept.
+    /// Removes the items that `keep` rejects.
     pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         self.queues.values_mut().for_each(|queue| queue.retain(&mut keep));
         self.queues.retain(|_, queue| !queue.is_empty());
@@ -74,7 +74,7 @@ impl<T> Turns<T> {
         self.waiting = self.queues.values().map(VecDeque::len).sum();
     }
 
-    /// The oldest of the address whose turn it is, of those that `may` be served now.
+    /// Removes the oldest item of the next address that `may` be served now.
     pub fn pop(&mut self, mut may: impl FnMut(IpAddr) -> bool) -> Option<T> {
         for _ in 0..self.order.len() {
             let address = self.order.pop_front()?;
@@ -98,7 +98,7 @@ impl<T> Turns<T> {
     }
 }
 
-/// A semaphore whose permits addresses take in turns.
+/// A semaphore whose permits go to addresses in turns.
 #[derive(Debug)]
 pub struct Permits(Arc<Mutex<Waiting>>);
 
@@ -108,17 +108,17 @@ struct Waiting {
     turns: Turns<oneshot::Sender<Permit>>,
 }
 
-/// One of them. Dropped, the next one has it.
+/// A permit. Dropping it passes it to the next address.
 #[derive(Debug)]
 pub struct Permit(Option<Arc<Mutex<Waiting>>>);
 
 impl Permits {
-    /// So many permits, for which at most `waiting` wait.
+    /// A semaphore with `permits` permits and a queue of at most `waiting`.
     pub fn new(permits: usize, waiting: usize) -> Self {
         Permits(Arc::new(Mutex::new(Waiting { free: permits, turns: Turns::new(waiting) })))
     }
 
-    /// One of the permits, for `address`. `None`: there was no place to wait, or another one has it now.
+    /// Waits for a permit for `address`. `None` if the queue was full, or if another address took the place in it.
     pub async fn acquire(&self, address: IpAddr) -> Option<Permit> {
         let granted = {
             let mut waiting = self.0.lock();
@@ -146,7 +146,7 @@ impl Drop for Permit {
                 return;
             };
             drop(waiting);
-            // Where nobody waits any more, it is still ours to give away.
+            // If nobody waits, the permit is returned.
             self.0 = next.send(Permit(Some(permits))).err().and_then(|mut permit| permit.0.take());
         }
     }
@@ -211,12 +211,12 @@ mod tests {
     }
 
     proptest! {
-        /// Each step is an address that asks, or a turn.
+        /// Each step is a request of an address, or a turn.
         #[test]
         fn turns_are_fair_bounded_and_lose_nothing(steps in proptest::collection::vec(0u8..8, 1..400)) {
             const MOST: usize = 12;
             let mut turns = Turns::new(MOST);
-            // As it must be: what each address has in line, and how many others were served since its first came there.
+            // The expected state: the queue of each address, and the addresses served since its first item was added.
             let mut lines: HashMap<u8, VecDeque<usize>> = HashMap::new();
             let mut passed: HashMap<u8, Vec<u8>> = HashMap::new();
             for (n, step) in steps.into_iter().enumerate() {

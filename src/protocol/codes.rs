@@ -1,40 +1,40 @@
-//! The machine codes of refusals: one closed set, which a client finds in the body, a dashboard in a label and a person in
-//! the log. With those of [`CloseCode`] they are every answer to "why?"; docs/protocol.md has the table.
+//! The machine-readable codes: why a request is refused, why a stream ends, why messages are missing. Each is a closed
+//! set; the same code is on the wire, in metric labels and in the log. docs/protocol.md has the table.
 
 use axum::http::StatusCode;
 
-/// Why a request will not work as it is.
+/// Why a request can never succeed as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RefusalCode {
-    /// The grammar of topics.
+    /// The topic is not valid.
     BadTopic,
-    /// A parameter of the query.
+    /// A parameter of the query is not valid.
     BadQuery,
-    /// Something else of the request: a message's id or type, more than one `Host`.
+    /// Another part of the request is not valid: a message's id or type, or more than one `Host`.
     BadRequest,
     /// The body broke off.
     BadBody,
-    /// HTTP in the clear to an address that speaks TLS.
+    /// HTTP without TLS on a TLS listener.
     TlsRequired,
-    /// Tokens that differ.
+    /// Several tokens that differ.
     TwoTokens,
-    /// No token where one is needed.
+    /// A token is required and missing.
     NoToken,
-    /// A token that does not hold.
+    /// A token that is not valid.
     BadToken,
     /// A token that has expired.
     ExpiredToken,
-    /// The backend of forward auth says no.
+    /// The backend of forward auth refused.
     BackendRefused,
-    /// What the token grants is something else.
+    /// The caller's grants do not cover the topic.
     MissingGrant,
-    /// The topic is another subject's.
+    /// The topic belongs to another subject.
     WrongSubject,
-    /// A page that may not use the gateway.
+    /// A page of an origin that is not allowed.
     BadOrigin,
-    /// Nothing that anyone may know of.
+    /// No such path, or no rule that exposes the topic.
     NotFound,
-    /// A method that there is not here.
+    /// A method that the path does not have.
     BadMethod,
     /// `Accept` excludes event streams.
     NotAcceptable,
@@ -42,16 +42,16 @@ pub enum RefusalCode {
     Timeout,
     /// A message over `limits.message`.
     TooLarge,
-    /// A `Host` that the gateway does not answer for.
+    /// A `Host` that the gateway does not serve.
     BadHost,
-    /// The broker did not take the message.
+    /// The broker refused the message.
     BrokerRefused,
     /// The broker did not confirm the message.
     BrokerAway,
 }
 
 impl RefusalCode {
-    /// Every code, in the order of their statuses.
+    /// Every code, by status.
     pub const ALL: [RefusalCode; 21] = [
         RefusalCode::BadTopic,
         RefusalCode::BadQuery,
@@ -76,7 +76,7 @@ impl RefusalCode {
         RefusalCode::BrokerAway,
     ];
 
-    /// As in bodies, in metrics and in the log.
+    /// The code as written in bodies, metrics and the log.
     pub fn as_str(self) -> &'static str {
         match self {
             RefusalCode::BadTopic => "bad_topic",
@@ -103,7 +103,7 @@ impl RefusalCode {
         }
     }
 
-    /// The status that it comes with. A backend that refuses may choose 401 in place of 403.
+    /// The HTTP status of the code. A backend that refuses may choose 401 instead of 403.
     pub fn status(self) -> StatusCode {
         match self {
             RefusalCode::BadTopic
@@ -131,23 +131,23 @@ impl RefusalCode {
     }
 }
 
-/// Why: of a request that will not work, or of one that should come later and of a stream that has ended.
+/// A code of either set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// It will not work as it is.
+    /// A request that can never succeed as it is.
     Refused(RefusalCode),
-    /// It passes, or the stream was one and has ended.
+    /// A temporary refusal, or the end of a stream.
     Closed(CloseCode),
 }
 
 impl Code {
-    /// Every code there is.
+    /// Every code of both sets.
     pub fn all() -> impl Iterator<Item = Code> {
         let refused = RefusalCode::ALL.into_iter().map(Code::Refused);
         refused.chain(CloseCode::ALL.into_iter().map(Code::Closed))
     }
 
-    /// As on the wire, in metrics and in the log.
+    /// The code as written on the wire, in metrics and in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Code::Refused(code) => code.as_str(),
@@ -172,37 +172,37 @@ impl From<CloseCode> for Code {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum CloseCode {
-    /// The process is ending.
+    /// The process is shutting down.
     Draining = 1,
     /// A limit is reached.
     Overloaded = 2,
     /// The broker is away, so that the stream cannot promise anything.
     Unavailable = 3,
-    /// The broker does not let the gateway read this topic.
+    /// The broker does not allow the gateway to read this topic.
     Refused = 4,
     /// `streams.max_age` is reached.
     MaxAge = 5,
-    /// The reader took nothing for `streams.write_timeout`, or cannot be reached any more. Nothing can be said to it.
+    /// The reader took no bytes for `streams.write_timeout`, or is unreachable. It cannot receive the code.
     Slow = 6,
     /// The reader left.
     Gone = 7,
-    /// What the reader's token, or the backend, granted has ended.
+    /// The permission from the reader's token or the backend has expired.
     Expired = 8,
-    /// Who may read could not be asked: the backend, or the place of the keys, did not answer.
+    /// Permission could not be checked: the backend or the URL of the keys did not answer.
     AuthUnavailable = 9,
-    /// The client's address has as many streams as it may.
+    /// The client's address has the most streams that it may have.
     TooManyStreams = 10,
-    /// The streams of the client's address have as many topics as they may.
+    /// The streams of the client's address have the most topics that they may have.
     TooManyTopics = 11,
-    /// The token's subject has as many streams as it may.
+    /// The token's subject has the most streams that it may have.
     TooManySubjectStreams = 12,
-    /// The client's address opens streams faster than it may.
+    /// The client's address opens streams, requests topics or publishes too fast.
     TooFast = 13,
-    /// The history that the stream was read from was deleted, or another one has its name.
+    /// The stored source was deleted, or another one has its name.
     Restarted = 14,
-    /// Somebody who runs the gateway ended it.
+    /// An operator ended the stream.
     Closed = 15,
-    /// What is in force since a reload does not let the reader in, or no longer trusts who said that it may.
+    /// Since a reload, the reader is no longer allowed, or the source of its identity is no longer trusted.
     Revoked = 16,
 }
 
@@ -227,7 +227,7 @@ impl CloseCode {
         CloseCode::Revoked,
     ];
 
-    /// As on the wire, in metrics and in the log.
+    /// The code as written on the wire, in metrics and in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             CloseCode::Draining => "draining",
@@ -253,13 +253,13 @@ impl CloseCode {
 /// Why messages are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GapReason {
-    /// The replay buffer no longer holds what the client asked for.
+    /// The replay buffer no longer has the requested messages.
     Evicted,
-    /// The cursor is not one that this gateway or a publisher wrote.
+    /// Neither a gateway nor a publisher wrote the cursor.
     UnknownId,
-    /// The cursor is of a gateway process that is gone, or of another replica.
+    /// The cursor comes from a gateway process that has ended, or from another replica.
     Restarted,
-    /// The reader was too slow, and the buffer moved on.
+    /// The reader was too slow, and messages were evicted.
     Slow,
     /// The broker, or the connection to it, may have lost messages.
     Broker,
@@ -278,7 +278,7 @@ impl GapReason {
         GapReason::TooLarge,
     ];
 
-    /// As on the wire and in metrics.
+    /// The reason as written on the wire and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             GapReason::Evicted => "evicted",
@@ -291,7 +291,7 @@ impl GapReason {
     }
 }
 
-/// HTTP versions that streams come by.
+/// The HTTP versions of streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HttpVersion {
     /// HTTP/1.0.
@@ -303,7 +303,7 @@ pub enum HttpVersion {
 }
 
 impl HttpVersion {
-    /// As in metrics.
+    /// The version as written in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             HttpVersion::Http10 => "1.0",
@@ -312,7 +312,7 @@ impl HttpVersion {
         }
     }
 
-    /// As a label of metrics.
+    /// The version as a metric label.
     pub(crate) fn label(self) -> [(&'static str, &'static str); 1] {
         [("http", self.as_str())]
     }

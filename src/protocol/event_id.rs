@@ -1,40 +1,40 @@
-//! Positions: where a reader is, and the event ids that say so on the wire.
+//! Positions of readers, and the event ids that express them on the wire.
 //!
 //! One counter numbers everything that this process appends to any log, so a single id resumes a stream of many topics
-//! exactly. The epoch names the process. An example of why it must: a client stops at 3 of `[1, 2, 3]`; the gateway
-//! restarts, and its new log holds `[1, 2, 3, 4]`, other messages with the same numbers. Without an epoch the client
-//! would be given 4 and never know of the new 1, 2 and 3; with it, the foreign epoch is seen, and told as a gap.
+//! exactly. The epoch names the process. Why it is needed: a client stops at 3 of `[1, 2, 3]`; the gateway restarts,
+//! and its new log has `[1, 2, 3, 4]`, other messages with the same numbers. Without an epoch, the client would receive
+//! 4 and miss the new 1, 2 and 3 silently. With it, the gateway sees the foreign epoch and sends a gap.
 //!
-//! On the wire an id is `<epoch>-<sequence>`, and `<epoch>-<sequence>-<publisher id>` where the publisher gave the
-//! message an id of its own, by which a process of another epoch can find the message too.
+//! On the wire, an id is `<epoch>-<sequence>`. If the publisher gave the message an id, it is
+//! `<epoch>-<sequence>-<publisher id>`, by which a process of another epoch can find the message too.
 //!
-//! What the broker keeps is numbered by the broker: each history is a [`Sequence`] of its own, with a tag in place of the
-//! epoch, and every process writes the same id for the same message. A stream that reads several sequences has an id with a part
-//! for each, `<tag><number>.<tag><number>`. Clients treat ids as opaque.
+//! The broker numbers stored messages. Each JetStream stream or Redis Stream has its own [`Sequence`], with a tag
+//! instead of the epoch, and every replica writes the same id for the same message. A stream that reads several
+//! sequences has ids with a part for each, `<tag><number>.<tag><number>`. Clients treat ids as opaque.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// The longest event id that is looked at; what is longer cannot have come from here.
+/// The longest event id that is parsed; no gateway writes a longer one.
 pub const MAX_EVENT_ID: usize = 256;
 
-/// The longest publisher id that is carried. With it an event id stays far below what proxies allow in a header.
+/// The longest publisher id that is accepted. It keeps event ids far below the header limits of proxies.
 const MAX_PUBLISHER_ID: usize = 128;
 
-/// Without letters that are mistaken for others.
+/// Digits and letters, without letters that are easily confused.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
-/// Characters of an epoch, and of a tag.
+/// The length of an epoch and of a tag, in characters.
 const EPOCH: usize = 8;
 const TAG: usize = 6;
 
-/// Names this process among all that ever ran: random, letters and digits, no `-`.
+/// The name of this process in event ids: random letters and digits, no `-`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Epoch(Box<str>);
 
 impl Epoch {
-    /// A new one. 40 random bits: two processes that one client ever meets share an epoch once in a million million.
+    /// A new epoch of 40 random bits: two processes share one with a probability of one in a million million.
     pub fn random() -> Self {
         Epoch((0..EPOCH).map(|_| char::from(DIGITS[fastrand::usize(..DIGITS.len())])).collect())
     }
@@ -46,13 +46,13 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Names a history that a broker keeps, the same in every replica: of a stream, hashed from its name and when it was made, so
-/// that one made anew has another. Six letters and digits.
+/// The name of a stored source in event ids, the same in every replica. For a JetStream stream it is a hash of its name
+/// and creation time, so that a recreated stream has another tag. Six letters and digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tag(Box<str>);
 
 impl Tag {
-    /// The tag of what `parts` tell apart.
+    /// The tag of the source that `parts` identify.
     pub fn of(parts: &[&[u8]]) -> Self {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         for part in parts {
@@ -64,7 +64,7 @@ impl Tag {
     }
 }
 
-/// How the numbers of a sequence are written as event ids.
+/// The form of a sequence's event ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     /// `<epoch>-<sequence>[-<publisher id>]`.
@@ -75,32 +75,33 @@ enum Form {
     EntryId,
 }
 
-/// One order of messages, and how its places are written. What the broker does not keep is numbered here, by one sequence for
-/// the whole process; every history that it does keep is a sequence of its own, numbered by the broker.
+/// An order of messages, and the form of its event ids. Messages of live sources are numbered here, in one sequence for
+/// the whole process. Every stored source has its own sequence, numbered by the broker.
 ///
-/// One writer (the registry, on behalf of ingest) advances it; everybody reads.
+/// One writer (the registry, on behalf of ingest) advances it; readers only read it.
 #[derive(Debug)]
 pub struct Sequence {
-    /// The epoch of this process, or the tag of a history.
+    /// The epoch of this process, or the tag of a stored source.
     name: Box<str>,
     form: Form,
     head: AtomicU64,
-    /// Up to here the broker has given numbers before, of which it has lost some messages since. 0 if it has not.
+    /// Numbers up to this one may have been given twice, because the broker lost messages and numbered new ones the
+    /// same. 0 if it has not.
     given_before: u64,
 }
 
 impl Sequence {
-    /// That of this process. Starts at 0: the first entry is 1.
+    /// The sequence of this process. It starts at 0: the first entry is 1.
     pub fn new(epoch: Epoch) -> Self {
         Sequence::of(epoch.0, Form::Process, 0)
     }
 
-    /// That of a history which is followed from after `head` on.
+    /// The sequence of a stored source that is followed from after `head`.
     pub fn stored(tag: Tag, head: u64) -> Self {
         Sequence::of(tag.0, Form::Tagged, head)
     }
 
-    /// That of a Redis Stream, of which the numbers are packed entry ids.
+    /// The sequence of a Redis Stream, whose numbers are packed entry ids.
     pub fn of_entry_ids(tag: Tag, head: u64) -> Self {
         Sequence::of(tag.0, Form::EntryId, head)
     }
@@ -109,31 +110,31 @@ impl Sequence {
         Sequence { name, form, head: AtomicU64::new(head), given_before: 0 }
     }
 
-    /// It goes on in the place of `ended`. If that has the same name, the broker has lost some of what it had and gives its
-    /// numbers again: an id with one of them may mean either message.
+    /// Marks that this sequence replaces `ended`. If both have the same name, the broker has lost messages and gives
+    /// their numbers again, so an id with such a number may mean either message.
     pub fn in_place_of(self, ended: &Sequence) -> Self {
         let is_same = self.form == Form::Tagged && ended.form == self.form && ended.name == self.name;
         let given_before = if is_same { ended.head().max(ended.given_before) } else { 0 };
         Sequence { given_before, ..self }
     }
 
-    /// Whether it may be the number of a message that the broker has lost.
+    /// Whether `number` may be the number of a message that the broker has lost.
     fn is_ambiguous(&self, number: u64) -> bool {
         number <= self.given_before && number > 0
     }
 
-    /// Whether an id may stand for an entry that the broker no longer has though it holds older ones: those of another server, that
-    /// was replaced, are between its own.
+    /// Whether an id may stand for an entry that the broker has lost although it has older ones: after a failover,
+    /// entries of the replaced server may lie between its own.
     pub fn is_shuffled(&self) -> bool {
         self.form == Form::EntryId
     }
 
-    /// Whether the broker keeps and numbers it.
+    /// Whether the broker stores and numbers the messages.
     pub fn is_stored(&self) -> bool {
         self.form != Form::Process
     }
 
-    /// `time`, as finely as the times of its entries are told: what has the same is no older.
+    /// `time` with the resolution of this sequence's entry times: an entry with an equal time is not older.
     pub fn as_told(&self, time: SystemTime) -> SystemTime {
         if self.form != Form::EntryId {
             return time;
@@ -142,23 +143,23 @@ impl Sequence {
         time - Duration::from_nanos(u64::from(since.subsec_nanos() % 1_000_000))
     }
 
-    /// The number of the next entry, where this process numbers. Only the one writer asks.
+    /// The number of the next entry of this process. Only the writer calls this.
     pub fn next(&self) -> u64 {
         self.head.load(Ordering::Relaxed) + 1
     }
 
-    /// Makes the entry `next` visible, once it is in its log. Only the one writer calls this.
+    /// Makes the entry `next` visible, once it is in its log. Only the writer calls this.
     pub fn publish(&self, next: u64) {
         self.head.store(next, Ordering::Release);
     }
 
-    /// Every entry up to here is in its log. A reader of several logs reads none of them further than one head it has
-    /// seen; otherwise the id of an entry in one would skip what another log appended a moment earlier.
+    /// Every entry up to this number is in its log. A reader of several logs reads none of them beyond one head;
+    /// otherwise an id in one log would skip what another log received a moment earlier.
     pub fn head(&self) -> u64 {
         self.head.load(Ordering::Acquire)
     }
 
-    /// The event id of the entry `sequence`. One that the broker keeps is found by its number alone.
+    /// The event id of the entry `sequence`. A stored message is found by its number alone.
     pub fn event_id(&self, sequence: u64, publisher_id: Option<&str>) -> String {
         match (self.form, publisher_id) {
             (Form::Process, Some(publisher_id)) => format!("{}-{sequence}-{publisher_id}", self.name),
@@ -167,8 +168,8 @@ impl Sequence {
         }
     }
 
-    /// Reads an event id that a client sent. What this sequence did not write is a foreign one or a publisher's. Of a
-    /// stored one, whether the broker has come so far is to be asked of it.
+    /// Parses an event id from a client. An id that this sequence did not write is foreign or a publisher id. For a
+    /// stored source, only the broker knows whether the number exists yet.
     pub fn read_event_id<'a>(&self, text: &'a str) -> EventId<'a> {
         match self.form {
             Form::Process => self.read_process_id(text),
@@ -197,11 +198,11 @@ impl Sequence {
         if epoch != &*self.name {
             return EventId::Foreign { publisher_id };
         }
-        // Beyond what was ever published here: forged, or garbled on its way.
+        // Beyond anything published here: forged or damaged.
         if sequence > self.head() { EventId::Unknown } else { EventId::Own { sequence, publisher_id } }
     }
 
-    /// The place `sequence` as a part of an event id that stands for several sequences.
+    /// The position `sequence` as a part of an event id for several sequences.
     pub fn component(&self, sequence: u64) -> String {
         let mut digits = Vec::new();
         let mut rest = sequence;
@@ -212,7 +213,7 @@ impl Sequence {
         self.name.chars().chain(digits.iter().rev().map(|digit| char::from(*digit))).collect()
     }
 
-    /// Reads such a part; `None` if it is not of this sequence.
+    /// Parses such a part; `None` if it is not of this sequence.
     pub fn read_component(&self, text: &str) -> Option<u64> {
         let digits = text.strip_prefix(&*self.name).filter(|digits| !digits.is_empty())?;
         let sequence = digits.bytes().try_fold(0_u64, |number, digit| {
@@ -225,39 +226,39 @@ impl Sequence {
     }
 }
 
-/// The event id of an entry of a Redis Stream, whichever process writes it: the entry's own id, which `number` packs.
+/// The event id of a Redis Stream entry, the same in every replica: the entry's own id, which `number` packs.
 pub fn entry_event_id(number: u64) -> String {
     let (ms, seq) = unpack_entry_id(number);
     format!("{ms}-{seq}")
 }
 
-/// What stands between the parts of an event id for several sequences. No part has a `-`, and every other id has one.
+/// The separator between the parts of an event id for several sequences. No part has a `-`, and every other id has one.
 pub const COMPONENTS: char = '.';
 
-/// Sequences that one stream may read: so many places fit into [`MAX_EVENT_ID`], however large their numbers. Each takes a tag
-/// of 6 (one of them an epoch of 8), 11 digits and a dot.
+/// The most sequences that one stream may read: this many positions fit into [`MAX_EVENT_ID`], however large their
+/// numbers. Each takes a tag of 6 (one of them an epoch of 8), 11 digits and a dot.
 pub const MAX_SEQUENCES: usize = 14;
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// What an event id turned out to be.
+/// A parsed event id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventId<'a> {
     /// This process wrote it.
     Own {
         /// The number of that entry.
         sequence: u64,
-        /// The publisher's id of that message, if it had one; as the client says.
+        /// The publisher id of that message, if the client's id has one.
         publisher_id: Option<&'a str>,
     },
-    /// Another process wrote it, perhaps this one before a restart.
+    /// Another process wrote it, such as this gateway before a restart.
     Foreign {
-        /// The publisher's id of that message, if it had one.
+        /// The publisher id of that message, if it had one.
         publisher_id: Option<&'a str>,
     },
-    /// Not of our form: perhaps a publisher's bare id.
+    /// Not of our form: perhaps a bare publisher id.
     Publisher(&'a str),
-    /// Of this process's form, but it never wrote it.
+    /// It has this process's form, but this process never wrote it.
     Unknown,
 }
 
@@ -275,16 +276,16 @@ fn is_name(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 
-/// A number in digits alone: `parse` would take a sign too.
+/// Parses a number of digits only: `parse` would also accept a sign.
 fn digits(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
-/// Bits of a number that hold the second half of a Redis entry id.
+/// The bits of a number that hold the second half of a Redis entry id.
 const ENTRY_BITS: u32 = 20;
 
-/// The number of a Redis entry id `<ms>-<seq>`. It rises as the ids do. `None` for an id that no server gives on its own: of
-/// a time after the year 2527, or the millionth of a millisecond.
+/// The number of a Redis entry id `<ms>-<seq>`. Numbers have the order of the ids. `None` for an id that no server
+/// generates: a time after the year 2527, or more than a million entries in a millisecond.
 pub fn pack_entry_id(ms: u64, seq: u64) -> Option<u64> {
     (ms < 1 << (64 - ENTRY_BITS) && seq < 1 << ENTRY_BITS).then_some(ms << ENTRY_BITS | seq)
 }
@@ -294,7 +295,7 @@ pub fn unpack_entry_id(number: u64) -> (u64, u64) {
     (number >> ENTRY_BITS, number & ((1 << ENTRY_BITS) - 1))
 }
 
-/// Whether a publisher's id can be carried in an event id: short, visible ASCII. A header must be able to bring it back.
+/// Whether a publisher id can be part of an event id: short, visible ASCII, so that a header can return it.
 pub fn is_publisher_id(text: &str) -> bool {
     (1..=MAX_PUBLISHER_ID).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
@@ -381,7 +382,7 @@ mod tests {
             is_own
         };
         assert_eq!([0, 1, 6, 9, 10].map(is_own), [true, false, false, false, true]);
-        // It has lost it again, before it came so far.
+        // The broker has lost that message, and has not given that number again yet.
         let again = Sequence::stored(tag(), 7).in_place_of(&sequence);
         assert_eq!(again.given_before, 9);
         let other = Sequence::stored(Tag::of(&[b"PRICES"]), 5).in_place_of(&sequence);

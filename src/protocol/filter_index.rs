@@ -1,8 +1,8 @@
-//! Values by filter, found by the topics that their filters match: a trie of segments.
+//! An index from filters to values, searched by topic: a trie of segments.
 //!
-//! To find what matches costs a few steps for each segment of the topic, however many filters there are, and to add or remove
-//! one a step for each of its own segments. Only filters that agree on a part of the topic and have `*` at different
-//! places are gone through one by one. It knows what [`Filter::matches`] and [`Filter::covers`] know, and nothing of logs.
+//! A search costs a few steps per segment of the topic, however many filters there are; adding or removing a filter
+//! costs one step per segment. Only filters that share a prefix and have `*` in different places are visited one by
+//! one. It agrees with [`Filter::matches`] and [`Filter::covers`], and knows nothing of logs.
 
 use std::collections::HashMap;
 
@@ -11,24 +11,24 @@ use smallvec::{SmallVec, smallvec};
 
 use super::topic::{Filter, Topic, is_reserved};
 
-/// The first node, which is always there.
+/// The root node, which always exists.
 const ROOT: usize = 0;
 
-/// See the module.
+/// The trie.
 #[derive(Debug)]
 pub struct FilterIndex<T> {
-    /// Not one in the other: filters may have thousands of segments, and a stack has a size.
+    /// Not nested in each other: filters may have thousands of segments, and dropping them would recurse.
     nodes: Slab<Node<T>>,
 }
 
-/// What follows after some segments.
+/// The filters that share a prefix.
 #[derive(Debug)]
 struct Node<T> {
-    /// Of the filter that ends here.
+    /// The value of the filter that ends here.
     here: Option<T>,
-    /// Of the filter that ends with a `**` behind this.
+    /// The value of the filter that ends with `**` after this.
     rest: Option<T>,
-    /// Behind a `*`.
+    /// The node after a `*`.
     one: Option<usize>,
     literal: HashMap<Box<str>, usize>,
 }
@@ -52,7 +52,7 @@ impl<T> Default for FilterIndex<T> {
 }
 
 impl<T> FilterIndex<T> {
-    /// Whether there is none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.nodes[ROOT].is_empty()
     }
@@ -62,7 +62,7 @@ impl<T> FilterIndex<T> {
         self.nodes.iter().flat_map(|(_, node)| node.here.iter().chain(&node.rest))
     }
 
-    /// Gives `filter` this value, and returns the one that it had.
+    /// Sets the value of `filter`, and returns the old one.
     pub fn insert(&mut self, filter: &Filter, value: T) -> Option<T> {
         let mut at = ROOT;
         for segment in filter.segments() {
@@ -81,7 +81,7 @@ impl<T> FilterIndex<T> {
         self.nodes[at].here.replace(value)
     }
 
-    /// Takes the value of `filter` out.
+    /// Removes the value of `filter`.
     pub fn remove(&mut self, filter: &Filter) -> Option<T> {
         let mut path: SmallVec<[(usize, &str); 8]> = SmallVec::new();
         let (mut at, mut rest) = (ROOT, false);
@@ -115,18 +115,19 @@ impl<T> FilterIndex<T> {
         value
     }
 
-    /// Calls `found` with the value of each filter that matches `topic`, in no order. Returns how many nodes were looked at.
+    /// Calls `found` with the value of each filter that matches `topic`, in no order. Returns how many nodes were
+    /// visited.
     pub fn matching<'a>(&'a self, topic: &Topic, found: impl FnMut(&'a T)) -> usize {
         self.walk(topic.as_str(), found)
     }
 
-    /// Likewise of each filter that covers all of `filter`.
+    /// Likewise for each filter that covers all of `filter`.
     pub fn covering<'a>(&'a self, filter: &Filter, found: impl FnMut(&'a T)) -> usize {
         self.walk(filter.as_str(), found)
     }
 
-    /// Likewise of each filter that matches some topic which `filter` matches too. Costs what is found, and for each wildcard in
-    /// `filter` what there is in its place.
+    /// Likewise for each filter that overlaps with `filter`. It costs a step per result, and for each wildcard in
+    /// `filter` a step per segment in its place.
     pub fn overlapping<'a>(&'a self, filter: &Filter, mut found: impl FnMut(&'a T)) {
         let text = filter.as_str();
         let mut stack: SmallVec<[(usize, Option<&str>, bool); 8]> = smallvec![(ROOT, Some(text), true)];
@@ -143,7 +144,7 @@ impl<T> FilterIndex<T> {
                 node.rest.as_ref().into_iter().for_each(&mut found);
             }
             let wild = segment == "*" || segment == "**";
-            // A `**` goes on with whatever is there, to its end.
+            // A `**` continues with every segment below.
             let (behind, rest) = if segment == "**" { (Some("**"), true) } else { (behind, false) };
             let mut push = |next: usize| {
                 if rest {

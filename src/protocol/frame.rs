@@ -1,5 +1,5 @@
-//! Frames: events as bytes, ready for any socket. A pure encoder, called once a message; it validates nothing but what
-//! the framing itself needs, and knows nothing of logs or connections.
+//! Frames: events as bytes, ready for any socket. It is a pure encoder, called once per message. It validates only what
+//! the framing needs, and knows nothing of logs or connections.
 //!
 //! The rules of the text/event-stream format (WHATWG HTML, "Server-sent events") that matter here: CR, LF and CRLF each
 //! end a line, so a payload is split on all three and an attacker's line ends stay data; a block without a `data` line
@@ -14,23 +14,23 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 
-/// What stands before a payload that is not UTF-8, which a stream of UTF-8 cannot carry: the payload is sent as a
-/// data: URL (RFC 2397), which a page can hand to `fetch`.
+/// The prefix of a payload that is not UTF-8. The format is UTF-8, so such a payload is sent as a data: URL (RFC 2397),
+/// which a page can pass to `fetch`.
 pub const BINARY_MARK: &str = "data:application/octet-stream;base64,";
 
-/// The type of the event that tells that a key was deleted.
+/// The type of the event for a deleted key.
 pub const STREAM_DELETE: &str = "stream-delete";
 
-/// The longest event type that is carried, in bytes.
+/// The longest event type that is accepted, in bytes.
 const MAX_TYPE: usize = 128;
 
-/// Longest `<hex length>CRLF` of a chunk: a frame of 4 GiB could not be framed, and no payload comes near it.
+/// The longest `<hex length>CRLF` of a chunk. Frames of 4 GiB and more would not fit, and no payload comes near that.
 const CHUNK_HEAD: usize = 8 + 2;
 
-/// How a response body is framed on its connection.
+/// The transfer coding of a response body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
-    /// As it is: HTTP/1.0, and HTTP/2, which frames on its own.
+    /// None: HTTP/1.0, and HTTP/2, which has its own framing.
     Plain,
     /// Chunked (RFC 9112, section 7.1): HTTP/1.1.
     Chunked,
@@ -39,8 +39,8 @@ pub enum Coding {
 /// The end of a chunked body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// One or more whole events. Cheap to clone. Kept as one HTTP/1.1 chunk, of which the events are a slice, so that
-/// neither way out needs a copy.
+/// One or more whole events. Cheap to clone. Stored as one HTTP/1.1 chunk, of which the events are a slice, so that
+/// neither coding needs a copy.
 #[derive(Debug, Clone)]
 pub struct Frame {
     chunk: Bytes,
@@ -49,7 +49,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Frames what `write` appends. `capacity` is the expected number of bytes, and best exact.
+    /// Frames the bytes that `write` appends. `capacity` is the expected number of bytes, ideally exact.
     fn build(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = Vec::with_capacity(CHUNK_HEAD + capacity + 2);
         buffer.resize(CHUNK_HEAD, b' ');
@@ -80,12 +80,12 @@ impl Frame {
         })
     }
 
-    /// The bytes for a connection of that coding.
+    /// The bytes for a connection with this coding.
     pub fn bytes(&self, coding: Coding) -> Bytes {
         self.chunk.slice(self.range(coding))
     }
 
-    /// The same, to be copied.
+    /// The same bytes, borrowed.
     pub fn slice(&self, coding: Coding) -> &[u8] {
         &self.chunk[self.range(coding)]
     }
@@ -102,13 +102,13 @@ impl Frame {
         self.chunk.as_ptr_range().contains(&bytes.as_ptr())
     }
 
-    /// Bytes that this frame holds in memory.
+    /// The memory of this frame, in bytes.
     pub fn weight(&self) -> usize {
         self.chunk.len()
     }
 }
 
-/// Lines of a payload, as the format ends them: CRLF, CR or LF. There is always at least one.
+/// The lines of a payload, which end with CRLF, CR or LF. There is always at least one.
 fn lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(payload);
     std::iter::from_fn(move || {
@@ -123,9 +123,9 @@ fn lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// A message as one event, and its payload: where that stands in the event as it was sent, the returned bytes are a
-/// slice of the event and take no memory of their own. Else they are a copy: what a client library hands out may be a
-/// slice of a read buffer many times its size, which the log would hold for as long as the message.
+/// Encodes a message as one event, and returns it with the payload. If the event contains the payload unchanged, the
+/// returned bytes are a slice of the event and take no memory of their own. Otherwise they are a copy: the library's
+/// bytes may be a slice of a much larger read buffer, which the log would keep alive.
 ///
 /// `kind` must satisfy [`is_event_type`] and `id` must be an event id of [`super::event_id`].
 pub fn message(id: &str, kind: Option<&str>, payload: &[u8]) -> (Frame, Bytes) {
@@ -142,7 +142,7 @@ pub fn message(id: &str, kind: Option<&str>, payload: &[u8]) -> (Frame, Bytes) {
     (frame, shared)
 }
 
-/// One event with this data.
+/// Encodes one event with this data.
 pub fn event(id: &str, kind: Option<&str>, data: &[u8]) -> Frame {
     let line_total: usize = lines(data).map(|line| line.len() + 7).sum();
     let capacity = 4 + id.len() + 1 + kind.map_or(0, |kind| 8 + kind.len()) + line_total + 1;
@@ -165,18 +165,18 @@ fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.push(b'\n');
 }
 
-/// Whether a publisher may name its event so: short, no line end or NUL (which would break or void the field), and not
-/// one of our own `stream-` names.
+/// Whether a publisher may use this event type: short, without line ends or NUL (which would break the field), and not
+/// one of our own `stream-` types.
 pub fn is_event_type(text: &str) -> bool {
     (1..=MAX_TYPE).contains(&text.len())
         && !text.bytes().any(|b| matches!(b, b'\r' | b'\n' | b'\0'))
         && !text.starts_with("stream-")
 }
 
-/// `stream-open`. The reconnection delay rides in it because several clients make an event of a block that holds only a
-/// `retry`.
+/// `stream-open`. It also carries the reconnection delay, because several clients turn a block with only a `retry` into
+/// an event.
 ///
-/// Without an id the client keeps the cursor it came with: that is for a stream whose gaps are still to be told.
+/// Without an id, the client keeps its cursor: for a stream whose gaps are still to be sent.
 pub fn stream_open(id: Option<&str>, retry_ms: u64, topics: &[&str], resumed: bool) -> Frame {
     #[derive(Serialize)]
     struct Open<'a> {
@@ -196,7 +196,7 @@ pub fn stream_gap(id: Option<&str>, topic: &str, reason: GapReason) -> Frame {
     control(id, "stream-gap", None, &Gap { topic, reason: reason.as_str() })
 }
 
-/// `stream-close`: the server ends the stream on purpose. It has no id: the client keeps the one it has.
+/// `stream-close`: the server ends the stream on purpose. It has no id, so the client keeps its cursor.
 pub fn stream_close(retry_ms: u64, code: &str) -> Frame {
     #[derive(Serialize)]
     struct Close<'a> {
@@ -207,7 +207,7 @@ pub fn stream_close(retry_ms: u64, code: &str) -> Frame {
 }
 
 fn control(id: Option<&str>, name: &str, retry_ms: Option<u64>, data: &impl Serialize) -> Frame {
-    // The structs above hold strings and booleans only, which always serialize; "{}" is never reached.
+    // The structs above have only strings and booleans, which always serialize; "{}" is never reached.
     let data = serde_json::to_string(data).unwrap_or_else(|_| "{}".into());
     Frame::build(data.len() + 128, |out| {
         field(out, "event", name.as_bytes());
@@ -222,7 +222,8 @@ fn control(id: Option<&str>, name: &str, retry_ms: Option<u64>, data: &impl Seri
     })
 }
 
-/// A comment line against silence. One LF: with a blank line after it several clients make an empty event of it.
+/// A comment line that breaks the silence. It has a single LF: after a blank line, several clients would create an
+/// empty event.
 pub fn heartbeat(coding: Coding) -> Bytes {
     match coding {
         Coding::Plain => Bytes::from_static(b":\n"),
@@ -242,7 +243,7 @@ mod tests {
         String::from_utf8(frame.bytes(Coding::Plain).to_vec()).unwrap()
     }
 
-    /// What an independent parser makes of some bytes.
+    /// The events that an independent parser reads.
     fn parse(bytes: &[u8]) -> Vec<eventsource_stream::Event> {
         let stream = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.to_vec())]).eventsource();
         stream.map(|event| event.unwrap()).collect().now_or_never().unwrap()
@@ -352,7 +353,7 @@ mod tests {
                 prop_assert_eq!(&event.id, "id-1");
                 prop_assert_eq!(&event.event, kind.as_deref().unwrap_or("message"));
             }
-            // The chunk says its own length.
+            // The chunk starts with its own length.
             let chunk = frame.bytes(Coding::Chunked);
             let head = chunk.windows(2).position(|pair| pair == b"\r\n").unwrap();
             let length = usize::from_str_radix(std::str::from_utf8(&chunk[..head]).unwrap(), 16).unwrap();

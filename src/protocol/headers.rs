@@ -1,4 +1,4 @@
-//! Header fields of a message, as NATS has them. Redis has none.
+//! Header fields of a message, as in NATS. Redis has none; for a Redis Stream, fields of the entry take their place.
 
 /// Header fields of a message. Values of one name keep their order. Names compare without case. Redis has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,12 +13,12 @@ impl Headers {
         self.fields.push((name.into(), value.into()));
     }
 
-    /// Notes that the message has a field that cannot be read, and which is missing here.
+    /// Marks that the message has a field that cannot be parsed and is missing here.
     pub fn set_damaged(&mut self) {
         self.is_damaged = true;
     }
 
-    /// Whether the message has fields that cannot be read.
+    /// Whether the message has fields that cannot be parsed.
     pub fn is_damaged(&self) -> bool {
         self.is_damaged
     }
@@ -39,7 +39,7 @@ impl Headers {
         self.fields.is_empty()
     }
 
-    /// Every field.
+    /// All fields, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.fields.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }

@@ -1,5 +1,5 @@
-//! The words of the wire, as docs/protocol.md defines them: topics, sources, event ids, where a stream starts, codes and
-//! frames. It is the leaf of the crate: it imports nothing of ours, does no input or output, and knows no broker.
+//! The types of the wire protocol, as docs/protocol.md defines it: topics, sources, event ids, starts of streams, codes
+//! and frames. It imports no other folder, does no I/O, and knows no broker.
 
 pub mod codes;
 pub mod event_id;

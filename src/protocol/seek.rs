@@ -1,4 +1,4 @@
-//! Where a stream starts: what a request can ask for, and the question and the answer when only the broker can tell.
+//! Where a stream starts: what a request can ask for, and the seek and its result if only the broker can answer.
 
 use std::time::SystemTime;
 
@@ -7,42 +7,42 @@ use std::time::SystemTime;
 pub enum Start {
     /// Live, from now.
     Now,
-    /// After the event of this id. `None` is an id that could not be read at all.
+    /// After the event with this id. `None`: the id could not be decoded.
     After(Option<String>),
     /// With the first message at or after this time.
     Since(SystemTime),
     /// With the oldest message that is held.
     All,
-    /// With the last so many messages of each topic and pattern of the stream.
+    /// With the last messages of each topic and pattern of the stream, this many of each.
     Last(usize),
 }
 
-/// A place in a history that is looked for.
+/// A position to find among stored messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
     /// Right after this number.
     After(u64),
     /// Before the oldest message that is held.
     Oldest,
-    /// Before the first message that was taken at this time or later.
+    /// Before the first message that was stored at this time or later.
     Since(SystemTime),
-    /// Before the last so many messages.
+    /// Before the last messages, this many.
     Last(usize),
 }
 
-/// A place that was found. A reader there reads on with what has a higher number.
+/// The result of a seek. A reader continues with the next higher number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeekResult {
-    /// All that was asked for follows.
+    /// Everything requested follows.
     At(u64),
-    /// Something of what was asked for is gone; what follows is what is left.
+    /// Some of the requested messages are gone; the rest follows.
     Evicted(u64),
-    /// That number was never given to a message here; what follows is all that is held.
+    /// The number was never given to a message here; all stored messages follow.
     Unknown(u64),
 }
 
 impl SeekResult {
-    /// The number after which a reader reads on.
+    /// The number after which a reader continues.
     pub fn number(self) -> u64 {
         let (SeekResult::At(number) | SeekResult::Evicted(number) | SeekResult::Unknown(number)) = self;
         number

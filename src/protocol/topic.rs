@@ -1,26 +1,26 @@
-//! Topics and filters: what a topic may be called, what a pattern matches, and which patterns cover which.
+//! Topics and filters: the grammar of names, what a pattern matches, and which filters cover or overlap each other.
 //!
 //! A [`Topic`] is a path of segments, `orders/eu/42`. A [`Filter`] is a topic or a pattern: `*` as a whole segment
-//! matches one segment, `**` as the last one matches one or more. Both are kept in one canonical form with `/` between
-//! the segments; a broker's own separator is translated at its edge ([`Topic::from_subject`], [`Filter::to_subject`]).
+//! matches one segment, `**` as the last one matches one or more. Both have one canonical form with `/` between the
+//! segments; a broker's own separator is translated at the edge ([`Topic::from_subject`], [`Filter::to_subject`]).
 //!
-//! This file knows nothing of who may read a topic (that is [`crate::config`]'s rules), nor how a broker spells a
-//! wildcard (that is each broker's file).
+//! This file does not know access rules (`config` and `auth` do), nor how a broker writes a wildcard (each broker's
+//! files do).
 
 use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
 
-/// Characters that are a wildcard or a glob on NATS or Redis. They are refused on every broker, so that a topic means
-/// the same wherever it is read. `%` is among them because a client that sends it has encoded its topic twice.
+/// Characters that are wildcards or globs in NATS or Redis. They are refused with every broker, so that a topic means
+/// the same everywhere. `%` is among them because a client that sends it has encoded its topic twice.
 const FORBIDDEN: [char; 7] = ['*', '>', '?', '[', ']', '\\', '%'];
 
 /// Why a topic or a pattern was refused. The text is written for the person who sent it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TopicError {
-    /// Nothing was named.
-    #[error("the topic is empty; name one, such as orders/eu")]
+    /// The name is empty.
+    #[error("the topic is empty; write one, such as orders/eu")]
     Empty,
     /// Two separators in a row, or one at an end.
     #[error(
@@ -28,25 +28,25 @@ pub enum TopicError {
     )]
     EmptySegment,
     /// Longer than the configured limit.
-    #[error("the topic is {length} bytes long and at most {limit} are allowed (limits.topic_length)")]
+    #[error("the topic is {length} bytes long, but at most {limit} are allowed (limits.topic_length)")]
     TooLong {
-        /// Bytes that were sent.
+        /// Its length in bytes.
         length: usize,
-        /// Bytes that are allowed.
+        /// The limit in bytes.
         limit: usize,
     },
     /// A control character or white space.
     #[error("the topic has white space or a control character; segments are printable text without spaces")]
     Unprintable,
-    /// A wildcard inside a segment, or a character that is a wildcard on a broker.
+    /// A wildcard inside a segment, or a character that is a wildcard in a broker.
     #[error(
         "the topic has the character {character:?}, which cannot be part of a segment; {}",
-        near.as_ref().map_or("* and ** stand alone in theirs".into(), |near| format!("write {near}"))
+        near.as_ref().map_or("* * and ** must be whole segments".into(), |near| format!("write {near}"))
     )]
     Forbidden {
-        /// The first of them.
+        /// The first such character.
         character: char,
-        /// The pattern that was meant, if it is a broker's way to write one.
+        /// The pattern that was probably meant, if a broker writes it this way.
         near: Option<Box<str>>,
     },
     /// `**` before the last segment.
@@ -55,14 +55,14 @@ pub enum TopicError {
     /// `.` or `..` as a segment, which browsers and proxies resolve away.
     #[error("a segment cannot be . or .., which browsers and proxies resolve before they send the request")]
     Dots,
-    /// `%2F` in a URL path, of which nobody can say whether it separates.
+    /// `%2F` in a URL path: it is unclear whether it separates segments.
     #[error("the topic has an encoded slash; write / between segments")]
     EncodedSlash,
     /// Bytes that are not UTF-8 once decoded.
     #[error("the topic is not UTF-8 once percent-decoded")]
     NotUtf8,
     /// A pattern where a topic was needed.
-    #[error("a pattern was sent where one topic is needed; name it without * and **")]
+    #[error("a pattern was sent where a single topic is required; write it without * and **")]
     Pattern,
 }
 
@@ -71,10 +71,10 @@ pub enum TopicError {
 pub struct Topic(Arc<str>);
 
 impl Topic {
-    /// Reads a topic in canonical form (`/` between segments). `limit` is in bytes.
+    /// Parses a topic in canonical form (`/` between segments). `limit` is in bytes.
     ///
     /// # Errors
-    /// What the grammar refuses, as [`TopicError`]; a pattern is [`TopicError::Pattern`].
+    /// What is wrong with the name, as [`TopicError`]; a pattern is [`TopicError::Pattern`].
     pub fn parse(text: &str, limit: usize) -> Result<Self, TopicError> {
         let filter = Filter::parse(text, limit)?;
         filter.topic().ok_or(TopicError::Pattern)
@@ -86,7 +86,7 @@ impl Topic {
         let text = if separator == '/' {
             subject
         } else if subject.contains('/') {
-            return None; // it would read as two segments here, and could not be written back
+            return None; // it would become two segments, and could not be translated back
         } else {
             translated = subject.replace(separator, "/");
             &translated
@@ -99,7 +99,7 @@ impl Topic {
         &self.0
     }
 
-    /// The subject or channel of this topic on a broker whose separator is `separator`.
+    /// The subject or channel of this topic in a broker with this separator.
     pub fn to_subject(&self, separator: char) -> String {
         self.0.replace('/', separator.encode_utf8(&mut [0; 4]))
     }
@@ -122,15 +122,15 @@ impl fmt::Display for Topic {
 pub struct Filter(Arc<str>);
 
 impl Filter {
-    /// `**`: every topic but the reserved ones.
+    /// `**`: every topic except the reserved ones.
     pub fn everything() -> Self {
         Filter("**".into())
     }
 
-    /// Reads a topic or a pattern in canonical form (`/` between segments). `limit` is in bytes.
+    /// Parses a topic or a pattern in canonical form (`/` between segments). `limit` is in bytes.
     ///
     /// # Errors
-    /// What the grammar refuses, as [`TopicError`].
+    /// What is wrong with the name, as [`TopicError`].
     pub fn parse(text: &str, limit: usize) -> Result<Self, TopicError> {
         if text.is_empty() {
             return Err(TopicError::Empty);
@@ -160,10 +160,11 @@ impl Filter {
         Ok(Filter(text.into()))
     }
 
-    /// Reads what a person wrote, who may use the broker's own `separator` instead of `/`. `limit` is in bytes.
+    /// Parses a topic or a pattern that a person wrote, who may use the broker's `separator` instead of `/`. `limit` is
+    /// in bytes.
     ///
     /// # Errors
-    /// What the grammar refuses, as [`TopicError`].
+    /// What is wrong with the name, as [`TopicError`].
     pub fn read(text: &str, separator: Option<char>, limit: usize) -> Result<Self, TopicError> {
         match separator {
             Some(separator) => Filter::parse(&text.replace(separator, "/"), limit),
@@ -171,10 +172,10 @@ impl Filter {
         }
     }
 
-    /// Reads the path of a URL, still percent-encoded. Each segment is decoded once; an encoded slash never separates.
+    /// Parses the path of a URL, still percent-encoded. Each segment is decoded once; an encoded slash never separates.
     ///
     /// # Errors
-    /// What the grammar refuses, as [`TopicError`].
+    /// What is wrong with the name, as [`TopicError`].
     pub fn read_path(path: &str, separator: Option<char>, limit: usize) -> Result<Self, TopicError> {
         let mut decoded = String::with_capacity(path.len());
         for (index, segment) in path.split('/').enumerate() {
@@ -212,27 +213,27 @@ impl Filter {
         self.0.split('/')
     }
 
-    /// Whether the first segment is one that a broker keeps for itself, such as `$SYS`.
+    /// Whether the first segment is reserved for a broker, such as `$SYS`.
     pub fn is_reserved(&self) -> bool {
         self.segments().next().is_some_and(is_reserved)
     }
 
-    /// Whether a message on `topic` belongs to this filter. A wildcard as the first segment matches no reserved one.
+    /// Whether this filter matches `topic`. A wildcard as the first segment matches no reserved segment.
     pub fn matches(&self, topic: &Topic) -> bool {
         covers(&self.0, topic.as_str())
     }
 
-    /// Whether every topic that `other` can match is matched by this filter too.
+    /// Whether this filter matches every topic that `other` matches.
     pub fn covers(&self, other: &Filter) -> bool {
         covers(&self.0, &other.0)
     }
 
-    /// Whether some topic is matched by both.
+    /// Whether both filters match some common topic.
     pub fn overlaps(&self, other: &Filter) -> bool {
         overlaps(&self.0, &other.0)
     }
 
-    /// The subject of this filter on a broker that separates with `separator` and spells `**` as `rest`. `*` stays.
+    /// The subject of this filter in a broker with this separator that writes `**` as `rest`. `*` stays.
     pub fn to_subject(&self, separator: char, rest: &str) -> String {
         let mut subject = String::with_capacity(self.0.len());
         for (index, segment) in self.segments().enumerate() {
@@ -263,11 +264,12 @@ impl fmt::Display for Filter {
     }
 }
 
-/// What somebody meant who wrote a pattern as a broker does: `>` for `**`, a broker's separator for `/`, `?` for one segment.
+/// The pattern that was probably meant by a broker's notation: `>` for `**`, a broker's separator for `/`, `?` for one
+/// segment.
 fn near(text: &str) -> Option<Box<str>> {
     let mut meant = Vec::new();
     for segment in text.split('/') {
-        // A separator in the segment is a part of it, unless it stands before a wildcard.
+        // A separator in a segment is part of it, unless it is next to a wildcard.
         let glued =
             [".>", ".*", ":>", ":*", ":?", ">.", "*.", "*:"].iter().any(|pair| segment.contains(pair));
         meant.extend(if glued { segment.split(['.', ':']).collect() } else { vec![segment] });
@@ -281,12 +283,12 @@ fn near(text: &str) -> Option<Box<str>> {
         }
     }
     let meant = meant.join("/");
-    // What is meant has nothing more to be replaced, so this does not call itself a third time.
+    // The suggestion has nothing left to replace, so this does not recurse a third time.
     (meant != text).then(|| Filter::parse(&meant, usize::MAX).ok())?.map(|filter| filter.as_str().into())
 }
 
-/// Whether a first segment has a meaning of its own on a broker, so that no wildcard matches it. These are families of
-/// names rather than a list, since servers add to them: `$` and `_` with a capital letter are NATS' (`$SYS`, `$JS`, `$KV`,
+/// Whether a first segment is reserved for a broker, so that no wildcard matches it. These are families of names rather
+/// than a list, because servers add to them: `$` and `_` with a capital letter are NATS' (`$SYS`, `$JS`, `$KV`,
 /// `$MQTT`, `_INBOX`, `_R_`, `_GR_`), `__` is Redis' (`__keyspace@0__`, `__keyevent@0__`, `__sentinel__`, `__redis__`).
 pub(crate) fn is_reserved(segment: &str) -> bool {
     match segment.as_bytes() {
@@ -296,7 +298,7 @@ pub(crate) fn is_reserved(segment: &str) -> bool {
     }
 }
 
-/// Whether the set of topics of `outer` contains that of `inner`. A topic is a pattern without wildcards here.
+/// Whether `outer` matches every topic of `inner`. Here, a topic is a pattern without wildcards.
 fn covers(outer: &str, inner: &str) -> bool {
     let mut outer = outer.split('/');
     let mut inner = inner.split('/');
@@ -379,7 +381,7 @@ mod tests {
         }
         for text in ["orders*", "news[a-z]", "a/b?", "a>", "%3E"] {
             let error = Filter::read(text, Some('.'), 200).unwrap_err().to_string();
-            assert!(error.ends_with("stand alone in theirs"), "{text}: {error}");
+            assert!(error.ends_with("must be whole segments"), "{text}: {error}");
         }
     }
 
@@ -492,7 +494,7 @@ mod tests {
         all
     }
 
-    /// What a pattern matches, in the words of docs/protocol.md.
+    /// What a pattern matches, as docs/protocol.md defines it.
     fn model(pattern: &[&str], topic: &[&str]) -> bool {
         let reserved = topic[0].starts_with('$') && pattern[0] != topic[0];
         let rest = pattern.last() == Some(&"**");
@@ -502,8 +504,9 @@ mod tests {
         !reserved && long_enough && pattern[..fixed].iter().zip(topic).all(same)
     }
 
-    /// Every pair rather than a random few: half a million of patterns of up to five segments. The topics go one segment
-    /// deeper, and have a word that no pattern names, so that any two patterns that differ do so on one of them.
+    /// Checks every pair of patterns of up to five segments, half a million, instead of a random few. The topics are
+    /// one segment longer and have a word that no pattern has, so that any two different patterns differ in one of
+    /// them.
     #[test]
     fn matches_covers_and_overlaps_agree_with_brute_force_on_every_pair() {
         let topics = paths(&["a", "b", "c", "$S"], 6);
@@ -511,7 +514,7 @@ mod tests {
         let mut patterns = paths(&["a", "b", "$S", "*"], 4);
         patterns.extend(patterns.clone().into_iter().map(|path| [&path[..], &["**"]].concat()));
         patterns.push(vec!["**"]);
-        // For each pattern, a bit for every topic that it matches.
+        // For each pattern, one bit per topic that it matches.
         let sets: Vec<(Filter, Vec<u64>)> = patterns
             .iter()
             .map(|pattern| {

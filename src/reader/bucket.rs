@@ -1,39 +1,40 @@
-//! Token buckets: so much a second, and [`BURST`]'s worth of it at once.
+//! Token buckets: a rate per second, with bursts of up to [`BURST`].
 
 use std::time::Duration;
 
-/// What a bucket holds: this long's worth of its rate. Long enough for a whole office whose streams come back together.
+/// The capacity of a bucket, as a time at its rate. It is long enough for a whole office whose streams reconnect
+/// together.
 pub const BURST: Duration = Duration::from_secs(5);
 
 const BURST_NANOS: u64 = BURST.as_nanos() as u64;
 const NANOS_PER_MS: u64 = 1_000_000;
 
-/// So much a second. Never zero.
+/// An amount per second, never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(u64);
 
 impl Rate {
-    /// `amount` a second; none is taken for one.
+    /// `amount` per second; zero counts as one.
     pub fn per_second(amount: u64) -> Self {
         Rate(amount.max(1))
     }
 
-    /// How long `amount` takes to come, in nanoseconds.
+    /// How long `amount` takes to accrue, in nanoseconds.
     fn nanos(self, amount: u64) -> u64 {
         let nanos = u128::from(amount) * 1_000_000_000 / u128::from(self.0);
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 }
 
-/// A bucket, full at first. One word: when it is full again (the generic cell rate algorithm), which is in the past
-/// for as long as it is. Times are milliseconds of one clock, whichever.
+/// A bucket, full at first. It is one word: the time when it is full again (the generic cell rate algorithm), which is
+/// in the past while it is full. Times are milliseconds of any one clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bucket {
     full_at_nanos: u64,
 }
 
 impl Bucket {
-    /// Takes `amount` if that much is there.
+    /// Takes `amount` if it is available.
     pub fn take(&mut self, amount: u64, rate: Rate, now: u64) -> bool {
         let mut after = *self;
         after.owe(amount, rate, now);
@@ -44,19 +45,19 @@ impl Bucket {
         there
     }
 
-    /// Takes `amount`, of which some may have to come yet: what has been used cannot be refused any more.
+    /// Takes `amount`, even if it goes into debt: what has already been used cannot be refused.
     pub fn owe(&mut self, amount: u64, rate: Rate, now: u64) {
         let from = self.full_at_nanos.max(now * NANOS_PER_MS);
         self.full_at_nanos = from.saturating_add(rate.nanos(amount));
     }
 
-    /// When nothing is owed any more, or `None` if nothing is.
+    /// When the debt is paid, or `None` if there is none.
     pub fn in_debt_until(&self, now: u64) -> Option<u64> {
         let due = self.full_at_nanos.saturating_sub(BURST_NANOS).div_ceil(NANOS_PER_MS);
         (due > now).then_some(due)
     }
 
-    /// Whether it holds all that it can: it remembers nothing then.
+    /// Whether it is full; a full bucket need not be remembered.
     pub fn is_full(&self, now: u64) -> bool {
         self.full_at_nanos <= now * NANOS_PER_MS
     }

@@ -1,9 +1,9 @@
-//! One clock for all streams: it ticks twice a second and stands in for a timer of each stream.
+//! One clock for all streams: it ticks twice per second and replaces a timer per stream.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often the clock looks whose time has come. Heartbeats and write timeouts are late by at most this much.
+/// The interval of the clock. Heartbeats and write timeouts are late by at most this much.
 pub const TICK: Duration = Duration::from_millis(500);
 
 /// Milliseconds since the gateway began.
@@ -11,12 +11,12 @@ pub const TICK: Duration = Duration::from_millis(500);
 pub struct Clock(Instant);
 
 impl Clock {
-    /// One that begins now.
+    /// A clock that begins now.
     pub(crate) fn start() -> Self {
         Clock(Instant::now())
     }
 
-    /// Milliseconds now.
+    /// The current time in milliseconds.
     pub fn now(self) -> u64 {
         self.0.elapsed().as_millis() as u64
     }

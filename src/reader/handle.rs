@@ -1,8 +1,8 @@
-//! What wakes a stream: a new entry in one of its logs, an order to close, or the clock.
+//! The handle of an open stream. It wakes the stream for a new entry, an order to close, or the clock.
 //!
-//! One small allocation per stream, shared by the stream, its logs, its client's count and the table of streams; so it is
-//! also where stands who reads and how far they are, for those who ask from outside. It carries no message: what there
-//! is to read stands in the logs.
+//! It is one small allocation per stream, shared by the stream, its logs, its client's quota and the table of streams.
+//! So it also records the client and its progress, for the admin listener. It carries no messages: those are in the
+//! logs.
 
 use super::Reader;
 use crate::protocol::codes::CloseCode;
@@ -11,22 +11,22 @@ use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
 
-/// See the module.
+/// The shared handle of one stream.
 #[derive(Debug, Default)]
 pub struct ReaderHandle {
-    /// Counts the streams of the process, from 1.
+    /// The id of the stream: streams of the process are numbered from 1.
     pub id: u64,
-    /// Who reads.
+    /// The client that reads.
     pub reader: Reader,
-    /// Since when, in milliseconds of [`super::clock::Clock`].
+    /// When the stream was opened, in milliseconds of [`super::clock::Clock`].
     pub opened: u64,
-    /// Bytes handed out. The stream alone writes it, and `position`.
+    /// Bytes sent. Only the stream writes this and `position`.
     sent: AtomicU64,
-    /// Up to where it has read, if all its logs are of one sequence; else `u64::MAX`.
+    /// The position up to which it has read, if all its logs have one sequence; otherwise `u64::MAX`.
     position: AtomicU64,
     waker: AtomicWaker,
-    /// The stream has read everything and waits for more. Only then is it woken for an entry: a stream whose socket is
-    /// full costs nothing however much is published meanwhile.
+    /// The stream has read everything and waits for more. Only then do entries wake it, so that a stream whose socket
+    /// is full costs nothing while messages are published.
     waiting: AtomicBool,
     /// A [`CloseCode`], or 0.
     close: AtomicU8,
@@ -35,28 +35,28 @@ pub struct ReaderHandle {
 }
 
 impl ReaderHandle {
-    /// Of a stream that nothing has happened to yet.
+    /// The handle of a new stream.
     pub fn new(id: u64, reader: Reader, opened: u64) -> Self {
         ReaderHandle { id, reader, opened, due: AtomicU64::new(u64::MAX), ..ReaderHandle::default() }
     }
 
-    /// Remembers whom to wake.
+    /// Stores the waker.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
-    /// Announces that the stream will wait for entries. It must look for entries once more after this and before it
-    /// sleeps: `swap` orders that look after any [`ReaderHandle::entry`] that came too early to wake it.
+    /// Announces that the stream will wait for entries. After this call and before it sleeps, it must read once more:
+    /// the `swap` orders that read after any [`ReaderHandle::entry`] that came too early to wake it.
     pub fn await_entries(&self) {
         self.waiting.swap(true, Ordering::AcqRel);
     }
 
-    /// Announces that what the stream waits for is no entry, and will be told by [`ReaderHandle::wake`].
+    /// Announces that the stream waits for something other than an entry, and will be woken by [`ReaderHandle::wake`].
     pub fn ignore_entries(&self) {
         self.waiting.store(false, Ordering::Release);
     }
 
-    /// An entry was committed. Returns whether somebody waited for it.
+    /// Wakes the stream for a new entry, if it waits for entries. Returns whether it did.
     pub fn entry(&self) -> bool {
         let waited = self.waiting.swap(false, Ordering::AcqRel);
         if waited {
@@ -76,7 +76,8 @@ impl ReaderHandle {
         self.waker.wake();
     }
 
-    /// Orders the stream to close without reading on, whatever it was ordered before. Returns whether that is news.
+    /// Orders the stream to close without reading on, even if it was already ordered to close. Returns whether this
+    /// changed anything.
     pub fn revoke(&self) -> bool {
         let before = self.close.swap(CloseCode::Revoked as u8, Ordering::AcqRel);
         self.waker.wake();
@@ -94,18 +95,19 @@ impl ReaderHandle {
         CloseCode::ALL.into_iter().find(|known| *known as u8 == code)
     }
 
-    /// The stream handed out so many bytes, and has read up to `position`.
+    /// Records that the stream sent `bytes` and has read up to `position`.
     pub fn advance(&self, bytes: usize, position: u64) {
         self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
         self.position.store(position, Ordering::Relaxed);
     }
 
-    /// Bytes handed out so far.
+    /// Bytes sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Up to where the stream has read; `None` if its logs are of several sequences, in which there is no one such place.
+    /// The position up to which the stream has read; `None` if its logs have several sequences, where there is no
+    /// single position.
     pub fn position(&self) -> Option<u64> {
         Some(self.position.load(Ordering::Relaxed)).filter(|position| *position != u64::MAX)
     }
@@ -115,7 +117,7 @@ impl ReaderHandle {
         self.due.store(due, Ordering::Relaxed);
     }
 
-    /// The clock: wakes the stream if it asked for a time that has come.
+    /// Called by the clock: wakes the stream if its due time has come.
     pub fn tick(&self, now: u64) {
         if self.due.load(Ordering::Relaxed) <= now {
             self.waker.wake();

@@ -1,5 +1,5 @@
-//! Who reads a stream: the caller, the handle that wakes the stream, the clock that all streams share, and what one
-//! client may use. It delivers nothing and knows no logs.
+//! The reader of a stream: its identity, the handle that wakes the stream, the clock that all streams share, and the
+//! quotas of clients. It delivers nothing and knows no logs.
 
 pub mod bucket;
 pub mod clock;
@@ -12,19 +12,19 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// Who reads a stream.
+/// The client that reads a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reader {
-    /// Where they come from, as far as it can be believed.
+    /// The client's address.
     pub address: IpAddr,
-    /// Who they are.
+    /// The client's identity.
     pub principal: Principal,
-    /// What the stream goes out by.
+    /// The HTTP version by which the stream is sent.
     pub http: HttpVersion,
 }
 
 impl Default for Reader {
-    /// Nobody in particular.
+    /// An anonymous reader without an address, for tests and benchmarks.
     fn default() -> Self {
         Reader {
             address: Ipv4Addr::UNSPECIFIED.into(),
@@ -34,19 +34,19 @@ impl Default for Reader {
     }
 }
 
-/// Who a reader is, as far as it had to be known.
+/// The identity of a reader, as far as the rules required it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
-    /// Whoever they are, the rules did not ask.
+    /// Not identified, because no rule required it.
     Anyone,
-    /// As much of them as their stream is judged by.
+    /// The part of the caller that matters to its stream.
     Caller(Arc<Caller>),
-    /// One who looks on from the admin listener, where the rules have no part.
+    /// An operator on the admin listener, where the access rules do not apply.
     Operator,
 }
 
 impl Reader {
-    /// The subject of their token, or what the backend calls them.
+    /// The subject of the token, or the one that the backend named.
     pub fn subject(&self) -> Option<&Arc<str>> {
         match &self.principal {
             Principal::Caller(caller) => caller.subject.as_ref(),

@@ -1,9 +1,9 @@
-//! What each client has: the streams and topics of an address, the streams of a token's subject, the bytes that an address
-//! publishes at once, how fast it opens streams, asks for new topics and publishes, and the pace at which it is read to what it
-//! missed, here and at the broker.
+//! The quotas of clients: the streams and topics of an address, the streams of a token's subject, the bytes that an
+//! address publishes at once, how fast it opens streams, requests new topics and publishes, and the rate of its replay,
+//! from memory and from the broker.
 //!
-//! One lock for all of it, taken when a stream opens and ends, for each request to publish and for each piece of a replay; live
-//! delivery never takes it. It knows no HTTP: whose address that is, behind which proxy, is found out there.
+//! One lock protects all of it. It is taken when a stream opens and ends, for each publish request, and for each batch
+//! of a replay; live delivery never takes it. It knows no HTTP: `http::client` determines the addresses.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,34 +18,35 @@ use crate::config::Limits;
 use crate::net::address::counted_as;
 use crate::protocol::codes::CloseCode;
 
-/// Addresses that are remembered without having a stream, until their buckets are full again: for seconds. Beyond it
-/// nobody new is let in, since nobody could be held to anything.
+/// The most addresses without a stream that are remembered, until their buckets are full again: for seconds. Beyond it,
+/// new addresses are refused, because their limits could not be enforced.
 const IDLE_ADDRESSES: usize = 100_000;
 
-/// The part of `limits.bodies` that one address may have under way.
+/// One address may use one part in this many of `limits.bodies`.
 const BODIES_SHARE: usize = 8;
 
-/// Bytes that one fetch from a history counts at least: it costs the broker a search, whatever comes of it.
+/// The bytes that a fetch counts at least: it costs the broker a search, even if it returns nothing.
 const FETCH: usize = 16 * 1024;
 
-/// What the broker is asked of its histories.
+/// A kind of request for the broker's stored messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// A part of one. Paced as replays are, by its bytes.
+    /// Fetching a range. Paced like replay, by its bytes.
     Fetch,
-    /// Where in one a stream begins. Paced as new topics are, so that who has fetched much can still come back.
+    /// Finding where a stream begins. Paced like new topics, so that a client that has fetched much can still
+    /// reconnect.
     Locate,
 }
 
-/// See the module.
+/// The usage of all clients, and their limits.
 #[derive(Debug)]
 pub struct Clients {
     clock: Clock,
-    /// Keyed with the standard library's seeded hash: both keys are the clients' to choose.
+    /// Uses the standard library's seeded hash, because clients choose both keys.
     counts: Mutex<Counts>,
 }
 
-/// What each may have.
+/// The limits of each client.
 #[derive(Debug)]
 struct Shares {
     streams_per_address: usize,
@@ -63,7 +64,7 @@ struct Shares {
 impl Shares {
     fn of(limits: &Limits) -> Self {
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        // One message must fit, with the head of its request.
+        // A single message with its request head must fit.
         let largest = size(limits.message.saturating_add(limits.head));
         let bodies_per_address = (size(limits.bodies) / BODIES_SHARE).max(largest);
         Shares {
@@ -85,9 +86,9 @@ impl Shares {
 struct Counts {
     shares: Shares,
     addresses: HashMap<IpAddr, Address>,
-    /// Streams of each. None is here without one.
+    /// Streams of each subject that has any.
     subjects: HashMap<Arc<str>, usize>,
-    /// Bytes of all requests to publish.
+    /// Bytes of all publish requests in progress.
     bodies: usize,
 }
 
@@ -95,13 +96,13 @@ struct Counts {
 struct Address {
     streams: usize,
     topics: usize,
-    /// Bytes of its requests to publish.
+    /// Bytes of its publish requests in progress.
     bodies: usize,
     opens: Bucket,
     new_topics: Bucket,
     publishes: Bucket,
     replays: Bucket,
-    /// What was fetched for it from the broker, and looked up there.
+    /// Fetches from the broker for it.
     fetches: Bucket,
     lookups: Bucket,
 }
@@ -114,40 +115,40 @@ impl Address {
     }
 }
 
-/// How full the tables are.
+/// The usage of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaUsage {
     /// Addresses that are remembered.
     pub addresses: usize,
     /// Subjects with a stream.
     pub subjects: usize,
-    /// Streams of the address that has most.
+    /// Streams of the address with the most.
     pub most_of_address: usize,
-    /// Topics and patterns of the address that has most.
+    /// Topics and patterns of the address with the most.
     pub most_topics_of_address: usize,
-    /// Streams of the subject that has most.
+    /// Streams of the subject with the most.
     pub most_of_subject: usize,
-    /// Bytes of requests to publish that are under way.
+    /// Bytes of publish requests in progress.
     pub bodies: usize,
 }
 
 impl Clients {
-    /// Nobody yet.
+    /// Empty quotas with these limits.
     pub fn new(limits: &Limits, clock: Clock) -> Arc<Self> {
         let (addresses, subjects) = (HashMap::new(), HashMap::new());
         let counts = Counts { shares: Shares::of(limits), addresses, subjects, bodies: 0 };
         Arc::new(Clients { clock, counts: Mutex::new(counts) })
     }
 
-    /// From now on these limits hold. Whoever has more keeps it.
+    /// Changes the limits. A client that exceeds a lower limit keeps what it has.
     pub fn set_limits(&self, limits: &Limits) {
         self.counts.lock().shares = Shares::of(limits);
     }
 
-    /// One more attempt of this address to open a stream, to be counted before anything is done for it.
+    /// Counts an attempt of this address to open a stream. To be called before any other work.
     ///
     /// # Errors
-    /// It comes too fast, or there are too many addresses to count.
+    /// The address is too fast, or there are too many addresses to count.
     pub fn admit(&self, address: IpAddr) -> Result<(), CloseCode> {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
@@ -156,11 +157,11 @@ impl Clients {
         if entry.opens.take(1, shares.opens, now) { Ok(()) } else { Err(CloseCode::TooFast) }
     }
 
-    /// So many topics that nobody reads are about to be asked of the broker for this address. Whoever owes nothing may have
-    /// as many as a stream has: it is made up for afterwards.
+    /// Counts `topics` that must be subscribed for this address. An address without debt may request a whole stream's
+    /// topics at once, and pays for them afterwards.
     ///
     /// # Errors
-    /// Topics are asked for too fast, or there are too many addresses to count.
+    /// The address requests topics too fast, or there are too many addresses to count.
     pub fn ask_for_new_topics(&self, address: IpAddr, topics: usize) -> Result<(), CloseCode> {
         if topics == 0 {
             return Ok(());
@@ -176,17 +177,17 @@ impl Clients {
         Ok(())
     }
 
-    /// How many topics may linger for this address: as many as it may have, without those that it reads.
+    /// How many topics may linger for this address: as many as it may have, minus those that it reads.
     pub fn may_linger(&self, address: IpAddr) -> usize {
         let counts = self.counts.lock();
         let read = counts.addresses.get(&counted_as(address)).map_or(0, |address| address.topics);
         counts.shares.topics_per_address.saturating_sub(read)
     }
 
-    /// One more attempt of this address to publish, to be counted before anything is done for it.
+    /// Counts an attempt of this address to publish. To be called before any other work.
     ///
     /// # Errors
-    /// It comes too fast, or there are too many addresses to count.
+    /// The address is too fast, or there are too many addresses to count.
     pub fn publish(self: &Arc<Self>, address: IpAddr) -> Result<Publishing, CloseCode> {
         let (now, address) = (self.clock.now(), counted_as(address));
         let mut counts = self.counts.lock();
@@ -198,8 +199,7 @@ impl Clients {
         Ok(Publishing { clients: self.clone(), address, bytes: 0 })
     }
 
-    /// When the broker may be asked for more of its histories for this address, in milliseconds of the clock of all streams;
-    /// `None`: now.
+    /// When this address may request more stored messages, in milliseconds of the clock of all streams; `None`: now.
     pub fn look_due(&self, look: Look, address: IpAddr) -> Option<u64> {
         let now = self.clock.now();
         let counts = self.counts.lock();
@@ -210,12 +210,12 @@ impl Clients {
         }
     }
 
-    /// The broker was asked for a part of its histories for this address, and gave so many bytes.
+    /// Records that the broker returned `bytes` of stored messages for this address.
     pub fn looked(&self, look: Look, address: IpAddr, bytes: usize) {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
         let Counts { shares, addresses, .. } = &mut *counts;
-        // Where there is no room to remember it, it has no stream either, and gets none.
+        // If there is no room to remember the address, it has no stream and gets none.
         if let Ok(address) = entry(addresses, shares.max_addresses, counted_as(address)) {
             match look {
                 Look::Fetch => address.fetches.owe(bytes.max(FETCH) as u64, shares.resume_bytes, now),
@@ -224,15 +224,15 @@ impl Clients {
         }
     }
 
-    /// Addresses that may be remembered.
+    /// The most addresses that may be remembered.
     pub fn max_addresses(&self) -> usize {
         self.counts.lock().shares.max_addresses
     }
 
-    /// A place for one more stream, over so many topics, among those of its reader. Who is refused has taken nothing.
+    /// Takes a seat for one more stream over `topics` topics. A stream that is refused uses nothing.
     ///
     /// # Errors
-    /// The limit that is met.
+    /// The limit that was hit.
     pub fn enter(self: &Arc<Self>, stream: Arc<ReaderHandle>, topics: usize) -> Result<Seat, CloseCode> {
         let subject = stream.reader.subject().cloned();
         let address = counted_as(stream.reader.address);
@@ -258,7 +258,7 @@ impl Clients {
         Ok(Seat { clients: self.clone(), stream, topics })
     }
 
-    /// Forgets addresses that no longer have anything, and takes stock. To be called every second.
+    /// Forgets addresses that use nothing, and returns the usage. To be called every second.
     pub fn sweep(&self) -> QuotaUsage {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
@@ -286,7 +286,7 @@ impl Clients {
     }
 }
 
-/// What is known of an address, if there is room for it.
+/// The record of an address, if there is room for it.
 fn entry(
     addresses: &mut HashMap<IpAddr, Address>,
     most: usize,
@@ -298,7 +298,7 @@ fn entry(
     Ok(addresses.entry(address).or_default())
 }
 
-/// A stream's place among those of its client. Dropped, it is free again.
+/// A stream's share of its client's quotas. Dropping it releases the share.
 #[derive(Debug)]
 pub struct Seat {
     clients: Arc<Clients>,
@@ -311,13 +311,13 @@ impl Seat {
         counted_as(self.stream.reader.address)
     }
 
-    /// When the address may be read more of what it missed, in milliseconds of the clock of all streams; `None`: now.
+    /// When the address may receive more replay, in milliseconds of the clock of all streams; `None`: now.
     pub fn replay_due(&self) -> Option<u64> {
         let now = self.clients.clock.now();
         self.clients.counts.lock().addresses.get(&self.address())?.replays.in_debt_until(now)
     }
 
-    /// So many bytes of what it missed have been handed out.
+    /// Records that `bytes` of replay have been sent.
     pub fn replayed(&self, bytes: usize) {
         let now = self.clients.clock.now();
         let mut counts = self.clients.counts.lock();
@@ -332,7 +332,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut counts = self.clients.counts.lock();
         let Counts { addresses, subjects, .. } = &mut *counts;
-        // An address that has a stream is never forgotten.
+        // An address with a stream is never forgotten.
         if let Some(address) = addresses.get_mut(&self.address()) {
             address.streams -= 1;
             address.topics -= self.topics;
@@ -348,7 +348,7 @@ impl Drop for Seat {
     }
 }
 
-/// A request to publish that is under way, and the bytes that it holds. Dropped, they are free again.
+/// A publish request in progress, and its memory. Dropping it releases both.
 #[derive(Debug)]
 pub struct Publishing {
     clients: Arc<Clients>,
@@ -357,14 +357,14 @@ pub struct Publishing {
 }
 
 impl Publishing {
-    /// It is about to hold so many bytes more.
+    /// Counts `bytes` more before the request takes them.
     ///
     /// # Errors
-    /// [`CloseCode::TooFast`] if its address, [`CloseCode::Overloaded`] if all together would hold too many.
+    /// [`CloseCode::TooFast`] if its address would exceed its share, [`CloseCode::Overloaded`] if all together would.
     pub fn grow(&mut self, bytes: usize) -> Result<(), CloseCode> {
         let mut counts = self.clients.counts.lock();
         let Counts { shares, addresses, bodies, .. } = &mut *counts;
-        // It holds none yet, and was forgotten.
+        // It holds no bytes yet, and was forgotten.
         let address = entry(addresses, shares.max_addresses, self.address)?;
         if address.bodies.saturating_add(bytes) > shares.bodies_per_address {
             return Err(CloseCode::TooFast);
@@ -383,7 +383,7 @@ impl Drop for Publishing {
     fn drop(&mut self) {
         let mut counts = self.clients.counts.lock();
         counts.bodies -= self.bytes;
-        // An address that holds some is never forgotten.
+        // An address that holds bytes is never forgotten.
         if let Some(address) = counts.addresses.get_mut(&self.address) {
             address.bodies -= self.bytes;
         }
@@ -434,7 +434,7 @@ mod tests {
         let enter = |address, subject| clients.enter(stream(address, Some(subject)), 1);
         let held = ["10.0.0.1", "10.0.0.2"].map(|address| enter(address, "ann").unwrap());
         assert_eq!(enter("10.0.0.3", "ann").unwrap_err(), CloseCode::TooManySubjectStreams);
-        assert_eq!(clients.sweep().addresses, 2, "who is refused is not counted");
+        assert_eq!(clients.sweep().addresses, 2, "a refused stream is not counted");
         let _bob = enter("10.0.0.1", "bob").unwrap();
         let _nobody = clients.enter(stream("10.0.0.1", None), 1).unwrap();
         let usage = clients.sweep();

@@ -1,5 +1,5 @@
-//! One subscriber's stream: its cursors, its heartbeat, its end. It hands out bytes when it is asked to and knows
-//! neither sockets nor HTTP nor brokers; what it holds for its subscriber is a few words and no message.
+//! One reader's stream: its cursors, its heartbeat, its end. It produces bytes when polled, and knows no sockets, no
+//! HTTP and no brokers. Its state is a few machine words and no message.
 
 pub mod outcome;
 pub mod table;
@@ -20,65 +20,66 @@ use crate::protocol::frame::{self, Coding, Frame};
 use crate::protocol::seek::{SeekResult, Start};
 use crate::reader::quota::Seat;
 
-/// How long what is being fetched is waited for before it is asked for again, in milliseconds.
+/// How long a stream waits for a backfill before it requests it again, in milliseconds.
 const FETCH_AGAIN: u64 = 1_000;
 
-/// Browsers that are told less reconnect in a loop that harms both sides.
+/// The shortest reconnection delay: with less, browsers reconnect in a loop that harms both sides.
 const MIN_RETRY_MS: u64 = 500;
 
-/// What all streams have in common.
+/// The settings and services that all streams share.
 #[derive(Debug)]
 pub struct StreamContext {
     /// The logs.
     pub registry: Arc<Registry>,
-    /// Counters.
+    /// The metrics of the gateway.
     pub metrics: Arc<Metrics>,
-    /// Silence after which a comment is sent.
+    /// The silence after which a heartbeat is sent.
     pub heartbeat: Duration,
-    /// Middle of the reconnection delay that clients are told.
+    /// The mean reconnection delay that clients receive.
     pub retry: Duration,
-    /// Age at which a stream is asked to reconnect, within 10 %.
+    /// The age at which a stream ends so that its reader reconnects, within 10 %.
     pub max_age: Option<Duration>,
-    /// How long a reader may take nothing.
+    /// How long a reader may take no bytes.
     pub write_timeout: Duration,
-    /// Writes the line that says why a stream ended.
+    /// Writes the log lines about ended streams.
     pub why: Arc<OutcomeLog>,
 }
 
 impl StreamContext {
-    /// A reconnection delay in milliseconds, different for each stream: told the same, all would come back at once.
+    /// A reconnection delay in milliseconds, different for each stream: with the same delay, all would reconnect at
+    /// once.
     pub fn jittered_retry(&self) -> u64 {
         let middle = self.retry.as_millis() as u64;
         fastrand::u64(middle / 2..=middle + middle / 2).max(MIN_RETRY_MS)
     }
 }
 
-/// How a stream is to be.
+/// The options of one stream.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamOptions {
-    /// How messages are written.
+    /// The format of its messages.
     pub format: Format,
-    /// From then on nothing more is delivered.
+    /// When the reader's permission expires: nothing is delivered from then on.
     pub expires: Option<SystemTime>,
 }
 
-/// See the module.
+/// A stream that is open.
 #[derive(Debug)]
 pub struct Stream {
     shared: Arc<StreamContext>,
     ticket: Ticket,
-    /// Boxed: only those who have something to catch up with look at it.
+    /// Boxed, because only a stream that replays uses it.
     seat: Box<Seat>,
     cursors: Cursors,
     format: Format,
-    /// `stream-open` and the gaps before the first message, until they are handed out. Boxed: it is a
-    /// word for most of a stream's life.
+    /// `stream-open` and the gaps before the first message, until they are sent. Boxed, because it is empty for most of
+    /// a stream's life.
     opening: Option<Box<Frame>>,
-    /// When a heartbeat is due, in milliseconds of the table's clock.
+    /// When the next heartbeat is due, in milliseconds of the table's clock.
     heartbeat_due: u64,
-    /// When the stream has lived long enough.
+    /// When the stream reaches its maximum age.
     aged: u64,
-    /// When what its reader may ends; `u64::MAX` if it does not.
+    /// When the reader's permission expires; `u64::MAX` if it does not.
     expires: u64,
     phase: Phase,
 }
@@ -86,14 +87,14 @@ pub struct Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Live,
-    /// Ordered to close: first what was published before the order, up to the mark of the cursors.
+    /// Closing: messages published before the order are still sent, up to the mark of the cursors.
     Closing(CloseCode),
     StreamEnded(CloseCode),
 }
 
 impl Stream {
-    /// A stream over `leases`, whose subscriptions are confirmed; `located` answers what [`crate::log::seeks_needed`] had to ask
-    /// of the broker.
+    /// Opens a stream over `leases`, whose subscriptions are confirmed. `located` has the broker's answers to
+    /// [`crate::log::seeks_needed`].
     pub fn open(
         shared: Arc<StreamContext>,
         ticket: Ticket,
@@ -107,8 +108,8 @@ impl Stream {
         if matches!(start, Start::After(_)) {
             shared.metrics.resumed(resumed);
         }
-        // The id says "complete from here on", which holds only once every gap is told: so the last of them carries it.
-        // A client that is cut off before that comes back with the cursor it had, and is told again.
+        // The id says "complete from here on", which is true only after every gap has been sent, so the last gap
+        // carries it. A client that is cut off before that resumes with its old cursor and receives the gaps again.
         let topics: Vec<&str> = cursors.filters().map(|filter| filter.as_str()).collect();
         let open_id = gaps.is_empty().then_some(id.as_str());
         let mut frames = vec![frame::stream_open(open_id, shared.jittered_retry(), &topics, resumed)];
@@ -142,11 +143,11 @@ impl Stream {
         }
     }
 
-    /// The next bytes: whole events, or a heartbeat. `None` once the stream has ended.
+    /// Returns the next bytes: whole events, or a heartbeat. `None` once the stream has ended.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, coding: Coding) -> Poll<Option<Bytes>> {
         self.ticket.handle().register(cx.waker());
-        // Before anything is read, each time: a long replay goes on for as long as its reader takes. The clock is asked only
-        // for those who have an end.
+        // Checked before every read, because a long replay goes on for as long as the reader takes. The clock is read
+        // only if the permission expires.
         if self.expires != u64::MAX
             && !matches!(self.phase, Phase::StreamEnded(_))
             && self.now() >= self.expires
@@ -156,7 +157,7 @@ impl Stream {
         if self.ticket.handle().is_revoked() && !matches!(self.phase, Phase::StreamEnded(_)) {
             return Poll::Ready(Some(self.say_goodbye(CloseCode::Revoked, coding)));
         }
-        // Before it is read too: who never catches up grows old as well.
+        // Checked before reading too: a stream that never catches up also ages.
         if self.aged != u64::MAX && self.phase == Phase::Live && self.now() >= self.aged {
             self.ticket.handle().close(CloseCode::MaxAge);
         }
@@ -177,7 +178,7 @@ impl Stream {
             Phase::Closing(_) => {}
             Phase::StreamEnded(_) => return Poll::Ready(None),
         }
-        // While it waits for its turn it holds nothing but its place, and entries do not wake it.
+        // While it waits for its pace, it holds only its position, and entries do not wake it.
         let turn = self.turn();
         let mut again = turn;
         if turn.is_none() {
@@ -196,8 +197,8 @@ impl Stream {
                 }
                 Read::Nothing => self.cursors.end_replay(),
                 Read::Fetching => {
-                    // What is published now comes behind what it waits for. A crowd that is woken for each message, to wait
-                    // on, would starve everyone.
+                    // New messages come after those it waits for. Waking a crowd for each message, only to wait again,
+                    // would starve everyone.
                     if !self.cursors.is_mixed() {
                         self.ticket.handle().ignore_entries();
                     }
@@ -205,8 +206,8 @@ impl Stream {
                 }
             }
         }
-        // Whoever is still waiting for its turn, or for the broker, comes back for the rest: it has no id of what it was not
-        // sent.
+        // A stream that still waits for its pace or for the broker ends here; its reader resumes for the rest, because
+        // it has no id of what it was not sent.
         if let Phase::Closing(code) = self.phase {
             return Poll::Ready(Some(self.say_goodbye(code, coding)));
         }
@@ -221,28 +222,28 @@ impl Stream {
         Poll::Pending
     }
 
-    /// Asks to be woken at `due` by the clock alone: for a way out that cannot take bytes now.
+    /// Asks to be woken at `due` by the clock only: for a connection that cannot take bytes now.
     pub fn wake_at(&self, cx: &mut Context<'_>, due: u64) {
         self.ticket.handle().register(cx.waker());
         self.ticket.handle().wake_at(due);
     }
 
-    /// Milliseconds of the clock that [`Stream::wake_at`] means.
+    /// The current time in milliseconds, on the clock of [`Stream::wake_at`].
     pub fn now(&self) -> u64 {
         self.ticket.clock().now()
     }
 
-    /// How long its reader may take nothing before the way out gives it up.
+    /// How long its reader may take no bytes before the connection ends the stream.
     pub fn write_timeout(&self) -> Duration {
         self.shared.write_timeout
     }
 
-    /// The reader took nothing for too long; nothing more can be said to it.
+    /// Ends the stream because the reader took no bytes for too long. Nothing more can be sent.
     pub fn give_up(&mut self) {
         self.phase = Phase::StreamEnded(CloseCode::Slow);
     }
 
-    /// When it may read on, if that is not now: only what it missed has to wait.
+    /// When it may read on, if not now. Only replay is paced.
     fn turn(&mut self) -> Option<u64> {
         if self.cursors.is_replaying() { self.seat.replay_due() } else { None }
     }
@@ -256,9 +257,9 @@ impl Stream {
 
     fn say_goodbye(&mut self, code: CloseCode, coding: Coding) -> Bytes {
         self.phase = Phase::StreamEnded(code);
-        self.opening = None; // nothing follows a goodbye
-        // Without an id: the client keeps that of its last event, which is as good here and better elsewhere, since it may
-        // end with a publisher's id.
+        self.opening = None; // nothing follows `stream-close`
+        // Without an id: the client keeps the id of its last event. That is as good here, and better on another
+        // replica, because it may end with a publisher id.
         let goodbye = frame::stream_close(self.shared.jittered_retry(), code.as_str());
         self.hand_out(goodbye.bytes(coding))
     }

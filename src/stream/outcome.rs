@@ -1,8 +1,9 @@
-//! The lines of the log that say why a request was refused and why a stream ended, each by its one code.
+//! The log lines about refused requests and ended streams, each with its code.
 //!
-//! Each is a line at `debug`. Of each code, one in ten seconds is a line at `info`, with the number of those before it that
-//! were not: whoever looks into the log as it is by default finds every reason, and neither a crowd that is turned away
-//! nor the end of ten thousand streams is ten thousand lines. That a reader left is `debug` alone, as it is what readers do.
+//! Each is a line at `debug`. At `info` there is at most one line per code in ten seconds, with the number of lines
+//! left out since the last one. So the default log shows every reason, but a crowd that is refused, or ten thousand
+//! streams that end, do not write ten thousand lines. A reader that left is logged only at `debug`, because that is
+//! normal.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,33 +16,33 @@ use crate::metrics::throttle::Throttle;
 use crate::protocol::codes::{CloseCode, Code};
 use crate::protocol::topic::Filter;
 
-/// Topics that a line names; of a stream with more it says how many more.
+/// Topics that a line names; for more topics it says how many more.
 const NAMED_TOPICS: usize = 8;
 
-/// Bytes of what a client sent that a line repeats.
+/// The most bytes of a client's text that a line repeats.
 const QUOTED: usize = 200;
 
-/// A stream that has ended.
+/// What a line says about an ended stream.
 #[derive(Debug)]
 pub struct StreamEnded {
-    /// Its id.
+    /// The id of the stream.
     pub stream: u64,
-    /// Where its reader came from.
+    /// The address of its reader.
     pub address: IpAddr,
-    /// What it carried.
+    /// Its topics.
     pub topics: String,
     /// How long it was open.
     pub age: Duration,
     /// Bytes handed to its connection.
     pub sent: u64,
-    /// What it had not read.
+    /// The messages that it had not read.
     pub lag: Lag,
 }
 
-/// A request that was refused, or told to come back.
+/// What a line says about a refused request.
 #[derive(Debug)]
 pub struct RequestRefused<'a> {
-    /// Where it came from.
+    /// The client's address.
     pub address: IpAddr,
     /// Its method.
     pub method: &'a str,
@@ -49,11 +50,11 @@ pub struct RequestRefused<'a> {
     pub path: &'a str,
     /// The topics of its query.
     pub topics: String,
-    /// What its sender was told.
+    /// The detail that the client received.
     pub detail: &'a str,
 }
 
-/// See the module.
+/// Writes these lines, at most one per code in ten seconds at `info`.
 #[derive(Debug)]
 pub struct OutcomeLog(HashMap<Code, Throttle>);
 
@@ -65,7 +66,7 @@ impl Default for OutcomeLog {
 }
 
 impl OutcomeLog {
-    /// A stream has ended. `ended` is asked only if there is a line to write.
+    /// Logs the end of a stream. `ended` is called only if a line is written.
     pub fn ended(&self, code: CloseCode, ended: impl FnOnce() -> StreamEnded) {
         let others = self.others(code.into());
         if others.is_none() && !tracing::enabled!(Level::DEBUG) {
@@ -84,7 +85,7 @@ impl OutcomeLog {
         }
     }
 
-    /// A request was refused, or told to come back. `refused` is asked only if there is a line to write.
+    /// Logs a refused request. `refused` is called only if a line is written.
     pub fn refused<'a>(&self, code: Code, refused: impl FnOnce() -> RequestRefused<'a>) {
         let others = self.others(code);
         if others.is_none() && !tracing::enabled!(Level::DEBUG) {
@@ -100,13 +101,13 @@ impl OutcomeLog {
         }
     }
 
-    /// Of how many others of its code a line at `info` speaks, if it is time for one.
+    /// Whether a line at `info` is due, and how many lines of its code were left out before it.
     fn others(&self, code: Code) -> Option<u64> {
         self.0.get(&code).and_then(Throttle::turn)
     }
 }
 
-/// Topics and patterns as a line names them.
+/// Topics and patterns, as a line names them.
 pub fn named<'a>(mut topics: impl Iterator<Item = &'a Filter>) -> String {
     let mut named: Vec<&str> = topics.by_ref().take(NAMED_TOPICS).map(Filter::as_str).collect();
     let more = match topics.count() {
@@ -119,7 +120,7 @@ pub fn named<'a>(mut topics: impl Iterator<Item = &'a Filter>) -> String {
     named.join(" ")
 }
 
-/// As much of it as a line repeats.
+/// The part of `text` that a line repeats.
 pub fn quoted(text: &str) -> &str {
     let end = (0..=QUOTED.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or_default()]

@@ -1,6 +1,7 @@
-//! The table of open streams: the limit on them, the clock that wakes them, and the way to close them.
+//! The table of open streams: it enforces their limit, wakes them by the clock, and closes them.
 //!
-//! One clock for all instead of a timer each: a timer per stream costs memory, and a lock of the runtime at every reset.
+//! It uses one clock for all streams, because a timer per stream costs memory, and a lock of the runtime at every
+//! reset.
 
 use crate::reader::clock::Clock;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::protocol::codes::CloseCode;
 use crate::reader::Reader;
 use crate::reader::handle::ReaderHandle;
 
-/// See the module.
+/// The open streams by id.
 #[derive(Debug)]
 pub struct Table {
     limit: AtomicUsize,
@@ -24,7 +25,7 @@ pub struct Table {
 #[derive(Debug, Default)]
 struct Streams {
     handles: Slab<Arc<ReaderHandle>>,
-    /// The id of the last.
+    /// The last id that was given.
     last: u64,
 }
 
@@ -35,7 +36,7 @@ impl Table {
         Arc::new(Table { limit, clock: Clock::start(), streams: Mutex::default() })
     }
 
-    /// At most so many streams from now on. Those that are more stay.
+    /// Changes the limit. Streams beyond a lower limit stay open.
     pub fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
     }
@@ -55,7 +56,7 @@ impl Table {
         self.len() == 0
     }
 
-    /// A place for one more stream, or `None` at the limit.
+    /// Adds a stream, or returns `None` at the limit.
     pub fn enter(self: &Arc<Self>, reader: Reader) -> Option<Ticket> {
         let opened = self.clock.now();
         let mut streams = self.streams.lock();
@@ -67,7 +68,7 @@ impl Table {
         Some(Ticket { key: streams.handles.insert(handle.clone()), table: self.clone(), handle })
     }
 
-    /// Wakes every stream whose time has come.
+    /// Wakes every stream whose due time has come.
     pub fn tick(&self) {
         let now = self.clock.now();
         for (_, handle) in &self.streams.lock().handles {
@@ -75,7 +76,7 @@ impl Table {
         }
     }
 
-    /// Orders up to `count` of the streams that are not closing yet to close. Returns how many that were.
+    /// Orders up to `count` streams that are not closing yet to close. Returns their number.
     pub fn close(&self, count: usize, code: CloseCode) -> usize {
         let streams = self.streams.lock();
         let open =
@@ -83,7 +84,7 @@ impl Table {
         open.take(count).map(|handle| handle.close(code)).count()
     }
 
-    /// The streams that `wanted` picks, in no order.
+    /// The streams that `wanted` selects, in no order.
     pub fn find(&self, wanted: impl Fn(&ReaderHandle) -> bool) -> Vec<Arc<ReaderHandle>> {
         let streams = self.streams.lock();
         let found = streams.handles.iter().map(|(_, handle)| handle).filter(|handle| wanted(handle));
@@ -91,7 +92,7 @@ impl Table {
     }
 }
 
-/// A stream's place in the table.
+/// The entry of a stream in the table. Dropping it removes the stream.
 #[derive(Debug)]
 pub struct Ticket {
     table: Arc<Table>,
@@ -100,7 +101,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// The stream's signal.
+    /// The stream's handle.
     pub fn handle(&self) -> &Arc<ReaderHandle> {
         &self.handle
     }

@@ -1,7 +1,7 @@
-//! The way of spans to the collector: a bounded queue, and a task that empties it, a batch at a time.
+//! Exports spans to the collector: a bounded queue, and a task that sends batches from it.
 //!
-//! Nothing waits for the collector. Spans that find the queue full are dropped, those of a batch that it does not take are
-//! lost; both are counted.
+//! Nothing waits for the collector. If the queue is full, spans are dropped; if the collector does not take a batch,
+//! its spans are lost. Both are counted.
 
 use std::time::Duration;
 
@@ -20,22 +20,22 @@ use crate::metrics::{Metrics, SpanMetrics};
 use crate::net::client::Client;
 use crate::net::reason::Peer;
 
-/// Spans that wait for the collector.
+/// The most spans that wait for the collector.
 const QUEUE: usize = 2048;
 
-/// Spans that are sent at once.
+/// The most spans of a batch.
 const BATCH: usize = 512;
 
-/// How long the first span of a batch waits for others.
+/// How long the first span of a batch waits for more.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long the collector may take for one batch, and for all attempts at it.
+/// How long the collector may take for a batch, all attempts included.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes of the collector's answer. It says what it rejected, in a few words.
+/// The largest answer of the collector, in bytes. It says what was rejected, and is short.
 const MAX_BODY: usize = 64 * 1024;
 
-/// Where ended spans go in.
+/// The sending side of the queue.
 #[derive(Debug)]
 pub(super) struct Queue {
     spans: mpsc::Sender<SpanData>,
@@ -60,7 +60,7 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// Where they come out.
+/// The receiving side of the queue, with the exporter.
 #[derive(Debug)]
 pub struct Export {
     spans: mpsc::Receiver<SpanData>,
@@ -68,7 +68,7 @@ pub struct Export {
     metrics: SpanMetrics,
 }
 
-/// Both ends, for the collector at `endpoint`.
+/// Creates both sides, for the collector at `endpoint`.
 pub(super) fn new(endpoint: &str, metrics: &Metrics) -> Result<(Queue, Export), String> {
     let client = Client::new(Peer::Collector).map_err(|problem| format!("traces.endpoint: {problem}"))?;
     let mut exporter = SpanExporter::builder()
@@ -86,7 +86,7 @@ pub(super) fn new(endpoint: &str, metrics: &Metrics) -> Result<(Queue, Export), 
 }
 
 impl Export {
-    /// Sends what comes, until `stop`; then what is left.
+    /// Sends batches until `stop`, and then the rest.
     pub async fn run(mut self, stop: CancellationToken) {
         let failures = Throttle::default();
         let mut batch = Vec::with_capacity(BATCH);
@@ -97,14 +97,15 @@ impl Export {
                 Err(error) => {
                     self.metrics.failed.inc_by(count);
                     if failures.allows() {
-                        tracing::warn!(%error, spans = count, "traces.endpoint: the collector did not take these");
+                        tracing::warn!(%error, spans = count, "traces.endpoint: the collector did not accept these \
+                        spans");
                     }
                 }
             }
         }
     }
 
-    /// Fills a batch. Returns whether there is one.
+    /// Fills a batch. Returns whether it has any spans.
     async fn next(&mut self, batch: &mut Vec<SpanData>, stop: &CancellationToken) -> bool {
         stop.run_until_cancelled(self.spans.recv_many(batch, BATCH)).await;
         if batch.len() < BATCH {
@@ -119,7 +120,7 @@ impl Export {
     }
 }
 
-/// The exporter's requests over the client that all others go by too.
+/// Sends the exporter's requests with our own HTTP client.
 #[derive(Debug)]
 struct Collector(Client);
 
@@ -128,7 +129,7 @@ impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let answer = self.0.ask(request.map(Full::new), TIMEOUT, MAX_BODY).await?;
         let (head, body) = answer.into_parts();
-        // Its status is the answer, whatever becomes of the words.
+        // The status is the answer, even if the body is lost.
         Ok(Response::from_parts(head, body.unwrap_or_default()))
     }
 }

@@ -1,9 +1,9 @@
 //! Traces (OpenTelemetry): a span for each request that publishes or opens a stream, and for each received message that
-//! belongs to a sampled trace. None for readers: a message to ten thousand of them is one span.
+//! belongs to a sampled trace. There are none per reader: a message to ten thousand readers is one span.
 //!
-//! One set a gateway, no globals; without `[traces]` in the configuration nothing is done here at all. The span of a request
-//! is the current one ([`Context::current`]) while the request is served, so what is served need not hand it on. Where spans
-//! go, and what becomes of those that cannot go there, is in `export.rs`.
+//! Each gateway has its own, without globals. Without `[traces]` in the configuration, nothing here does anything.
+//! While a request is served, its span is the current one ([`Context::current`]), so handlers need not pass it on.
+//! `export.rs` sends the spans.
 
 mod export;
 
@@ -23,29 +23,29 @@ use crate::metrics::Metrics;
 use crate::protocol::headers::Headers;
 use crate::protocol::topic::Filter;
 
-/// Bytes of `tracestate` that are carried on: as many as W3C Trace Context asks for. Longer ones are left out.
+/// The longest `tracestate` that is passed on: what W3C Trace Context requires. Longer ones are dropped.
 const MAX_STATE: usize = 512;
 
-/// Topics of a request that its span names.
+/// The most topics of a request that its span names.
 const MAX_TOPICS: usize = 8;
 
-/// See the module. Cheap to clone.
+/// The traces of a gateway; the default does nothing. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Traces(Option<On>);
 
 #[derive(Debug, Clone)]
 struct On {
     tracer: SdkTracer,
-    /// What the conventions for messaging call the broker.
+    /// The broker's name in the semantic conventions for messaging.
     system: &'static str,
     has_headers: bool,
 }
 
 impl Traces {
-    /// With the task that sends spans to the collector, for the caller to run.
+    /// Creates the traces, and the task that sends spans to the collector, which the caller runs.
     ///
     /// # Errors
-    /// The configuration key and what is wrong, one line.
+    /// The configuration key and what is wrong with it, in one line.
     pub fn new(
         traces: &config::Traces,
         broker: &config::Broker,
@@ -65,12 +65,12 @@ impl Traces {
         Ok((Traces(Some(On { tracer, system, has_headers: broker.has_headers() })), export))
     }
 
-    /// Whether anything is traced.
+    /// Whether traces are on.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Begins the span of a request: in the trace that its headers name, or one of its own. It is over when it is ended.
+    /// Begins the span of a request, in the trace that its headers name or in a new one. It lasts until it is ended.
     pub fn request(&self, name: &'static str, headers: &HeaderMap) -> Option<Context> {
         let on = self.0.as_ref()?;
         let parent = extract(&HeaderExtractor(headers));
@@ -79,14 +79,14 @@ impl Traces {
         Some(parent.with_span(span))
     }
 
-    /// Writes the current trace into the headers of a message that is about to be published, where a broker has headers.
+    /// Writes the current trace into the headers of a message to publish, if the broker has headers.
     pub fn inject(&self, headers: &mut Headers) {
         if self.0.as_ref().is_some_and(|on| on.has_headers) {
             TraceContextPropagator::new().inject_context(&Context::current(), &mut HeaderCarrier(headers));
         }
     }
 
-    /// The span of a message that came from the broker, if its headers say that its trace is sampled. It ends when it is
+    /// Begins the span of a message from the broker, if its headers say that its trace is sampled. It ends when it is
     /// dropped.
     pub fn received(&self, message: &Message) -> Option<Span> {
         let on = self.0.as_ref()?;
@@ -104,7 +104,7 @@ impl Traces {
     }
 }
 
-/// The topics of the current request, for its span. Without one nothing happens.
+/// Adds topics to the span of the current request, if there is one.
 pub fn note_topics<'a>(filters: impl ExactSizeIterator<Item = &'a Filter>) {
     let context = Context::current();
     let span = context.span();
@@ -117,7 +117,7 @@ pub fn note_topics<'a>(filters: impl ExactSizeIterator<Item = &'a Filter>) {
     span.set_attribute(KeyValue::new("topicgate.topics", Value::Array(Array::String(names))));
 }
 
-/// What the environment names (`OTEL_RESOURCE_ATTRIBUTES`), and who we are.
+/// The resource: the attributes of the environment (`OTEL_RESOURCE_ATTRIBUTES`), and our name and version.
 fn resource() -> Resource {
     Resource::builder()
         .with_service_name(env!("CARGO_PKG_NAME"))
@@ -125,12 +125,12 @@ fn resource() -> Resource {
         .build()
 }
 
-/// The trace that headers name, in no trace if they name none.
+/// The trace that the headers name, or none.
 fn extract(headers: &dyn Extractor) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Bounded(headers))
 }
 
-/// Leaves out what is longer than it has to be carried: a span holds on to it.
+/// Drops a `tracestate` that is too long, because a span would keep it in memory.
 struct Bounded<'a>(&'a dyn Extractor);
 
 impl Extractor for Bounded<'_> {
@@ -159,7 +159,7 @@ struct HeaderCarrier<'a>(&'a mut Headers);
 
 impl Injector for HeaderCarrier<'_> {
     fn set(&mut self, key: &str, value: String) {
-        // A trace without a state has an empty one here, which is no value of the field.
+        // A trace without a state has an empty string here, which is not a valid field value.
         if !value.is_empty() {
             self.0.insert(key, value);
         }

@@ -149,5 +149,9 @@ async fn with_more_readers_than_file_descriptors_the_probes_and_metrics_are_answ
             }
         }
     }
-    assert_eq!(process.logged("is more than the open files that the system allows"), 1, "said at the start");
+    assert_eq!(
+        process.logged("is more than the system's limit on open files allows"),
+        1,
+        "said at the start"
+    );
 }

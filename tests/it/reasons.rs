@@ -113,7 +113,11 @@ fn bad_certificates(authority: &Authority) -> Vec<([PathBuf; 2], bool, [&'static
         (authority.own(), true, ["CA:TRUE", "CaUsedAsEndEntity"]),
         (authority.issue("localhost", 2090), false, ["is not trusted", "UnknownIssuer"]),
         (authority.issue("localhost", 2021), true, ["has expired", "renew"]),
-        (authority.issue("elsewhere.example", 2090), true, ["is for other names", "elsewhere.example"]),
+        (
+            authority.issue("elsewhere.example", 2090),
+            true,
+            ["does not have the name in", "elsewhere.example"],
+        ),
     ]
 }
 
@@ -121,7 +125,14 @@ fn bad_certificates(authority: &Authority) -> Vec<([PathBuf; 2], bool, [&'static
 async fn a_nats_server_that_cannot_be_used_is_told_in_words_with_the_key_to_change() {
     let nowhere = free_port();
     let why = not_ready(&broker(&format!("nats://127.0.0.1:{nowhere}"), "")).await;
-    says(&why, &[&format!("127.0.0.1:{nowhere}: nothing listens there"), "broker.url", "Connection refused"]);
+    says(
+        &why,
+        &[
+            &format!("127.0.0.1:{nowhere}: nothing listens at this address"),
+            "broker.url",
+            "Connection refused",
+        ],
+    );
     says(
         &not_ready(&broker("nats://no-such-host.invalid", "")).await,
         &["no-such-host.invalid:4222: its name has no address", "broker.url"],
@@ -153,7 +164,7 @@ async fn a_nats_server_that_cannot_be_used_is_told_in_words_with_the_key_to_chan
         "tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true }}"
     ));
     let why = not_ready(&broker(&format!("tls://localhost:{}", verifies.port), &authority.toml())).await;
-    says(&why, &["wants a certificate", "broker.tls.cert"]);
+    says(&why, &["requires a client certificate", "broker.tls.cert"]);
     let web = Gateway::start().await;
     let why = not_ready(&broker(&format!("nats://{}", web.address), "")).await;
     says(&why, &[&web.address.to_string(), "broker.url"]);
@@ -166,7 +177,11 @@ async fn a_redis_server_that_cannot_be_used_is_told_in_words_with_the_key_to_cha
         let why = not_ready(&(broker(&format!("redis://127.0.0.1:{nowhere}"), "") + more)).await;
         says(
             &why,
-            &[&format!("127.0.0.1:{nowhere}: nothing listens there"), "broker.url", "Connection refused"],
+            &[
+                &format!("127.0.0.1:{nowhere}: nothing listens at this address"),
+                "broker.url",
+                "Connection refused",
+            ],
         );
     }
     says(
@@ -211,7 +226,7 @@ async fn doctor_says_in_words_why_a_url_cannot_be_reached() {
     let nowhere = free_port();
     says(
         &doctor(format!("http://127.0.0.1:{nowhere}/topics/a"), &[]).await,
-        &["nothing listens there", "the URL"],
+        &["nothing listens at this address", "the URL"],
     );
     says(&doctor("http://no-such-host.invalid/topics/a".into(), &[]).await, &["its name has no address"]);
     let plain = Gateway::start().await;
@@ -249,7 +264,7 @@ async fn the_log_says_in_words_why_the_backend_and_the_keys_cannot_be_asked() {
     says(
         &log,
         &[
-            &format!("127.0.0.1:{nowhere}: nothing listens there"),
+            &format!("127.0.0.1:{nowhere}: nothing listens at this address"),
             &format!("{}: it answers without TLS; write http:// in auth.jwt.jwks_url", plain.address),
         ],
     );

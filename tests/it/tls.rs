@@ -189,7 +189,7 @@ async fn sighup_swaps_the_certificate_and_ends_no_stream() {
     tls::publish(process.address, &new, "a", "on").await;
     assert_eq!(reader.message().await, "on");
     assert_eq!((reloads(&process, "done").await, reloads(&process, "refused").await), (2, 0));
-    assert!(process.log().contains("new connections get the certificate"), "{}", process.log());
+    assert!(process.log().contains("new connections use the new certificate"), "{}", process.log());
 }
 
 #[tokio::test]
@@ -254,7 +254,7 @@ async fn files_that_cannot_be_used_end_the_start_with_the_key_and_the_reason() {
         ),
         (&*pem, &*key, "", "other.pem\": holds no certificate"),
         (&*pem, &*key, not_der, "tls.cert = "),
-        (&*cert, &*pem, encrypted, "other.pem\": holds no private key; write one in PEM, not encrypted"),
+        (&*cert, &*pem, encrypted, "other.pem\": has no private key; put one in PEM here, not encrypted"),
         (&*cert, &*pem, &other.key, "is not the key of the certificate in tls.cert = "),
         (&*cert, &*pem, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "tls.key = "),
     ] {
