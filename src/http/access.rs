@@ -72,10 +72,11 @@ pub(super) async fn authorize(
     asked: &AccessRequest<'_>,
 ) -> Result<Option<Caller>, Refusal> {
     let current = gateway.current();
+    let not_exposed = |filter| Problem::not_exposed(asked.action, filter, asked.filters.len() > 1);
     match obstacle(&current, asked, None) {
         None => return Ok(None),
         Some((Verdict::NotExposed, filter)) => {
-            return Err(Problem::not_exposed(asked.action, filter).into());
+            return Err(not_exposed(filter).into());
         }
         Some(_) => {}
     }
@@ -86,7 +87,7 @@ pub(super) async fn authorize(
         current.auth.identify(&AccessRequest { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
     match obstacle(&current, asked, Some(&caller)) {
         None => Ok(Some(caller)),
-        Some((Verdict::NotExposed, filter)) => Err(Problem::not_exposed(asked.action, filter).into()),
+        Some((Verdict::NotExposed, filter)) => Err(not_exposed(filter).into()),
         Some((Verdict::NotTheirs, filter)) => Err(not_theirs(filter, &caller).into()),
         Some((_, filter)) => Err(not_granted(asked.action, filter).into()),
     }

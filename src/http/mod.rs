@@ -79,14 +79,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
         .route("/topics/{*topic}", subscribe.post(publish::publish))
-        .fallback(|uri: Uri| async move {
-            problem::Problem::no_route(
-                &uri,
-                "topics are at /topics/ and their name, such as /topics/orders/eu; metrics, probes and the console \
-                are on \
-                 the admin listener (admin.listen)",
-            )
-        })
+        .fallback(|uri: Uri| async move { problem::Problem::no_route(&uri, problem::NO_TOPIC) })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(
                 RefusalCode::BadMethod,

@@ -126,17 +126,16 @@ impl<'a> Allowed<'a> {
         if self.listed(headers).is_some() || self.is_own(method, host, headers) {
             return Ok(());
         }
-        let detail = match headers.get(header::ORIGIN) {
-            Some(origin) => format!(
-                "pages of {} may not use this gateway; add the origin to the configuration key cors.origins, \
-                 as the browser writes it: scheme, host and port",
-                outcome::quoted(&String::from_utf8_lossy(origin.as_bytes()))
-            ),
-            None => "a page of another site embeds this, which is not allowed; 
-                     add its origin to the configuration key cors.origins and use fetch or EventSource"
-                .into(),
+        let Some(origin) = headers.get(header::ORIGIN) else {
+            let detail = "a page of another site embeds this, which is not allowed; add its origin to the configuration key \
+                          cors.origins, and use fetch or EventSource";
+            return Err(Problem::new(RefusalCode::BadOrigin, detail));
         };
-        Err(Problem::new(RefusalCode::BadOrigin, detail))
+        let note =
+            format!("pages of {} may not", outcome::quoted(&String::from_utf8_lossy(origin.as_bytes())));
+        let detail = "pages of this origin may not use this gateway; add the origin to the configuration key cors.origins, as \
+                      the browser writes it: scheme, host and port";
+        Err(Problem::new(RefusalCode::BadOrigin, detail).note(note))
     }
 
     /// Whether the request comes from a page of the gateway's own origin, from a person, or from no page at all.

@@ -15,11 +15,16 @@ use crate::gateway::Gateway;
 use crate::metrics::Limit;
 use crate::protocol::codes::{CloseCode, Code, RefusalCode};
 use crate::protocol::frame::{self, Coding};
-use crate::protocol::topic::{Filter, TopicError};
+use crate::protocol::topic::{self, Filter, TopicError};
 use crate::stream::outcome;
 
 /// Characters that a scope must percent-encode (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
+
+/// Of a topic that nobody may use as of a path that is no topic's: the two must not differ.
+pub(super) const NO_TOPIC: &str = "nothing here is open to anyone: a topic is at /topics/<path>, and a [[topics]] rule must cover it (a \
+                                   pattern: all of it) and allow the request; publish is \"nobody\" by default. Metrics, probes \
+                                   and the console are on the admin listener";
 
 /// The answer to a request that is refused.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub(super) struct Problem {
     status: StatusCode,
     code: Code,
     detail: String,
+    /// What the log has instead of `detail`: it may repeat what the client sent.
+    note: Option<String>,
     challenge: Option<Challenge>,
     limit: Option<Limit>,
 }
@@ -62,18 +69,23 @@ impl Problem {
     /// `code` is for machines and stays the same; `detail` is for the person who sent the request.
     pub(super) fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
         let (status, code) = (code.status(), code.into());
-        Problem { status, code, detail: detail.into(), challenge: None, limit: None }
+        Problem { status, code, detail: detail.into(), note: None, challenge: None, limit: None }
     }
 
     /// A temporary refusal as a status, for a client that is not an EventSource.
     pub(super) fn passing(code: CloseCode) -> Self {
         let (status, detail) = passing(code);
-        Problem { status, code: code.into(), detail: detail.into(), challenge: None, limit: None }
+        Problem { status, code: code.into(), detail: detail.into(), note: None, challenge: None, limit: None }
     }
 
     /// With another detail.
     pub(super) fn because(self, detail: &str) -> Self {
         Problem { detail: detail.into(), ..self }
+    }
+
+    /// With these words in the log.
+    pub(super) fn note(self, note: String) -> Self {
+        Problem { note: Some(note), ..self }
     }
 
     /// With a status other than its code's.
@@ -91,32 +103,30 @@ impl Problem {
         Problem { limit: Some(limit), ..self }
     }
 
-    /// The same answer whether the topic does not exist, is hidden or must not be read, so that it does not reveal what
-    /// exists. It names the topic: a client could find out which one is meant by requesting each alone.
-    pub(super) fn not_exposed(action: Action, filter: &Filter) -> Self {
-        let detail = match (action, filter.is_pattern()) {
-            (Action::Subscribe, false) => {
-                format!(
-                    "no [[topics]] rule allows anyone to read {filter}; check the topic's spelling, or add a rule"
-                )
-            }
-            (Action::Subscribe, true) => format!(
-                "no [[topics]] rule allows anyone to read all of {filter}; request a part that one rule covers, or \
-                add a rule"
-            ),
-            (Action::Publish, _) => format!(
-                "no [[topics]] rule allows anyone to publish to {filter}; check the topic's spelling, or set publish \
-                in \
-                 its rule, which is \"nobody\" by default"
-            ),
+    /// The same whether the topic does not exist, is hidden or may not be read: so that it does not reveal what exists. It names
+    /// the topic only where the request names several: which one it is about could be found out by asking for each. Names
+    /// that brokers keep for themselves are not repeated.
+    pub(super) fn not_exposed(action: Action, filter: &Filter, is_one_of_several: bool) -> Self {
+        let act = match action {
+            Action::Subscribe => "read",
+            Action::Publish => "publish to",
         };
-        Problem::new(RefusalCode::NotFound, detail)
+        let note = format!("no [[topics]] rule allows anyone to {act} {filter}");
+        let is_reserved = filter.as_str().split('/').next().is_some_and(topic::is_reserved);
+        let detail = if is_one_of_several && !is_reserved {
+            format!(
+                "{note}; check the topic's spelling, or add a rule. A pattern needs one rule that covers all of it"
+            )
+        } else {
+            NO_TOPIC.to_owned()
+        };
+        Problem::new(RefusalCode::NotFound, detail).note(note)
     }
 
     /// A path that the listener does not serve. `instead` says what it serves.
     pub(super) fn no_route(uri: &Uri, instead: &str) -> Self {
-        let path = outcome::quoted(uri.path());
-        Problem::new(RefusalCode::NotFound, format!("{path} does not exist; {instead}"))
+        let note = format!("there is nothing at {}; {instead}", outcome::quoted(uri.path()));
+        Problem::new(RefusalCode::NotFound, instead).note(note)
     }
 }
 
@@ -184,7 +194,9 @@ impl IntoResponse for Problem {
         if let Some(limit) = self.limit {
             response.extensions_mut().insert(Met(limit));
         }
-        response.extensions_mut().insert(RefusalNote { code: self.code, detail: self.detail });
+        response
+            .extensions_mut()
+            .insert(RefusalNote { code: self.code, detail: self.note.unwrap_or(self.detail) });
         response
     }
 }

@@ -107,7 +107,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
             Ok((StatusCode::ACCEPTED, Json(Accepted { topic: topic.as_str(), id })).into_response())
         }
         Err(PublishError::NotExposed) => {
-            Err(Problem::not_exposed(Action::Publish, &topic.into()).into_response())
+            Err(Problem::not_exposed(Action::Publish, &topic.into(), false).into_response())
         }
         Err(PublishError::Expired) => Err(not_allowed(Refusal::expired())),
         Err(PublishError::Unfit(why) | PublishError::Broker(BrokerError::Unfit(why))) => Err(bad(&why)),

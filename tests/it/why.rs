@@ -99,16 +99,18 @@ async fn a_refusal_names_the_topic_or_the_origin_that_it_is_about() {
     .await;
     let page = [("origin", "https://app.example.com")];
     for (method, path, headers, told) in [
-        ("GET", "/topics?topic=orders/eu&topic=stock/*", &[][..], "read all of stock/*"),
+        ("GET", "/topics?topic=orders/eu&topic=stock/*", &[][..], "read stock/*"),
         ("GET", "/topics?topic=orders/eu&topic=hidden/x&topic=orders/us", &[], "read hidden/x"),
-        ("GET", "/topics/ordres/eu", &[], "read ordres/eu"),
-        ("POST", "/topics/orders/eu", &[], "publish to orders/eu"),
-        ("GET", "/topics/orders/eu", &page, "pages of https://app.example.com may not"),
-        ("GET", "/orders/eu", &[], "there is nothing at /orders/eu; a topic is at /topics/"),
+        ("GET", "/topics/ordres/eu", &[], "a [[topics]] rule must"),
+        ("POST", "/topics/orders/eu", &[], "publish is \"nobody\" by default"),
+        ("GET", "/topics/orders/eu", &page, "key cors.origins"),
+        ("GET", "/orders/eu", &[], "a topic is at /topics/<path>"),
     ] {
         let answer = client::request(process.address, method, path, headers, b"x").await.json();
         let detail = answer["detail"].as_str().unwrap();
         assert!(detail.contains(told), "{method} {path}: {detail}");
+        let repeats = ["ordres", "app.example.com"].iter().any(|sent| detail.contains(sent));
+        assert!(!repeats, "what one topic or a page sent is not repeated: {detail}");
         if path == "/topics/ordres/eu" || !path.starts_with("/topics?") && answer["code"] == "not_found" {
             continue; // the log has one line of a code in ten seconds
         }
@@ -124,11 +126,7 @@ async fn a_refusal_names_the_topic_or_the_origin_that_it_is_about() {
     assert!(of("bad_origin").contains("https://app.example.com"), "{log:?}");
     let hidden = client::request(process.address, "GET", "/topics/hidden/x", &[], b"").await.text();
     let absent = client::request(process.address, "GET", "/topics/absent/x", &[], b"").await.text();
-    assert_eq!(
-        hidden.replace("hidden", ""),
-        absent.replace("absent", ""),
-        "what exists is nobody's business"
-    );
+    assert_eq!(hidden, absent, "what exists is nobody's business");
 }
 
 #[tokio::test]
