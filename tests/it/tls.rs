@@ -262,7 +262,7 @@ async fn files_that_cannot_be_used_end_the_start_with_the_key_and_the_reason() {
         let (cert, key) = (cert.to_str().unwrap(), key.to_str().unwrap());
         let ended =
             Process::spawn(&[], &[("TOPICGATE_TLS__CERT", cert), ("TOPICGATE_TLS__KEY", key)]).ended().await;
-        assert_eq!(ended.code, Some(1), "{reason}: {}", ended.log);
+        assert_eq!(ended.code, Some(64), "{reason}: {}", ended.log);
         assert!(ended.log.contains(reason), "{reason}: {}", ended.log);
     }
 }
