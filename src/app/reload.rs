@@ -11,6 +11,7 @@ use super::logging;
 use crate::auth;
 use crate::config::{Config, ConfigErrors, NeedsRestart};
 use crate::gateway::Gateway;
+use crate::metrics::ReloadResult;
 use crate::net::tls::{Tls, TlsError};
 
 /// Why a configuration was not applied.
@@ -52,14 +53,14 @@ impl Reloader {
         let outcome = read.map_err(ReloadError::from).and_then(|config| self.put_in_force(config));
         let metrics = self.gateway.metrics();
         let Err(error) = outcome else {
-            metrics.config_reloaded("done");
+            metrics.config_reloads.inc(ReloadResult::Done);
             return true;
         };
         // One line for each error, as in `topicgate check`.
         for error in error.to_string().lines() {
             tracing::error!(error, "the configuration cannot be used; nothing has changed");
         }
-        metrics.config_reloaded("refused");
+        metrics.config_reloads.inc(ReloadResult::Refused);
         false
     }
 

@@ -153,7 +153,8 @@ impl Server {
         let Prepared { config, metrics, auth, tls, traces, export, broker, events } = prepared;
         let public = bind("listen", config.listen)?;
         let admin = bind("admin.listen", config.admin.listen)?;
-        metrics.limits.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
+        metrics.set_bound(Limit::BrokerEvents, EVENT_CAPACITY as u64);
+        metrics.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
         let (asks, asks_receiver) = mpsc::channel(BACKFILL_CAPACITY);
         // The gateway sets the bounds of the logs.
         let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
@@ -172,7 +173,7 @@ impl Server {
         let current = Runtime::new(config, auth, registry.clone(), metrics.clone());
         let ways = (broker.clone(), lookups);
         let gateway = Gateway::new(current, ways, upstream_receiver, traces, max_message);
-        metrics.limits.set_bound(Limit::Connections, connections as u64);
+        metrics.set_bound(Limit::Connections, connections as u64);
         let backfill = Backfill { registry, broker, encoder, clients: gateway.clients().clone() };
         let mut tasks = JoinSet::new();
         tasks.spawn(ingest.run(events));

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::AuthError;
 use super::key::Key;
 use crate::config::Secret;
-use crate::metrics::Metrics;
+use crate::metrics::{FetchResult, Metrics};
 use crate::net::client::Client;
 use crate::net::reason::Peer;
 
@@ -173,7 +173,8 @@ impl Fetcher {
 
     /// Stores the result. Logs only changes, not every fetch.
     fn keep(&self, fetched: Result<Set, String>) {
-        self.metrics.jwks.fetched(fetched.is_ok());
+        let result = if fetched.is_ok() { FetchResult::Fetched } else { FetchResult::Failed };
+        self.metrics.jwks_fetches.inc(result);
         let failed_before = self.held.borrow().failed;
         match fetched {
             Ok(Set { keys, skipped }) => {
@@ -189,8 +190,8 @@ impl Fetcher {
                         tracing::warn!(why, "auth.jwt.jwks_url: a key cannot be used");
                     }
                 }
-                self.metrics.jwks.held.set(count as i64);
-                self.metrics.jwks.skipped.set(skipped.len() as i64);
+                self.metrics.jwks_keys.set(count as i64);
+                self.metrics.jwks_skipped_keys.set(skipped.len() as i64);
                 self.held.send_modify(|held| {
                     held.keys = Some(keys);
                     held.failed = false;

@@ -59,9 +59,9 @@ impl Gateway {
         self.clients.set_limits(limits);
         self.registry.set_bounds(limits.topics, size(limits.buffer));
         self.max_message.store(size(limits.message), Ordering::Relaxed);
-        self.metrics.limits.configure(limits);
-        self.metrics.limits.set_bound(Limit::Addresses, self.clients.max_addresses() as u64);
+        self.metrics.set_bounds(limits);
+        self.metrics.set_bound(Limit::Addresses, self.clients.max_addresses() as u64);
         // Counters of a rule exist from the start, at zero.
-        config.topics.iter().for_each(|rule| drop(self.metrics.rules.rule(&rule.pattern())));
+        config.topics.iter().for_each(|rule| drop(self.metrics.rule(&rule.pattern())));
     }
 }

@@ -112,14 +112,14 @@ impl Gateway {
     pub fn sample(&self) -> Sample {
         let metrics = self.metrics();
         let gone = CloseCode::Gone.as_str();
-        let turned_away = metrics.streams_closed().filter(|(code, _)| *code != gone);
+        let turned_away = metrics.streams_closed.counts().filter(|(code, _)| *code != gone);
         Sample {
             time: unix_ms(),
             streams: self.table.len(),
             received: metrics.messages_received.get(),
             sent: metrics.events_sent.get(),
-            sent_bytes: metrics.bytes_sent.get(),
-            gaps: metrics.gaps_told().map(|(_, count)| count).sum(),
+            sent_bytes: metrics.sent_bytes.get(),
+            gaps: metrics.gaps.counts().map(|(_, count)| count).sum(),
             refused: metrics.requests_refused().chain(turned_away).map(|(_, count)| count).sum(),
         }
     }

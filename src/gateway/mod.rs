@@ -218,7 +218,7 @@ impl Gateway {
             return Err(CloseCode::Draining);
         }
         self.clients.admit(address).inspect_err(|code| {
-            self.metrics().limits.hit_by_client(*code);
+            self.metrics().hit_by_client(*code);
             self.tell_of_crowd(address, *code);
         })
     }
@@ -237,7 +237,7 @@ impl Gateway {
         let new = self.registry.not_held(filters);
         self.clients.ask_for_new_topics(address, new).map_err(|code| {
             let limit = if code == CloseCode::TooFast { Limit::NewTopicsPerSecond } else { Limit::Addresses };
-            self.metrics().limits.hit(limit);
+            self.metrics().hit(limit);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })
@@ -257,7 +257,7 @@ impl Gateway {
         let begin = Instant::now();
         let current = self.current();
         let overloaded = |limit| {
-            self.metrics().limits.hit(limit);
+            self.metrics().hit(limit);
             OpenError::ComeBack(CloseCode::Overloaded)
         };
         let principal = caller
@@ -268,7 +268,7 @@ impl Gateway {
             .ok_or_else(|| overloaded(Limit::Streams))?;
         let handle = ticket.handle().clone();
         let seat = self.clients.enter(handle.clone(), filters.len()).map_err(|code| {
-            self.metrics().limits.hit_by_client(code);
+            self.metrics().hit_by_client(code);
             self.tell_of_crowd(address, code);
             OpenError::ComeBack(code)
         })?;
@@ -503,7 +503,7 @@ impl Gateway {
     pub fn sweep(&self) {
         let gave_way = self.registry.age();
         if gave_way {
-            self.metrics().limits.hit(Limit::Buffer);
+            self.metrics().hit(Limit::Buffer);
         }
         let (topics, bytes) = (self.registry.topics(), self.registry.bytes());
         let usage = self.clients.sweep();
@@ -525,7 +525,7 @@ impl Gateway {
             (Limit::Buffer, bytes),
             (Limit::Addresses, usage.addresses),
         ] {
-            metrics.limits.set_used(limit, used);
+            metrics.set_used(limit, used);
         }
         self.history.push(self.sample());
     }
@@ -538,7 +538,7 @@ fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<FieldMapping>) {
         bytes: usize::try_from(replay.bytes).unwrap_or(usize::MAX),
         age: replay.age,
         linger: replay.linger,
-        rule: metrics.rules.rule(&rule.pattern()),
+        rule: metrics.rule(&rule.pattern()),
     };
     let fields = FieldMapping { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
     (bounds, Arc::new(fields))

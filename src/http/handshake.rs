@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::connection::{self, ConnectionLimits, Version};
 use super::problem::Problem;
 use crate::gateway::Gateway;
+use crate::metrics::HandshakeResult;
 use crate::net::tls::Tls;
 use crate::protocol::codes::RefusalCode;
 
@@ -54,7 +55,7 @@ impl Handshake {
         let Some(greeting) = settings.closing.run_until_cancelled(greeting).await else { return };
         match greeting {
             Ok(Ok(Greeting::Tls(socket))) => {
-                self.tls.metrics().handshake("done");
+                self.tls.metrics().tls_handshakes.inc(HandshakeResult::Done);
                 let version = match socket.get_ref().1.alpn_protocol() {
                     Some(b"h2") => Version::Http2,
                     Some(_) => Version::Http1,
@@ -63,17 +64,17 @@ impl Handshake {
                 connection::serve(socket, version, client, router, settings, permit).await;
             }
             Ok(Ok(Greeting::Plain(socket))) => {
-                self.tls.metrics().handshake("plain");
+                self.tls.metrics().tls_handshakes.inc(HandshakeResult::Plain);
                 connection::serve(socket, Version::Unknown, client, self.plain.clone(), settings, permit)
                     .await;
             }
             // A probe that only connects: it began no handshake.
             Ok(Ok(Greeting::Nothing)) => {}
             Ok(Err(error)) => {
-                self.tls.metrics().handshake("failed");
+                self.tls.metrics().tls_handshakes.inc(HandshakeResult::Failed);
                 tracing::debug!(%error, "a TLS handshake failed");
             }
-            Err(_) => self.tls.metrics().handshake("timeout"),
+            Err(_) => self.tls.metrics().tls_handshakes.inc(HandshakeResult::Timeout),
         }
     }
 

@@ -130,7 +130,7 @@ async fn tell_refusals(
     let response = next.run(request).await;
     if let Some(problem::RefusalNote { code, detail }) = response.extensions().get() {
         if response.status() != StatusCode::OK {
-            gateway.metrics().refused_request(*code);
+            gateway.metrics().refused_requests.inc(*code);
         }
         gateway.why().refused(*code, || RequestRefused {
             address,
@@ -141,7 +141,7 @@ async fn tell_refusals(
         });
     }
     if let Some(problem::Met(limit)) = response.extensions().get() {
-        gateway.metrics().limits.hit(*limit);
+        gateway.metrics().hit(*limit);
     }
     response
 }
@@ -171,7 +171,7 @@ pub(crate) fn serve(
     let clock = gateway.table().clock();
     let settings_of = {
         let closing = closing.clone();
-        let heads_too_large = gateway.metrics().limits.counter(Limit::Head);
+        let heads_too_large = gateway.metrics().limit_met.of(Limit::Head);
         move |current: &Runtime| {
             let limits = &current.config.limits;
             let forward = current.config.auth.forward.as_ref();
@@ -201,7 +201,7 @@ pub(crate) fn serve(
         let mut settings = settings_of(&current);
         loop {
             if permits.available_permits() == 0 {
-                gateway.metrics().limits.hit(limit);
+                gateway.metrics().hit(limit);
                 if is_short_of_files && failures.allows() {
                     tracing::warn!(max_connections, "{CANNOT_ACCEPT}");
                 }

@@ -204,7 +204,7 @@ impl IntoResponse for Problem {
 /// The answer for a temporary fault or a limit: a stream that closes at once and asks the client to reconnect. A client
 /// that does not ask for `text/event-stream` is not an EventSource and receives a status instead.
 pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
-    gateway.metrics().not_opened(code);
+    gateway.metrics().streams_closed.inc(code);
     let retry = gateway.jittered_retry();
     if !super::sse_head::names_event_stream(headers) {
         let mut response = Problem::passing(code).into_response();

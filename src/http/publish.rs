@@ -20,7 +20,7 @@ use super::problem::{Problem, RefusalNote};
 use crate::auth::{AccessRequest, Action};
 use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
-use crate::metrics::Limit;
+use crate::metrics::{Limit, PublishResult};
 use crate::protocol::codes::{CloseCode, Code, RefusalCode};
 use crate::protocol::event_id::is_publisher_id;
 use crate::protocol::frame::is_event_type;
@@ -43,11 +43,11 @@ pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Reques
     let (head, body) = request.into_parts();
     let result = publish_message(&gateway, &head, body).await;
     let told = result.as_ref().err().and_then(|response| response.extensions().get());
-    gateway.metrics().published(match (&result, told.map(|told: &RefusalNote| told.code)) {
-        (Ok(_), _) => "accepted",
-        (_, Some(Code::Refused(RefusalCode::BrokerAway))) => "broker_away",
-        (_, Some(Code::Refused(RefusalCode::BrokerRefused))) => "broker_refused",
-        _ => "refused",
+    gateway.metrics().publishes.inc(match (&result, told.map(|told: &RefusalNote| told.code)) {
+        (Ok(_), _) => PublishResult::Accepted,
+        (_, Some(Code::Refused(RefusalCode::BrokerAway))) => PublishResult::BrokerAway,
+        (_, Some(Code::Refused(RefusalCode::BrokerRefused))) => PublishResult::BrokerRefused,
+        _ => PublishResult::Refused,
     });
     result.unwrap_or_else(|refusal| refusal)
 }

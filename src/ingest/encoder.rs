@@ -8,7 +8,7 @@ use crate::broker::{self, Change};
 use crate::log::message::{FieldMapping, Message};
 use crate::log::{EntryKind, Gap};
 use crate::metrics::throttle::Throttle;
-use crate::metrics::{Limit, Metrics};
+use crate::metrics::{Limit, Metrics, Rejected};
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::Sequence;
 
@@ -34,8 +34,8 @@ impl Encoder {
         let limit = self.max_message.load(Ordering::Relaxed);
         let too_large = message.payload.len() > limit;
         if too_large {
-            self.metrics.rejected("message");
-            self.metrics.limits.hit(Limit::Message);
+            self.metrics.rejected.inc(Rejected::Message);
+            self.metrics.hit(Limit::Message);
             tracing::warn!(
                 topic = message.topic.as_str(),
                 bytes = message.payload.len(),
@@ -63,12 +63,12 @@ impl Encoder {
             return EntryKind::Message(Message::deletion(topic.clone(), time, event_id, operation));
         }
         let mut found = fields.find(&message.headers, &message.payload);
-        for (bad, what) in [(found.bad_id, "id"), (found.bad_kind, "type")] {
+        for (bad, what) in [(found.bad_id, Rejected::Id), (found.bad_kind, Rejected::Type)] {
             if bad {
-                self.metrics.rejected(what);
+                self.metrics.rejected.inc(what);
                 tracing::debug!(
                     topic = topic.as_str(),
-                    what,
+                    what = <&str>::from(what),
                     "a field of a message was dropped, because it cannot be carried"
                 );
             }
@@ -99,7 +99,7 @@ impl Encoder {
 
 impl Encoder {
     fn count_damaged(&self, message: &broker::Message) {
-        self.metrics.rejected("header");
+        self.metrics.rejected.inc(Rejected::Header);
         if let Some(others) = self.damaged.turn() {
             tracing::warn!(
                 topic = message.topic.as_str(),

@@ -18,7 +18,7 @@ use tokio::task::yield_now;
 use self::encoder::Encoder;
 use crate::broker::{self, Event, Link};
 use crate::log::Registry;
-use crate::metrics::{Limit, Metrics};
+use crate::metrics::{Limit, Metrics, Rejected};
 use crate::protocol::codes::GapReason;
 use crate::protocol::topic::{Filter, Topic};
 use crate::traces::Traces;
@@ -51,7 +51,7 @@ impl Ingest {
     pub async fn run(self, mut events: mpsc::Receiver<Event>) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut waking = false;
-        let waiting = self.metrics.limits.used(Limit::BrokerEvents);
+        let waiting = self.metrics.limit_used.of(Limit::BrokerEvents);
         loop {
             if !waking {
                 if events.recv_many(&mut batch, BATCH).await == 0 {
@@ -91,7 +91,7 @@ impl Ingest {
                 tracing::warn!(topics, gaps, why, "messages may be missing");
             }
             Event::Unnameable { filter } => {
-                self.metrics.rejected("topic");
+                self.metrics.rejected.inc(Rejected::Topic);
                 tracing::debug!(
                     filter = filter.as_str(),
                     "a message was dropped, because its subject is not a valid \
@@ -162,9 +162,9 @@ impl Ingest {
     }
 
     fn append(&self, message: broker::Message) {
-        let _span = self.traces.received(&message);
+        let _span = self.traces.received(&message.topic, &message.headers, message.payload.len());
         self.metrics.messages_received.inc();
-        self.metrics.bytes_received.inc_by(message.payload.len() as u64);
+        self.metrics.received_bytes.inc_by(message.payload.len() as u64);
         let stored = message.stored.map(|stored| (stored.number, stored.time));
         if let Some((_, time)) = stored {
             let lag = time.elapsed().unwrap_or_default(); // the broker's clock and ours may differ
@@ -192,7 +192,7 @@ impl Ingest {
         }
         // Not once per batch: a batch of large messages would exceed the bound of the buffers by far.
         if self.registry.keep_bound() {
-            self.metrics.limits.hit(Limit::Buffer);
+            self.metrics.hit(Limit::Buffer);
         }
     }
 
@@ -282,7 +282,7 @@ mod tests {
         ] {
             ingest.take(Event::Lost { filters, why: String::new() });
             told += gaps;
-            let broker = ingest.metrics.gaps_told().find(|(reason, _)| *reason == "broker");
+            let broker = ingest.metrics.gaps.counts().find(|(reason, _)| *reason == "broker");
             assert_eq!(broker, Some(("broker", told)));
         }
     }

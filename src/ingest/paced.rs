@@ -43,7 +43,7 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
 ) {
     let mut turns: Turns<T> = Turns::new(most);
     let mut running = JoinSet::new();
-    let (waiting, mut shown) = (metrics.limits.used(Limit::Lookups), 0);
+    let (waiting, mut shown) = (metrics.limit_used.of(Limit::Lookups), 0);
     let mut paced = false;
     loop {
         while running.len() < at_once
@@ -57,14 +57,14 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
         // Whoever is left while there is room to serve them waits for their pace.
         let waits = !turns.is_empty() && running.len() < at_once;
         if waits && !paced {
-            metrics.limits.hit(Limit::ResumeBytes);
+            metrics.hit(Limit::ResumeBytes);
         }
         paced = waits;
         tokio::select! {
             look = asked.recv() => {
                 let Some(look) = look else { return };
                 if turns.push(counted_as(look.address()), look).is_some() {
-                    metrics.limits.hit(Limit::Lookups);
+                    metrics.hit(Limit::Lookups);
                 }
             }
             Some(_) = running.join_next() => {}

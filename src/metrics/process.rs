@@ -1,12 +1,11 @@
-//! What the system says of this process, under the names that every Prometheus client has for it. Read when it is asked
-//! for, never kept. Linux only.
+//! Metrics of this process from the system, under the names that Prometheus' own client libraries use. Read at each scrape.
+//! Linux only.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Process;
 
@@ -23,18 +22,22 @@ impl Collector for Process {
         if let Ok(limits) = process.limits()
             && let procfs::process::LimitValue::Value(most) = limits.max_open_files.soft_limit
         {
-            gauge("process_max_fds", "File descriptors that may be open", most as f64)?;
+            gauge("process_max_fds", "The most file descriptors that may be open", most as f64)?;
         }
         let Ok(stat) = process.stat() else { return Ok(()) };
         let resident = (stat.rss * procfs::page_size()) as f64;
-        gauge("process_resident_memory_bytes", "Memory that is resident", resident)?;
+        gauge("process_resident_memory_bytes", "Resident memory", resident)?;
         let seconds = |ticks: u64| ticks as f64 / procfs::ticks_per_second() as f64;
         if let Ok(boot) = procfs::boot_time_secs() {
             let start = boot as f64 + seconds(stat.starttime);
-            gauge("process_start_time_seconds", "When it began, in seconds of unix time", start)?;
+            gauge(
+                "process_start_time_seconds",
+                "When the process started, as a Unix time in seconds",
+                start,
+            )?;
         }
         let metric = ConstCounter::new(seconds(stat.utime + stat.stime));
-        let help = "Seconds of processors, in it and in the system for it";
+        let help = "CPU time in seconds";
         metric.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, metric.metric_type())?)
     }
 }

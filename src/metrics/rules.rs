@@ -1,70 +1,33 @@
-//! What is counted for each rule of the configuration, under its `match` as it is written: never for a topic, of which
-//! there is no end.
+//! Metrics of each rule of the configuration, under its `match` as it is written. Never of a topic: their number has no
+//! bound.
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
-type Label = [(&'static str, String); 1];
+use super::table::Metrics;
 
-/// Of one rule. Cheap to clone.
+/// The metrics of one rule. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct RuleMetrics {
     /// Messages from the broker.
     pub messages: Counter,
     /// Messages and gaps handed to readers.
     pub events: Counter,
-    /// Gaps, by topic where the broker lost, by reader where the reader did.
+    /// Gaps: one per topic if the broker lost messages, otherwise one per reader.
     pub gaps: Counter,
-    /// Streams that read topics of it, once for each topic or pattern.
+    /// Streams, counted once per topic or pattern of the rule that they read.
     pub readers: Gauge,
 }
 
-/// Of all rules.
-#[derive(Debug, Clone)]
-pub struct RulesMetrics {
-    messages: Family<Label, Counter>,
-    events: Family<Label, Counter>,
-    gaps: Family<Label, Counter>,
-    readers: Family<Label, Gauge>,
-}
-
-impl RulesMetrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = RulesMetrics {
-            messages: Family::default(),
-            events: Family::default(),
-            gaps: Family::default(),
-            readers: Family::default(),
-        };
-        registry.register("rule_messages", "Messages from the broker, by rule", metrics.messages.clone());
-        registry.register(
-            "rule_events",
-            "Messages and gaps handed to readers, by rule",
-            metrics.events.clone(),
-        );
-        registry.register(
-            "rule_gaps",
-            "Gaps, by rule: by topic where the broker lost, by reader where the reader did",
-            metrics.gaps.clone(),
-        );
-        registry.register(
-            "rule_readers",
-            "Streams by rule, once for each topic or pattern of it",
-            metrics.readers.clone(),
-        );
-        metrics
-    }
-
-    /// Those of the rule with this `match`.
+impl Metrics {
+    /// The metrics of the rule with this `match`.
     pub fn rule(&self, pattern: &str) -> RuleMetrics {
         let label = [("rule", pattern.to_owned())];
         RuleMetrics {
-            messages: self.messages.get_or_create(&label).clone(),
-            events: self.events.get_or_create(&label).clone(),
-            gaps: self.gaps.get_or_create(&label).clone(),
-            readers: self.readers.get_or_create(&label).clone(),
+            messages: self.rule_messages.get_or_create_owned(&label),
+            events: self.rule_events.get_or_create_owned(&label),
+            gaps: self.rule_gaps.get_or_create_owned(&label),
+            readers: self.rule_readers.get_or_create_owned(&label),
         }
     }
 }

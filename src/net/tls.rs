@@ -20,7 +20,7 @@ use simple_asn1::ASN1Block;
 use thiserror::Error;
 
 use crate::config;
-use crate::metrics::Metrics;
+use crate::metrics::{Listener, Metrics, ReloadResult};
 
 /// How often the files are read. A change is applied once two reads in a row are equal.
 pub const LOOK: Duration = Duration::from_secs(2);
@@ -95,7 +95,7 @@ impl Tls {
         match pair.and_then(|pair| pair.check(&files)) {
             Ok((config, expires)) => Ok(Renewed { files, seen, config, expires }),
             Err(error) => {
-                self.metrics.certificate_reloaded("refused");
+                self.metrics.tls_certificate_reloads.inc(ReloadResult::Refused);
                 let same = *self.files.read() == files;
                 if same {
                     *self.watch.lock() = Watch { seen, judged: seen }; // the error is logged once
@@ -132,7 +132,7 @@ impl Tls {
             match pair.and_then(|pair| pair.check(&files)) {
                 Ok((config, expires)) => self.take(&files, config, expires),
                 Err(error) => {
-                    self.metrics.certificate_reloaded("refused");
+                    self.metrics.tls_certificate_reloads.inc(ReloadResult::Refused);
                     tracing::error!(%error, "the new certificate cannot be used; the old one stays in use");
                 }
             }
@@ -141,7 +141,7 @@ impl Tls {
 
     fn take(&self, files: &config::Tls, config: Arc<ServerConfig>, expires: Option<i64>) {
         *self.current.write() = config;
-        self.metrics.certificate_reloaded("done");
+        self.metrics.tls_certificate_reloads.inc(ReloadResult::Done);
         note_expiry(&self.metrics, expires);
         tracing::info!(cert = %files.cert.display(), "new connections use the new certificate");
     }
@@ -158,7 +158,7 @@ pub struct Renewed {
 
 fn note_expiry(metrics: &Metrics, expires: Option<i64>) {
     if let Some(expires) = expires {
-        metrics.certificate_expires(expires);
+        metrics.tls_certificate_expires.of(Listener::Public).set(expires);
     }
 }
 

@@ -2,9 +2,11 @@
 //! set; the same code is on the wire, in metric labels and in the log. docs/protocol.md has the table.
 
 use axum::http::StatusCode;
+use strum::{FromRepr, IntoStaticStr, VariantArray};
 
 /// Why a request can never succeed as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum RefusalCode {
     /// The topic is not valid.
     BadTopic,
@@ -51,56 +53,9 @@ pub enum RefusalCode {
 }
 
 impl RefusalCode {
-    /// Every code, by status.
-    pub const ALL: [RefusalCode; 21] = [
-        RefusalCode::BadTopic,
-        RefusalCode::BadQuery,
-        RefusalCode::BadRequest,
-        RefusalCode::BadBody,
-        RefusalCode::TlsRequired,
-        RefusalCode::TwoTokens,
-        RefusalCode::NoToken,
-        RefusalCode::BadToken,
-        RefusalCode::ExpiredToken,
-        RefusalCode::BackendRefused,
-        RefusalCode::MissingGrant,
-        RefusalCode::WrongSubject,
-        RefusalCode::BadOrigin,
-        RefusalCode::NotFound,
-        RefusalCode::BadMethod,
-        RefusalCode::NotAcceptable,
-        RefusalCode::Timeout,
-        RefusalCode::TooLarge,
-        RefusalCode::BadHost,
-        RefusalCode::BrokerRefused,
-        RefusalCode::BrokerAway,
-    ];
-
     /// The code as written in bodies, metrics and the log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            RefusalCode::BadTopic => "bad_topic",
-            RefusalCode::BadQuery => "bad_query",
-            RefusalCode::BadRequest => "bad_request",
-            RefusalCode::BadBody => "bad_body",
-            RefusalCode::TlsRequired => "tls_required",
-            RefusalCode::TwoTokens => "two_tokens",
-            RefusalCode::NoToken => "no_token",
-            RefusalCode::BadToken => "bad_token",
-            RefusalCode::ExpiredToken => "expired_token",
-            RefusalCode::BackendRefused => "backend_refused",
-            RefusalCode::MissingGrant => "missing_grant",
-            RefusalCode::WrongSubject => "wrong_subject",
-            RefusalCode::BadOrigin => "bad_origin",
-            RefusalCode::NotFound => "not_found",
-            RefusalCode::BadMethod => "bad_method",
-            RefusalCode::NotAcceptable => "not_acceptable",
-            RefusalCode::Timeout => "timeout",
-            RefusalCode::TooLarge => "too_large",
-            RefusalCode::BadHost => "bad_host",
-            RefusalCode::BrokerRefused => "broker_refused",
-            RefusalCode::BrokerAway => "broker_away",
-        }
+        self.into()
     }
 
     /// The HTTP status of the code. A backend that refuses may choose 401 instead of 403.
@@ -143,8 +98,12 @@ pub enum Code {
 impl Code {
     /// Every code of both sets.
     pub fn all() -> impl Iterator<Item = Code> {
-        let refused = RefusalCode::ALL.into_iter().map(Code::Refused);
-        refused.chain(CloseCode::ALL.into_iter().map(Code::Closed))
+        Code::refusals().chain(CloseCode::VARIANTS.iter().copied().map(Code::Closed))
+    }
+
+    /// Every code of a refused request.
+    pub fn refusals() -> impl Iterator<Item = Code> {
+        RefusalCode::VARIANTS.iter().copied().map(Code::Refused)
     }
 
     /// The code as written on the wire, in metrics and in the log.
@@ -153,6 +112,12 @@ impl Code {
             Code::Refused(code) => code.as_str(),
             Code::Closed(code) => code.as_str(),
         }
+    }
+}
+
+impl From<Code> for &'static str {
+    fn from(code: Code) -> Self {
+        code.as_str()
     }
 }
 
@@ -169,7 +134,8 @@ impl From<CloseCode> for Code {
 }
 
 /// Why the server ends a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray, IntoStaticStr, FromRepr)]
+#[strum(serialize_all = "snake_case")]
 #[repr(u8)]
 pub enum CloseCode {
     /// The process is shutting down.
@@ -207,51 +173,15 @@ pub enum CloseCode {
 }
 
 impl CloseCode {
-    /// Every code, for metrics that show zero before the first one.
-    pub const ALL: [CloseCode; 16] = [
-        CloseCode::Draining,
-        CloseCode::Overloaded,
-        CloseCode::Unavailable,
-        CloseCode::Refused,
-        CloseCode::MaxAge,
-        CloseCode::Slow,
-        CloseCode::Gone,
-        CloseCode::Expired,
-        CloseCode::AuthUnavailable,
-        CloseCode::TooManyStreams,
-        CloseCode::TooManyTopics,
-        CloseCode::TooManySubjectStreams,
-        CloseCode::TooFast,
-        CloseCode::Restarted,
-        CloseCode::Closed,
-        CloseCode::Revoked,
-    ];
-
     /// The code as written on the wire, in metrics and in the log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            CloseCode::Draining => "draining",
-            CloseCode::Overloaded => "overloaded",
-            CloseCode::Unavailable => "unavailable",
-            CloseCode::Refused => "refused",
-            CloseCode::MaxAge => "max_age",
-            CloseCode::Slow => "slow",
-            CloseCode::Gone => "gone",
-            CloseCode::Expired => "expired",
-            CloseCode::AuthUnavailable => "auth_unavailable",
-            CloseCode::TooManyStreams => "too_many_streams",
-            CloseCode::TooManyTopics => "too_many_topics",
-            CloseCode::TooManySubjectStreams => "too_many_subject_streams",
-            CloseCode::TooFast => "too_fast",
-            CloseCode::Restarted => "restarted",
-            CloseCode::Closed => "closed",
-            CloseCode::Revoked => "revoked",
-        }
+        self.into()
     }
 }
 
 /// Why messages are missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum GapReason {
     /// The replay buffer no longer has the requested messages.
     Evicted,
@@ -268,53 +198,30 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    /// Every reason, for metrics that show zero before the first one.
-    pub const ALL: [GapReason; 6] = [
-        GapReason::Evicted,
-        GapReason::UnknownId,
-        GapReason::Restarted,
-        GapReason::Slow,
-        GapReason::Broker,
-        GapReason::TooLarge,
-    ];
-
     /// The reason as written on the wire and in metrics.
     pub fn as_str(self) -> &'static str {
-        match self {
-            GapReason::Evicted => "evicted",
-            GapReason::UnknownId => "unknown_id",
-            GapReason::Restarted => "restarted",
-            GapReason::Slow => "slow",
-            GapReason::Broker => "broker",
-            GapReason::TooLarge => "too_large",
-        }
+        self.into()
     }
 }
 
 /// The HTTP versions of streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray, IntoStaticStr)]
 pub enum HttpVersion {
     /// HTTP/1.0.
+    #[strum(serialize = "1.0")]
     Http10,
     /// HTTP/1.1.
+    #[strum(serialize = "1.1")]
     Http11,
     /// HTTP/2.
+    #[strum(serialize = "2")]
     Http2,
 }
 
 impl HttpVersion {
     /// The version as written in metrics.
     pub fn as_str(self) -> &'static str {
-        match self {
-            HttpVersion::Http10 => "1.0",
-            HttpVersion::Http11 => "1.1",
-            HttpVersion::Http2 => "2",
-        }
-    }
-
-    /// The version as a metric label.
-    pub(crate) fn label(self) -> [(&'static str, &'static str); 1] {
-        [("http", self.as_str())]
+        self.into()
     }
 }
 

@@ -92,7 +92,7 @@ impl ReaderHandle {
     /// The order to close, if there is one.
     pub fn closing(&self) -> Option<CloseCode> {
         let code = self.close.load(Ordering::Acquire);
-        CloseCode::ALL.into_iter().find(|known| *known as u8 == code)
+        CloseCode::from_repr(code)
     }
 
     /// Records that the stream sent `bytes` and has read up to `position`.

@@ -14,7 +14,7 @@ use self::outcome::{OutcomeLog, StreamEnded};
 use self::table::Ticket;
 use crate::log::message::Format;
 use crate::log::{Cursors, Lease, Opened, Read, Registry};
-use crate::metrics::Metrics;
+use crate::metrics::{Limit, Metrics, ResumeOutcome};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::frame::{self, Coding, Frame};
 use crate::protocol::seek::{SeekResult, Start};
@@ -106,7 +106,8 @@ impl Stream {
         let StreamOptions { format, expires } = terms;
         let Opened { cursors, id, resumed, gaps } = Cursors::open(leases, ticket.handle(), start, located);
         if matches!(start, Start::After(_)) {
-            shared.metrics.resumed(resumed);
+            let outcome = if resumed { ResumeOutcome::Exact } else { ResumeOutcome::Gap };
+            shared.metrics.resumes.inc(outcome);
         }
         // The id says "complete from here on", which is true only after every gap has been sent, so the last gap
         // carries it. A client that is cut off before that resumes with its old cursor and receives the gaps again.
@@ -189,7 +190,7 @@ impl Stream {
                     batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
                     if self.cursors.replaying {
                         self.seat.replayed(batch.bytes.len());
-                        self.shared.metrics.bytes_replayed.inc_by(batch.bytes.len() as u64);
+                        self.shared.metrics.replayed_bytes.inc_by(batch.bytes.len() as u64);
                     } else if let Some(oldest) = batch.oldest {
                         self.shared.metrics.delivered(oldest);
                     }
@@ -215,7 +216,7 @@ impl Stream {
             return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
         }
         if turn.is_some() {
-            self.shared.metrics.replay_waits.inc();
+            self.shared.metrics.hit(Limit::ResumeBytes);
         }
         let due = self.heartbeat_due.min(self.aged).min(self.expires);
         self.ticket.handle().wake_at(due.min(again.unwrap_or(u64::MAX)));
@@ -249,7 +250,7 @@ impl Stream {
     }
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {
-        self.shared.metrics.bytes_sent.inc_by(bytes.len() as u64);
+        self.shared.metrics.sent_bytes.inc_by(bytes.len() as u64);
         self.ticket.handle().advance(bytes.len(), self.cursors.position());
         self.heartbeat_due = self.ticket.clock().now() + self.shared.heartbeat.as_millis() as u64;
         bytes

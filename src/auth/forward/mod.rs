@@ -26,7 +26,7 @@ use self::question::Question;
 use super::{AccessRequest, AuthError, Caller, Grammar, SettingError};
 use crate::config;
 use crate::metrics::throttle::Throttle;
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{ForwardOutcome, Metrics};
 use crate::net::client::{AskError, Client};
 use crate::net::reason::Peer;
 use crate::net::turns::Permits;
@@ -131,12 +131,12 @@ impl Forward {
         let mut known = self.known.lock();
         match known.get(&digest) {
             Some(Known::Answered(verdict, until)) if Instant::now() < *until && !verdict.has_expired() => {
-                self.metrics.forward.cached.inc();
+                self.metrics.forward_cached.inc();
                 return Ok(verdict.clone());
             }
             Some(Known::Asking(asking)) => {
                 if let Some(asking) = asking.upgrade() {
-                    self.metrics.forward.cached.inc();
+                    self.metrics.forward_cached.inc();
                     return Err(asking);
                 }
             }
@@ -170,9 +170,9 @@ impl Forward {
     /// Asks the backend, counts the outcome, and logs missing answers (throttled).
     async fn settle(&self, question: Question) -> Result<Decision, NoAnswer> {
         let verdict = self.put(question).await;
-        self.metrics.forward.asked(match &verdict {
-            Ok(Decision::Allowed(_)) => Outcome::Allowed,
-            Ok(Decision::Refused { .. }) => Outcome::Refused,
+        self.metrics.forward_questions.inc(match &verdict {
+            Ok(Decision::Allowed(_)) => ForwardOutcome::Allowed,
+            Ok(Decision::Refused { .. }) => ForwardOutcome::Refused,
             Err((outcome, _)) => *outcome,
         });
         verdict.map_err(|(_, why)| {
@@ -187,17 +187,18 @@ impl Forward {
     }
 
     /// Waits in the queue, sends the question, and interprets the answer.
-    async fn put(&self, question: Question) -> Result<Decision, (Outcome, String)> {
-        let busy = || (Outcome::Busy, "too many questions at once (auth.forward.concurrency)".to_owned());
+    async fn put(&self, question: Question) -> Result<Decision, (ForwardOutcome, String)> {
+        let busy =
+            || (ForwardOutcome::Busy, "too many questions at once (auth.forward.concurrency)".to_owned());
         let turn = timeout(self.timeout, self.turns.acquire(question.client)).await;
         let _turn = turn.ok().flatten().ok_or_else(busy)?;
-        let _asking = self.metrics.forward.asking();
+        let _asking = self.metrics.asking_backend();
         let answer = self.client.ask(question.request(&self.uri), self.timeout, MAX_BODY).await;
         let answer = answer.map_err(|error| match error {
-            AskError::Late(_) => (Outcome::Late, error.to_string()),
-            _ => (Outcome::Failed, error.to_string()),
+            AskError::Late(_) => (ForwardOutcome::Late, error.to_string()),
+            _ => (ForwardOutcome::Failed, error.to_string()),
         })?;
-        Decision::read(answer, &question, self.grammar).map_err(|why| (Outcome::Failed, why))
+        Decision::read(answer, &question, self.grammar).map_err(|why| (ForwardOutcome::Failed, why))
     }
 }
 

@@ -76,7 +76,7 @@ impl Standing {
                     .into_iter()
                     .map(|(topics, why)| Refused { topics: topics.to_string(), why })
                     .collect(),
-                losses: metrics.losses(),
+                losses: metrics.upstream_losses.get(),
             },
             streams: part(gateway.table().len() as i64, limits.streams as u64),
             topics: part(metrics.topics.get(), limits.topics as u64),
@@ -84,8 +84,8 @@ impl Standing {
             buffer_bytes: part(metrics.buffer_bytes.get(), limits.buffer),
             addresses: metrics.addresses.get(),
             sample: gateway.sample(),
-            gaps: some(metrics.gaps_told()),
-            closed: some(metrics.streams_closed()),
+            gaps: some(metrics.gaps.counts()),
+            closed: some(metrics.streams_closed.counts()),
             refused: some(metrics.requests_refused()),
         }
     }
