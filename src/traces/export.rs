@@ -12,11 +12,12 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter as _, SpanProcessor};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::throttle::Throttle;
-use crate::metrics::{Metrics, SpanMetrics};
+use crate::metrics::{By, Metrics, SpanResult};
 use crate::net::client::Client;
 use crate::net::reason::Peer;
 
@@ -39,7 +40,7 @@ const MAX_BODY: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Queue {
     spans: mpsc::Sender<SpanData>,
-    metrics: SpanMetrics,
+    results: By<SpanResult, Counter>,
 }
 
 impl SpanProcessor for Queue {
@@ -47,7 +48,7 @@ impl SpanProcessor for Queue {
 
     fn on_end(&self, span: SpanData) {
         if span.span_context.is_sampled() && self.spans.try_send(span).is_err() {
-            self.metrics.dropped.inc();
+            self.results.inc(SpanResult::Dropped);
         }
     }
 
@@ -65,7 +66,7 @@ impl SpanProcessor for Queue {
 pub struct Export {
     spans: mpsc::Receiver<SpanData>,
     exporter: SpanExporter,
-    metrics: SpanMetrics,
+    results: By<SpanResult, Counter>,
 }
 
 /// Creates both sides, for the collector at `endpoint`.
@@ -81,8 +82,8 @@ pub(super) fn new(endpoint: &str, metrics: &Metrics) -> Result<(Queue, Export), 
         .map_err(|error| format!("traces.endpoint: {error}"))?;
     exporter.set_resource(&super::resource());
     let (sender, spans) = mpsc::channel(QUEUE);
-    let metrics = metrics.spans.clone();
-    Ok((Queue { spans: sender, metrics: metrics.clone() }, Export { spans, exporter, metrics }))
+    let results = metrics.spans.clone();
+    Ok((Queue { spans: sender, results: results.clone() }, Export { spans, exporter, results }))
 }
 
 impl Export {
@@ -93,9 +94,9 @@ impl Export {
         while self.next(&mut batch, &stop).await {
             let count = batch.len() as u64;
             match self.exporter.export(std::mem::take(&mut batch)).await {
-                Ok(()) => drop(self.metrics.exported.inc_by(count)),
+                Ok(()) => drop(self.results.of(SpanResult::Exported).inc_by(count)),
                 Err(error) => {
-                    self.metrics.failed.inc_by(count);
+                    self.results.of(SpanResult::Failed).inc_by(count);
                     if failures.allows() {
                         tracing::warn!(%error, spans = count, "traces.endpoint: the collector did not accept these \
                         spans");

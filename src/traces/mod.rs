@@ -17,11 +17,10 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span};
 
 pub use self::export::Export;
-use crate::broker::Message;
 use crate::config::{self, BrokerKind};
 use crate::metrics::Metrics;
 use crate::protocol::headers::Headers;
-use crate::protocol::topic::Filter;
+use crate::protocol::topic::{Filter, Topic};
 
 /// The longest `tracestate` that is passed on: what W3C Trace Context requires. Longer ones are dropped.
 const MAX_STATE: usize = 512;
@@ -88,17 +87,17 @@ impl Traces {
 
     /// Begins the span of a message from the broker, if its headers say that its trace is sampled. It ends when it is
     /// dropped.
-    pub fn received(&self, message: &Message) -> Option<Span> {
+    pub fn received(&self, topic: &Topic, headers: &Headers, bytes: usize) -> Option<Span> {
         let on = self.0.as_ref()?;
-        let parent = extract(&FieldsOf(&message.headers));
+        let parent = extract(&FieldsOf(headers));
         if !parent.span().span_context().is_sampled() {
             return None;
         }
         let span = SpanBuilder::from_name("receive").with_kind(SpanKind::Consumer).with_attributes([
             KeyValue::new("messaging.system", on.system),
             KeyValue::new("messaging.operation.type", "receive"),
-            KeyValue::new("messaging.destination.name", message.topic.as_str().to_owned()),
-            KeyValue::new("messaging.message.body.size", message.payload.len() as i64),
+            KeyValue::new("messaging.destination.name", topic.as_str().to_owned()),
+            KeyValue::new("messaging.message.body.size", bytes as i64),
         ]);
         Some(on.tracer.build_with_context(span, &parent))
     }
