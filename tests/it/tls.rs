@@ -252,7 +252,7 @@ async fn files_that_cannot_be_used_end_the_start_with_the_key_and_the_reason() {
             "",
             "tls.key = \"/nowhere/key.pem\": cannot be read: No such file",
         ),
-        (&*pem, &*key, "", "other.pem\": holds no certificate"),
+        (&*pem, &*key, "", "other.pem\": has no certificate"),
         (&*pem, &*key, not_der, "tls.cert = "),
         (&*cert, &*pem, encrypted, "other.pem\": has no private key; put one in PEM here, not encrypted"),
         (&*cert, &*pem, &other.key, "is not the key of the certificate in tls.cert = "),
