@@ -74,16 +74,23 @@ impl Proxies {
     }
 }
 
-fn network(text: &str) -> Result<IpNet, &'static str> {
+fn network(text: &str) -> Result<IpNet, String> {
     let network: Result<IpNet, _> = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    match network.map(|network| network.trunc()) {
+    match network {
         // They are taken for what they stand for, and would match nothing.
         Ok(IpNet::V6(mapped)) if mapped.addr().to_ipv4_mapped().is_some() => {
-            Err("is of IPv4 in the form of IPv6; write it as IPv4, as in 10.0.0.0/8")
+            Err("is of IPv4 in the form of IPv6; write it as IPv4, as in 10.0.0.0/8".into())
         }
+        // It may be meant as the one address, and would trust all that begin like it.
+        Ok(network) if network != network.trunc() => Err(format!(
+            "is an address with the prefix of a network; write {} for the network, or {} for this address alone",
+            network.trunc(),
+            network.addr()
+        )),
         Ok(network) => Ok(network),
         Err(_) => Err(
-            "is not a network; write an address, with the length of its prefix, as in 10.0.0.0/8 or fd00::/8",
+            "is not a network; write an address, with the length of its prefix, as in 10.0.0.0/8 or fd00::/8"
+                .into(),
         ),
     }
 }
