@@ -229,6 +229,12 @@ impl Connection {
         Connection { sender, address }
     }
 
+    /// Waits until the other side has closed it.
+    pub async fn ended(&mut self) {
+        let ready = tokio::time::timeout(LIMIT, self.sender.ready()).await.expect("it stays open");
+        assert!(ready.is_err(), "it takes another request");
+    }
+
     /// The status of the answer.
     pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
         let mut request =
