@@ -1,9 +1,9 @@
-//! What the broker still holds of a log that the log itself no longer does: asked for in runs, which the readers who come
-//! through the same place share.
+//! Backfill of stored sources: messages that the broker still has and the log no longer does. They are requested in
+//! ranges, which readers at the same position share.
 //!
-//! A reader that is older than its log reads runs until it stands where the log begins, and then the log: both have the
-//! broker's numbers, so there is nothing to join. What it waits for is here, not in the reader: who waits holds a place in a
-//! list, and no message. This asks; it does not talk to the broker.
+//! A reader whose cursor is older than the log reads ranges until it reaches the beginning of the log, and then the
+//! log. Both have the broker's numbers, so nothing has to be joined. Requests are recorded here, not in the reader: a
+//! reader that waits is an entry in a list and holds no message. `ingest::backfill` sends the requests to the broker.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -23,64 +23,66 @@ use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
-/// Runs that wait to be fetched. Who finds no room asks again a moment later.
+/// The most ranges that wait to be fetched. If the queue is full, a reader requests its range again a moment later.
 pub const BACKFILL_CAPACITY: usize = 1024;
 
-/// Addresses for which one run is in line at once. Others wait with them.
+/// The most client addresses on whose behalf a range is queued. Further readers wait with them.
 const ASKERS: usize = 4;
 
-/// Which part of the bound on all logs the entries of all runs may take. They are fetched again if they went too early.
+/// Ranges may take one part in this many of the bound on all logs. A range that was dropped too early is fetched again.
 const SHARE: usize = 8;
 
-/// The newest runs, which stay: somebody was woken for each just now. At least as many as are fetched at once.
+/// The newest ranges, which are never dropped, because readers have just been woken for them. At least as many as are
+/// fetched at once.
 const NEWEST: usize = 8;
 
-/// A run that is to be fetched: what `log` has after the number `after`, up to `until`. Dropped, it is asked for again by
-/// those who still wait for it.
+/// A range to fetch: the messages of `log` after the number `after`, up to `until`. If it is dropped, the readers that
+/// still wait request it again.
 #[derive(Debug)]
 pub struct BackfillRequest {
-    /// Of which log.
+    /// The log to fetch for.
     pub log: Arc<TopicLog>,
-    /// After this number.
+    /// Fetch messages after this number,
     pub after: u64,
-    /// Up to this one. Of values, as of this one.
+    /// up to this one. For key-value sources, the values as of this number.
     pub until: u64,
-    /// For a reader at this address.
+    /// The address of the reader that requested it.
     pub address: IpAddr,
-    /// Of what the history knows of it.
+    /// Its id in the backfill of the log.
     id: u64,
-    /// It is being fetched.
+    /// Whether it is being fetched.
     begun: AtomicBool,
 }
 
-/// A part of a history.
+/// A fetched range of stored messages.
 #[derive(Debug)]
 pub(crate) struct BackfillRange {
     after: u64,
     until: u64,
-    /// Up to where it is everything.
+    /// The range is complete up to this number.
     pub(crate) through: u64,
-    /// Up to where something is gone; 0 if nothing is.
+    /// Messages up to this number are gone; 0 if none are.
     pub(crate) gone: u64,
-    /// Something behind `gone` is too, which only `gone` tells.
+    /// Single messages after `gone` are gone too, and only `gone` stands for them.
     torn: bool,
-    /// In ascending order of number.
+    /// The entries by number.
     pub(crate) entries: VecDeque<Arc<Entry>>,
-    /// What was put together for readers. A crowd that comes back together goes through the same places.
+    /// Batches for its readers. A crowd that resumes together reads the same positions.
     batches: Mutex<BatchCache>,
-    /// Since the last sweep.
+    /// Whether it was read since the last sweep.
     was_read: AtomicBool,
     bytes: usize,
     usage: Arc<BufferUsage>,
 }
 
 impl BackfillRange {
-    /// What follows `position` in it; `None` if nothing does.
+    /// The batch that follows `position` in it; `None` if nothing does.
     pub(crate) fn shared(&self, position: u64, format: Format, coding: Coding) -> Option<SharedBatch> {
         self.batches.lock().of(&self.entries, position, self.through, format, coding)
     }
 
-    /// Whether it serves a reader at `position`. What is torn is for those who come from its beginning: they alone are told.
+    /// Whether it can serve a reader at `position`. A torn range serves only readers that start at its beginning,
+    /// because only they receive its gap.
     fn covers(&self, position: u64) -> bool {
         if self.torn { self.after == position } else { (self.after..self.through).contains(&position) }
     }
@@ -92,10 +94,10 @@ impl Drop for BackfillRange {
     }
 }
 
-/// The history of one log. See the module.
+/// The backfill of one log.
 #[derive(Debug)]
 pub(crate) struct History {
-    /// It holds values: the newest message of a topic is all there is to know of it. A run of them is of one moment.
+    /// The log is of a key-value source: the newest message of a topic is its state. A range of it is a snapshot.
     pub(crate) of_values: bool,
     fields: Arc<FieldMapping>,
     requests: mpsc::Sender<BackfillRequest>,
@@ -106,7 +108,7 @@ pub(crate) struct History {
 struct State {
     ranges: VecDeque<Arc<BackfillRange>>,
     pending: Vec<PendingRange>,
-    /// Of the next that is asked.
+    /// The id of the next request.
     next_id: u64,
 }
 
@@ -115,18 +117,20 @@ struct PendingRange {
     id: u64,
     after: u64,
     until: u64,
-    /// By where each signal is, since a crowd may wait, and every one of it asks whenever it is woken.
+    /// The waiting readers by the address of their handles: a crowd may wait, and each reader asks whenever it is
+    /// woken.
     waiting: HashMap<usize, Arc<ReaderHandle>>,
-    /// For whom it is in line: whoever asks for little is not to wait in the line of one who asks for much.
+    /// The addresses on whose behalf it is queued: a client that requests little must not wait behind one that requests
+    /// much.
     askers: SmallVec<[IpAddr; 1]>,
-    /// It is being fetched.
+    /// Whether it is being fetched.
     begun: bool,
 }
 
 impl PendingRange {
-    /// Whether a stream that waits for it has not ended meanwhile.
+    /// Whether an open stream still waits for it.
     fn is_awaited(&self) -> bool {
-        // A stream that is open holds its signal too.
+        // An open stream holds its handle too.
         self.waiting.values().any(|handle| Arc::strong_count(handle) > 1)
     }
 }
@@ -141,8 +145,8 @@ impl History {
         }
     }
 
-    /// The run in which `position` lies. `None`: it is being fetched, and `handle` is told when it is there or must be asked
-    /// for anew.
+    /// The range that contains `position`. `None`: it is being fetched, and `handle` is woken when it is there or must
+    /// be requested again.
     pub(crate) fn read(
         &self,
         log: &Arc<TopicLog>,
@@ -151,12 +155,12 @@ impl History {
         handle: &Arc<ReaderHandle>,
     ) -> Option<Arc<BackfillRange>> {
         let mut state = self.state.lock();
-        // The one that goes furthest: readers who come from places of their own meet at its end, and share from there on.
+        // The range that reaches furthest: readers from different positions meet at its end and share from there.
         if let Some(range) = self.range_at(&state, position, until) {
             range.was_read.store(true, Ordering::Relaxed);
             return Some(range.clone());
         }
-        // Up to where the next run begins: from there on it shares.
+        // Only up to the beginning of the next range, which it can share.
         let next = state
             .ranges
             .iter()
@@ -164,7 +168,7 @@ impl History {
             .filter(|after| *after > position && !self.of_values)
             .min();
         let until = next.map_or(until, |next| next.min(until));
-        // The log goes on while it is read, and up to where its history is asked for with it: that makes no other run.
+        // The log grows while it is read, and `until` grows with it; that does not make it another range.
         let same = |pending: &&mut PendingRange| {
             pending.after == position && (!self.of_values || pending.until == until)
         };
@@ -191,7 +195,7 @@ impl History {
             }
         }
         drop(state);
-        drop(refused); // the end of an ask takes the lock
+        drop(refused); // dropping a request takes the lock
         None
     }
 
@@ -201,7 +205,8 @@ impl History {
         state.ranges.iter().filter(fits).max_by_key(|range| range.through)
     }
 
-    /// What was asked for is there. Wakes those who wait for it, and those whom it serves too though they asked for a part of it.
+    /// A requested range has arrived. Wakes the readers that wait for it, and the readers of other requests that it
+    /// serves as well.
     fn answer(&self, id: u64, range: Arc<BackfillRange>) {
         let mut state = self.state.lock();
         let mut waiting = HashMap::new();
@@ -220,7 +225,7 @@ impl History {
     }
 }
 
-/// The runs of all logs, and the bound on them.
+/// The ranges of all logs, and their bound.
 #[derive(Debug, Default)]
 pub(crate) struct BackfillRanges(Mutex<Kept>);
 
@@ -232,7 +237,7 @@ struct Kept {
 }
 
 impl BackfillRanges {
-    /// Hands a run to those who wait for it, and keeps it for others as long as there is room.
+    /// Delivers a range to the readers that wait for it, and keeps it for others as long as there is room.
     pub(crate) fn keep(
         &self,
         ask: &BackfillRequest,
@@ -254,7 +259,7 @@ impl BackfillRanges {
             torn,
             entries: entries.into(),
             batches: Mutex::new(BatchCache::new(usage.clone())),
-            was_read: AtomicBool::new(true), // it is about to be
+            was_read: AtomicBool::new(true), // its readers are about to read it
             bytes,
             usage,
         });
@@ -274,7 +279,7 @@ impl BackfillRanges {
         given_up.iter().for_each(forget);
     }
 
-    /// Gives those up that nobody has read since the last time.
+    /// Drops the ranges that nobody has read since the last sweep.
     pub(crate) fn sweep(&self) {
         let mut kept = self.0.lock();
         let ranges = std::mem::take(&mut kept.ranges).into_iter();
@@ -299,7 +304,7 @@ impl BackfillRequest {
         BackfillRequest { log: log.clone(), after, until, address, id, begun: AtomicBool::new(false) }
     }
 
-    /// Whether a stream still waits for it.
+    /// Whether an open stream still waits for the range.
     pub fn is_awaited(&self) -> bool {
         self.log.history.as_ref().is_some_and(|history| {
             let state = history.state.lock();
@@ -307,8 +312,8 @@ impl BackfillRequest {
         })
     }
 
-    /// Whether it is to be fetched now: somebody waits for it, and it is neither there nor being fetched for another. If so,
-    /// it counts as being fetched.
+    /// Whether the range should be fetched now: a reader waits for it, and it is neither there nor being fetched for
+    /// another request. If so, it is marked as being fetched.
     pub fn begin(&self) -> bool {
         let Some(history) = &self.log.history else { return false };
         let mut state = history.state.lock();
@@ -321,21 +326,21 @@ impl BackfillRequest {
         }
         pending.begun = true;
         self.begun.store(true, Ordering::Relaxed);
-        // Fetched for others meanwhile. Dropped, this one has those who wait for it look there.
+        // It was fetched for others meanwhile. Dropping this request makes its readers look there.
         !is_there
     }
 
-    /// It is not fetched, or cannot be. Those who wait look again.
+    /// Gives up the request. Its readers look again.
     pub fn give_up(self) {
         self.begun.store(true, Ordering::Relaxed);
     }
 
-    /// The filter whose history it is.
+    /// The filter of the log.
     pub fn filter(&self) -> &Filter {
         &self.log.filter
     }
 
-    /// How what is fetched is numbered, and where its fields are. `None`: nothing follows it any more.
+    /// The sequence of the messages, and where their fields are. `None` if the log is no longer subscribed.
     pub fn reading(&self) -> Option<(Arc<Sequence>, Arc<FieldMapping>)> {
         let history = self.log.history.as_ref().filter(|_| self.log.sealed().is_none())?;
         Some((self.log.sequence()?.clone(), history.fields.clone()))
@@ -343,8 +348,9 @@ impl BackfillRequest {
 }
 
 impl Drop for BackfillRequest {
-    /// Those who wait look again, if it was begun and not answered. If it was not, and is in line for no other address, they ask
-    /// for it again a moment later: at once, they would take a place in line from each other over and over.
+    /// If the fetch has begun and was not answered, its readers look again. If it has not begun and no other address
+    /// has it queued, they request it again a moment later: at once, they would displace each other in the queue over
+    /// and over.
     fn drop(&mut self) {
         let Some(history) = &self.log.history else { return };
         let mut state = history.state.lock();

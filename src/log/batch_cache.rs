@@ -1,6 +1,6 @@
-//! Pieces: consecutive entries in one allocation, put together for one reader and kept for the others who come to the
-//! same place a moment later. A crowd that is served one by one shares them; each reader building its own would cost the
-//! copying and, until the sockets have taken them, the memory of each.
+//! Shared batches: consecutive entries in one allocation, built for one reader and cached for others that reach the
+//! same position a moment later. If each reader of a crowd built its own, each would cost a copy, and the memory of
+//! that copy until the socket has taken it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,15 +13,16 @@ use super::message::Format;
 use super::{BATCH_BYTES, BufferUsage, Entry};
 use crate::protocol::frame::Coding;
 
-/// Pieces that a log keeps. With fewer than a crowd goes through at once, each reader would build all of them again.
+/// The most batches that a log caches. If it were fewer than a crowd reads at once, each reader would build all of them
+/// again.
 pub(crate) const CACHED_BATCHES: usize = 32;
 
-/// Consecutive entries, as they go to a socket.
+/// Consecutive entries, as they are written to a socket.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedBatch {
     pub(crate) first: u64,
     pub(crate) last: u64,
-    /// Of the first entry.
+    /// The time of the first entry.
     pub(crate) time: SystemTime,
     pub(crate) entries: usize,
     pub(crate) format: Format,
@@ -30,42 +31,42 @@ pub(crate) struct SharedBatch {
 }
 
 impl SharedBatch {
-    /// Whether one of so many entries should take its place. Only if that is a quarter more: so it is built anew a few times
-    /// at most, however often something is appended while a crowd goes through the place.
+    /// Whether a batch of `entries` should replace it. Only if that is a quarter more: so it is rebuilt a few times at
+    /// most, however often something is appended while a crowd reads this position.
     fn is_outgrown_by(&self, entries: usize) -> bool {
         4 * entries >= 5 * self.entries && self.bytes.len() < BATCH_BYTES
     }
 }
 
-/// Where a reader stands among the pieces that are kept.
+/// A reader's position among the cached batches.
 #[derive(Debug)]
 enum CachePosition {
-    /// At the beginning of this one. What follows it may be added, no further than `until`.
+    /// At the beginning of this batch. It may be extended, no further than `until`.
     Kept { shared: SharedBatch, until: u64 },
-    /// Outside of all: it builds one, no further than `until`, where the next begins.
+    /// Outside of all: the reader builds a batch, no further than `until`, where the next one begins.
     Free { until: u64 },
-    /// Inside of one: it builds what leads to its end, `until`. From there on it shares.
+    /// Inside of one: the reader builds a batch up to its end, `until`, and shares from there.
     Within { until: u64 },
 }
 
-/// The pieces of one log, or of a part of its history, oldest first. Those of one format and coding never overlap. They count among the bytes of all
-/// logs, and go with the next sweep.
+/// The cached batches of a log or of a backfill range, oldest first. Batches of one format and coding never overlap.
+/// They count among the bytes of all logs, and are dropped by the next sweep.
 #[derive(Debug)]
 pub(crate) struct BatchCache {
     kept: VecDeque<SharedBatch>,
-    /// The last one that was built inside of another. Those who had read the first part of a piece when it was outgrown
-    /// are a crowd too; where each comes from another place, this is of use to none and costs no more than one.
+    /// The last batch that was built inside of another one. Readers that had read the first part of a batch when it was
+    /// extended are a crowd too. If they come from different positions, it helps none of them but costs only one batch.
     inner: Option<SharedBatch>,
     usage: Arc<BufferUsage>,
 }
 
 impl BatchCache {
-    /// None yet.
+    /// An empty cache.
     pub(crate) fn new(usage: Arc<BufferUsage>) -> Self {
         BatchCache { kept: VecDeque::new(), inner: None, usage }
     }
 
-    /// What of `entries` follows `position`, up to `head`: a piece that is kept, or a new one.
+    /// The entries after `position` up to `head`: a cached batch, or a new one.
     pub(crate) fn of(
         &mut self,
         entries: &VecDeque<Arc<Entry>>,
@@ -87,7 +88,8 @@ impl BatchCache {
             }
             CachePosition::Free { until } | CachePosition::Within { until } => *until,
         };
-        // Measured first: grown as it is filled, it would be copied on the way and hold up to twice its size.
+        // The size is measured first: a buffer that grows while it is filled would be copied, and take up to twice its
+        // size.
         let mut length = first.frame(format).slice(coding).len();
         let more = entries.range(index + 1..).take_while(|entry| entry.sequence <= until);
         let mut count = 1;
@@ -99,7 +101,7 @@ impl BatchCache {
             count += 1;
         }
         if count == 1 {
-            // One alone is handed over as it is, without a copy.
+            // A single entry is shared as it is, without a copy.
             let (first, time, bytes) = (first.sequence, first.time(), first.frame(format).bytes(coding));
             return Some(SharedBatch { first, last: first, time, entries: count, format, coding, bytes });
         }
@@ -113,7 +115,7 @@ impl BatchCache {
         Some(shared)
     }
 
-    /// Where a reader whose next entry is `first` stands; it reads no further than `head`.
+    /// The position of a reader whose next entry is `first`; it reads no further than `head`.
     fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> CachePosition {
         let is_fit = |shared: &&SharedBatch| (shared.format, shared.coding) == (format, coding);
         let (mut until, mut within, mut found) = (head, false, None);
@@ -137,7 +139,7 @@ impl BatchCache {
         }
     }
 
-    /// Keeps one more, that was built for a reader at `place`.
+    /// Caches a batch that was built for a reader at `place`.
     fn keep(&mut self, shared: SharedBatch, place: &CachePosition) {
         let added = shared.bytes.len();
         let replaced = match place {
@@ -156,7 +158,7 @@ impl BatchCache {
         self.usage.0.fetch_sub(replaced.map_or(0, |shared| shared.bytes.len()), Ordering::Relaxed);
     }
 
-    /// Gives all up, and the memory.
+    /// Drops all batches, and frees the memory.
     pub(crate) fn clear(&mut self) {
         let given_up = std::mem::take(&mut self.kept).into_iter().chain(self.inner.take());
         let bytes: usize = given_up.map(|shared| shared.bytes.len()).sum();

@@ -1,5 +1,5 @@
-//! Where the entries of each topic are in a log of many topics: each knows the one before it of the same topic, and of each
-//! topic the newest is known. It grows and shrinks with the log's entries, and holds none of them.
+//! An index of a log by topic: each entry points to the previous entry of its topic, and for each topic the newest
+//! entry is known. It grows and shrinks with the log, and holds no entries itself.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::SystemTime;
@@ -7,26 +7,28 @@ use std::time::SystemTime;
 use super::Entry;
 use crate::protocol::topic::Topic;
 
-/// There is no entry before it that is known.
+/// No previous entry is known.
 const NONE: u64 = u64::MAX;
 
-/// About how much memory it takes for each entry.
+/// Its approximate memory per entry, in bytes.
 pub(super) const WEIGHT: usize = 64;
 
-/// See the module. Its places count what was appended, so they stay the same whatever is evicted.
+/// The index. Its places count appended entries, so evictions do not change them.
 #[derive(Debug)]
 pub(super) struct ByTopic {
-    /// The place of the log's oldest entry.
+    /// The place of the oldest entry in the log.
     first: u64,
-    /// Of each entry, the place of the one before it of its topic.
+    /// For each entry, the place of the previous entry of its topic.
     before: VecDeque<u64>,
     newest: HashMap<Topic, u64>,
-    /// Up to this sequence and time something is missing of every topic: where this begins, or the last gap that is not of one topic.
+    /// Up to this sequence and time, messages of any topic may be missing: where the index begins, or the last gap that
+    /// is not of a single topic.
     pub(super) whole_from: (u64, SystemTime),
 }
 
 impl ByTopic {
-    /// For a log that has so many entries, which are not in it. It knows what comes after `whole_from`.
+    /// An index for a log that already has `entries` entries, which it does not cover. It knows the entries after
+    /// `whole_from`.
     pub(super) fn new(entries: usize, whole_from: (u64, SystemTime)) -> Self {
         ByTopic {
             first: 0,
@@ -67,7 +69,7 @@ impl ByTopic {
         }
     }
 
-    /// Behind the newest entry.
+    /// The place after the newest entry.
     pub(super) fn end(&self) -> u64 {
         self.first + self.before.len() as u64
     }
@@ -77,13 +79,13 @@ impl ByTopic {
         self.newest.get(topic).copied()
     }
 
-    /// The place of the entry of the same topic before that at `place`, which is held.
+    /// The place of the previous entry of the same topic before `place`, which must be in the log.
     pub(super) fn before(&self, place: u64) -> Option<u64> {
         let index = self.index(place)?;
         self.before.get(index).copied().filter(|before| *before != NONE)
     }
 
-    /// Which of the entries stands at `place`, if it was not evicted.
+    /// The index of the entry at `place`, if it was not evicted.
     pub(super) fn index(&self, place: u64) -> Option<usize> {
         place.checked_sub(self.first).and_then(|index| usize::try_from(index).ok())
     }

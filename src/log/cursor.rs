@@ -1,8 +1,8 @@
-//! Cursors: where one stream stands in each of its logs, and the merge of what it reads from them.
+//! Cursors: the positions of one stream in its logs, and the reading from them. `merge` reads several logs in order.
 //!
-//! A cursor is a position; what is read is in the logs, or in the history that the broker keeps of them. Logs of one sequence
-//! are read up to one head and in its order, so the number of the last event tells the place in all of them. Between
-//! sequences there is no order to keep: each is read as far as it goes, and an id tells the place in every one.
+//! A cursor is only a position; the messages are in the logs or in backfill ranges. Logs of one sequence are read in
+//! order up to one head, so the number of the last event is the position in all of them. Between sequences there is no
+//! order: each is read as far as it goes, and an event id has a position for each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,27 +23,28 @@ use crate::protocol::frame::{self, Coding};
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
-/// The cursors of one stream. Dropping them gives up the logs.
+/// The cursors of one stream. Dropping them releases the logs.
 #[derive(Debug)]
 pub struct Cursors {
-    /// Those of one sequence stand together.
+    /// Cursors of one sequence are next to each other.
     pub(super) cursors: SmallVec<[Cursor; 1]>,
-    /// They are of several sequences.
+    /// Whether they have several sequences.
     pub(super) mixed: bool,
-    /// It has not read yet all that there was when it opened.
+    /// Whether messages from before the opening are still to be read.
     pub replaying: bool,
-    /// The stream has once read all there was. What is evicted before its eyes from then on, it was too slow for.
+    /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
+    /// slow.
     caught_up: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Cursor {
     pub(super) lease: Lease,
-    /// Under which the log knows the stream's signal.
+    /// The key of the stream's handle in the log.
     reader: usize,
-    /// Everything up to here was read, or told as a gap.
+    /// Everything up to this number was read or sent as a gap.
     pub(super) position: u64,
-    /// While the stream is replaying, up to where that goes; while it is closing, up to where it is still read.
+    /// The end of the replay while the stream replays; the end of reading while it closes.
     pub(super) target: u64,
 }
 
@@ -53,58 +54,57 @@ impl Drop for Cursor {
     }
 }
 
-/// What comes next.
+/// The result of a read.
 #[derive(Debug)]
 pub enum Read {
-    /// These events.
+    /// Events to send.
     Batch(Batch),
-    /// Nothing: the stream has read all there is.
+    /// Nothing: the stream has read everything.
     Nothing,
-    /// Nothing yet: what comes next is being fetched from the broker.
+    /// Nothing yet: the next messages are being fetched from the broker.
     Fetching,
 }
 
 /// Some whole events, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// As they go to the socket.
+    /// Their bytes for the socket.
     pub bytes: Bytes,
-    /// Entries among them.
+    /// The number of entries.
     pub entries: usize,
-    /// The time of the oldest of them.
+    /// The time of the oldest entry.
     pub oldest: Option<SystemTime>,
-    /// Gaps among them that this reader alone has.
+    /// Gaps that only this reader has.
     pub gaps: SmallVec<[GapReason; 1]>,
 }
 
 impl Batch {
-    /// So many entries of `log`, the first of them of that time.
+    /// Counts `entries` of `log`, the first of them with that time.
     pub(super) fn count(&mut self, log: &TopicLog, entries: usize, time: SystemTime) {
         self.entries += entries;
         self.oldest = Some(self.oldest.map_or(time, |oldest| oldest.min(time)));
         log.rule.events.inc_by(entries as u64);
     }
 
-    /// A gap in `log`.
+    /// Counts a gap in `log`.
     pub(super) fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
         self.gaps.push(reason);
         log.rule.gaps.inc();
     }
 }
 
-/// How it is read.
+/// How cursors are read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReadOptions<'a> {
     pub(super) format: Format,
     pub(super) coding: Coding,
     handle: &'a Arc<ReaderHandle>,
-    /// A gap in what the log no longer holds has this reason.
+    /// The reason of a gap if entries were evicted.
     pub(super) reason: GapReason,
 }
 
 impl Cursors {
-    /// Cursors over `leases`, of which those of one sequence come to stand together. `handle` is told of new entries from
-    /// here on.
+    /// Creates cursors over `leases`, grouped by sequence. From here on, new entries wake `handle`.
     pub(super) fn new(leases: Vec<Lease>, handle: &Arc<ReaderHandle>) -> Self {
         let mut cursors: SmallVec<[Cursor; 1]> = leases
             .into_iter()
@@ -112,7 +112,8 @@ impl Cursors {
             .collect();
         let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
         if mixed {
-            // By the filter that comes first in each, so that the same topics have the same order everywhere.
+            // Sorted by the first filter of each sequence, so that the same topics have the same order in every
+            // replica.
             cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
             let mut first: SmallVec<[Arc<Sequence>; 1]> = SmallVec::new();
             let mut places: Vec<usize> = Vec::with_capacity(cursors.len());
@@ -130,7 +131,7 @@ impl Cursors {
         Cursors { cursors, mixed, replaying: false, caught_up: false }
     }
 
-    /// What comes next. Where that is to be fetched, `handle` is told when it is there.
+    /// Reads the next events. If they must be fetched, `handle` is woken when they are there.
     pub fn read(&mut self, format: Format, coding: Coding, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
         let options = ReadOptions { format, coding, handle, reason };
@@ -143,30 +144,30 @@ impl Cursors {
         read
     }
 
-    /// Whether they are of several sequences, so that one may go on while another waits.
+    /// Whether they have several sequences, of which one may continue while another waits.
     pub fn is_mixed(&self) -> bool {
         self.mixed
     }
 
-    /// Marks what each log has now: [`Cursors::has_reached_mark`] tells when all of it was read.
+    /// Marks the current end of each log: [`Cursors::has_reached_mark`] is true once everything up to it was read.
     pub fn mark(&mut self) {
         for cursor in &mut self.cursors {
             cursor.target = cursor.lease.sequence().head();
         }
     }
 
-    /// Whether all up to the mark was read.
+    /// Whether everything up to the mark was read.
     pub fn has_reached_mark(&self) -> bool {
         self.cursors.iter().all(|cursor| cursor.position >= cursor.target)
     }
 
-    /// Whether what was there when the stream opened is still to be read.
+    /// Whether messages from before the opening are still to be read.
     pub fn is_replaying(&mut self) -> bool {
         self.replaying = self.replaying && !self.has_reached_mark();
         self.replaying
     }
 
-    /// What was there when it opened has been read, or counts as such.
+    /// Ends the replay: messages from before the opening were read, or count as read.
     pub fn end_replay(&mut self) {
         self.replaying = false;
     }
@@ -176,19 +177,19 @@ impl Cursors {
         self.cursors.iter().map(|cursor| cursor.lease.filter())
     }
 
-    /// Where it has read up to everywhere. Of several sequences there is no one such place: then it is `u64::MAX`.
+    /// The position up to which it has read. With several sequences there is no single position: then it is `u64::MAX`.
     pub fn position(&self) -> u64 {
         let positions = self.cursors.iter().map(|cursor| cursor.position);
         if self.mixed { u64::MAX } else { positions.min().unwrap_or_default() }
     }
 
-    /// What was not read yet, in all logs.
+    /// The unread entries of all logs.
     pub fn lag(&self) -> Lag {
         let lags = self.cursors.iter().map(|cursor| cursor.lease.log().lag(cursor.position));
         lags.fold(Lag::default(), Lag::and)
     }
 
-    /// Where each sequence begins among the cursors, and ends.
+    /// The range of cursors of each sequence.
     pub(super) fn sequences(&self) -> SmallVec<[std::ops::Range<usize>; 1]> {
         let mut ranges: SmallVec<[std::ops::Range<usize>; 1]> = SmallVec::new();
         for (index, cursor) in self.cursors.iter().enumerate() {
@@ -200,7 +201,7 @@ impl Cursors {
         ranges
     }
 
-    /// The event id of these places, one for each of [`Cursors::sequences`].
+    /// The event id of these positions, one for each of [`Cursors::sequences`].
     pub(super) fn event_id(&self, places: &[(usize, u64)]) -> String {
         let part = |(cursor, place): &(usize, u64)| self.cursors[*cursor].lease.sequence().component(*place);
         let parts: Vec<String> = places.iter().map(part).collect();
@@ -209,7 +210,7 @@ impl Cursors {
 }
 
 impl Cursor {
-    /// Whether both are of one sequence.
+    /// Whether both have the same sequence.
     fn is_with(&self, other: &Cursor) -> bool {
         Arc::ptr_eq(self.lease.sequence(), other.lease.sequence())
     }
@@ -233,13 +234,13 @@ impl Cursor {
                     }
                     return read;
                 }
-                None => self.position = range.through, // nothing of it is held there
+                None => self.position = range.through, // the range has no entries there
             }
         }
         match self.lease.log().shared(self.position, head, options.format, options.coding) {
             Ok(None) => Read::Nothing,
             Ok(Some(shared)) => self.taken(shared),
-            // Evicted since it was looked at above.
+            // Evicted since the check above.
             Err(_) if self.history_until(self.position, replaying).is_some() => self.read(options, replaying),
             Err(through) => self.told(through, options),
         }
@@ -259,7 +260,7 @@ impl Cursor {
         Read::Batch(batch)
     }
 
-    /// The part of the history in which `from` lies. `None`: it is being fetched.
+    /// The backfill range that contains `from`. `None`: it is being fetched.
     fn range(&self, from: u64, until: u64, options: ReadOptions) -> Option<Arc<BackfillRange>> {
         let log = self.lease.log();
         log.history.as_ref()?.read(log, from, until, options.handle)
@@ -270,27 +271,28 @@ impl Cursor {
         frame::stream_gap(Some(&id), self.lease.filter().as_str(), options.reason)
     }
 
-    /// Up to where what follows `from` is to be read from the history that the broker keeps, if that is before what the log holds.
+    /// If the entries after `from` must be backfilled because the log begins later: up to which number.
     pub(super) fn history_until(&self, from: u64, replaying: bool) -> Option<u64> {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {
-            // Only to begin with. Who falls behind later is told so: values alone do not say which keys were deleted.
+            // Key-value sources are backfilled only at the start. A reader that falls behind later receives a gap,
+            // because values alone do not show which keys were deleted.
             return (replaying && from < self.target).then_some(self.target);
         }
         let begin = log.evicted().0;
         (from < begin).then_some(begin)
     }
 
-    /// Whether it may find something behind its position: asked of a log without its lock.
+    /// Whether there may be entries after its position; checks the log without its lock.
     pub(super) fn has_news(&self, replaying: bool) -> bool {
         let log = self.lease.log();
         let values = || replaying && log.history.as_ref().is_some_and(|history| history.of_values);
         !log.has_nothing_after(self.position) || values() && self.position < self.target
     }
 
-    /// As [`super::TopicLog::collect`], after `from`, and from the history where the log no longer has it. `None`: it is being
-    /// fetched.
+    /// As [`super::TopicLog::collect`], after `from`, but from backfill ranges where the log has no entries any more.
+    /// `None`: a range is being fetched.
     pub(super) fn collect(
         &self,
         mut from: u64,
@@ -310,7 +312,8 @@ impl Cursor {
         Some(self.lease.log().collect(from, head, count, items))
     }
 
-    /// Up to `count` of what the broker keeps after `from`; returns how far that is everything. `None`: it is being fetched.
+    /// Collects up to `count` stored messages after `from`; returns the number up to which they are complete. `None`:
+    /// the range is being fetched.
     fn collect_history(
         &self,
         from: u64,

@@ -1,4 +1,5 @@
-//! What logs hold: entries, each once and encoded, shared between the logs that hold them. An entry is a message or a gap.
+//! Entries: an entry is a message or a gap, encoded once and shared between all logs that hold it. Here are also the
+//! bounds of a log, and the bytes that all logs take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,34 +13,35 @@ use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::{self, Frame};
 use crate::protocol::topic::{Filter, Topic};
 
-/// How much a log holds, as its rule says. Whichever bound is met first counts.
+/// The bounds of a log, from its rule. The first bound that is reached counts.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Entries.
+    /// The most entries.
     pub messages: usize,
-    /// Bytes, as held in memory. Envelopes count only among what all logs hold together: readers make them, not writers.
+    /// The most bytes, as held in memory. Envelopes count only against the bound of all logs, because readers create
+    /// them, not the writer.
     pub bytes: usize,
-    /// Age of the oldest entry.
+    /// The age of the oldest entry.
     pub age: Duration,
-    /// How long a log outlives its last reader.
+    /// How long the log is kept after its last reader.
     pub linger: Duration,
-    /// Counters of the rule.
+    /// The counters of the rule.
     pub rule: RuleMetrics,
 }
 
-/// One entry. Shared between logs that both hold it.
+/// An entry. It is shared between all logs that hold it.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its number in the log's sequence.
+    /// Its number in the sequence of the log.
     pub sequence: u64,
     pub(super) stamp: Stamp,
-    /// What it is.
+    /// A message or a gap.
     pub kind: EntryKind,
-    /// Counts its envelope, which may be made at any time and lives as long as the last log that holds it.
+    /// Counts its envelope, which may be created at any time and lives until the last log drops the entry.
     usage: Arc<BufferUsage>,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug)]
 pub enum EntryKind {
     /// A message.
@@ -48,17 +50,17 @@ pub enum EntryKind {
     Gap(Gap),
 }
 
-/// A gap, as the readers of one log are told of it.
+/// A gap, as the readers of one log receive it.
 #[derive(Debug)]
 pub struct Gap {
     reason: GapReason,
-    /// The only topic of which something is missing, if that is known.
+    /// The only topic that misses messages, if that is known.
     topic: Option<Topic>,
     frame: Frame,
 }
 
 impl Gap {
-    /// One with the event id `id`, in a log of `filter`.
+    /// A gap with the event id `id`, in a log of `filter`.
     pub fn new(id: &str, filter: &Filter, reason: GapReason, topic: Option<Topic>) -> Self {
         Gap { reason, topic, frame: frame::stream_gap(Some(id), filter.as_str(), reason) }
     }
@@ -72,7 +74,7 @@ impl Entry {
         Arc::new(entry)
     }
 
-    /// When the broker took it, where it says so; else when it was taken in. As it is searched by.
+    /// When the broker stored it, or, for live sources, when the gateway received it. `since` searches by this time.
     pub(super) fn time(&self) -> SystemTime {
         self.stamp.time()
     }
@@ -86,7 +88,7 @@ impl Entry {
         }
     }
 
-    /// The event with another id, for a reader of several sequences. `filter` is that of the log it was read from.
+    /// The event with another id, for a reader of several sequences. `filter` is the filter of its log.
     pub(super) fn frame_with_id(&self, format: Format, filter: &Filter, id: &str) -> Frame {
         match &self.kind {
             EntryKind::Message(_) => self.frame(format).with_id(id),
@@ -109,7 +111,7 @@ impl Entry {
         }
     }
 
-    /// The one topic that it concerns. `None`: a gap in all that its log holds.
+    /// The topic that it concerns. `None`: a gap in all topics of its log.
     pub(super) fn topic(&self) -> Option<&Topic> {
         match &self.kind {
             EntryKind::Message(message) => Some(message.topic()),
@@ -117,7 +119,7 @@ impl Entry {
         }
     }
 
-    /// The same in a log of `filter`, whose readers are told of a gap by that name. `sequence` is that of both logs.
+    /// The same entry for a log of `filter`: a gap names that filter. `sequence` is the sequence of both logs.
     pub(super) fn in_log_of(self: &Arc<Self>, filter: &Filter, sequence: &Sequence) -> Arc<Self> {
         match &self.kind {
             EntryKind::Message(_) => self.clone(),
@@ -138,18 +140,18 @@ impl Drop for Entry {
     }
 }
 
-/// What a reader finds next in a log.
+/// The next item of a log for a reader.
 #[derive(Debug, Clone)]
 pub(super) enum Item {
     /// An entry.
     Entry(Arc<Entry>),
-    /// Everything up to this sequence is gone, and the reader had not read it all.
+    /// Entries up to this sequence were evicted before the reader had read them all.
     Evicted(u64),
 }
 
 impl Item {
-    /// Its place in the order of the sequence. What was evicted stands where its last entry stood: no later entry of
-    /// the log can come before it. It stands before another log's entry of the same number.
+    /// Its position in the order of the sequence. An eviction has the position of the last evicted entry: no later
+    /// entry of the log can come before it. It comes before another log's entry with the same number.
     pub(super) fn place(&self) -> (u64, bool) {
         match self {
             Item::Entry(entry) => (entry.sequence, true),
@@ -158,12 +160,12 @@ impl Item {
     }
 }
 
-/// Bytes held by all logs together.
+/// The bytes that all logs hold together.
 #[derive(Debug, Default)]
 pub struct BufferUsage(pub(super) AtomicUsize);
 
 impl BufferUsage {
-    /// Bytes now.
+    /// The current bytes.
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,68 +1,68 @@
-//! Logs as they are seen from outside: how full one is and how fast, what feeds it, and how far behind it a reader is. For
-//! people who look; nothing of delivery depends on it.
+//! The state of logs for operators: their size and rate, their source, and the lag of their readers. Nothing of
+//! delivery depends on it.
 
 use std::time::{Duration, SystemTime};
 
 use super::TopicLog;
 use crate::protocol::topic::Filter;
 
-/// How far back the rate of a log is measured, at most.
+/// The longest time over which the rate of a log is measured.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
-/// What a reader has not read yet.
+/// The lag of a reader.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lag {
-    /// Entries that are held.
+    /// Unread entries in the logs.
     pub messages: usize,
-    /// Since when the oldest of them is there.
+    /// The age of the oldest unread entry.
     pub time: Duration,
 }
 
 impl Lag {
-    /// That of one reader of two logs.
+    /// The lag of a reader of two logs.
     pub fn and(self, other: Lag) -> Lag {
         Lag { messages: self.messages + other.messages, time: self.time.max(other.time) }
     }
 }
 
-/// How a log stands.
+/// The state of a log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogState {
     /// Its topic or pattern.
     pub filter: Filter,
-    /// Streams that read it.
+    /// The number of streams that read it.
     pub readers: usize,
     /// Entries held.
     pub messages: usize,
     /// Bytes held.
     pub bytes: usize,
-    /// Entries a second, lately: over ten seconds, or as far back as it holds any.
+    /// Entries per second over the last ten seconds, or over the time that the log covers.
     pub rate: f64,
-    /// Since when the oldest entry is there; `None` if there is none.
+    /// The age of the oldest entry; `None` if there is none.
     pub oldest: Option<Duration>,
-    /// How its messages come.
+    /// The source of its messages.
     pub upstream: UpstreamState,
     /// How long it has had no reader; `None` if it has one.
     pub idle: Option<Duration>,
 }
 
-/// How the messages of a log come.
+/// The source of a log's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpstreamState {
     /// The broker has not confirmed its subscription yet.
     Pending,
-    /// By a subscription of its own.
+    /// Its own subscription.
     Subscribed,
-    /// Likewise, and for good, since its rule says `warm`.
+    /// Its own subscription, kept because its rule is warm.
     Warm,
-    /// By the warm log of its rule.
+    /// The warm log of its rule.
     Children,
-    /// The broker does not let the gateway read it.
+    /// The broker does not allow the gateway to read it.
     Refused,
 }
 
 impl UpstreamState {
-    /// As people read it.
+    /// The name of the state.
     pub fn as_str(self) -> &'static str {
         match self {
             UpstreamState::Pending => "pending",
@@ -75,7 +75,7 @@ impl UpstreamState {
 }
 
 impl TopicLog {
-    /// What a reader who is at `position` has not read.
+    /// The lag of a reader at `position`.
     pub(crate) fn lag(&self, position: u64) -> Lag {
         if self.has_nothing_after(position) {
             return Lag::default();
@@ -86,11 +86,11 @@ impl TopicLog {
         Lag { messages: state.entries.len() - index, time: since.unwrap_or_default() }
     }
 
-    /// How it stands, with what the registry knows of it.
+    /// Its state, with what the registry adds.
     pub(crate) fn state(&self, readers: usize, upstream: UpstreamState, idle: Option<Duration>) -> LogState {
         let state = self.state.lock();
         let now = SystemTime::now();
-        // Further back than what was evicted it is not known what there was.
+        // Nothing is known of the time before the last eviction.
         let from =
             now.checked_sub(RATE_WINDOW).map_or(state.evicted_time, |from| from.max(state.evicted_time));
         let lately = state.entries.len() - state.entries.partition_point(|entry| entry.time() <= from);

@@ -1,4 +1,4 @@
-//! What the registry hands out: a reader's hold on a log, and the duty to subscribe to a new one.
+//! Leases: a stream's claim on a log, and the duty to subscribe that comes with a new log. The registry creates both.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use crate::protocol::codes::CloseCode;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::topic::Filter;
 
-/// How far the subscription of a log is.
+/// The state of a log's subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subscribed {
     Pending,
     Confirmed,
     Failed(CloseCode),
-    /// The broker refused at this time. It is asked again once somebody wants to read it, or after a while.
+    /// The broker refused at this time. The subscription is tried again when a reader wants the log, or after a while.
     Refused(Instant),
 }
 
-/// A reader's hold on a log: as long as there is one, the log stays subscribed.
+/// A stream's claim on a log: as long as there is a lease, the log stays subscribed.
 #[derive(Debug)]
 pub struct Lease {
     registry: Arc<Registry>,
@@ -31,7 +31,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The registry has counted this reader.
+    /// Creates a lease that the registry has already counted.
     pub(super) fn new(registry: Arc<Registry>, log: Arc<TopicLog>) -> Self {
         log.rule.readers.inc();
         Lease { registry, log }
@@ -42,28 +42,30 @@ impl Lease {
         &self.log
     }
 
-    /// Its sequence. Until a history is followed, which is before it is [`Lease::ready`], that of the process stands for it.
+    /// The sequence of its log. For a stored source that is not followed yet, and so not [`Lease::ready`], it is the
+    /// sequence of the process.
     pub(super) fn sequence(&self) -> &Arc<Sequence> {
         self.log.sequence().unwrap_or(self.registry.sequence())
     }
 
-    /// The filter whose messages it holds.
+    /// The filter of its log.
     pub fn filter(&self) -> &Filter {
         &self.log.filter
     }
 
-    /// Once nobody reads it any more, it lingers for `address`, unless another one asks for it after.
+    /// Records that `address` requested the log: the log lingers for the last address that requested it.
     pub fn asked_by(&self, address: IpAddr) {
         self.registry.with_slot(&self.log, |slot| slot.asked_by = Some(address));
     }
 
-    /// Waits until the log's subscription is confirmed, and until it has what the log that feeds it held before.
+    /// Waits until the log's subscription is confirmed, and until it has taken over the older messages of the warm log
+    /// that feeds it.
     ///
     /// # Errors
-    /// Why it could not be subscribed.
+    /// The code of the failure to subscribe.
     pub async fn ready(&self) -> Result<(), CloseCode> {
         let receiver = self.registry.with_slot(&self.log, |slot| slot.subscribed.subscribe());
-        // Taken out of the registry meanwhile: its subscription has failed.
+        // The log was removed from the registry: its subscription has failed.
         let Some(mut receiver) = receiver else { return Err(CloseCode::Unavailable) };
         match receiver.wait_for(|state| *state != Subscribed::Pending).await.as_deref() {
             Ok(Subscribed::Failed(code)) => return Err(*code),
@@ -72,7 +74,7 @@ impl Lease {
             Err(_) => return Err(CloseCode::Unavailable),
         }
         while !self.log.take_over() {
-            yield_now().await; // others have their turn
+            yield_now().await; // let other tasks run
         }
         Ok(())
     }
@@ -88,7 +90,8 @@ impl Drop for Lease {
     }
 }
 
-/// The duty to subscribe to a new log's filter. Dropped without a word it counts as failed, so nobody waits for ever.
+/// The duty to subscribe to the filter of a new log. If it is dropped, the subscription counts as failed, so that
+/// nobody waits for ever.
 #[derive(Debug)]
 pub struct Subscription {
     registry: Arc<Registry>,
@@ -101,18 +104,18 @@ impl Subscription {
         Subscription { registry, log, outcome: Subscribed::Failed(CloseCode::Unavailable) }
     }
 
-    /// What to subscribe to.
+    /// The filter to subscribe to.
     pub fn filter(&self) -> &Filter {
         &self.log.filter
     }
 
-    /// The broker refuses for now: its readers are told so at once, and the duty to subscribe stays.
+    /// Records that the broker refuses for now: readers are refused at once, and the duty to subscribe remains.
     pub fn refuse(&self) {
         let refused = Subscribed::Refused(Instant::now());
         self.registry.with_slot(&self.log, |slot| slot.subscribed.send_replace(refused));
     }
 
-    /// Waits until somebody wants to read what was refused.
+    /// Waits until a reader wants the log that was refused.
     pub async fn wanted(&self) {
         let receiver = self.registry.with_slot(&self.log, |slot| slot.subscribed.subscribe());
         let wanted = match receiver {
@@ -120,16 +123,17 @@ impl Subscription {
             None => false,
         };
         if !wanted {
-            std::future::pending::<()>().await; // nobody can want it any more
+            std::future::pending::<()>().await; // no reader can come any more
         }
     }
 
-    /// The broker has confirmed. What it keeps is confirmed by [`Registry::begin`] alone, which knows where it begins.
+    /// Records that the broker has confirmed. A stored source is confirmed only by [`Registry::begin`], which knows
+    /// where it begins.
     pub fn confirm(mut self) {
         self.outcome = Subscribed::Confirmed;
     }
 
-    /// The broker could not or would not.
+    /// Records that the subscription failed.
     pub fn fail(mut self, code: CloseCode) {
         self.outcome = Subscribed::Failed(code);
     }

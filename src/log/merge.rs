@@ -1,5 +1,5 @@
-//! The merge of several logs for one stream. Of each log a few entries are taken, and more only once those are handed out: so
-//! a batch looks at little more than what is in it, however many logs there are. A log without news is passed over.
+//! The merge of several logs for one stream. It takes a few entries of each log, and more only once those are used, so
+//! that a batch reads little more than it returns, however many logs there are. Logs without new entries are skipped.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -14,12 +14,12 @@ use super::{BATCH_BYTES, Item};
 use crate::protocol::event_id::{COMPONENTS, Sequence};
 use crate::protocol::frame;
 
-/// About half as many entries as a batch has of short messages. Shared among the logs with news, it is what is taken of each at
-/// once: so few are taken in vain.
+/// About half the entries of a batch of short messages. Divided by the number of logs with new entries, it is how many
+/// entries are taken of each at once, so that few are taken in vain.
 const HALF_BATCH: usize = 128;
 
 impl Cursors {
-    /// Reads all of them, each sequence in its order.
+    /// Reads all logs, each sequence in its order.
     pub(super) fn merge(&mut self, options: ReadOptions) -> Read {
         let ranges = if self.mixed { self.sequences() } else { smallvec![0..self.cursors.len()] };
         let mut joined = BytesMut::new();
@@ -55,7 +55,7 @@ impl Cursors {
         }
     }
 
-    /// The parts of an id before and after the place in the sequence of that index.
+    /// The parts of an event id before and after the position in the sequence `index`.
     fn around(&self, ranges: &[Range<usize>], index: usize) -> (String, String) {
         let places = |ranges: &[Range<usize>]| -> Vec<(usize, u64)> {
             let place = |range: &Range<usize>| {
@@ -76,33 +76,34 @@ impl Cursors {
     }
 }
 
-/// The next items of one log that has any.
+/// The next items of one log.
 #[derive(Debug)]
 struct Ahead {
     cursor: usize,
     items: VecDeque<Item>,
-    /// Up to here they are everything.
+    /// The items are complete up to this number.
     through: u64,
 }
 
-/// What comes next in the logs of one sequence.
+/// The next items of the logs of one sequence.
 #[derive(Debug)]
 struct Merge {
     replaying: bool,
-    /// What every log has was read before any of them.
+    /// The head of the sequence, read before any log.
     head: u64,
-    /// No log is read further than this. Beyond it, one of them waits for the broker or has ended, or the batch is full.
+    /// No log is read beyond this number, because one of them waits for the broker there, or has ended, or the batch is
+    /// full.
     limit: u64,
     fetching: bool,
-    /// How many entries are taken of a log at once.
+    /// How many entries are taken from a log at once.
     count: usize,
     ahead: SmallVec<[Ahead; 2]>,
-    /// Of each of those that have an item left, its place.
+    /// The position of the next item of each log that has one.
     next: BinaryHeap<Reverse<((u64, bool), usize)>>,
 }
 
 impl Merge {
-    /// Looks which of `cursors` have something.
+    /// Finds the cursors with new entries.
     fn new(cursors: &[Cursor], replaying: bool) -> Self {
         let head = cursors.first().map_or(0, |cursor| cursor.sequence().head());
         let (ahead, next) = (SmallVec::new(), BinaryHeap::new());
@@ -116,7 +117,8 @@ impl Merge {
         merge
     }
 
-    /// Where only one log has something, as it is when a message comes: what the readers of that log share.
+    /// If only one log has new entries, as is usual when a message arrives: the batch that the readers of that log
+    /// share.
     fn only_piece(&self, cursors: &[Cursor], options: ReadOptions) -> Option<SharedBatch> {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
         let cursor = &cursors[*cursor];
@@ -126,19 +128,19 @@ impl Merge {
         cursor.lease.log().shared(*through, self.limit, options.format, options.coding).ok().flatten()
     }
 
-    /// Takes more of one log.
+    /// Takes more items of one log.
     fn take(&mut self, index: usize, cursors: &[Cursor], options: ReadOptions) {
         let ahead = &mut self.ahead[index];
         let (from, cursor) = (ahead.through, &cursors[ahead.cursor]);
         match cursor.collect(from, self.head, options, self.replaying, self.count, &mut ahead.items) {
             Some(through) => ahead.through = through,
-            // Beyond this place its entries would come too late.
+            // Beyond this position, its entries would come too late.
             None => (self.limit, self.fetching) = (self.limit.min(from), true),
         }
         self.next.extend(ahead.items.front().map(|item| Reverse((item.place(), index))));
     }
 
-    /// Appends what comes next, about `budget` bytes of it. `around` are the other parts of its ids.
+    /// Appends the next items, about `budget` bytes. `around` has the other parts of their ids.
     fn write(
         &mut self,
         cursors: &[Cursor],
@@ -161,7 +163,8 @@ impl Merge {
             }
             let next = self.next.peek().map(|Reverse(((place, _), _))| *place);
             let followed = next == Some(place);
-            // Two logs can have lost the same number. An id that says "read up to here" is for the last of them.
+            // Two logs can have a gap with the same number. Only the last of them has an id that says "complete up to
+            // here".
             let told = if followed { place - 1 } else { place };
             let cursor = &cursors[self.ahead[index].cursor];
             write(item, cursor, options, (told, followed), around, joined, batch);
@@ -173,7 +176,8 @@ impl Merge {
     }
 }
 
-/// Appends one item of `cursor`. Its id is that of the place `told`, which is not its own if `another` follows there.
+/// Appends one item of `cursor`. Its id is the one of the position `told`, which is not its own if `another` item
+/// follows at the same position.
 fn write(
     item: Item,
     cursor: &Cursor,

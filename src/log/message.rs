@@ -1,7 +1,7 @@
-//! Messages as the log holds them: read once at ingest, encoded once, shared by every reader.
+//! Messages as logs hold them: parsed once at ingest, encoded once, shared by all readers.
 //!
-//! Here also: which parts of a broker's message are its id and its type. What cannot be carried is left out and told to
-//! the caller, never passed on: neither a header nor a payload can break the framing.
+//! This file also extracts the id and the type from a broker's message. Values that cannot be carried are dropped and
+//! reported to the caller, so that neither a header nor a payload can break the framing.
 
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -16,7 +16,7 @@ use crate::protocol::headers::Headers;
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::Topic;
 
-/// How payloads reach a reader.
+/// The format in which a reader receives messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// The payload alone.
@@ -25,34 +25,34 @@ pub enum Format {
     CloudEvents,
 }
 
-/// Where a rule's messages come from, and where they carry their id and their type.
+/// The source of a rule's messages, and where their ids and types are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldMapping {
-    /// Where they come from.
+    /// The source of the messages.
     pub source: Source,
-    /// Where the publisher's id is.
+    /// Where the publisher id is.
     pub id: Field,
     /// Where the event type is.
     pub kind: Field,
 }
 
-/// What [`FieldMapping`] found in one message.
+/// The fields that a [`FieldMapping`] found in one message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Extracted {
-    /// The publisher's id, fit to be carried.
+    /// The publisher id, valid for an event id.
     pub publisher_id: Option<String>,
-    /// The event type, fit to be carried.
+    /// The event type, valid for an event.
     pub kind: Option<String>,
-    /// An id was there and cannot be carried.
+    /// Whether an id was present but not valid.
     pub bad_id: bool,
-    /// A type was there and cannot be carried.
+    /// Whether a type was present but not valid.
     pub bad_kind: bool,
 }
 
 impl FieldMapping {
-    /// Reads the id and the type of a message.
+    /// Extracts the id and the type of a message.
     pub fn find(&self, headers: &Headers, payload: &[u8]) -> Extracted {
-        // Parsed at most once, and only where a rule looks into payloads.
+        // The payload is parsed at most once, and only if the rule needs it.
         let json = OnceLock::new();
         let read = |field: &Field| match field {
             Field::Nowhere => None,
@@ -73,33 +73,33 @@ impl FieldMapping {
     }
 }
 
-/// One message, encoded.
+/// An encoded message.
 #[derive(Debug)]
 pub struct Message {
     topic: Topic,
-    /// When the broker took it, where it says so; else when the gateway did.
+    /// When the broker stored it, or, for live sources, when the gateway received it.
     time: SystemTime,
-    /// The event id, of which the publisher's id is the tail.
+    /// The event id, which ends with the publisher id.
     event_id: Box<str>,
     publisher_id_length: u8,
-    /// The publisher's id, where the event id is the broker's number alone.
+    /// The publisher id, if the event id is only the broker's number.
     separate_id: Option<Box<str>>,
     kind: Option<Box<str>>,
     payload: Bytes,
     raw: Frame,
-    /// Made when the first reader asks for it.
+    /// Created when the first reader needs it.
     cloud_event: OnceLock<Frame>,
 }
 
 impl Message {
-    /// Encodes a message. `event_id` ends with the publisher's id, if there is one.
+    /// Encodes a message. `event_id` ends with the publisher id, if there is one.
     pub fn new(topic: Topic, time: SystemTime, event_id: String, found: Extracted, payload: &[u8]) -> Self {
         let (raw, payload) = frame::message(&event_id, found.kind.as_deref(), payload);
         Message {
             topic,
             time,
             event_id: event_id.into(),
-            // At most 128 bytes, so says is_publisher_id.
+            // At most 128 bytes, as is_publisher_id ensures.
             publisher_id_length: found.publisher_id.map_or(0, |id| id.len() as u8),
             separate_id: None,
             kind: found.kind.map(Into::into),
@@ -109,7 +109,7 @@ impl Message {
         }
     }
 
-    /// That a key was deleted. The event is one of ours, which publishers cannot write.
+    /// Encodes the deletion of a key as one of our own events, whose type publishers cannot use.
     pub fn deletion(topic: Topic, time: SystemTime, event_id: String, operation: &'static str) -> Self {
         #[derive(Serialize)]
         struct Deletion<'a> {
@@ -133,24 +133,25 @@ impl Message {
         }
     }
 
-    /// With the publisher's id, where the event id does not end with it.
+    /// Adds the publisher id, if the event id does not end with it.
     pub fn with_separate_id(mut self, id: Option<String>) -> Self {
         self.separate_id = id.map(Into::into);
         self
     }
 
-    /// Its topic.
+    /// The topic of the message.
     pub fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    /// The id that its publisher gave it and with which its event id ends.
+    /// The publisher id with which its event id ends.
     pub fn publisher_id(&self) -> Option<&str> {
         let length = usize::from(self.publisher_id_length);
         (length > 0).then(|| &self.event_id[self.event_id.len() - length..])
     }
 
-    /// The event in that format; `count` is told the bytes of an envelope that is made for it, so once in a message's life.
+    /// The event in that format. If an envelope is created for it, once in a message's life, `count` receives its
+    /// bytes.
     pub fn frame(&self, format: Format, count: impl FnOnce(usize)) -> &Frame {
         match format {
             Format::Raw => &self.raw,
@@ -162,13 +163,13 @@ impl Message {
         }
     }
 
-    /// Bytes of its envelope, if one was made.
+    /// The bytes of its envelope, if one was created.
     pub fn envelope_weight(&self) -> usize {
         self.cloud_event.get().map_or(0, Frame::weight)
     }
 
-    /// Bytes held in memory, nearly: what the buffer bounds count. Always the same; an envelope that a reader asks for
-    /// later is not in it, and is counted when it is made.
+    /// Its approximate memory in bytes, which counts against the buffer bounds. It never changes; an envelope is
+    /// counted separately when it is created.
     pub fn weight(&self) -> usize {
         let own_payload = if self.raw.holds(&self.payload) { 0 } else { self.payload.len() };
         let separate_id = self.separate_id.as_ref().map_or(0, |id| id.len());
@@ -222,13 +223,13 @@ impl Message {
             data,
             data_base64,
         };
-        // Strings and verified JSON always serialize; an empty object is never reached.
+        // Strings and verified JSON always serialize; the empty object is never used.
         let json = serde_json::to_vec(&envelope).unwrap_or_else(|_| b"{}".to_vec());
         frame::event(&self.event_id, self.kind.as_deref(), &json)
     }
 }
 
-/// What a path of a URI reference must not hold as it is (RFC 3986), beside what the topic grammar refuses anyway.
+/// Characters to encode in the path of a URI reference (RFC 3986), in addition to those that the topic grammar refuses.
 const URI_UNSAFE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
     .add(b'"')
     .add(b'#')

@@ -1,12 +1,12 @@
-//! The topic log: the one structure for live delivery and for replay.
+//! Topic logs: one structure for live delivery and for replay.
 //!
-//! A log holds the last entries of one filter, each once and encoded, in the order of its sequence: that of the process, or
-//! that of the history which the broker keeps. A gap is an entry too, so every reader meets it at its place. Reading past
-//! what was evicted is an outcome of its own ([`Item::Evicted`]), never a jump; where the broker keeps the history, it is
-//! read from there ([`history`]).
+//! A log holds the newest entries of one filter, each encoded once, in the order of its sequence: the sequence of the
+//! process, or of the stored source. A gap is an entry too, so every reader receives it in its place. Reading past
+//! evicted entries is an outcome of its own ([`Item::Evicted`]), never a jump. For a stored source, older messages are
+//! backfilled from the broker ([`backfill`]).
 //!
-//! One writer appends ([`Registry`], for ingest); any number of readers read at positions of their own. The log knows
-//! nothing of brokers, HTTP or configuration.
+//! One writer appends ([`Registry`], on behalf of ingest); any number of readers read at their own positions. Logs know
+//! no brokers, no HTTP and no configuration.
 
 mod backfill;
 mod batch_cache;
@@ -36,6 +36,6 @@ pub use self::registry::{Due, Idle, LeaseError, ReaderProgress, Registry};
 pub use self::start::{Opened, seeks_needed};
 pub use self::topic_log::TopicLog;
 
-/// Bytes up to which entries are handed over in one piece. Small, because a reader that stops in the middle of one holds
-/// on to it; large enough that a write call is cheap beside what it writes.
+/// The largest batch, in bytes. It is small, because a stalled reader keeps its batch in memory, and large enough that
+/// the cost of a write call does not matter.
 const BATCH_BYTES: usize = 64 * 1024;

@@ -1,6 +1,6 @@
-//! What a log that another one feeds takes over from it: the messages of its filter that came before it was fed. They are taken
-//! newest first and a part at a time, without the writer's lock, before anybody reads; meanwhile it is fed already, so
-//! nothing falls between the two. Of one topic only its own messages are looked at.
+//! A new log that is fed by a warm log takes over the older messages of its filter from it: newest first, in parts,
+//! without the writer's lock, and before anybody reads. It is already fed meanwhile, so nothing is lost in between. For
+//! a single topic, only its own messages are visited.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -12,30 +12,30 @@ use super::message::Message;
 use super::{Bounds, Entry, TopicLog};
 use crate::protocol::topic::{Filter, Topic};
 
-/// How many entries are looked at before the log that is read from is let go for others.
+/// How many entries are visited before the lock of the warm log is released for others.
 const PART: usize = 256;
 
-/// What is still to be taken over.
+/// The older messages that are still to be taken over.
 #[derive(Debug)]
 pub(super) struct Past {
     source: Arc<TopicLog>,
-    /// The topic, if it is one.
+    /// The topic, if the filter is a single topic.
     topic: Option<Topic>,
-    /// The place in the source of the next entry to look at; `None` if that was the oldest that it knows of.
+    /// The place of the next entry to visit in the warm log; `None` if the last one was the oldest known.
     next: Option<u64>,
-    /// The source has everything of the filter after this sequence and time, as far as it is not evicted.
+    /// The warm log has all messages of the filter after this sequence and time, except evicted ones.
     whole_from: (u64, SystemTime),
 }
 
-/// Some of it, newest first.
+/// Some of these messages, newest first.
 struct Part {
     entries: Vec<Arc<Entry>>,
-    /// Where the source begins to be complete, if there is no more.
+    /// If there are no more: where the warm log begins to be complete.
     begin: Option<(u64, SystemTime)>,
 }
 
 impl TopicLog {
-    /// From now on where each topic's messages are is known.
+    /// Starts to index entries by topic.
     pub(super) fn index_topics(&self) {
         let mut state = self.state.lock();
         if state.by_topic.is_some() {
@@ -51,8 +51,9 @@ impl TopicLog {
         self.usage.0.fetch_add(entries * by_topic::WEIGHT, Ordering::Relaxed);
     }
 
-    /// A log of `filter`, which lies inside this one's and is fed by it from now on. Under the writer's lock. What this one
-    /// holds of it since `from` is to be taken over with [`TopicLog::take_over`] before it is read.
+    /// Creates a log of `filter`, which this log covers, and feeds it from now on. Called under the writer's lock. The
+    /// messages that this log has had since `from` must be taken over with [`TopicLog::take_over`] before the new log
+    /// is read.
     pub(super) fn fed(
         self: &Arc<Self>,
         filter: &Filter,
@@ -72,11 +73,11 @@ impl TopicLog {
             };
         }
         if self.history.is_none() {
-            whole_from = later(whole_from, from); // what the broker numbers has the same numbers by whatever it comes
+            whole_from = later(whole_from, from); // stored messages have the same numbers by any subscription
         }
         let (usage, sequence): (_, OnceLock<_>) = (self.usage.clone(), self.sequence.clone());
         drop(state);
-        // Until the past is taken over it is complete from here on; the time is set then.
+        // Until the older messages are taken over, the log is complete from here on; the time is set then.
         let begin = match next {
             Some(_) => (self.newest(), SystemTime::UNIX_EPOCH),
             None => whole_from,
@@ -91,7 +92,7 @@ impl TopicLog {
         log
     }
 
-    /// Takes over a part of what the log that feeds it held before. Returns whether that is all of it.
+    /// Takes over a part of the older messages of the log that feeds it. Returns whether that was the last part.
     pub(super) fn take_over(&self) -> bool {
         let mut left = self.past.lock();
         let Some(past) = &mut *left else { return true };
@@ -103,12 +104,12 @@ impl TopicLog {
         whole
     }
 
-    /// Puts older entries before those that it has. Returns whether no more are to come.
+    /// Inserts older entries before the existing ones. Returns whether these were the last ones.
     fn prepend(&self, part: Part) -> bool {
         let mut state = self.state.lock();
         let mut begin = part.begin;
         for entry in part.entries {
-            // What it had to give up meanwhile, or was to begin anew without, is newer than these.
+            // Entries that it had to evict meanwhile, or was reset without, are newer than these.
             if !state.taking_over {
                 return true;
             }
@@ -131,7 +132,7 @@ impl TopicLog {
         state.taking_over = false;
         let held = state.entries.front().map(|oldest| oldest.sequence - 1);
         state.evicted = held.map_or(evicted, |held| held.min(evicted));
-        // Later, if its subscription was confirmed meanwhile.
+        // It is later if its subscription was confirmed meanwhile.
         state.evicted_time = state.evicted_time.max(time);
         self.newest
             .store(state.entries.back().map_or(state.evicted, |newest| newest.sequence), Ordering::Release);
@@ -157,7 +158,7 @@ impl Past {
                 Some(_) => true,
                 None => entry.topic().is_some_and(|topic| filter.matches(topic)),
             };
-            // Set when its subscription began, before anything came.
+            // Set when its subscription began, before any message.
             if let Some(sequence) = self.source.sequence().filter(|_| is_of_filter) {
                 entries.push(entry.in_log_of(filter, sequence));
             }

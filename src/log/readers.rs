@@ -1,4 +1,4 @@
-//! Who reads a log, and how they are woken: in parts, so that a crowd on one topic does not hold up another.
+//! The readers of a log, and how they are woken: in groups, so that a crowd on one topic does not delay another.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,33 +9,33 @@ use super::TopicLog;
 use crate::protocol::codes::CloseCode;
 use crate::reader::handle::ReaderHandle;
 
-/// For each reader that may be woken at once, how many are looked at.
+/// How many readers are visited for each reader that may be woken at once.
 const LOOKS: usize = 16;
 
 /// The readers of one log.
 #[derive(Debug, Default)]
 pub(super) struct Readers {
     handles: Slab<Arc<ReaderHandle>>,
-    /// While readers are being woken in parts: the key of the next one.
+    /// While readers are being woken in groups: the key of the next one.
     waking: Option<usize>,
-    /// More was appended since the first of them was woken, so they are all to be woken once more.
+    /// More was appended since the first was woken, so all must be woken once more.
     again: bool,
-    /// Nothing will be appended any more. Whoever joins is told so like those who had joined.
+    /// Nothing will be appended any more. A reader that joins now is closed like the others.
     ended: Option<CloseCode>,
 }
 
 impl TopicLog {
-    /// What wakes each of its readers.
+    /// The handles of its readers.
     pub fn readers(&self) -> Vec<Arc<ReaderHandle>> {
         self.readers.lock().handles.iter().map(|(_, handle)| handle.clone()).collect()
     }
 
-    /// Calls `look` with every stream that reads it.
+    /// Calls `look` with the handle of every stream that reads it.
     pub(super) fn for_each_reader(&self, mut look: impl FnMut(&ReaderHandle)) {
         self.readers.lock().handles.iter().for_each(|(_, handle)| look(handle));
     }
 
-    /// Tells its readers to come back.
+    /// Closes the streams of its readers, which then reconnect.
     pub(super) fn close(&self, code: CloseCode) {
         let mut readers = self.readers.lock();
         readers.ended = Some(code);
@@ -56,11 +56,11 @@ impl TopicLog {
         }
     }
 
-    /// Puts itself behind those whose readers are to be woken, unless it is there.
+    /// Adds the log to the queue of logs whose readers must be woken, unless it is in it.
     pub(super) fn queue_wake(self: &Arc<Self>, queue: &mut VecDeque<Arc<TopicLog>>) {
         let mut readers = self.readers.lock();
         match readers.waking {
-            // Also without a reader: one that joins now may see the head from before this entry, and then sleep.
+            // Also without a reader: a reader that joins now may have seen the head before this entry, and then sleep.
             None => {
                 readers.waking = Some(0);
                 queue.push_back(self.clone());
@@ -69,7 +69,7 @@ impl TopicLog {
         }
     }
 
-    /// Wakes up to `limit` of the readers that wait, from where it stopped the last time, or stops after a while of those
+    /// Wakes up to `limit` waiting readers, from where the last call stopped; it also stops after visiting many readers
     /// that do not wait. Returns how many were woken, and whether there may be more.
     pub(super) fn wake(&self, limit: usize) -> (usize, bool) {
         let mut readers = self.readers.lock();

@@ -1,7 +1,8 @@
-//! Where a stream begins: what its client asks for, turned into places in its logs, and what is missing before them.
+//! The start of a stream: turns the start that a client requests into positions in its logs, and finds the gaps before
+//! them.
 //!
-//! Of what the broker keeps, a place may lie outside of what the log holds. What must be asked of the broker first is told by
-//! [`seek_needed`]; the answers come with the call that opens.
+//! For a stored source, the position may be outside of the log. [`seeks_needed`] returns the seeks that the broker must
+//! answer first; [`open`] takes the answers.
 
 use std::sync::Arc;
 
@@ -15,23 +16,22 @@ use crate::protocol::seek::{Seek, SeekResult, Start};
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
-/// Cursors at their start.
+/// An opened stream: its cursors at their start.
 #[derive(Debug)]
 pub struct Opened {
-    /// To read from.
+    /// The cursors to read with.
     pub cursors: Cursors,
-    /// The event id from which the stream is complete, once `gaps` have been told. It ends with what the publisher called the
-    /// message there, if the client came with that: an id without it would take from the client what another process can
-    /// find the place by.
+    /// The event id from which the stream is complete, once `gaps` have been sent. It ends with the publisher id of the
+    /// message there, if the client's id had it: without it, another process could no longer find the position.
     pub id: String,
-    /// Whether the stream goes on exactly where the client asked, with nothing missing.
+    /// Whether the stream resumes exactly where the client asked, with nothing missing.
     pub resumed: bool,
-    /// Topics of which messages are missing before the first that will be read.
+    /// Filters that miss messages before the first one that will be read, with the reasons.
     pub gaps: Vec<(Filter, GapReason)>,
 }
 
-/// What has to be asked of the broker before a stream over `leases` can begin at `start`: for each lease, the place in its
-/// history, or nothing. All leases must be ready.
+/// The seeks that the broker must answer before a stream over `leases` can begin at `start`: one for each lease, or
+/// none. All leases must be ready.
 pub fn seeks_needed(leases: &[Lease], start: &Start) -> Vec<Option<Seek>> {
     if !leases.iter().any(|lease| lease.log().history.is_some()) {
         return vec![None; leases.len()];
@@ -71,7 +71,7 @@ fn seek_needed(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Seek
     }
 }
 
-/// What the client's event id says of each sequence; `None` if it came with none.
+/// The positions of the client's event id in each sequence; `None` if the client sent none.
 fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<EventId<'a>>> {
     let text = match start {
         Start::After(Some(text)) => text,
@@ -84,7 +84,7 @@ fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<Ev
     let mut parts: Vec<&str> = text.split(COMPONENTS).collect();
     let same_number = parts.len() == sequences.len();
     let mut read = |sequence: &Arc<Sequence>| {
-        // Each part once: two rules may read the same history, and then have the same tag.
+        // Each part once: two rules may read the same stored source, and then have the same tag.
         let found =
             parts.iter().enumerate().find_map(|(index, part)| Some((index, sequence.read_component(part)?)));
         match found {
@@ -92,7 +92,7 @@ fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<Ev
                 parts.remove(index);
                 EventId::Own { sequence, publisher_id: None }
             }
-            // Most likely a place in what this sequence has taken the place of.
+            // Most likely a position in the sequence that this one has replaced.
             None if same_number => EventId::Foreign { publisher_id: None },
             None if sequences.len() == 1 => sequence.read_event_id(text),
             None => EventId::Unknown,
@@ -112,8 +112,8 @@ fn distinct<'a>(all: impl Iterator<Item = &'a Arc<Sequence>>) -> SmallVec<[Arc<S
 }
 
 impl Cursors {
-    /// Places cursors where the client asked to start; `located` answers the [`seeks_needed`] that were asked of these leases,
-    /// in their order. From here on `handle` is told of new entries.
+    /// Opens cursors where the client asked to start; `located` has the answers to the [`seeks_needed`] of these
+    /// leases, in their order. From here on, new entries wake `handle`.
     pub fn open(
         leases: Vec<Lease>,
         handle: &Arc<ReaderHandle>,
@@ -166,7 +166,7 @@ impl Cursors {
     }
 }
 
-/// The cursors of one sequence, being placed.
+/// Places the cursors of one sequence.
 struct StartResolver<'a> {
     cursors: &'a mut [Cursor],
     sequence: &'a Sequence,
@@ -185,7 +185,7 @@ impl StartResolver<'_> {
             {
                 self.resumed = self.cursors.iter().all(|cursor| cursor.lease.log().evicted().0 <= sequence);
                 self.start_at(sequence);
-                // As it stands in these logs, not as the client says.
+                // From these logs, not from the client.
                 let known = |id: &&str| {
                     self.cursors.iter().any(|cursor| cursor.lease.log().has_publisher_id(sequence, id))
                 };
@@ -214,7 +214,7 @@ impl StartResolver<'_> {
         }
     }
 
-    /// A log whose subscription ended just now is not complete up to the head, and no id may say so.
+    /// A log whose subscription has just ended is not complete up to the head, and no id may claim that.
     fn stop_at_the_end(&mut self) {
         for cursor in &mut *self.cursors {
             if let Some(end) = cursor.lease.log().sealed() {
@@ -231,25 +231,25 @@ impl StartResolver<'_> {
         self.cursors.iter_mut().for_each(|cursor| cursor.position = position);
     }
 
-    /// What the broker said of the place in the history of this log.
+    /// The broker's answer for this log.
     fn located(answers: &[(Filter, SeekResult)], filter: &Filter) -> Option<SeekResult> {
         answers.iter().find(|(other, _)| other == filter).map(|(_, located)| *located)
     }
 
-    /// The lowest place of all cursors: up to there everything was read, or told.
+    /// The lowest position of all cursors: up to there, everything was read or sent as a gap.
     fn meet(&mut self) {
         self.position = self.cursors.iter().map(|cursor| cursor.position).min().unwrap_or_default();
     }
 
-    /// After a number that the broker gave, here or in another replica.
+    /// Starts after a number of the broker.
     fn start_after_stored(&mut self, sequence: u64) {
         self.resumed = true;
         for cursor in &mut *self.cursors {
             let filter = cursor.lease.filter();
             let of_values = cursor.is_of_values();
             let located = match Self::located(self.answers, filter) {
-                // What has changed since then cannot be told from what was left alone: all of it, then. 0 is before the
-                // first value, so nothing was missed.
+                // It is unknown which keys have changed since then, so all values are sent. 0 is before the first
+                // value, so nothing was missed.
                 _ if of_values && sequence < cursor.lease.log().evicted().0 && sequence > 0 => {
                     SeekResult::Evicted(0)
                 }
@@ -293,9 +293,9 @@ impl StartResolver<'_> {
                 self.gaps.push((log.filter().clone(), GapReason::Evicted));
             }
         }
-        // What came at that time or later has a higher number than all that came before, in whichever log. So the one id
-        // that stands for all cursors brings nothing older to a client that comes back with it. Of a broker's clock, which
-        // may be set back between two numbers, nobody knows that.
+        // Messages from that time or later have higher numbers than all before, in any log. So one id for all cursors
+        // brings nothing older to a client that resumes with it. A broker's clock may be set back between two numbers,
+        // so this does not hold there.
         if !self.sequence.is_stored() {
             for cursor in &mut *self.cursors {
                 cursor.position = cursor.position.max(before);
@@ -304,7 +304,7 @@ impl StartResolver<'_> {
         self.meet();
     }
 
-    /// From the oldest that is held; `reason` tells what is missing before it.
+    /// Starts at the oldest entry; `reason` is the reason of the gap before it, if there is one.
     fn start_at_oldest(&mut self, reason: Option<GapReason>) {
         for cursor in &mut *self.cursors {
             let log = cursor.lease.log();
@@ -318,8 +318,8 @@ impl StartResolver<'_> {
         self.meet();
     }
 
-    /// With the last `count` messages of each topic and pattern, each by itself: from wherever it holds them, and as many as
-    /// there are. No promise was made of older ones, so what is gone before them is no gap.
+    /// Starts with the last `count` messages of each topic and pattern, or as many as there are. Older messages were
+    /// not requested, so if they are gone, that is not a gap.
     fn start_with_last(&mut self, count: usize) {
         let head = self.sequence.head();
         for cursor in &mut *self.cursors {
@@ -335,8 +335,8 @@ impl StartResolver<'_> {
         self.meet();
     }
 
-    /// After the message that its publisher gave this id. It tells the place in its own topic only: another process took
-    /// messages of other topics in at other places, so for those it is a gap, and for a pattern too.
+    /// Starts after the message with this publisher id. The id shows the position in its own topic only: another
+    /// process received messages of other topics in another order, so for those, and for a pattern, there is a gap.
     fn start_after_publisher_id(&mut self, id: &str, otherwise: GapReason) {
         let place = self.cursors.iter().enumerate().find_map(|(index, cursor)| {
             cursor.lease.log().find_publisher_id(id).map(|position| (index, position))

@@ -1,4 +1,4 @@
-//! What a crowd of readers shares, and how it is woken.
+//! Tests of the logs: what a crowd of readers shares, how it is woken, and the cost of each step.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -24,17 +24,17 @@ thread_local! {
     static PARTS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Counts an entry that is looked at.
+/// Counts an entry that is visited.
 pub(super) fn look_at_entry() {
     LOOKED_AT.set(LOOKED_AT.get() + 1);
 }
 
-/// Counts a part of the slots that is gone through under one hold of the lock.
+/// Counts a part of the slots that is visited while the lock is held once.
 pub(super) fn go_through_part() {
     PARTS.set(PARTS.get() + 1);
 }
 
-/// How many entries and parts `work` looks at.
+/// How many entries and parts `work` visits.
 fn steps(work: impl FnOnce()) -> (usize, usize) {
     LOOKED_AT.set(0);
     PARTS.set(0);
@@ -104,7 +104,7 @@ fn fields() -> Arc<FieldMapping> {
     Arc::new(FieldMapping { source: Source::Pubsub, id, kind })
 }
 
-/// Where each piece that the reader is given lies in memory, to the end.
+/// The memory address of each batch that the reader gets, to the end.
 fn places(registry: &Arc<Registry>, start: &Start) -> Vec<(*const u8, usize)> {
     let opened = Cursors::open(vec![lease(registry)], &Arc::default(), start, &[]);
     let mut cursors = opened.cursors;
@@ -124,7 +124,7 @@ fn readers_who_go_through_the_same_places_share_every_piece() {
 fn a_reader_who_starts_elsewhere_comes_to_the_places_of_the_others() {
     let (registry, _lease) = full_registry();
     let middle = Start::After(Some(registry.sequence().event_id(MESSAGES / 2, None)));
-    // The later starter builds one piece of its own, whichever of the two it is.
+    // The one that starts later builds one batch of its own, whichever of the two it is.
     let from_middle = places(&registry, &middle);
     let from_start = places(&registry, &Start::All);
     let shared = from_start.iter().filter(|place| from_middle.contains(place)).count();
@@ -182,7 +182,7 @@ fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
     };
     let crowd: Vec<_> = (0..10).map(|_| waits(crowd.log())).collect();
     let alone = waits(other.log());
-    // Asking takes the wish away, so who is asked and still waited is put back.
+    // Asking clears the flag, so a reader that still waited is put back.
     let woken = |handle: &Arc<ReaderHandle>| {
         !handle.entry() || {
             handle.await_entries();
@@ -324,7 +324,7 @@ fn whoever_waits_for_the_lock_has_it_while_thousands_of_logs_are_gone_through() 
 fn who_comes_while_what_a_warm_log_fed_is_given_up_gets_a_log_that_lives() {
     let (registry, warm) = warm_registry();
     let old = lease_in(&registry, "w/1", Some(&warm));
-    // As it is between the end of the warm log and that of the others.
+    // The state between the end of the warm log and the end of the others.
     old.log().seal();
     let new = lease_of(&registry, "w/1");
     assert!(!Arc::ptr_eq(old.log(), new.log()));

@@ -1,12 +1,12 @@
-//! Times in the logs. They are searched (`since`), so they must not run backwards, and they come from clocks that can be set:
-//! the gateway's, or that of a broker. Here they are made fit to be searched. How old an entry is does not depend on them.
+//! Times in the logs. `since` searches them, so they must not run backwards, but the clocks of the gateway and of a
+//! broker can be set. This file makes them monotonic. The age of an entry does not depend on them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-/// How far the times of a line may be ahead of their clock. One that is set back by less is waited for.
+/// How far the times of a line may be ahead of their clock. If the clock is set back by less, the times wait for it.
 const AHEAD: Duration = Duration::from_secs(1);
 
 /// The times of consecutive entries.
@@ -14,13 +14,13 @@ const AHEAD: Duration = Duration::from_secs(1);
 pub(super) struct Line(Option<SystemTime>);
 
 impl Line {
-    /// After an entry of that time.
+    /// A line that continues after an entry with that time.
     pub(super) fn after(time: SystemTime) -> Self {
         Line(Some(time))
     }
 
-    /// The time of an entry that comes now, when the clock says `now`, and whether the clock was set back: then the times of all
-    /// that came before have to be brought back to this one.
+    /// The time of a new entry when the clock says `now`, and whether the clock was set back: then the times of all
+    /// older entries must be brought back to this one.
     pub(super) fn next(&mut self, now: SystemTime) -> (SystemTime, bool) {
         let last = self.0.unwrap_or(now);
         let is_set_back = last.duration_since(now).is_ok_and(|ahead| ahead > AHEAD);
@@ -29,25 +29,25 @@ impl Line {
         (time, is_set_back)
     }
 
-    /// The time of an entry that a broker took at `time`. The first entry that is not before a time, so numbered, is the first that
-    /// the broker took then or later: it looks for a time in the same way, whatever became of its clock.
+    /// The time of an entry that a broker stored at `time`: the highest so far. So the first entry that is not before a
+    /// given time is also the first one that the broker would find for it, even if its clock was set.
     pub(super) fn highest(&mut self, time: SystemTime) -> SystemTime {
         *self.0.insert(self.0.map_or(time, |last| last.max(time)))
     }
 
-    /// What the clock says, on this line.
+    /// The current time on this line.
     pub(super) fn now(&self) -> SystemTime {
         let now = SystemTime::now();
         self.0.filter(|last| last.duration_since(now).is_ok_and(|ahead| ahead <= AHEAD)).unwrap_or(now)
     }
 }
 
-/// When an entry was made.
+/// The time of an entry.
 #[derive(Debug)]
 pub(super) struct Stamp {
-    /// Nanoseconds since 1970. Changes only when its clock is set back, and where it is not known yet.
+    /// Nanoseconds since 1970. It changes only when the clock is set back, or when it becomes known.
     time: AtomicU64,
-    /// When it was taken in, on a clock that nobody sets.
+    /// When it was received, on the monotonic clock.
     taken: Instant,
 }
 
@@ -56,8 +56,8 @@ impl Stamp {
         Stamp { time: nanoseconds(time).into(), taken }
     }
 
-    /// Of a gap in what the broker keeps: what is missing there is older than what comes next, and nothing else is known of it.
-    /// As long as nothing has come, it may be of any time.
+    /// The time of a gap in a stored source: the missing messages are older than the next one, and nothing else is
+    /// known. Until the next one arrives, they may have any time.
     pub(super) fn unknown() -> Self {
         Stamp { time: u64::MAX.into(), taken: Instant::now() }
     }
@@ -70,7 +70,7 @@ impl Stamp {
         self.taken
     }
 
-    /// Its time is `latest`, if it is not before that.
+    /// Brings its time back to `latest`, if it is later.
     pub(super) fn bring_back(&self, latest: SystemTime) {
         self.time.fetch_min(nanoseconds(latest), Ordering::Relaxed);
     }

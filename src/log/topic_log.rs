@@ -1,4 +1,5 @@
-//! The log of one filter: its last entries, and what readers find in them.
+//! The log of one filter: its newest entries, bounded by count, bytes and age, and the reads and searches on them. The
+//! registry decides which logs exist.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,49 +21,50 @@ use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::Coding;
 use crate::protocol::topic::Filter;
 
-/// The log of one filter. Shared as an `Arc`; the lock is held for a few lines at a time and never across an await.
+/// The log of one filter. It is shared as an `Arc`; its lock is held briefly and never across an await.
 #[derive(Debug)]
 pub struct TopicLog {
     pub(super) filter: Filter,
-    /// Under which its messages and readers are counted, for as long as it lives.
+    /// The rule under which its messages and readers are counted, for its whole life.
     pub(super) rule: RuleMetrics,
     pub(super) usage: Arc<BufferUsage>,
-    /// Whose numbers its entries have. Set when its subscription begins, at the latest: nobody reads before.
+    /// The sequence of its entries. Set when its subscription begins at the latest; nobody reads before.
     pub(super) sequence: OnceLock<Arc<Sequence>>,
-    /// Of what the broker keeps.
+    /// The backfill, if the source is stored.
     pub(super) history: Option<History>,
-    /// The last sequence that the log knows of: of its newest entry, or where it began. Stored after the entry is in and
+    /// The last number of the log: of its newest entry, or where it began. Stored after the entry is inserted and
     /// before it is published.
     pub(super) newest: AtomicU64,
-    /// Up to where it is complete if its subscription has ended, else `u64::MAX`. A log and those that it feeds share one.
+    /// Up to which number it is complete if its subscription has ended, otherwise `u64::MAX`. A log and those that it
+    /// feeds share one.
     pub(super) sealed: Arc<AtomicU64>,
     pub(super) state: Mutex<State>,
-    /// What it has still to take over from the log that feeds it. Locked before `state`.
+    /// The older messages that it must still take over from the log that feeds it. Locked before `state`.
     pub(super) past: Mutex<Option<Box<Past>>>,
-    /// Apart from `state`, so that waking thousands does not hold up the first of them in reading.
+    /// Apart from `state`, so that waking thousands does not block the first of them in reading.
     pub(super) readers: Mutex<Readers>,
 }
 
-/// What its lock protects.
+/// The state that its lock protects.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) bounds: Bounds,
-    /// In ascending order of sequence.
+    /// The entries by number.
     pub(super) entries: VecDeque<Arc<Entry>>,
     pub(super) bytes: usize,
-    /// Entries up to this sequence were evicted, or were published before the log began: what is at or before it is not
-    /// all here.
+    /// Entries up to this number were evicted, or were published before the log began: the log is incomplete up to it.
     pub(super) evicted: u64,
-    /// The time of the entry `evicted`, or when the log began; by the broker's clock where the broker keeps the history.
+    /// The time of the entry `evicted`, or when the log began; by the broker's clock for a stored source.
     pub(super) evicted_time: SystemTime,
-    /// Where a publisher's id stands, and how many entries have it. The first of several equal ids, since to resume
-    /// there repeats what to resume at the last would lose; also once the first is evicted, which then is told.
+    /// The position of each publisher id, and how many entries have it. For several equal ids, the position of the
+    /// first, because resuming at the first repeats messages, while resuming at the last would lose them. It stays
+    /// after the first is evicted; a resume then has a gap.
     pub(super) publisher_ids: HashMap<Box<str>, (u64, usize)>,
-    /// What was put together for readers, for others at the same places.
+    /// Batches for readers at the same positions.
     batches: BatchCache,
-    /// Where each topic's messages are, in a log that feeds others.
+    /// The index by topic, in a log that feeds others.
     pub(super) by_topic: Option<Box<ByTopic>>,
-    /// Older entries are still to be put before these. Ends when one of these is given up.
+    /// Older entries are still to be inserted before these. Ends when an entry is evicted.
     pub(super) taking_over: bool,
 }
 
@@ -102,17 +104,17 @@ impl TopicLog {
         }
     }
 
-    /// The filter whose messages it holds.
+    /// The filter of the log.
     pub fn filter(&self) -> &Filter {
         &self.filter
     }
 
-    /// Its sequence. `None` as long as it is not known, which is while nobody reads it.
+    /// Its sequence. `None` until it is known; nobody reads before.
     pub(super) fn sequence(&self) -> Option<&Arc<Sequence>> {
         self.sequence.get()
     }
 
-    /// Its subscription follows a history that is at its head, of that time: the log begins there.
+    /// Begins the log at the head of the stored source that its subscription follows, with that time.
     pub(super) fn begin(&self, sequence: &Arc<Sequence>, time: SystemTime) {
         let mut state = self.state.lock();
         let head = sequence.head();
@@ -125,7 +127,7 @@ impl TopicLog {
         let _ = self.sequence.set(sequence.clone());
     }
 
-    /// Appends, and evicts what is then beyond the bounds. Readers see the entry once it is published.
+    /// Appends an entry, and evicts entries beyond the bounds. Readers see the entry once it is published.
     pub(super) fn append(&self, entry: Arc<Entry>) {
         let mut state = self.state.lock();
         let weight = state.weight_of(&entry);
@@ -137,7 +139,7 @@ impl TopicLog {
         }
         let (now, sequence) = (entry.stamp.taken(), entry.sequence);
         if self.history.is_some() {
-            // What is missing in the gaps before it is older than this.
+            // The messages that are missing in the gaps before it are older than this entry.
             let gaps = state.entries.iter().rev().take_while(|entry| entry.message().is_none());
             gaps.for_each(|gap| gap.stamp.bring_back(entry.time()));
         }
@@ -149,21 +151,21 @@ impl TopicLog {
         self.newest.store(sequence, Ordering::Release);
     }
 
-    /// From now on it holds so much.
+    /// Changes its bounds.
     pub(super) fn set_bounds(&self, bounds: &Bounds) {
         let mut state = self.state.lock();
         state.bounds = bounds.clone();
         self.evict_surplus(&mut state);
     }
 
-    /// How long it outlives its last reader.
+    /// How long it is kept after its last reader.
     pub(super) fn linger(&self) -> Duration {
         self.state.lock().bounds.linger
     }
 
     fn evict_surplus(&self, state: &mut State) {
-        // The newest stays even if it is more than the bound alone: its payload was allowed, and in memory it is more
-        // than that. Evicted before it was read, it would be a gap for everyone.
+        // The newest entry stays even if it alone exceeds the bound: its payload is allowed, but takes more in memory.
+        // If it were evicted before it was read, every reader would have a gap.
         while state.entries.len() > state.bounds.messages
             || (state.bytes > state.bounds.bytes && state.entries.len() > 1)
         {
@@ -200,7 +202,7 @@ impl TopicLog {
         }
     }
 
-    /// Drops what has grown too old, and memory that quiet logs need no more.
+    /// Drops entries that are too old, and memory that quiet logs no longer need.
     pub(super) fn sweep(&self, now: Instant) {
         let mut state = self.state.lock();
         state.batches.clear();
@@ -211,12 +213,12 @@ impl TopicLog {
         state.by_topic.iter_mut().for_each(|by_topic| by_topic.shrink());
     }
 
-    /// Gives up what was put together for readers.
+    /// Drops the cached batches.
     pub(super) fn clear_pieces(&self) {
         self.state.lock().batches.clear();
     }
 
-    /// Evicts every entry up to and with `sequence`.
+    /// Evicts every entry up to and including `sequence`.
     pub(super) fn evict_through(&self, sequence: u64) {
         let mut state = self.state.lock();
         state.batches.clear();
@@ -225,36 +227,36 @@ impl TopicLog {
         }
     }
 
-    /// The clock of its times was set back to `latest`: nothing here is of a later time.
+    /// Brings the times of all entries back to `latest`, because the clock was set back.
     pub(super) fn bring_back(&self, latest: SystemTime) {
         let mut state = self.state.lock();
         state.evicted_time = state.evicted_time.min(latest);
         state.entries.iter().for_each(|entry| entry.stamp.bring_back(latest));
     }
 
-    /// The oldest entry's sequence.
+    /// The number of the oldest entry.
     pub(super) fn oldest(&self) -> Option<u64> {
         self.state.lock().entries.front().map(|entry| entry.sequence)
     }
 
-    /// Where the log begins to be complete, and when that was.
+    /// The number after which the log is complete, and its time.
     pub(super) fn evicted(&self) -> (u64, SystemTime) {
         let state = self.state.lock();
         (state.evicted, state.evicted_time)
     }
 
-    /// Whether that is the number of an entry here, or where the log begins to be complete.
+    /// Whether this is the number of an entry here, or the number after which the log is complete.
     pub(super) fn has(&self, number: u64) -> bool {
         let state = self.state.lock();
         number == state.evicted || state.entries.binary_search_by_key(&number, |entry| entry.sequence).is_ok()
     }
 
-    /// Where the first message stands that its publisher called so.
+    /// The number of the first message with this publisher id.
     pub(super) fn find_publisher_id(&self, publisher_id: &str) -> Option<u64> {
         self.state.lock().publisher_ids.get(publisher_id).map(|(sequence, _)| *sequence)
     }
 
-    /// Whether the message of that number is held, and its publisher called it so.
+    /// Whether the message with this number is here and has this publisher id.
     pub(super) fn has_publisher_id(&self, sequence: u64, publisher_id: &str) -> bool {
         let state = self.state.lock();
         let index = state.entries.partition_point(|entry| entry.sequence < sequence);
@@ -262,7 +264,7 @@ impl TopicLog {
         entry.and_then(|entry| entry.message()?.publisher_id()) == Some(publisher_id)
     }
 
-    /// The last sequence before `time`: a reader there reads on with what came at `time` or later.
+    /// The last number before `time`: a reader there continues with the first entry at `time` or later.
     pub(super) fn position_before(&self, time: SystemTime) -> u64 {
         let state = self.state.lock();
         let index = state.entries.partition_point(|entry| entry.time() < time);
@@ -280,7 +282,8 @@ impl TopicLog {
             .collect()
     }
 
-    /// Puts into `items` up to `count` of what follows `position` up to `head`. Returns how far that is everything.
+    /// Adds up to `count` items after `position` up to `head` to `items`. Returns the number up to which they are
+    /// complete.
     pub(super) fn collect(&self, position: u64, head: u64, count: usize, items: &mut VecDeque<Item>) -> u64 {
         let head = self.end(head);
         if self.has_nothing_after(position) {
@@ -304,12 +307,12 @@ impl TopicLog {
         head
     }
 
-    /// Up to where it can be read, if everything up to `head` is published.
+    /// The number up to which it can be read, if everything up to `head` is published.
     pub(super) fn end(&self, head: u64) -> u64 {
         head.min(self.sealed.load(Ordering::Acquire))
     }
 
-    /// The entries that follow `position` up to `head`, in one piece that the readers at the same place share.
+    /// The entries after `position` up to `head`, as a batch that readers at the same position share.
     pub(super) fn shared(
         &self,
         position: u64,
@@ -328,21 +331,21 @@ impl TopicLog {
         Ok(batches.of(entries, position, head, format, coding))
     }
 
-    /// Answers without the lock what a reader that has caught up asks after each event, and one of many topics of all
-    /// those that nothing was published to.
+    /// Checks without the lock whether nothing follows `position`. A reader that has caught up asks this after each
+    /// event, and a reader of many topics for every quiet topic.
     pub(super) fn has_nothing_after(&self, position: u64) -> bool {
         self.newest() <= position
     }
 
-    /// The last sequence that it knows of.
+    /// The last number of the log.
     pub(super) fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)
     }
 
-    /// Its subscription is confirmed: what came before is not all here. Under the writer's lock.
+    /// Its subscription is confirmed: it is complete from now on. Called under the writer's lock.
     pub(super) fn begins(&self, now: SystemTime) {
         let mut state = self.state.lock();
-        state.taking_over = false; // nor can it be had from the log that feeds it
+        state.taking_over = false; // the log that feeds it does not have it either
         let head = self.sequence().map_or(0, |sequence| sequence.head());
         let (number, time) = match state.entries.front() {
             Some(oldest) => (oldest.sequence - 1, oldest.time().min(now)),
@@ -353,20 +356,21 @@ impl TopicLog {
         self.newest.fetch_max(state.evicted, Ordering::Release);
     }
 
-    /// Its subscription has ended, and it is complete up to the head only: no reader may say that it has read further.
+    /// Seals the log: its subscription has ended, and it is complete only up to the head. No reader may claim to have
+    /// read further.
     pub(super) fn seal(&self) {
         let head = self.sequence().map_or(0, |sequence| sequence.head());
         self.sealed.store(head, Ordering::Release);
     }
 
-    /// Up to where it is complete, if its subscription has ended.
+    /// The number up to which it is complete, if its subscription has ended.
     pub(super) fn sealed(&self) -> Option<u64> {
         Some(self.sealed.load(Ordering::Acquire)).filter(|end| *end != u64::MAX)
     }
 }
 
 impl State {
-    /// What `entry` counts for among its bytes.
+    /// The bytes that `entry` counts for.
     fn weight_of(&self, entry: &Entry) -> usize {
         entry.weight() + if self.by_topic.is_some() { by_topic::WEIGHT } else { 0 }
     }

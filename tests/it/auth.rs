@@ -540,11 +540,11 @@ async fn a_key_that_cannot_work_ends_the_start_with_the_reason() {
         ("rsa.pem", "", "rsa.pem is a private key"),
         ("certificate.pem", "", "certificate.pem is a certificate"),
         ("rsa1024.pub.pem", "", "less than 2048 bits"),
-        ("p521.pub.pem", "", "is no key for ES256"),
+        ("p521.pub.pem", "", "is not a key for ES256"),
         ("README.md", "", "is not an RSA, P-256, P-384 or Ed25519 public key in PEM"),
-        ("p384.pub.pem", "algorithm = \"ES256\"", "is no key for ES256"),
-        ("p256.pub.pem", "algorithm = \"RS256\"", "is no key for RS256"),
-        ("rsa.pub.pem", "algorithm = \"EdDSA\"", "is no key for EdDSA"),
+        ("p384.pub.pem", "algorithm = \"ES256\"", "is not a key for ES256"),
+        ("p256.pub.pem", "algorithm = \"RS256\"", "is not a key for RS256"),
+        ("rsa.pub.pem", "algorithm = \"EdDSA\"", "is not a key for EdDSA"),
     ] {
         let file = key(file);
         let text = format!(

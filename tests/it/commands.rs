@@ -43,13 +43,13 @@ async fn check_says_what_this_machine_cannot_keep_and_what_would_be_right() {
     shell.args(["-c", few, env!("CARGO_BIN_EXE_topicgate")]).env_clear();
     let page = fine(shell.current_dir(env!("CARGO_TARGET_TMPDIR")).output().await.unwrap().into());
     assert!(
-        page.contains("warning: 256 file descriptors are allowed, and limits.connections = 12000"),
+        page.contains("warning: 256 file descriptors are allowed, but limits.connections = 12000"),
         "{page}"
     );
     assert!(page.contains("LimitNOFILE=12128"), "{page}");
 
     let page = fine(run(&["check"], &[("TOPICGATE_LIMITS__BUFFER", "1000GiB")]).await);
-    assert!(page.contains("of memory, and limits.buffer = 1000.0 GiB"), "{page}");
+    assert!(page.contains("of memory, but limits.buffer = 1000.0 GiB"), "{page}");
     assert!(page.contains("lower limits.buffer to "), "{page}");
 
     let modest = [("TOPICGATE_LIMITS__CONNECTIONS", "100"), ("TOPICGATE_LIMITS__STREAMS", "100")];
@@ -266,7 +266,7 @@ async fn a_stream_that_is_cut_goes_on_where_it_was() {
     }
     assert_eq!(seen, (0..40).map(|number| number.to_string()).collect::<Vec<_>>());
     assert!(proxy.cuts() >= 3, "{} cuts", proxy.cuts());
-    reader.says("reconnecting in  ").await;
+    reader.says("reconnecting in ").await;
 }
 
 #[tokio::test]
@@ -277,7 +277,7 @@ async fn a_gap_and_a_close_are_told_beside_the_messages() {
     assert!(reader.says("gap: messages of a are missing here").await.contains("unknown_id"));
     process.signal("TERM");
     reader.says("closed by the gateway (draining)").await;
-    reader.says("reconnecting in  ").await;
+    reader.says("reconnecting in ").await;
 }
 
 #[tokio::test]

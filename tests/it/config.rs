@@ -250,7 +250,7 @@ fn a_configuration_that_is_a_link_to_nowhere_is_not_taken_for_none() {
 const UNUSABLE: [(&str, &str); 12] = [
     ("[tls]\ncert = \"missing.pem\"\nkey = \"missing.key\"", "tls.cert = \"missing.pem\": cannot be read"),
     ("[tls]\ncert = \"topicgate.toml\"\nkey = \"missing.key\"", "tls.key = \"missing.key\": cannot be read"),
-    ("[tls]\ncert = \"topicgate.toml\"\nkey = \"topicgate.toml\"", "holds no certificate"),
+    ("[tls]\ncert = \"topicgate.toml\"\nkey = \"topicgate.toml\"", "has no certificate"),
     ("[auth.jwt]\npublic_key = \"missing.pem\"", "auth.jwt.public_key: missing.pem cannot be read"),
     ("[broker]\nurl = \"nats://h\"\ncredentials = \"missing.creds\"", "broker.credentials: missing.creds: "),
     (

@@ -389,7 +389,7 @@ async fn publishing_gives_the_number_or_says_why_not() {
         ("nobody/takes/this", found.clone(), 1, "no stream has subjects of nobody.takes.this"),
         ("nobody/takes/this", stream("OTHER"), 1, "no stream \"OTHER\""),
         ("orders/eu", found.clone(), 1500, "size exceeds"),
-        ("orders/eu", found.clone(), 4000, "the server takes at most"),
+        ("orders/eu", found.clone(), 4000, "the server accepts at most"),
         ("orders/a.b", found, 1, "dot"),
     ] {
         let refused = store(name, &source, vec![b'x'; size], Headers::default()).await;

@@ -218,7 +218,7 @@ async fn a_new_pair_that_cannot_be_used_changes_nothing_and_is_told_once() {
     let log = process.log();
     for (what, times) in [
         ("is not the key of the certificate", 1),
-        ("holds no certificate", 1),
+        ("has no certificate", 1),
         ("cannot be read", 2),
         ("tls.", 4),
     ] {

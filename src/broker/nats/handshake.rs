@@ -1,5 +1,5 @@
-//! How a connection of our own begins: TCP, the server's `INFO`, TLS where either side wants it, who we are, and the
-//! server's first `PONG`.
+//! The handshake of a NATS connection: TCP, the server's `INFO`, TLS if either side requires it, the login, and the
+//! server's first `PONG`. `session` and `jetstream` use the connection from then on.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,23 +18,23 @@ use super::settings::{Proof, Target};
 use super::wire::{Connect, Info, Operation, PING, PONG, Reader, write_connect};
 use crate::net::reason::{CLOSED, LATE, Peer, UNRESOLVED, sentence};
 
-/// Time for a connection, all of the above included, to one address of a server.
+/// The timeout of the whole handshake with one address of a server.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
-/// A connection in the clear, or one over TLS.
+/// A TCP or TLS connection.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
-/// A connection that the server has let in.
+/// A connection that the server has accepted.
 pub(super) struct Connection {
     pub(super) socket: Box<dyn Socket>,
-    /// What has arrived on it and was not looked at yet.
+    /// The parser, with bytes that have arrived but are not parsed yet.
     pub(super) reader: Reader,
     pub(super) info: Info,
 }
 
-/// Connects to the first address of a server that lets us in. An error is one line without secrets.
+/// Connects to the first address of a server that accepts the connection. An error is one line without secrets.
 pub(super) async fn connect(target: &Target) -> Result<Connection, String> {
     let (host, port) = (target.host.as_str(), target.port);
     let unusable = |why: &str| format!("cannot connect: {host}:{port}: {}", sentence(why, Peer::Nats));
@@ -58,15 +58,15 @@ async fn begin(target: &Target, address: SocketAddr) -> Result<Connection, Strin
     let info = match operation(&mut socket, &mut reader).await? {
         Operation::Info(info) => *info,
         Operation::Error(words) => return Err(words),
-        other => return Err(format!("the server begins with {other:?} instead of INFO")),
+        other => return Err(format!("the server sent {other:?} instead of INFO")),
     };
     if target.needs_tls || info.tls_required {
         if !reader.is_empty() {
-            // Whatever it is, it was not sent by whom TLS will show us.
-            return Err("the server went on in the clear where TLS begins".into());
+            // These bytes were not protected by TLS, so they cannot be trusted.
+            return Err("the server sent data without TLS where TLS must begin".into());
         }
         let name = ServerName::try_from(target.tls_host.clone())
-            .map_err(|error| format!("{:?} cannot be on a certificate: {error}", target.tls_host))?;
+            .map_err(|error| format!("{:?} cannot be a name in a certificate: {error}", target.tls_host))?;
         let tls = TlsConnector::from(target.tls.clone()).connect(name, socket);
         socket = Box::new(tls.await.map_err(|error| format!("TLS: {error}"))?);
     }
@@ -76,7 +76,7 @@ async fn begin(target: &Target, address: SocketAddr) -> Result<Connection, Strin
 }
 
 impl Connection {
-    /// Says who we are, and waits until the server has taken that.
+    /// Sends the login, and waits until the server has accepted it.
     async fn introduce(&mut self, target: &Target) -> Result<(), String> {
         let mut out = BytesMut::new();
         write_connect(&mut out, &introduction(target, &self.info)?);
@@ -90,7 +90,7 @@ impl Connection {
                 Operation::Ping => self.send(PONG).await?,
                 Operation::Ok => {}
                 Operation::Message(_) | Operation::TooLarge { .. } => {
-                    return Err("the server sent a message that nobody has subscribed to".into());
+                    return Err("the server sent a message without a subscription".into());
                 }
             }
         }
@@ -133,7 +133,7 @@ fn introduction(target: &Target, info: &Info) -> Result<Connect, String> {
     Ok(connect)
 }
 
-/// The next operation on a connection that nobody else reads.
+/// Reads the next operation during the handshake.
 async fn operation(socket: &mut Box<dyn Socket>, reader: &mut Reader) -> Result<Operation, String> {
     loop {
         if let Some(operation) = reader.next().map_err(|error| error.to_string())? {

@@ -1,28 +1,28 @@
-//! Header fields: read from the bytes that a server sends.
+//! Parses the header fields of NATS messages.
 //!
-//! A server passes on whatever block of fields a publisher wrote. So reading never fails: a field that cannot be read is
-//! left out and noted ([`Headers::is_damaged`]), and the rest of the message is as good as any.
+//! A server passes on any block of fields that a publisher wrote. So parsing never fails: a field that cannot be parsed
+//! is dropped and marked ([`Headers::is_damaged`]), and the rest of the message is used.
 
 use crate::protocol::headers::Headers;
 
-/// The version that a block of fields begins with.
+/// The version at the start of a block.
 const VERSION: &[u8] = b"NATS/1.0";
 
-/// What it ends with.
+/// The end of a block.
 const END: &[u8] = b"\r\n\r\n";
 
-/// A block of header fields, as it stands in `HMSG` or in a stored message.
+/// A block of header fields, from `HMSG` or from a stored message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) headers: Headers,
     /// The status of a message that the server itself sends, such as 404.
     pub(super) status: Option<u16>,
-    /// What the server says beside the status.
+    /// The server's description of the status.
     pub(super) description: String,
 }
 
-/// Reads a block. Of one that is not of our version, or has no end, all fields are left out; of others those whose name is no visible ASCII,
-/// whose value has a carriage return or is not UTF-8, and those without a colon.
+/// Parses a block. If it has another version or no end, all fields are dropped. Otherwise fields are dropped if their
+/// name is not visible ASCII, their value has a carriage return or is not UTF-8, or they have no colon.
 pub(super) fn parse_headers(block: &[u8]) -> Block {
     let mut lines = lines(block);
     let first = lines.next().unwrap_or_default();
@@ -40,8 +40,8 @@ pub(super) fn parse_headers(block: &[u8]) -> Block {
     parsed
 }
 
-/// The last field called `name` in a block, whatever stands before it: for fields that the server added behind those of the
-/// publisher.
+/// The last field called `name` in a block, whatever comes before it: for fields that the server added after the
+/// publisher's.
 pub(super) fn last_field<'a>(block: &'a [u8], name: &str) -> Option<&'a str> {
     let fields = lines(block).filter_map(|line| field(line).ok());
     fields.filter(|(key, _)| key.eq_ignore_ascii_case(name)).last().map(|(_, value)| value)
@@ -62,7 +62,7 @@ impl Block {
         let mut lines = lines.filter(|line| !line.is_empty()).peekable();
         while let Some(line) = lines.next() {
             let mut read = field(line).map(|(name, value)| (name.to_owned(), value.to_owned()));
-            // A line that begins with white space goes on with the value before it.
+            // A line that begins with white space continues the previous value.
             while let Some(more) = lines.next_if(|line| matches!(line[0], b' ' | b'\t')) {
                 read = read.and_then(|(name, mut value)| {
                     value.push_str(text(more)?);
@@ -77,7 +77,7 @@ impl Block {
     }
 }
 
-/// A field that cannot be read.
+/// A field that cannot be parsed.
 struct Unreadable;
 
 fn lines(block: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -1,15 +1,15 @@
-//! NATS: plain publish/subscribe, on a connection that speaks the protocol itself.
+//! NATS: plain publish/subscribe, with our own implementation of the client protocol.
 //!
-//! It is a loop of sessions, each one connection (`session`, begun by `handshake`, in the bytes of `wire`). What is
-//! subscribed outlives them (`table`). A session that is not the first subscribes to all of it, tells [`Event::Lost`] and
-//! [`Event::Up`], and only then hands messages on. When it ends, what had arrived is delivered, [`Event::Down`] is told,
-//! and the next server is tried, also those that the cluster has told of.
+//! It is a loop of sessions, each with one connection (`session`, opened by `handshake`, encoded by `wire`).
+//! Subscriptions outlive the sessions (`table`). A session after the first subscribes to all of them, sends
+//! [`Event::Lost`] and [`Event::Up`], and only then passes messages on. When it ends, messages that have arrived are
+//! delivered, [`Event::Down`] is sent, and the next server is tried, including those that the cluster has announced.
 //!
-//! async-nats is not used here: it drops messages without saying where, holds a channel for each subscription, and ends
-//! the connection at a header field that it cannot read.
+//! async-nats is not used here: it drops messages without saying where, has a channel for each subscription, and ends
+//! the connection at a header field that it cannot parse.
 //!
-//! Not here: what JetStream keeps (`jetstream.rs`), positions, replay. A server in lame-duck mode is left when it closes
-//! the connection: core NATS loses what is published in between either way.
+//! JetStream is in `jetstream`. A server in lame-duck mode is left only when it closes the connection: core NATS loses
+//! messages that are published in between either way.
 
 mod handshake;
 mod headers;
@@ -33,15 +33,15 @@ pub(super) use self::settings::Settings;
 use self::table::Table;
 use super::{BrokerError, Command, Event, Link};
 
-/// Time for all addresses of a server, name resolution included.
+/// The timeout for all addresses of a server, name resolution included.
 const OPEN_LIMIT: Duration = Duration::from_secs(8);
 
-/// The longest pause before a new attempt.
+/// The longest pause between two attempts.
 const RETRY_LIMIT: Duration = Duration::from_secs(1);
 
-/// Connects, and stays connected, until the command channel or the event channel closes.
+/// Connects, and reconnects, until the command channel or the event channel closes.
 pub(super) async fn run(settings: Settings, commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
-    // `None` tells that one of the channels has closed; then there is nobody left to tell anything.
+    // `None`: one of the channels has closed.
     let _ = Nats { settings, commands, events, table: Table::default() }.run().await;
 }
 
@@ -70,7 +70,7 @@ impl Nats {
                         told = None;
                     }
                     if start.elapsed() > RETRY_LIMIT {
-                        attempts = 0; // but not for a server that takes us in only to throw us out
+                        attempts = 0; // but not for a server that accepts the connection and then closes it
                     }
                     for event in session.left() {
                         self.tell(event).await?;
@@ -89,7 +89,7 @@ impl Nats {
         }
     }
 
-    /// Connects. `Ok(Err)` is why it failed.
+    /// Connects. `Ok(Err)` is the reason of a failure.
     async fn open(&mut self, server: usize) -> Option<Result<Connection, String>> {
         let target = match self.settings.target(server) {
             Ok(target) => target,
@@ -102,15 +102,15 @@ impl Nats {
         self.away_while("it is connecting", opening).await
     }
 
-    /// Tells an event, answering commands while the channel is full.
+    /// Sends an event, and answers commands while the channel is full.
     async fn tell(&mut self, event: Event) -> Option<()> {
         let events = self.events.clone();
         let sent =
-            self.away_while("its events are not taken", async move { events.send(event).await }).await?;
+            self.away_while("the gateway is overloaded", async move { events.send(event).await }).await?;
         sent.ok()
     }
 
-    /// Answers commands until `work` is done. `None` once one of the channels has closed.
+    /// Answers commands as `Away` until `work` is done. `None` once one of the channels has closed.
     async fn away_while<T>(&mut self, why: &str, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         let events = self.events.clone();
@@ -135,7 +135,8 @@ impl Nats {
     }
 }
 
-/// 25 to 50 ms at first, doubled by each attempt, up to a second; random, so that many gateways do not come at once.
+/// 25 to 50 ms at first, doubled by each attempt, up to a second; random, so that many gateways do not reconnect at
+/// once.
 fn pause(attempts: u32) -> Duration {
     let longest = Duration::from_millis(50).saturating_mul(1 << attempts.min(8)).min(RETRY_LIMIT);
     longest.mul_f64(0.5 + 0.5 * fastrand::f64())

@@ -1,5 +1,5 @@
-//! What the configuration says about a NATS connection: read and checked once at build, so that what can never work
-//! ends the process with the name of the key, and read again for every session, so that rotated files are picked up.
+//! The settings of NATS connections. They are read and checked at the start, so that an error ends the process and
+//! names its key, and read again for every session, so that rotated files are used.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -15,14 +15,14 @@ use url::Url;
 
 use crate::config::{self, BrokerTls};
 
-/// Servers of a cluster that are known beside those of `broker.url`.
+/// The most servers of a cluster that are known in addition to `broker.url`.
 const DISCOVERED: usize = 64;
 
-/// Where to connect, and as whom.
+/// The servers and logins.
 #[derive(Clone)]
 pub(in crate::broker) struct Settings {
     servers: Vec<Server>,
-    /// How many of them `broker.url` names; the others are known from the cluster.
+    /// How many of them `broker.url` names; the cluster announced the others.
     named: usize,
     tls: BrokerTls,
     /// `broker.settle`.
@@ -33,11 +33,11 @@ pub(in crate::broker) struct Settings {
 struct Server {
     address: ServerAddr,
     login: Login,
-    /// The host that its certificate is for, where the address may be a number that it does not have.
+    /// The host name in its certificate; the address may be a number.
     host: String,
 }
 
-/// Who we are on one server.
+/// The login on one server.
 #[derive(Clone)]
 enum Login {
     Nobody,
@@ -47,19 +47,19 @@ enum Login {
     Credentials(std::path::PathBuf),
 }
 
-/// A server as a connection of our own needs it.
+/// A server to connect to.
 pub(super) struct Target {
     pub(super) host: String,
     pub(super) port: u16,
-    /// The host that its certificate is for.
+    /// The host name in its certificate.
     pub(super) tls_host: String,
     pub(super) tls: Arc<ClientConfig>,
-    /// Whether the connection must be encrypted, whatever the server says.
+    /// Whether TLS is required, whatever the server says.
     pub(super) needs_tls: bool,
     pub(super) proof: Proof,
 }
 
-/// What is shown to a server to be let in.
+/// The proof of the login.
 pub(super) enum Proof {
     Nothing,
     User {
@@ -67,7 +67,7 @@ pub(super) enum Proof {
         password: String,
     },
     Token(String),
-    /// A key that signs what the server asks for; its user is in the token, if there is one.
+    /// A key that signs the server's nonce; the user is in the token, if there is one.
     Key {
         pair: Box<nkeys::KeyPair>,
         jwt: Option<String>,
@@ -75,7 +75,7 @@ pub(super) enum Proof {
 }
 
 impl Settings {
-    /// Reads `[broker]` and every file it names.
+    /// Reads `[broker]` and every file that it names.
     pub(in crate::broker) fn read(config: &config::Broker) -> Result<Self, String> {
         let common = common_login(config)?;
         let mut servers = Vec::new();
@@ -85,7 +85,7 @@ impl Settings {
                 (Login::Nobody, common) => common.clone(),
                 (own, Login::Nobody) => own,
                 _ => {
-                    return Err("broker.url: it names a user, and another key of [broker] does too; \
+                    return Err("broker.url: it has a user, but another key of [broker] also sets one; \
                          keep one"
                         .into());
                 }
@@ -98,18 +98,18 @@ impl Settings {
         Ok(settings)
     }
 
-    /// How many servers there are; at least one.
+    /// The number of servers; at least one.
     pub(super) fn len(&self) -> usize {
         self.servers.len()
     }
 
-    /// Server `index`, for a connection of our own.
+    /// The server `index`, ready to connect to.
     pub(super) fn target(&self, index: usize) -> Result<Target, String> {
         let Server { address, login, host } = &self.servers[index % self.servers.len()];
         let pair = |seed: &str, key: &str| {
             nkeys::KeyPair::from_seed(seed)
                 .map(Box::new)
-                .map_err(|error| format!("{key}: not the seed of an NKey: {error}"))
+                .map_err(|error| format!("{key}: it is not the seed of an NKey: {error}"))
         };
         let proof = match login.clone() {
             Login::Nobody => Proof::Nothing,
@@ -119,7 +119,7 @@ impl Settings {
             Login::Credentials(path) => {
                 let text = read(&path, "broker.credentials")?;
                 let (jwt, seed) = credentials(&text)
-                    .ok_or_else(|| explain("broker.credentials", &path, "no token and seed in it"))?;
+                    .ok_or_else(|| explain("broker.credentials", &path, "it has no token and seed"))?;
                 Proof::Key { pair: pair(seed, "broker.credentials")?, jwt: Some(jwt.to_owned()) }
             }
         };
@@ -133,8 +133,8 @@ impl Settings {
         })
     }
 
-    /// Takes in what server `index` tells of its cluster, each as host and port, in place of what was told before. There
-    /// the same login and scheme hold as on that server, and its name stands for those that have none of their own.
+    /// Replaces the announced servers by those that server `index` announces, each as host and port. They use the same
+    /// login and scheme as that server, and its name for the certificate if they have only an address.
     pub(super) fn discovered(&mut self, index: usize, addresses: &[String]) {
         let Server { address: like, login, host: name } = self.servers[index % self.servers.len()].clone();
         self.servers.truncate(self.named);
@@ -151,15 +151,15 @@ impl Settings {
     }
 }
 
-/// The login that the keys beside `broker.url` give, checked.
+/// The login of the keys in addition to `broker.url`, checked.
 fn common_login(config: &config::Broker) -> Result<Login, String> {
     let mut logins = Vec::new();
     match (&config.user, &config.password) {
         (Some(user), Some(password)) => {
             logins.push(Login::User { user: user.clone(), password: password.0.clone() });
         }
-        (Some(_), None) => return Err("broker.user: set broker.password beside it".into()),
-        (None, Some(_)) => return Err("broker.password: set broker.user beside it".into()),
+        (Some(_), None) => return Err("broker.user: set broker.password too".into()),
+        (None, Some(_)) => return Err("broker.password: set broker.user too".into()),
         (None, None) => {}
     }
     if let Some(token) = &config.token {
@@ -167,7 +167,7 @@ fn common_login(config: &config::Broker) -> Result<Login, String> {
     }
     if let Some(seed) = &config.nkey {
         nkeys::KeyPair::from_seed(&seed.0).map_err(|error| {
-            format!("broker.nkey: not the seed of an NKey, which starts with SU: {error}")
+            format!("broker.nkey: it is not the seed of an NKey, which starts with SU: {error}")
         })?;
         logins.push(Login::Nkey(seed.0.clone()));
     }
@@ -179,14 +179,12 @@ fn common_login(config: &config::Broker) -> Result<Login, String> {
         logins.push(Login::Credentials(path.clone()));
     }
     if logins.len() > 1 {
-        return Err(
-            "broker: give one of user and password, token, nkey, credentials; there are several".into()
-        );
+        return Err("broker: keep one of user and password, token, nkey, credentials; several are set".into());
     }
     Ok(logins.pop().unwrap_or(Login::Nobody))
 }
 
-/// The token and the seed in a file of credentials: each a line of its own between two that begin and end with dashes.
+/// The token and the seed in a credentials file: each on its own line between two lines of dashes.
 fn credentials(text: &str) -> Option<(&str, &str)> {
     let is_frame = |line: &str| line.starts_with("---") && line.ends_with("---");
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
@@ -197,16 +195,16 @@ fn credentials(text: &str) -> Option<(&str, &str)> {
     Some((framed.next()?[1], framed.next()?[1]))
 }
 
-/// One server of `broker.url`. The login is taken out of the address: async-nats prints addresses in its debug log, and
-/// does not read a login from them.
+/// A server of `broker.url`. The login is removed from the address, because async-nats logs addresses at debug level
+/// and does not read a login from them.
 fn server(text: &str) -> Result<(ServerAddr, Login), String> {
-    // The text may hold a password, so it is in no message.
+    // The text may have a password, so no message repeats it.
     let mut url = Url::parse(text).map_err(|error| format!("broker.url: {error}"))?;
     if !matches!(url.scheme(), "nats" | "tls") {
         return Err(format!("broker.url: {}:// is not NATS; write nats:// or tls://", url.scheme()));
     }
     if url.host_str().is_none_or(str::is_empty) {
-        return Err("broker.url: it names no host; write nats://host:4222".into());
+        return Err("broker.url: it has no host; write nats://host:4222".into());
     }
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
         return Err("broker.url: nothing may follow the port; write nats://host:4222".into());
@@ -219,28 +217,28 @@ fn server(text: &str) -> Result<(ServerAddr, Login), String> {
     };
     let login = match (url.username(), url.password()) {
         ("", None) => Login::Nobody,
-        // NATS' own convention: a name alone is a token.
+        // NATS' convention: a user without a password is a token.
         (token, None) => Login::Token(decode(token)?),
         (user, Some(password)) => Login::User { user: decode(user)?, password: decode(password)? },
     };
-    let unusable = |()| "broker.url: it cannot carry a user".to_owned();
+    let unusable = |()| "broker.url: it cannot have a user".to_owned();
     url.set_username("").map_err(unusable)?;
     url.set_password(None).map_err(unusable)?;
     let address = ServerAddr::from_url(url).map_err(|error| format!("broker.url: {error}"))?;
     Ok((address, login))
 }
 
-/// The TLS side of a connection: the system's roots, those of `broker.tls.ca`, and our certificate if we have one.
+/// The TLS configuration: the system's roots, those of `broker.tls.ca`, and our certificate if there is one.
 fn tls(settings: &BrokerTls) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
-    // A system without roots is no fault as long as no certificate needs them; then the handshake says so.
+    // A system without root certificates is not an error as long as none is needed; otherwise the handshake fails.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = &settings.ca {
         for certificate in certificates(path, "broker.tls.ca")? {
             roots.add(certificate).map_err(|error| explain("broker.tls.ca", path, error))?;
         }
     }
-    // Named here rather than taken from the process, so that no other library's choice can make it ambiguous.
+    // The provider is explicit, so that no other library's default can make it ambiguous.
     let builder = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("broker.tls: {error}"))?
@@ -255,8 +253,8 @@ fn tls(settings: &BrokerTls) -> Result<ClientConfig, String> {
                 .with_client_auth_cert(chain, secret)
                 .map_err(|error| explain("broker.tls.key", key, error))
         }
-        (Some(_), None) => Err("broker.tls.cert: set broker.tls.key beside it".into()),
-        (None, Some(_)) => Err("broker.tls.key: set broker.tls.cert beside it".into()),
+        (Some(_), None) => Err("broker.tls.cert: set broker.tls.key too".into()),
+        (None, Some(_)) => Err("broker.tls.key: set broker.tls.cert too".into()),
         (None, None) => Ok(builder.with_no_client_auth()),
     }
 }
@@ -266,10 +264,10 @@ fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, 
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|error| explain(key, path, error))?;
-    if certificates.is_empty() { Err(explain(key, path, "no certificate in it")) } else { Ok(certificates) }
+    if certificates.is_empty() { Err(explain(key, path, "it has no certificate")) } else { Ok(certificates) }
 }
 
-/// Small local files, at build and once a session: not worth a thread of their own.
+/// These are small local files that are read once per session, so this blocks.
 fn read(path: &Path, key: &str) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| explain(key, path, error))
 }

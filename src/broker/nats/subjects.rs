@@ -1,21 +1,21 @@
-//! Subjects of plain publish/subscribe: of topics and filters, and back.
+//! Translates between NATS subjects and the topics and filters of plain publish/subscribe.
 
 use super::headers::parse_headers;
 use super::wire::Delivered;
 use crate::broker::{BrokerError, Event, Message};
 use crate::protocol::topic::{Filter, Topic};
 
-/// The longest subject that fits into a line of a server as it is by default, with the words around it.
+/// The longest subject: with the rest of its line it fits into the default line limit of a server.
 const SUBJECT_LIMIT: usize = 4000;
 
-pub(super) const DOT: &str = "a segment has a dot, which separates segments on NATS";
+pub(super) const DOT: &str = "a segment has a dot, which separates segments in NATS";
 
-/// Whether a topic or filter would name another one as a NATS subject.
+/// Whether a topic or filter would become another one as a NATS subject.
 pub(super) fn unspeakable(text: &str) -> bool {
     text.contains('.')
 }
 
-/// A message as the contract has it; `None` if the filter does not match its subject.
+/// A message in the form of the broker contract; `None` if the filter does not match its subject.
 pub(super) fn received(filter: &Filter, message: Delivered) -> Option<Event> {
     let topic = match filter.topic() {
         Some(topic) => topic,
@@ -25,7 +25,7 @@ pub(super) fn received(filter: &Filter, message: Delivered) -> Option<Event> {
                 return Some(Event::Unnameable { filter: filter.clone() });
             };
             if !filter.matches(&topic) {
-                return None; // a reserved subject, which NATS' wildcards match and ours do not
+                return None; // a reserved subject: NATS' wildcards match it, ours do not
             }
             topic
         }
@@ -35,13 +35,13 @@ pub(super) fn received(filter: &Filter, message: Delivered) -> Option<Event> {
     Some(Event::Message(Message { filter, topic, payload, headers, stored: None }))
 }
 
-/// Whether a topic or filter can be a subject.
+/// Checks whether a topic or filter can be a subject.
 pub(super) fn speakable(text: &str) -> Result<(), BrokerError> {
     if unspeakable(text) {
         return Err(BrokerError::Refused(DOT.into()));
     }
     if text.len() > SUBJECT_LIMIT {
-        let why = format!("it has {} bytes; a subject of NATS has at most {SUBJECT_LIMIT}", text.len());
+        let why = format!("it has {} bytes, but a NATS subject may have at most {SUBJECT_LIMIT}", text.len());
         return Err(BrokerError::Refused(why));
     }
     Ok(())
@@ -52,7 +52,7 @@ pub(super) fn subject(filter: &Filter) -> String {
     filter.to_subject('.', ">")
 }
 
-/// The filter whose subject stands at the start of `text`, in quotes.
+/// The filter whose quoted subject is at the start of `text`.
 pub(super) fn filter_of(text: &str) -> Option<Filter> {
     let subject = unquote(text)?.replace('.', "/");
     let pattern = match subject.strip_suffix('>') {
@@ -62,8 +62,8 @@ pub(super) fn filter_of(text: &str) -> Option<Filter> {
     Filter::parse(&pattern, usize::MAX).ok()
 }
 
-/// The subject at the start of `text`, which the server writes as a Go string; what follows it is dropped. As far as
-/// subjects go that is a JSON string, but for what lies beyond 16 bits and is not printable.
+/// The subject at the start of `text`, which the server writes as a Go string; the rest is ignored. For subjects this
+/// is a JSON string, except for unprintable characters beyond 16 bits.
 pub(super) fn unquote(text: &str) -> Option<String> {
     serde_json::Deserializer::from_str(text).into_iter().next()?.ok()
 }

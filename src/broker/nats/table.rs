@@ -1,31 +1,33 @@
-//! What is subscribed: each filter and the number (`sid`) by which the server knows it. It outlives the connections.
+//! The subscriptions: each filter and the number (`sid`) by which the server knows it. The table outlives the
+//! connections.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
 use crate::protocol::topic::Filter;
 
-/// A table with fewer entries than this keeps its size.
+/// A table with fewer entries than this never shrinks.
 const SMALL: usize = 1024;
 
-/// See the module.
+/// The subscribed filters.
 #[derive(Default)]
 pub(super) struct Table {
     filters: HashMap<u64, Filter>,
     entries: HashMap<Filter, Entry>,
-    /// Never given twice, so that a message on its way to one subscription cannot be taken for one of another.
+    /// The last number that was given. Numbers are never reused, so that a late message cannot be taken for another
+    /// subscription's.
     last: u64,
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
     sid: u64,
-    /// Whether whoever subscribed has been answered.
+    /// Whether the subscription has been confirmed.
     is_confirmed: bool,
 }
 
 impl Table {
-    /// The number of `filter`, and whether it is new.
+    /// Adds a filter; returns its number, and whether it is new.
     pub(super) fn add(&mut self, filter: &Filter) -> (u64, bool) {
         if let Some(entry) = self.entries.get(filter) {
             return (entry.sid, false);
@@ -36,7 +38,7 @@ impl Table {
         (self.last, true)
     }
 
-    /// Notes that whoever subscribed is answered. `false` if that subscription has ended.
+    /// Marks a subscription as confirmed. `false` if it has ended.
     pub(super) fn confirm(&mut self, filter: &Filter, sid: u64) -> bool {
         let entry = self.entries.get_mut(filter).filter(|entry| entry.sid == sid);
         entry.is_some_and(|entry| {
@@ -45,7 +47,7 @@ impl Table {
         })
     }
 
-    /// Removes a filter; its number, if it was there.
+    /// Removes a filter; returns its number, if it was there.
     pub(super) fn remove(&mut self, filter: &Filter) -> Option<u64> {
         let entry = self.entries.remove(filter)?;
         self.filters.remove(&entry.sid);
@@ -54,7 +56,7 @@ impl Table {
         Some(entry.sid)
     }
 
-    /// Removes a filter that was not confirmed. Whether it was there.
+    /// Removes a filter that was not confirmed; returns whether it was there.
     pub(super) fn remove_unconfirmed(&mut self, filter: &Filter, sid: u64) -> bool {
         let is_meant = |entry: &Entry| entry.sid == sid && !entry.is_confirmed;
         self.entries.get(filter).is_some_and(is_meant) && self.remove(filter).is_some()
@@ -71,7 +73,7 @@ impl Table {
     }
 }
 
-/// Gives memory back once most of a table is empty.
+/// Frees memory once most of a table is empty.
 fn shrink<K: Hash + Eq, V>(map: &mut HashMap<K, V>) {
     if map.capacity() > SMALL && map.len() < map.capacity() / 4 {
         map.shrink_to(map.len() * 2);

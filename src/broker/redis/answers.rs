@@ -1,19 +1,19 @@
-//! What the server's errors mean.
+//! The meaning of the server's errors, and their texts for people.
 
 use redis::{ErrorKind, RedisError};
 
 use crate::broker::BrokerError;
 use crate::net::reason::{Peer, chain, sentence};
 
-/// Whether the server said this, so that the connection is fine.
+/// Whether this is an error of the server, so that the connection works.
 pub(super) fn is_answer(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
 }
 
-/// What an error of one command means to its caller.
+/// The broker error for an error of one command.
 pub(super) fn fault(error: &RedisError) -> BrokerError {
     match error.code() {
-        // It says so of itself, or of our session, not of what was asked.
+        // The error is about the server or the session, not about the command.
         Some(
             "NOAUTH" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "READONLY" | "MOVED"
             | "ASK",
@@ -23,8 +23,8 @@ pub(super) fn fault(error: &RedisError) -> BrokerError {
     }
 }
 
-/// The server's words as it sent them, with what would be right where that is known; or why there is no connection, on one
-/// line. Neither ever holds a secret.
+/// The server's text, with advice if the error is known; or the reason why there is no connection. In one line without
+/// secrets.
 pub(super) fn words(error: &RedisError) -> String {
     if error.kind() == ErrorKind::AuthenticationFailed {
         return "it refuses the login; check broker.user and broker.password (WRONGPASS)".into();

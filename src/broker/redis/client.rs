@@ -1,4 +1,4 @@
-//! The Redis client for one address, which speaks RESP3.
+//! Redis clients of the library: for another address, and with RESP3.
 
 use super::answers::words;
 use redis::Client;
@@ -8,7 +8,7 @@ use redis::ProtocolVersion;
 use redis::RedisConnectionInfo;
 use redis::RedisError;
 
-/// A client of a server at another address, which is reached as `like` is (TLS or not, its certificates).
+/// A client of a server at another address, with the TLS settings and the login of `like`.
 pub(crate) fn client_at(
     like: &Client,
     host: &str,
@@ -27,7 +27,7 @@ pub(crate) fn client_at(
     Client::open(info).map_err(|why| words(&why))
 }
 
-/// The same server, spoken to in RESP3, in which it may say something unasked.
+/// The same client with RESP3, in which the server may send pushes.
 pub(crate) fn in_resp3(client: &Client) -> Result<Client, RedisError> {
     let info = client.get_connection_info();
     let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);

@@ -1,8 +1,9 @@
-//! Redis Cluster: which node serves which slot, looked up once a second and whenever something points elsewhere.
+//! The topology of a Redis Cluster: which node serves which slot. It is refreshed once per second, and whenever a
+//! redirect shows that it is old.
 //!
-//! Any node tells (`CLUSTER SLOTS`), and what it knows may be old. Each says how far it is (`CLUSTER INFO`,
-//! `cluster_current_epoch`), so a table is never given up for an older one. This talks to no shard: what is asked of one goes
-//! through `shards.rs`.
+//! Any node reports it (`CLUSTER SLOTS`), but its view may be old. Each node also reports its epoch (`CLUSTER INFO`,
+//! `cluster_current_epoch`), so a table is never replaced by an older one. Commands to the shards go through
+//! `shards.rs`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,28 +20,28 @@ use super::CONNECT_LIMIT;
 use super::answers::{is_answer, words};
 use super::client::client_at;
 
-/// How many slots a cluster has.
+/// The number of slots of a cluster.
 const SLOTS: u16 = 16384;
 
-/// So often a node is asked. What moved is noticed by then where nothing else tells, as with a key that is not there yet.
+/// How often a node is asked. This detects moves that no redirect shows, such as for a key that does not exist yet.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// At least this is between two looks, however many point elsewhere.
+/// The shortest time between two refreshes, however many redirects there are.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
 /// How long a node may take to connect and to answer.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the node that answered last may take to answer again. If it does not, all are asked at once,
+/// How long the node that answered last may take to answer again. After that, all nodes are asked at once,
 const AGAIN_LIMIT: Duration = Duration::from_millis(500);
 
-/// and so long after the first good answer the others may still know better.
+/// and for this long after the first good answer, another node may have a newer one.
 const BETTER_LIMIT: Duration = Duration::from_millis(200);
 
-/// For so long a table is not given up for an older one. If nobody knows a newer one by then, the cluster was made anew.
+/// How long a table is not replaced by an older one. If no node has a newer one by then, the cluster was created again.
 const OLD_LIMIT: Duration = Duration::from_secs(10);
 
-/// The slot of a key or channel: CRC-16/XMODEM of it, or of what stands in its first braces (Redis Cluster specification,
+/// The slot of a key or channel: CRC-16/XMODEM of it, or of the text in its first braces (Redis Cluster specification,
 /// "Hash tags").
 pub(super) fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
@@ -52,7 +53,7 @@ pub(super) fn slot_of(key: &str) -> u16 {
     crc % SLOTS
 }
 
-/// Where a node listens.
+/// The address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::broker) struct Address {
     host: Arc<str>,
@@ -68,14 +69,14 @@ impl fmt::Display for Address {
 /// Which master has which slots.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Slots {
-    /// First and last slot, ascending, and who has them.
+    /// First and last slot, ascending, and the master that has them.
     ranges: Vec<(u16, u16, Address)>,
-    /// Those that serve none at all are not known here.
+    /// The masters. Those without slots are not known here.
     masters: BTreeSet<Address>,
 }
 
 impl Slots {
-    /// Who serves a key; `None` if nobody does.
+    /// The master that serves a key; `None` if no master does.
     pub(super) fn master_of(&self, key: &str) -> Option<&Address> {
         let slot = slot_of(key);
         let next = self.ranges.partition_point(|(first, ..)| *first <= slot);
@@ -87,7 +88,7 @@ impl Slots {
         self.masters.contains(address)
     }
 
-    /// Reads an answer to `CLUSTER SLOTS` that the node at `asked` gave.
+    /// Parses an answer to `CLUSTER SLOTS` from the node at `asked`.
     fn read(answer: Value, asked: &str) -> Option<Self> {
         let Value::Array(answer) = answer else { return None };
         let mut ranges = Vec::with_capacity(answer.len());
@@ -99,10 +100,10 @@ impl Slots {
             let [host, Value::Int(port), ..] = &master[..] else { return None };
             let host = match host {
                 Value::BulkString(host) if !host.is_empty() => std::str::from_utf8(host).ok()?,
-                _ => asked, // a node that does not know its own address means: the one you came to
+                _ => asked, // a node that does not know its own address means the one that was used
             };
             let address = Address { host: host.into(), port: u16::try_from(*port).ok()? };
-            // `?` is one of which no address is known (`cluster-preferred-endpoint-type hostname` without a hostname).
+            // `?` is a node without a known address (`cluster-preferred-endpoint-type hostname` without a hostname).
             if host != "?" {
                 ranges.push((u16::try_from(*first).ok()?, u16::try_from(*last).ok()?, address));
             }
@@ -113,35 +114,35 @@ impl Slots {
     }
 }
 
-/// What is known of the cluster.
+/// The current view of the cluster.
 #[derive(Debug, Clone, Default)]
 pub(super) struct View {
-    /// The newest table there was.
+    /// The newest table so far.
     pub(super) slots: Option<Arc<Slots>>,
-    /// Why there is no newer one, or it cannot be relied on: one line.
+    /// Why there is no newer table, or why it is unreliable, in one line.
     pub(super) trouble: Option<String>,
-    /// Masters that left the table since the beginning.
+    /// The number of masters that have left the table since the start.
     pub(super) departed: u64,
 }
 
 impl View {
-    /// Whether anything is known at all.
+    /// Whether there is any result yet.
     pub(super) fn is_known(&self) -> bool {
         self.slots.is_some() || self.trouble.is_some()
     }
 }
 
-/// A handle to what is known. The task that looks ends with the last one.
+/// A handle to the view. The task that refreshes it ends with the last handle.
 #[derive(Clone)]
 pub(in crate::broker) struct Cluster {
     view: watch::Receiver<View>,
     elsewhere: Arc<Notify>,
-    /// One of the addresses of the configuration: what it says of signing in holds for every node.
+    /// One of the configured addresses, whose login applies to every node.
     like: Client,
 }
 
 impl Cluster {
-    /// Begins to look, by way of the nodes that the configuration names.
+    /// Starts the task that refreshes the view, beginning with the configured nodes.
     pub(super) fn start(like: Client, seeds: Vec<Client>) -> Self {
         let (sender, view) = watch::channel(View::default());
         let elsewhere = Arc::new(Notify::new());
@@ -154,7 +155,7 @@ impl Cluster {
         self.view.clone()
     }
 
-    /// A node pointed elsewhere, or is gone: there may be news.
+    /// Requests a refresh, because of a redirect or a lost node.
     pub(super) fn refresh_topology(&self) {
         self.elsewhere.notify_one();
     }
@@ -162,19 +163,19 @@ impl Cluster {
     /// A client of a node.
     ///
     /// # Errors
-    /// Why it cannot be one, on one line.
+    /// Why the client cannot be created, in one line.
     pub(super) fn client(&self, address: &Address) -> Result<Client, String> {
         client_at(&self.like, &address.host, address.port, self.like.get_connection_info().redis_settings())
     }
 
-    /// Some master, another one each time: a fleet of gateways spreads over them.
+    /// A client of a random master, so that many gateways are spread over them.
     ///
     /// # Errors
-    /// Why none is known, on one line.
+    /// Why no master is known, in one line.
     pub(super) async fn any(&self) -> Result<Client, String> {
         let mut view = self.view();
         let view =
-            view.wait_for(View::is_known).await.map_err(|_| "nobody looks any more".to_owned())?.clone();
+            view.wait_for(View::is_known).await.map_err(|_| "the task has stopped".to_owned())?.clone();
         let masters: Vec<_> = view.slots.iter().flat_map(|slots| &slots.masters).collect();
         match fastrand::choice(masters) {
             Some(master) => self.client(master),
@@ -183,11 +184,11 @@ impl Cluster {
     }
 }
 
-/// What one node said.
+/// The answer of one node.
 struct NodeView {
     slots: Slots,
     epoch: u64,
-    /// Whether it says that the cluster serves.
+    /// Whether it reports that the cluster works.
     is_well: bool,
 }
 
@@ -195,7 +196,7 @@ struct Watcher {
     like: Client,
     seeds: Vec<Client>,
     view: watch::Sender<View>,
-    /// Of the newest table, and when it was heard of last.
+    /// The epoch of the newest table, and when it was last confirmed.
     epoch: u64,
     heard: Instant,
     /// The connection to the node that answered last.
@@ -220,7 +221,7 @@ impl Watcher {
         }
     }
 
-    /// Asks the node that answered last, or all others if it does not, or does not feel well.
+    /// Asks the node that answered last; if it does not answer or reports a failure, asks all others.
     async fn look(&mut self) -> Result<NodeView, String> {
         if let Some((client, connection)) = self.asked.take()
             && let Ok(Ok((told, connection))) = timeout(AGAIN_LIMIT, ask(&client, Some(connection))).await
@@ -254,7 +255,7 @@ impl Watcher {
             }
         }
         let Some((told, client, connection)) = best else {
-            return Err(why.unwrap_or_else(|| "no node is known".into()));
+            return Err(why.unwrap_or_else(|| "no node of the cluster is known".into()));
         };
         self.asked = Some((client, connection));
         Ok(told)
@@ -285,7 +286,7 @@ impl Watcher {
     }
 }
 
-/// Asks one node, on the connection there is or a new one.
+/// Asks one node, on the existing connection or a new one.
 async fn ask(
     client: &Client,
     connection: Option<MultiplexedConnection>,
@@ -312,16 +313,16 @@ async fn ask(
         answer.map_err(|why| format!("cannot connect: {address}: {}", words(&why)))?;
     let slots = slots.map_err(|why| match why.detail() {
         Some(detail) if is_answer(&why) && detail.contains("cluster support disabled") => {
-            format!("{address} is no node of a Redis Cluster; remove broker.cluster")
+            format!("{address} is not a node of a Redis Cluster; remove broker.cluster")
         }
         _ => format!("{address}: {}", words(&why)),
     })?;
     let host = match address {
         ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.as_str(),
-        _ => "127.0.0.1", // the configuration takes no other kind
+        _ => "127.0.0.1", // the configuration accepts no other kind
     };
     let slots = Slots::read(slots, host).ok_or_else(|| format!("{address}: no answer to CLUSTER SLOTS"))?;
-    // A user who may not ask this is served all the same, as well as can be without it.
+    // It works without this permission too, but without the epoch.
     let info = info.ok().and_then(|info| redis::from_redis_value::<String>(info).ok()).unwrap_or_default();
     let value =
         |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'));

@@ -1,23 +1,24 @@
-//! Shard channels that should be subscribed here and are not: their slot has moved, and where to is not known yet, or they have
-//! come from another shard just now. They are tried again and again, until the server takes them or their shard is known.
+//! Shard channels in slot migration: they should be subscribed here but are not, because their slot has moved and the
+//! new shard is not known yet, or because they have just come from another shard. They are tried again until the server
+//! accepts them or their shard is known.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A channel that was not where it should be is tried again after this.
+/// How long until a migrating channel is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// See the module.
+/// The migrating channels of one shard.
 pub(crate) struct MigratingChannels {
     channels: BTreeSet<String>,
-    /// Those to which the session subscribes that is being established.
+    /// Channels to which the session that is being established subscribes.
     arriving: BTreeSet<String>,
-    /// Those that are being tried, and have not gone again since.
+    /// Channels that are being tried, and have not moved again since.
     tried: BTreeSet<String>,
     retry_at: Instant,
-    /// Those that the server was asked to unsubscribe from and has not said so yet: they are no strays.
+    /// Channels for which an UNSUBSCRIBE is pending: these are not migrating.
     leaving: HashSet<String>,
 }
 
@@ -32,24 +33,24 @@ impl MigratingChannels {
         }
     }
 
-    /// A session is being established that subscribes to all of them.
+    /// Called when a session begins that subscribes to all of them.
     pub(crate) fn begin(&mut self) {
         self.arriving.append(&mut self.channels);
         self.leaving.clear();
     }
 
-    /// It is established. Returns those that were strays before, and are none now.
+    /// Called when the session is established. Returns the channels that were migrating and are subscribed now.
     pub(crate) fn arrived(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.arriving)
     }
 
-    /// A stray that may have its place here.
+    /// Adds a migrating channel that may belong here.
     pub(crate) fn enter(&mut self, channel: String) {
         self.channels.insert(channel);
         self.retry_at = Instant::now();
     }
 
-    /// A stray that has just been told to have no place here.
+    /// Adds a channel that has just been rejected here.
     pub(crate) fn go_astray(&mut self, channel: String) {
         if self.channels.is_empty() {
             self.retry_at = Instant::now() + RETRY;
@@ -67,12 +68,12 @@ impl MigratingChannels {
         self.channels.iter()
     }
 
-    /// When they are tried again; `None` if there are none.
+    /// When the channels are tried again; `None` if there are none.
     pub(crate) fn next_at(&self) -> Option<Instant> {
         (!self.channels.is_empty()).then_some(self.retry_at)
     }
 
-    /// Those that are to be tried now.
+    /// The channels to try now.
     pub(crate) fn due(&mut self) -> Vec<String> {
         let now = Instant::now();
         if self.retry_at > now {
@@ -83,7 +84,7 @@ impl MigratingChannels {
         self.channels.iter().cloned().collect()
     }
 
-    /// The server has taken one that was tried. Whether it is there still.
+    /// Called when the server accepted a channel that was tried. Returns whether it is still subscribed.
     pub(crate) fn has_arrived(&mut self, channel: &str) -> bool {
         self.tried.remove(channel) && self.channels.remove(channel)
     }
@@ -92,17 +93,17 @@ impl MigratingChannels {
         self.channels.retain(|channel| is_wanted(channel));
     }
 
-    /// The server is asked to unsubscribe from these.
+    /// Records that an UNSUBSCRIBE was sent for these channels.
     pub(crate) fn ask_to_leave<'a>(&mut self, channels: impl Iterator<Item = &'a str>) {
         self.leaving.extend(channels.map(str::to_owned));
     }
 
-    /// The server says that a channel is subscribed no longer. Whether it was asked for that.
+    /// Called when the server reports that a channel is unsubscribed. Returns whether we requested that.
     pub(crate) fn was_asked(&mut self, channel: &str) -> bool {
         self.leaving.remove(channel)
     }
 
-    /// All that was asked is answered.
+    /// Called when all pending UNSUBSCRIBEs have been answered.
     pub(crate) fn all_have_left(&mut self) {
         self.leaving.clear();
     }

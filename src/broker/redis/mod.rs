@@ -1,12 +1,12 @@
-//! Redis publish/subscribe: `SUBSCRIBE` for a topic, `PSUBSCRIBE` for a pattern, `PUBLISH` on a connection of its own.
+//! Redis publish/subscribe: `SUBSCRIBE` for a topic, `PSUBSCRIBE` for a pattern, `PUBLISH` on a separate connection.
 //!
-//! The client library neither reconnects a pub/sub connection, nor notices one that went dead, nor bounds the messages
-//! it holds for us. All three are done here: a session loop with back-off, a PING whenever nothing else was asked for
-//! a while, and a loop that takes messages whether or not anyone wants them, dropping and marking what does not fit.
+//! The client library does not reconnect a pub/sub connection, detect a dead one, or bound the messages that it
+//! buffers. All three are done here: a session loop with back-off, a PING after a while without other commands, and a
+//! loop that always takes messages, and drops and marks those that do not fit.
 //!
-//! It knows one server at a time, which sentinels may name (`servers.rs`). In a cluster that is any node, to which the
-//! cluster's bus brings every message, and for sharded publish/subscribe there is a task of this kind for each master
-//! (`shards.rs`). Redis Streams are read beside it, on connections of their own (`streams.rs`).
+//! It uses one server at a time, which sentinels may name (`servers.rs`). In a cluster, this is any node, because the
+//! cluster's bus brings every message to all nodes; for sharded publish/subscribe there is one such task per master
+//! (`shards.rs`). Redis Streams are in `streams`, with their own connections.
 
 mod answers;
 mod client;
@@ -42,30 +42,29 @@ use crate::protocol::topic::Filter;
 /// How long a connection may take, TLS and AUTH included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the server may say nothing while an answer is awaited. A message counts as a word too: an answer can only
-/// come after the messages that the server had queued before it.
+/// How long the server may be silent while it owes an answer. Messages count as activity: an answer can only come after
+/// the messages that the server had queued before it.
 const SILENCE_LIMIT: Duration = Duration::from_secs(4);
 
-/// How long an answer may take though messages go on arriving.
+/// How long an answer may take while messages keep arriving.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 
-/// A PING follows the last answer by this. With [`SILENCE_LIMIT`], a dead connection is noticed within 8 s.
+/// A PING is sent this long after the last answer. With [`SILENCE_LIMIT`], a dead connection is detected within 8 s.
 const PING_AFTER: Duration = Duration::from_secs(4);
 
-/// The first wait before connecting again, doubled up to the cap.
+/// The first pause before reconnecting, doubled up to the cap.
 const BACKOFF_START: Duration = Duration::from_millis(50);
 const BACKOFF_CAP: Duration = Duration::from_secs(1);
 
-/// Commands, channels of one command, and messages that are taken at once.
+/// The most commands, channels of one command, and messages that are handled at once.
 const BATCH: usize = 256;
 
 type ShardCommand = shards::ShardCommand<Command>;
 
 impl Routed for Command {
-    /// The channel, and the filter that is subscribed to it.
+    /// A shard channel and its filter.
     type Assignment = (String, Filter);
-    const NO_PATTERNS: &'static str =
-        "Redis has no patterns of sharded publish/subscribe; name each topic, whose channel is subscribed";
+    const NO_PATTERNS: &'static str = "Redis has no patterns for sharded publish/subscribe; name each topic";
 
     fn filter(&self) -> Filter {
         match self {
@@ -91,7 +90,7 @@ impl Routed for Command {
     }
 }
 
-/// Starts the tasks that the broker consists of. `sharded` is served in a cluster only.
+/// Starts the tasks of the broker. `sharded` is served only in a cluster.
 pub(super) fn start(
     servers: Servers,
     separator: char,
@@ -117,8 +116,8 @@ pub(super) fn start(
     tokio::spawn(run(servers, None, separator, commands, events));
 }
 
-/// Runs until the command channel or the event channel closes. `shard` is which part of a cluster it is for: then the channels
-/// are those of sharded publish/subscribe.
+/// Runs until the command channel or the event channel closes. With `shard`, it serves that shard of a cluster, and the
+/// channels are shard channels.
 async fn run<C: Into<ShardCommand>>(
     servers: Servers,
     shard: Option<Shard>,
@@ -129,7 +128,7 @@ async fn run<C: Into<ShardCommand>>(
     let (is_shard, shard) = (shard.is_some(), shard.map(Arc::new));
     let mut task = Task::new(shard, servers.view(), separator, commands, events);
     let mut backoff = BACKOFF_START;
-    // Of the session before this one, none before the first: its end is the reason of what may be lost.
+    // How the previous session ended, if there was one: the reason of a possible loss.
     let mut before: Option<String> = None;
     let mut why = "connecting".to_string();
     let mut is_first = true;
@@ -140,7 +139,7 @@ async fn run<C: Into<ShardCommand>>(
             let session = establish(&client, is_shard, channels, globs).await?;
             Ok((client, session))
         };
-        // That of a shard is begun for its first command, which waits for it.
+        // The first session of a shard begins with its first command, which waits for it.
         let established = if is_first && is_shard {
             Some(establishing.await)
         } else {
@@ -167,7 +166,7 @@ async fn run<C: Into<ShardCommand>>(
         }
         why = end.to_string();
         task.down(&why);
-        // Jittered: a fleet that lost its server together must not come back in step.
+        // With jitter, so that many gateways that lost their server at once do not reconnect in step.
         let wait = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
         backoff = (backoff * 2).min(BACKOFF_CAP);
         if task.while_down(sleep(wait), &why).await.is_none() {
@@ -179,20 +178,20 @@ async fn run<C: Into<ShardCommand>>(
 /// Why a session ended.
 #[derive(Debug, Error)]
 enum SessionEnd {
-    /// No connection, or not in time, or not for us.
+    /// The connection failed, timed out or was refused.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// The stream of messages ended: the server or the network closed the connection. The library does not say why.
+    /// The server or the network closed the connection. The library does not say why.
     #[error("the connection was closed")]
     Closed,
-    /// An answer did not come, nor anything else.
+    /// Neither an answer nor anything else arrived.
     #[error("the server does not answer")]
     Silent,
-    /// What was given to it may not have come over the bus; and it may be the node that we are connected to, which then
-    /// answers and hears of nothing any more.
+    /// Messages that it received may not have come over the bus. It may also be the node that we are connected to,
+    /// which then still answers but receives nothing any more.
     #[error("a master has left the cluster")]
     Departed,
-    /// Nobody is left to serve.
+    /// The gateway is shutting down.
     #[error("stopped")]
     Stopped,
 }

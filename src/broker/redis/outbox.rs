@@ -1,4 +1,5 @@
-//! The way to the event channel, which never waits and never loses in silence.
+//! The outbox of publish/subscribe: it forwards messages to the event channel without waiting, and marks what it must
+//! drop, so that no message is lost silently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,23 +10,23 @@ use super::shards::Shard;
 use crate::broker::{Event, Link, Message};
 use crate::protocol::topic::Filter;
 
-/// The way to the event channel, which never waits: what finds no room is dropped and marked, and the mark goes first
-/// as soon as there is room again. Bounded by one mark a filter and a few for the connection.
+/// If the event channel is full, a message is dropped and its filter is marked, and the mark is sent first when there
+/// is room again. Bounded by one mark per filter and a few for the connection.
 pub(super) struct Outbox {
     events: mpsc::Sender<Event>,
     down: Option<String>,
     refused: BTreeMap<Filter, String>,
-    /// Why messages of many filters may be missing, of all if they are not named.
+    /// Messages of these filters, or of all if `None`, may be missing; the reason.
     lost_many: Option<(Option<Vec<Filter>>, String)>,
     up: bool,
-    /// Dropped messages of each filter that has any.
+    /// The number of dropped messages by filter.
     lost: BTreeMap<Filter, u64>,
-    /// What was told last, while down: a reason is told once, not at every attempt.
+    /// The last reason that was sent while down: each reason is sent once, not at every attempt.
     told: Option<String>,
-    /// Who is told whether the connection is up; without it, the event channel.
+    /// The shard that receives the state of the connection; without it, the event channel does.
     shard: Option<Arc<Shard>>,
-    /// Filters that are on their way from one shard to another. What comes of them before they are there is left out, since
-    /// [`Outbox::arrived`] tells a loss then.
+    /// Filters that are moving between shards. Their messages are dropped until they have arrived, because
+    /// [`Outbox::arrived`] sends a loss then.
     moving: BTreeSet<Filter>,
 }
 
@@ -44,10 +45,10 @@ impl Outbox {
         }
     }
 
-    /// The connection ended, or could not be made.
+    /// Reports that the connection ended or failed.
     pub(super) fn down(&mut self, why: &str) {
-        // What was marked is told by the Lost for all that follows the next connection: told now it would come before
-        // the subscriptions are whole.
+        // The Lost for all filters after the next connection covers the marks. If they were sent now, they would come
+        // before the subscriptions are whole.
         self.up = false;
         self.lost_many = None;
         self.lost.clear();
@@ -60,7 +61,8 @@ impl Outbox {
         self.flush();
     }
 
-    /// The connection is whole, but for `moving`; `lost` is what may be missing and why, if anything.
+    /// Reports that the connection is up and everything is subscribed, except `moving`; `lost` says which messages may
+    /// be missing, and why.
     pub(super) fn up(&mut self, lost: Option<(Option<Vec<Filter>>, String)>, moving: BTreeSet<Filter>) {
         self.told = None;
         self.lost_many = lost;
@@ -72,13 +74,13 @@ impl Outbox {
         self.flush();
     }
 
-    /// The subscription of a filter is not where it should be.
+    /// Marks a filter as moving between shards.
     pub(super) fn moving(&mut self, filter: Filter) {
         self.lost.remove(&filter);
         self.moving.insert(filter);
     }
 
-    /// The subscriptions of these are whole again.
+    /// Reports that these filters are subscribed again.
     pub(super) fn arrived(&mut self, filters: Vec<Filter>, why: &str) {
         for filter in &filters {
             self.moving.remove(filter);
@@ -90,20 +92,20 @@ impl Outbox {
         self.flush();
     }
 
-    /// The server no longer allows a filter.
+    /// Reports that the server no longer allows a filter.
     pub(super) fn refused(&mut self, filter: Filter, why: &str) {
         self.lost.remove(&filter);
         self.refused.insert(filter, why.into());
     }
 
-    /// Forgets what was marked of a filter that is subscribed no longer, or anew.
+    /// Forgets the marks of a filter that is unsubscribed or subscribed again.
     pub(super) fn forget(&mut self, filter: &Filter) {
         self.lost.remove(filter);
         self.refused.remove(filter);
         self.moving.remove(filter);
     }
 
-    /// Hands a message on, or drops and marks it.
+    /// Forwards a message, or drops it and marks the filter.
     pub(super) fn forward(&mut self, filter: &Filter, message: impl FnOnce() -> Message) {
         if self.is_pending() {
             self.flush();
@@ -111,7 +113,7 @@ impl Outbox {
         if self.moving.contains(filter) {
             return;
         }
-        // A mark of another filter holds nothing up; one of the connection holds everything.
+        // A mark of another filter blocks nothing; a mark of the connection blocks everything.
         if !self.is_connection_pending() && !self.lost.contains_key(filter) {
             match self.events.try_reserve() {
                 Ok(permit) => return permit.send(Event::Message(message())),
@@ -127,7 +129,7 @@ impl Outbox {
         }
     }
 
-    /// A channel has no name in the topic grammar. For a counter only: not worth a mark.
+    /// Reports a channel that is not a valid topic. It is only counted, so it needs no mark.
     pub(super) fn unnameable(&self, filter: &Filter) {
         let _ = self.events.try_send(Event::Unnameable { filter: filter.clone() });
     }
@@ -141,7 +143,7 @@ impl Outbox {
         self.is_connection_pending() || !self.lost.is_empty()
     }
 
-    /// Sends the marks for which there is room.
+    /// Sends as many marks as there is room for.
     pub(super) fn flush(&mut self) {
         while self.is_pending() {
             let Ok(permit) = self.events.try_reserve() else { return };
@@ -154,7 +156,10 @@ impl Outbox {
             } else if std::mem::take(&mut self.up) {
                 Event::Up(Link::Pubsub)
             } else if let Some((filter, count)) = self.lost.pop_first() {
-                let why = format!("{count} messages were dropped: they came faster than they were taken");
+                let why = format!(
+                    "{count} messages were dropped, because they arrived faster than the gateway could \
+                process them"
+                );
                 Event::Lost { filters: Some(vec![filter]), why }
             } else {
                 return;
@@ -163,12 +168,12 @@ impl Outbox {
         }
     }
 
-    /// Whether nobody takes events any more.
+    /// Whether the event channel is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.events.is_closed()
     }
 
-    /// Waits for room. `false` if nobody takes events any more.
+    /// Waits for room. `false` if the event channel is closed.
     pub(super) async fn room(&self) -> bool {
         self.events.reserve().await.is_ok()
     }

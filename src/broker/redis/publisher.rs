@@ -1,4 +1,4 @@
-//! Publishing, on a connection of its own: one that is subscribed takes no other commands.
+//! The publisher: it publishes on a separate connection, because a subscribed connection accepts no other commands.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use super::shards::Shard;
 use super::{BATCH, CONNECT_LIMIT};
 use crate::broker::BrokerError;
 
-/// How long a PUBLISH may take.
+/// The timeout of a PUBLISH.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
 
-/// A publishing connection that has been idle for this is tried with a PING first: a publish that fails on a connection
-/// found dead could not be sent again, for it may have arrived.
+/// A connection that was idle for this long is checked with a PING first: a PUBLISH that fails on a dead connection
+/// could not be repeated, because it may have arrived.
 const PUBLISH_IDLE: Duration = Duration::from_secs(1);
 
-/// Bytes of payload that one pipeline carries: it is copied twice on its way.
+/// The most payload bytes of a pipeline, which is copied twice.
 const PUBLISH_BATCH_BYTES: usize = 1024 * 1024;
 
-/// Publishes that wait for their connection. Beyond it the command channel waits.
+/// The most messages that wait to be published. Beyond it, the command channel waits.
 pub(super) const PUBLISH_CAPACITY: usize = 1024;
 
 /// A message to publish.
@@ -35,7 +35,8 @@ pub(super) struct Publish {
     pub(super) done: Done,
 }
 
-/// Publishes in the order received, with `command`, on a connection that is made when it is needed. Ends with its channel.
+/// Publishes in the order received, with `command`, on a connection that is opened when it is needed. Ends with its
+/// channel.
 pub(super) async fn publish_all(
     client: Client,
     command: &'static str,
@@ -65,7 +66,7 @@ pub(super) async fn publish_all(
                     }
                 }
                 Err(error) => {
-                    // Those that wait would meet the same silence, one time limit after the other.
+                    // The waiting messages would run into the same timeout, one after the other.
                     connection = None;
                     while let Ok(publish) = publishes.try_recv() {
                         batch.push(publish);

@@ -1,13 +1,13 @@
-//! What a connection that subscribes receives, as it comes.
+//! The pushes that a subscribed connection receives.
 
 use futures_util::stream::BoxStream;
 use futures_util::stream::ReadyChunks;
 use redis::Msg;
 
-/// What the server says unasked.
+/// A push of the server.
 pub(crate) enum Heard {
     Message(Msg),
-    /// A shard channel is subscribed no longer: because we asked for that, or its slot has moved.
+    /// A shard channel is no longer subscribed: because we requested that, or because its slot has moved.
     Unsubscribed(String),
 }
 

@@ -1,4 +1,5 @@
-//! Which server to connect to: the one of `broker.url`, the master that its sentinels name, or some node of a cluster.
+//! Chooses the server to connect to: the one of `broker.url`, the master that its sentinels name, or a node of a
+//! cluster.
 
 use super::client::client_at;
 use std::time::Duration;
@@ -11,32 +12,32 @@ use tokio::time::timeout;
 use super::answers::words;
 use super::cluster::{Address, Cluster, View};
 
-/// How long a sentinel may take, from connecting to its answer. All are asked at once.
+/// The timeout of a sentinel, connecting included. All are asked at once.
 const SENTINEL_LIMIT: Duration = Duration::from_secs(2);
 
-/// See the module. Asked anew for every connection: after a failover the old one is lost, be it that its server died or
-/// that the sentinels made it a replica and had it close its connections.
+/// The configured servers. The choice is made again for every connection: a failover ends the old connection, because
+/// the server died, or because the sentinels made it a replica and closed its connections.
 #[derive(Clone)]
 pub(in crate::broker) enum Servers {
     One(Client),
     Sentinels {
-        /// The name of what they watch.
+        /// The name of the master that they watch.
         name: String,
         sentinels: Vec<Client>,
-        /// Who we are on the servers that they name.
+        /// The login for the servers that they name.
         login: RedisConnectionInfo,
     },
-    /// Of a cluster, for what any node is good for. What only one has goes through `shards.rs`.
+    /// Any node of a cluster. Commands for a certain shard go through `shards.rs`.
     Cluster(Cluster),
-    /// This one of a cluster.
+    /// This node of a cluster.
     Node(Cluster, Address),
 }
 
 impl Servers {
-    /// The server to connect to now.
+    /// Finds the server to connect to.
     ///
     /// # Errors
-    /// Why none is known: one line, without secrets.
+    /// Why no server is known, in one line without secrets.
     pub(super) async fn find(&self) -> Result<Client, String> {
         match self {
             Servers::One(client) => Ok(client.clone()),
@@ -49,7 +50,7 @@ impl Servers {
         }
     }
 
-    /// What is known of the cluster, if any node of it is the right one.
+    /// The view of the cluster, if any node of it will do.
     pub(super) fn view(&self) -> Option<watch::Receiver<View>> {
         match self {
             Servers::Cluster(cluster) => Some(cluster.view()),
@@ -57,7 +58,7 @@ impl Servers {
         }
     }
 
-    /// Whether a server must be a master to be the right one.
+    /// Whether the server must be a master.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self, Servers::Sentinels { .. } | Servers::Node(..))
     }
@@ -79,7 +80,7 @@ async fn ask(sentinel: &Client, name: &str, login: &RedisConnectionInfo) -> Resu
     let answer = timeout(SENTINEL_LIMIT, asking).await;
     let answer = answer.map_err(|_| format!("the sentinel {address} does not answer"))?;
     let master = answer.map_err(|why| format!("the sentinel {address}: {}", words(&why)))?;
-    let (host, port) =
-        master.ok_or_else(|| format!("the sentinel {address} watches no {name:?}; check broker.sentinel"))?;
+    let (host, port) = master
+        .ok_or_else(|| format!("the sentinel {address} does not watch {name:?}; check broker.sentinel"))?;
     client_at(sentinel, &host, port, login)
 }

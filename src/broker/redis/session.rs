@@ -1,4 +1,4 @@
-//! One connection for subscriptions: how it is established, and what it is asked.
+//! A session: establishes one connection for subscriptions, and sends its subscribe and unsubscribe commands.
 
 use super::push::{Heard, Hearing};
 use std::collections::HashSet;
@@ -19,31 +19,31 @@ use crate::broker::BrokerError;
 use crate::net::reason::{CLOSED, LATE, Peer, sentence};
 use crate::protocol::topic::Filter;
 
-/// Messages of a resubscription that are kept until every filter is confirmed.
+/// The most messages that are kept until every filter is confirmed.
 const HELD_LIMIT: usize = 4096;
 
-/// What is asked for subscriptions on one connection.
+/// The side of a connection that sends commands.
 #[derive(Clone)]
 pub(super) enum Sink {
     /// `SUBSCRIBE` and `PSUBSCRIBE`.
     Channels(PubSubSink),
-    /// `SSUBSCRIBE`, of a shard of a cluster.
+    /// `SSUBSCRIBE`, to a shard of a cluster.
     ShardChannels(MultiplexedConnection),
 }
 
-/// A connection on which every filter is confirmed.
+/// An established session: every filter is confirmed.
 pub(super) struct Session {
     pub(super) sink: Sink,
     pub(super) stream: Hearing,
-    /// What came before the last confirmation.
+    /// Messages that arrived before the last confirmation.
     pub(super) held: Vec<Msg>,
-    /// What the server no longer allows.
+    /// Filters that the server no longer allows.
     pub(super) refused: Vec<(Name, String)>,
-    /// Shard channels that are not here, though they should be.
+    /// Shard channels that should be here but are not.
     pub(super) migrating: Vec<String>,
 }
 
-/// Connects and subscribes to everything, in that order and within the limits.
+/// Connects, and then subscribes to everything, within the time limits.
 pub(super) async fn establish(
     client: &Client,
     is_shard: bool,
@@ -68,8 +68,8 @@ pub(super) async fn establish(
     let (mut held, mut moved) = (Vec::new(), Vec::new());
 
     let subscribe = async {
-        // A server that was stopped still accepts connections (its kernel does), and one that wants a password or has
-        // too many clients says so only now. A narrow ACL may well not grant PING: that is an answer like any other.
+        // The kernel of a stopped server still accepts connections, and a server that requires a password or has too
+        // many clients reports it only now. A restricted ACL may not allow PING: that counts as an answer, too.
         let answer = timeout(SILENCE_LIMIT, ping(sink.clone())).await;
         let answer = answer.map_err(|_| unusable(sentence(LATE, Peer::Redis)))?;
         if let Some(why) = answer.err().filter(|why| why.code() != Some("NOPERM")) {
@@ -109,8 +109,8 @@ pub(super) async fn establish(
                         Heard::Unsubscribed(channel) => moved.push(channel),
                     }
                 }
-                // What comes now goes out after the Lost for all. If there is too much of it, that Lost covers it too,
-                // as long as whatever is kept is the latest.
+                // Messages that arrive now are sent after the Lost for all filters. If there are too many, that Lost
+                // covers the dropped ones too, as long as the latest are kept.
                 if held.len() > HELD_LIMIT {
                     held.clear();
                 }
@@ -128,10 +128,10 @@ async fn ping(sink: Sink) -> Result<(), RedisError> {
     }
 }
 
-/// Subscribes to all of one kind with one command. Returns those that are not subscribed now.
+/// Subscribes to all names of one kind with one command. Returns those that are not subscribed now.
 ///
-/// The server checks a command's channels before it acts on any, so one that is refused fails all of them: they are then
-/// tried one by one.
+/// The server checks all channels of a command before it acts on any, so one refused channel fails all of them. They
+/// are then tried one by one.
 async fn subscribe(sink: Sink, names: Vec<Name>) -> Result<Vec<(Name, BrokerError)>, RedisError> {
     let sink = match sink {
         Sink::Channels(sink) => sink,
@@ -189,16 +189,16 @@ fn by_kind<'a>(names: impl Iterator<Item = &'a Name>) -> (Vec<&'a str>, Vec<&'a 
 
 pub(super) type Done = oneshot::Sender<Result<(), BrokerError>>;
 
-/// A subscriber that waits for the server's confirmation.
+/// A subscription that waits for the server's confirmation.
 pub(super) type Waiting = (Filter, Name, Done);
 
-/// One round of subscribing and unsubscribing. No name is in both, so their order on the wire does not matter.
+/// A set of names to subscribe to and to unsubscribe from. No name is in both, so their order does not matter.
 #[derive(Default)]
 pub(super) struct Change {
     pub(super) subscribe: HashSet<Name>,
     pub(super) unsubscribe: HashSet<Name>,
     pub(super) waiting: Vec<Waiting>,
-    /// Shard channels that are subscribed to again, though nobody waits for it.
+    /// Migrating shard channels that are tried again; nobody waits for them.
     pub(super) migrating: Vec<String>,
 }
 
@@ -212,7 +212,7 @@ impl Change {
         subscribe_to: Vec<Name>,
         unsubscribe_from: Vec<Name>,
     ) -> Result<Vec<(Name, BrokerError)>, RedisError> {
-        // An unsubscription that is refused costs messages that are dropped on arrival, nothing else.
+        // If an UNSUBSCRIBE is refused, the messages are dropped on arrival; nothing else happens.
         match &mut sink {
             Sink::Channels(sink) => {
                 let allowed = |why: RedisError| if is_answer(&why) { Ok(()) } else { Err(why) };
@@ -242,7 +242,7 @@ impl Change {
 
 pub(super) type Answer = Result<Vec<(Name, BrokerError)>, RedisError>;
 
-/// What the server was asked and has not answered yet. One at a time, so that a name is never on its way twice.
+/// The pending request to the server. There is one at a time, so that no name is in two requests.
 pub(super) struct Request {
     answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
     pub(super) change: Change,
@@ -266,7 +266,7 @@ impl Request {
     }
 }
 
-/// The answer to what was asked; never, if nothing was. Safe to drop and call again.
+/// Waits for the answer to the pending request; for ever if there is none. Cancel-safe.
 pub(super) async fn answer_of(request: &mut Option<Request>) -> Answer {
     match request {
         Some(request) => request.answer.as_mut().await,

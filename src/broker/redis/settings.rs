@@ -1,4 +1,4 @@
-//! What the configuration says of a Redis server, read and checked once.
+//! The settings of the Redis servers, read and checked once.
 
 use redis::{Client, IntoConnectionInfo, RedisConnectionInfo};
 use rustls::pki_types::pem::PemObject;
@@ -10,15 +10,15 @@ use super::servers::Servers;
 use crate::broker::SettingError;
 use crate::config;
 
-/// Reads the settings and the files they name, so that what can never work fails here rather than at every attempt.
+/// Reads the settings and their files, so that an error fails here and not at every attempt to connect.
 pub(in crate::broker) fn servers(config: &config::Broker) -> Result<Servers, SettingError> {
     let error = |key: &str, why: String| SettingError(format!("{key}: {why}"));
-    // The redis crate takes rustls' process-wide provider and no other. One that is installed already serves as well.
+    // The redis crate uses only the process-wide provider of rustls. One that is already installed works as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
     let separator = config.separator;
     if separator.is_whitespace() || separator.is_control() || "*>?[]\\%^".contains(separator) {
-        return Err(error("broker.separator", format!("{separator:?} means something else in a channel")));
+        return Err(error("broker.separator", format!("{separator:?} has another meaning in a channel")));
     }
     if config.cluster {
         let (user, password) = (config.user.as_ref(), config.password.as_ref());
@@ -36,7 +36,7 @@ pub(in crate::broker) fn servers(config: &config::Broker) -> Result<Servers, Set
         let (client, _) = client(config, &config.url.0, config.user.as_ref(), config.password.as_ref())?;
         return Ok(Servers::One(client));
     };
-    // Sentinels have users of their own, which stand in their URLs, and no databases.
+    // Sentinels have their own users, which are in their URLs, and no databases.
     let asked: Result<Vec<_>, _> =
         config.url.0.split(',').map(|url| client(config, url.trim(), None, None)).collect();
     let asked = asked?;
@@ -47,7 +47,7 @@ pub(in crate::broker) fn servers(config: &config::Broker) -> Result<Servers, Set
     Ok(Servers::Sentinels { name: name.clone(), sentinels, login })
 }
 
-/// A client of one address, and what its URL says of signing in.
+/// A client of one address, with the login of its URL.
 fn client(
     config: &config::Broker,
     url: &str,
@@ -55,7 +55,7 @@ fn client(
     password: Option<&config::Secret>,
 ) -> Result<(Client, RedisConnectionInfo), SettingError> {
     let error = |key: &str, why: String| SettingError(format!("{key}: {why}"));
-    // The reason of url::ParseError never quotes the text, which may hold a password.
+    // url::ParseError never quotes the text, which may have a password.
     let url = url::Url::parse(url).map_err(|why| error("broker.url", why.to_string()))?;
     let encrypted = match url.scheme() {
         "redis" => false,
@@ -81,7 +81,7 @@ fn client(
             [("broker.tls.ca", &tls.ca), ("broker.tls.cert", &tls.cert), ("broker.tls.key", &tls.key)]
         {
             if file.is_some() {
-                return Err(error(key, "is set, but broker.url is not encrypted; write rediss://".into()));
+                return Err(error(key, "it is set, but broker.url does not use TLS; write rediss://".into()));
             }
         }
         let client = Client::open(info).map_err(|why| error("broker.url", words(&why)))?;
@@ -93,13 +93,13 @@ fn client(
     Ok((client, written))
 }
 
-/// Completes what a URL says of signing in with what stands beside it.
+/// Completes the login of a URL with the keys of `[broker]`.
 fn login(
     mut login: RedisConnectionInfo,
     user: Option<&String>,
     password: Option<&config::Secret>,
 ) -> Result<RedisConnectionInfo, SettingError> {
-    // Naming the library would be denied by a narrow ACL, at every connection, into the server's ACL log.
+    // A restricted ACL would deny the naming of the library, and log it at every connection.
     login = login.set_protocol(redis::ProtocolVersion::RESP2).set_skip_set_lib_name();
     if let Some(user) = user {
         login = login.set_username(user);
@@ -108,13 +108,13 @@ fn login(
         login = login.set_password(&password.0);
     }
     if login.username().is_some() && login.password().is_none() {
-        let why = "broker.user: is set without broker.password; Redis takes both or neither";
+        let why = "broker.user: it is set without broker.password; set both or neither";
         return Err(SettingError(why.into()));
     }
     Ok(login)
 }
 
-/// Reads the certificates. The library would find a key that does not fit only when it connects.
+/// Reads the certificates. Otherwise the library would notice a wrong key only when it connects.
 fn certificates(tls: &config::BrokerTls) -> Result<redis::TlsCertificates, SettingError> {
     let error = |key: &str, file: &std::path::Path, why: String| {
         SettingError(format!("{key}: {}: {why}", file.display()))
@@ -125,7 +125,7 @@ fn certificates(tls: &config::BrokerTls) -> Result<redis::TlsCertificates, Setti
         let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
         let chain = chain.map_err(|why| error(key, file, why.to_string()))?;
         if chain.is_empty() {
-            return Err(error(key, file, "holds no certificate".into()));
+            return Err(error(key, file, "it has no certificate".into()));
         }
         Ok(chain)
     };
@@ -144,10 +144,10 @@ fn certificates(tls: &config::BrokerTls) -> Result<redis::TlsCertificates, Setti
     let client_tls = match (&tls.cert, &tls.key) {
         (None, None) => None,
         (Some(_), None) => {
-            return Err(SettingError("broker.tls.cert: is set without broker.tls.key".into()));
+            return Err(SettingError("broker.tls.cert: it is set without broker.tls.key".into()));
         }
         (None, Some(_)) => {
-            return Err(SettingError("broker.tls.key: is set without broker.tls.cert".into()));
+            return Err(SettingError("broker.tls.key: it is set without broker.tls.cert".into()));
         }
         (Some(cert), Some(key)) => {
             let client_cert = read("broker.tls.cert", cert)?;

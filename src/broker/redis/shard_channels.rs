@@ -1,7 +1,7 @@
-//! Sharded publish/subscribe on the wire: `SSUBSCRIBE` of a channel at the node that has its slot.
+//! Sharded publish/subscribe on the wire: `SSUBSCRIBE` to a channel at the node that has its slot.
 //!
-//! The library's own kind of subscribed connection knows no shard channels, so it is an ordinary one, on which the server says
-//! things unasked (RESP3).
+//! The library's pub/sub connection does not support shard channels, so this is an ordinary RESP3 connection with
+//! pushes.
 
 use std::convert::Infallible;
 
@@ -18,10 +18,10 @@ use super::push::Heard;
 use super::table::Name;
 use crate::broker::BrokerError;
 
-/// Messages that wait for us. A connection that has brought more than that is given up, and all of it may be lost.
+/// The most messages that wait to be taken. A connection with more is closed, and its messages may be lost.
 pub(super) const HEARD_CAPACITY: usize = 64 * 1024;
 
-/// Connects. What is heard ends with the connection.
+/// Connects. The pushes end with the connection.
 pub(super) async fn connect(
     client: &Client,
 ) -> Result<(MultiplexedConnection, BoxStream<'static, Heard>), RedisError> {
@@ -38,7 +38,7 @@ pub(super) async fn connect(
         }
         Ok::<_, Infallible>(())
     };
-    // How long an answer may take is looked after by who asks.
+    // The callers have their own timeouts.
     let settings = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_LIMIT))
         .set_response_timeout(None)
@@ -59,13 +59,13 @@ fn heard(push: PushInfo) -> Option<Heard> {
     }
 }
 
-/// Asks whether the server is there.
+/// Checks whether the server answers.
 pub(super) async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
     ask_all(connection, redis::pipe()).await.map(drop)
 }
 
-/// Asks one thing of each channel: those of different slots cannot be named in one command. Returns those for which it was not
-/// done.
+/// Sends one command per channel, because channels of different slots cannot share a command. Returns the channels for
+/// which it failed.
 pub(super) async fn ask(
     connection: &mut MultiplexedConnection,
     command: &str,
@@ -95,12 +95,12 @@ fn is_of(confirmation: &[Value], name: &Name) -> bool {
 }
 
 fn shifted() -> RedisError {
-    (redis::ErrorKind::UnexpectedReturnType, "an answer is to another question").into()
+    (redis::ErrorKind::UnexpectedReturnType, "an answer belongs to another command").into()
 }
 
-/// Asks, and makes sure that the answers are those to the questions: when a slot moves, the server says of its channels that
-/// they are unsubscribed, and the library takes that for the answer to what was asked last, and so on from there. A word that
-/// has to come back as the last answer shows that.
+/// Sends the commands, and checks that the answers belong to them. When a slot moves, the server pushes that its
+/// channels are unsubscribed, and the library takes the push for the answer to the last command, so that all later
+/// answers are shifted. A PING with a unique text as the last command detects that.
 async fn ask_all(
     connection: &mut MultiplexedConnection,
     mut pipeline: redis::Pipeline,
@@ -111,7 +111,7 @@ async fn ask_all(
         pipeline.ignore_errors().query_async(connection).await?;
     match answers.pop() {
         Some(Ok(Value::BulkString(back))) if back == word.as_bytes() => Ok(answers),
-        // A narrow ACL: it is the answer to this all the same.
+        // A restricted ACL: this is still the answer to the PING.
         Some(Err(why))
             if why.code() == Some("NOPERM") && why.detail().is_some_and(|why| why.contains("'ping'")) =>
         {

@@ -1,8 +1,8 @@
-//! A Redis Cluster as a whole: every shard has a task of its own, the very one that serves a server alone, and what is asked
-//! goes to the one whose master has the slot. A shard that is away so holds up nothing but its own topics.
+//! Routing in a Redis Cluster: every shard has its own task, the same kind that serves a single server, and a command
+//! goes to the shard whose master has the slot. So a shard that is away affects only its own topics.
 //!
-//! When slots have moved, the old shard gives up what it holds of them and the new one takes it over where it was. What may
-//! be missing then is told by the new one. This knows neither messages nor connections.
+//! When slots have moved, the old shard releases their subscriptions, and the new one adopts them at the same position
+//! and reports what may be missing. This file knows no messages and no connections.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,31 +16,31 @@ use super::table::{Name, Table};
 use crate::broker::{BrokerError, COMMAND_CAPACITY, Event, Link};
 use crate::protocol::topic::Filter;
 
-/// What the task of a server is asked. That of a server alone gets nothing but commands.
+/// A command to the task of a server. Without a cluster, there are only plain commands.
 pub(super) enum ShardCommand<C: Routed> {
     Command(C),
-    /// Give up what another master has now.
+    /// Release the subscriptions that belong to another master now.
     Release {
         slots: Arc<Slots>,
         left: oneshot::Sender<Released<C::Assignment>>,
     },
-    /// Take over what was given up elsewhere.
+    /// Adopt subscriptions that another shard released.
     Adopt(Adopted<C::Assignment>),
 }
 
-/// What a shard gave up.
+/// The subscriptions that a shard released.
 pub(super) struct Released<H> {
     pub(super) held: Vec<H>,
-    /// Whether its connection stands, so that all of it was read up to here.
+    /// Whether its connection is up, so that everything was read up to this point.
     pub(super) is_whole: bool,
-    /// How much it still holds.
+    /// The number of subscriptions that it still has.
     pub(super) remaining: usize,
 }
 
-/// What a shard takes over.
+/// The subscriptions that a shard adopts.
 pub(super) struct Adopted<H> {
     pub(super) held: Vec<H>,
-    /// Why something may be missing: the old master is gone, and a replica that takes its place may lack what was added last.
+    /// Why messages may be missing: the old master is gone, and the replica that replaced it may lack the latest ones.
     pub(super) lost: Option<String>,
 }
 
@@ -56,25 +56,25 @@ impl<C: Routed> From<C> for ShardCommand<C> {
     }
 }
 
-/// A command that goes to the shard of its topic.
+/// A command that is routed to the shard of its topic.
 pub(super) trait Routed: Sized + Send + 'static {
-    /// What a shard holds of a topic.
+    /// The subscription that a shard holds.
     type Assignment: Send + 'static;
-    /// What is said to who wants a pattern.
+    /// The error for a pattern.
     const NO_PATTERNS: &'static str;
 
     fn filter(&self) -> Filter;
-    /// The same again, if it ends a subscription.
+    /// A copy of the command, if it ends a subscription.
     fn unsubscribe_again(&self) -> Option<Self>;
     fn fail(self, why: BrokerError);
-    /// The key or channel.
+    /// The key or channel of a subscription.
     fn name_of(held: &Self::Assignment) -> &str;
 }
 
-/// Why each shard is away that is.
+/// The shards that are away, with the reasons.
 type Away = Arc<watch::Sender<BTreeMap<Address, String>>>;
 
-/// One master, for the task that serves it.
+/// A master, as its task sees it.
 pub(super) struct Shard {
     address: Address,
     cluster: Cluster,
@@ -82,12 +82,12 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// Whether another master has a key.
+    /// Whether another master has the key now.
     pub(super) fn has_lost(&self, slots: &Slots, key: &str) -> bool {
         slots.master_of(key).is_some_and(|master| *master != self.address)
     }
 
-    /// Something was answered that another node may know better.
+    /// Requests a refresh of the topology.
     pub(super) fn refresh_topology(&self) {
         self.cluster.refresh_topology();
     }
@@ -109,8 +109,8 @@ impl Drop for Shard {
     }
 }
 
-/// Runs until the command channel or the event channel closes. Begins when the first command comes; `serve` starts the
-/// task of a shard.
+/// Runs until the command channel or the event channel closes. Starts with the first command; `serve` starts the task
+/// of a shard.
 pub(super) async fn route<C: Routed>(
     cluster: Cluster,
     link: Link,
@@ -168,7 +168,7 @@ pub(super) async fn route<C: Routed>(
     }
 }
 
-/// How the shards stand together.
+/// The state of all shards.
 #[derive(Clone, PartialEq, Eq)]
 enum Standing {
     Up,
@@ -179,7 +179,7 @@ enum Standing {
 struct Router<C: Routed, S> {
     cluster: Cluster,
     names: Table,
-    /// As of which the shards hold what they hold.
+    /// The table by which the shards hold their subscriptions.
     slots: Arc<Slots>,
     away: Away,
     shards: HashMap<Address, mpsc::Sender<ShardCommand<C>>>,
@@ -187,7 +187,7 @@ struct Router<C: Routed, S> {
 }
 
 impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<ShardCommand<C>>)> Router<C, S> {
-    /// Hands a command to the shard that it is for. `trouble` is why the cluster is not known, if it is not.
+    /// Routes a command to its shard. `trouble` is the reason if the topology is not known.
     async fn hand_over(&mut self, command: C, trouble: &Option<String>) {
         let name = match self.names.name(&command.filter()) {
             Ok(Name::Channel(name)) => name,
@@ -197,18 +197,18 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<ShardCommand<C>>)> Router<C
         let slots = self.slots.clone();
         if let Some(master) = slots.master_of(&name) {
             let shard = self.shard(master);
-            // What ends a subscription must not be dropped. Whatever else finds no room is not waited for: that would hold up
-            // the other shards. A task that has ended has nobody to tell anything.
+            // A command that ends a subscription must not be dropped. Other commands fail if the queue is full, because
+            // waiting would block the other shards. If the task has ended, nobody waits for the answer.
             if command.unsubscribe_again().is_some() {
                 let _ = shard.send(ShardCommand::Command(command)).await;
             } else if let Err(mpsc::error::TrySendError::Full(ShardCommand::Command(command))) =
                 shard.try_send(ShardCommand::Command(command))
             {
-                command.fail(BrokerError::Away(format!("{master} does not keep up with what it is asked")));
+                command.fail(BrokerError::Away(format!("{master} does not keep up with its commands")));
             }
             return;
         }
-        // Whoever served it may still hold it.
+        // The shard that served it may still hold it.
         for shard in self.shards.values() {
             let Some(unsubscribe) = command.unsubscribe_again() else { break };
             let _ = shard.send(ShardCommand::Command(unsubscribe)).await;
@@ -239,12 +239,12 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<ShardCommand<C>>)> Router<C
         sender
     }
 
-    /// Has every shard give up what others have now, and these take it over.
+    /// Makes every shard release what belongs to others now, and these adopt it.
     async fn settle(&mut self, slots: Arc<Slots>) {
         let before = std::mem::replace(&mut self.slots, slots.clone());
         let mut moved: BTreeMap<(Address, bool), Vec<C::Assignment>> = BTreeMap::new();
         let mut gone = Vec::new();
-        // All at once: one that hangs may take seconds.
+        // All at once, because a shard that hangs may take seconds.
         let asking = self.shards.iter().map(async |(address, shard)| {
             let (left, answer) = oneshot::channel();
             let _ = shard.send(ShardCommand::Release { slots: slots.clone(), left }).await;
@@ -252,7 +252,7 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<ShardCommand<C>>)> Router<C
         });
         for (address, left) in join_all(asking).await {
             let Ok(left) = left else { continue }; // its task has ended
-            // A slot that moved takes its keys along. Not so when a replica took the master's place, which was none before.
+            // A slot that was migrated brings its keys along; a replica that became the master may lack some.
             let is_master = slots.is_master(address);
             for held in left.held {
                 if let Some(home) = slots.master_of(C::name_of(&held)) {
@@ -265,7 +265,7 @@ impl<C: Routed, S: Fn(Servers, Shard, mpsc::Receiver<ShardCommand<C>>)> Router<C
             }
         }
         for ((home, is_lost), held) in moved {
-            let lost = is_lost.then(|| format!("{home} has it now, and may lack what its old master had"));
+            let lost = is_lost.then(|| format!("{home} has it now, and may lack messages of the old master"));
             let _ = self.shard(&home).send(ShardCommand::Adopt(Adopted { held, lost })).await;
         }
         for address in gone {

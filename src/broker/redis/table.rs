@@ -1,11 +1,11 @@
-//! Which filters are subscribed, and what Redis calls them.
+//! The subscribed filters, and their channel or glob names in Redis.
 
 use std::collections::HashMap;
 
 use crate::broker::BrokerError;
 use crate::protocol::topic::{Filter, Topic};
 
-/// What the server knows a filter by.
+/// The name of a filter in the server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Name {
     Channel(String),
@@ -24,12 +24,12 @@ impl Name {
     }
 }
 
-/// The filters that are subscribed, by what the server calls them.
+/// The subscribed filters, by their names in the server.
 pub(super) struct Table {
     pub(super) separator: char,
     pub(super) channels: HashMap<String, (Filter, Topic)>,
-    /// `orders/*` and `orders/**` are both `orders:*`, since a glob crosses separators: subscribed once, and each message
-    /// is handed to every filter that matches it.
+    /// `orders/*` and `orders/**` are both `orders:*`, because a glob crosses separators: it is subscribed once, and
+    /// each message goes to every filter that matches it.
     pub(super) globs: HashMap<String, Vec<Filter>>,
 }
 
@@ -38,13 +38,13 @@ impl Table {
         Table { separator, channels: HashMap::new(), globs: HashMap::new() }
     }
 
-    /// What the server calls a filter. One that it could not be told from another by is refused.
+    /// The name of a filter in the server. A filter whose name would be ambiguous is refused.
     pub(super) fn name(&self, filter: &Filter) -> Result<Name, BrokerError> {
         if self.separator != '/' && filter.as_str().contains(self.separator) {
-            // Its channel would read as another topic on the way back.
+            // Its channel would be translated back to another topic.
             let separator = self.separator;
             return Err(BrokerError::Refused(format!(
-                "a segment has the separator {separator:?}; write / for it"
+                "a segment has the separator {separator:?}; write / instead"
             )));
         }
         let subject = filter.to_subject(self.separator, "*");
@@ -64,7 +64,7 @@ impl Table {
             (Name::Channel(channel), Some(topic)) => {
                 self.channels.insert(channel.clone(), (filter, topic)).is_none()
             }
-            (Name::Channel(_), None) => false, // name() never calls a pattern a channel
+            (Name::Channel(_), None) => false, // name() never returns a channel for a pattern
             (Name::Glob(glob), _) => {
                 let filters = self.globs.entry(glob.clone()).or_default();
                 let new = !filters.contains(&filter);
@@ -76,7 +76,7 @@ impl Table {
         }
     }
 
-    /// Removes a filter. Returns whether nothing is left that needs the name.
+    /// Removes a filter. Returns whether no other filter needs the name.
     pub(super) fn remove(&mut self, name: &Name, filter: &Filter) -> bool {
         match name {
             Name::Channel(channel) => self.channels.remove(channel).is_some(),

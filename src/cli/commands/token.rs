@@ -186,7 +186,7 @@ fn in_words(caller: &Caller) -> String {
     let left = caller.expires.and_then(|expires| expires.duration_since(SystemTime::now()).ok());
     let left = left.map_or_else(String::new, |left| {
         let seconds = humantime::format_duration(Duration::from_secs(left.as_secs()));
-        format!(", for another {seconds} including auth.jwt.leeway")
+        format!(", for {seconds}, including auth.jwt.leeway")
     });
     format!(
         "accepted{left}\nsubject: {}\ngranted to read: {}\ngranted to publish: {}\n",

@@ -1,7 +1,8 @@
-//! What a warm log feeds: the logs inside its pattern, and from where on it is complete for each.
+//! The logs that a warm log feeds, and from which position on it is complete for each of them.
 //!
-//! A message that comes by two subscriptions has two numbers. So a warm log goes on where another log of a filter has ended only
-//! if it has fed that log; else what it holds of the filter begins, for those who come back, when it came to feed it.
+//! A message that arrives by two subscriptions has two numbers. So a warm log continues another log of a filter only if
+//! it has fed that log. Otherwise, for readers that resume, its messages of the filter begin at the time when it began
+//! to feed the filter.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,21 +12,21 @@ use crate::log::TopicLog;
 use crate::protocol::filter_index::FilterIndex;
 use crate::protocol::topic::{Filter, Topic};
 
-/// A number, and when that was.
+/// A sequence number and its time.
 type Place = (u64, SystemTime);
 
-/// Patterns and topics that it remembers. Beyond it their marks hold for all that it feeds.
+/// The most filters with their own mark. With more, marks apply to all that it feeds.
 const PATTERNS: usize = 64;
 const TOPICS: usize = 100_000;
 
-/// See the module.
+/// The logs that one warm log feeds.
 #[derive(Debug)]
 pub(super) struct Children {
     topics: HashMap<Filter, Arc<TopicLog>>,
     patterns: FilterIndex<Arc<TopicLog>>,
-    /// Since when it feeds others.
+    /// The position from which it feeds others.
     from: Place,
-    /// The same of what was fed otherwise after that.
+    /// The same for filters that had another feed after that.
     from_of: HashMap<Filter, Place>,
     from_of_patterns: Vec<(Filter, Place)>,
 }
@@ -43,7 +44,7 @@ impl Default for Children {
 }
 
 impl Children {
-    /// It feeds others since then.
+    /// Sets the position from which it feeds others.
     pub(super) fn from(mut self, from: Place) -> Self {
         self.from = from;
         self.from_of.clear();
@@ -51,7 +52,7 @@ impl Children {
         self
     }
 
-    /// What is inside of `filter` was fed otherwise until then.
+    /// Marks that filters inside `filter` had another feed until then.
     pub(super) fn is_complete_from(&mut self, filter: &Filter, from: Place) {
         match filter.is_pattern() {
             false if self.from_of.len() < TOPICS => _ = self.from_of.insert(filter.clone(), from),
@@ -62,7 +63,7 @@ impl Children {
         }
     }
 
-    /// From where on it is complete for a log of `filter`.
+    /// The position from which it is complete for a log of `filter`.
     pub(super) fn complete_from(&self, filter: &Filter) -> Place {
         let own = self.from_of.get(filter).copied();
         let patterns = self.from_of_patterns.iter().filter(|(pattern, _)| pattern.overlaps(filter));
@@ -70,7 +71,7 @@ impl Children {
         marks.fold(self.from, |from, mark| if mark.0 > from.0 { mark } else { from })
     }
 
-    /// Its log holds nothing any more from before the number `evicted`.
+    /// Forgets marks before the number `evicted`, from which time the log has no entries any more.
     pub(super) fn forget_marks(&mut self, evicted: u64) {
         self.from_of.retain(|_, (number, _)| *number > evicted);
         self.from_of_patterns.retain(|(_, (number, _))| *number > evicted);
@@ -99,12 +100,12 @@ impl Children {
         }
     }
 
-    /// All of them.
+    /// All logs that it feeds.
     pub(super) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
         self.topics.values().chain(self.patterns.values())
     }
 
-    /// Calls `work` with each that a message of `topic` is for.
+    /// Calls `work` with each log that matches `topic`.
     pub(super) fn matching<'a>(&'a self, topic: &Topic, mut work: impl FnMut(&'a Arc<TopicLog>)) {
         self.topics.get(&Filter::from(topic.clone())).into_iter().for_each(&mut work);
         if !self.patterns.is_empty() {

@@ -1,4 +1,5 @@
-//! Which log feeds which: what changes that, and what it leaves behind.
+//! Changes of the feed of logs: which warm log feeds which logs, and the marks that a change leaves for readers that
+//! resume.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,8 +18,8 @@ use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
 impl Inner {
-    /// Takes a log out. Those that a warm one fed get nothing more, and are to be taken out too. `sequence` is that of the
-    /// process.
+    /// Removes a log. The logs that a warm log fed receive nothing more and must be removed too. `sequence` is the one
+    /// of the process.
     pub(super) fn remove(&mut self, filter: &Filter, sequence: &Sequence) -> Option<Slot> {
         let slot = self.slots.remove(filter)?;
         match &slot.feed {
@@ -34,10 +35,10 @@ impl Inner {
         Some(slot)
     }
 
-    /// `slot` is gone. What a warm log that did not feed it has of its filter does not go on where it has ended.
+    /// Leaves a mark for a removed `slot`: a warm log that did not feed it does not continue it.
     fn leave_mark(&mut self, filter: &Filter, slot: &Slot, sequence: &Sequence) {
         if slot.begun == self.feeding || slot.fields.source.is_stored() {
-            return; // for what the broker numbers it makes no difference by what it comes
+            return; // stored messages have the same numbers by any subscription
         }
         let mut covering: SmallVec<[Filter; 2]> = SmallVec::new();
         self.warm.covering(filter, |warm| covering.push(warm.clone()));
@@ -51,7 +52,7 @@ impl Inner {
         }
     }
 
-    /// From now on the log of `warm` feeds others, or feeds all of them again.
+    /// From now on, the log of `warm` feeds others, or feeds all of them again.
     pub(super) fn begin_to_feed(&mut self, warm: &Filter, sequence: &Sequence) {
         self.feeding = self.feeding.wrapping_add(1);
         self.warm.insert(warm, warm.clone());
@@ -65,8 +66,8 @@ impl Inner {
         }
     }
 
-    /// The warm log that feeds topics of the rule with this pattern: its own, or one that covers it, where a reader of the pattern
-    /// has its log from that.
+    /// The warm log that feeds topics of the rule with this pattern: its own, or a wider one that feeds the log of the
+    /// pattern.
     pub(super) fn feeder(&self, rule: &Filter, source: &Source) -> Option<Filter> {
         let feeds = |warm: &Filter| {
             let slot = self.slots.get(warm);
@@ -85,7 +86,7 @@ impl Inner {
     }
 }
 
-/// A place of its own, so that every id given out before is from before it.
+/// Takes a number of its own, so that every id sent before is from before it.
 pub(super) fn begin_now(sequence: &Sequence, line: &Line) -> (u64, SystemTime) {
     let begin = sequence.next();
     sequence.publish(begin);
@@ -93,8 +94,8 @@ pub(super) fn begin_now(sequence: &Sequence, line: &Line) -> (u64, SystemTime) {
 }
 
 impl Registry {
-    /// Topics of `filter` are no longer of another rule than that of the warm log `warm`, which so has nothing of them that goes
-    /// on where they were read before.
+    /// Records that topics of `filter` now belong to the rule of the warm log `warm`, which does not continue their
+    /// former logs.
     pub fn take_over(&self, warm: &Filter, filter: &Filter) {
         let mut inner = self.inner.lock();
         let from = begin_now(&self.sequence, &inner.line);
@@ -103,13 +104,14 @@ impl Registry {
         }
     }
 
-    /// Other rules than before say what feeds a filter. What is read by those before is told from what will be.
+    /// Records that the rules have changed, and with them what feeds a filter. Logs from before are distinguished from
+    /// those after.
     pub fn rules_changed(&self) {
         let mut inner = self.inner.lock();
         inner.feeding = inner.feeding.wrapping_add(1);
     }
 
-    /// Where warm logs hold nothing any more from before they came to feed a topic, that makes no difference.
+    /// Forgets the marks from before the oldest entries of warm logs, which no longer matter.
     pub(super) fn forget_marks(&self) {
         let warm: Vec<Filter> = self.inner.lock().warm.values().cloned().collect();
         for warm in warm {
@@ -120,9 +122,9 @@ impl Registry {
         }
     }
 
-    /// Takes the log of `filter` out, if it is the one that is meant, and those that it feeds: nothing would reach them any more.
-    /// All of them end at once, by the seal that they share. Then the others are taken out in parts; whoever leases one of
-    /// them meanwhile gets a new one. Returns them all.
+    /// Removes `log`, if the registry still has it, and the logs that it feeds, which would receive nothing more. All
+    /// of them end at once, by the seal that they share. Then the others are removed in parts; a new lease of one of
+    /// them meanwhile gets a new log. Returns all of them.
     pub(super) fn take_out(
         &self,
         filter: &Filter,
@@ -147,7 +149,7 @@ impl Registry {
             let removed: Vec<_> =
                 held.into_iter().filter_map(|log| inner.remove(&log.filter, &self.sequence)).collect();
             MutexGuard::unlock_fair(inner);
-            drop(removed); // not under the lock
+            drop(removed); // outside of the lock
         }
         logs
     }

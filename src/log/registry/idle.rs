@@ -1,7 +1,7 @@
-//! Topics that nobody reads any more: how long each still lingers, for whom, and how it is given up.
+//! Topics without readers: how long they linger, for which address, and how they are released.
 //!
-//! A topic lingers for the address that asked for it last, and counts among the topics which that address may have. Beyond
-//! that, its oldest go. The fuller the registry, the shorter all linger.
+//! A topic lingers for the address that requested it last, and counts against that address's topics. If there are too
+//! many, the oldest are released. The fuller the registry, the shorter all linger.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,28 +18,28 @@ use crate::net::address::counted_as;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// The part of `limits.topics` up to which all linger as long as their rule says, and that from which on none does. In between it
-/// falls evenly: new topics find room before there is none.
+/// Up to the first part of `limits.topics`, topics linger as long as their rules say; from the second on, none lingers.
+/// In between, the time falls linearly, so that new topics find room before the limit is reached.
 const ROOMY: f64 = 0.5;
 const CROWDED: f64 = 0.9;
 
-/// What is to be given up.
+/// The topics to release.
 #[derive(Debug)]
 pub struct Idle {
     /// Longest without a reader first.
     pub due: Vec<Due>,
-    /// Topics that have no reader, these among them.
+    /// The number of topics without readers, these included.
     pub lingering: usize,
 }
 
-/// A topic that is to be given up, if nobody has asked for it since.
+/// A topic to release, unless it has been requested since.
 #[derive(Debug)]
 pub struct Due {
     filter: Filter,
     idle_since: Instant,
 }
 
-/// The part of its time that a topic lingers where `topics` of `most` are held.
+/// The part of its linger time that a topic has when `topics` of `most` are held.
 fn patience(topics: usize, most: usize) -> f64 {
     let full = topics as f64 / most.max(1) as f64;
     ((CROWDED - full) / (CROWDED - ROOMY)).clamp(0.0, 1.0)
@@ -53,7 +53,7 @@ impl Slot {
 }
 
 impl Registry {
-    /// Which topics are to be given up now; `share` is how many may linger for an address.
+    /// The topics to release now; `share` is how many may linger for an address.
     pub fn idle(&self, share: impl Fn(IpAddr) -> usize) -> Idle {
         struct Lingering {
             due: Due,
@@ -74,7 +74,7 @@ impl Registry {
         while let Some((next, ())) = self.with_part(at, &mut part) {
             at = next;
         }
-        // The newest first: those are what an address may still have.
+        // The newest first: these are the ones that an address may keep.
         lingering.sort_unstable_by_key(|one| std::cmp::Reverse(one.due.idle_since));
         let (now, count) = (Instant::now(), lingering.len());
         let mut left: HashMap<IpAddr, usize> = HashMap::new();
@@ -96,8 +96,8 @@ impl Registry {
         Idle { due, lingering: count }
     }
 
-    /// Gives up these topics, as far as they are idle still. `unsubscribe` is called under the lock, so that whoever asks for
-    /// the topic next is behind it; where it returns `false`, this ends. Returns how many of them are done with.
+    /// Releases these topics, if they are still idle. `unsubscribe` is called under the lock, so that the next
+    /// subscription is behind it in the queue; if it returns `false`, this stops. Returns how many were handled.
     pub fn give_up_idle(&self, due: &[Due], mut unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> usize {
         let mut inner = self.inner.lock();
         let (mut done, mut ended) = (0, Vec::new());
@@ -106,7 +106,7 @@ impl Registry {
                 inner.slots.get(filter).filter(|slot| slot.is_idle() && slot.idle_since == *idle_since);
             if let Some(slot) = slot {
                 let is_fed = matches!(slot.feed, Feed::By(_));
-                // While it waits to be confirmed, its subscription is not there to be ended yet.
+                // An unconfirmed subscription cannot be ended yet.
                 let stays = !is_fed && *slot.subscribed.borrow() == Subscribed::Pending;
                 if !stays {
                     if !is_fed && !unsubscribe(filter, &slot.fields.source) {
@@ -118,7 +118,7 @@ impl Registry {
             done += 1;
         }
         drop(inner);
-        drop(ended); // not under the lock
+        drop(ended); // outside of the lock
         done
     }
 }

@@ -1,8 +1,9 @@
-//! The registry of logs: which filters are held, who reads them, and the one writer's way to them.
+//! The registry of all logs: it creates, feeds and releases them, counts their readers, and gives the one writer
+//! access.
 //!
-//! It says what should be subscribed (through what it returns to its caller) and never talks to a broker itself. All
-//! writing goes through its lock: one writer assigns a sequence and appends before it takes the next, so whoever sees
-//! entry *n* can see every entry before it, in any log.
+//! It decides what should be subscribed, by the duties that it returns, but never talks to a broker itself. All writing
+//! goes through its lock: the writer assigns a number and appends before it takes the next, so a reader that sees entry
+//! *n* sees every entry before it, in any log.
 
 mod fed;
 mod feeding;
@@ -38,24 +39,24 @@ use crate::protocol::event_id::Sequence;
 use crate::protocol::filter_index::FilterIndex;
 use crate::protocol::topic::Filter;
 
-/// Why there is no hold on a log.
+/// Why a log cannot be leased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum LeaseError {
-    /// As many topics are held as may be. Those without a reader are about to be given up.
-    #[error("as many topics are held as may be (limits.topics)")]
+    /// The limit of topics is reached. Topics without a reader are about to be released.
+    #[error("the gateway holds too many topics (limits.topics)")]
     Full,
-    /// The subscription that feeds all topics of the rule is not there now, or the topic is still read from another source.
-    #[error("what feeds the topics of the rule is not there")]
+    /// The subscription that feeds all topics of the rule is down, or the topic is still read from another source.
+    #[error("the subscription that feeds the topics of the rule is down")]
     NotFed,
 }
 
 /// Every log of the process.
 #[derive(Debug)]
 pub struct Registry {
-    /// Of what the broker does not keep.
+    /// The sequence of live sources.
     sequence: Arc<Sequence>,
     usage: Arc<BufferUsage>,
-    /// Of what it does keep.
+    /// The backfill ranges of stored sources.
     ranges: BackfillRanges,
     requests: mpsc::Sender<BackfillRequest>,
     max_topics: AtomicUsize,
@@ -66,31 +67,31 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Inner {
     slots: Slots,
-    /// Logs of which readers are still to be woken, each once.
+    /// Logs whose readers must still be woken, each once.
     waking: VecDeque<Arc<TopicLog>>,
-    /// Filters of warm logs.
+    /// The filters of warm logs.
     warm: FilterIndex<Filter>,
-    /// How often it has changed what feeds which filter.
+    /// Counts the changes of what feeds which filter.
     feeding: u32,
-    /// The times of what this process numbers.
+    /// The times of the entries that this process numbers.
     line: Line,
-    /// Histories of shared sources that have ended, until what is in their place is followed.
+    /// Sequences of shared sources that have ended, until their replacements are followed.
     ended: HashMap<Filter, Arc<Sequence>>,
 }
 
 impl Registry {
-    /// What `work` makes of the slot of `log`; `None` if the log was given up.
+    /// Calls `work` with the slot of `log`; `None` if the log was released.
     pub(super) fn with_slot<T>(&self, log: &Arc<TopicLog>, work: impl FnOnce(&mut Slot) -> T) -> Option<T> {
         let mut inner = self.inner.lock();
         inner.slots.get_mut(&log.filter).filter(|slot| Arc::ptr_eq(&slot.log, log)).map(work)
     }
 
-    /// Gives `log` up, if that has not happened yet.
+    /// Releases `log`, if the registry still has it.
     pub(super) fn forget(&self, log: &Arc<TopicLog>) {
         self.take_out(&log.filter, |slot| Arc::ptr_eq(&slot.log, log));
     }
 
-    /// An empty one. What is to be fetched from the broker goes to `requests`.
+    /// An empty registry. Requests for stored messages go to `requests`.
     pub fn new(
         sequence: Sequence,
         max_topics: usize,
@@ -108,16 +109,16 @@ impl Registry {
         })
     }
 
-    /// From now on so many topics and bytes are held at most. Topics that are more stay for as long as they are read.
+    /// Changes the limits on topics and bytes. Topics beyond a lower limit stay as long as they are read.
     pub fn set_bounds(&self, max_topics: usize, max_bytes: usize) {
         self.max_topics.store(max_topics, Ordering::Relaxed);
         self.max_bytes.store(max_bytes, Ordering::Relaxed);
         self.keep_bound();
     }
 
-    /// Gives each log the bounds and fields that `settings` has for its filter. What is fetched from a history is to be
-    /// encoded as what came live, so its fields stay. A log that is to be read from another source is over: its readers are told
-    /// to come back. The lock is let go in between.
+    /// Applies the bounds and fields of `settings` to each log. Logs of stored sources keep their fields, because
+    /// backfilled messages must be encoded like live ones. A log whose source has changed ends, and its readers
+    /// reconnect. The lock is released in between.
     pub fn set_rules(&self, settings: impl Fn(&Filter) -> Option<(Bounds, Arc<FieldMapping>)>) {
         let mut at = 0;
         let found = |inner: &mut Inner, part| {
@@ -134,7 +135,7 @@ impl Registry {
         }
     }
 
-    /// The same for one log, of a stream that was opened while other rules came to hold.
+    /// The same for one log, of a stream that was opened while the rules changed.
     pub fn set_rule(&self, filter: &Filter, bounds: &Bounds, fields: Arc<FieldMapping>) {
         let found = self.inner.lock().slots.get(filter).map(|slot| (slot.log.clone(), slot.fields.clone()));
         if let Some((log, before)) = found {
@@ -165,12 +166,12 @@ impl Registry {
         }
     }
 
-    /// The sequence of what the broker does not keep.
+    /// The sequence of live sources.
     pub fn sequence(&self) -> &Arc<Sequence> {
         &self.sequence
     }
 
-    /// Topics and patterns held.
+    /// The number of topics and patterns that are held.
     pub fn topics(&self) -> usize {
         self.inner.lock().slots.len()
     }
@@ -181,12 +182,12 @@ impl Registry {
         filters.iter().filter(|filter| inner.slots.get(filter).is_none()).count()
     }
 
-    /// Bytes held.
+    /// The bytes that all logs hold.
     pub fn bytes(&self) -> usize {
         self.usage.bytes()
     }
 
-    /// A hold on the log of `filter`. If the log is new, also the duty to subscribe to it.
+    /// Leases the log of `filter`. If the log is new, also returns the duty to subscribe to it.
     ///
     /// # Errors
     /// [`LeaseError`].
@@ -208,7 +209,7 @@ impl Registry {
                 slot.want();
                 return Ok((Lease::new(self.clone(), slot.log.clone()), None));
             }
-            ended = inner.remove(filter, &self.sequence); // what fed it is gone
+            ended = inner.remove(filter, &self.sequence); // the log that fed it is gone
         }
         if inner.slots.len() >= self.max_topics.load(Ordering::Relaxed) {
             return Err(LeaseError::Full);
@@ -226,7 +227,7 @@ impl Registry {
         inner.slots.insert(Slot { readers: 1, ..slot });
         drop(inner);
         drop(ended);
-        // What there is to take over is little as a rule, and who waits until it is ready finds it done.
+        // There is usually little to take over, and it is done when the lease is ready.
         log.take_over();
         Ok((Lease::new(self.clone(), log), subscription))
     }
@@ -240,10 +241,10 @@ impl Registry {
         fields: &Arc<FieldMapping>,
     ) -> Option<Subscription> {
         let mut inner = self.inner.lock();
-        // A reader may have been here first.
+        // A reader may have created the log first.
         if let Some(slot) = inner.slots.get_mut(filter) {
-            // One of a rule that is gone ends with its last reader, and so does one that another warm log feeds: then this is
-            // asked again.
+            // A log of a rule that is gone ends with its last reader, and so does one that another warm log feeds: then
+            // this is called again.
             let is_ours = slot.fields.source == fields.source && !matches!(slot.feed, Feed::By(_));
             if is_ours && !slot.kept {
                 slot.kept = true;
@@ -258,27 +259,27 @@ impl Registry {
         Some(Subscription::new(self.clone(), log))
     }
 
-    /// Ends what [`Registry::warm`] began: the log goes once nobody reads it nor one that it feeds.
+    /// Ends [`Registry::warm`]: the log is released once it has no readers, and the logs that it feeds have none.
     pub fn stop_warming(&self, filter: &Filter) {
         if let Some(slot) = self.inner.lock().slots.get_mut(filter) {
             slot.kept = false;
         }
     }
 
-    /// Waits until the log of `filter` is given up: nothing is subscribed for it any more.
+    /// Waits until the log of `filter` is released and no longer subscribed.
     pub fn ended(&self, filter: &Filter) -> impl Future<Output = ()> + Send + use<> {
         let mut inner = self.inner.lock();
         let slot = inner.slots.get_mut(filter);
         let end = slot.map(|slot| slot.end.get_or_insert_with(|| watch::Sender::new(())).subscribe());
         async move {
-            // Its sender goes with the slot.
+            // The sender is dropped with the slot.
             if let Some(mut end) = end {
                 while end.changed().await.is_ok() {}
             }
         }
     }
 
-    /// What is held of a log with a subscription of its own, which begins now.
+    /// A slot for a new log with its own subscription.
     fn own_slot(&self, inner: &Inner, filter: &Filter, bounds: &Bounds, fields: &Arc<FieldMapping>) -> Slot {
         Slot {
             log: self.empty_log(&inner.line, filter, bounds, fields),
@@ -296,8 +297,8 @@ impl Registry {
         }
     }
 
-    /// What is held of a log that is fed by the one of `warm` from now on, and has what that holds of its filter once it is ready.
-    /// Under the writer's lock, so that no message falls between the two.
+    /// A slot for a new log that the log of `warm` feeds from now on. Once it is ready, it also has the older messages
+    /// of that log. Called under the writer's lock, so that no message is lost in between.
     fn fed_slot(&self, inner: &mut Inner, warm: Filter, filter: &Filter, bounds: &Bounds) -> Option<Slot> {
         let begun = inner.feeding;
         let Slot { log: source, fields, subscribed, feed: Feed::Warm(fed), .. } =
@@ -305,7 +306,7 @@ impl Registry {
         else {
             return None;
         };
-        // As its messages come: encoded for the rule that is subscribed.
+        // Its messages are encoded by the rule that is subscribed.
         let (fields, subscribed) = (fields.clone(), subscribed.clone());
         let history = self.history(&fields);
         let log = Arc::new(source.fed(filter, bounds, history, fed.complete_from(filter)));
@@ -326,9 +327,9 @@ impl Registry {
         })
     }
 
-    /// A log that begins now. It takes a number of its own, so that every id given out before is from before it: what
-    /// was published to the filter while there was no log took none, and would not show. That of a history begins where its
-    /// subscription does. Under the writer's lock.
+    /// A log that begins now. It takes a number of its own, so that every id sent before is from before it: messages
+    /// that were published to the filter while there was no log have no numbers, so a gap would not show otherwise. A
+    /// log of a stored source begins where its subscription does. Called under the writer's lock.
     fn empty_log(
         &self,
         line: &Line,

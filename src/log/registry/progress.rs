@@ -1,4 +1,5 @@
-//! The logs as they are seen from outside: a page of their states, who reads which, and a hold on one that is there.
+//! The logs for operators: a page of their states, their readers, and a lease of a log that exists. It subscribes to
+//! nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,17 +13,17 @@ use crate::log::lease::{Lease, Subscribed};
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
-/// What of a stream only its logs know.
+/// The part of a stream's state that only its logs know.
 #[derive(Debug, Clone, Default)]
 pub struct ReaderProgress {
     /// Its topics and patterns.
     pub topics: Vec<Filter>,
-    /// What it has not read; `None` if its logs are of several sequences.
+    /// Its lag; `None` if its logs have several sequences.
     pub lag: Option<Lag>,
 }
 
 impl Registry {
-    /// The states of up to `limit` logs whose names begin with `prefix`, in the order of their names from behind `after` on.
+    /// The states of up to `limit` logs whose names begin with `prefix`, ordered by name, after `after`.
     pub fn look(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
         let named = |slot: &&Slot| {
             let name = slot.log.filter.as_str();
@@ -52,7 +53,7 @@ impl Registry {
         ids
     }
 
-    /// What these streams read, by their ids.
+    /// The progress of these streams, by id.
     pub fn reader_progress(&self, streams: &[Arc<ReaderHandle>]) -> HashMap<u64, ReaderProgress> {
         let mut reader_progress: HashMap<u64, ReaderProgress> =
             streams.iter().map(|stream| (stream.id, ReaderProgress::default())).collect();
@@ -74,12 +75,12 @@ impl Registry {
         reader_progress
     }
 
-    /// The logs that somebody reads.
+    /// The logs that have readers.
     pub fn logs_read(&self) -> Vec<Arc<TopicLog>> {
         self.logs(|slot| slot.readers > 0)
     }
 
-    /// A hold on the log of `filter` if there is one. Nothing is subscribed for it.
+    /// A lease of the log of `filter`, if it exists. Subscribes to nothing.
     pub fn hold(self: &Arc<Self>, filter: &Filter) -> Option<Lease> {
         let mut inner = self.inner.lock();
         let slot = inner.slots.get_mut(filter)?;
@@ -94,7 +95,7 @@ impl Registry {
         self.of_slots(|slot| wanted(slot).then(|| slot.log.clone()))
     }
 
-    /// What `find` makes of each slot. The lock is let go in between.
+    /// Collects the results of `find` over all slots. The lock is released in between.
     fn of_slots<T>(&self, find: impl Fn(&Slot) -> Option<T>) -> Vec<T> {
         let (mut all, mut at) = (Vec::new(), 0);
         let found = |inner: &mut Inner, part| inner.slots.part(part).filter_map(&find).collect::<Vec<_>>();

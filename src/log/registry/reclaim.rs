@@ -1,4 +1,4 @@
-//! What the registry gives up: logs that nobody reads any more, entries that are too old, and memory beyond the bound.
+//! Reclaims memory: releases idle logs, drops entries that are too old, and enforces the bound on all logs.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,12 +12,12 @@ use super::{Inner, Registry};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// When the logs together hold too much, they are brought to this part of the bound, so that it is not looked at again
-/// for the very next message.
+/// If all logs together exceed the bound, they are reduced to this part of it, so that this does not happen again with
+/// the next message.
 const RECLAIM_TO: f64 = 0.9;
 
 impl Registry {
-    /// Frees memory if the logs hold more than they may together. Returns whether they did.
+    /// Frees memory if all logs together exceed the bound. Returns whether they did.
     pub fn keep_bound(&self) -> bool {
         let beyond = self.bytes() > self.max_bytes.load(Ordering::Relaxed);
         if beyond {
@@ -26,8 +26,8 @@ impl Registry {
         beyond
     }
 
-    /// Frees memory until the process-wide bound is kept: logs without a reader give way first, the longest idle first,
-    /// then the oldest entries wherever they are.
+    /// Frees memory until the bound is kept: first logs without readers, longest idle first, then the oldest entries of
+    /// any log.
     fn reclaim(&self) {
         let target = (self.max_bytes.load(Ordering::Relaxed) as f64 * RECLAIM_TO) as usize;
         let (mut idle, mut busy) = (Vec::new(), Vec::new());
@@ -42,7 +42,7 @@ impl Registry {
             idle.extend(unread);
             busy.extend(read);
         }
-        // What is only put together anew costs nobody a message.
+        // Cached batches can be rebuilt, so dropping them loses no message.
         idle.iter().chain(&busy).for_each(|(_, _, log)| log.clear_pieces());
         idle.sort_unstable_by_key(|(_, since, _)| *since);
         for (_, _, log) in &idle {
@@ -65,7 +65,7 @@ impl Registry {
         }
     }
 
-    /// Gives up logs that have had no reader for their linger time, and ages the others. `unsubscribe` as in
+    /// Releases logs that have had no reader for their linger time, and ages the others. `unsubscribe` as in
     /// [`Registry::give_up_idle`]. Returns as [`Registry::keep_bound`].
     pub fn sweep(&self, unsubscribe: impl FnMut(&Filter, &Source) -> bool) -> bool {
         let Idle { due, .. } = self.idle(|_| usize::MAX);
@@ -86,7 +86,7 @@ impl Registry {
         self.inner.lock().slots.shrink();
         self.forget_marks();
         self.ranges.sweep();
-        // Readers can fill memory too, with envelopes.
+        // Readers can fill memory as well, with envelopes.
         self.keep_bound()
     }
 }

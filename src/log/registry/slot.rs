@@ -1,4 +1,4 @@
-//! A log, and what the registry knows of it: who reads it and what feeds it.
+//! A slot of the registry: a log, its readers and its feed.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,47 +14,48 @@ use crate::log::message::FieldMapping;
 use crate::log::time::Line;
 use crate::protocol::topic::{Filter, Topic};
 
-/// A log, and what the registry knows of it.
+/// A log with its state in the registry.
 #[derive(Debug)]
 pub(in crate::log) struct Slot {
     pub(in crate::log) log: Arc<TopicLog>,
     pub(super) fields: Arc<FieldMapping>,
-    /// The times of what the broker keeps, by its clock.
+    /// The times of stored messages, by the broker's clock.
     pub(super) line: Line,
     pub(in crate::log) readers: usize,
-    /// Who asked for it last, if that was a client.
+    /// The address of the client that requested it last.
     pub(in crate::log) asked_by: Option<IpAddr>,
-    /// Since when it has no reader.
+    /// Since when it has had no reader.
     pub(in crate::log) idle_since: Instant,
     pub(in crate::log) subscribed: watch::Sender<Subscribed>,
-    /// Goes with it. Made for who waits for that.
+    /// Dropped with the slot. Created if somebody waits for its end.
     pub(super) end: Option<watch::Sender<()>>,
-    /// [`super::Inner::feeding`] when it began.
+    /// The value of [`super::Inner::feeding`] when it began.
     pub(super) begun: u32,
-    /// It stays without a reader too: its rule is warm.
+    /// It stays without a reader, because its rule is warm.
     pub(super) kept: bool,
-    /// Its filter is to be read from another source: it goes as soon as it has no reader.
+    /// The source of its filter has changed: it is released as soon as it has no reader.
     pub(super) is_over: bool,
     pub(super) feed: Feed,
 }
 
-/// The least time between two questions for what the broker refuses, however many want to read it.
+/// The shortest time between two attempts to subscribe to a filter that the broker refuses, however many readers want
+/// it.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where a log's messages come from.
+/// The feed of a log.
 #[derive(Debug)]
 pub(super) enum Feed {
-    /// A subscription of its own, for as long as it is held.
+    /// Its own subscription, for as long as it is held.
     Own,
-    /// A subscription of its own, of a rule that is warm, or was when it fed others. It feeds logs inside its pattern too.
+    /// Its own subscription, of a rule that is warm or was warm. It also feeds the logs inside its pattern.
     Warm(Children),
     /// The warm log of this filter.
     By(Filter),
 }
 
 impl Slot {
-    /// Somebody wants to read it. If the broker refused what feeds it, it is asked again before they are answered: what was
-    /// missing may have been made since.
+    /// Records that a reader wants the log. If the broker refused the subscription, it is tried again before the reader
+    /// is answered, because the missing stream may have been created since.
     pub(super) fn want(&self) {
         self.subscribed.send_if_modified(|state| {
             let is_due = matches!(state, Subscribed::Refused(at) if at.elapsed() >= REFUSED_PAUSE);
@@ -65,7 +66,7 @@ impl Slot {
         });
     }
 
-    /// The log, behind those that it feeds.
+    /// The log, after the logs that it feeds.
     pub(in crate::log) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
         let fed = match &self.feed {
             Feed::Warm(fed) => Some(fed),
@@ -75,7 +76,7 @@ impl Slot {
         fed.chain(std::iter::once(&self.log))
     }
 
-    /// Calls `work` with each of these logs that a message of `topic` is for; with all of them, if it is not known.
+    /// Calls `work` with each of these logs that matches `topic`; with all of them if `topic` is not known.
     pub(super) fn logs_of<'a>(&'a self, topic: Option<&Topic>, mut work: impl FnMut(&'a Arc<TopicLog>)) {
         let Some(topic) = topic else { return self.logs().for_each(work) };
         if let Feed::Warm(fed) = &self.feed {

@@ -1,5 +1,5 @@
-//! All slots: found by their filter, and gone through in parts, so that nobody has to hold the writer's lock for as long as
-//! there are slots.
+//! All slots, found by their filter. They are visited in parts, so that nobody holds the writer's lock for all of them
+//! at once.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,10 +11,10 @@ use super::slot::Slot;
 use super::{Inner, Registry};
 use crate::protocol::topic::Filter;
 
-/// Slots that are looked at under one hold of the lock.
+/// Slots that are visited while the lock is held once.
 pub(super) const PART: usize = 256;
 
-/// See the module.
+/// The slots by filter.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     keys: HashMap<Filter, usize>,
@@ -34,7 +34,7 @@ impl Slots {
         self.slots.get_mut(*self.keys.get(filter)?)
     }
 
-    /// Puts in the slot of a filter that has none.
+    /// Inserts the slot of a filter that has none.
     pub(super) fn insert(&mut self, slot: Slot) {
         let filter = slot.log.filter().clone();
         let key = self.slots.insert(slot);
@@ -55,7 +55,7 @@ impl Slots {
         part.filter_map(|key| self.slots.get(key))
     }
 
-    /// Gives memory back that a crowd has left.
+    /// Frees the memory that a former crowd needed.
     pub(super) fn shrink(&mut self) {
         if self.keys.capacity() > 1024 && self.keys.len() * 4 < self.keys.capacity() {
             self.keys.shrink_to_fit();
@@ -65,8 +65,8 @@ impl Slots {
 }
 
 impl Registry {
-    /// What `work` makes of the part of the slots that begins at `at`, and where the next one begins; `None` behind the last.
-    /// Whoever waits for the lock has it before the next part. A slot that comes meanwhile may be left out.
+    /// Calls `work` with the part of the slots that begins at `at`. Returns its result and where the next part begins;
+    /// `None` after the last. Other tasks get the lock between two parts. A slot that is added meanwhile may be missed.
     pub(super) fn with_part<T>(
         &self,
         at: usize,

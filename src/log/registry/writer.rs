@@ -1,4 +1,4 @@
-//! The one writer's way to the logs: entries, gaps, the beginning and the end of what a subscription feeds.
+//! The writer's access to the logs: appends entries and gaps, and begins and ends what a subscription feeds.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +20,8 @@ use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
 impl Registry {
-    /// The subscription of `filter` follows a history: its logs, which have no entry yet, begin at its head. `time` is when the
-    /// broker took what came last up to there: all that is later follows.
+    /// The subscription of `filter` follows a stored source now: its logs, which have no entry yet, begin at its head.
+    /// `time` is when the broker stored the last message up to there; everything later follows.
     pub fn begin(&self, filter: &Filter, tag: Tag, head: u64, time: SystemTime) {
         let mut inner = self.inner.lock();
         let Inner { slots, ended, .. } = &mut *inner;
@@ -41,8 +41,8 @@ impl Registry {
         slot.subscribed.send_replace(Subscribed::Confirmed);
     }
 
-    /// Appends a message of `topic` that came by the subscription of `filter`; `stored` says under which number the broker
-    /// keeps it, and since when. `encode` is given its place. Nothing happens if nothing holds that filter any more.
+    /// Appends a message of `topic` that arrived by the subscription of `filter`; `stored` has its number and time in
+    /// the broker. `encode` receives its position. Does nothing if the filter is no longer held.
     pub fn append(
         &self,
         filter: &Filter,
@@ -54,11 +54,11 @@ impl Registry {
         let Inner { slots, waking, line, .. } = &mut *inner;
         let Some(sequence) = slots.get(filter).and_then(|slot| slot.log.sequence().cloned()) else { return };
         if stored.is_some() != sequence.is_stored() {
-            return; // of a subscription that is over: another source is read under its name now
+            return; // from an old subscription: the filter is read from another source now
         }
         let number = stored.map_or_else(|| sequence.next(), |(number, _)| number);
         if number <= sequence.head() {
-            return; // nothing comes twice, whatever a broker does
+            return; // never append a number twice, whatever a broker does
         }
         let said = stored.map_or_else(|| next_time(line, slots), |(_, time)| time);
         let Some(slot) = slots.get_mut(filter) else { return };
@@ -77,8 +77,8 @@ impl Registry {
         sequence.publish(number);
     }
 
-    /// Marks that messages with numbers up to `through`, of `topic` if it is known, are not in the logs that the subscription of
-    /// `filter` feeds from a history. Returns how many gaps that is.
+    /// Appends gaps for messages with numbers up to `through`, of `topic` if it is known, to the logs that the
+    /// subscription of `filter` feeds from a stored source. Returns the number of gaps.
     pub fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, .. } = &mut *inner;
@@ -99,17 +99,17 @@ impl Registry {
         gaps
     }
 
-    /// The event id of what the broker gave `number`, as it comes by the subscription of `filter`; `None` while nothing
-    /// follows that.
+    /// The event id of the message with the broker's `number`, by the subscription of `filter`; `None` while the filter
+    /// is not followed.
     pub fn event_id(&self, filter: &Filter, number: u64) -> Option<String> {
         let inner = self.inner.lock();
         Some(inner.slots.get(filter)?.log.sequence()?.event_id(number, None))
     }
 
-    /// The history of `filter` is no more. Its readers are told to come back, and will find another or none.
+    /// The stored source of `filter` was deleted or replaced. Its readers are closed with `restarted` and reconnect.
     pub fn end(&self, filter: &Filter) {
         {
-            // One for each rule at most: what is followed topic by topic has no numbers that could be given again.
+            // One for each rule at most: sources that are followed topic by topic never give a number twice.
             let mut inner = self.inner.lock();
             let slot = inner.slots.get(filter).filter(|slot| slot.fields.source.is_shared());
             if let Some(sequence) = slot.and_then(|slot| slot.log.sequence().cloned()) {
@@ -119,8 +119,9 @@ impl Registry {
         self.give_up(filter, CloseCode::Restarted);
     }
 
-    /// Hands a part of a history to those who wait for it: what lies up to `through`, of which up to `gone` something is
-    /// missing, and single messages behind that too if it is `torn`: then it is for readers who come from its beginning.
+    /// Delivers a backfill range to the readers that wait for it: it is complete up to `through`, messages up to `gone`
+    /// are missing, and, if it is `torn`, single messages after that: then it only serves readers that start at its
+    /// beginning.
     pub fn recall(
         &self,
         ask: &BackfillRequest,
@@ -135,15 +136,15 @@ impl Registry {
         self.ranges.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
     }
 
-    /// Marks that messages may be missing here: in the logs of `filters` and those that they feed, of `topic` if it is known,
-    /// or in every log of plain publish/subscribe. Returns how many gaps that is.
+    /// Appends gaps because messages may be missing here: in the logs of `filters` and those that they feed, of `topic`
+    /// if it is known, or in every log of plain publish/subscribe. Returns the number of gaps.
     pub fn append_gap(&self, filters: Option<&[Filter]>, topic: Option<&Topic>, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, line, .. } = &mut *inner;
         let time = next_time(line, slots);
         let mut gaps = 0;
         let mut append = |log: &Arc<TopicLog>| {
-            // Each has a number of its own, though they are one event: an id must tell which of them a client has seen.
+            // Each gap has its own number, though they are one event: an id must show which of them a client has seen.
             let sequence = self.sequence.next();
             let id = self.sequence.event_id(sequence, None);
             let gap = Gap::new(&id, &log.filter, reason, topic.cloned());
@@ -154,8 +155,8 @@ impl Registry {
             self.sequence.publish(sequence);
             gaps += 1;
         };
-        // A warm log comes behind those that it feeds: whoever has seen the gap of one of them and comes back when they are
-        // gone is fed from it anew, and has its gap before them, for the others.
+        // A warm log comes after the logs that it feeds. A reader that has seen the gap of one of them, and resumes
+        // when that log is gone, gets a new log from the warm one, in which the gap still follows.
         match filters {
             None => {
                 let plain = || slots.values().filter(|slot| slot.fields.source == Source::Pubsub);
@@ -163,7 +164,7 @@ impl Registry {
                 let (fed, warm) = (plain().filter(|slot| !is_warm(slot)), plain().filter(is_warm));
                 fed.chain(warm).for_each(|slot| append(&slot.log));
             }
-            // Looked up one by one: there may be as many as there are slots.
+            // Looked up one by one: there may be as many filters as slots.
             Some(filters) => {
                 let slots = filters.iter().filter_map(|filter| slots.get(filter));
                 let slots = slots.filter(|slot| !slot.fields.source.is_stored());
@@ -173,8 +174,8 @@ impl Registry {
         gaps
     }
 
-    /// Wakes up to `limit` of those who wait for what was appended. Returns whether there may be more, to be woken by
-    /// another call: whoever is served late then finds what was appended meanwhile, and reads all of it at once.
+    /// Wakes up to `limit` readers that wait for new entries. Returns whether there may be more, to be woken by another
+    /// call: readers that are woken late also find what was appended meanwhile, and read all of it at once.
     pub fn wake(&self, limit: usize) -> bool {
         let mut waking = std::mem::take(&mut self.inner.lock().waking);
         let mut left = limit;
@@ -184,7 +185,7 @@ impl Registry {
             let (woken, more) = log.wake(left);
             left -= woken;
             if more {
-                waking.push_back(log); // behind the others: a crowd on one topic must not hold up the next
+                waking.push_back(log); // after the others: a crowd on one topic must not delay the next
             }
         }
         let mut inner = self.inner.lock();
@@ -193,7 +194,7 @@ impl Registry {
         !inner.waking.is_empty()
     }
 
-    /// The broker has ended the subscription of `filter`. Its readers are told to come back, which will tell them why.
+    /// The broker has ended the subscription of `filter`. Its readers are closed; when they reconnect, they learn why.
     pub fn refuse(&self, filter: &Filter) {
         self.give_up(filter, CloseCode::Refused);
     }
@@ -203,7 +204,8 @@ impl Registry {
     }
 }
 
-/// The time of what is taken in now. Where the clock was set back, all logs that go by it go back with it.
+/// The time of a message that arrives now. If the clock was set back, the times of all logs that use it are brought
+/// back too.
 fn next_time(line: &mut Line, slots: &Slots) -> SystemTime {
     let (time, is_set_back) = line.next(SystemTime::now());
     if is_set_back {

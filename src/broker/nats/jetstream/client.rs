@@ -1,8 +1,8 @@
-//! A connection for what JetStream keeps: requests with their answers, and inboxes, in lines of the NATS protocol.
+//! The client of the JetStream connection: requests with their answers, and inboxes, over the NATS protocol.
 //!
-//! One task reads and writes ([`serve`]); handles ([`Client`]) ask it. An answer goes to whoever asked, a message to the
-//! inbox that it came to. None of them can hold up another: an inbox that is not emptied ends. Header fields are handed on
-//! as the bytes that they are, so that nothing a publisher wrote can end the connection.
+//! One task reads and writes ([`Task::run`]); handles ([`Client`]) send it orders. An answer goes to its request, a
+//! message to its inbox. None of them can block another: an inbox that is not emptied ends. Header fields are passed on
+//! as raw bytes, so that nothing a publisher wrote can end the connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,22 +18,22 @@ use crate::broker::nats::handshake::{Connection, Socket};
 use crate::broker::nats::wire::{self, Delivered, Info, Operation, PING, PONG, Reader};
 use crate::net::reason::{Peer, sentence};
 
-/// What answers come to, so that a narrow user can be given `_INBOX.topicgate.>`.
+/// The prefix of the subjects for answers, so that a restricted user can be granted `_INBOX.topicgate.>`.
 const INBOX: &str = "_INBOX.topicgate";
 
-/// The subscription that all answers come by.
+/// The subscription for all answers.
 const ANSWERS: u64 = 1;
 
-/// Messages of one inbox that are not taken yet: more than is ever asked for at once.
+/// The most messages that wait in an inbox: more than are ever requested at once.
 const INBOX_CAPACITY: usize = 4096;
 
-/// Orders that wait; beyond it who asks waits.
+/// The most orders that wait. If the queue is full, senders wait.
 const ORDERS: usize = 1024;
 
-/// Bytes that wait to be sent. Beyond it orders wait.
+/// The most bytes that wait to be sent. Beyond it, orders wait.
 const OUT_LIMIT: usize = 256 * 1024;
 
-/// A PING follows the last sign of the server by this, and the connection is given up after that long without another.
+/// A PING is sent after this much silence of the server; if the silence continues, the connection is given up.
 const PING_AFTER: Duration = Duration::from_secs(4);
 const SILENCE_LIMIT: Duration = Duration::from_secs(9);
 
@@ -43,7 +43,7 @@ pub(super) struct Client(Arc<Shared>);
 
 struct Shared {
     orders: mpsc::Sender<Order>,
-    /// What stands before the names of its inboxes.
+    /// The prefix of its inboxes.
     prefix: String,
     last_sid: AtomicU64,
     max_payload: usize,
@@ -53,9 +53,9 @@ struct Shared {
 /// Why a request was not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// Nobody takes what is sent to that subject.
+    /// The subject has no subscriber.
     NoResponders,
-    /// The user may not send there: the server's words.
+    /// The user has no permission to publish to the subject; the server's text.
     Denied(String),
     /// The connection has ended.
     Lost,
@@ -68,15 +68,15 @@ enum Order {
     Request(Outgoing, oneshot::Sender<Result<Delivered, Failure>>),
 }
 
-/// What is sent to a subject.
+/// A message to send.
 pub(super) struct Outgoing {
     pub(super) subject: String,
-    /// A block of header fields, or nothing.
+    /// A block of header fields, or empty.
     pub(super) fields: Vec<u8>,
     pub(super) payload: Bytes,
 }
 
-/// A subject of our own, and what comes to it. Its subscription ends with it.
+/// A subject of our own and its messages. Dropping it ends the subscription.
 pub(super) struct Inbox {
     pub(super) subject: String,
     sid: u64,
@@ -85,12 +85,12 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// The next message; `None` once the connection has ended, or more came than was taken.
+    /// The next message; `None` once the connection has ended, or the inbox has overflowed.
     pub(super) async fn next(&mut self) -> Option<Delivered> {
         self.messages.recv().await
     }
 
-    /// The next message if it is here already.
+    /// The next message if it has already arrived.
     pub(super) fn try_next(&mut self) -> Option<Delivered> {
         self.messages.try_recv().ok()
     }
@@ -98,18 +98,18 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        // If there is no room for it now, the task finds that nobody takes its messages.
+        // If the queue is full, the task notices later that nobody takes the messages.
         let _ = self.client.0.orders.try_send(Order::Unsubscribe(self.sid));
     }
 }
 
 impl Client {
-    /// Asks, and waits for the answer for as long as the connection lasts.
+    /// Sends a request, and waits for the answer as long as the connection lasts.
     pub(super) async fn request(&self, message: Outgoing) -> Result<Delivered, Failure> {
         self.asked(message).await?.await.map_err(|_| Failure::Lost)?
     }
 
-    /// Asks; what comes back resolves to the answer. What is asked first is sent first.
+    /// Sends a request, and returns a future of the answer. Requests are sent in order.
     pub(super) async fn asked(
         &self,
         message: Outgoing,
@@ -119,13 +119,13 @@ impl Client {
         Ok(answer)
     }
 
-    /// Sends a message whose answers come to an inbox.
+    /// Sends a message whose answers go to an inbox.
     pub(super) async fn send(&self, message: Outgoing, inbox: &Inbox) -> Result<(), Failure> {
         let order = Order::Send(message, inbox.subject.clone());
         self.0.orders.send(order).await.map_err(|_| Failure::Lost)
     }
 
-    /// A new inbox. It is subscribed before anything that is sent afterwards.
+    /// A new inbox. It is subscribed before any later message is sent.
     pub(super) async fn inbox(&self) -> Result<Inbox, Failure> {
         let (sender, messages) = mpsc::channel(INBOX_CAPACITY);
         let sid = self.0.last_sid.fetch_add(1, Ordering::Relaxed) + 1;
@@ -135,19 +135,19 @@ impl Client {
         Ok(Inbox { subject, sid, messages, client: self.clone() })
     }
 
-    /// The largest message that the server takes.
+    /// The largest message that the server accepts.
     pub(super) fn max_payload(&self) -> usize {
         self.0.max_payload
     }
 
-    /// Whether the server is of this version or newer.
+    /// Whether the server has this version or a newer one.
     pub(super) fn is_at_least(&self, major: u32, minor: u32) -> bool {
         let mut numbers = self.0.version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
     }
 }
 
-/// A handle to a connection, and the task that is to be run for it.
+/// Creates a handle to a connection, and the task to run for it.
 pub(super) fn client(connection: Connection) -> (Client, Task) {
     let Connection { socket, reader, info } = connection;
     let (orders, receiver) = mpsc::channel(ORDERS);
@@ -181,31 +181,32 @@ pub(super) fn client(connection: Connection) -> (Client, Task) {
     (Client(Arc::new(shared)), task)
 }
 
-/// What reads and writes.
+/// The task that reads and writes.
 pub(super) struct Task {
     orders: mpsc::Receiver<Order>,
     read: ReadHalf<Box<dyn Socket>>,
     write: WriteHalf<Box<dyn Socket>>,
     reader: Reader,
-    /// What is to be sent.
+    /// Bytes to send.
     out: BytesMut,
     is_flushed: bool,
     info: Info,
     prefix: String,
     inboxes: HashMap<u64, mpsc::Sender<Delivered>>,
-    /// Requests without an answer, each with its subject, in which the server speaks if it does not let us send there.
+    /// Requests that wait for an answer, with their subjects: the server names the subject if it refuses the
+    /// permission.
     asked: HashMap<u64, (String, oneshot::Sender<Result<Delivered, Failure>>)>,
     last_asked: u64,
-    /// When the server was last heard of.
+    /// When the server last sent anything.
     heard: Instant,
     is_pinged: bool,
-    /// The server's last words.
+    /// The server's last error text.
     words: Option<String>,
 }
 
 impl Task {
-    /// Runs until the connection ends, or nobody has a handle any more; tells why it ended. All that wait for an answer
-    /// are told then.
+    /// Runs until the connection ends, or all handles are dropped; returns the reason. Requests that wait for an answer
+    /// fail then.
     pub(super) async fn run(&mut self) -> String {
         let why = loop {
             match self.step().await {
@@ -219,7 +220,7 @@ impl Task {
         self.words.take().map_or(why, |words| sentence(&words, Peer::Nats))
     }
 
-    /// Where else in its cluster one can connect.
+    /// Other addresses of its cluster.
     pub(super) fn servers(&self) -> &[String] {
         &self.info.connect_urls
     }
@@ -243,11 +244,11 @@ impl Task {
             }
             order = self.orders.recv(), if has_room => match order {
                 Some(order) => self.carry_out(order),
-                None => return Err("nobody needs it any more".into()),
+                None => return Err("it is no longer needed".into()),
             },
             () = sleep_until(due) => {
                 if self.is_pinged {
-                    return Err(format!("the server says nothing for {} s", SILENCE_LIMIT.as_secs()));
+                    return Err(format!("the server was silent for {} s", SILENCE_LIMIT.as_secs()));
                 }
                 self.out.extend_from_slice(PING);
                 self.is_pinged = true;
@@ -264,10 +265,10 @@ impl Task {
                 let sid = message.sid;
                 let Some(inbox) = self.inboxes.get(&sid) else { return };
                 if inbox.try_send(message).is_err() {
-                    self.unsubscribe(sid); // nobody takes them, or too slowly: whoever reads it sees its end
+                    self.unsubscribe(sid); // nobody takes the messages, or too slowly: the reader sees the end of the inbox
                 }
             }
-            // Whoever waits for it sees that it did not come.
+            // The receiver sees that no answer came.
             Operation::TooLarge { sid, .. } => self.unsubscribe(sid),
             Operation::Ping => self.out.extend_from_slice(PONG),
             Operation::Info(info) => self.info = *info,
@@ -342,7 +343,7 @@ impl Task {
         }
     }
 
-    /// Who waits no longer for an answer, or for what comes to an inbox, holds nothing here.
+    /// Forgets requests and inboxes whose receivers are gone.
     fn forget_unwanted(&mut self) {
         self.asked.retain(|_, (_, done)| !done.is_closed());
         let unwanted: Vec<u64> =
@@ -351,7 +352,7 @@ impl Task {
     }
 }
 
-/// Sends some of it. Can be broken off anywhere without a loss.
+/// Sends some of the bytes. Cancel-safe.
 async fn write(
     socket: &mut WriteHalf<Box<dyn Socket>>,
     out: &mut BytesMut,

@@ -1,5 +1,6 @@
-//! Consumers of our own on a stream: one for each filter that is followed, and short-lived ones where the stream cannot be
-//! looked into otherwise. None acknowledges, none is kept: the server forgets one that nobody pulls from.
+//! JetStream consumers of the gateway: one for each followed filter, and short-lived ones to read a stream that does
+//! not allow Direct Get. They do not acknowledge and are not durable: the server removes a consumer that nobody pulls
+//! from.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,7 @@ use super::link::Api;
 use super::request::{request, said};
 use crate::broker::BrokerError;
 
-/// How long the server keeps a consumer that nobody pulls from.
+/// How long the server keeps a consumer without pulls.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
 /// Where a consumer begins.
@@ -22,7 +23,7 @@ pub(super) enum From {
     Time(SystemTime),
 }
 
-/// A consumer; it is deleted with the value, if the server can be reached.
+/// A consumer. Dropping it deletes it on the server, if possible.
 pub(super) struct Consumer {
     pub(super) api: Api,
     pub(super) stream: String,
@@ -30,15 +31,15 @@ pub(super) struct Consumer {
     state: State,
 }
 
-/// How far it is, as the server says.
+/// The progress of a consumer, as the server reports it.
 #[derive(Deserialize)]
 pub(super) struct State {
-    /// Messages of its subject that it has not delivered.
+    /// Messages of its subject that it has not delivered yet.
     pub(super) num_pending: u64,
     pub(super) delivered: Delivered,
 }
 
-/// The last message that it has delivered.
+/// The last delivered message.
 #[derive(Deserialize)]
 pub(super) struct Delivered {
     pub(super) consumer_seq: u64,
@@ -46,8 +47,8 @@ pub(super) struct Delivered {
 }
 
 impl Consumer {
-    /// Makes one, of one subject or of all that the stream has. Its name begins as all of this process do, so that whoever
-    /// lists the consumers of a stream sees whose it is.
+    /// Creates a consumer of one subject or of the whole stream. All consumers of this process have the same name
+    /// prefix, so that an operator can identify them.
     pub(super) async fn create(
         api: &Api,
         stream: &str,
@@ -61,7 +62,7 @@ impl Consumer {
             "ack_policy": "none",
             "replay_policy": "instant",
             "inactive_threshold": FORGOTTEN.as_nanos() as u64,
-            "num_replicas": 1, // lost with its server, and made again then from the last number
+            "num_replicas": 1, // lost with its server, and created again after the last number
             "mem_storage": true,
         });
         match from {
@@ -84,17 +85,17 @@ impl Consumer {
         Ok(Consumer { api: api.clone(), stream: stream.to_owned(), name, state })
     }
 
-    /// Messages of its subject that were waiting when it was made.
+    /// The number of messages that were waiting when it was created.
     pub(super) fn waiting(&self) -> u64 {
         self.state.num_pending
     }
 
-    /// The last number before the place where it was made.
+    /// The last number before the position at which it was created.
     pub(super) fn place(&self) -> u64 {
         self.state.delivered.stream_seq
     }
 
-    /// How far it is now.
+    /// Its current progress.
     pub(super) async fn look(&self) -> Result<State, BrokerError> {
         let what = format!("CONSUMER.INFO.{}.{}", self.stream, self.name);
         request(&self.api, &what, &json!({})).await?.map_err(said)
@@ -106,14 +107,15 @@ impl Drop for Consumer {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (api, what) = (self.api.clone(), format!("CONSUMER.DELETE.{}.{}", self.stream, self.name));
         runtime.spawn(async move {
-            // Best effort: the server forgets it on its own.
+            // Best effort: the server removes it on its own.
             let _ = timeout(LIMIT, request::<serde_json::Value>(&api, &what, &json!({}))).await;
         });
     }
 }
 
-/// Bytes to ask for at once: enough for any message that this server takes, else one could never be delivered.
+/// Bytes to request at once: enough for any message that this server accepts, because a larger message could never be
+/// delivered.
 pub(super) fn bytes_at_once(api: &Api, wanted: usize) -> usize {
-    // What counts on the server is the message with its subjects.
+    // The server counts the message with its subjects.
     wanted.max(api.client.max_payload() + 8 * 1024)
 }

@@ -1,11 +1,11 @@
-//! One filter that is followed: one consumer, whose messages go to the event channel in the order of their numbers.
+//! Follows one filter: a consumer, whose messages go to the event channel in the order of their numbers.
 //!
-//! It pulls rather than being pushed to, so that what nobody takes stays on the server: while the event channel is full
-//! nothing more is asked for. Whatever breaks the row (a consumer number that is missing, heartbeats that stay away, a lost
-//! connection, a deleted consumer) ends the consumer, and a new one begins behind the last number.
+//! It uses a pull consumer, so that messages stay on the server while the event channel is full. Anything that breaks
+//! the sequence (a missing delivery number, missing heartbeats, a lost connection, a deleted consumer) ends the
+//! consumer, and a new one begins after the last number.
 //!
-//! Each place between two numbers where the stream may have dropped messages of the filter is told as [`Event::Gone`];
-//! `reading.rs` says where that is.
+//! Wherever the stream may have dropped messages of the filter between two numbers, it sends [`Event::Gone`];
+//! `reading.rs` decides where that is.
 
 use std::time::Duration;
 
@@ -27,35 +27,35 @@ use crate::broker::{BrokerError, Event};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// Messages that are asked for at once; the next are when half of them have come.
+/// Messages to request at once; more are requested when half of them have arrived.
 const BATCH: usize = 500;
 
-/// Bytes that are asked for at once, nearly.
+/// The approximate bytes to request at once.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// How long a follower that cannot read on asks again before the refusal is told. What the server had of a consumer before
-/// can be in the way of a new one for a moment.
+/// How long a follower retries before it reports a refusal. For a moment, the server's state of an old consumer can
+/// prevent a new one.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How often the stream is asked whether all of it has been read.
+/// How often the follower asks whether it has read the whole stream.
 const CHECK: Duration = Duration::from_secs(3);
 
-/// How far a follower has come.
+/// The state of a follower.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Not yet confirmed.
     Beginning,
-    /// It follows a stream, of which whoever publishes to it has to know this.
+    /// It follows a stream; publishers need this information about it.
     Following(Publishing),
-    /// It is over: nothing more of it comes but the event that says so.
+    /// It has ended: only the event that reports the end is still to be sent.
     Over,
 }
 
-/// What follows one filter.
+/// The follower of one filter.
 pub(super) struct Follower {
     pub(super) filter: Filter,
     pub(super) source: Source,
-    /// Names this process on the server.
+    /// The name of this process on the server.
     pub(super) client: String,
     pub(super) state: watch::Receiver<State>,
     pub(super) events: mpsc::Sender<Event>,
@@ -63,7 +63,7 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Follows until the history ends, or nobody listens.
+    /// Follows until the stream is deleted or replaced, or the event channel closes.
     pub(super) async fn run(self, done: oneshot::Sender<Result<(), BrokerError>>) {
         let (reading, publishing, feed) = match self.begin().await {
             Ok(begun) => begun,
@@ -82,7 +82,7 @@ impl Follower {
         if self.events.send(begun).await.is_ok() {
             self.stage.send_replace(Stage::Following(publishing));
             let _ = done.send(Ok(()));
-            // `None` tells that nobody listens any more.
+            // `None`: the event channel has closed.
             let _ = self.follow(reading, feed).await;
         }
     }
@@ -99,14 +99,15 @@ impl Follower {
                 topics = self.filter.as_str(),
                 stream = reading.stream,
                 setting,
-                "the stream drops messages soon after they came, and holds others than these topics: the gateway reads all of it \
-                 to see what is lost; raise the limit, or let the rule cover the stream"
+                "the stream drops messages soon after they arrive, and also has other topics: the gateway reads all \
+                of it \
+                 to detect losses; raise the limit, or let the rule cover the whole stream"
             );
         }
         Ok((reading, publishing, pull))
     }
 
-    /// A consumer of what comes after the last number.
+    /// Creates a consumer that begins after the last number.
     async fn pull(&self, api: Api, reading: &mut ReadPosition) -> Result<Pull, BrokerError> {
         let from = From::Number(reading.told + 1);
         let consumer = Consumer::create(&api, &reading.stream, &self.client, reading.wanted(), from).await?;
@@ -122,7 +123,7 @@ impl Follower {
             let start = Instant::now();
             let mut delivered = 0;
             let why = self.read(&mut reading, &mut feed, &mut delivered).await?;
-            tracing::debug!(filter = %self.filter, stream = reading.stream, why, "reading on with a new consumer");
+            tracing::debug!(filter = %self.filter, stream = reading.stream, why, "continuing with a new consumer");
             drop(feed);
             let broken = Instant::now();
             if start.elapsed() > Duration::from_secs(1) {
@@ -153,25 +154,31 @@ impl Follower {
         }
     }
 
-    /// A new consumer behind the last number, if it is still the same history.
+    /// Creates a new consumer after the last number, if the stream is still the same.
     async fn again(&self, api: Api, reading: &mut ReadPosition) -> Result<Again, BrokerError> {
         let Some(info) = look(&api, &reading.stream).await? else {
-            return Ok(Again::Ended(format!("the stream {:?} is no more", reading.stream)));
+            return Ok(Again::Ended(format!("the stream {:?} was deleted", reading.stream)));
         };
         if info.tag() != reading.tag {
-            return Ok(Again::Ended(format!("the stream {:?} was deleted and made again", reading.stream)));
+            return Ok(Again::Ended(format!(
+                "the stream {:?} was deleted and created again",
+                reading.stream
+            )));
         }
         if info.state.last_seq < reading.sound || self.is_rewritten(&api, reading).await? {
-            return Ok(Again::Ended(format!("the stream {:?} has lost what was read of it", reading.stream)));
+            return Ok(Again::Ended(format!(
+                "the stream {:?} has lost messages that were already read",
+                reading.stream
+            )));
         }
         let gone = self.emptied(&info, reading.sound);
         self.take_in(info, reading)?;
         let pull = self.pull(api, reading).await?;
-        reading.behind = true; // what came meanwhile waited, and may be gone without anything that waits now
+        reading.behind = true; // messages that arrived meanwhile had to wait, and may be gone
         Ok(Again::Feed(Box::new(pull), gone))
     }
 
-    /// Takes in that the configuration of the stream may have changed.
+    /// Updates what depends on the configuration of the stream.
     fn take_in(&self, info: Info, reading: &mut ReadPosition) -> Result<(), BrokerError> {
         let found = Found { info, names: reading.names.clone(), subject: reading.subject.clone() };
         found.readable()?;
@@ -185,25 +192,26 @@ impl Follower {
         Ok(())
     }
 
-    /// Whether the message that was read last is another one now: a server that was killed can lose what it had confirmed
-    /// and give the same numbers again.
+    /// Whether the message that was read last is another one now: a server that was killed can lose confirmed messages
+    /// and give their numbers again.
     async fn is_rewritten(&self, api: &Api, reading: &ReadPosition) -> Result<bool, BrokerError> {
         let Some((number, time)) = reading.read else { return Ok(false) };
         let now = message(api, &reading.stream, &json!({ "seq": number })).await?;
         Ok(now.is_some_and(|now| now.time != time))
     }
 
-    /// What a stream has dropped after `sound`, before anything that it holds. Of a bucket: if it was emptied whole. Else
-    /// what it dropped are old values.
+    /// The messages that a stream has dropped after `sound` and before its first message. For a bucket, only if it was
+    /// emptied completely; otherwise it only dropped old values.
     fn emptied(&self, info: &Info, sound: u64) -> Option<(u64, String)> {
         let state = &info.state;
         let is_kv = matches!(self.source, Source::Kv { .. });
         let through = state.first_seq.saturating_sub(1).min(state.last_seq);
         (through > sound && (!is_kv || state.messages == 0))
-            .then(|| (through, "the stream had dropped them before they were read".to_owned()))
+            .then(|| (through, "the stream dropped them before they were read".to_owned()))
     }
 
-    /// Reads until something breaks the row; tells what. `delivered` is how many messages have come of this consumer.
+    /// Reads until something breaks the sequence, and returns what. `delivered` is the number of messages that this
+    /// consumer has delivered.
     async fn read(&self, reading: &mut ReadPosition, feed: &mut Pull, delivered: &mut u64) -> Option<String> {
         let mut check = Instant::now() + CHECK;
         loop {
@@ -225,7 +233,7 @@ impl Follower {
         }
     }
 
-    /// Passes on what has come.
+    /// Passes on the messages that have arrived.
     async fn take(
         &self,
         reading: &mut ReadPosition,
@@ -244,14 +252,14 @@ impl Follower {
             let held = RawMessage::from(message);
             let number = held.number;
             if number <= reading.told {
-                continue; // a replica that lags has given us more than we asked for
+                continue; // a lagging replica has delivered more than requested
             }
             if reading.is_suspicious(number) {
                 let known = match &holes {
                     Some(known) => known,
                     None => match self.holes(&feed.consumer.api, reading).await {
                         Ok(asked) => holes.insert(asked),
-                        Err(why) => return Some(Err(why)), // and is asked again
+                        Err(why) => return Some(Err(why)), // the caller tries again
                     },
                 };
                 if known.between(reading.sound, number).is_some() {
@@ -275,8 +283,8 @@ impl Follower {
         Some(Ok(()))
     }
 
-    /// Asks whether all that the stream holds has been read: one that was emptied says nothing on its own, and a long silence
-    /// in a stream of others would look like a loss once a new consumer is made.
+    /// Asks whether the whole stream has been read. A stream that was emptied does not report it, and after a long
+    /// silence, a new consumer could not tell a loss from messages of other topics.
     async fn check(
         &self,
         reading: &mut ReadPosition,
@@ -295,18 +303,18 @@ impl Follower {
         }
     }
 
-    /// Up to where messages are gone, if some are.
+    /// The number up to which messages are gone, if any are.
     async fn checked(
         &self,
         reading: &mut ReadPosition,
         feed: &Pull,
         delivered: u64,
     ) -> Result<Option<u64>, String> {
-        // First how much there is, then what was read: not more than that.
+        // First the size of the stream, then the progress, so that the progress is not ahead.
         let api = &feed.consumer.api;
         let info = match look(api, &reading.stream).await {
             Ok(Some(info)) => info,
-            Ok(None) => return Err("the stream is no more".into()),
+            Ok(None) => return Err("the stream was deleted".into()),
             Err(error) => return Err(error.to_string()),
         };
         let (head, before) = (info.state.last_seq, reading.extent);
@@ -319,14 +327,14 @@ impl Follower {
             return Ok(None);
         }
         if state.delivered.consumer_seq > delivered {
-            reading.caught_up = Some(state.delivered.consumer_seq); // as soon as what is on its way has come
+            reading.caught_up = Some(state.delivered.consumer_seq); // once the pending deliveries have arrived
             return Ok(None);
         }
         if reading.is_suspicious(head + 1) {
             let subject = reading.wanted().unwrap_or(">");
             let next = next_of(api, &reading.stream, subject, reading.sound + 1).await;
             if next.map_err(|error| error.to_string())?.is_some_and(|next| next.number <= head) {
-                return Ok(None); // the consumer's server does not have it yet
+                return Ok(None); // the consumer's server does not have the message yet
             }
             let holes = self.holes(api, reading).await?;
             if holes.between(reading.sound, head + 1).is_some() {
@@ -341,7 +349,7 @@ impl Follower {
     async fn holes(&self, api: &Api, reading: &ReadPosition) -> Result<Holes, String> {
         match Holes::of(api, &reading.stream).await {
             Ok(Some((holes, _))) => Ok(holes),
-            Ok(None) => Err("the stream is no more".into()),
+            Ok(None) => Err("the stream was deleted".into()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -356,10 +364,10 @@ impl Follower {
     }
 }
 
-/// What became of a follower whose consumer has ended.
+/// The result of replacing a consumer.
 enum Again {
-    /// It reads on, and what was gone meanwhile: up to which number, and why.
+    /// Reading continues; if messages are gone: up to which number, and why.
     Feed(Box<Pull>, Option<(u64, String)>),
-    /// It cannot, and why.
+    /// The source has ended; the reason.
     Ended(String),
 }

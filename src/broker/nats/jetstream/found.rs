@@ -1,5 +1,5 @@
-//! The stream of a rule: which one it is, and whether the rule's topics can be read from it and published to it. What cannot
-//! work is refused here, in words that name the stream and its subjects.
+//! The JetStream stream of a rule: finds it, and checks whether the rule's topics can be read from it and published to
+//! it. A refusal names the stream and its subjects.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -14,25 +14,25 @@ use crate::broker::BrokerError;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Topic;
 
-/// Streams that a hint names.
+/// The most streams that a hint names.
 const NAMED: usize = 5;
 
-/// Time for what only a hint needs.
+/// The timeout of requests that only a hint needs.
 const HINT_LIMIT: Duration = Duration::from_secs(1);
 
-/// Mirrors of mirrors that are followed to where their messages come from.
+/// The most mirrors of mirrors that are followed to the origin of their messages.
 const MIRRORS: usize = 8;
 
 /// The stream of a rule.
 pub(super) struct Found {
     pub(super) info: Info,
     pub(super) names: Names,
-    /// The subject of the filter or topic that it was looked for.
+    /// The subject of the filter or topic for which it was found.
     pub(super) subject: String,
 }
 
 impl Found {
-    /// Finds the stream of a source for `text`, a filter or topic of it; by its name if that is known.
+    /// Finds the stream of a source for `text`, a filter or topic; by its name if that is known.
     pub(super) async fn of(
         api: &Api,
         source: &Source,
@@ -54,13 +54,13 @@ impl Found {
         Ok(Found { info, names, subject })
     }
 
-    /// Refuses a stream that cannot be read, or in which the rule's topics are never found.
+    /// Refuses a stream that cannot be read, or that never has the rule's topics.
     pub(super) fn readable(&self) -> Result<(), BrokerError> {
         let Info { config, .. } = &self.info;
         let (name, subject) = (&config.name, &self.subject);
         let refused = |why: String| Err(BrokerError::Refused(why));
         if config.retention != "limits" {
-            // A consumer of ours would take messages away from those whom they are for.
+            // Our consumer would take messages away from their real consumers.
             return refused(format!(
                 "the stream {name:?} drops messages once they are consumed (retention = {:?}); its retention must be limits",
                 config.retention
@@ -81,8 +81,8 @@ impl Found {
         }
         match &config.subject_transform {
             Some(transform) if overlap(transform.from(), subject) => refused(format!(
-                "the stream {name:?} stores {} under {} (a subject transform), so that nothing of {subject} is found there; \
-                 let the rule's match name the subjects under which messages are stored",
+                "the stream {name:?} stores {} under {} (a subject transform), so that it has nothing under {subject}; \
+                 use the subjects under which messages are stored in the rule's match",
                 transform.from(),
                 transform.dest
             )),
@@ -93,14 +93,14 @@ impl Found {
         }
     }
 
-    /// What whoever publishes to it has to know.
+    /// The information that publishing to it needs.
     pub(super) fn publishing(&self, source: &Source) -> Publishing {
         let config = &self.info.config;
         let expected = match source {
             Source::Kv { .. } | Source::JetStream { stream: Some(_) } if config.mirror.is_none() => {
                 Some(config.name.clone())
             }
-            _ => None, // it goes where the mirror has its messages from
+            _ => None, // the message goes to the origin of the mirror
         };
         Publishing {
             stream: config.name.clone(),
@@ -112,11 +112,11 @@ impl Found {
     }
 }
 
-/// What whoever publishes to a stream has to know of it.
+/// What must be known about a stream to publish to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Publishing {
     pub(super) stream: String,
-    /// The stream that must take the message.
+    /// The stream that must store the message.
     pub(super) expected: Option<String>,
     names: Names,
     transform: Option<Transform>,
@@ -124,21 +124,21 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
-    /// The subject that a message of a topic is sent to, unless it would not be found under it.
+    /// The subject for a message of a topic; an error if it would not be stored under that subject.
     pub(super) fn subject(&self, source: &Source, topic: &Topic) -> Result<String, BrokerError> {
         check_key(source, topic)?;
         let subject = self.names.subject(topic.as_str())?;
         let stream = &self.stream;
         if self.no_ack {
             return Err(BrokerError::Refused(format!(
-                "the stream {stream:?} confirms nothing (no_ack), so that nobody can say whether it has stored a message"
+                "the stream {stream:?} confirms nothing (no_ack), so it is unknown whether it stores a message"
             )));
         }
         match &self.transform {
             Some(transform) if transform.from() != transform.dest && covers(transform.from(), &subject) => {
                 Err(BrokerError::Refused(format!(
-                    "the stream {stream:?} stores {} under {} (a subject transform), so that no reader of this topic would \
-                     get the message",
+                    "the stream {stream:?} stores {} under {} (a subject transform), so no reader of this topic would \
+                     receive the message",
                     transform.from(),
                     transform.dest
                 )))
@@ -148,7 +148,7 @@ impl Publishing {
     }
 }
 
-/// The subjects under which a transform stores messages, with a wildcard for what it takes over.
+/// The subjects under which a transform stores messages, with wildcards for the parts that it takes over.
 fn stored_under(transform: &Transform) -> String {
     let token = |token: &str| {
         let is_mapped = token.starts_with("{{") || token.starts_with('$') && token[1..].parse::<u8>().is_ok();
@@ -157,7 +157,7 @@ fn stored_under(transform: &Transform) -> String {
     transform.dest.split('.').map(token).collect::<Vec<_>>().join(".")
 }
 
-/// The bucket under whose name the keys are stored: that of its own, or of the one that it mirrors.
+/// The bucket under whose name the keys are stored: its own name, or the name of the bucket that it mirrors.
 async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, BrokerError> {
     let mut config = info.config.clone();
     for _ in 0..MIRRORS {
@@ -169,10 +169,10 @@ async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, B
         let name = mirror.name.clone();
         let Some(own) = name.strip_prefix("KV_").map(str::to_owned) else {
             return Err(BrokerError::Refused(format!(
-                "the bucket {bucket:?} mirrors the stream {name:?}, which is no bucket"
+                "the bucket {bucket:?} mirrors the stream {name:?}, which is not a bucket"
             )));
         };
-        // One in another account or domain cannot be looked at; its name is all that there is to know then.
+        // A stream in another account or domain cannot be inspected; then only its name is known.
         match look(api, &name).await {
             Ok(Some(origin)) if origin.config.mirror.is_some() && origin.config.name == name => {
                 config = origin.config
@@ -190,8 +190,9 @@ async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, B
         Some(source) => {
             let origin = source.name.strip_prefix("KV_").unwrap_or(&source.name);
             Err(BrokerError::Refused(format!(
-                "the bucket {bucket:?} takes in {:?} without a subject transform, so that those keys are stored under the name of \
-                 that bucket and found by no client; give the source the transform $KV.{origin}.> to $KV.{bucket}.>",
+                "the bucket {bucket:?} has the source {:?} without a subject transform, so that its keys are stored \
+                under the name of \
+                 that bucket and no client finds them; give the source the transform $KV.{origin}.> to $KV.{bucket}.>",
                 source.name
             )))
         }
@@ -203,7 +204,7 @@ fn bucket_of(subject: &str) -> Option<String> {
     subject.strip_prefix("$KV.")?.split('.').next().map(str::to_owned)
 }
 
-/// The name of the stream that a source is read from. One that is not named is the one stream that has `subject`.
+/// The name of the stream of a source. Without a configured name, it is the one stream that has `subject`.
 async fn find(api: &Api, source: &Source, subject: &str) -> Result<String, BrokerError> {
     match source {
         Source::Kv { bucket, .. } => return Ok(format!("KV_{bucket}")),
@@ -217,21 +218,22 @@ async fn find(api: &Api, source: &Source, subject: &str) -> Result<String, Broke
     match (names.pop(), names.is_empty()) {
         (Some(name), true) => Ok(name),
         (Some(name), false) => Err(BrokerError::Refused(format!(
-            "several streams have subjects of {subject}: {}; name one: stream = {name:?}",
+            "several streams have subjects of {subject}: {}; choose one: stream = {name:?}",
             listed([name.as_str()].into_iter().chain(names.iter().map(String::as_str)), names.len() + 1)
         ))),
         (None, _) => Err(BrokerError::Refused(format!(
-            "no stream has subjects of {subject}; {}; make one (nats stream add ORDERS --subjects {subject:?})",
+            "no stream has subjects of {subject}; {}; create one (nats stream add ORDERS --subjects {subject:?})",
             there_is(api, "").await
         ))),
     }
 }
 
-/// The refusal of a stream that is not there.
+/// The refusal for a missing stream.
 async fn missing(api: &Api, name: &str, subject: &str) -> BrokerError {
     BrokerError::Refused(match name.strip_prefix("KV_") {
         Some(bucket) => format!(
-            "there is no bucket {bucket:?}; {}; set `bucket` to one that there is, or make it: nats kv add {bucket}",
+            "the bucket {bucket:?} does not exist; {}; set `bucket` to an existing one, or create it: nats kv add \
+            {bucket}",
             there_is(api, "KV_").await
         ),
         None => {
@@ -244,13 +246,14 @@ async fn missing(api: &Api, name: &str, subject: &str) -> BrokerError {
                 _ => there_is(api, "").await,
             };
             format!(
-                "there is no stream {name:?}; {hint}; set `stream` to one that there is, or make it: nats stream add {name}"
+                "the stream {name:?} does not exist; {hint}; set `stream` to an existing one, or create it: nats \
+                stream add {name}"
             )
         }
     })
 }
 
-/// Which streams, or buckets, there are, for a hint.
+/// The existing streams or buckets, for a hint.
 async fn there_is(api: &Api, prefix: &str) -> String {
     let what = if prefix.is_empty() { "streams" } else { "buckets" };
     match timeout(HINT_LIMIT, streams(api, None)).await {
@@ -261,11 +264,11 @@ async fn there_is(api: &Api, prefix: &str) -> String {
                 count => format!("this account has the {what} {}", listed(names.into_iter(), count)),
             }
         }
-        _ => format!("which {what} there are cannot be asked"),
+        _ => format!("the {what} cannot be listed"),
     }
 }
 
-/// The first names of streams, of those that have `subject` if it is given.
+/// The first names of streams; if `subject` is given, of those that have it.
 async fn streams(api: &Api, subject: Option<&str>) -> Result<Vec<String>, BrokerError> {
     #[derive(Deserialize)]
     struct Names {
@@ -276,7 +279,7 @@ async fn streams(api: &Api, subject: Option<&str>) -> Result<Vec<String>, Broker
     Ok(names.streams.unwrap_or_default())
 }
 
-/// Some names, and how many more there are.
+/// Some names, and the number of further ones.
 fn listed<'a>(names: impl Iterator<Item = &'a str>, count: usize) -> String {
     let mut text = names.take(NAMED).collect::<Vec<_>>().join(", ");
     if count > NAMED {

@@ -1,4 +1,4 @@
-//! What a stream holds of the past: parts of it, and places in it.
+//! Reads the stored messages of a stream: fetches ranges, and finds positions. It changes nothing.
 
 use std::collections::HashMap;
 
@@ -12,10 +12,10 @@ use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// Steps of a search for a place among numbers of 64 bits, with those to the first guess.
+/// The most steps of a binary search among 64-bit numbers, including the steps to the first bounds.
 const STEPS: usize = 128;
 
-/// What is asked for.
+/// A query for stored messages.
 pub(super) struct HistoryQuery {
     pub(super) filter: Filter,
     pub(super) source: Source,
@@ -27,7 +27,7 @@ impl HistoryQuery {
         matches!(self.source, Source::Kv { .. })
     }
 
-    /// What the stream holds above `after`, up to `until` at most. `info` is from before.
+    /// The stored messages after `after`, up to `until` at most. `info` was read before.
     pub(super) async fn fetch(
         &self,
         look: &Look<'_>,
@@ -43,7 +43,8 @@ impl HistoryQuery {
             Some(last) if last >= until => PartialFetch::of(page.messages, until),
             Some(last) if page.more > 0 => PartialFetch::of(page.messages, last),
             last => {
-                // The end, for whoever answered; the leader knows what a replica that lags does not have yet.
+                // The end, according to the replica that answered; the leader knows what a lagging replica does not
+                // have yet.
                 let missed = look.next(last.unwrap_or(after) + 1).await?;
                 match missed.filter(|missed| missed.number <= until) {
                     Some(missed) => {
@@ -78,8 +79,8 @@ impl HistoryQuery {
         Ok(Fetched { through: part.through, gone: part.gone, torn: part.torn, messages: messages.collect() })
     }
 
-    /// Leaves one value for each key that is not deleted. What was overwritten before it was read is no loss: the new value is
-    /// in this part, in a later one, or among what is followed.
+    /// Keeps one value for each key that is not deleted. A value that was overwritten before it was read is not a loss:
+    /// the new value is in this range, in a later one, or among the followed messages.
     async fn values(
         &self,
         look: &Look<'_>,
@@ -104,14 +105,14 @@ impl HistoryQuery {
         Ok(())
     }
 
-    /// Whether nothing of the filter above `after` can have been dropped: limits drop the oldest message of a subject first,
-    /// and the stream still holds one that is no younger. Tells of one subject only. (Somebody who deletes a message by its
-    /// number, or gives it a time to live of its own, means it to be gone.)
+    /// Whether nothing of the filter after `after` can have been dropped: limits drop the oldest message of a subject
+    /// first, and the stream still has one that is not younger. Works for a single subject only. (A message that is
+    /// deleted by its number, or has its own time to live, is meant to be gone.)
     async fn is_kept(&self, look: &Look<'_>, after: u64) -> Result<bool, BrokerError> {
         Ok(!self.filter.is_pattern() && look.next(1).await?.is_some_and(|oldest| oldest.number <= after))
     }
 
-    /// Finds a place. `info` is the leader's.
+    /// Finds a position. `info` is the leader's.
     pub(super) async fn locate(
         &self,
         look: &Look<'_>,
@@ -122,12 +123,12 @@ impl HistoryQuery {
         let oldest = state.first_seq.saturating_sub(1);
         Ok(match place {
             Seek::After(number) if number > state.last_seq => SeekResult::Unknown(oldest),
-            // A bucket drops old values, which nobody misses.
+            // A bucket drops old values, which is not a loss.
             Seek::After(number) if number < oldest && !self.is_kv() => SeekResult::Evicted(oldest),
             Seek::After(number) => SeekResult::At(number),
             Seek::Oldest => SeekResult::At(oldest),
             Seek::Since(time) if time > state.last_ts => SeekResult::At(state.last_seq),
-            // Purged: of what came then, the last one at least is gone.
+            // Purged: at least the last message of that time is gone.
             Seek::Since(_) if state.messages == 0 && oldest > 0 && !self.is_kv() => {
                 SeekResult::Evicted(oldest)
             }
@@ -138,15 +139,15 @@ impl HistoryQuery {
         })
     }
 
-    /// The number before the last `count` messages: searched for by how many follow a number.
+    /// The number before the last `count` messages, found by a binary search for how many follow a number.
     async fn last(&self, look: &Look<'_>, info: &Info, count: u64) -> Result<u64, BrokerError> {
         let oldest = info.state.first_seq.max(1);
-        // At least `count` follow from `low` on, as soon as `back` is `None`; fewer from `high` on.
+        // Once `back` is `None`, at least `count` follow from `low` on, and fewer from `high` on.
         let (mut low, mut high) = (oldest, info.state.last_seq + 1);
         if count == 0 {
             return Ok(high - 1);
         }
-        // Ever further back until enough follow. In a stream of nothing else the first guess is right.
+        // Goes further back until enough follow. In a stream of only these messages, the first guess is right.
         let mut back = Some(count);
         for _ in 0..STEPS {
             let guess = match back {
@@ -157,7 +158,7 @@ impl HistoryQuery {
             match look.first(guess).await? {
                 Some((found, more)) if more + 1 == count => return Ok(found - 1),
                 Some((found, more)) if more + 1 > count => (low, back) = (found, None),
-                _ if guess == oldest => break, // there are not that many
+                _ if guess == oldest => break, // there are fewer messages
                 _ => (high, back) = (guess, back.map(|back| back.saturating_mul(4))),
             }
         }
@@ -165,7 +166,7 @@ impl HistoryQuery {
     }
 }
 
-/// A part of a stream on its way to become [`Fetched`].
+/// A range that is being assembled for [`Fetched`].
 struct PartialFetch {
     through: u64,
     gone: u64,
@@ -179,12 +180,12 @@ impl PartialFetch {
         PartialFetch { through, gone: 0, torn: false, messages }
     }
 
-    /// Whether there is a message for each number behind `after`.
+    /// Whether there is a message for each number after `after`.
     fn is_unbroken(&self, after: u64) -> bool {
         self.messages.len() as u64 == self.through - after
     }
 
-    /// Takes out what the stream has dropped by now: some of it was read before, some was not.
+    /// Removes the messages that the stream has dropped meanwhile: some were read before that, some were not.
     fn drop_evicted(&mut self, holes: &Holes, after: u64, until: u64) {
         let evicted = holes.oldest().saturating_sub(1).min(until);
         if evicted > after {
@@ -194,7 +195,7 @@ impl PartialFetch {
         }
     }
 
-    /// The first number for which the stream holds nothing any more, and may have.
+    /// The first number for which the stream may have lost a message.
     fn hole(&self, holes: &Holes, after: u64) -> Option<u64> {
         let numbers = self.messages.iter().map(|held| held.number).chain([self.through + 1]);
         let mut before = after;
@@ -207,8 +208,8 @@ impl PartialFetch {
         None
     }
 
-    /// Sees that the hole stands at the beginning: a part says no more than that something is gone there. If messages come
-    /// before it, they are this part, and it begins the next.
+    /// Ensures that the hole is at the beginning of a range, because a range can report a loss only there. If messages
+    /// come before the hole, they are this range, and the hole begins the next.
     fn stop_before(&mut self, hole: u64) {
         match self.messages.first() {
             Some(first) if first.number < hole => {

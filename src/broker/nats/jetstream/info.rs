@@ -1,4 +1,4 @@
-//! What a server says of a stream: its configuration as far as it matters to a rule, and its state.
+//! The information of a server about a stream: its state, and the part of its configuration that matters to a rule.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ pub(super) struct Info {
     pub(super) state: State,
 }
 
-/// How it was made.
+/// The configuration of a stream.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Config {
@@ -23,16 +23,16 @@ pub(super) struct Config {
     #[serde(deserialize_with = "list")]
     pub(super) subjects: Vec<String>,
     pub(super) retention: String,
-    /// Messages of one subject that it keeps; it keeps any number if this is not above 0, as with the other limits.
+    /// The most messages per subject. Like the other limits, it is unlimited if it is not above 0.
     pub(super) max_msgs_per_subject: i64,
     pub(super) max_msgs: i64,
     pub(super) max_bytes: i64,
     /// In nanoseconds.
     pub(super) max_age: u64,
-    /// A message can take the place of all before it.
+    /// A message can replace all earlier messages.
     pub(super) allow_rollup_hdrs: bool,
     pub(super) allow_direct: bool,
-    /// It confirms nothing to publishers.
+    /// It sends no confirmations to publishers.
     pub(super) no_ack: bool,
     pub(super) mirror: Option<Origin>,
     #[serde(deserialize_with = "list")]
@@ -40,7 +40,7 @@ pub(super) struct Config {
     pub(super) subject_transform: Option<Transform>,
 }
 
-/// Another stream, whose messages a mirror or an aggregate takes in.
+/// Another stream, whose messages a mirror or an aggregate copies.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Origin {
@@ -49,7 +49,7 @@ pub(super) struct Origin {
     pub(super) subject_transforms: Vec<Transform>,
 }
 
-/// Subjects are stored under other ones.
+/// Messages are stored under other subjects.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Transform {
@@ -57,7 +57,7 @@ pub(super) struct Transform {
     pub(super) dest: String,
 }
 
-/// What it holds.
+/// The state of a stream.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct State {
     pub(super) messages: u64,
@@ -67,16 +67,16 @@ pub(super) struct State {
     pub(super) first_ts: SystemTime,
     #[serde(deserialize_with = "time")]
     pub(super) last_ts: SystemTime,
-    /// How many numbers between the first and the last it holds no message for.
+    /// How many numbers between the first and the last have no message.
     #[serde(default)]
     pub(super) num_deleted: u64,
-    /// These numbers, where they were asked for.
+    /// These numbers, if requested.
     #[serde(default)]
     pub(super) deleted: Option<Vec<u64>>,
 }
 
 impl Info {
-    /// Names the history: a stream that was deleted and made again has another time of creation.
+    /// The tag of the stream: a stream that was deleted and created again has another creation time.
     pub(super) fn tag(&self) -> Tag {
         let since = self.created.duration_since(UNIX_EPOCH).unwrap_or_default();
         Tag::of(&[self.config.name.as_bytes(), &(since.as_nanos() as i128).to_be_bytes()])
@@ -84,13 +84,13 @@ impl Info {
 }
 
 impl Transform {
-    /// The subjects that are stored under other ones; all if it names none.
+    /// The subjects that are stored under other ones; all if none is named.
     pub(super) fn from(&self) -> &str {
         if self.src.is_empty() { ">" } else { &self.src }
     }
 }
 
-/// A time of the server. One from before 1970 stands for none.
+/// Parses a time of the server. A time before 1970 stands for none.
 pub(super) fn read_time(text: &str) -> SystemTime {
     humantime::parse_rfc3339(text).unwrap_or(UNIX_EPOCH)
 }

@@ -1,5 +1,5 @@
-//! The connection for what JetStream keeps: made when it is first needed, and made anew, on the next server, whenever it is
-//! lost. Every server that the cluster tells of is tried, also those that `broker.url` does not name.
+//! The JetStream connection: opened when it is first needed, and opened again, to the next server, whenever it is lost.
+//! It tries every server that the cluster announces, also those that `broker.url` does not name.
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -10,13 +10,13 @@ use crate::broker::nats::{OPEN_LIMIT, RETRY_LIMIT, Settings, pause};
 use crate::broker::{BrokerError, Event, Link};
 use crate::net::reason::{LATE, Peer, sentence};
 
-/// Whether there is a connection.
+/// The state of the connection.
 pub(super) enum State {
-    /// The first round of attempts is under way.
+    /// The first round of attempts is in progress.
     Opening,
-    /// There is.
+    /// Connected.
     Up(Box<Api>),
-    /// There is none, and why.
+    /// Not connected; the reason.
     Down(String),
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// The connection, if there is one now.
+    /// The current connection, if there is one.
     pub(super) fn now(state: &watch::Receiver<State>) -> Result<Self, BrokerError> {
         match &*state.borrow() {
             State::Up(api) => Ok(Api::clone(api)),
@@ -36,7 +36,7 @@ impl Api {
         }
     }
 
-    /// The connection, once there is one. `None` if there will be none any more.
+    /// The connection, once there is one. `None` if there will be no more.
     pub(super) async fn next(state: &mut watch::Receiver<State>) -> Option<Self> {
         match &*state.wait_for(|state| matches!(state, State::Up(_))).await.ok()? {
             State::Up(api) => Some(Api::clone(api)),
@@ -45,7 +45,7 @@ impl Api {
     }
 }
 
-/// Connects, and stays connected, until the event channel closes.
+/// Connects, and reconnects, until the event channel closes.
 pub(super) async fn keep(mut settings: Settings, events: mpsc::Sender<Event>, state: watch::Sender<State>) {
     let mut server = fastrand::usize(..settings.len());
     let (mut attempts, mut tried) = (0, 0);
@@ -62,7 +62,7 @@ pub(super) async fn keep(mut settings: Settings, events: mpsc::Sender<Event>, st
                 let why = connection.run().await;
                 settings.discovered(server, connection.servers());
                 if start.elapsed() > RETRY_LIMIT {
-                    attempts = 0; // but not for a server that takes us in only to throw us out
+                    attempts = 0; // but not for a server that accepts the connection and then closes it
                 }
                 why
             }
@@ -71,7 +71,7 @@ pub(super) async fn keep(mut settings: Settings, events: mpsc::Sender<Event>, st
         server += 1;
         tried += 1;
         if tried < settings.len() {
-            continue; // whoever waits for the first connection waits until every server had its chance
+            continue; // callers wait until every server has been tried once
         }
         if told.as_ref() != Some(&why) {
             state.send_replace(State::Down(why.clone()));

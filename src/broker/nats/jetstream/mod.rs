@@ -1,13 +1,12 @@
-//! What JetStream keeps: streams, and key-value buckets, which are streams with conventions.
+//! JetStream as a stored source: streams, and key-value buckets, which are streams with conventions.
 //!
-//! One task takes the commands. Each filter that is followed is a task of its own with one consumer (`follower.rs`), each
-//! look into the past and each publication one that ends with its answer; all share one connection (`link.rs`), which the
-//! first command makes. What breaks with the connection goes on with the next one from the last number, so that here a lost
-//! connection loses nothing.
+//! One task takes the commands. Each followed filter has its own task with one consumer (`follower.rs`). Each fetch,
+//! each seek and each publication is a task that ends with its answer. All share one connection (`link.rs`), which the
+//! first command opens. After a lost connection, reading continues from the last number, so nothing is lost.
 //!
-//! Of NATS it needs the API requests `STREAM.INFO`, `STREAM.NAMES` (for a stream that is not named), `STREAM.MSG.GET`,
-//! `DIRECT.GET`, and `CONSUMER.CREATE`, `.INFO`, `.DELETE` and `.MSG.NEXT`, each under `$JS.API.`, and answers on
-//! `_INBOX.topicgate.>`.
+//! It needs these API requests of NATS: `STREAM.INFO`, `STREAM.NAMES` (for a stream that is not named),
+//! `STREAM.MSG.GET`, `DIRECT.GET`, and `CONSUMER.CREATE`, `.INFO`, `.DELETE` and `.MSG.NEXT`, each under `$JS.API.`,
+//! with answers on `_INBOX.topicgate.>`.
 
 mod client;
 mod consumer;
@@ -46,16 +45,16 @@ use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// Time for an answer of JetStream, and for all of a look into the past.
+/// The timeout of a JetStream request, and of a whole fetch or seek.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Looks into the past at once; more wait for their turn.
+/// The most concurrent fetches and seeks; more wait for their turn.
 const LOOKS: usize = 16;
 
-/// Commands that are being answered; beyond it they wait in their channel.
+/// The most commands in progress; more wait in their channel.
 const ANSWERING: usize = 4096;
 
-/// Answers until the command channel closes. Nothing is connected before the first command.
+/// Runs until the command channel closes. Connects when the first command arrives.
 pub(in crate::broker) async fn run(
     settings: Settings,
     mut commands: mpsc::Receiver<StoredCommand>,
@@ -90,9 +89,9 @@ struct JetStream {
     followed: HashMap<Filter, Followed>,
 }
 
-/// What looks into the past share.
+/// The state that fetches and seeks share.
 struct Past {
-    /// Names this process on the server.
+    /// The name of this process on the server.
     client: String,
     looks: Semaphore,
     consumers: Semaphore,
@@ -123,7 +122,7 @@ impl JetStream {
                 let api = Api::now(&self.state);
                 match (api, known) {
                     (Err(error), _) => drop(done.send(Err(error))),
-                    // Given to the connection here, in the order of the commands; the answer is waited for elsewhere.
+                    // Sent here, in the order of the commands; another task waits for the answer.
                     (Ok(api), Some(known)) => match publication.send(api, &known).await {
                         Ok(sent) => {
                             tasks.spawn(async move { drop(done.send(sent.acknowledged().await)) });
@@ -172,7 +171,7 @@ impl JetStream {
             tasks.spawn(async move {
                 let answer = match stage.wait_for(|stage| *stage != Stage::Beginning).await.as_deref() {
                     Ok(Stage::Following(_)) => Ok(()),
-                    _ => Err(BrokerError::Away("it could not be followed".into())),
+                    _ => Err(BrokerError::Away("it could not be subscribed".into())),
                 };
                 let _ = done.send(answer);
             });
@@ -192,7 +191,7 @@ impl JetStream {
         self.followed.insert(filter, Followed { source, stage: stages, task });
     }
 
-    /// Ends what follows a filter. Once this returns, nothing more of it comes.
+    /// Ends the follower of a filter. Once this returns, it sends no more events.
     async fn end(&mut self, filter: &Filter) {
         if let Some(mut followed) = self.followed.remove(filter) {
             followed.task.abort();
@@ -200,7 +199,7 @@ impl JetStream {
         }
     }
 
-    /// What is known of the stream of a filter, if a rule that covers it is followed: it need not be looked for again then.
+    /// The stream of a filter, if a rule that covers it is followed: then it need not be searched for again.
     fn known(&self, filter: &Filter, source: &Source) -> Option<Publishing> {
         let following = self.followed.iter().filter_map(|(followed, is)| match &*is.stage.borrow() {
             Stage::Following(known) if is.source == *source && followed.covers(filter) => {
@@ -211,14 +210,14 @@ impl JetStream {
         following.max_by_key(|(length, _)| *length).map(|(_, known)| known)
     }
 
-    /// A look into the past, with what is needed for it.
+    /// Creates a fetch or a seek.
     fn question(&self, filter: Filter, source: Source) -> Result<Question, BrokerError> {
         let known = self.known(&filter, &source).map(|known| known.stream);
         Ok(Question { api: Api::now(&self.state)?, past: self.past.clone(), known, filter, source })
     }
 }
 
-/// A look into the past.
+/// A fetch or a seek.
 struct Question {
     api: Api,
     past: Arc<Past>,

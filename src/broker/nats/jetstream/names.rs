@@ -1,26 +1,26 @@
-//! What topics are called in a stream: by their subjects, or, in a key-value bucket, by their keys.
+//! The names of topics in a stream: subjects, or keys of a key-value bucket.
 
 use crate::broker::BrokerError;
 use crate::broker::nats::subjects::{DOT, unspeakable};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Topic;
 
-/// How topics and subjects of one source translate.
+/// Translates between topics and subjects of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Names {
     /// A topic is a subject.
     Subjects,
-    /// A topic is a key of a bucket, behind the literal segments of its rule.
+    /// A topic is a key of a bucket, after the literal segments of its rule.
     Keys {
-        /// What stands before the key in a subject: `$KV.PRICES.`.
+        /// The prefix before the key in a subject: `$KV.PRICES.`.
         bucket: String,
-        /// What stands before it in a topic: `prices/`, or nothing.
+        /// The prefix before the key in a topic: `prices/`, or nothing.
         prefix: String,
     },
 }
 
 impl Names {
-    /// Those of a source. `text` is a topic or filter of it, which shares the literal segments of its rule.
+    /// The names of a source. `text` is a topic or filter of it, which shares the literal segments of its rule.
     pub(super) fn of(source: &Source, text: &str) -> Self {
         match source {
             Source::Kv { bucket, prefix } => Names::Keys {
@@ -33,7 +33,7 @@ impl Names {
         }
     }
 
-    /// The same, of a bucket whose keys are stored under the name of another one.
+    /// The same for a bucket whose keys are stored under the name of another bucket.
     pub(super) fn stored_as(self, name: &str) -> Self {
         match self {
             Names::Subjects => Names::Subjects,
@@ -51,7 +51,7 @@ impl Names {
             Names::Keys { bucket, prefix } => {
                 let key = text.strip_prefix(prefix.as_str()).filter(|key| !key.is_empty());
                 let missing =
-                    || BrokerError::Refused(format!("{text} names no key: it ends before one begins"));
+                    || BrokerError::Refused(format!("{text} has no key: it ends before the key begins"));
                 (bucket.as_str(), key.ok_or_else(missing)?)
             }
         };
@@ -65,7 +65,7 @@ impl Names {
         Ok(subject)
     }
 
-    /// The topic of a subject; `None` if the grammar has no name for it.
+    /// The topic of a subject; `None` if it is not a valid topic.
     pub(super) fn topic(&self, subject: &str) -> Option<Topic> {
         match self {
             Names::Subjects => Topic::from_subject(subject, '.'),
@@ -77,19 +77,19 @@ impl Names {
     }
 }
 
-/// Checks a topic that a value is put under: what other clients of a bucket would not take for a key, they cannot read.
+/// Checks the topic of a new value: other clients of the bucket could not read an invalid key.
 pub(super) fn check_key(source: &Source, topic: &Topic) -> Result<(), BrokerError> {
     let Source::Kv { prefix, .. } = source else { return Ok(()) };
     let is_key = |c: char| c.is_ascii_alphanumeric() || "-_=".contains(c);
     if topic.as_str().split('/').skip(*prefix).all(|segment| segment.chars().all(is_key)) {
         Ok(())
     } else {
-        let why = "a key of a bucket has letters, digits, -, _ and = between its dots, and nothing else";
+        let why = "a key of a bucket may only have letters, digits, -, _ and = between its dots";
         Err(BrokerError::Unfit(why.into()))
     }
 }
 
-/// Whether every subject that `inner` matches is matched by `outer`; both as NATS writes them.
+/// Whether `outer` matches every subject that `inner` matches; both in the notation of NATS.
 pub(super) fn covers(outer: &str, inner: &str) -> bool {
     let mut outer = outer.split('.');
     let mut inner = inner.split('.');
@@ -104,7 +104,7 @@ pub(super) fn covers(outer: &str, inner: &str) -> bool {
     }
 }
 
-/// Whether there is a subject that both match; both as NATS writes them.
+/// Whether both match some common subject; both in the notation of NATS.
 pub(super) fn overlap(one: &str, other: &str) -> bool {
     let mut one = one.split('.');
     let mut other = other.split('.');

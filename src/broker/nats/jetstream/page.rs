@@ -1,5 +1,5 @@
-//! A piece of a stream, read once: by Direct Get in batches (ADR-31), which any replica answers, or by a consumer that lives
-//! for a moment, where the stream does not allow that or the server is older than 2.11.
+//! Reads a page of a stream: by Direct Get in batches (ADR-31), which any replica answers, or by a short-lived
+//! consumer, if the stream does not allow Direct Get or the server is older than 2.11.
 
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -13,10 +13,10 @@ use super::request::next_of;
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
 
-/// Short-lived consumers at once. Each is work for the server's leaders.
+/// The most concurrent short-lived consumers. Each is work for the server's leaders.
 const CONSUMERS: usize = 8;
 
-/// A stream that is looked into, and what of it is asked for.
+/// A stream to read from, and the subject to read.
 pub(super) struct Look<'a> {
     pub(super) api: &'a Api,
     pub(super) stream: &'a str,
@@ -27,10 +27,10 @@ pub(super) struct Look<'a> {
     pub(super) consumers: &'a Semaphore,
 }
 
-/// Messages in the order of their numbers.
+/// A page: messages in the order of their numbers.
 pub(super) struct Page {
     pub(super) messages: Vec<RawMessage>,
-    /// Messages of the subject behind these, as far as whoever answered knows.
+    /// The number of messages of the subject after these, according to the replica that answered.
     pub(super) more: u64,
 }
 
@@ -45,7 +45,7 @@ impl Look<'_> {
         self.direct && self.api.client.is_at_least(2, 11)
     }
 
-    /// The messages of the subject from the number `first` on, as many as fit.
+    /// The messages of the subject from the number `first` on, as many as fit into a page.
     pub(super) async fn page(&self, first: u64) -> Result<Page, BrokerError> {
         let first = first.max(1);
         if self.is_direct() {
@@ -74,7 +74,7 @@ impl Look<'_> {
         Ok(page)
     }
 
-    /// The first message of the subject from the number `first` on, and how many follow it. `None`: there is none.
+    /// The first message of the subject from the number `first` on, and how many follow it, if there is one.
     pub(super) async fn first(&self, first: u64) -> Result<Option<(u64, u64)>, BrokerError> {
         if self.is_direct() {
             let question = json!({ "seq": first.max(1), "next_by_subj": self.subject, "batch": 1 });
@@ -86,20 +86,19 @@ impl Look<'_> {
         Ok(consumer.waiting().checked_sub(1).map(|more| (first, more)))
     }
 
-    /// The last number before everything that was stored at this time or later.
+    /// The last number before all messages that were stored at this time or later.
     pub(super) async fn before(&self, time: std::time::SystemTime) -> Result<u64, BrokerError> {
         let _permit = self.permit().await?;
         let consumer = self.consumer(From::Time(time)).await?;
         Ok(consumer.place())
     }
 
-    /// The next message of the subject from `first` on, as the leader has it.
+    /// The next message of the subject from `first` on, according to the leader.
     pub(super) async fn next(&self, first: u64) -> Result<Option<RawMessage>, BrokerError> {
         next_of(self.api, self.stream, self.subject, first).await
     }
 
-    /// The last message of each of these subjects up to the number `until`, as far as they fit and Direct Get is there to
-    /// tell.
+    /// The last message of each of these subjects up to the number `until`, as many as fit; requires Direct Get.
     pub(super) async fn last_of(&self, subjects: &[&str], until: u64) -> Result<Page, BrokerError> {
         if !self.is_direct() {
             return Ok(Page { messages: Vec::new(), more: 0 });
@@ -116,7 +115,7 @@ impl Look<'_> {
         Consumer::create(self.api, self.stream, self.client, Some(self.subject), from).await
     }
 
-    /// One Direct Get. Its answers come one by one to an inbox of their own; a status ends them.
+    /// One Direct Get request. Its answers arrive one by one in their own inbox; a status ends them.
     async fn direct(&self, question: &Value) -> Result<Page, BrokerError> {
         let away = |why: &str| BrokerError::Away(format!("Direct Get: {why}"));
         let lost = |error| match error {
@@ -139,7 +138,7 @@ impl Look<'_> {
             if let Some(held) = RawMessage::looked_up(answer) {
                 page.messages.push(held);
                 if pending.is_none() {
-                    return Ok(page); // a replica older than 2.11, which gives one message whatever it is asked for
+                    return Ok(page); // a replica older than 2.11, which always answers with one message
                 }
                 continue;
             }

@@ -1,4 +1,5 @@
-//! A message on its way into a stream: sent to the subject of its topic, and confirmed by the stream with its number.
+//! Publishes a message to a stream: sends it to the subject of its topic, and waits for the stream's confirmation with
+//! its number.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -16,7 +17,7 @@ use crate::protocol::headers::Headers;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Topic;
 
-/// A message that is to be stored.
+/// A message to store.
 pub(super) struct Publication {
     pub(super) topic: Topic,
     pub(super) source: Source,
@@ -24,7 +25,7 @@ pub(super) struct Publication {
     pub(super) headers: Headers,
 }
 
-/// A message that was sent and waits for the stream to confirm it.
+/// A message that was sent and waits for its confirmation.
 pub(super) struct Sent {
     api: Api,
     source: Source,
@@ -33,7 +34,7 @@ pub(super) struct Sent {
 }
 
 impl Publication {
-    /// Sends it to a stream that is known.
+    /// Sends the message to a known stream.
     pub(super) async fn send(self, api: Api, known: &Publishing) -> Result<Sent, BrokerError> {
         let Publication { topic, source, payload, mut headers } = self;
         let subject = known.subject(&source, &topic)?;
@@ -43,19 +44,19 @@ impl Publication {
         let fields = header_block(&headers).map_err(BrokerError::Refused)?;
         let (bytes, most) = (fields.len() + payload.len(), api.client.max_payload());
         if bytes > most {
-            // The server would end the connection.
+            // For a larger message, the server would end the connection.
             return Err(BrokerError::Refused(format!(
-                "the message has {bytes} bytes with its header fields, and the server takes at most {most}"
+                "the message has {bytes} bytes with its header fields, but the server accepts at most {most}"
             )));
         }
         let sending = timeout(LIMIT, api.client.asked(Outgoing { subject, fields, payload })).await;
-        let late = |_| BrokerError::Away("the connection takes nothing more".into());
+        let late = |_| BrokerError::Away("the connection accepts no more data".into());
         let answer =
             sending.map_err(late)?.map_err(|_| BrokerError::Away("the connection was lost".into()))?;
         Ok(Sent { api, source, topic, answer })
     }
 
-    /// Sends it to a stream that is still to be found, and waits until it is confirmed.
+    /// Finds the stream, sends the message, and waits for the confirmation.
     pub(super) async fn find_and_send(self, api: Api) -> Result<u64, BrokerError> {
         let found = Found::of(&api, &self.source, self.topic.as_str(), None).await?;
         let known = found.publishing(&self.source);
@@ -64,7 +65,7 @@ impl Publication {
 }
 
 impl Sent {
-    /// Waits until the stream has stored it; its number there.
+    /// Waits until the stream has stored the message; returns its number.
     pub(super) async fn acknowledged(self) -> Result<u64, BrokerError> {
         #[derive(Deserialize)]
         struct Stored {
@@ -77,16 +78,16 @@ impl Sent {
                 Ok(Ok(stored)) => Ok(stored.seq),
                 Ok(Err(error)) => Err(BrokerError::Refused(error.description)),
                 Err(error) => {
-                    Err(BrokerError::Refused(format!("what took the message is no stream: {error}")))
+                    Err(BrokerError::Refused(format!("the message was not received by a stream: {error}")))
                 }
             },
             Err(Failure::Denied(words)) => Err(BrokerError::Refused(words)),
             Err(Failure::Lost) => Err(BrokerError::Away("the connection was lost".into())),
             Err(Failure::NoResponders) => {
-                // Nobody takes it: there is no such stream, or it has no leader for now.
+                // The subject has no subscriber: the stream does not exist, or has no leader now.
                 let found = Found::of(&self.api, &self.source, self.topic.as_str(), None).await?;
                 let stream = found.info.config.name;
-                Err(BrokerError::Away(format!("the stream {stream:?} takes nothing now")))
+                Err(BrokerError::Away(format!("the stream {stream:?} accepts no messages now")))
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a consumer delivers: pulled in portions, so that what nobody takes stays on the server.
+//! Pulls messages from a consumer in portions, so that messages that nobody takes stay on the server.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -12,24 +12,25 @@ use super::raw_message::{RawMessage, text};
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::nats::wire;
 
-/// How long the server keeps a request for messages.
+/// How long the server keeps a pull request.
 const EXPIRES: Duration = Duration::from_secs(30);
 
-/// How often the server says that there is nothing. After two that stay away the consumer counts as lost.
+/// How often the server sends a heartbeat while there are no messages. After two missing heartbeats, the consumer
+/// counts as lost.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// Messages on their way from a consumer.
+/// The pull requests of a consumer, and their messages.
 pub(super) struct Pull {
     pub(super) consumer: Consumer,
     inbox: Inbox,
-    /// As many messages and bytes are asked for at once; the next are when half of them have come.
+    /// The messages and bytes to request at once; more are requested when half of them have arrived.
     messages: usize,
     bytes: usize,
-    /// Those that were asked for and have not come.
+    /// Requested messages and bytes that have not arrived yet.
     due_messages: usize,
     due_bytes: usize,
     heard: Instant,
-    /// Why nothing more comes.
+    /// Why no more messages will arrive.
     ended: Option<String>,
 }
 
@@ -37,7 +38,7 @@ pub(super) struct Pull {
 pub(super) struct Delivered {
     pub(super) message: wire::Delivered,
     pub(super) place: DeliveryInfo,
-    /// Its bytes as the server counts them.
+    /// Its size as the server counts it.
     pub(super) bytes: usize,
 }
 
@@ -54,22 +55,22 @@ impl From<Delivered> for RawMessage {
     }
 }
 
-/// What the server says of a message that it delivers, in the subject that it could be acknowledged to.
+/// The server's metadata of a delivered message, from the subject for its acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeliveryInfo {
     /// Its number in the stream.
     pub(super) number: u64,
-    /// Its number among those of the consumer, from 1 on.
+    /// Its number among the deliveries of the consumer, from 1.
     pub(super) delivery: u64,
-    /// When the stream took it, in nanoseconds since 1970.
+    /// When the stream stored it, in nanoseconds since 1970.
     pub(super) nanos: u64,
-    /// Messages that the consumer has still to deliver.
+    /// Messages that the consumer must still deliver.
     pub(super) pending: u64,
 }
 
 impl DeliveryInfo {
-    /// Reads `$JS.ACK.<stream>.<consumer>.<deliveries>.<number>.<delivery>.<time>.<pending>`, which in its newer form has
-    /// a domain and an account behind `ACK`, and maybe more at its end.
+    /// Reads `$JS.ACK.<stream>.<consumer>.<deliveries>.<number>.<delivery>.<time>.<pending>`, whose newer form has a
+    /// domain and an account after `ACK`, and perhaps more at the end.
     pub(super) fn read(reply: &[u8]) -> Option<Self> {
         let tokens: Vec<&str> = std::str::from_utf8(reply).ok()?.split('.').collect();
         if tokens.len() < 9 || tokens[..2] != ["$JS", "ACK"] {
@@ -83,7 +84,7 @@ impl DeliveryInfo {
 }
 
 impl Pull {
-    /// Begins to pull.
+    /// Starts to pull.
     pub(super) async fn begin(consumer: Consumer, messages: usize, bytes: usize) -> Result<Self, Failure> {
         let inbox = consumer.api.client.inbox().await?;
         let (due_messages, due_bytes, heard) = (0, 0, Instant::now());
@@ -92,7 +93,7 @@ impl Pull {
         Ok(pull)
     }
 
-    /// The next messages, as many as are here, and at least one. An error is why nothing more comes.
+    /// The next messages, at least one, as many as have arrived. An error is the reason why no more will arrive.
     pub(super) async fn next(&mut self, most: usize) -> Result<Vec<Delivered>, String> {
         let mut taken = Vec::new();
         loop {
@@ -101,9 +102,9 @@ impl Pull {
             }
             let lost = |_| "the connection was lost".to_owned();
             self.ask().await.map_err(lost)?;
-            // Nothing was taken yet, so that a caller who breaks this off loses nothing.
+            // Nothing has been taken yet, so that cancelling loses nothing.
             let arrived = timeout_at(self.heard + 2 * HEARTBEAT + HEARTBEAT / 2, self.inbox.next()).await;
-            let Ok(arrived) = arrived else { return Err("the consumer says nothing any more".into()) };
+            let Ok(arrived) = arrived else { return Err("the consumer is silent".into()) };
             let mut arrived = Some(arrived.ok_or("the connection was lost")?);
             self.heard = Instant::now();
             while let Some(message) = arrived {
@@ -121,7 +122,7 @@ impl Pull {
         }
     }
 
-    /// Asks for more, if half of what was asked for has come.
+    /// Requests more, if half of the requested messages have arrived.
     async fn ask(&mut self) -> Result<(), Failure> {
         if self.due_messages > self.messages / 2 && self.due_bytes > self.bytes / 2 {
             return Ok(());
@@ -143,7 +144,7 @@ impl Pull {
         Ok(())
     }
 
-    /// A message, or what the server says beside them. An error is why nothing more comes.
+    /// Reads a message, or a status of the server. An error is the reason why no more will arrive.
     fn read(&mut self, message: wire::Delivered) -> Result<Option<Delivered>, String> {
         let reply = message.reply.as_deref().unwrap_or_default();
         if let Some(place) = DeliveryInfo::read(reply) {
@@ -158,21 +159,21 @@ impl Pull {
         let left = |name| last_field(block, name).and_then(|text| text.parse::<usize>().ok());
         match (said.status, left("Nats-Pending-Messages"), left("Nats-Pending-Bytes")) {
             (Some(100), ..) => {}
-            // A request that is over, with what of it has not come.
+            // A request has ended; its remaining messages will not arrive.
             (Some(404 | 408 | 409), Some(messages), Some(bytes)) if !is_end(&said.description) => {
                 self.due_messages = self.due_messages.saturating_sub(messages);
                 self.due_bytes = self.due_bytes.saturating_sub(bytes);
             }
             (status, ..) => {
                 let status = status.map_or_else(String::new, |status| status.to_string());
-                return Err(format!("the server ends it: {status} {}", said.description));
+                return Err(format!("the server ended it: {status} {}", said.description));
             }
         }
         Ok(None)
     }
 }
 
-/// Whether the consumer is over, rather than one request.
+/// Whether the consumer has ended, not only one request.
 fn is_end(description: &str) -> bool {
     ["Consumer Deleted", "Server Shutdown", "Leadership Change", "Consumer is push based"]
         .iter()

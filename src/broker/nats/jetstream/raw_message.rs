@@ -1,4 +1,4 @@
-//! A message as a stream holds it, and as the contract has it.
+//! A message as a stream stores it, and its translation to the broker contract.
 
 use std::time::SystemTime;
 
@@ -13,8 +13,7 @@ use crate::protocol::headers::Headers;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// Fields that the server adds to a message that is got from a stream directly, behind those of the same name that its
-/// publisher gave it.
+/// Fields that the server adds to a message of a Direct Get, after the publisher's fields of the same name.
 const ADDED: [&str; 6] = [
     "Nats-Stream",
     "Nats-Subject",
@@ -24,7 +23,7 @@ const ADDED: [&str; 6] = [
     "Nats-Last-Sequence",
 ];
 
-/// A message, before anyone asks what its subject means.
+/// A message whose subject has not been interpreted yet.
 pub(crate) struct RawMessage {
     pub(crate) subject: String,
     pub(crate) number: u64,
@@ -33,19 +32,19 @@ pub(crate) struct RawMessage {
     pub(crate) headers: Headers,
 }
 
-/// What a message is to a filter.
+/// The meaning of a message for a filter.
 #[derive(Debug)]
 pub(crate) enum Meaning {
     Message(Message),
-    /// The topic grammar has no name for its subject.
+    /// Its subject is not a valid topic.
     Unnameable,
-    /// Of a reserved subject, which NATS' wildcards match and ours do not.
+    /// It has a reserved subject, which NATS' wildcards match and ours do not.
     Other,
 }
 
 impl RawMessage {
-    /// One that a replica looked up, behind whose own fields stand the server's. `None` if it is no message: whatever its
-    /// publisher wrote, what the server added tells.
+    /// From the answer to a Direct Get, in which the server's fields follow the publisher's. `None` if it is not a
+    /// message, as the server's fields show, whatever the publisher wrote.
     pub(crate) fn looked_up(message: wire::Delivered) -> Option<Self> {
         let block = message.headers.as_deref()?;
         let number = last_field(block, "Nats-Sequence")?.parse().ok()?;
@@ -58,11 +57,11 @@ impl RawMessage {
         Some(RawMessage { subject, number, time, payload: message.payload, headers })
     }
 
-    /// What it does to its topic. Keys are deleted by messages of their own, which a client puts there. Once the last message
-    /// of a subject has expired or was removed, the server itself puts a marker there if the stream asks for that.
+    /// What it does to its topic. Clients delete a key by a special message. When the last message of a subject expires
+    /// or is removed, the server itself writes a marker, if the stream is configured for that.
     pub(crate) fn change(&self, source: &Source) -> Change {
         let is_kv = matches!(source, Source::Kv { .. });
-        // In a stream such a field means nothing to others, so that a message with a payload is one.
+        // In a plain stream, such a field has no meaning if the message has a payload.
         if !is_kv && !self.payload.is_empty() {
             return Change::Put;
         }
@@ -74,7 +73,7 @@ impl RawMessage {
         }
     }
 
-    /// What it is to `filter`.
+    /// Its meaning for `filter`.
     pub(crate) fn read(self, filter: &Filter, names: &Names, source: &Source) -> Meaning {
         let Some(topic) = names.topic(&self.subject) else { return Meaning::Unnameable };
         if !filter.matches(&topic) {
@@ -91,7 +90,7 @@ impl RawMessage {
     }
 }
 
-/// A subject, as a server that checks them has it.
+/// A subject as text. Servers check that subjects are UTF-8.
 pub(super) fn text(subject: &[u8]) -> String {
     String::from_utf8_lossy(subject).into_owned()
 }

@@ -1,9 +1,10 @@
-//! How far a follower is in a stream, and where messages of its filter may have gone before it could read them.
+//! The read position of a follower in a stream, and the detection of messages that were dropped before it could read
+//! them.
 //!
-//! A stream can lose messages before they are read: to its limits, to a purge. Where the follower is given all that the stream
-//! holds, a number that does not come was lost. Where it is given the messages of its filter alone, most numbers that do not
-//! come are of others; there the stream is asked about them if messages of the filter had to wait on the server, which says
-//! with each message how many still do.
+//! A stream can lose messages before they are read, to its limits or a purge. If the follower reads the whole stream, a
+//! missing number is a loss. If it reads only its filter, most missing numbers belong to other topics. Then it asks the
+//! stream about them only if messages of the filter had to wait on the server; the server sends with each message how
+//! many still wait.
 
 use std::time::SystemTime;
 
@@ -13,42 +14,43 @@ use super::stream::{drops_early, is_whole};
 use crate::protocol::event_id::Tag;
 use crate::protocol::source::Source;
 
-/// Where a follower is.
+/// The read position of a follower.
 pub(super) struct ReadPosition {
     pub(super) names: Names,
     pub(super) subject: String,
-    /// The stream that is read, by the name it was found under.
+    /// The name of the stream.
     pub(super) stream: String,
     pub(super) tag: Tag,
-    /// The highest number that was told.
+    /// The highest number that was sent as an event.
     pub(super) told: u64,
-    /// When the stream took its last message, as reading began.
+    /// When the stream stored its last message before reading began.
     pub(super) time: SystemTime,
-    /// Of what the stream held up to here, nothing is missing that was not told. At least `told`.
+    /// Up to this number, every loss has been reported. At least `told`.
     pub(super) sound: u64,
-    /// The number of the last message that was read, and when the stream took it.
+    /// The number of the last message that was read, and when the stream stored it.
     pub(super) read: Option<(u64, SystemTime)>,
-    /// Messages of the filter may wait on the server behind `told`, rather than coming at once.
+    /// Whether messages of the filter after `told` may have to wait on the server.
     pub(super) behind: bool,
-    /// Messages of the filter that the consumer had still to deliver when it delivered the last one.
+    /// Messages of the filter that still waited when the consumer delivered the last one.
     pub(super) pending: u64,
-    /// As soon as the consumer has delivered so many, that is over.
+    /// Once the consumer has delivered this many messages, `behind` ends.
     pub(super) caught_up: Option<u64>,
-    /// What is read of the stream.
+    /// The part of the stream that is read.
     pub(super) extent: Extent,
 }
 
-/// What a follower reads of a stream.
+/// The part of a stream that a follower reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// Messages of the filter, which are all that the stream holds.
+    /// The filter, which covers the whole stream.
     Whole,
-    /// All messages, though the filter is narrower: the stream drops early, by this setting, and only whoever reads all of it
-    /// sees what was lost.
+    /// The whole stream, though the filter is narrower: the stream drops messages early, by this setting, and only a
+    /// reader of the whole stream sees the losses.
     Beyond(&'static str),
-    /// Messages of the filter, and the stream holds others.
+    /// The filter; the stream also has other messages.
     PartialFetch,
-    /// The values of a bucket. It forgets the old ones of a key on purpose: that is no loss, since the new one comes.
+    /// The values of a bucket. It drops old values of a key on purpose, which is not a loss, because the new value
+    /// follows.
     Values,
 }
 
@@ -65,7 +67,7 @@ impl Extent {
 }
 
 impl ReadPosition {
-    /// At the end of a stream.
+    /// The position at the end of a stream.
     pub(super) fn of(found: Found, source: &Source) -> Self {
         let (extent, tag) = (Extent::of(&found, source), found.info.tag());
         let Found { info, names, subject } = found;
@@ -85,7 +87,7 @@ impl ReadPosition {
         }
     }
 
-    /// The subject of what is read; `None` if that is everything.
+    /// The subject to read; `None` for the whole stream.
     pub(super) fn wanted(&self) -> Option<&str> {
         (!matches!(self.extent, Extent::Beyond(_))).then_some(self.subject.as_str())
     }
@@ -94,17 +96,17 @@ impl ReadPosition {
         (self.behind, self.caught_up) = (true, None);
     }
 
-    /// The consumer says with a message how many it has still to deliver.
+    /// Called before a message is passed on; `pending` is the number of messages that still wait.
     pub(super) fn before(&mut self, pending: u64) {
         if pending > 0 {
-            self.fall_behind(); // so some may have waited before this one, too
+            self.fall_behind(); // some may have waited before this one, too
         }
     }
 
-    /// The same, once the message was passed on.
+    /// Called after the message was passed on.
     pub(super) fn after(&mut self, pending: u64, delivered: u64) {
-        // If fewer are left than there were, without those that came, some of them have gone: before the next one, or before
-        // this one.
+        // If fewer messages wait than before, minus those that arrived, some were dropped: before the next one, or
+        // before this one.
         let is_all = pending == 0 && self.pending <= 1;
         if is_all || self.caught_up.is_some_and(|place| place <= delivered) {
             (self.behind, self.caught_up) = (false, None);
@@ -154,7 +156,10 @@ mod tests {
             reading.after(pending, 1);
             is_so
         };
-        assert!(!is_suspicious(0, 20), "it came at once, and what lies between is of others");
+        assert!(
+            !is_suspicious(0, 20),
+            "it arrived at once, and the numbers in between belong to other topics"
+        );
         assert!(!is_suspicious(0, 30));
         assert!(is_suspicious(3, 40), "others wait, so some may have before it");
         assert!(is_suspicious(2, 50));

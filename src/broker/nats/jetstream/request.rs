@@ -1,4 +1,4 @@
-//! Questions to the JetStream API, and what its answers mean.
+//! Requests to the JetStream API, and the meaning of its errors.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +15,7 @@ use super::raw_message::RawMessage;
 use crate::broker::BrokerError;
 use crate::broker::nats::headers::parse_headers;
 
-/// What the API answers instead of what it was asked for.
+/// An error of the API.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct ApiError {
     pub(super) code: u64,
@@ -25,7 +25,7 @@ pub(super) struct ApiError {
     pub(super) description: String,
 }
 
-/// Error codes of the API.
+/// The error codes of the API that matter here.
 const NOT_ENABLED: u64 = 10076;
 const NOT_ENABLED_FOR_ACCOUNT: u64 = 10039;
 const STREAM_NOT_FOUND: u64 = 10059;
@@ -37,7 +37,7 @@ impl ApiError {
     }
 }
 
-/// Asks the JetStream API. The inner error is the server's answer.
+/// Sends a request to the JetStream API. The inner error is the server's answer.
 pub(super) async fn request<T: DeserializeOwned>(
     api: &Api,
     what: &str,
@@ -51,16 +51,16 @@ pub(super) async fn request<T: DeserializeOwned>(
     let late = |_| BrokerError::Away(format!("no answer to {what} within {} s", LIMIT.as_secs()));
     let answer =
         timeout(LIMIT, api.client.request(message)).await.map_err(late)?.map_err(|error| match error {
-            Failure::NoResponders => BrokerError::Away(
-                "no server answers for JetStream; is it enabled there (nats-server -js)?".into(),
-            ),
+            Failure::NoResponders => {
+                BrokerError::Away("no server answers for JetStream; is it enabled (nats-server -js)?".into())
+            }
             Failure::Denied(words) => BrokerError::Refused(words),
             Failure::Lost => BrokerError::Away("the connection was lost".into()),
         })?;
     read(&answer.payload).map_err(|error| BrokerError::Away(format!("{what}: {error}")))
 }
 
-/// An answer: what was asked for, or the error in its place.
+/// Parses an answer: the result or an error.
 pub(super) fn read<T: DeserializeOwned>(payload: &[u8]) -> serde_json::Result<Result<T, ApiError>> {
     #[derive(Deserialize)]
     struct Answer {
@@ -72,7 +72,7 @@ pub(super) fn read<T: DeserializeOwned>(payload: &[u8]) -> serde_json::Result<Re
     }
 }
 
-/// What an error of the API means to whoever asked.
+/// The broker error for an error of the API.
 pub(super) fn said(error: ApiError) -> BrokerError {
     let never = [NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT];
     let ApiError { code, err_code, description } = error;
@@ -83,7 +83,8 @@ pub(super) fn said(error: ApiError) -> BrokerError {
     }
 }
 
-/// A message of a stream, as its leader has it; `None` if there is none. `question` is of `STREAM.MSG.GET`.
+/// A message of a stream, according to its leader; `None` if there is none. `question` is a request of
+/// `STREAM.MSG.GET`.
 pub(super) async fn message(
     api: &Api,
     stream: &str,
@@ -121,8 +122,8 @@ pub(super) async fn message(
     }))
 }
 
-/// The next message of `subject` from the number `first` on, as the leader has it: it knows of every message that was
-/// confirmed to anyone, and a replica may lag.
+/// The next message of `subject` from the number `first` on, according to the leader, which knows every confirmed
+/// message, while a replica may lag.
 pub(super) async fn next_of(
     api: &Api,
     stream: &str,

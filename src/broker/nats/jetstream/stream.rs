@@ -1,4 +1,4 @@
-//! A stream as its leader has it: what it holds, and what may be missing in it.
+//! The state of a stream according to its leader: its limits, and the numbers that have no message.
 
 use serde_json::json;
 
@@ -8,11 +8,11 @@ use super::names::covers;
 use super::request::{request, said};
 use crate::broker::BrokerError;
 
-/// Deleted messages whose numbers are asked for. The server lists all of them or none; with more, each place between two
-/// messages counts as one where something may have been.
+/// The most deleted messages whose numbers are requested. The server lists all of them or none; if there are more, any
+/// missing number may have been a message.
 const HOLES: u64 = 10_000;
 
-/// What the leader says of a stream; `None` if there is none of that name.
+/// The leader's information about a stream; `None` if there is none of that name.
 pub(super) async fn look(api: &Api, name: &str) -> Result<Option<Info>, BrokerError> {
     info(api, name, false).await
 }
@@ -26,7 +26,7 @@ async fn info(api: &Api, name: &str, holes: bool) -> Result<Option<Info>, Broker
     }
 }
 
-/// Whether every message of the stream is one of `subject`.
+/// Whether `subject` matches every message of the stream.
 pub(super) fn is_whole(info: &Info, subject: &str) -> bool {
     let config = &info.config;
     let elsewhere =
@@ -34,14 +34,15 @@ pub(super) fn is_whole(info: &Info, subject: &str) -> bool {
     !elsewhere && !config.subjects.is_empty() && config.subjects.iter().all(|own| covers(subject, own))
 }
 
-/// A stream that keeps no more than this drops messages about as fast as they come: of one subject, in all, in bytes, in
-/// nanoseconds.
+/// A stream with limits this low drops messages about as fast as they arrive: messages per subject, messages in total,
+/// bytes, nanoseconds.
 const FEW_OF_SUBJECT: i64 = 256;
 const FEW: i64 = 10_000;
 const FEW_BYTES: i64 = 16 * 1024 * 1024;
 const SHORT: u64 = 10_000_000_000;
 
-/// Why a stream may drop a message as soon as others come, before a consumer that waits for it is given it: the setting.
+/// The setting by which a stream may drop a message as soon as others arrive, before it delivers it to a waiting
+/// consumer.
 pub(super) fn drops_early(info: &Info) -> Option<&'static str> {
     let config = &info.config;
     [
@@ -55,16 +56,16 @@ pub(super) fn drops_early(info: &Info) -> Option<&'static str> {
     .find_map(|(setting, is_so)| is_so.then_some(setting))
 }
 
-/// The numbers of a stream that it holds no message for.
+/// The numbers of a stream that have no message.
 pub(super) struct Holes {
-    /// The first message that is held; all before it are gone.
+    /// The first stored message; all before it are gone.
     first: u64,
-    /// Later ones, in order. `None`: there are too many to list.
+    /// Later missing numbers, in order. `None`: there are too many to list.
     single: Option<Vec<u64>>,
 }
 
 impl Holes {
-    /// Asks the leader. `None` if the stream is no more.
+    /// Asks the leader. `None` if the stream was deleted.
     pub(super) async fn of(api: &Api, name: &str) -> Result<Option<(Self, Info)>, BrokerError> {
         let Some(mut info) = look(api, name).await? else { return Ok(None) };
         let single = match info.state.num_deleted {
@@ -79,12 +80,12 @@ impl Holes {
         Ok(Some((Holes { first: info.state.first_seq, single }, info)))
     }
 
-    /// The first number that is held.
+    /// The number of the first stored message.
     pub(super) fn oldest(&self) -> u64 {
         self.first
     }
 
-    /// The lowest number above `after` and below `before` that may be one.
+    /// The lowest number above `after` and below `before` that may be missing.
     pub(super) fn between(&self, after: u64, before: u64) -> Option<u64> {
         let next = after.checked_add(1).filter(|next| *next < before)?;
         if next < self.first {

@@ -1,12 +1,12 @@
-//! One connection in service: what is asked of the server on it, what the server answers, and its messages, in the order
-//! in which they arrive.
+//! A session: one connection, its commands and the server's answers, and its messages in their order of arrival.
 //!
-//! A `PING` follows what was asked, and the server's `PONG` confirms it: the server takes the lines of a connection in
-//! order, and what it refuses it says before. In a cluster the other servers learn of a subscription later, so whoever
-//! subscribed is answered after a pause (`broker.settle`). After a reconnect, and when servers join or leave the cluster,
-//! nothing is read for as long; then [`Event::Lost`] is told, and what has arrived meanwhile follows it.
+//! A `PING` follows commands, and the server's `PONG` confirms them: the server processes the lines of a connection in
+//! order, and reports refusals before the `PONG`. In a cluster, the other servers learn of a subscription later, so a
+//! subscription is confirmed after a pause (`broker.settle`). After a reconnect, and when servers join or leave the
+//! cluster, nothing is read for this long; then [`Event::Lost`] is sent, followed by the messages that have arrived
+//! meanwhile.
 //!
-//! While the event channel is full nothing is read: the server waits, and closes the connection in the end.
+//! While the event channel is full, nothing is read: the server waits, and closes the connection in the end.
 
 mod pending;
 
@@ -29,66 +29,66 @@ use super::wire::{self, Info, Operation, PONG, Reader};
 use crate::broker::{BrokerError, Command, Event, Link};
 use crate::net::reason::{Peer, sentence};
 
-/// How long the server may say nothing while an answer is awaited.
+/// How long the server may be silent while it owes an answer.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long an answer may take though the server goes on sending.
+/// How long an answer may take while the server sends other data.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
-/// A PING follows the last one by this. With [`SILENCE_LIMIT`], a dead connection is noticed within 9 s.
+/// The interval of PINGs. With [`SILENCE_LIMIT`], a dead connection is detected within 9 s.
 const PING_AFTER: Duration = Duration::from_secs(4);
 
-/// PINGs that may be unanswered, and answers that may wait for the cluster. Beyond either, commands wait.
+/// The most unanswered PINGs, and the most confirmations that wait for the cluster. Beyond either, commands wait.
 const BATCHES: usize = 64;
 const SETTLING: usize = 64 * 1024;
 
-/// The most that [`Session::settled`] adds to `broker.settle`.
+/// The longest time that [`Session::settled`] adds to `broker.settle`.
 const SETTLE_MORE: Duration = Duration::from_secs(2);
 
-/// Bytes that wait to be sent. Beyond it commands wait.
+/// The most bytes that wait to be sent. Beyond it, commands wait.
 const OUT_LIMIT: usize = 256 * 1024;
 
-/// See the module.
+/// The state of one session.
 pub(super) struct Session {
     read: ReadHalf<Box<dyn Socket>>,
     write: WriteHalf<Box<dyn Socket>>,
     reader: Reader,
-    /// What is to be sent.
+    /// Bytes to send.
     out: BytesMut,
-    /// Whether what was sent is flushed.
+    /// Whether all written bytes are flushed.
     is_flushed: bool,
-    /// Sorted by where to connect, so that servers that come and go are noticed.
+    /// The last `INFO`; its addresses are sorted, so that servers that join or leave are noticed.
     info: Info,
     settle: Duration,
     stage: Stage,
-    /// One for each PING that is unanswered, in the order sent.
+    /// One for each unanswered PING, in the order sent.
     batches: VecDeque<Batch>,
-    /// Subscriptions that this server has confirmed, and when the cluster will have them.
+    /// Subscriptions that this server has confirmed, and when the cluster will know them.
     settling: VecDeque<(Instant, PendingCommand)>,
-    /// Events for which the channel has no room. Nothing is read until it is empty.
+    /// Events that wait for room in the channel. Nothing is read until this is empty.
     outbox: VecDeque<Event>,
-    /// Whether [`Event::Up`] was told.
+    /// Whether [`Event::Up`] was sent.
     pub(super) is_up: bool,
-    /// When the server was last heard of, or could not be.
+    /// When the server last sent anything, or when reading was last paused.
     heard: Instant,
     pinged: Instant,
-    /// The server's last words, for the reason of the end.
+    /// The server's last error text, for the reason of the end.
     words: Option<String>,
 }
 
-/// What is done with messages.
+/// How messages are handled.
 enum Stage {
-    /// They are dropped: [`Event::Lost`] will be told for them once everything is subscribed again.
+    /// Messages are dropped; [`Event::Lost`] is sent for them once everything is subscribed again.
     Restoring,
-    /// They are left with the server until then; then [`Event::Lost`] is told, with this reason.
+    /// Nothing is read until this time; then [`Event::Lost`] is sent with this reason.
     Settling(Instant, &'static str),
-    /// They are handed on.
+    /// Messages are passed on.
     Open,
 }
 
 impl Session {
-    /// Begins with what is subscribed already. `settle` is for a server that is in a cluster. `was_up` says that there was
-    /// a session before, between which and this one messages may be missing.
+    /// Begins a session, and subscribes to all filters of the table. `settle` is for a server in a cluster. `was_up`:
+    /// there was a session before, so messages may be missing in between.
     pub(super) fn new(connection: Connection, settle: Duration, was_up: bool, table: &Table) -> Self {
         let Connection { socket, reader, mut info } = connection;
         let (read, write) = split(socket);
@@ -122,12 +122,12 @@ impl Session {
         session
     }
 
-    /// Where else in its cluster one can connect.
+    /// Other addresses of its cluster.
     pub(super) fn servers(&self) -> &[String] {
         &self.info.connect_urls
     }
 
-    /// Serves until the connection ends; why it did. `None` once one of the channels has closed.
+    /// Serves until the connection ends; returns the reason. `None` once one of the channels has closed.
     pub(super) async fn serve(
         &mut self,
         table: &mut Table,
@@ -146,7 +146,7 @@ impl Session {
         Some(why)
     }
 
-    /// Events that found no room, to be told after the end.
+    /// Events that still wait for room, to be sent after the end.
     pub(super) fn left(self) -> VecDeque<Event> {
         self.outbox
     }
@@ -172,7 +172,7 @@ impl Session {
             }
             let is_reading = self.is_reading();
             if !is_reading {
-                self.heard = Instant::now(); // as far as anyone can tell
+                self.heard = Instant::now(); // reading was paused, so nothing else is known
             }
             let next = self.next_time();
             if next < timer.deadline() || timer.is_elapsed() {
@@ -190,7 +190,7 @@ impl Session {
                     if !(self.out.is_empty() && self.is_flushed) =>
                 {
                     if sent.is_err() {
-                        // What has arrived is still read: its end is the end of the connection.
+                        // Data that has arrived is still read: the end of the connection follows it.
                         (self.out, self.is_flushed) = (BytesMut::new(), true);
                     }
                 }
@@ -228,7 +228,7 @@ impl Session {
         }
     }
 
-    /// Takes in what the server sent. An error is why the connection cannot go on.
+    /// Handles the data from the server. An error is the reason to end the connection.
     fn take(
         &mut self,
         operation: Operation,
@@ -246,7 +246,7 @@ impl Session {
             }
             Operation::TooLarge { sid, bytes } => {
                 if let Some(filter) = table.filter(sid) {
-                    let why = format!("a message has {bytes} bytes, more than can be read");
+                    let why = format!("a message has {bytes} bytes, more than the gateway reads");
                     self.tell(Event::Lost { filters: Some(vec![filter.clone()]), why }, events);
                 }
             }
@@ -263,26 +263,26 @@ impl Session {
         info.connect_urls.sort();
         let is_changed = info.connect_urls != self.info.connect_urls;
         self.info = info;
-        // What was published on another server while it was away never came here; one that joins has yet to learn what is
-        // subscribed.
+        // Messages from a server that was away never arrived here; a server that joins does not know the subscriptions
+        // yet.
         if is_changed && self.info.cluster.is_some() && matches!(self.stage, Stage::Open) {
-            self.settle(Instant::now(), "servers have joined or left the cluster");
+            self.settle(Instant::now(), "servers joined or left the cluster");
         }
     }
 
-    /// When the other servers of a cluster know of what was sent to this one then, and is confirmed now. They are given as
-    /// long again as this one took, because they may be as busy, or the subscriptions as many.
+    /// When the other servers of a cluster know the commands that were sent then and are confirmed now. They get as
+    /// much time again as this server took, because they may be as busy.
     fn settled(&self, sent: Instant) -> Instant {
         let now = Instant::now();
         if self.settle.is_zero() { now } else { now + self.settle + (now - sent).min(SETTLE_MORE) }
     }
 
-    /// Everything is subscribed on this server; [`Event::Lost`] follows once the others know.
+    /// Called when everything is subscribed on this server; [`Event::Lost`] follows once the others know.
     fn settle(&mut self, sent: Instant, why: &'static str) {
         self.stage = Stage::Settling(self.settled(sent), why);
     }
 
-    /// When something is due that no event brings.
+    /// When the next timeout is due.
     fn next_time(&self) -> Instant {
         let front = self.batches.front();
         let silent =
@@ -292,12 +292,13 @@ impl Session {
         let quiet = front.is_none().then(|| self.pinged + PING_AFTER);
         let settled = self.settling.front().map(|(at, _)| *at);
         let open = if let Stage::Settling(at, _) = self.stage { Some(at) } else { None };
-        // One of `silent`, `late` and `quiet` is there unless nothing is read, and then somebody else wakes us.
+        // One of `silent`, `late` and `quiet` is set unless reading is paused, and then something else wakes the
+        // session.
         let next = [silent, late, quiet, settled, open].into_iter().flatten().min();
         next.unwrap_or_else(|| Instant::now() + PING_AFTER)
     }
 
-    /// Does what is due. An error is why the connection cannot go on.
+    /// Handles timeouts. An error is the reason to end the connection.
     fn on_time(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
         let now = Instant::now();
         while self.settling.front().is_some_and(|(at, _)| *at <= now)
@@ -308,7 +309,7 @@ impl Session {
         if let Stage::Settling(at, why) = self.stage
             && at <= now
         {
-            // After every subscription is whole again and before the first message that came since.
+            // After every subscription is confirmed again, and before the first message since then.
             self.tell(Event::Lost { filters: None, why: why.into() }, events);
             self.up(events);
         }
@@ -326,7 +327,7 @@ impl Session {
     }
 }
 
-/// Sends what there is, and sees that it leaves. Nothing is lost if it is given up in between.
+/// Sends and flushes the bytes. Cancel-safe.
 async fn send(
     write: &mut (impl AsyncWrite + Unpin),
     out: &mut BytesMut,

@@ -1,5 +1,5 @@
-//! What is asked of the server, and how its answers are matched: a `PONG` confirms all that was asked before its `PING`, but
-//! for what the server has refused by then.
+//! Pending commands of a session, and their answers: a `PONG` confirms all commands before its `PING`, except those
+//! that the server has refused by then.
 
 use std::collections::HashMap;
 
@@ -14,17 +14,17 @@ use crate::broker::{BrokerError, Command, Event};
 use crate::protocol::headers::Headers;
 use crate::protocol::topic::{Filter, Topic};
 
-/// Commands that share one PING.
+/// The most commands that share one PING.
 const BATCH: usize = 256;
 
-/// What one PING is for.
+/// The commands that one PING confirms.
 pub(crate) struct Batch {
     pub(crate) sent: Instant,
     pub(crate) asked: Vec<PendingCommand>,
-    /// What was refused, and the server's words.
+    /// Refused filters and subjects, with the server's text.
     filters: HashMap<Filter, String>,
     subjects: HashMap<String, String>,
-    /// Why nobody can say what else was refused.
+    /// An error that names no subject, so it is unknown what it refused.
     doubt: Option<String>,
 }
 
@@ -35,7 +35,7 @@ impl Batch {
     }
 }
 
-/// A command that waits for its confirmation.
+/// A command that waits for its PONG.
 pub(crate) struct PendingCommand {
     what: What,
     done: oneshot::Sender<Result<(), BrokerError>>,
@@ -43,12 +43,12 @@ pub(crate) struct PendingCommand {
 
 enum What {
     Subscription(Filter, u64),
-    /// Its subject.
+    /// The subject that was published to.
     Publication(String),
 }
 
 impl PendingCommand {
-    /// Answers that it is done.
+    /// Confirms the command.
     pub(crate) fn confirm(self, table: &mut Table) {
         let is_there = match &self.what {
             What::Subscription(filter, sid) => table.confirm(filter, *sid),
@@ -58,7 +58,7 @@ impl PendingCommand {
         let _ = self.done.send(is_there.then_some(()).ok_or_else(ended));
     }
 
-    /// Answers that it has failed. A subscription that was confirmed to others stays; else the number of the one that ends.
+    /// Fails the command. Returns the number of a subscription that ends with it; one that was confirmed before stays.
     pub(crate) fn fail(self, why: BrokerError, table: &mut Table) -> Option<u64> {
         let _ = self.done.send(Err(why));
         match self.what {
@@ -75,7 +75,7 @@ impl Session {
         self.pinged = Instant::now();
     }
 
-    /// Carries out `first`, and what else is there, with one PING for all.
+    /// Sends `first` and all other waiting commands, with one PING for all.
     pub(crate) fn carry_out(
         &mut self,
         first: Command,
@@ -123,13 +123,13 @@ impl Session {
         speakable(topic.as_str())?;
         let fields = wire::header_block(headers).map_err(BrokerError::Refused)?;
         if !fields.is_empty() && !self.info.headers {
-            return Err(BrokerError::Refused("the server takes no header fields".into()));
+            return Err(BrokerError::Refused("the server does not support header fields".into()));
         }
         let (bytes, most) = (fields.len() + payload.len(), self.info.max_payload);
         if bytes > most {
-            // The server would end the connection.
+            // For a larger message, the server would end the connection.
             return Err(BrokerError::Refused(format!(
-                "the message has {bytes} bytes with its header fields, and the server takes at most {most}"
+                "the message has {bytes} bytes with its header fields, but the server accepts at most {most}"
             )));
         }
         let subject = topic.to_subject('.');
@@ -137,7 +137,7 @@ impl Session {
         Ok(subject)
     }
 
-    /// Takes in an error that the server told.
+    /// Handles an error of the server.
     pub(crate) fn refused(&mut self, words: String, table: &mut Table, events: &mpsc::Sender<Event>) {
         let batch = self.batches.front_mut();
         if let Some(quoted) = words.strip_prefix("Permissions Violation for Subscription to ") {
@@ -161,14 +161,14 @@ impl Session {
         self.words = Some(words);
     }
 
-    /// A subscription that had been confirmed was ended by the server.
+    /// The server ended a confirmed subscription.
     fn withdrawn(&mut self, filter: Filter, why: String, table: &mut Table, events: &mpsc::Sender<Event>) {
         if table.remove(&filter).is_some() {
             self.tell(Event::Refused { filter, why }, events);
         }
     }
 
-    /// The server has acted on everything up to a PING.
+    /// The server has answered a PING.
     pub(crate) fn answered(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
         let Some(mut batch) = self.batches.pop_front() else { return Ok(()) };
         let settled = self.settled(batch.sent);
@@ -196,7 +196,7 @@ impl Session {
             if let Some(why) = batch.doubt {
                 return Err(why);
             }
-            self.settle(batch.sent, "the connection was lost and made again");
+            self.settle(batch.sent, "the connection was lost and opened again");
         }
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Session {
         }
     }
 
-    /// Answers what has waited too long. The connection lives: messages are still coming.
+    /// Fails commands that have waited too long while the connection still delivers messages.
     pub(crate) fn fail_late(&mut self, now: Instant, table: &mut Table) {
         let late: Vec<PendingCommand> = self
             .batches

@@ -1,7 +1,7 @@
-//! The NATS client protocol as bytes: what a server sends, read piece by piece, and what a client sends.
+//! The NATS client protocol: an incremental parser of the server's bytes, and the encoding of the client's.
 //!
-//! It knows no sockets and no topics. Whatever arrives, reading ends as an operation, as "more is needed", or as
-//! [`Malformed`]; nothing is allocated for a size before the size is found to be within its bound.
+//! It knows no sockets and no topics. For any input, parsing ends with an operation, with "more is needed", or with
+//! [`Malformed`]; nothing is allocated for a size before the size has been checked against its bound.
 
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -9,24 +9,25 @@ use thiserror::Error;
 
 use crate::protocol::headers::Headers;
 
-/// Room for what is read at once.
+/// The size of the read buffer.
 const READ_BUFFER: usize = 64 * 1024;
 
-/// The longest line before a payload. A server takes 4 KiB by default, and its own `INFO` names every server of a cluster.
+/// The longest line before a payload. A server accepts 4 KiB by default, but its own `INFO` names every server of a
+/// cluster.
 const MAX_LINE: usize = 64 * 1024;
 
-/// The largest message, with its header fields. One that is larger is skipped.
+/// The largest message with its header fields. Larger ones are skipped.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
 pub(super) const PING: &[u8] = b"PING\r\n";
 pub(super) const PONG: &[u8] = b"PONG\r\n";
 
-/// What a server sends.
+/// An operation of the server.
 #[derive(Debug)]
 pub(super) enum Operation {
     Info(Box<Info>),
     Message(Delivered),
-    /// A message that was skipped because it has more bytes than can be held.
+    /// A message that was skipped because it is too large.
     TooLarge {
         sid: u64,
         bytes: usize,
@@ -34,23 +35,23 @@ pub(super) enum Operation {
     Ping,
     Pong,
     Ok,
-    /// The server's words.
+    /// The server's error text.
     Error(String),
 }
 
-/// A message by one subscription.
+/// A message of one subscription.
 #[derive(Debug)]
 pub(super) struct Delivered {
     pub(super) sid: u64,
     pub(super) subject: Bytes,
-    /// Where an answer goes.
+    /// The subject for an answer.
     pub(super) reply: Option<Bytes>,
     /// The block of header fields, as the publisher wrote it.
     pub(super) headers: Option<Bytes>,
     pub(super) payload: Bytes,
 }
 
-/// What a server says about itself.
+/// The `INFO` of a server.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Info {
@@ -58,15 +59,15 @@ pub(super) struct Info {
     pub(super) max_payload: usize,
     pub(super) headers: bool,
     pub(super) tls_required: bool,
-    /// What a key is proved with.
+    /// The nonce to sign with a key.
     pub(super) nonce: String,
     /// The name of its cluster, if it is in one.
     pub(super) cluster: Option<String>,
-    /// Where clients can connect to its cluster, as host and port.
+    /// The addresses of its cluster for clients, as host and port.
     pub(super) connect_urls: Vec<String>,
 }
 
-/// What a client says about itself. What is empty is left out.
+/// The `CONNECT` of a client. Empty fields are omitted.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Connect {
     pub(super) verbose: bool,
@@ -94,21 +95,21 @@ pub(super) struct Connect {
     pub(super) sig: Option<String>,
 }
 
-/// The server sent what the protocol does not have.
+/// The server violated the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("the server does not speak the NATS protocol: {0}")]
 pub(super) struct Malformed(String);
 
-/// Reads operations from bytes as they arrive.
+/// The parser: reads operations from bytes as they arrive.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     buffer: BytesMut,
-    /// Bytes of a message that is being skipped.
+    /// The remaining bytes of a message that is being skipped.
     skip: usize,
 }
 
 impl Reader {
-    /// Where the next bytes belong. There is room for some.
+    /// The buffer for the next bytes, with some free space.
     pub(super) fn space(&mut self) -> &mut BytesMut {
         if self.buffer.capacity() - self.buffer.len() < READ_BUFFER / 8 {
             self.buffer.reserve(READ_BUFFER);
@@ -116,12 +117,12 @@ impl Reader {
         &mut self.buffer
     }
 
-    /// Whether all that has arrived was read.
+    /// Whether all bytes have been parsed.
     pub(super) fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    /// The next operation, or `None` until more has arrived.
+    /// The next operation, or `None` if more bytes are needed.
     pub(super) fn next(&mut self) -> Result<Option<Operation>, Malformed> {
         let skipped = self.skip.min(self.buffer.len());
         self.buffer.advance(skipped);
@@ -140,13 +141,13 @@ impl Reader {
             b"+OK" => Operation::Ok,
             b"-ERR" => Operation::Error(words(rest)),
             b"INFO" => Operation::Info(serde_json::from_slice(rest).map_err(|error| malformed(line, error))?),
-            _ => return Err(malformed(line, "it is no operation")),
+            _ => return Err(malformed(line, "it is not an operation")),
         };
         self.buffer.advance(end + 1);
         Ok(Some(operation))
     }
 
-    /// Reads a message whose line has `length` bytes.
+    /// Parses a message whose line has `length` bytes.
     fn message(&mut self, length: usize, has_headers: bool) -> Result<Option<Operation>, Malformed> {
         let head = Head::read(&self.buffer[..length], has_headers)?;
         let Head { sid, fields, total, .. } = head;
@@ -157,7 +158,7 @@ impl Reader {
         }
         let missing = (length + total + 2).saturating_sub(self.buffer.len());
         if missing > 0 {
-            // Once a message that is larger than the buffer is known to come, it is read into one piece.
+            // For a message that is larger than the buffer, the whole size is reserved at once.
             self.buffer.reserve(missing);
             return Ok(None);
         }
@@ -166,11 +167,11 @@ impl Reader {
         let headers = has_headers.then(|| self.buffer.split_to(fields).freeze());
         let payload = self.buffer.split_to(total - fields).freeze();
         if !self.buffer.starts_with(b"\r\n") {
-            return Err(malformed(&line, "what follows is not as long as it says"));
+            return Err(malformed(&line, "the payload does not have the announced length"));
         }
         self.buffer.advance(2);
         if total > READ_BUFFER {
-            // Else what was made for a large message would stay for as long as the connection.
+            // Otherwise the memory of a large message would stay as long as the connection.
             self.buffer = BytesMut::from(&self.buffer[..]);
         }
         let (subject, reply) = (line.slice(subject), reply.map(|(begin, end)| line.slice(begin..end)));
@@ -180,9 +181,9 @@ impl Reader {
 
 /// `MSG subject sid [reply] total`, or `HMSG subject sid [reply] fields total`.
 struct Head {
-    /// Where the subject begins and ends in the line.
+    /// The position of the subject in the line.
     subject: (usize, usize),
-    /// The same of the subject for answers.
+    /// The position of the subject for answers.
     reply: Option<(usize, usize)>,
     sid: u64,
     /// Bytes of header fields.
@@ -204,21 +205,21 @@ impl Head {
         }
         let sizes = 1 + usize::from(has_headers);
         if !(3 + sizes..=4 + sizes).contains(&count) {
-            return Err(malformed(line, "it has another number of words"));
+            return Err(malformed(line, "it has a wrong number of words"));
         }
         let number = |(begin, end): (usize, usize)| {
             let text = std::str::from_utf8(&line[begin..end]).ok();
             let digits = text.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
             digits
                 .and_then(|digits| digits.parse::<u64>().ok())
-                .ok_or_else(|| malformed(line, "a number is none"))
+                .ok_or_else(|| malformed(line, "a number is not valid"))
         };
         let size =
             |index: usize| usize::try_from(number(words[index])?).map_err(|error| malformed(line, error));
         let total = size(count - 1)?;
         let fields = if has_headers { size(count - 2)? } else { 0 };
         if fields > total {
-            return Err(malformed(line, "its header fields are longer than all of it"));
+            return Err(malformed(line, "its header fields are longer than the whole message"));
         }
         let reply = (count == 4 + sizes).then_some(words[3]);
         Ok(Head { subject: words[1], reply, sid: number(words[2])?, fields, total })
@@ -233,7 +234,7 @@ fn split_word(line: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// What the server says in an error, which it puts in quotes.
+/// The text of an error, without the server's quotes.
 fn words(text: &[u8]) -> String {
     let text = text.strip_prefix(b"'").and_then(|text| text.strip_suffix(b"'")).unwrap_or(text);
     String::from_utf8_lossy(text).into_owned()
@@ -247,7 +248,7 @@ fn malformed(line: &[u8], why: impl std::fmt::Display) -> Malformed {
 /// Writes `CONNECT`.
 pub(super) fn write_connect(out: &mut BytesMut, connect: &Connect) {
     out.extend_from_slice(b"CONNECT ");
-    // Text and switches always have a form in JSON.
+    // Strings and booleans always serialize.
     out.extend_from_slice(&serde_json::to_vec(connect).unwrap_or_default());
     out.extend_from_slice(b"\r\n");
 }
@@ -280,7 +281,7 @@ pub(super) fn write_request(out: &mut BytesMut, subject: &str, reply: &str, fiel
     }
 }
 
-/// Header fields as a block of bytes, empty if there are none. An error is which field cannot be written, and why.
+/// Encodes header fields as a block, empty if there are none. An error says which field cannot be encoded, and why.
 pub(super) fn header_block(headers: &Headers) -> Result<Vec<u8>, String> {
     if headers.is_empty() {
         return Ok(Vec::new());

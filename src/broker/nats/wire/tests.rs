@@ -1,10 +1,10 @@
-//! Tests of the bytes.
+//! Tests of the parser and the encoder.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Everything that `pieces` say, as text, and how it ended.
+/// All operations in `pieces`, as text, and the error at the end.
 fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Option<Malformed>) {
     let mut reader = Reader::default();
     let mut read = Vec::new();
@@ -159,7 +159,7 @@ proptest! {
     ) {
         let text = lines.concat();
         for bytes in [&bytes[..], text.as_bytes()] {
-            // The same at once and in pieces.
+            // The same result at once and in pieces.
             let (whole, ended) = read([bytes]);
             let (parts, end) = read(bytes.chunks(size));
             prop_assert_eq!(ended.is_some(), end.is_some());

@@ -1,7 +1,7 @@
-//! The keys that a server tells to have changed (`CLIENT TRACKING`): each key that was read, once, when it changes next.
+//! Change notifications (`CLIENT TRACKING`): the server reports each key that was read once, at its next change.
 //!
-//! The server remembers a key as it answers a read of it, so nothing falls between the two. It tells as well when it forgets
-//! a key for want of room.
+//! The server starts to track a key when it answers a read of it, so no change is missed in between. It also reports a
+//! key when it stops tracking it for lack of memory.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
 
-/// See the module. Bounded by the keys that are read.
+/// The changed keys. Bounded by the number of followed keys.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     told: Mutex<ChangedKeys>,
@@ -21,12 +21,12 @@ pub(super) struct Changes {
 #[derive(Debug, Default)]
 pub(super) struct ChangedKeys {
     pub(super) keys: HashSet<Vec<u8>>,
-    /// Whatever it was: the server was flushed.
+    /// Any key may have changed: the server was flushed.
     pub(super) all: bool,
 }
 
 impl Changes {
-    /// What a connection does with what the server says unasked.
+    /// Handles the pushes of a connection.
     pub(super) fn listen(
         self: &Arc<Self>,
     ) -> impl Fn(PushInfo) -> Result<(), Infallible> + Send + Sync + 'static {
@@ -54,12 +54,12 @@ impl Changes {
         self.news.notify_one();
     }
 
-    /// What was told since the last time.
+    /// Takes the keys that were reported since the last call.
     pub(super) fn take(&self) -> ChangedKeys {
         std::mem::take(&mut *self.told.lock())
     }
 
-    /// Waits until something is told. Safe to drop and call again.
+    /// Waits until a change is reported. Cancel-safe.
     pub(super) async fn told(&self) {
         self.news.notified().await;
     }

@@ -1,4 +1,4 @@
-//! One entry of a Redis Stream: its id, how it is read from an answer, and the message it is.
+//! An entry of a Redis Stream: its id, its parsing from an answer, and its conversion to and from a message.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use crate::protocol::event_id::{pack_entry_id, unpack_entry_id};
 use crate::protocol::headers::Headers;
 use crate::protocol::topic::{Filter, Topic};
 
-/// Stands before a value that is not UTF-8 and therefore in base64, as it does before such a payload.
+/// The prefix of a value that is not UTF-8 and therefore in base64, as for such a payload.
 const BINARY_MARK: &str = "data:application/octet-stream;base64,";
 
 /// The id of an entry, `<ms>-<seq>`.
@@ -26,7 +26,7 @@ pub(super) struct EntryId {
 }
 
 impl EntryId {
-    /// Before every entry.
+    /// The id before every entry.
     pub(super) const ZERO: EntryId = EntryId { ms: 0, seq: 0 };
 
     pub(super) fn of(number: u64) -> Self {
@@ -34,7 +34,7 @@ impl EntryId {
         EntryId { ms, seq }
     }
 
-    /// `None` for what no number can say: see [`pack_entry_id`].
+    /// The number of the id; `None` if it has none: see [`pack_entry_id`].
     pub(super) fn number(self) -> Option<u64> {
         pack_entry_id(self.ms, self.seq)
     }
@@ -45,12 +45,13 @@ impl EntryId {
         self.number().or_else(|| Some((pack_entry_id(self.ms, 0)?) | pack_entry_id(0, LAST_SEQ)?))
     }
 
-    /// Whether it is the highest that a number can say of its millisecond. No server gets that far: it is a place before a time.
+    /// Whether it is the highest id of its millisecond that has a number. No server generates it: it is a position
+    /// before a time.
     pub(super) fn is_last_of_its_millisecond(self) -> bool {
         self.seq == LAST_SEQ
     }
 
-    /// When the entry was added, as its id says.
+    /// When the entry was added, according to its id.
     pub(super) fn time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.ms.min(unpack_entry_id(u64::MAX).0))
     }
@@ -68,7 +69,7 @@ impl EntryId {
     }
 }
 
-/// The last part of an id that a number can say.
+/// The highest second part of an id that has a number.
 const LAST_SEQ: u64 = (1 << 20) - 1;
 
 impl fmt::Display for EntryId {
@@ -98,7 +99,8 @@ impl Entry {
         let Value::Array(parts) = value else { return None };
         let [id, fields] = <[Value; 2]>::try_from(parts).ok()?;
         let id = EntryId::from_value(&id)?;
-        // Nil: deleted since it was put on a list of pending ones. Only groups have those; here it has no fields.
+        // Nil: a pending entry of a consumer group that was deleted. There are no groups here; it counts as an entry
+        // without fields.
         let Value::Array(words) = fields else { return Some(Entry { id, fields: Vec::new() }) };
         let mut words = words.into_iter();
         let mut fields = Vec::with_capacity(words.len() / 2);
@@ -114,8 +116,8 @@ impl Entry {
         self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
-    /// The message that the entry is. `payload` is the field that is its payload, empty if the entry lacks it; without
-    /// one, it is all fields as a JSON object. Every other field that is text is a header field.
+    /// Converts the entry to a message. `payload` is the field with the payload, which is empty if the entry lacks it;
+    /// without one, the payload is all fields as a JSON object. Every other text field is a header field.
     pub(super) fn into_message(
         self,
         number: u64,
@@ -159,9 +161,9 @@ impl Entry {
     }
 }
 
-/// The fields of the entry that a published message becomes. A payload that is `field` comes back byte for byte. Without
-/// one, the members of a JSON object are the fields, in their order: strings as their text, anything else as its JSON
-/// text, digit for digit. [`Entry::into_message`] then reads every value as a string, since a field has no type.
+/// Converts a message to the fields of an entry. With `field`, the payload is stored unchanged. Without it, the members
+/// of a JSON object become the fields, in their order: strings as their text, anything else as its JSON text, digit for
+/// digit. [`Entry::into_message`] then reads every value as a string, because fields have no type.
 pub(super) fn fields(
     payload: &Bytes,
     headers: &Headers,
@@ -172,23 +174,24 @@ pub(super) fn fields(
         Some(field) => vec![(field.as_bytes().to_vec(), payload.to_vec())],
         None => {
             let Members(members) = serde_json::from_slice(payload).map_err(|_| {
-                let why = "the payload is not a JSON object, and its members become the fields of an entry of the \
-                           Redis Stream; send an object such as {\"n\":1}, or have the topic's rule name one field for the \
-                           whole payload, as in payload = { field = \"data\" }";
+                let why = "the payload is not a JSON object, whose members would become the fields of an entry of the \
+                           Redis Stream; send an object such as {\"n\":1}, or configure one field for the \
+                           whole payload in the topic's rule, as in payload = { field = \"data\" }";
                 unfit(why.into())
             })?;
             members
         }
     };
     if fields.is_empty() {
-        let why = "the payload is an empty JSON object, and an entry of a Redis Stream needs a field; send a member";
+        let why =
+            "the payload is an empty JSON object, but an entry of a Redis Stream needs at least one field";
         return Err(unfit(why.into()));
     }
     for (name, value) in headers.iter() {
         if fields.iter().any(|(field, _)| field == name.as_bytes()) {
             let why = format!(
-                "the payload has the field {name:?} already, which the topic's rule takes the id or the type from; \
-                 give it once"
+                "the payload already has the field {name:?}, from which the topic's rule takes the id or the type; \
+                 send it only once"
             );
             return Err(unfit(why));
         }
@@ -197,7 +200,7 @@ pub(super) fn fields(
     Ok(fields)
 }
 
-/// The members of a JSON object in their order: a map would sort them, and a number that is parsed loses digits.
+/// The members of a JSON object in their order. A map would sort them, and parsing numbers would lose digits.
 struct Members(EntryFields);
 
 impl<'de> Deserialize<'de> for Members {

@@ -1,4 +1,4 @@
-//! The keys that are followed, and what of them is read next.
+//! The followed keys, and the scheduling of their reads.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Bound;
@@ -16,74 +16,74 @@ use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
 use crate::broker::{BrokerError, Event};
 
-/// Bytes that one read is meant to bring, by the size that entries had of late.
+/// The target size of a read, in bytes, according to the recent size of entries.
 const READ_BYTES: usize = 4 * 1024 * 1024;
 
-/// Keys that are read at once of those that have more than one answer holds, and entries of all of them together.
+/// The most keys that are read at once of those that are behind, and the most entries of all of them together.
 const BEHIND_KEYS: usize = 64;
 const BEHIND_ENTRIES: usize = 4096;
 
-/// Entries of one key in a read of all.
+/// The most entries per key in a read of all keys.
 const WAITING_ENTRIES: usize = 16;
 
-/// A read of all keys costs the server half a microsecond a key, and where much is added there is one after the other:
-/// so much time must pass for each key from one to the next. It keeps that cost at a tenth of a core.
+/// A read of all keys costs the server half a microsecond per key, and on a busy server the reads follow each other.
+/// This much time per key must pass between two of them, which limits the cost to a tenth of a core.
 const PACE: Duration = Duration::from_micros(5);
 
-/// A read that follows the one before within this is prompt: little can have been trimmed in between.
+/// A read within this time after the previous one is prompt: little can have been trimmed in between.
 const PROMPT: Duration = Duration::from_millis(20);
 
-/// So often some keys are sampled whether anything comes of them or not: they may have been deleted.
+/// How often some keys are sampled even without new entries: they may have been deleted.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_KEYS: usize = 100;
 
-/// Bytes that they are meant to bring: a sample has the first and the last entry in it.
+/// The target size of these samples, in bytes: a sample contains the first and the last entry.
 const SWEEP_BYTES: usize = 256 * 1024;
 
-/// In a cluster, where the server does not tell what has changed: so often every key is read.
+/// How often every key is read in a cluster, if the server does not report changes.
 const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// A key that another node may have, or that is on its way there, is read again after this.
+/// How long until a key that another node may have is read again.
 const MISPLACED_RETRY: Duration = Duration::from_millis(100);
 
-/// What is being read.
+/// The kind of the current read.
 pub(super) enum Round {
-    /// All keys but those that are behind, until one has something.
+    /// All keys except those that are behind, until one has new entries.
     Waiting,
-    /// These, which were behind, or of which the server has told that they changed.
+    /// These keys, which were behind, or which the server has reported as changed.
     Behind(Vec<Arc<str>>),
     /// Samples.
     Sweep,
-    /// Which keys the server does not let be read.
+    /// Finding the keys that the server does not allow to be read.
     Sift,
 }
 
-/// A read that is under way.
+/// A read in progress.
 pub(super) type PendingRead = BoxFuture<'static, Result<Vec<KeyRead>, RedisError>>;
 
-/// See the module.
+/// The followed keys of one server.
 pub(super) struct FollowedKeys {
     keys: BTreeMap<Arc<str>, Key>,
-    /// Whether it is a shard of a cluster: then keys are read each for itself, and none waits in a read.
+    /// Whether it is a shard of a cluster: then each key is read separately, and no read blocks.
     is_shard: bool,
-    /// Those with [`Key::behind`], and from when on something may well have been trimmed before they are read. May name others
-    /// too.
+    /// The keys with [`Key::behind`], and the times after which entries may well have been trimmed before they are
+    /// read. May contain others too.
     behind: VecDeque<(Arc<str>, Instant)>,
-    /// Those that were not here when they were read last, and when that is tried again.
+    /// Keys that were not here at the last read, and when they are tried again.
     misplaced: Vec<Arc<str>>,
     misplaced_at: Instant,
-    /// Those of which a sample waits to be compared.
+    /// Keys with a sample that waits to be compared.
     checked: BTreeSet<Arc<str>>,
-    /// Those of which one may not be read, so that no read of all of them succeeds; and what the server said.
+    /// Keys of which at least one must not be read, so that a read of all fails; and the server's text.
     suspects: VecDeque<Arc<str>>,
     refusal: Option<String>,
     size: Arc<EntrySize>,
-    /// The key that was swept last.
+    /// The key that was sampled last by the sweep.
     swept: Option<Arc<str>>,
     waiting_at: Instant,
-    /// When all were read last.
+    /// When all keys were read last.
     answered_at: Instant,
-    /// When what is being read was asked for.
+    /// When the current read was sent.
     asked_at: Instant,
     is_turn_of_behind: bool,
     sweep_at: Instant,
@@ -122,12 +122,12 @@ impl FollowedKeys {
     pub(super) fn follow(&mut self, name: &str, key: Key) {
         self.keys.insert(name.into(), key);
         if self.is_shard {
-            // The server tells only of keys that were read.
+            // The server reports only keys that were read.
             self.read_on(name, Instant::now());
         }
     }
 
-    /// Gives up the keys that are no longer here.
+    /// Releases the keys that have moved to another shard.
     pub(super) fn leave(&mut self, has_left: impl Fn(&str) -> bool) -> Vec<(Arc<str>, Key)> {
         let keys = std::mem::take(&mut self.keys).into_iter();
         let (left, stay): (Vec<_>, Vec<_>) = keys.partition(|(name, _)| has_left(name));
@@ -138,7 +138,7 @@ impl FollowedKeys {
         left
     }
 
-    /// Goes on with keys from another shard. `lost` is why something may be missing. What is to be told of it is returned.
+    /// Adopts keys from another shard. `lost` is the reason if messages may be missing. Returns the events to send.
     pub(super) fn enter(&mut self, keys: Vec<(Arc<str>, Key)>, lost: Option<&str>) -> Vec<Event> {
         let mut events = Vec::new();
         for (name, mut key) in keys {
@@ -154,7 +154,7 @@ impl FollowedKeys {
         events
     }
 
-    /// Whether keys were not found here that should be.
+    /// Whether some keys should be here but were not found.
     pub(super) fn is_misplaced(&self) -> bool {
         !self.misplaced.is_empty()
     }
@@ -164,7 +164,8 @@ impl FollowedKeys {
         self.checked.remove(name);
     }
 
-    /// Reads every key on from where it is, on a new connection. `moved` is why something may be missing there.
+    /// Continues to read every key on a new connection. `moved` is the reason if messages may be missing there. Returns
+    /// the events to send.
     pub(super) fn resume(&mut self, moved: Option<&str>) -> Vec<Event> {
         let mut events = Vec::new();
         let now = Instant::now();
@@ -185,7 +186,7 @@ impl FollowedKeys {
         events
     }
 
-    /// What is to be read now.
+    /// The read to send now.
     pub(super) fn next(&mut self, session: &Session) -> Option<(Round, PendingRead)> {
         let now = Instant::now();
         self.notice(&session.waking, now);
@@ -201,7 +202,7 @@ impl FollowedKeys {
             return Some((Round::Sweep, Box::pin(sweep(connection, self.next_swept()))));
         }
         let is_waiting_due = now >= self.waiting_at;
-        // In turns: what is far behind holds up nothing that is not.
+        // In turns, so that keys that are far behind do not delay the others.
         if !self.behind.is_empty() && (self.is_shard || self.is_turn_of_behind || !is_waiting_due) {
             self.is_turn_of_behind = false;
             if let Some((names, wanted, is_late)) = self.next_behind(now) {
@@ -231,12 +232,12 @@ impl FollowedKeys {
         Some((Round::Waiting, Box::pin(read(connection, wanted, count, block, is_late))))
     }
 
-    /// In a cluster: puts what has changed among those that are behind.
+    /// In a cluster: adds the changed keys to those that are behind.
     fn notice(&mut self, waking: &Waking, now: Instant) {
         let mut all = false;
         match waking {
             Waking::ChangedKeys(changes) => {
-                self.waiting_at = now + SWEEP_EVERY; // nothing comes of waiting
+                self.waiting_at = now + SWEEP_EVERY; // waiting brought nothing
                 let told = changes.take();
                 all = told.all;
                 for name in &told.keys {
@@ -261,7 +262,7 @@ impl FollowedKeys {
         }
     }
 
-    /// When there is something to read next, unless a key is followed before.
+    /// When the next read is due, unless a new key is followed earlier.
     pub(super) fn next_at(&self) -> Instant {
         if self.is_shard && !self.misplaced.is_empty() {
             return self.sweep_at.min(self.waiting_at).min(self.misplaced_at);
@@ -270,10 +271,10 @@ impl FollowedKeys {
         if is_idle { self.sweep_at } else { self.sweep_at.min(self.waiting_at) }
     }
 
-    /// Takes what a read brought. What is to be told of it is returned.
+    /// Handles the result of a read. Returns the events to send.
     ///
     /// # Errors
-    /// Why nothing can be read: one line.
+    /// Why nothing can be read, in one line.
     pub(super) fn take(
         &mut self,
         round: Round,
@@ -290,7 +291,7 @@ impl FollowedKeys {
         }
         let mut events = Vec::new();
         self.size.learn(answer.iter().flat_map(|found| &found.entries));
-        // Those that were asked and had nothing. The others go on waiting.
+        // The keys that were read and had no entries. The others keep waiting.
         let has_more = |found: &&KeyRead| !found.entries.is_empty() || matches!(found.sample, Some(Err(_)));
         let found: HashSet<_> = answer.iter().filter(has_more).map(|found| &found.name).collect();
         let nothing = |name: &&Arc<str>, key: &Key| match &round {
@@ -339,7 +340,7 @@ impl FollowedKeys {
             match key.take(entries, sample, &mut events) {
                 Ok(()) => {
                     let is_checked = key.is_checked();
-                    // In a cluster no read of all keys follows in which it shows whether more is there.
+                    // In a cluster, no read of all keys follows that would show whether there are more.
                     if is_full || self.is_shard && is_checked {
                         self.read_on(&name, Instant::now());
                     }
@@ -354,13 +355,13 @@ impl FollowedKeys {
             && self.suspects.is_empty()
             && let Some(why) = self.refusal.take()
         {
-            // None of them alone is refused, and yet all together are.
+            // None of them is refused alone, but all together are.
             return Err(why);
         }
         Ok(events)
     }
 
-    /// A read of many was refused: each of them is to be looked at.
+    /// A read of many keys was refused: each of them is checked.
     fn suspect(&mut self, round: Round, why: &RedisError) -> Result<(), String> {
         if let BrokerError::Away(why) = fault(why) {
             return Err(why);
@@ -373,7 +374,7 @@ impl FollowedKeys {
         Ok(())
     }
 
-    /// Puts a key among those that are behind. From `late_at` on something may well have been trimmed before it is read.
+    /// Adds a key to those that are behind. After `late_at`, entries may well have been trimmed before it is read.
     fn read_on(&mut self, name: &str, late_at: Instant) {
         if let Some((name, _)) = self.keys.get_key_value(name)
             && let name = name.clone()
@@ -384,8 +385,8 @@ impl FollowedKeys {
         }
     }
 
-    /// Takes some from those that are behind, which they are no more unless their answer is full again. Also whether one of
-    /// them is late.
+    /// Takes some keys from those that are behind; they are added again if their answer is full again. Also returns
+    /// whether one of them is late.
     fn next_behind(&mut self, now: Instant) -> Option<(Vec<Arc<str>>, Vec<Wanted>, bool)> {
         let most = self.size.fitting(READ_BYTES, BEHIND_KEYS);
         let (mut names, mut keys, mut is_late) = (Vec::new(), Vec::new(), false);

@@ -1,8 +1,8 @@
-//! A key that is followed: how far it is read, and whether something was gone before it could be read.
+//! A followed key: its read position, and the detection of entries that were removed before they could be read.
 //!
-//! An answer to `XREAD` does not say that entries before its first one were trimmed away. The server counts what it adds,
-//! though: between two samples ([`Sample`]) as many entries must have been read as the count has grown. Nothing here
-//! talks to the server.
+//! An answer to `XREAD` does not show that earlier entries were trimmed. But the server counts added entries: between
+//! two samples ([`Sample`]), as many entries must have been read as the count has grown. Nothing here talks to the
+//! server.
 
 use tokio::time::Instant;
 
@@ -12,47 +12,47 @@ use crate::broker::{BrokerError, Event};
 use crate::protocol::event_id::Tag;
 use crate::protocol::topic::{Filter, Topic};
 
-/// So many entries were ever added when `at` was the last id.
+/// The total number of entries ever added when `at` was the last id.
 #[derive(Debug, Clone, Copy)]
 struct Count {
     added: u64,
     at: EntryId,
 }
 
-/// So many entries are missing somewhere up to this id, which may be one of them.
+/// The number of entries that are missing somewhere up to and including this id.
 struct Missing {
     count: u64,
     before: EntryId,
 }
 
-/// See the module.
+/// The state of one followed key.
 #[derive(Debug)]
 pub(in crate::broker::redis) struct Key {
     filter: Filter,
     topic: Topic,
     payload: Option<String>,
-    /// Since when it is followed here. What was read of it before is of another time.
+    /// Since when it has been followed here. Reads from before are obsolete.
     pub(super) since: Instant,
-    /// Everything up to here was read, or is known to be gone.
+    /// Everything up to this id was read or is known to be gone.
     pub(super) cursor: EntryId,
-    /// When it was sampled last. `None`: it must be before anything more of it is told.
+    /// When it was sampled last. `None`: it must be sampled before further events.
     pub(super) sampled: Option<Instant>,
-    /// Whether more is held than the last answer had room for.
+    /// Whether there are more entries than fitted into the last answer.
     pub(super) behind: bool,
-    /// The number that was told last.
+    /// The last number that was sent.
     told: u64,
     /// Whether that was a gap.
     ends_in_gap: bool,
-    /// Up to here, what was read is compared. `None`: the next sample says from where.
+    /// Up to this id, reads have been compared with the count. `None`: the next sample is the starting point.
     counted: Option<Count>,
-    /// Entries that were read above it.
+    /// The number of entries read after it.
     read: u64,
-    /// To compare with once it is reached.
+    /// The count to compare with once it is reached.
     check: Option<Count>,
 }
 
 impl Key {
-    /// Follows from what `sample` says. Also what the number of its last entry is.
+    /// Starts to follow at `sample`. Also returns the number of its last entry.
     pub(super) fn begin(
         filter: Filter,
         topic: Topic,
@@ -77,8 +77,8 @@ impl Key {
         Ok((key, head))
     }
 
-    /// Takes what an answer brought: the entries after [`Key::cursor`], and a sample made after them. What is to be told
-    /// goes into `events`.
+    /// Handles an answer: the entries after [`Key::cursor`], and a sample made after them. Adds the events to send to
+    /// `events`.
     ///
     /// # Errors
     /// The event with which the key's subscription ends.
@@ -88,7 +88,7 @@ impl Key {
         sample: Option<Sample>,
         events: &mut Vec<Event>,
     ) -> Result<(), Box<Event>> {
-        // Followed anew while it was read, it has other plans than when that was asked.
+        // The key was followed again during the read, so its position has changed.
         entries.retain(|entry| entry.id > self.cursor);
         let last = entries.last().map_or(self.cursor, |entry| entry.id);
         if let Some(sample) = sample {
@@ -111,14 +111,14 @@ impl Key {
                         entry.into_message(number, &self.filter, &self.topic, self.payload.as_deref());
                     events.push(Event::Message(message));
                 }
-                Some(_) => {} // inside of a gap that is told
+                Some(_) => {} // inside of a gap that was sent
                 None => {
                     let through = entry
                         .id
                         .number_at_most()
                         .ok_or_else(|| Box::new(self.refused(too_late(entry.id))))?;
                     if through > self.told || !self.ends_in_gap {
-                        let why = format!("the entry {} has an id that cannot be carried", entry.id);
+                        let why = format!("the entry {} has an id that cannot be an event id", entry.id);
                         self.gap(Some(through), why, events);
                     }
                 }
@@ -135,7 +135,7 @@ impl Key {
         self.check.is_some()
     }
 
-    /// An answer was asked for what is after [`Key::cursor`], once a sample was made, and brought nothing.
+    /// Handles a read after a sample that returned no entries after [`Key::cursor`].
     ///
     /// # Errors
     /// As [`Key::take`].
@@ -153,7 +153,7 @@ impl Key {
         Ok(())
     }
 
-    /// Another server is read now: what the one before had given to nobody yet may be missing in it.
+    /// Another server is read now: it may lack entries of the previous one that nobody had read yet.
     pub(super) fn moved(&mut self, why: &str, events: &mut Vec<Event>) {
         self.sampled = None;
         self.counted = None;
@@ -161,7 +161,7 @@ impl Key {
         self.gap(None, why.into(), events);
     }
 
-    /// Begins to compare with `sample`, unless another one is waited for.
+    /// Starts to compare with `sample`, unless another one is still to be reached.
     fn compare_later(
         &mut self,
         entries: &[Entry],
@@ -173,7 +173,8 @@ impl Key {
             return Err(Box::new(self.ended("the key was deleted", events)));
         }
         if sample.last < last {
-            let why = "the key was deleted and made again, or lost its last entries: its last id went back";
+            let why =
+                "the key was deleted and created again, or lost its last entries: its last id went back";
             return Err(Box::new(self.ended(why, events)));
         }
         let here = Count { added: sample.added, at: sample.last };
@@ -184,14 +185,14 @@ impl Key {
         };
         let fresh = entries.iter().filter(|entry| entry.id > counted.at).count() as u64;
         if sample.added < counted.added + self.read + fresh {
-            let why = "the key was deleted and made again: fewer entries were added than it had";
+            let why = "the key was deleted and created again: its count of added entries went back";
             return Err(Box::new(self.ended(why, events)));
         }
         self.check.get_or_insert(here);
         Ok(())
     }
 
-    /// What is missing up to the sample that is waited for, once it is reached.
+    /// The entries that are missing up to the sample, once it is reached.
     fn missing(&mut self, entries: &[Entry], last: EntryId, sample: Option<&Sample>) -> Option<Missing> {
         let check = self.check.take_if(|check| check.at <= last)?;
         let counted = self.counted.replace(check)?;
@@ -199,21 +200,22 @@ impl Key {
         let read = self.read + entries.iter().filter(within).count() as u64;
         self.read = 0;
         let count = check.added.checked_sub(counted.added + read).filter(|count| *count > 0)?;
-        // Trimming takes the oldest. What was deleted one by one can be anywhere up to the sample.
+        // Trimming removes the oldest entries. Entries that were deleted one by one can be anywhere up to the sample.
         let is_trimmed = sample.is_some_and(|sample| sample.deleted <= self.cursor);
         let first = entries.first().map(|entry| entry.id).filter(|_| is_trimmed);
         Some(Missing { count, before: first.map_or(check.at, |first| first.min(check.at)) })
     }
 
-    /// Tells a gap up to `through`, or as near as the numbers leave room. An entry whose number it takes is inside of it.
+    /// Adds a gap up to `through`, or as near as the numbers allow. An entry whose number it takes is inside of the
+    /// gap.
     fn gap(&mut self, through: Option<u64>, why: String, events: &mut Vec<Event>) {
         self.told = through.unwrap_or(0).max(self.told.saturating_add(1));
         self.ends_in_gap = true;
         events.push(Event::Gone { filter: self.filter.clone(), through: self.told, why });
     }
 
-    /// The history is no more. What was told since it was compared last may be of the next one already, and between the two
-    /// something may be missing.
+    /// The key was deleted or replaced. Entries that were sent since the last comparison may already belong to its
+    /// replacement, and entries in between may be missing.
     fn ended(&mut self, why: &str, events: &mut Vec<Event>) -> Event {
         if self.read > 0 && !self.ends_in_gap {
             self.gap(None, why.into(), events);
@@ -225,12 +227,12 @@ impl Key {
         Event::Refused { filter: self.filter.clone(), why }
     }
 
-    /// With which its subscription ends: the server does not let it be read any more.
+    /// The event that ends its subscription, because the server no longer allows it to be read.
     pub(super) fn refuse(self, why: String) -> Event {
         Event::Refused { filter: self.filter, why }
     }
 
-    /// That it is followed from `head` on.
+    /// The event that it is followed from `head` on.
     pub(super) fn begun(&self, name: &str, head: u64) -> Event {
         let tag = Tag::of(&[b"redis-stream", name.as_bytes()]);
         Event::Begun { filter: self.filter.clone(), tag, head, time: EntryId::of(head).time() }
@@ -242,5 +244,5 @@ fn were_removed(missing: u64) -> String {
 }
 
 fn too_late(id: EntryId) -> String {
-    format!("the entry {id} is of a time after the year 2527, which no position can say")
+    format!("the entry {id} has a time after the year 2527, which an event id cannot express")
 }

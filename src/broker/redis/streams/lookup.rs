@@ -1,4 +1,4 @@
-//! What is asked once: parts of a history, places in it, and entries to add.
+//! One-off commands: fetches of stored entries, seeks, and entries to add.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,24 +22,24 @@ use crate::protocol::topic::{Filter, Topic};
 
 type Done<T> = oneshot::Sender<Result<T, BrokerError>>;
 
-/// A question, of one key.
+/// A command for one key.
 pub(super) struct Lookup {
     pub(super) key: KeyOf,
     pub(super) what: What,
 }
 
-/// What is asked.
+/// The kind of the command.
 pub(super) enum What {
     Fetch { after: u64, until: u64, done: Done<Fetched> },
     Locate { place: Seek, done: Done<SeekResult> },
     Publish { payload: Bytes, headers: Headers, done: Done<u64> },
 }
 
-/// Why a question has no answer.
+/// Why a command failed.
 enum Fault {
-    /// Of this question only.
+    /// An error of this command only.
     Here(BrokerError),
-    /// The connection fails.
+    /// The connection failed.
     Connection(String),
 }
 
@@ -56,10 +56,10 @@ impl From<BrokerError> for Fault {
 }
 
 impl Lookup {
-    /// Asks, and answers who asked. Returns why it could not be done, if the server said so.
+    /// Runs the command and answers it. Returns the server's error, if there was one.
     ///
     /// # Errors
-    /// Why the connection cannot be used any more.
+    /// Why the connection is no longer usable.
     pub(super) async fn run(
         self,
         connection: MultiplexedConnection,
@@ -80,7 +80,7 @@ impl Lookup {
 }
 
 impl What {
-    /// Answers who asked, without asking.
+    /// Fails the command without running it.
     pub(super) fn fail(self, why: BrokerError) {
         match self {
             What::Fetch { done, .. } => drop(done.send(Err(why))),
@@ -123,7 +123,8 @@ impl KeyLookup<'_> {
             return Ok(Fetched { through: until, gone: 0, torn: false, messages: Vec::new() });
         }
         let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES);
-        // In this order: what is held up to `after` once the range was read was not trimmed before it was read.
+        // In this order: if an entry up to `after` still exists once the range has been read, nothing in the range was
+        // trimmed before.
         let mut pipeline = redis::pipe();
         pipeline.add_command(Sample::command(&self.name));
         pipeline.add_command(self.range("XRANGE", &exclusive(after), &EntryId::of(until).to_string(), count));
@@ -135,7 +136,7 @@ impl KeyLookup<'_> {
         let is_joined = !entries_of(held)?.is_empty() || after == 0 && sample.is_whole();
         self.size.learn(entries.iter());
 
-        // What was deleted (XDEL) is told once, where the last of it was: the part ends before that place.
+        // Deleted entries (XDEL) are reported once, at the position of the last one: the range ends before it.
         let deleted = sample.deleted.number_at_most().unwrap_or(u64::MAX);
         let below = entries.partition_point(|entry| entry.id <= sample.deleted);
         let stops = below > 0 && deleted <= until;
@@ -144,7 +145,7 @@ impl KeyLookup<'_> {
         }
         let first = entries.first().map(|entry| entry.id);
         let next = first.and_then(EntryId::number_at_most);
-        // Up to here there is nothing; whether there was something is another question.
+        // There are no entries up to here; whether there were any is checked below.
         let empty_to = next.map_or(until, |next| next - 1);
         let was_deleted = deleted > after && deleted <= empty_to;
         let was_trimmed = !is_joined && sample.last > EntryId::of(after);
@@ -160,7 +161,7 @@ impl KeyLookup<'_> {
                 Some(number) if number > told => {
                     messages.push(entry.into_message(number, &filter, topic, payload));
                 }
-                Some(_) => {} // inside of what is told to be gone
+                Some(_) => {} // inside of the reported gap
                 None if messages.is_empty() => {
                     gone = entry.id.number_at_most().unwrap_or(until).max(told + u64::from(gone == 0));
                 }
@@ -185,18 +186,18 @@ impl KeyLookup<'_> {
         let head = sample.last.number_at_most().unwrap_or(u64::MAX);
         let oldest =
             sample.first.and_then(EntryId::number_at_most).map_or(head, |first| first.saturating_sub(1));
-        // What was deleted (XDEL) in between is told by the fetch that gets there.
+        // Deleted entries (XDEL) in between are reported by the fetch that reaches them.
         let found = |number: u64| {
             if number >= oldest { SeekResult::At(number) } else { SeekResult::Evicted(oldest) }
         };
         Ok(match place {
             Seek::After(number) if number > head => SeekResult::Unknown(oldest),
-            // Only for 0: a stream that is whole may be another than the one of which a number above is.
+            // Only for 0: a complete stream may be another one than the one that gave a higher number.
             Seek::After(0) if sample.is_whole() => SeekResult::At(0),
             Seek::After(number) => found(number),
             Seek::Oldest => SeekResult::At(oldest),
             Seek::Since(time) => match before(time).min(head) {
-                // All of it. Before the first entry of a whole stream there is no other place that is known to be of it.
+                // Everything. Before the first entry of a complete stream, no other position is known to belong to it.
                 number if sample.is_whole() && number <= oldest => SeekResult::At(0),
                 number => found(number),
             },
@@ -209,8 +210,9 @@ impl KeyLookup<'_> {
         })
     }
 
-    /// Whether `number` was given by a server that was replaced since, by one that lacks the entry. What that has added meanwhile may
-    /// have lower ids, if its clock is behind. A place that is no entry, and every deletion behind it, leave that open.
+    /// Whether `number` was given by a server that was replaced by one that lacks the entry. The new server may have
+    /// added entries with lower ids, if its clock is behind. If the position is not an entry, or entries after it were
+    /// deleted, this remains unknown.
     async fn is_of_another_history(&mut self, number: u64, sample: &Sample) -> Result<bool, Fault> {
         let id = EntryId::of(number);
         let is_within = sample.first.is_some_and(|first| first < id) && id <= sample.last;
@@ -223,7 +225,7 @@ impl KeyLookup<'_> {
         Ok(entries_of(found)?.is_empty())
     }
 
-    /// The number before the last `wanted` entries; `None` if fewer are held.
+    /// The number before the last `wanted` entries; `None` if there are fewer.
     async fn last(&mut self, wanted: usize) -> Result<Option<u64>, Fault> {
         let (mut end, mut left) = ("+".to_owned(), wanted);
         while left > 0 {
@@ -256,9 +258,9 @@ impl KeyLookup<'_> {
         }
         let id: Value = command.query_async(&mut self.connection).await?;
         let number = EntryId::from_value(&id).and_then(EntryId::number);
-        // Stored all the same, but where no reader ever gets to.
+        // It was stored, but at a position that no reader can reach.
         number.ok_or_else(|| {
-            BrokerError::Refused("the stream's ids are beyond what a position can say".into()).into()
+            BrokerError::Refused("the stream's ids are beyond what an event id can express".into()).into()
         })
     }
 
@@ -289,7 +291,7 @@ fn entries_of(answer: Result<Value, RedisError>) -> Result<Vec<Entry>, Fault> {
     entries(answer?)
 }
 
-/// As the start of a range: what is after `number`.
+/// The start of a range after `number`.
 fn exclusive(number: u64) -> String {
     if number == 0 { "-".into() } else { format!("({}", EntryId::of(number)) }
 }

@@ -1,14 +1,15 @@
-//! Redis Streams: `XREAD` for what is followed, `XRANGE` for what was before, `XADD`. A topic is a key.
+//! Redis Streams: `XREAD` to follow keys, `XRANGE` to fetch older entries, `XADD` to publish. A topic is a key.
 //!
-//! All keys are followed with one blocking read on one connection; what is asked once goes over a second one. A key that
-//! has more than one answer holds is read on in parts of few keys, so that an answer stays small and a busy key holds up
-//! no other. Reading stops while nobody takes the events: the server keeps what waits.
+//! All keys are followed with one blocking read on one connection; other commands use a second one. Keys that are
+//! behind are read in groups of a few keys, so that answers stay small and a busy key does not delay the others.
+//! Reading stops while the event channel is full: the entries wait on the server.
 //!
-//! In a cluster there is a task of this kind for each master (`../shards.rs`). Keys of different slots cannot be named in one
-//! read there, so it does not wait in a read: the server tells which keys have changed (`changes.rs`), and these are read.
+//! In a cluster there is one such task per master (`../shards.rs`). There, keys of different slots cannot share a read,
+//! so reads do not block: the server reports which keys have changed (`changes.rs`), and these are read.
 //!
-//! What is lost here was removed before it was read (`key.rs` finds that out), or by a server that was restarted or
-//! replaced (`server.rs` does). It knows no consumer groups, and no patterns: there is nothing to read a pattern from.
+//! Entries can be lost if they are removed before they are read (`key.rs` detects that), or if the server is restarted
+//! or replaced (`server.rs` does). There are no consumer groups, and no patterns, because Redis cannot read streams by
+//! pattern.
 
 mod changes;
 mod entry;
@@ -48,19 +49,18 @@ use crate::broker::{BrokerError, Event, StoredCommand};
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
-/// Questions that are under way at once, and those that wait for their turn. Beyond it the command channel waits.
+/// The most concurrent lookups, and the most that wait. Beyond it, the command channel waits.
 const LOOKUPS: usize = 16;
 const LOOKUPS_WAITING: usize = 1024;
 
-/// Events that wait for room. Beyond it the command channel waits.
+/// The most events that wait for room. Beyond it, the command channel waits.
 const EVENTS_WAITING: usize = 4096;
 
 type ShardCommand = super::shards::ShardCommand<StoredCommand>;
 
 impl Routed for StoredCommand {
     type Assignment = (Arc<str>, Key);
-    const NO_PATTERNS: &'static str =
-        "a pattern cannot be read from Redis Streams; name each topic, whose key is read";
+    const NO_PATTERNS: &'static str = "a pattern cannot be read from Redis Streams; name each topic";
 
     fn filter(&self) -> Filter {
         match self {
@@ -92,8 +92,8 @@ impl Routed for StoredCommand {
     }
 }
 
-/// Runs until the command channel or the event channel closes. Connects when the first command comes. `shard` is which part
-/// of a cluster it is for.
+/// Runs until the command channel or the event channel closes. Connects when the first command arrives. `shard` is the
+/// shard of a cluster that it serves.
 pub(super) async fn run<C: Into<ShardCommand>>(
     servers: Servers,
     shard: Option<Shard>,
@@ -115,7 +115,7 @@ pub(super) async fn run<C: Into<ShardCommand>>(
         lookups: VecDeque::new(),
     };
     let mut backoff = BACKOFF_START;
-    // Until something is known of the server, commands wait.
+    // Commands wait until the first attempt to connect has ended.
     let mut why: Option<String> = None;
     loop {
         let connect = Session::connect(&servers);
@@ -137,7 +137,7 @@ pub(super) async fn run<C: Into<ShardCommand>>(
         };
         let SessionEnd::Failed(reason) = end else { return };
         task.fail(&reason);
-        // Jittered: a fleet that lost its server together must not come back in step.
+        // With jitter, so that many gateways that lost their server at once do not reconnect in step.
         let wait = sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0));
         backoff = (backoff * 2).min(BACKOFF_CAP);
         if task.while_down(wait, &mut commands, &reason).await.is_none() {
@@ -149,9 +149,9 @@ pub(super) async fn run<C: Into<ShardCommand>>(
 
 /// Why a session ended.
 enum SessionEnd {
-    /// The connection or the server fails. One line, without secrets.
+    /// The connection or the server failed. One line without secrets.
     Failed(String),
-    /// Nobody is left to serve.
+    /// The gateway is shutting down.
     Stopped,
 }
 
@@ -160,18 +160,18 @@ struct Task {
     following: FollowedKeys,
     size: Arc<EntrySize>,
     outbox: EventQueue,
-    /// Of a cluster.
+    /// The shard, in a cluster.
     shard: Option<Arc<Shard>>,
-    /// Which was read last.
+    /// The server that was read last.
     server: Option<Server>,
-    /// Orders that were taken and not looked at yet.
+    /// Commands that were received and not handled yet.
     queue: VecDeque<ShardCommand>,
-    /// Questions that wait for their turn.
+    /// Lookups that wait for their turn.
     lookups: VecDeque<Lookup>,
 }
 
 impl Task {
-    /// Answers commands until `work` is done; `None` if the task is to end.
+    /// Answers commands as `Away` until `work` is done; `None` if the task must end.
     async fn while_down<F: Future>(
         &mut self,
         work: F,
@@ -188,7 +188,7 @@ impl Task {
         }
     }
 
-    /// The session has ended: what it leaves behind is answered.
+    /// The session has ended: fails its pending commands.
     fn fail(&mut self, why: &str) {
         self.outbox.down(why);
         for lookup in self.lookups.drain(..) {
@@ -199,7 +199,7 @@ impl Task {
         }
     }
 
-    /// Answers an order without a connection.
+    /// Answers a command while there is no connection.
     fn answer_away(&mut self, order: ShardCommand, why: &str) {
         match order {
             ShardCommand::Command(StoredCommand::Unsubscribe { filter }) => self.unfollow(&filter),
@@ -209,21 +209,21 @@ impl Task {
         }
     }
 
-    /// Gives up the keys that another shard has now.
+    /// Releases the keys that another shard has now.
     fn leave(&mut self, slots: &Slots, asked: oneshot::Sender<LeftKeys>, is_whole: bool) {
         let shard = self.shard.as_ref();
         let held = self.following.leave(|name| shard.is_some_and(|shard| shard.has_lost(slots, name)));
         self.outbox.left(asked, Released { held, is_whole, remaining: self.following.len() });
     }
 
-    /// In a cluster: something could not be done here, and another node may be the right one.
+    /// In a cluster: a command failed here, and another node may be the right one.
     fn refresh_topology(&self, why: &BrokerError) {
         if let (Some(shard), BrokerError::Away(_)) = (&self.shard, why) {
             shard.refresh_topology();
         }
     }
 
-    /// Goes on with keys that another shard has followed, from where it was.
+    /// Adopts keys that another shard has followed, at the same position.
     fn enter(&mut self, Adopted { held, lost }: Adopted<(Arc<str>, Key)>) {
         let events = self.following.enter(held, lost.as_deref());
         self.outbox.extend(events);
@@ -237,7 +237,7 @@ impl Task {
     ) -> SessionEnd {
         let before = self.server.replace(session.server.clone());
         let moved = before.is_some_and(|before| !session.server.continues(&before));
-        let why = "the Redis server was restarted or replaced, and may lack what was added last";
+        let why = "the Redis server was restarted or replaced, and may lack the latest entries";
         self.outbox.extend(self.following.resume(moved.then_some(why)));
         self.outbox.up();
 
@@ -301,7 +301,7 @@ impl Task {
         }
     }
 
-    /// Takes the queue's commands. Returns whether a key is followed that was not before.
+    /// Runs the commands of the queue. Returns whether a new key is followed.
     ///
     /// # Errors
     /// Why the connection cannot be used any more.
@@ -339,7 +339,7 @@ impl Task {
         Ok(is_new)
     }
 
-    /// Follows what the subscriptions at the head of the queue name, all with one round to the server.
+    /// Follows the keys of the subscriptions at the head of the queue, with one round trip to the server.
     async fn follow(&mut self, session: &Session) -> Result<bool, String> {
         let mut begins: Vec<(KeyOf, Filter, Done)> = Vec::new();
         while let Some(order) = self.queue.pop_front() {
@@ -350,7 +350,7 @@ impl Task {
             match self.key_of(&filter, &source) {
                 Err(why) => drop(done.send(Err(why))),
                 Ok(key) if self.following.contains(&key.name) => drop(done.send(Ok(()))),
-                // Looked at again once the first is followed.
+                // Handled again once the first is followed.
                 Ok(key) if begins.iter().any(|(other, ..)| other.name == key.name) => {
                     self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
                     break;
@@ -404,7 +404,7 @@ impl Task {
     fn key_of(&self, filter: &Filter, source: &Source) -> Result<KeyOf, BrokerError> {
         let refused = |why: &str| Err(BrokerError::Refused(why.into()));
         let Source::RedisStream { payload } = source else {
-            return refused("Redis keeps nothing but Redis Streams");
+            return refused("Redis stores only Redis Streams");
         };
         match (self.table.name(filter)?, filter.topic()) {
             (Name::Channel(name), Some(topic)) => Ok(KeyOf { name, topic, payload: payload.clone() }),
@@ -413,7 +413,7 @@ impl Task {
     }
 }
 
-/// Where a topic is kept.
+/// The key and the payload field of a topic.
 struct KeyOf {
     name: String,
     topic: Topic,
@@ -421,7 +421,7 @@ struct KeyOf {
     payload: Option<String>,
 }
 
-/// The answer to what is being read; never, if nothing is. Safe to drop and call again.
+/// Waits for the current read; for ever if there is none. Cancel-safe.
 async fn answer_of(
     reading: &mut Option<(Round, PendingRead)>,
 ) -> Result<Vec<read::KeyRead>, redis::RedisError> {
@@ -431,7 +431,7 @@ async fn answer_of(
     }
 }
 
-/// The end of `future`; never, if there is none.
+/// Waits for `future`; for ever if there is none.
 async fn end_of(future: &mut Option<BoxFuture<'static, ()>>) {
     match future {
         Some(future) => future.await,

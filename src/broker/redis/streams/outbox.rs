@@ -1,4 +1,5 @@
-//! The way to the event channel.
+//! The queue of events of Redis Streams on their way to the event channel. Nothing is dropped: reading stops while it
+//! is not empty.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -11,26 +12,26 @@ use crate::broker::redis::shards::{Released, Shard};
 use crate::broker::{BrokerError, Event, Link};
 use crate::protocol::topic::Filter;
 
-/// Who waits for a subscription.
+/// The answer to a subscription.
 pub(super) type Done = oneshot::Sender<Result<(), BrokerError>>;
 
-/// Keys that this shard has given up.
+/// Keys that this shard has released.
 pub(super) type LeftKeys = Released<(Arc<str>, Key)>;
 
 enum Waiting {
-    /// With who is answered once the event is told.
+    /// An event, and the answer to send after it.
     Event(Event, Option<Done>),
-    /// Answered once what was read of the keys before is told: the next shard must not overtake it.
+    /// Released keys, answered once the events that were read before are sent: the next shard must not overtake them.
     Released(oneshot::Sender<LeftKeys>, LeftKeys),
 }
 
-/// What is on its way to the event channel, in order. Nothing is dropped: while something waits here, nothing is read.
+/// The queued events, in order.
 pub(super) struct EventQueue {
     events: mpsc::Sender<Event>,
     queue: VecDeque<Waiting>,
-    /// Why it is down, as told last.
+    /// The reason of being down that was sent last.
     down: Option<String>,
-    /// Who is told whether it is down; without it, the event channel.
+    /// The shard that receives the state of the connection; without it, the event channel does.
     shard: Option<Arc<Shard>>,
 }
 
@@ -51,12 +52,12 @@ impl EventQueue {
         self.queue.extend(events.into_iter().map(|event| Waiting::Event(event, None)));
     }
 
-    /// Tells how a subscription begins, and then who waits for it.
+    /// Queues the beginning of a subscription, and then its answer.
     pub(super) fn begun(&mut self, event: Event, done: Done) {
         self.queue.push_back(Waiting::Event(event, Some(done)));
     }
 
-    /// Answers who wants to know what was given up, in its turn.
+    /// Queues the answer to a release.
     pub(super) fn left(&mut self, asked: oneshot::Sender<LeftKeys>, left: LeftKeys) {
         self.queue.push_back(Waiting::Released(asked, left));
     }
@@ -69,7 +70,7 @@ impl EventQueue {
         }
     }
 
-    /// Tells why it is down; a reason once, and in place of one that waits to be told.
+    /// Queues the reason of being down: each reason once, replacing one that still waits.
     pub(super) fn down(&mut self, why: &str) {
         if self.down.as_deref() == Some(why) {
             return;
@@ -84,7 +85,7 @@ impl EventQueue {
         self.queue.push_back(Waiting::Event(Event::Down { link: Link::Stored, why: why.into() }, None));
     }
 
-    /// Forgets what was to be told of a filter that is followed no longer. Who waits for it is answered all the same.
+    /// Drops the queued events of a filter that is no longer followed. Its pending answers are still sent.
     pub(super) fn forget(&mut self, filter: &Filter) {
         let is_other = |event: &Event| match event {
             Event::Message(message) => message.filter != *filter,
@@ -108,8 +109,8 @@ impl EventQueue {
         });
     }
 
-    /// Waits for room and tells what there is room for; for ever, if there is nothing to tell. `false` if nobody takes
-    /// events any more. Safe to drop and call again.
+    /// Waits for room, and sends what fits; waits for ever if the queue is empty. `false` if the event channel is
+    /// closed. Cancel-safe.
     pub(super) async fn flush(&mut self) -> bool {
         if self.queue.is_empty() {
             return pending().await;

@@ -1,4 +1,4 @@
-//! Reading many keys at once: `XREAD`, and the samples that are made beside it.
+//! Reads many keys at once (`XREAD`), and samples those that are due.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,31 +12,31 @@ use super::sample::Sample;
 use crate::broker::BrokerError;
 use crate::broker::redis::answers::fault;
 
-/// A key that was sampled so long ago is sampled before what is read of it is told, so that a gap is told in its place.
-/// It costs a round to the server, and the first and the last entry once more.
+/// If the last sample of a key is older than this, the key is sampled before its entries are sent, so that a gap is
+/// sent in its place. It costs a round trip, and the first and the last entry once more.
 const SAMPLE_AFTER: Duration = Duration::from_millis(250);
 
-/// Keys that are sampled with one answer.
+/// The most keys that are sampled with one request.
 const SAMPLES: usize = 64;
 
 /// A key to read.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) name: Arc<str>,
-    /// Read what is after this.
+    /// Read entries after this id.
     pub(super) after: EntryId,
-    /// When it was sampled last. `None`: it is sampled now, even if nothing is read of it.
+    /// When it was sampled last. `None`: it is sampled now, even if it has no entries.
     pub(super) sampled: Option<Instant>,
 }
 
-/// What was found of a key.
+/// The result of reading a key.
 #[derive(Debug)]
 pub(super) struct KeyRead {
     pub(super) name: Arc<str>,
     pub(super) entries: Vec<Entry>,
-    /// Whether there may be more of them.
+    /// Whether there may be more entries.
     pub(super) is_full: bool,
-    /// Made after the entries were read. An error is the server's word on this key.
+    /// A sample made after the entries were read. An error is the server's error for this key.
     pub(super) sample: Option<Result<Sample, BrokerError>>,
 }
 
@@ -46,8 +46,8 @@ impl KeyRead {
     }
 }
 
-/// Reads up to `count` entries of each key, once any of them has one or `block` is over, and samples those that are due:
-/// after a while, and at once where the answer is full or `is_late`, so that something may well have been trimmed.
+/// Reads up to `count` entries of each key, as soon as one has any or `block` is over, and samples those that are due:
+/// after a while, and at once if the answer is full or `is_late`, because entries may well have been trimmed.
 pub(super) async fn read(
     mut connection: MultiplexedConnection,
     keys: Vec<Wanted>,
@@ -60,8 +60,8 @@ pub(super) async fn read(
     sampled(connection, found, count, is_late).await
 }
 
-/// As [`read`], each key for itself: in a cluster, keys of different slots cannot be named together. What the server says of
-/// a key that it does not let be read, or does not have, stands where its sample would.
+/// As [`read`], but each key separately, because in a cluster keys of different slots cannot share a command. The
+/// server's error for a key that it does not allow or does not have takes the place of its sample.
 pub(super) async fn read_each(
     mut connection: MultiplexedConnection,
     keys: Vec<Wanted>,
@@ -86,7 +86,7 @@ pub(super) async fn read_each(
     Ok(found)
 }
 
-/// Samples those that are due.
+/// Samples the keys that are due.
 async fn sampled(
     mut connection: MultiplexedConnection,
     found: Vec<(&Wanted, Vec<Entry>)>,
@@ -119,7 +119,7 @@ async fn sampled(
         .collect())
 }
 
-/// Samples keys and reads nothing of them.
+/// Samples keys without reading entries.
 pub(super) async fn sweep(
     mut connection: MultiplexedConnection,
     names: Vec<Arc<str>>,
@@ -128,15 +128,14 @@ pub(super) async fn sweep(
     Ok(names.into_iter().zip(samples).map(|(name, sample)| KeyRead::only(name, sample)).collect())
 }
 
-/// Asks for each key alone, since one that the server does not let be read fails all that are read with it. Returns
-/// these.
+/// Reads each key alone, because one key that the server does not allow fails the whole read. Returns those keys.
 pub(super) async fn sift(
     mut connection: MultiplexedConnection,
     names: Vec<Arc<str>>,
 ) -> Result<Vec<KeyRead>, RedisError> {
     let mut pipeline = redis::pipe();
     for name in &names {
-        // What comes after the last entry: nothing, but the server looks at the key and at who asks.
+        // Reads after the last entry: the answer is empty, but the server checks the key and the permission.
         pipeline.cmd("XREAD").arg("STREAMS").arg(&**name).arg("$");
     }
     if pipeline.is_empty() {
@@ -148,7 +147,7 @@ pub(super) async fn sift(
     Ok(refused.filter_map(|(name, answer)| Some(KeyRead::only(name, Err(fault(&answer.err()?))))).collect())
 }
 
-/// Samples, in the order of the names.
+/// Samples the keys, in the order of the names.
 pub(super) async fn samples<'a>(
     connection: &mut MultiplexedConnection,
     names: impl Iterator<Item = &'a str>,
@@ -180,8 +179,8 @@ fn xread(keys: &[Wanted], count: usize, block: Option<Duration>) -> Cmd {
     command
 }
 
-/// Keys are answered in the order in which they were asked; those without an entry are left out, and are put back here
-/// if they must be sampled.
+/// The server answers in the order of the keys, and omits keys without entries; these are added again here if they must
+/// be sampled.
 fn parse(keys: &[Wanted], answer: Value) -> Option<Vec<(&Wanted, Vec<Entry>)>> {
     let streams: Vec<Option<(Value, Value)>> = match answer {
         Value::Nil => Vec::new(),

@@ -1,4 +1,4 @@
-//! What the server says of a stream as a whole: `XINFO STREAM`.
+//! A sample of a stream: its state by `XINFO STREAM`.
 
 use redis::{RedisError, Value};
 
@@ -11,15 +11,15 @@ use crate::broker::redis::answers::fault;
 pub(super) struct Sample {
     /// Whether the key exists.
     pub(super) exists: bool,
-    /// Entries that it holds.
+    /// The number of entries that it has.
     pub(super) length: u64,
-    /// Entries that were ever added.
+    /// The number of entries ever added.
     pub(super) added: u64,
-    /// The id that was given last.
+    /// The last id that was given.
     pub(super) last: EntryId,
-    /// The highest id that was deleted with `XDEL`; trimming leaves it alone.
+    /// The highest id that was deleted with `XDEL`; trimming does not change it.
     pub(super) deleted: EntryId,
-    /// The first entry that it holds.
+    /// The id of its first entry.
     pub(super) first: Option<EntryId>,
 }
 
@@ -30,7 +30,7 @@ impl Sample {
         command
     }
 
-    /// Reads an answer. A key that does not exist is an empty stream.
+    /// Parses an answer. A key that does not exist is an empty stream.
     pub(super) fn read(answer: Result<Value, RedisError>) -> Result<Self, BrokerError> {
         let answer = match answer {
             Err(why) if why.code() == Some("ERR") && why.detail() == Some("no such key") => {
@@ -39,8 +39,8 @@ impl Sample {
             answer => answer.map_err(|why| fault(&why))?,
         };
         Self::from_value(&answer).ok_or_else(|| {
-            let why = "the server does not count what is added to a stream (entries-added in XINFO STREAM); \
-                       Redis 7.0 and newer do";
+            let why = "the server does not count the entries added to a stream (entries-added in XINFO STREAM); \
+                       use Redis 7.0 or newer";
             BrokerError::Refused(why.into())
         })
     }
@@ -67,7 +67,7 @@ impl Sample {
         counted.then_some(sample)
     }
 
-    /// Whether all that was ever added is held.
+    /// Whether it still has every entry that was ever added.
     pub(super) fn is_whole(&self) -> bool {
         self.added == self.length
     }

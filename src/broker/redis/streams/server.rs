@@ -1,4 +1,4 @@
-//! The connections to one server, and which server it is.
+//! The connections to one server, and the identity of the server, by which a restart or a replacement is detected.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -16,43 +16,43 @@ use crate::broker::redis::answers::{fault, is_answer, words};
 use crate::broker::redis::client::in_resp3;
 use crate::broker::redis::servers::Servers;
 
-/// How long the server may take to answer.
+/// The timeout of an answer.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a read waits for entries. A read of keys that was begun before another key was followed is ended at once
-/// (`CLIENT UNBLOCK`).
+/// How long a read blocks for entries. If another key is followed meanwhile, the read is ended at once (`CLIENT
+/// UNBLOCK`).
 const BLOCK: Duration = Duration::from_secs(1);
 
-/// As [`BLOCK`], where the user may not end reads: then a key that is followed anew waits so long for its first read.
+/// As [`BLOCK`], if the user has no permission to unblock reads: then a new key waits this long for its first read.
 const SHORT_BLOCK: Duration = Duration::from_millis(100);
 
-/// The read that waits is told so often to end, until it has: it may not have begun when it was told first.
+/// How often a blocking read is unblocked until it ends: it may not have begun at the first attempt.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(20);
 
-/// Two connections: a read that waits would hold up everything behind it.
+/// Two connections, because a blocking read would delay all commands after it.
 pub(super) struct Session {
-    /// Follows: one read at a time, in order.
+    /// For following: one read at a time, in order.
     pub(super) reads: MultiplexedConnection,
-    /// Everything else, at once.
+    /// For all other commands, concurrently.
     pub(super) commands: MultiplexedConnection,
     pub(super) waking: Waking,
     pub(super) server: Server,
 }
 
-/// How it is noticed that there is something to read.
+/// How new entries are noticed.
 pub(super) enum Waking {
-    /// The read waits. Where its connection has this id, it can be told to end.
+    /// Reads block, and can be unblocked by this connection id.
     Unblock(i64),
-    /// The read waits, but not for long: it cannot be told to end.
+    /// Reads block briefly, because they cannot be unblocked.
     ShortBlock,
-    /// The server tells which keys have changed.
+    /// The server reports which keys have changed.
     ChangedKeys(Arc<Changes>),
-    /// Every key is read, over and over.
+    /// Every key is read regularly.
     Poll,
 }
 
 impl Waking {
-    /// How long a read may wait.
+    /// How long a read may block.
     pub(super) fn block(&self) -> Duration {
         if matches!(self, Waking::Unblock(_)) { BLOCK } else { SHORT_BLOCK }
     }
@@ -62,7 +62,7 @@ impl Session {
     /// Connects, within the limits.
     ///
     /// # Errors
-    /// Why not: one line, without secrets.
+    /// Why connecting failed, in one line without secrets.
     pub(super) async fn connect(servers: &Servers) -> Result<Self, String> {
         let client = servers.find().await.map_err(|why| format!("cannot connect: {why}"))?;
         let address = client.get_connection_info().addr();
@@ -72,11 +72,13 @@ impl Session {
             .set_response_timeout(Some(ANSWER_LIMIT));
         let open = || client.get_multiplexed_async_connection_with_config(&settings);
         let mut commands = open().await.map_err(unreachable)?;
-        // A server that is loading, or wants a password, says so only now. A narrow ACL is an answer like any other.
+        // A server that is loading or requires a password reports it only now. A permission error counts as an answer,
+        // too.
         let mut server = match redis::cmd("INFO").query_async::<String>(&mut commands).await {
-            // While it loads its file it says that it keeps none, and that is what tells whether something was lost.
+            // While it loads its file, it reports that it has none, but that information shows whether entries were
+            // lost.
             Ok(info) if info.lines().any(|line| line.trim_end() == "loading:1") => {
-                return Err("the server is loading what it keeps".into());
+                return Err("the server is loading its data".into());
             }
             Ok(info)
                 if !servers.is_cluster()
@@ -101,7 +103,7 @@ impl Session {
         }
         if servers.is_watched() && server.is_replica {
             return Err(format!(
-                "cannot connect: {address} is no master any more, though it was named as one"
+                "cannot connect: {address} is no longer a master, although it was reported as one"
             ));
         }
         let reading = if servers.is_cluster() {
@@ -116,7 +118,7 @@ impl Session {
         Ok(Session { reads, commands, waking, server })
     }
 
-    /// Ends the read that waits, over and over until it is dropped; `None` if it cannot be told to end.
+    /// Unblocks the blocking read repeatedly, until this is dropped; `None` if it cannot be unblocked.
     pub(super) fn interrupt(&self) -> Option<BoxFuture<'static, ()>> {
         let Waking::Unblock(reader) = self.waking else { return None };
         let mut commands = self.commands.clone();
@@ -129,7 +131,7 @@ impl Session {
         }))
     }
 
-    /// Waits until the server tells that keys have changed; for ever, if it does not. Safe to drop and call again.
+    /// Waits until the server reports changed keys; for ever if it does not support that. Cancel-safe.
     pub(super) async fn changed(&self) {
         match &self.waking {
             Waking::ChangedKeys(changes) => changes.told().await,
@@ -138,7 +140,7 @@ impl Session {
     }
 }
 
-/// The connection that reads of a server alone wait on.
+/// The connection for blocking reads, outside of a cluster.
 async fn waiting(mut reads: MultiplexedConnection) -> Result<(MultiplexedConnection, Waking), RedisError> {
     match redis::cmd("CLIENT").arg("ID").query_async(&mut reads).await {
         Ok(id) => Ok((reads, Waking::Unblock(id))),
@@ -147,8 +149,8 @@ async fn waiting(mut reads: MultiplexedConnection) -> Result<(MultiplexedConnect
     }
 }
 
-/// A connection on which the server tells what has changed of what was read, or one without where the user may not ask for
-/// that (`HELLO`, `CLIENT TRACKING`).
+/// A connection on which the server reports changes of the keys that were read, or a plain one if the user has no
+/// permission for that (`HELLO`, `CLIENT TRACKING`).
 async fn told(
     client: &Client,
     settings: &AsyncConnectionConfig,
@@ -170,17 +172,18 @@ async fn told(
     }
 }
 
-/// Which server, and what it can have lost.
+/// The identity of a server, and whether it can have lost entries.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Server {
     address: String,
     run: Option<String>,
     is_replica: bool,
     history: Option<String>,
-    /// The history it continued as a replica, before it became a master.
+    /// The replication id that it continued as a replica before it became a master.
     continued: Option<String>,
-    /// Whether what it has confirmed is in a file: with `appendonly yes` and `appendfsync always`. With `everysec` it may
-    /// be up to two seconds behind while the disk is busy, and what nobody had read by then would be missed in silence.
+    /// Whether confirmed entries are in a file: with `appendonly yes` and `appendfsync always`. With `everysec`, the
+    /// file may be up to two seconds behind while the disk is busy, and entries that nobody had read by then would be
+    /// lost silently.
     keeps_a_file: bool,
 }
 
@@ -200,8 +203,8 @@ impl Server {
         }
     }
 
-    /// Whether it holds all that `before` had confirmed: it is the same process, or has read its own file since. What
-    /// a user may not ask (`INFO`) is not so.
+    /// Whether it has all entries that `before` had confirmed: it is the same process, or has loaded its own file
+    /// since. Without permission for `INFO`, the answer is no.
     pub(super) fn continues(&self, before: &Server) -> bool {
         let same = self.run.is_some() && self.run == before.run && self.history == before.history;
         let promoted = self.continued == before.history;

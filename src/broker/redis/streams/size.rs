@@ -1,10 +1,10 @@
-//! How large entries are, as of late: so many are asked for that an answer has about the bytes it should.
+//! The average size of recent entries, by which the number of entries to request is chosen.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::entry::Entry;
 
-/// See the module. Shared by what is followed and what is looked up.
+/// The average size of entries. Followed keys and lookups share it.
 #[derive(Debug)]
 pub(super) struct EntrySize(AtomicUsize);
 
@@ -13,7 +13,8 @@ impl EntrySize {
         EntrySize(AtomicUsize::new(1024))
     }
 
-    /// Learns from what was read. Large ones count more: too few asked for cost a round, too many cost memory.
+    /// Updates the average. Large entries have more weight: requesting too few costs a round trip, too many cost
+    /// memory.
     pub(super) fn learn<'a>(&self, entries: impl Iterator<Item = &'a Entry>) {
         let (count, bytes) =
             entries.fold((0_usize, 0), |(count, bytes), entry| (count + 1, bytes + entry.size()));
@@ -23,7 +24,7 @@ impl EntrySize {
         }
     }
 
-    /// How many entries have about `bytes`: at least one, at most `most`.
+    /// How many entries have about `bytes` bytes: at least one, at most `most`.
     pub(super) fn fitting(&self, bytes: usize, most: usize) -> usize {
         (bytes / self.0.load(Ordering::Relaxed)).clamp(1, most.max(1))
     }

@@ -1,5 +1,5 @@
-//! What publish/subscribe on one connection does: takes commands, hands messages on, and answers what a lost connection leaves
-//! behind. How it comes to a connection is in `../redis.rs`, what moves between shards of a cluster in `moves.rs`.
+//! The task of publish/subscribe on one connection: it handles commands, forwards messages, and fails pending commands
+//! when the connection is lost. `redis/mod.rs` reconnects, and `moves.rs` handles slot migration in a cluster.
 
 mod moves;
 
@@ -31,18 +31,18 @@ use crate::broker::{BrokerError, Command, Event, Message};
 use crate::protocol::headers::Headers;
 use crate::protocol::topic::{Filter, Topic};
 
-/// See the module.
+/// The state of the task, which outlives its sessions.
 pub(super) struct Task<C> {
     table: Table,
     commands: mpsc::Receiver<C>,
     outbox: Outbox,
-    /// Of a cluster.
+    /// The shard, in a cluster.
     shard: Option<Arc<Shard>>,
-    /// Of the cluster, if any node of it will do.
+    /// The view of the cluster, if any node of it will do.
     view: Option<watch::Receiver<View>>,
-    /// In the table no longer, and to be unsubscribed from with the next change.
+    /// Names that are no longer in the table, to be unsubscribed with the next change.
     unwanted: Vec<Name>,
-    /// As of which shards hold what they hold.
+    /// The topology by which the shards hold their channels.
     slots: Option<Arc<Slots>>,
     migrating: MigratingChannels,
 }
@@ -67,19 +67,19 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Before a session is established: the channels and globs that it is to subscribe to.
+    /// Called before a session is established. Returns the channels and globs to subscribe to.
     pub(super) fn begin(&mut self) -> (Vec<String>, Vec<String>) {
         self.unwanted.clear();
         self.migrating.begin();
         self.table.names()
     }
 
-    /// There is no session, and why.
+    /// Records that there is no session; the reason.
     pub(super) fn down(&mut self, why: &str) {
         self.outbox.down(why);
     }
 
-    /// Answers commands until `work` is done; `None` if the task is to end.
+    /// Answers commands as `Away` until `work` is done; `None` if the task must end.
     pub(super) async fn while_down<F: Future>(&mut self, work: F, why: &str) -> Option<F::Output> {
         let mut work = pin!(work);
         loop {
@@ -96,7 +96,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Answers an order without a connection.
+    /// Answers a command while there is no connection.
     fn answer_away(&mut self, order: ShardCommand, why: &str) {
         match order {
             ShardCommand::Command(Command::Unsubscribe { filter }) => self.unsubscribe(&filter),
@@ -106,7 +106,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Takes a filter out of the table, and leaves it to the next change to unsubscribe from its name.
+    /// Removes a filter from the table; the next change unsubscribes its name.
     fn unsubscribe(&mut self, filter: &Filter) {
         self.outbox.forget(filter);
         if let Ok(name) = self.table.name(filter)
@@ -117,7 +117,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Serves one session from its first event to its end, and answers what it leaves behind.
+    /// Serves one session from its first event to its end, and fails its pending commands.
     pub(super) async fn serve(
         &mut self,
         client: &Client,
@@ -131,14 +131,14 @@ impl<C: Into<ShardCommand>> Task<C> {
             }
         }
         let lost = self.lost_before(before);
-        // Those that have come in the meantime are not subscribed.
+        // Filters that were added meanwhile are not subscribed.
         let moving = self.migrating.iter().filter_map(|channel| self.table.channels.get(channel));
         self.outbox.up(lost, moving.map(|(filter, _)| filter.clone()).collect());
         migrating.into_iter().for_each(|channel| self.go_astray(channel));
         for message in held {
             self.route(&message);
         }
-        // A publishing connection for each session: one of the last session would fail the first publish of this one.
+        // Each session has its own publishing connection: the last session's would fail the first PUBLISH of this one.
         let (publisher, publishes) = mpsc::channel(PUBLISH_CAPACITY);
         let publish = if self.shard.is_some() { "SPUBLISH" } else { "PUBLISH" };
         tokio::spawn(publish_all(client.clone(), publish, publishes, self.shard.clone()));
@@ -162,7 +162,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         end
     }
 
-    /// What may be missing as a session begins; `before` is why the one before it ended.
+    /// The messages that may be missing when a session begins; `before` is the reason why the previous one ended.
     fn lost_before(&mut self, before: Option<&str>) -> Option<(Option<Vec<Filter>>, String)> {
         let why = |why| format!("the connection to Redis was lost: {why}");
         if self.shard.is_none() {
@@ -214,9 +214,9 @@ impl<C: Into<ShardCommand>> Task<C> {
                 answer = answer_of(request) => {
                     answered = Instant::now();
                     if self.shard.is_some() {
-                        // What the server said before the answer is here by now.
+                        // Messages that the server sent before the answer have arrived by now.
                         for _ in 0..=HEARD_CAPACITY / BATCH {
-                            // Without tokio's budget for a task, which would end it early.
+                            // Without tokio's budget for a task, which would end this loop early.
                             let Some(Some(chunk)) = unconstrained(stream.next()).now_or_never() else { break };
                             self.hear(chunk);
                         }
@@ -235,13 +235,13 @@ impl<C: Into<ShardCommand>> Task<C> {
                     let waiting = request.as_ref().map(|request| request.change.waiting.as_slice());
                     self.carry_over(queue, waiting.unwrap_or_default());
                 }
-                // While a publish heads the queue there is no room for it (see `advance`); nor for what is behind it.
+                // While a PUBLISH at the head of the queue has no room (see `advance`), the commands after it wait too.
                 permit = publisher.reserve(), if idle && !queue.is_empty() => drop(permit),
                 () = &mut timer => {
                     if request.is_some() {
                         return SessionEnd::Silent;
                     }
-                    // Otherwise it is strays that are due.
+                    // Otherwise migrating channels are due.
                     if answered + PING_AFTER <= Instant::now() {
                         *request = Some(Request::ping(sink));
                     }
@@ -257,7 +257,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Takes what the server said unasked.
+    /// Handles the pushes of the server.
     fn hear(&mut self, chunk: Vec<Heard>) {
         for heard in chunk {
             match heard {
@@ -275,7 +275,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         Request::change(sink, change)
     }
 
-    /// Answers those who waited for a change. `false` if the connection failed.
+    /// Answers the subscriptions of a change. `false` if the connection failed.
     fn answer(&mut self, change: Change, answer: Answer) -> bool {
         let closed = answer.is_err();
         let faults: HashMap<Name, BrokerError> = answer.unwrap_or_default().into_iter().collect();
@@ -308,7 +308,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         !closed
     }
 
-    /// Takes commands from the queue until the server has to be asked for something, or a publish finds no room.
+    /// Handles commands of the queue until one needs the server, or a PUBLISH has no room.
     fn advance(
         &mut self,
         sink: &Sink,
@@ -330,7 +330,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                         queue.push_front(Command::Subscribe { filter, done }.into());
                         break;
                     }
-                    // In the table before it is asked for: its first messages can overtake the confirmation here.
+                    // In the table before it is requested: its first messages can overtake the confirmation here.
                     let known = self.table.contains(&name);
                     if self.table.insert(&name, filter.clone()) {
                         self.outbox.forget(&filter);
@@ -356,7 +356,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                 }
                 ShardCommand::Command(Command::Publish { topic, payload, headers, done }) => {
                     if !change.is_empty() {
-                        // After the subscriptions sent before it, or they would miss it.
+                        // After the subscriptions that were sent before it, which would otherwise miss it.
                         queue.push_front(Command::Publish { topic, payload, headers, done }.into());
                         break;
                     }
@@ -381,7 +381,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                         }
                     }
                 }
-                ShardCommand::Release { .. } | ShardCommand::Adopt(_) => {} // carried out when they came
+                ShardCommand::Release { .. } | ShardCommand::Adopt(_) => {} // handled when they arrived
             }
         }
         self.migrating.retain(|channel| self.table.channels.contains_key(channel));
@@ -392,13 +392,13 @@ impl<C: Into<ShardCommand>> Task<C> {
 
     fn publishable(&self, topic: &Topic, headers: &Headers) -> Result<(), BrokerError> {
         if !headers.is_empty() {
-            let why = "Redis messages have no header fields; put what they carry into the payload";
+            let why = "Redis messages have no header fields; put their values into the payload";
             return Err(BrokerError::Refused(why.into()));
         }
         self.table.name(&Filter::from(topic.clone())).map(drop)
     }
 
-    /// Hands a message to every filter that it came by and that matches it.
+    /// Forwards a message to every filter of its channel or glob that matches it.
     fn route(&mut self, message: &Msg) {
         let payload = OnceCell::new();
         let payload = || payload.get_or_init(|| Bytes::copy_from_slice(message.get_payload_bytes())).clone();
@@ -427,7 +427,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     }
 }
 
-/// Waits until more masters have left the cluster than `departed`; for ever, if there is none.
+/// Waits until more masters than `departed` have left the cluster; for ever if there is no cluster.
 async fn departure(view: &mut Option<watch::Receiver<View>>, departed: u64) {
     if let Some(view) = view
         && view.wait_for(|view| view.departed > departed).await.is_ok()

@@ -1,5 +1,5 @@
-//! Shard channels that move between the shards of a cluster: given up, taken over, and looked for when they are not where they
-//! should be.
+//! Slot migration: releases shard channels that another shard has now, adopts those that come from another, and tries
+//! migrating channels again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use crate::broker::{BrokerError, Command};
 use crate::protocol::topic::Filter;
 
 impl<C: Into<ShardCommand>> Task<C> {
-    /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The
-    /// server drops those of a slot that it gives away by itself; to ask for that as well would race with its saying so.
+    /// Releases the channels that another shard has now, except those with a pending subscription, which is answered
+    /// first. The server unsubscribes the channels of a migrated slot by itself; an UNSUBSCRIBE would race with its
+    /// push.
     pub(super) fn leave(
         &mut self,
         slots: Arc<Slots>,
@@ -37,12 +38,12 @@ impl<C: Into<ShardCommand>> Task<C> {
         self.slots = Some(slots);
     }
 
-    /// Takes what moves between shards out of the queue and carries it out, be it that the server owes an answer: one that
-    /// hangs would hold it up, and hand on meanwhile what little it hears of channels that are not its own any more.
+    /// Runs the releases and adoptions of the queue, even while the server owes an answer: a server that hangs would
+    /// delay them, and meanwhile deliver only some of the messages of channels that it no longer owns.
     pub(super) fn carry_over(&mut self, queue: &mut VecDeque<ShardCommand>, waiting: &[Waiting]) {
         while let Some(place) = queue.iter().position(|order| !matches!(order, ShardCommand::Command(_))) {
             let mut before: VecDeque<ShardCommand> = queue.drain(..place).collect();
-            // What was unsubscribed from before is not handed over.
+            // Channels that were unsubscribed before are not handed over.
             while let Some(mut place) = before.iter().position(ShardCommand::ends_subscription)
                 && let Some(ShardCommand::Command(Command::Unsubscribe { filter })) = before.remove(place)
             {
@@ -50,7 +51,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                 while let Some(begin) = before.iter().take(place).position(begins)
                     && let Some(ShardCommand::Command(command)) = before.remove(begin)
                 {
-                    command.fail(BrokerError::Away("it was unsubscribed from".into()));
+                    command.fail(BrokerError::Away("it was unsubscribed".into()));
                     place -= 1;
                 }
                 self.unsubscribe(&filter);
@@ -58,14 +59,14 @@ impl<C: Into<ShardCommand>> Task<C> {
             match queue.pop_front() {
                 Some(ShardCommand::Release { slots, left }) => self.leave(slots, left, waiting),
                 Some(ShardCommand::Adopt(entering)) => self.enter(entering.held),
-                Some(ShardCommand::Command(_)) | None => {} // the place is not that of a command
+                Some(ShardCommand::Command(_)) | None => {} // the index of a release or an adoption
             }
             before.append(queue);
             *queue = before;
         }
     }
 
-    /// Takes over channels from another shard.
+    /// Adopts channels from another shard.
     pub(super) fn enter(&mut self, held: Vec<(String, Filter)>) {
         for (channel, filter) in held {
             let name = Name::Channel(channel);
@@ -76,7 +77,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// The server no longer has a channel, or does not have it yet.
+    /// Marks a channel as migrating: the server no longer has it, or does not have it yet.
     pub(super) fn go_astray(&mut self, channel: String) {
         if let Some((filter, _)) = self.table.channels.get(&channel) {
             self.outbox.moving(filter.clone());
@@ -89,7 +90,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         self.shard.iter().for_each(|shard| shard.refresh_topology());
     }
 
-    /// Takes what the server answered to the strays that were tried.
+    /// Handles the answers to migrating channels that were tried.
     pub(super) fn answer_strays(&mut self, channels: Vec<String>, faults: &HashMap<Name, BrokerError>) {
         let mut arrived = Vec::new();
         for channel in channels {
@@ -103,7 +104,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                         self.outbox.refused(filter, why);
                     }
                 }
-                // It may have gone again since.
+                // It may have moved again since.
                 None if self.migrating.has_arrived(name.as_str()) => {
                     arrived.extend(self.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
                 }
