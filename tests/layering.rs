@@ -91,7 +91,12 @@ impl File {
         for statement in code.split_inclusive(';') {
             let start = statement.rfind("use ").filter(|&at| {
                 let before = statement[..at].trim_end();
-                before.is_empty() || before.ends_with([';', '}', '{', ')', ']']) || before.ends_with("pub")
+                // In a text, "; use" stands on its line: no import does.
+                let begins_a_line =
+                    at == 0 || statement[before.len()..at].contains('\n') || before.ends_with("pub");
+                begins_a_line && before.is_empty()
+                    || before.ends_with([';', '}', '{', ')', ']'])
+                    || before.ends_with("pub")
             });
             let Some(at) = start else {
                 rest.push_str(statement);
@@ -318,10 +323,7 @@ fn circles(imports: &BTreeSet<(String, String)>) -> Vec<String> {
 }
 
 /// What still breaks the rules. It only gets shorter.
-const KNOWN: &[&str] = &[
-    "a circle: log::backfill, log::past, log::readers, log::topic_log",
-    "a circle: log::lease, log::registry, log::registry::slot",
-];
+const KNOWN: &[&str] = &[];
 
 #[test]
 fn every_import_is_on_the_list_and_nothing_imports_in_a_circle() {

@@ -107,7 +107,7 @@ impl Logs {
             payload: vec![b'x'; 200].into(),
         };
         if let Some(subscription) = logs.registry.warm(&warm(), &logs.bounds, &logs.fields) {
-            subscription.confirm();
+            subscription.accepted();
         }
         logs
     }
@@ -118,16 +118,16 @@ impl Logs {
         let (lease, subscription) =
             self.registry.lease(filter, &self.bounds, &self.fields, warm).expect("there is room");
         if let Some(subscription) = subscription {
-            subscription.confirm();
+            subscription.accepted();
         }
         while lease.ready().now_or_never().is_none() {}
         lease
     }
 
     fn append(&self, subscribed: &Filter, topic: &Topic) {
-        self.registry.append(subscribed, topic, None, |_, sequence, time, _| {
-            let id = self.registry.sequence().event_id(sequence, None);
-            EntryKind::Message(Message::new(topic.clone(), time, id, Extracted::default(), &self.payload))
+        self.registry.append(subscribed, topic, None, |sequence, number, time, _| {
+            let (topic, found) = (topic.clone(), Extracted::default());
+            EntryKind::Message(Message::new(topic, time, sequence, number, found, &self.payload))
         });
     }
 

@@ -16,6 +16,7 @@ use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
 use topicgate::metrics::RuleMetrics;
 use topicgate::protocol::event_id::{Epoch, Sequence};
 use topicgate::protocol::frame::{self, Coding};
+use topicgate::protocol::publisher::PublisherId;
 use topicgate::protocol::seek::Start;
 use topicgate::protocol::source::{Field, Source};
 use topicgate::protocol::topic::{Filter, Topic};
@@ -56,10 +57,10 @@ impl Logs {
     }
 
     fn append(&self, topic: &Topic, publisher_id: Option<String>) {
-        self.registry.append(&Filter::from(topic.clone()), topic, None, |_, sequence, time, _| {
-            let id = self.registry.sequence().event_id(sequence, publisher_id.as_deref());
+        self.registry.append(&Filter::from(topic.clone()), topic, None, |sequence, number, time, _| {
+            let publisher_id = publisher_id.and_then(PublisherId::new);
             let found = Extracted { publisher_id, ..Extracted::default() };
-            EntryKind::Message(Message::new(topic.clone(), time, id, found, &self.payload))
+            EntryKind::Message(Message::new(topic.clone(), time, sequence, number, found, &self.payload))
         });
     }
 
@@ -96,7 +97,7 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
     let filter = Filter::from(topic.clone());
     let (lease, subscription) = registry.lease(&filter, &bounds, &fields, None).expect("there is room");
     if let Some(subscription) = subscription {
-        subscription.confirm();
+        subscription.accepted();
     }
     lease
 }

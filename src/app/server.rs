@@ -21,7 +21,7 @@ use crate::broker::{Broker, EVENT_CAPACITY, Event};
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::gateway::runtime::Runtime;
-use crate::http;
+use crate::http::{self, Acceptor};
 use crate::ingest::Ingest;
 use crate::ingest::backfill::{Backfill, Lookups};
 use crate::ingest::encoder::Encoder;
@@ -171,8 +171,7 @@ impl Server {
         let (lookups, lookups_receiver) = Lookups::new();
         let connections = descriptors::connections(&config);
         let current = Runtime::new(config, auth, registry.clone(), metrics.clone());
-        let ways = (broker.clone(), lookups);
-        let gateway = Gateway::new(current, ways, upstream_receiver, traces, max_message);
+        let gateway = Gateway::new(current, broker.clone(), lookups, upstream_receiver, traces, max_message);
         metrics.set_bound(Limit::Connections, connections as u64);
         let backfill = Backfill { registry, broker, encoder, clients: gateway.clients().clone() };
         let mut tasks = JoinSet::new();
@@ -211,16 +210,29 @@ impl Server {
     /// Serves until `shutdown` completes, then drains. Ends within the drain window, however many streams are open.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let gateway = self.gateway.clone();
-        let public = http::public(gateway.clone(), self.public.local_addr().ok());
-        let connections = (Limit::Connections, self.connections);
         let closing = CancellationToken::new();
-        let admin = http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone());
-        let serve = |listener, router, tls, public, most| {
-            http::serve(listener, router, &gateway, tls, public, most, &closing)
+        let public = Acceptor {
+            router: http::public(gateway.clone(), self.public.local_addr().ok()),
+            listener: self.public,
+            gateway: gateway.clone(),
+            tls: self.tls,
+            public: true,
+            max_connections: self.connections,
+            limit: Limit::Connections,
+            closing: closing.clone(),
         };
-        self.tasks.spawn(serve(self.public, public, self.tls, true, connections));
-        let connections = (Limit::AdminConnections, http::ADMIN_CONNECTIONS);
-        self.tasks.spawn(serve(self.admin, admin, None, false, connections));
+        let admin = Acceptor {
+            router: http::admin(gateway.clone(), self.admin.local_addr().ok(), closing.clone()),
+            listener: self.admin,
+            gateway: gateway.clone(),
+            tls: None,
+            public: false,
+            max_connections: http::ADMIN_CONNECTIONS,
+            limit: Limit::AdminConnections,
+            closing: closing.clone(),
+        };
+        self.tasks.spawn(public.run());
+        self.tasks.spawn(admin.run());
         let stop_export = CancellationToken::new();
         let mut export = JoinSet::new();
         if let Some(task) = self.export {

@@ -63,7 +63,7 @@ impl Gateway {
         let state = |handle: &Arc<ReaderHandle>| StreamState {
             id: handle.id,
             reader: handle.reader.clone(),
-            age: Duration::from_millis(now.saturating_sub(handle.opened)),
+            age: now.since(handle.opened),
             sent: handle.sent(),
             reading: reader_progress.remove(&handle.id).unwrap_or_default(),
             closing: handle.closing(),
@@ -98,9 +98,10 @@ impl Gateway {
         let reader = Reader { address, principal: Principal::Operator, http };
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
         let place = self.clients.enter(ticket.handle().clone(), 1)?;
-        let terms = StreamOptions { format: Format::CloudEvents, expires: None };
-        let start = (&Start::Last(last), [].as_slice());
-        Ok(Some(Stream::open(self.current().streams.clone(), ticket, place, vec![lease], start, terms)))
+        let (start, format) = (&Start::Last(last), Format::CloudEvents);
+        let options = StreamOptions { start, located: &[], format, expires: None };
+        let context = self.current().streams.clone();
+        Ok(Some(Stream::open(context, ticket, place, vec![lease], options)))
     }
 
     /// The state of the broker, with the reason if all or part of it is down.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::metrics::throttle::Throttle;
 use crate::protocol::topic::Filter;
 
 /// Refusals that are remembered; a new one replaces the oldest.
@@ -16,7 +17,11 @@ const STALE: Duration = Duration::from_secs(120);
 
 /// The remembered refusals.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<VecDeque<Refusal>>);
+pub(super) struct Refusals {
+    remembered: Mutex<VecDeque<Refusal>>,
+    /// Limits the log lines about topics that the broker refuses: every request for such a topic would write one.
+    lines: Throttle,
+}
 
 #[derive(Debug)]
 struct Refusal {
@@ -26,9 +31,26 @@ struct Refusal {
 }
 
 impl Refusals {
+    /// Records that the broker does not allow the gateway to read a topic, for the log and the console.
+    pub(super) fn note_and_log(&self, filter: &Filter, why: &str) {
+        self.note(filter, why);
+        if self.may_log() {
+            tracing::error!(
+                topic = filter.as_str(),
+                why,
+                "the broker does not allow the gateway to read this topic; check the gateway's permissions or the rule"
+            );
+        }
+    }
+
+    /// Whether a refusal may write a log line now.
+    pub(super) fn may_log(&self) -> bool {
+        self.lines.allows()
+    }
+
     /// Records a refusal. Returns whether the reason differs from the last one for this filter.
     pub(super) fn note(&self, filter: &Filter, why: &str) -> bool {
-        let mut refusals = self.0.lock();
+        let mut refusals = self.remembered.lock();
         let known = refusals.iter().position(|refusal| refusal.filter == *filter);
         let before = known.and_then(|index| refusals.remove(index));
         if refusals.len() == REMEMBERED {
@@ -40,12 +62,12 @@ impl Refusals {
 
     /// Forgets the refusals of a filter that is subscribed now or no longer wanted, and of the filters that it covers.
     pub(super) fn clear(&self, filter: &Filter) {
-        self.0.lock().retain(|refusal| !filter.covers(&refusal.filter));
+        self.remembered.lock().retain(|refusal| !filter.covers(&refusal.filter));
     }
 
     /// The current refusals, each with its reason.
     pub(super) fn list(&self) -> Vec<(Filter, String)> {
-        let mut refusals = self.0.lock();
+        let mut refusals = self.remembered.lock();
         refusals.retain(|refusal| refusal.at.elapsed() < STALE);
         refusals.iter().map(|refusal| (refusal.filter.clone(), refusal.why.clone())).collect()
     }

@@ -116,7 +116,7 @@ async fn subscribed<E: Future<Output = ()>>(
                 match follow(&broker, &source, filter.clone()).await {
                     Ok(()) => {
                         refusals.clear(&filter);
-                        break subscription.confirm();
+                        break subscription.accepted();
                     }
                     // The broker went away again. Its next `Up` may take a while, and this must not become a busy loop.
                     Err(BrokerError::Away(_)) => pause(AWAY_RETRY).await?,

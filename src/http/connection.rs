@@ -5,7 +5,6 @@ use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use super::client::ClientAddress;
 use super::handoff::{Delivery, Handoff, Stalls};
 use super::proxy_protocol;
 use crate::config::Proxies;
-use crate::reader::clock::Clock;
+use crate::reader::clock::{AtomicMillis, Clock};
 
 /// The first bytes of an HTTP/2 client with prior knowledge (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -219,10 +218,10 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 ) {
     let clock = settings.clock;
     let stalls = Stalls::default();
-    let last_request = Arc::new(AtomicU64::new(clock.now()));
+    let last_request = Arc::new(AtomicMillis::default());
     let (for_requests, requested) = (stalls.clone(), last_request.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
-        requested.store(clock.now(), Ordering::Relaxed);
+        requested.store(Some(clock.now()));
         request.extensions_mut().insert(client);
         request.extensions_mut().insert(for_requests.clone());
         router.clone().oneshot(request.map(Body::new))
@@ -260,13 +259,13 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         if stalls.stalled(now, settings.write_timeout) {
             return;
         }
-        busy = busy.max(last_request.load(Ordering::Relaxed));
+        busy = busy.max(last_request.load().unwrap_or(busy));
         if !stalls.is_empty() {
             busy = now;
         }
         // No request and no open stream. On HTTP/1, hyper has the same timeout for the next request. On HTTP/2 we must
         // apply it, because hyper is content if the client answers pings. Requests in progress are still answered.
-        let quiet = Duration::from_millis(now.saturating_sub(busy));
+        let quiet = now.since(busy);
         if quiet >= settings.head_timeout {
             connection.as_mut().graceful_shutdown();
         }

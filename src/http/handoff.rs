@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,14 +23,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::protocol::codes::HttpVersion;
 use crate::protocol::frame::{Coding, LAST_CHUNK};
+use crate::reader::clock::{AtomicMillis, Millis};
 use crate::stream::Stream;
 
 /// Bytes that a client may send after its request. A browser sends none. They are read, to notice the end of the
 /// connection, and discarded.
 const MAX_STRAY_BYTES: usize = 64 * 1024;
-
-/// Later than any time of the clock.
-const NOT_BLOCKED: u64 = u64::MAX;
 
 /// The place where a stream waits for its socket. There is one per HTTP/1 connection, in the extensions of its
 /// requests.
@@ -63,7 +61,7 @@ impl Handoff {
 /// The times since when streams of this connection have had bytes that the client has not taken. Without them, an
 /// HTTP/2 client that opens no window would never be noticed, because hyper does not poll the body then.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Stalls(Arc<Mutex<slab::Slab<Arc<AtomicU64>>>>);
+pub(super) struct Stalls(Arc<Mutex<slab::Slab<Arc<AtomicMillis>>>>);
 
 impl Stalls {
     /// Whether the connection has no stream.
@@ -71,14 +69,14 @@ impl Stalls {
         self.0.lock().is_empty()
     }
 
-    /// Whether the client has taken nothing from some stream for `timeout`. `now` is in milliseconds of the clock.
-    pub(super) fn stalled(&self, now: u64, timeout: Duration) -> bool {
+    /// Whether the client has taken nothing from some stream for `timeout`.
+    pub(super) fn stalled(&self, now: Millis, timeout: Duration) -> bool {
         self.0.lock().iter().any(|(_, offered)| is_stalled(offered, now, timeout))
     }
 }
 
-fn is_stalled(offered: &AtomicU64, now: u64, timeout: Duration) -> bool {
-    offered.load(Ordering::Relaxed) < now.saturating_sub(timeout.as_millis() as u64)
+fn is_stalled(offered: &AtomicMillis, now: Millis, timeout: Duration) -> bool {
+    offered.load().is_some_and(|offered| now.since(offered) > timeout)
 }
 
 /// The body of a stream's response.
@@ -94,8 +92,8 @@ pub(super) struct StreamBody {
 struct Stall {
     stalls: Stalls,
     key: usize,
-    /// The time of the oldest bytes that the client has not taken, or `u64::MAX` if there are none.
-    offered: Arc<AtomicU64>,
+    /// The time of the oldest bytes that the client has not taken, if there are any.
+    offered: Arc<AtomicMillis>,
 }
 
 impl Drop for Stall {
@@ -114,7 +112,7 @@ impl StreamBody {
     ) -> Self {
         let coding = if http == HttpVersion::Http11 { Coding::Chunked } else { Coding::Plain };
         let stall = stalls.map(|stalls| {
-            let offered = Arc::new(AtomicU64::new(u64::MAX));
+            let offered: Arc<AtomicMillis> = Arc::default();
             let key = stalls.0.lock().insert(offered.clone());
             Stall { stalls, key, offered }
         });
@@ -151,12 +149,12 @@ impl http_body::Body for StreamBody {
         }
         let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
         if let Some(stall) = &this.stall {
-            stall.offered.store(u64::MAX, Ordering::Relaxed);
+            stall.offered.store(None);
         }
         // On HTTP/2, hyper frames the body.
         let next = ready!(stream.poll_next(cx, Coding::Plain));
         if let Some(stall) = &this.stall {
-            stall.offered.store(stream.now(), Ordering::Relaxed);
+            stall.offered.store(Some(stream.now()));
         }
         Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -172,8 +170,8 @@ pub(super) struct Delivery<I, P> {
     /// Bytes from the stream that the socket has not taken yet. An event that has begun is completed from here, even if
     /// the log evicts it.
     pending: Bytes,
-    /// Since when the socket has taken nothing, in milliseconds of the clock, or [`NOT_BLOCKED`].
-    blocked_since: u64,
+    /// Since when the socket has taken nothing.
+    blocked_since: Option<Millis>,
     stray_bytes: usize,
     ended: bool,
     /// Held for as long as the connection is open.
@@ -188,7 +186,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
             stream,
             coding,
             pending: Bytes::new(),
-            blocked_since: NOT_BLOCKED,
+            blocked_since: None,
             stray_bytes: 0,
             ended: false,
             _permit: permit,
@@ -211,14 +209,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.pending.advance(written);
-            self.blocked_since = NOT_BLOCKED;
+            self.blocked_since = None;
         }
         ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
         if self.ended {
             // The close message of TLS may find the socket full, too.
             ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
         }
-        self.blocked_since = NOT_BLOCKED;
+        self.blocked_since = None;
         Poll::Ready(Ok(()))
     }
 
@@ -261,8 +259,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
                 }
                 Poll::Pending => {
                     let now = this.stream.now();
-                    this.blocked_since = this.blocked_since.min(now);
-                    let deadline = this.blocked_since + this.stream.write_timeout().as_millis() as u64;
+                    let since = *this.blocked_since.get_or_insert(now);
+                    let deadline = since.after(this.stream.write_timeout());
                     if now >= deadline {
                         this.stream.give_up();
                         return Poll::Ready(());
@@ -285,14 +283,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Future for Delivery<I, P> {
     }
 }
 
-#[cfg(all(test, target_pointer_width = "64"))]
+#[cfg(test)]
 mod tests {
     use tokio::net::TcpStream;
 
     use super::Delivery;
-    use crate::http::Open;
+    use crate::http::acceptor::Open;
 
     #[test]
+    #[cfg(target_pointer_width = "64")]
     fn a_subscriber_stays_within_the_size_class_of_its_task() {
         // tokio adds 96 bytes, and 8 for the stage of the task.
         assert!(

@@ -22,8 +22,7 @@ use crate::broker::BrokerError;
 use crate::gateway::{Gateway, PublishError};
 use crate::metrics::{Limit, PublishResult};
 use crate::protocol::codes::{CloseCode, Code, RefusalCode};
-use crate::protocol::event_id::is_publisher_id;
-use crate::protocol::frame::is_event_type;
+use crate::protocol::publisher::{EventType, PublisherId};
 use crate::protocol::topic::{Filter, Topic, TopicError};
 use crate::reader::quota::Publishing;
 
@@ -78,25 +77,9 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         Refusal::Later => later(Problem::passing(CloseCode::AuthUnavailable)),
     };
     let caller = access::authorize(gateway, &asked).await.map_err(not_allowed)?;
-    let query = |name| {
-        let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-        pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
-    };
-    let header = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    let id = query("id").or_else(|| header("event-id"));
-    let kind = query("type").or_else(|| header("event-type"));
-    if id.as_deref().is_some_and(|id| !is_publisher_id(id)) {
-        return Err(bad("the id must be 1 to 128 visible ASCII characters, without spaces"));
-    }
-    // Both decoders above write U+FFFD for bytes that are not UTF-8.
-    if kind.as_deref().is_some_and(|kind| !is_event_type(kind) || kind.contains(char::REPLACEMENT_CHARACTER))
-    {
-        return Err(bad(
-            "the type must be 1 to 128 bytes of UTF-8 without line ends or NUL, and not begin with stream-",
-        ));
-    }
+    let (id, kind) = id_and_type(uri, headers).map_err(bad)?;
     let payload = payload(gateway, body, &mut publishing).await?;
-    match gateway.publish(&topic, caller.as_ref(), payload, id.clone(), kind).await {
+    match gateway.publish(&topic, caller.as_ref(), payload, id, kind).await {
         Ok(id) => {
             #[derive(Serialize)]
             struct Accepted<'a> {
@@ -120,6 +103,31 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
             Err(later(Problem::new(RefusalCode::BrokerAway, detail)))
         }
     }
+}
+
+/// What the publisher says of its message, in the query or in header fields.
+///
+/// # Errors
+/// What is wrong with it.
+fn id_and_type(
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<(Option<PublisherId>, Option<EventType>), &'static str> {
+    let query = |name| {
+        let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+        pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    };
+    let header = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let bad_id = "the id must be 1 to 128 visible ASCII characters, without spaces";
+    let id = query("id").or_else(|| header("event-id"));
+    let id = id.map(|id| PublisherId::new(id).ok_or(bad_id)).transpose()?;
+    let bad_kind =
+        "the type must be 1 to 128 bytes of UTF-8 without line ends or NUL, and not begin with stream-";
+    // Both decoders above write U+FFFD for bytes that are not UTF-8.
+    let is_utf8 = |kind: &EventType| !kind.contains(char::REPLACEMENT_CHARACTER);
+    let kind = query("type").or_else(|| header("event-type"));
+    let kind = kind.map(|kind| EventType::new(kind).filter(is_utf8).ok_or(bad_kind)).transpose()?;
+    Ok((id, kind))
 }
 
 /// A temporary refusal. A publisher is not an EventSource and understands 503.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::encoder::Encoder;
 use super::paced::{self, Look};
-use crate::broker::{Broker, BrokerError, Fetched};
+use crate::broker::{Broker, BrokerError, Fetched, Stored};
 use crate::log::message::FieldMapping;
 use crate::log::{BACKFILL_CAPACITY, BackfillRequest, Registry};
 use crate::metrics::throttle::Throttle;
@@ -119,13 +119,13 @@ impl Backfill {
     /// Runs until all senders of requests are gone.
     pub async fn run(self, asks: mpsc::Receiver<BackfillRequest>, lookups: mpsc::Receiver<Lookup>) {
         let recall = Arc::new(self);
-        let shared = || (recall.clients.clone(), recall.encoder.metrics.clone());
+        let (clients, metrics) = (&recall.clients, &recall.encoder.metrics);
         let failures = Arc::new(Throttle::default());
         let fetch = |ask| fetch(recall.clone(), failures.clone(), ask);
         let find = |lookup| find(recall.broker.clone(), lookup);
         tokio::join!(
-            paced::serve(asks, BACKFILL_CAPACITY, AT_ONCE, shared(), fetch),
-            paced::serve(lookups, LOOKUPS, AT_ONCE, shared(), find),
+            paced::serve(asks, BACKFILL_CAPACITY, AT_ONCE, clients.clone(), metrics.clone(), fetch),
+            paced::serve(lookups, LOOKUPS, AT_ONCE, clients.clone(), metrics.clone(), find),
         );
     }
 
@@ -143,10 +143,11 @@ impl Backfill {
     fn hand_over(&self, ask: &BackfillRequest, sequence: &Sequence, fields: &FieldMapping, fetched: Fetched) {
         let entries = fetched.messages.iter().filter_map(|message| {
             let stored = message.stored?;
-            let place = (sequence, stored.number);
-            Some((stored.number, stored.time, self.encoder.encode_any(message, place, stored.time, fields)))
+            let Stored { number, time, .. } = stored;
+            Some((number, time, self.encoder.encode_any(message, sequence, number, time, fields)))
         });
-        self.registry.recall(ask, fetched.through, fetched.gone, fetched.torn, entries);
+        let gone = Some(fetched.gone).filter(|gone| *gone > 0);
+        self.registry.recall(ask, fetched.through, gone, fetched.torn, entries);
     }
 }
 

@@ -50,7 +50,8 @@ impl Encoder {
     pub fn encode(
         &self,
         message: &broker::Message,
-        (sequence, number): (&Sequence, u64),
+        sequence: &Sequence,
+        number: u64,
         time: SystemTime,
         fields: &FieldMapping,
     ) -> EntryKind {
@@ -59,10 +60,9 @@ impl Encoder {
             self.count_damaged(message);
         }
         if let Some(operation) = deletion(message) {
-            let event_id = sequence.event_id(number, None);
-            return EntryKind::Message(Message::deletion(topic.clone(), time, event_id, operation));
+            return EntryKind::Message(Message::deletion(topic.clone(), time, sequence, number, operation));
         }
-        let mut found = fields.find(&message.headers, &message.payload);
+        let found = fields.find(&message.headers, &message.payload);
         for (bad, what) in [(found.bad_id, Rejected::Id), (found.bad_kind, Rejected::Type)] {
             if bad {
                 self.metrics.rejected.inc(what);
@@ -73,24 +73,20 @@ impl Encoder {
                 );
             }
         }
-        // If the broker numbers messages, any replica finds a message by its number, and the publisher id is only for
-        // envelopes.
-        let separate_id = if sequence.is_stored() { found.publisher_id.take() } else { None };
-        let event_id = sequence.event_id(number, found.publisher_id.as_deref());
-        let message = Message::new(topic.clone(), time, event_id, found, &message.payload);
-        EntryKind::Message(message.with_separate_id(separate_id))
+        EntryKind::Message(Message::new(topic.clone(), time, sequence, number, found, &message.payload))
     }
 
     /// As [`Encoder::encode`], but a message that is too large becomes a gap.
     pub fn encode_any(
         &self,
         message: &broker::Message,
-        (sequence, number): (&Sequence, u64),
+        sequence: &Sequence,
+        number: u64,
         time: SystemTime,
         fields: &FieldMapping,
     ) -> EntryKind {
         if !self.is_too_large(message) {
-            return self.encode(message, (sequence, number), time, fields);
+            return self.encode(message, sequence, number, time, fields);
         }
         let id = sequence.event_id(number, None);
         EntryKind::Gap(Gap::new(&id, &message.filter, GapReason::TooLarge, Some(message.topic.clone())))

@@ -177,7 +177,7 @@ impl Ingest {
                     &message.topic,
                     stored,
                     |sequence, number, time, fields| {
-                        self.encoder.encode(&message, (sequence, number), time, fields)
+                        self.encoder.encode(&message, sequence, number, time, fields)
                     },
                 );
             }
@@ -243,7 +243,7 @@ mod tests {
             Arc::new(FieldMapping { source, id: Field::Header("a".into()), kind: Field::Header("b".into()) });
         let filter = Filter::parse(topic, 9).unwrap();
         let (lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
-        subscription.unwrap().confirm();
+        subscription.unwrap().accepted();
         lease
     }
 

@@ -38,7 +38,8 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
     mut asked: mpsc::Receiver<T>,
     most: usize,
     at_once: usize,
-    (clients, metrics): (Arc<Clients>, Arc<Metrics>),
+    clients: Arc<Clients>,
+    metrics: Arc<Metrics>,
     work: impl Fn(T) -> F,
 ) {
     let mut turns: Turns<T> = Turns::new(most);

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 
 use super::batch_cache::{BatchCache, SharedBatch};
 use super::message::{FieldMapping, Format};
-use super::{BufferUsage, Entry, TopicLog};
+use super::numbering::Numbering;
+use super::{BufferUsage, Entry};
 use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::Coding;
 use crate::protocol::source::Source;
@@ -36,12 +37,11 @@ const SHARE: usize = 8;
 /// fetched at once.
 const NEWEST: usize = 8;
 
-/// A range to fetch: the messages of `log` after the number `after`, up to `until`. If it is dropped, the readers that
+/// A range to fetch: the messages of a log after the number `after`, up to `until`. If it is dropped, the readers that
 /// still wait request it again.
 #[derive(Debug)]
 pub struct BackfillRequest {
-    /// The log to fetch for.
-    pub log: Arc<TopicLog>,
+    history: Arc<History>,
     /// Fetch messages after this number,
     pub after: u64,
     /// up to this one. For key-value sources, the values as of this number.
@@ -61,8 +61,8 @@ pub(crate) struct BackfillRange {
     until: u64,
     /// The range is complete up to this number.
     pub(crate) through: u64,
-    /// Messages up to this number are gone; 0 if none are.
-    pub(crate) gone: u64,
+    /// Messages up to this number are gone, if any are.
+    pub(crate) gone: Option<u64>,
     /// Single messages after `gone` are gone too, and only `gone` stands for them.
     torn: bool,
     /// The entries by number.
@@ -99,8 +99,11 @@ impl Drop for BackfillRange {
 pub(crate) struct History {
     /// The log is of a key-value source: the newest message of a topic is its state. A range of it is a snapshot.
     pub(crate) of_values: bool,
+    filter: Filter,
     fields: Arc<FieldMapping>,
+    numbering: Arc<Numbering>,
     requests: mpsc::Sender<BackfillRequest>,
+    usage: Arc<BufferUsage>,
     state: Mutex<State>,
 }
 
@@ -136,20 +139,22 @@ impl PendingRange {
 }
 
 impl History {
-    pub(crate) fn new(fields: Arc<FieldMapping>, requests: mpsc::Sender<BackfillRequest>) -> Self {
-        History {
-            of_values: matches!(fields.source, Source::Kv { .. }),
-            fields,
-            requests,
-            state: Mutex::default(),
-        }
+    /// That of a log of `filter`. What is to be fetched goes to `requests`.
+    pub(super) fn new(
+        filter: Filter,
+        fields: Arc<FieldMapping>,
+        numbering: Arc<Numbering>,
+        requests: mpsc::Sender<BackfillRequest>,
+        usage: Arc<BufferUsage>,
+    ) -> Arc<Self> {
+        let of_values = matches!(fields.source, Source::Kv { .. });
+        Arc::new(History { of_values, filter, fields, numbering, requests, usage, state: Mutex::default() })
     }
 
     /// The range that contains `position`. `None`: it is being fetched, and `handle` is woken when it is there or must
     /// be requested again.
     pub(crate) fn read(
-        &self,
-        log: &Arc<TopicLog>,
+        self: &Arc<Self>,
         position: u64,
         until: u64,
         handle: &Arc<ReaderHandle>,
@@ -179,7 +184,7 @@ impl History {
             let may_ask =
                 !pending.begun && pending.askers.len() < ASKERS && !pending.askers.contains(&address);
             if may_ask {
-                match self.requests.try_send(BackfillRequest::new(log, pending, address)) {
+                match self.requests.try_send(self.request(pending, address)) {
                     Ok(()) => pending.askers.push(address),
                     Err(full) => refused = Some(full),
                 }
@@ -189,7 +194,7 @@ impl History {
             let (id, askers) = (state.next_id, smallvec![address]);
             state.next_id += 1;
             let pending = PendingRange { id, after: position, until, waiting, askers, begun: false };
-            match self.requests.try_send(BackfillRequest::new(log, &pending, address)) {
+            match self.requests.try_send(self.request(&pending, address)) {
                 Ok(()) => state.pending.push(pending),
                 Err(full) => refused = Some(full),
             }
@@ -197,6 +202,11 @@ impl History {
         drop(state);
         drop(refused); // dropping a request takes the lock
         None
+    }
+
+    fn request(self: &Arc<Self>, pending: &PendingRange, address: IpAddr) -> BackfillRequest {
+        let PendingRange { id, after, until, .. } = *pending;
+        BackfillRequest { history: self.clone(), after, until, address, id, begun: AtomicBool::new(false) }
     }
 
     fn range_at<'a>(&self, state: &'a State, position: u64, until: u64) -> Option<&'a Arc<BackfillRange>> {
@@ -232,7 +242,7 @@ pub(crate) struct BackfillRanges(Mutex<Kept>);
 #[derive(Debug, Default)]
 struct Kept {
     /// Oldest first.
-    ranges: VecDeque<(Weak<TopicLog>, Arc<BackfillRange>)>,
+    ranges: VecDeque<(Weak<History>, Arc<BackfillRange>)>,
     bytes: usize,
 }
 
@@ -242,13 +252,12 @@ impl BackfillRanges {
         &self,
         ask: &BackfillRequest,
         through: u64,
-        gone: u64,
+        gone: Option<u64>,
         torn: bool,
         entries: Vec<Arc<Entry>>,
         max_bytes: usize,
     ) {
-        let Some(history) = &ask.log.history else { return };
-        let usage = ask.log.usage.clone();
+        let usage = ask.history.usage.clone();
         let bytes = entries.iter().map(|entry| entry.weight()).sum();
         usage.0.fetch_add(bytes, Ordering::Relaxed);
         let range = Arc::new(BackfillRange {
@@ -263,10 +272,10 @@ impl BackfillRanges {
             bytes,
             usage,
         });
-        history.answer(ask.id, range.clone());
+        ask.history.answer(ask.id, range.clone());
         let given_up = {
             let mut kept = self.0.lock();
-            kept.ranges.push_back((Arc::downgrade(&ask.log), range));
+            kept.ranges.push_back((Arc::downgrade(&ask.history), range));
             kept.bytes += bytes;
             let mut given_up = Vec::new();
             while kept.bytes > max_bytes / SHARE && kept.ranges.len() > NEWEST {
@@ -292,32 +301,24 @@ impl BackfillRanges {
     }
 }
 
-fn forget((log, range): &(Weak<TopicLog>, Arc<BackfillRange>)) {
-    if let Some(history) = log.upgrade().as_ref().and_then(|log| log.history.as_ref()) {
+fn forget((history, range): &(Weak<History>, Arc<BackfillRange>)) {
+    if let Some(history) = history.upgrade() {
         history.forget(range);
     }
 }
 
 impl BackfillRequest {
-    fn new(log: &Arc<TopicLog>, pending: &PendingRange, address: IpAddr) -> Self {
-        let PendingRange { id, after, until, .. } = *pending;
-        BackfillRequest { log: log.clone(), after, until, address, id, begun: AtomicBool::new(false) }
-    }
-
     /// Whether an open stream still waits for the range.
     pub fn is_awaited(&self) -> bool {
-        self.log.history.as_ref().is_some_and(|history| {
-            let state = history.state.lock();
-            state.pending.iter().any(|pending| pending.id == self.id && pending.is_awaited())
-        })
+        let state = self.history.state.lock();
+        state.pending.iter().any(|pending| pending.id == self.id && pending.is_awaited())
     }
 
     /// Whether the range should be fetched now: a reader waits for it, and it is neither there nor being fetched for
     /// another request. If so, it is marked as being fetched.
     pub fn begin(&self) -> bool {
-        let Some(history) = &self.log.history else { return false };
-        let mut state = history.state.lock();
-        let is_there = history.range_at(&state, self.after, self.until).is_some();
+        let mut state = self.history.state.lock();
+        let is_there = self.history.range_at(&state, self.after, self.until).is_some();
         let Some(pending) = state.pending.iter_mut().find(|pending| pending.id == self.id) else {
             return false;
         };
@@ -337,13 +338,16 @@ impl BackfillRequest {
 
     /// The filter of the log.
     pub fn filter(&self) -> &Filter {
-        &self.log.filter
+        &self.history.filter
     }
 
     /// The sequence of the messages, and where their fields are. `None` if the log is no longer subscribed.
     pub fn reading(&self) -> Option<(Arc<Sequence>, Arc<FieldMapping>)> {
-        let history = self.log.history.as_ref().filter(|_| self.log.sealed().is_none())?;
-        Some((self.log.sequence()?.clone(), history.fields.clone()))
+        let History { numbering, fields, .. } = &*self.history;
+        if numbering.sealed().is_some() {
+            return None;
+        }
+        Some((numbering.sequence()?.clone(), fields.clone()))
     }
 }
 
@@ -352,8 +356,7 @@ impl Drop for BackfillRequest {
     /// has it queued, they request it again a moment later: at once, they would displace each other in the queue over
     /// and over.
     fn drop(&mut self) {
-        let Some(history) = &self.log.history else { return };
-        let mut state = history.state.lock();
+        let mut state = self.history.state.lock();
         let Some(index) = state.pending.iter().position(|pending| pending.id == self.id) else { return };
         let pending = &mut state.pending[index];
         if *self.begun.get_mut() {

@@ -2,37 +2,38 @@
 //! entry is known. It grows and shrinks with the log, and holds no entries itself.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::SystemTime;
+use std::num::NonZeroU64;
 
 use super::Entry;
+use super::time::Horizon;
 use crate::protocol::topic::Topic;
 
-/// No previous entry is known.
-const NONE: u64 = u64::MAX;
+/// Counts appended entries, from 1, so evictions do not change it.
+pub(super) type Place = NonZeroU64;
 
 /// Its approximate memory per entry, in bytes.
 pub(super) const WEIGHT: usize = 64;
 
-/// The index. Its places count appended entries, so evictions do not change them.
+/// The index.
 #[derive(Debug)]
 pub(super) struct ByTopic {
     /// The place of the oldest entry in the log.
-    first: u64,
-    /// For each entry, the place of the previous entry of its topic.
-    before: VecDeque<u64>,
-    newest: HashMap<Topic, u64>,
-    /// Up to this sequence and time, messages of any topic may be missing: where the index begins, or the last gap that
-    /// is not of a single topic.
-    pub(super) whole_from: (u64, SystemTime),
+    first: Place,
+    /// For each entry, the place of the previous entry of its topic, if it is known.
+    before: VecDeque<Option<Place>>,
+    newest: HashMap<Topic, Place>,
+    /// Up to here, messages of any topic may be missing: where the index begins, or the last gap that is not of a single
+    /// topic.
+    pub(super) whole_from: Horizon,
 }
 
 impl ByTopic {
     /// An index for a log that already has `entries` entries, which it does not cover. It knows the entries after
     /// `whole_from`.
-    pub(super) fn new(entries: usize, whole_from: (u64, SystemTime)) -> Self {
+    pub(super) fn new(entries: usize, whole_from: Horizon) -> Self {
         ByTopic {
-            first: 0,
-            before: std::iter::repeat_n(NONE, entries).collect(),
+            first: Place::MIN,
+            before: std::iter::repeat_n(None, entries).collect(),
             newest: HashMap::new(),
             whole_from,
         }
@@ -41,10 +42,10 @@ impl ByTopic {
     pub(super) fn append(&mut self, entry: &Entry) {
         let place = self.end();
         let before = match entry.topic() {
-            Some(topic) => self.newest.insert(topic.clone(), place).unwrap_or(NONE),
+            Some(topic) => self.newest.insert(topic.clone(), place),
             None => {
-                self.whole_from = (entry.sequence, entry.time());
-                NONE
+                self.whole_from = Horizon { number: entry.sequence, time: entry.time() };
+                None
             }
         };
         self.before.push_back(before);
@@ -57,7 +58,7 @@ impl ByTopic {
         {
             self.newest.remove(topic);
         }
-        self.first += 1;
+        self.first = self.first.saturating_add(1);
     }
 
     pub(super) fn shrink(&mut self) {
@@ -70,23 +71,32 @@ impl ByTopic {
     }
 
     /// The place after the newest entry.
-    pub(super) fn end(&self) -> u64 {
-        self.first + self.before.len() as u64
+    fn end(&self) -> Place {
+        self.first.saturating_add(self.before.len() as u64)
+    }
+
+    /// The place of the newest entry.
+    pub(super) fn last(&self) -> Option<Place> {
+        if self.before.is_empty() { None } else { previous(self.end()) }
     }
 
     /// The place of the newest entry of `topic`.
-    pub(super) fn newest(&self, topic: &Topic) -> Option<u64> {
+    pub(super) fn newest(&self, topic: &Topic) -> Option<Place> {
         self.newest.get(topic).copied()
     }
 
     /// The place of the previous entry of the same topic before `place`, which must be in the log.
-    pub(super) fn before(&self, place: u64) -> Option<u64> {
-        let index = self.index(place)?;
-        self.before.get(index).copied().filter(|before| *before != NONE)
+    pub(super) fn before(&self, place: Place) -> Option<Place> {
+        self.before.get(self.index(place)?).copied().flatten()
     }
 
     /// The index of the entry at `place`, if it was not evicted.
-    pub(super) fn index(&self, place: u64) -> Option<usize> {
-        place.checked_sub(self.first).and_then(|index| usize::try_from(index).ok())
+    pub(super) fn index(&self, place: Place) -> Option<usize> {
+        place.get().checked_sub(self.first.get()).and_then(|index| usize::try_from(index).ok())
     }
+}
+
+/// The place before that one, whatever is there.
+pub(super) fn previous(place: Place) -> Option<Place> {
+    Place::new(place.get() - 1)
 }

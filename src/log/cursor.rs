@@ -14,8 +14,8 @@ use smallvec::SmallVec;
 use super::backfill::BackfillRange;
 use super::batch_cache::SharedBatch;
 use super::inspect::Lag;
-use super::lease::Lease;
 use super::message::Format;
+use super::registry::Lease;
 use super::{Item, TopicLog};
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::{COMPONENTS, Sequence};
@@ -50,7 +50,7 @@ pub(super) struct Cursor {
 
 impl Drop for Cursor {
     fn drop(&mut self) {
-        self.lease.log().leave(self.reader);
+        self.lease.log().readers.leave(self.reader);
     }
 }
 
@@ -108,25 +108,19 @@ impl Cursors {
     pub(super) fn new(leases: Vec<Lease>, handle: &Arc<ReaderHandle>) -> Self {
         let mut cursors: SmallVec<[Cursor; 1]> = leases
             .into_iter()
-            .map(|lease| Cursor { reader: lease.log().join(handle.clone()), lease, position: 0, target: 0 })
+            .map(|lease| Cursor {
+                reader: lease.log().readers.join(handle.clone()),
+                lease,
+                position: 0,
+                target: 0,
+            })
             .collect();
         let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
         if mixed {
             // Sorted by the first filter of each sequence, so that the same topics have the same order in every
             // replica.
             cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
-            let mut first: SmallVec<[Arc<Sequence>; 1]> = SmallVec::new();
-            let mut places: Vec<usize> = Vec::with_capacity(cursors.len());
-            for cursor in &cursors {
-                let known = first.iter().position(|sequence| Arc::ptr_eq(sequence, cursor.sequence()));
-                places.push(known.unwrap_or(first.len()));
-                if known.is_none() {
-                    first.push(cursor.sequence().clone());
-                }
-            }
-            let mut placed: Vec<_> = places.into_iter().zip(cursors).collect();
-            placed.sort_by_key(|(place, _)| *place); // stable
-            cursors = placed.into_iter().map(|(_, cursor)| cursor).collect();
+            cursors = by_sequence(cursors);
         }
         Cursors { cursors, mixed, replaying: false, caught_up: false }
     }
@@ -177,10 +171,10 @@ impl Cursors {
         self.cursors.iter().map(|cursor| cursor.lease.filter())
     }
 
-    /// The position up to which it has read. With several sequences there is no single position: then it is `u64::MAX`.
-    pub fn position(&self) -> u64 {
+    /// The position up to which it has read. `None` with several sequences: there is no single position.
+    pub fn position(&self) -> Option<u64> {
         let positions = self.cursors.iter().map(|cursor| cursor.position);
-        if self.mixed { u64::MAX } else { positions.min().unwrap_or_default() }
+        if self.mixed { None } else { Some(positions.min().unwrap_or_default()) }
     }
 
     /// The unread entries of all logs.
@@ -209,6 +203,19 @@ impl Cursors {
     }
 }
 
+/// The same cursors, with those of one sequence together, in the order in which the first of each comes.
+fn by_sequence(mut left: SmallVec<[Cursor; 1]>) -> SmallVec<[Cursor; 1]> {
+    let mut grouped = SmallVec::with_capacity(left.len());
+    while let Some(first) = left.first() {
+        let sequence = first.sequence().clone();
+        let (same, others): (SmallVec<_>, SmallVec<_>) =
+            left.into_iter().partition(|cursor: &Cursor| Arc::ptr_eq(cursor.sequence(), &sequence));
+        grouped.extend(same);
+        left = others;
+    }
+    grouped
+}
+
 impl Cursor {
     /// Whether both have the same sequence.
     fn is_with(&self, other: &Cursor) -> bool {
@@ -223,8 +230,8 @@ impl Cursor {
         let head = self.sequence().head();
         while let Some(until) = self.history_until(self.position, replaying) {
             let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
-            if range.gone > self.position {
-                return self.told(range.gone, options);
+            if let Some(gone) = range.gone.filter(|gone| *gone > self.position) {
+                return self.told(gone, options);
             }
             match range.shared(self.position, options.format, options.coding) {
                 Some(shared) => {
@@ -263,7 +270,7 @@ impl Cursor {
     /// The backfill range that contains `from`. `None`: it is being fetched.
     fn range(&self, from: u64, until: u64, options: ReadOptions) -> Option<Arc<BackfillRange>> {
         let log = self.lease.log();
-        log.history.as_ref()?.read(log, from, until, options.handle)
+        log.history.as_ref()?.read(from, until, options.handle)
     }
 
     fn gap(&self, through: u64, options: ReadOptions) -> frame::Frame {
@@ -280,7 +287,7 @@ impl Cursor {
             // because values alone do not show which keys were deleted.
             return (replaying && from < self.target).then_some(self.target);
         }
-        let begin = log.evicted().0;
+        let begin = log.evicted().number;
         (from < begin).then_some(begin)
     }
 
@@ -323,9 +330,7 @@ impl Cursor {
         items: &mut VecDeque<Item>,
     ) -> Option<u64> {
         let range = self.range(from, until, options)?;
-        if range.gone > from {
-            items.push_back(Item::Evicted(range.gone));
-        }
+        items.extend(range.gone.filter(|gone| *gone > from).map(Item::Evicted));
         let index = range.entries.partition_point(|entry| entry.sequence <= from);
         let mut left = count;
         for entry in range.entries.range(index..) {

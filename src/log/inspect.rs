@@ -92,7 +92,7 @@ impl TopicLog {
         let now = SystemTime::now();
         // Nothing is known of the time before the last eviction.
         let from =
-            now.checked_sub(RATE_WINDOW).map_or(state.evicted_time, |from| from.max(state.evicted_time));
+            now.checked_sub(RATE_WINDOW).map_or(state.evicted.time, |from| from.max(state.evicted.time));
         let lately = state.entries.len() - state.entries.partition_point(|entry| entry.time() <= from);
         let seconds = now.duration_since(from).unwrap_or_default().as_secs_f64();
         LogState {

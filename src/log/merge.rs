@@ -36,9 +36,8 @@ impl Cursors {
                 batch.bytes = shared.bytes;
             } else if !merge.ahead.is_empty() {
                 let around = self.mixed.then(|| self.around(&ranges, index));
-                let cursors = &self.cursors[range.clone()];
-                let budget = BATCH_BYTES / ranges.len();
-                merge.write(cursors, options, around.as_ref(), budget, &mut joined, &mut batch);
+                let output = Output { options, around, joined: &mut joined, batch: &mut batch };
+                merge.write(&self.cursors[range.clone()], BATCH_BYTES / ranges.len(), output);
             }
             fetching |= merge.fetching;
             for cursor in &mut self.cursors[range.clone()] {
@@ -56,7 +55,7 @@ impl Cursors {
     }
 
     /// The parts of an event id before and after the position in the sequence `index`.
-    fn around(&self, ranges: &[Range<usize>], index: usize) -> (String, String) {
+    fn around(&self, ranges: &[Range<usize>], index: usize) -> OtherParts {
         let places = |ranges: &[Range<usize>]| -> Vec<(usize, u64)> {
             let place = |range: &Range<usize>| {
                 let positions = self.cursors[range.clone()].iter().map(|cursor| cursor.position);
@@ -72,8 +71,24 @@ impl Cursors {
         if !after.is_empty() {
             after.insert(0, COMPONENTS);
         }
-        (before, after)
+        OtherParts { before, after }
     }
+}
+
+/// The parts of an event id for several sequences, except that of one sequence.
+#[derive(Debug)]
+struct OtherParts {
+    before: String,
+    after: String,
+}
+
+/// What a merge writes to.
+struct Output<'a> {
+    options: ReadOptions<'a>,
+    /// The other parts of its ids, if the stream reads several sequences.
+    around: Option<OtherParts>,
+    joined: &'a mut BytesMut,
+    batch: &'a mut Batch,
 }
 
 /// The next items of one log.
@@ -109,7 +124,7 @@ impl Merge {
         let (ahead, next) = (SmallVec::new(), BinaryHeap::new());
         let mut merge = Merge { replaying, head, limit: head, fetching: false, count: 0, ahead, next };
         for (index, cursor) in cursors.iter().enumerate() {
-            merge.limit = merge.limit.min(cursor.lease.log().end(head));
+            merge.limit = merge.limit.min(cursor.lease.log().numbering.end(head));
             if cursor.has_news(replaying) {
                 merge.ahead.push(Ahead { cursor: index, items: VecDeque::new(), through: cursor.position });
             }
@@ -140,19 +155,12 @@ impl Merge {
         self.next.extend(ahead.items.front().map(|item| Reverse((item.place(), index))));
     }
 
-    /// Appends the next items, about `budget` bytes. `around` has the other parts of their ids.
-    fn write(
-        &mut self,
-        cursors: &[Cursor],
-        options: ReadOptions,
-        around: Option<&(String, String)>,
-        budget: usize,
-        joined: &mut BytesMut,
-        batch: &mut Batch,
-    ) {
+    /// Writes the next items, about `budget` bytes.
+    fn write(&mut self, cursors: &[Cursor], budget: usize, mut output: Output<'_>) {
+        let options = output.options;
         self.count = (HALF_BATCH / self.ahead.len()).max(1);
         (0..self.ahead.len()).for_each(|index| self.take(index, cursors, options));
-        let begin = joined.len();
+        let begin = output.joined.len();
         while let Some(Reverse(((place, _), index))) = self.next.pop()
             && place <= self.limit
             && let Some(item) = self.ahead[index].items.pop_front()
@@ -167,8 +175,8 @@ impl Merge {
             // here".
             let told = if followed { place - 1 } else { place };
             let cursor = &cursors[self.ahead[index].cursor];
-            write(item, cursor, options, (told, followed), around, joined, batch);
-            if joined.len() - begin >= budget && !followed {
+            output.write(item, cursor, told, followed);
+            if output.joined.len() - begin >= budget && !followed {
                 self.limit = place;
                 return;
             }
@@ -176,36 +184,31 @@ impl Merge {
     }
 }
 
-/// Appends one item of `cursor`. Its id is the one of the position `told`, which is not its own if `another` item
-/// follows at the same position.
-fn write(
-    item: Item,
-    cursor: &Cursor,
-    options: ReadOptions,
-    (told, another): (u64, bool),
-    around: Option<&(String, String)>,
-    joined: &mut BytesMut,
-    batch: &mut Batch,
-) {
-    let (log, sequence): (_, &Sequence) = (cursor.lease.log(), cursor.sequence());
-    let event_id = || match around {
-        Some((before, after)) => format!("{before}{}{after}", sequence.component(told)),
-        None => sequence.event_id(told, None),
-    };
-    match item {
-        Item::Entry(entry) => {
-            if !another && around.is_none() {
-                joined.extend_from_slice(entry.frame(options.format).slice(options.coding));
-            } else {
-                let frame = entry.frame_with_id(options.format, log.filter(), &event_id());
-                joined.extend_from_slice(frame.slice(options.coding));
+impl Output<'_> {
+    /// Appends one item of `cursor`. Its id is the one of the position `told`, which is not its own if `another` item
+    /// follows at the same position.
+    fn write(&mut self, item: Item, cursor: &Cursor, told: u64, another: bool) {
+        let (log, sequence): (_, &Sequence) = (cursor.lease.log(), cursor.sequence());
+        let ReadOptions { format, coding, reason, .. } = self.options;
+        let event_id = || match &self.around {
+            Some(OtherParts { before, after }) => format!("{before}{}{after}", sequence.component(told)),
+            None => sequence.event_id(told, None),
+        };
+        match item {
+            Item::Entry(entry) => {
+                if !another && self.around.is_none() {
+                    self.joined.extend_from_slice(entry.frame(format).slice(coding));
+                } else {
+                    let frame = entry.frame_with_id(format, log.filter(), &event_id());
+                    self.joined.extend_from_slice(frame.slice(coding));
+                }
+                self.batch.count(log, 1, entry.time());
             }
-            batch.count(log, 1, entry.time());
-        }
-        Item::Evicted(_) => {
-            let gap = frame::stream_gap(Some(&event_id()), log.filter().as_str(), options.reason);
-            joined.extend_from_slice(gap.slice(options.coding));
-            batch.count_gap(log, options.reason);
+            Item::Evicted(_) => {
+                let gap = frame::stream_gap(Some(&event_id()), log.filter().as_str(), reason);
+                self.joined.extend_from_slice(gap.slice(coding));
+                self.batch.count_gap(log, reason);
+            }
         }
     }
 }

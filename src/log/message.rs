@@ -10,9 +10,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::protocol::event_id::is_publisher_id;
+use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::{self, Frame};
 use crate::protocol::headers::Headers;
+use crate::protocol::publisher::{EventType, PublisherId};
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::Topic;
 
@@ -39,10 +40,10 @@ pub struct FieldMapping {
 /// The fields that a [`FieldMapping`] found in one message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Extracted {
-    /// The publisher id, valid for an event id.
-    pub publisher_id: Option<String>,
-    /// The event type, valid for an event.
-    pub kind: Option<String>,
+    /// The publisher's id.
+    pub publisher_id: Option<PublisherId>,
+    /// The event type.
+    pub kind: Option<EventType>,
     /// Whether an id was present but not valid.
     pub bad_id: bool,
     /// Whether a type was present but not valid.
@@ -67,9 +68,10 @@ impl FieldMapping {
                 }),
         };
         let (id, kind) = (read(&self.id), read(&self.kind));
-        let bad_id = id.as_deref().is_some_and(|id| !is_publisher_id(id));
-        let bad_kind = kind.as_deref().is_some_and(|kind| !frame::is_event_type(kind));
-        Extracted { publisher_id: id.filter(|_| !bad_id), kind: kind.filter(|_| !bad_kind), bad_id, bad_kind }
+        let (has_id, has_kind) = (id.is_some(), kind.is_some());
+        let (publisher_id, kind) = (id.and_then(PublisherId::new), kind.and_then(EventType::new));
+        let (bad_id, bad_kind) = (has_id && publisher_id.is_none(), has_kind && kind.is_none());
+        Extracted { publisher_id, kind, bad_id, bad_kind }
     }
 }
 
@@ -83,8 +85,8 @@ pub struct Message {
     event_id: Box<str>,
     publisher_id_length: u8,
     /// The publisher id, if the event id is only the broker's number.
-    separate_id: Option<Box<str>>,
-    kind: Option<Box<str>>,
+    separate_id: Option<PublisherId>,
+    kind: Option<EventType>,
     payload: Bytes,
     raw: Frame,
     /// Created when the first reader needs it.
@@ -92,17 +94,33 @@ pub struct Message {
 }
 
 impl Message {
-    /// Encodes a message. `event_id` ends with the publisher id, if there is one.
-    pub fn new(topic: Topic, time: SystemTime, event_id: String, found: Extracted, payload: &[u8]) -> Self {
-        let (raw, payload) = frame::message(&event_id, found.kind.as_deref(), payload);
+    /// Encodes the message that has this number in `sequence`.
+    pub fn new(
+        topic: Topic,
+        time: SystemTime,
+        sequence: &Sequence,
+        number: u64,
+        mut found: Extracted,
+        payload: &[u8],
+    ) -> Self {
+        // If the broker numbers messages, any replica finds a message by its number, and the publisher id is only for
+        // envelopes.
+        let separate_id = if sequence.is_stored() { found.publisher_id.take() } else { None };
+        let event_id = sequence.event_id(number, found.publisher_id.as_deref());
+        Message { separate_id, ..Message::encode(topic, time, event_id, found, payload) }
+    }
+
+    /// `event_id` ends with the publisher id, if there is one.
+    fn encode(topic: Topic, time: SystemTime, event_id: String, found: Extracted, payload: &[u8]) -> Self {
+        let (raw, payload) = frame::message(&event_id, found.kind.as_ref(), payload);
         Message {
             topic,
             time,
             event_id: event_id.into(),
-            // At most 128 bytes, as is_publisher_id ensures.
+            // At most 128 bytes.
             publisher_id_length: found.publisher_id.map_or(0, |id| id.len() as u8),
             separate_id: None,
-            kind: found.kind.map(Into::into),
+            kind: found.kind,
             payload,
             raw,
             cloud_event: OnceLock::new(),
@@ -110,7 +128,13 @@ impl Message {
     }
 
     /// Encodes the deletion of a key as one of our own events, whose type publishers cannot use.
-    pub fn deletion(topic: Topic, time: SystemTime, event_id: String, operation: &'static str) -> Self {
+    pub fn deletion(
+        topic: Topic,
+        time: SystemTime,
+        sequence: &Sequence,
+        number: u64,
+        operation: &'static str,
+    ) -> Self {
         #[derive(Serialize)]
         struct Deletion<'a> {
             topic: &'a str,
@@ -119,24 +143,8 @@ impl Message {
         let deletion = Deletion { topic: topic.as_str(), operation };
         // Two strings always serialize.
         let data = serde_json::to_vec(&deletion).unwrap_or_default();
-        let (raw, payload) = frame::message(&event_id, Some(frame::STREAM_DELETE), &data);
-        Message {
-            topic,
-            time,
-            event_id: event_id.into(),
-            publisher_id_length: 0,
-            separate_id: None,
-            kind: Some(frame::STREAM_DELETE.into()),
-            payload,
-            raw,
-            cloud_event: OnceLock::new(),
-        }
-    }
-
-    /// Adds the publisher id, if the event id does not end with it.
-    pub fn with_separate_id(mut self, id: Option<String>) -> Self {
-        self.separate_id = id.map(Into::into);
-        self
+        let found = Extracted { kind: Some(EventType::stream_delete()), ..Extracted::default() };
+        Message::new(topic, time, sequence, number, found, &data)
     }
 
     /// The topic of the message.
@@ -225,7 +233,7 @@ impl Message {
         };
         // Strings and verified JSON always serialize; the empty object is never used.
         let json = serde_json::to_vec(&envelope).unwrap_or_else(|_| b"{}".to_vec());
-        frame::event(&self.event_id, self.kind.as_deref(), &json)
+        frame::event(&self.event_id, self.kind.as_ref(), &json)
     }
 }
 
@@ -252,7 +260,8 @@ mod tests {
         let weight = |payload: Vec<u8>| {
             let topic = Topic::parse("a", 9).unwrap();
             let payload = Bytes::from(payload);
-            Message::new(topic, SystemTime::UNIX_EPOCH, "1".into(), Extracted::default(), &payload).weight()
+            Message::encode(topic, SystemTime::UNIX_EPOCH, "1".into(), Extracted::default(), &payload)
+                .weight()
         };
         assert!((9_000..10_000).contains(&weight(vec![b'x'; 9_000])));
         let mut lines = vec![b'x'; 9_000];
@@ -294,14 +303,14 @@ mod tests {
 
     fn cloud_event(payload: &'static [u8], publisher_id: Option<&str>) -> (String, serde_json::Value) {
         let found = Extracted {
-            publisher_id: publisher_id.map(Into::into),
-            kind: Some("k".into()),
+            publisher_id: publisher_id.and_then(PublisherId::new),
+            kind: EventType::new("k"),
             ..Extracted::default()
         };
         let id = format!("e-1{}", publisher_id.map(|id| format!("-{id}")).unwrap_or_default());
         let topic = Topic::parse("a/{b}", 99).unwrap();
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
-        let message = Message::new(topic, time, id, found, payload);
+        let message = Message::encode(topic, time, id, found, payload);
         let bytes = message.frame(Format::CloudEvents, |_| {}).bytes(Coding::Plain);
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect::<Vec<_>>().join("\n");

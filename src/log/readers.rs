@@ -1,11 +1,10 @@
 //! The readers of a log, and how they are woken: in groups, so that a crowd on one topic does not delay another.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use slab::Slab;
 
-use super::TopicLog;
 use crate::protocol::codes::CloseCode;
 use crate::reader::handle::ReaderHandle;
 
@@ -14,7 +13,10 @@ const LOOKS: usize = 16;
 
 /// The readers of one log.
 #[derive(Debug, Default)]
-pub(super) struct Readers {
+pub(super) struct Readers(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
     handles: Slab<Arc<ReaderHandle>>,
     /// While readers are being woken in groups: the key of the next one.
     waking: Option<usize>,
@@ -24,67 +26,71 @@ pub(super) struct Readers {
     ended: Option<CloseCode>,
 }
 
-impl TopicLog {
-    /// The handles of its readers.
-    pub fn readers(&self) -> Vec<Arc<ReaderHandle>> {
-        self.readers.lock().handles.iter().map(|(_, handle)| handle.clone()).collect()
+impl Readers {
+    /// Their handles.
+    pub(super) fn handles(&self) -> Vec<Arc<ReaderHandle>> {
+        self.0.lock().handles.iter().map(|(_, handle)| handle.clone()).collect()
     }
 
-    /// Calls `look` with the handle of every stream that reads it.
-    pub(super) fn for_each_reader(&self, mut look: impl FnMut(&ReaderHandle)) {
-        self.readers.lock().handles.iter().for_each(|(_, handle)| look(handle));
+    /// Calls `look` with the handle of each of them.
+    pub(super) fn for_each(&self, mut look: impl FnMut(&ReaderHandle)) {
+        self.0.lock().handles.iter().for_each(|(_, handle)| look(handle));
     }
 
-    /// Closes the streams of its readers, which then reconnect.
+    /// Closes their streams; the readers then reconnect.
     pub(super) fn close(&self, code: CloseCode) {
-        let mut readers = self.readers.lock();
-        readers.ended = Some(code);
-        readers.handles.iter().for_each(|(_, handle)| handle.close(code));
+        let mut state = self.0.lock();
+        state.ended = Some(code);
+        state.handles.iter().for_each(|(_, handle)| handle.close(code));
     }
 
+    /// Adds one, and returns its key.
     pub(super) fn join(&self, handle: Arc<ReaderHandle>) -> usize {
-        let mut readers = self.readers.lock();
-        readers.ended.into_iter().for_each(|code| handle.close(code));
-        readers.handles.insert(handle)
+        let mut state = self.0.lock();
+        state.ended.into_iter().for_each(|code| handle.close(code));
+        state.handles.insert(handle)
     }
 
     pub(super) fn leave(&self, key: usize) {
-        let readers = &mut self.readers.lock().handles;
-        readers.try_remove(key);
-        if readers.is_empty() {
-            readers.shrink_to_fit();
+        let handles = &mut self.0.lock().handles;
+        handles.try_remove(key);
+        if handles.is_empty() {
+            handles.shrink_to_fit();
         }
     }
 
-    /// Adds the log to the queue of logs whose readers must be woken, unless it is in it.
-    pub(super) fn queue_wake(self: &Arc<Self>, queue: &mut VecDeque<Arc<TopicLog>>) {
-        let mut readers = self.readers.lock();
-        match readers.waking {
+    /// Marks that all of them are to be woken. Returns whether the log must be added to the queue; it may be there already.
+    pub(super) fn queue_wake(&self) -> bool {
+        let mut state = self.0.lock();
+        match state.waking {
             // Also without a reader: a reader that joins now may have seen the head before this entry, and then sleep.
             None => {
-                readers.waking = Some(0);
-                queue.push_back(self.clone());
+                state.waking = Some(0);
+                true
             }
-            Some(next) => readers.again |= next > 0,
+            Some(next) => {
+                state.again |= next > 0;
+                false
+            }
         }
     }
 
-    /// Wakes up to `limit` waiting readers, from where the last call stopped; it also stops after visiting many readers
-    /// that do not wait. Returns how many were woken, and whether there may be more.
+    /// Wakes up to `limit` waiting readers, from where the last call stopped; it also stops after visiting many readers that do
+    /// not wait. Returns how many were woken, and whether there may be more.
     pub(super) fn wake(&self, limit: usize) -> (usize, bool) {
-        let mut readers = self.readers.lock();
+        let mut state = self.0.lock();
         let mut woken = 0;
-        let first = readers.waking.unwrap_or_default();
+        let first = state.waking.unwrap_or_default();
         let mut key = first;
         while woken < limit && key - first < limit.saturating_mul(LOOKS) {
-            if key >= readers.handles.capacity() {
-                readers.waking = std::mem::take(&mut readers.again).then_some(0);
-                return (woken, readers.waking.is_some());
+            if key >= state.handles.capacity() {
+                state.waking = std::mem::take(&mut state.again).then_some(0);
+                return (woken, state.waking.is_some());
             }
-            woken += usize::from(readers.handles.get(key).is_some_and(|handle| handle.entry()));
+            woken += usize::from(state.handles.get(key).is_some_and(|handle| handle.entry()));
             key += 1;
         }
-        readers.waking = Some(key);
+        state.waking = Some(key);
         (woken, true)
     }
 }

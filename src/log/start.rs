@@ -9,7 +9,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::cursor::{Cursor, Cursors};
-use super::lease::Lease;
+use super::registry::Lease;
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::{COMPONENTS, EventId, Sequence};
 use crate::protocol::seek::{Seek, SeekResult, Start};
@@ -50,12 +50,12 @@ pub fn seeks_needed(leases: &[Lease], start: &Start) -> Vec<Option<Seek>> {
 fn seek_needed(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Seek> {
     let log = lease.log();
     let history = log.history.as_ref()?;
-    let (begin, begin_time) = log.evicted();
+    let begin = log.evicted();
     let head = lease.sequence().head();
     match (start, id) {
         (Start::After(_), Some(EventId::Own { sequence, .. })) => {
             let is_known = !lease.sequence().is_shuffled() || log.has(sequence);
-            let within = (sequence >= begin && is_known) || history.of_values;
+            let within = (sequence >= begin.number && is_known) || history.of_values;
             (!within || sequence > head).then_some(Seek::After(sequence))
         }
         _ if history.of_values => None,
@@ -63,7 +63,7 @@ fn seek_needed(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Seek
         (Start::After(_) | Start::All, _) => Some(Seek::Oldest),
         (Start::Since(time), _) => {
             let time = lease.sequence().as_told(*time);
-            (begin_time >= time).then_some(Seek::Since(time))
+            (begin.time >= time).then_some(Seek::Since(time))
         }
         (Start::Last(count), _) => {
             (log.last_messages(*count, head).len() < *count).then_some(Seek::Last(*count))
@@ -183,7 +183,8 @@ impl StartResolver<'_> {
             (Start::After(_), Some(EventId::Own { sequence, publisher_id }))
                 if !self.sequence.is_stored() =>
             {
-                self.resumed = self.cursors.iter().all(|cursor| cursor.lease.log().evicted().0 <= sequence);
+                self.resumed =
+                    self.cursors.iter().all(|cursor| cursor.lease.log().evicted().number <= sequence);
                 self.start_at(sequence);
                 // From these logs, not from the client.
                 let known = |id: &&str| {
@@ -217,7 +218,7 @@ impl StartResolver<'_> {
     /// A log whose subscription has just ended is not complete up to the head, and no id may claim that.
     fn stop_at_the_end(&mut self) {
         for cursor in &mut *self.cursors {
-            if let Some(end) = cursor.lease.log().sealed() {
+            if let Some(end) = cursor.lease.log().numbering.sealed() {
                 cursor.position = cursor.position.min(end);
                 if end < self.position {
                     (self.position, self.publisher_id) = (end, None);
@@ -250,7 +251,7 @@ impl StartResolver<'_> {
             let located = match Self::located(self.answers, filter) {
                 // It is unknown which keys have changed since then, so all values are sent. 0 is before the first
                 // value, so nothing was missed.
-                _ if of_values && sequence < cursor.lease.log().evicted().0 && sequence > 0 => {
+                _ if of_values && sequence < cursor.lease.log().evicted().number && sequence > 0 => {
                     SeekResult::Evicted(0)
                 }
                 Some(SeekResult::Unknown(_)) if of_values => SeekResult::Unknown(0),
@@ -284,7 +285,7 @@ impl StartResolver<'_> {
             };
             let whole = match located {
                 Some(located) => matches!(located, SeekResult::At(_)),
-                None => log.evicted().1 < time,
+                None => log.evicted().time < time,
             };
             if whole {
                 before = before.max(cursor.position);
@@ -311,7 +312,7 @@ impl StartResolver<'_> {
             cursor.position = match Self::located(self.answers, log.filter()) {
                 Some(located) => located.number(),
                 None if cursor.is_of_values() => 0,
-                None => log.evicted().0,
+                None => log.evicted().number,
             };
             self.gaps.extend(reason.map(|reason| (log.filter().clone(), reason)));
         }
@@ -328,7 +329,7 @@ impl StartResolver<'_> {
                 Some(located) => located.number(),
                 None => {
                     let last = log.last_messages(count, head);
-                    last.last().map_or(head, |oldest| oldest - 1).max(log.evicted().0)
+                    last.last().map_or(head, |oldest| oldest - 1).max(log.evicted().number)
                 }
             };
         }
@@ -349,10 +350,10 @@ impl StartResolver<'_> {
         for (index, cursor) in self.cursors.iter_mut().enumerate() {
             let log = cursor.lease.log();
             if index != found || log.filter().is_pattern() {
-                cursor.position = position.max(log.evicted().0);
+                cursor.position = position.max(log.evicted().number);
                 self.gaps.push((log.filter().clone(), otherwise));
             } else {
-                evicted = log.evicted().0 > position;
+                evicted = log.evicted().number > position;
             }
         }
         self.resumed = self.gaps.len() == gaps && !evicted;

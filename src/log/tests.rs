@@ -56,9 +56,9 @@ fn append(registry: &Arc<Registry>, topic: &str, count: u64) {
 fn append_by(registry: &Arc<Registry>, subscribed: &Filter, topic: &str, count: u64) {
     let topic = Topic::parse(topic, 99).unwrap();
     for _ in 0..count {
-        registry.append(subscribed, &topic, None, |_, sequence, time, _| {
-            let id = registry.sequence().event_id(sequence, None);
-            EntryKind::Message(Message::new(topic.clone(), time, id, Extracted::default(), &[b'x'; 200]))
+        registry.append(subscribed, &topic, None, |sequence, number, time, _| {
+            let (topic, found) = (topic.clone(), Extracted::default());
+            EntryKind::Message(Message::new(topic, time, sequence, number, found, &[b'x'; 200]))
         });
     }
 }
@@ -82,7 +82,7 @@ fn lease_in(registry: &Arc<Registry>, topic: &str, warm: Option<&Filter>) -> Lea
     let filter = Filter::parse(topic, 99).unwrap();
     let (lease, subscription) = registry.lease(&filter, &bounds(), &fields(), warm).unwrap();
     if let Some(subscription) = subscription {
-        subscription.confirm();
+        subscription.accepted();
     }
     while lease.ready().now_or_never().is_none() {}
     lease
@@ -177,7 +177,7 @@ fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
     let waits = |log: &TopicLog| {
         let handle = Arc::new(ReaderHandle::default());
         handle.await_entries();
-        log.join(handle.clone());
+        log.readers.join(handle.clone());
         handle
     };
     let crowd: Vec<_> = (0..10).map(|_| waits(crowd.log())).collect();
@@ -219,7 +219,7 @@ fn pieces_count_among_the_bytes_that_are_held_and_go_with_the_next_sweep() {
 fn warm_registry() -> (Arc<Registry>, Filter) {
     let registry = Registry::new(Sequence::new(Epoch::random()), 1_000_000, usize::MAX, mpsc::channel(1).0);
     let warm = Filter::parse("w/**", 9).unwrap();
-    registry.warm(&warm, &bounds(), &fields()).unwrap().confirm();
+    registry.warm(&warm, &bounds(), &fields()).unwrap().accepted();
     (registry, warm)
 }
 
@@ -325,10 +325,10 @@ fn who_comes_while_what_a_warm_log_fed_is_given_up_gets_a_log_that_lives() {
     let (registry, warm) = warm_registry();
     let old = lease_in(&registry, "w/1", Some(&warm));
     // The state between the end of the warm log and the end of the others.
-    old.log().seal();
+    old.log().numbering.seal();
     let new = lease_of(&registry, "w/1");
     assert!(!Arc::ptr_eq(old.log(), new.log()));
-    assert!(new.log().sealed().is_none());
+    assert!(new.log().numbering.sealed().is_none());
     registry.refuse(&warm);
     drop(old);
     append(&registry, "w/1", 1);

@@ -42,6 +42,24 @@ impl Line {
     }
 }
 
+/// A point after which something is complete: every entry with a higher number is there, or is still to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Horizon {
+    pub(super) number: u64,
+    /// The time of the entry of that number, or when this begins.
+    pub(super) time: SystemTime,
+}
+
+impl Horizon {
+    /// Before every entry.
+    pub(super) const START: Horizon = Horizon { number: 0, time: SystemTime::UNIX_EPOCH };
+
+    /// The point after which both are complete.
+    pub(super) fn later(self, other: Horizon) -> Horizon {
+        if other.number > self.number { other } else { self }
+    }
+}
+
 /// The time of an entry.
 #[derive(Debug)]
 pub(super) struct Stamp {

@@ -19,9 +19,6 @@ use std::time::{Duration, SystemTime};
 /// The longest event id that is parsed; no gateway writes a longer one.
 pub const MAX_EVENT_ID: usize = 256;
 
-/// The longest publisher id that is accepted. It keeps event ids far below the header limits of proxies.
-const MAX_PUBLISHER_ID: usize = 128;
-
 /// Digits and letters, without letters that are easily confused.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
@@ -295,11 +292,6 @@ pub fn unpack_entry_id(number: u64) -> (u64, u64) {
     (number >> ENTRY_BITS, number & ((1 << ENTRY_BITS) - 1))
 }
 
-/// Whether a publisher id can be part of an event id: short, visible ASCII, so that a header can return it.
-pub fn is_publisher_id(text: &str) -> bool {
-    (1..=MAX_PUBLISHER_ID).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,14 +330,6 @@ mod tests {
             "k3x9q2m7-99999999999999999999",
         ] {
             assert_eq!(sequence.read_event_id(other), EventId::Publisher(other), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn a_publisher_id_is_one_that_a_header_can_bring_back() {
-        assert!(is_publisher_id("a") && is_publisher_id(&"a".repeat(128)));
-        for bad in ["", "a b", "a\n", "a\0", "é", &"a".repeat(129)] {
-            assert!(!is_publisher_id(bad), "{bad:?}");
         }
     }
 

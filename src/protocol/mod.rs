@@ -6,6 +6,7 @@ pub mod event_id;
 pub mod filter_index;
 pub mod frame;
 pub mod headers;
+pub mod publisher;
 pub mod seek;
 pub mod source;
 pub mod topic;

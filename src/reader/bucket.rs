@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::clock::Millis;
+
 /// The capacity of a bucket, as a time at its rate. It is long enough for a whole office whose streams reconnect
 /// together.
 pub const BURST: Duration = Duration::from_secs(5);
@@ -27,7 +29,7 @@ impl Rate {
 }
 
 /// A bucket, full at first. It is one word: the time when it is full again (the generic cell rate algorithm), which is
-/// in the past while it is full. Times are milliseconds of any one clock.
+/// in the past while it is full.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bucket {
     full_at_nanos: u64,
@@ -35,10 +37,10 @@ pub struct Bucket {
 
 impl Bucket {
     /// Takes `amount` if it is available.
-    pub fn take(&mut self, amount: u64, rate: Rate, now: u64) -> bool {
+    pub fn take(&mut self, amount: u64, rate: Rate, now: Millis) -> bool {
         let mut after = *self;
         after.owe(amount, rate, now);
-        let there = after.full_at_nanos <= (now * NANOS_PER_MS).saturating_add(BURST_NANOS);
+        let there = after.full_at_nanos <= nanos(now).saturating_add(BURST_NANOS);
         if there {
             *self = after;
         }
@@ -46,21 +48,25 @@ impl Bucket {
     }
 
     /// Takes `amount`, even if it goes into debt: what has already been used cannot be refused.
-    pub fn owe(&mut self, amount: u64, rate: Rate, now: u64) {
-        let from = self.full_at_nanos.max(now * NANOS_PER_MS);
+    pub fn owe(&mut self, amount: u64, rate: Rate, now: Millis) {
+        let from = self.full_at_nanos.max(nanos(now));
         self.full_at_nanos = from.saturating_add(rate.nanos(amount));
     }
 
     /// When the debt is paid, or `None` if there is none.
-    pub fn in_debt_until(&self, now: u64) -> Option<u64> {
-        let due = self.full_at_nanos.saturating_sub(BURST_NANOS).div_ceil(NANOS_PER_MS);
+    pub fn in_debt_until(&self, now: Millis) -> Option<Millis> {
+        let due = Millis::at(self.full_at_nanos.saturating_sub(BURST_NANOS).div_ceil(NANOS_PER_MS));
         (due > now).then_some(due)
     }
 
     /// Whether it is full; a full bucket need not be remembered.
-    pub fn is_full(&self, now: u64) -> bool {
-        self.full_at_nanos <= now * NANOS_PER_MS
+    pub fn is_full(&self, now: Millis) -> bool {
+        self.full_at_nanos <= nanos(now)
     }
+}
+
+fn nanos(time: Millis) -> u64 {
+    time.as_u64() * NANOS_PER_MS
 }
 
 #[cfg(test)]
@@ -70,7 +76,7 @@ mod tests {
     #[test]
     fn it_gives_its_burst_at_once_and_then_its_rate() {
         let (mut bucket, rate) = (Bucket::default(), Rate::per_second(100));
-        let mut taken = |now| (0..).take_while(|_| bucket.take(1, rate, now)).count();
+        let mut taken = |now| (0..).take_while(|_| bucket.take(1, rate, Millis::at(now))).count();
         assert_eq!(taken(0), 500);
         assert_eq!(taken(9), 0);
         assert_eq!(taken(10), 1);
@@ -81,20 +87,22 @@ mod tests {
     #[test]
     fn what_is_refused_costs_nothing_and_what_is_owed_is_waited_for() {
         let (mut bucket, rate) = (Bucket::default(), Rate::per_second(1_000));
-        assert!(!bucket.take(5_001, rate, 0) && bucket.is_full(0));
-        bucket.owe(5_000, rate, 0);
-        assert_eq!(bucket.in_debt_until(0), None);
-        bucket.owe(250, rate, 0);
-        assert_eq!(bucket.in_debt_until(0), Some(250));
-        assert_eq!(bucket.in_debt_until(250), None);
-        assert!(!bucket.is_full(5_249) && bucket.is_full(5_250));
+        let at = Millis::at;
+        assert!(!bucket.take(5_001, rate, at(0)) && bucket.is_full(at(0)));
+        bucket.owe(5_000, rate, at(0));
+        assert_eq!(bucket.in_debt_until(at(0)), None);
+        bucket.owe(250, rate, at(0));
+        assert_eq!(bucket.in_debt_until(at(0)), Some(at(250)));
+        assert_eq!(bucket.in_debt_until(at(250)), None);
+        assert!(!bucket.is_full(at(5_249)) && bucket.is_full(at(5_250)));
     }
 
     #[test]
     fn no_rate_and_no_amount_is_too_large_for_it() {
         let mut bucket = Bucket::default();
-        bucket.owe(u64::MAX, Rate::per_second(0), u64::MAX / NANOS_PER_MS);
-        assert!(bucket.in_debt_until(0).is_some());
-        assert!((0..1_000_000).all(|_| Bucket::default().take(1, Rate::per_second(u64::MAX), 0)));
+        bucket.owe(u64::MAX, Rate::per_second(0), Millis::at(u64::MAX / NANOS_PER_MS));
+        assert!(bucket.in_debt_until(Millis::at(0)).is_some());
+        let rate = Rate::per_second(u64::MAX);
+        assert!((0..1_000_000).all(|_| Bucket::default().take(1, rate, Millis::at(0))));
     }
 }

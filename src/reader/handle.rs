@@ -5,11 +5,15 @@
 //! logs.
 
 use super::Reader;
+use super::clock::{AtomicMillis, Millis};
 use crate::protocol::codes::CloseCode;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
+
+/// No entry has this number: the stream's logs are of several sequences.
+const NO_ONE_POSITION: u64 = u64::MAX;
 
 /// The shared handle of one stream.
 #[derive(Debug, Default)]
@@ -18,11 +22,11 @@ pub struct ReaderHandle {
     pub id: u64,
     /// The client that reads.
     pub reader: Reader,
-    /// When the stream was opened, in milliseconds of [`super::clock::Clock`].
-    pub opened: u64,
+    /// When the stream was opened.
+    pub opened: Millis,
     /// Bytes sent. Only the stream writes this and `position`.
     sent: AtomicU64,
-    /// The position up to which it has read, if all its logs have one sequence; otherwise `u64::MAX`.
+    /// The position up to which it has read, or [`NO_ONE_POSITION`].
     position: AtomicU64,
     waker: AtomicWaker,
     /// The stream has read everything and waits for more. Only then do entries wake it, so that a stream whose socket
@@ -30,14 +34,14 @@ pub struct ReaderHandle {
     waiting: AtomicBool,
     /// A [`CloseCode`], or 0.
     close: AtomicU8,
-    /// When the stream wants to be woken by the clock, in milliseconds of [`super::clock::Clock`].
-    due: AtomicU64,
+    /// When the stream wants to be woken by the clock.
+    due: AtomicMillis,
 }
 
 impl ReaderHandle {
     /// The handle of a new stream.
-    pub fn new(id: u64, reader: Reader, opened: u64) -> Self {
-        ReaderHandle { id, reader, opened, due: AtomicU64::new(u64::MAX), ..ReaderHandle::default() }
+    pub fn new(id: u64, reader: Reader, opened: Millis) -> Self {
+        ReaderHandle { id, reader, opened, ..ReaderHandle::default() }
     }
 
     /// Stores the waker.
@@ -95,10 +99,10 @@ impl ReaderHandle {
         CloseCode::from_repr(code)
     }
 
-    /// Records that the stream sent `bytes` and has read up to `position`.
-    pub fn advance(&self, bytes: usize, position: u64) {
+    /// Records that the stream sent `bytes` and has read up to `position`; `None` as in [`ReaderHandle::position`].
+    pub fn advance(&self, bytes: usize, position: Option<u64>) {
         self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
-        self.position.store(position, Ordering::Relaxed);
+        self.position.store(position.unwrap_or(NO_ONE_POSITION), Ordering::Relaxed);
     }
 
     /// Bytes sent so far.
@@ -109,17 +113,17 @@ impl ReaderHandle {
     /// The position up to which the stream has read; `None` if its logs have several sequences, where there is no
     /// single position.
     pub fn position(&self) -> Option<u64> {
-        Some(self.position.load(Ordering::Relaxed)).filter(|position| *position != u64::MAX)
+        Some(self.position.load(Ordering::Relaxed)).filter(|position| *position != NO_ONE_POSITION)
     }
 
     /// Asks to be woken by the clock at `due`.
-    pub fn wake_at(&self, due: u64) {
-        self.due.store(due, Ordering::Relaxed);
+    pub fn wake_at(&self, due: Millis) {
+        self.due.store(Some(due));
     }
 
     /// Called by the clock: wakes the stream if its due time has come.
-    pub fn tick(&self, now: u64) {
-        if self.due.load(Ordering::Relaxed) <= now {
+    pub fn tick(&self, now: Millis) {
+        if self.due.load().is_some_and(|due| due <= now) {
             self.waker.wake();
         }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::bucket::{Bucket, Rate};
-use super::clock::Clock;
+use super::clock::{Clock, Millis};
 use super::handle::ReaderHandle;
 use crate::config::Limits;
 use crate::net::address::counted_as;
@@ -108,7 +108,7 @@ struct Address {
 }
 
 impl Address {
-    fn is_forgettable(&self, now: u64) -> bool {
+    fn is_forgettable(&self, now: Millis) -> bool {
         let Address { opens, new_topics, publishes, replays, fetches, lookups, .. } = self;
         let buckets = [opens, new_topics, publishes, replays, fetches, lookups];
         self.streams == 0 && self.bodies == 0 && buckets.iter().all(|bucket| bucket.is_full(now))
@@ -200,7 +200,7 @@ impl Clients {
     }
 
     /// When this address may request more stored messages, in milliseconds of the clock of all streams; `None`: now.
-    pub fn look_due(&self, look: Look, address: IpAddr) -> Option<u64> {
+    pub fn look_due(&self, look: Look, address: IpAddr) -> Option<Millis> {
         let now = self.clock.now();
         let counts = self.counts.lock();
         let address = counts.addresses.get(&counted_as(address))?;
@@ -311,8 +311,8 @@ impl Seat {
         counted_as(self.stream.reader.address)
     }
 
-    /// When the address may receive more replay, in milliseconds of the clock of all streams; `None`: now.
-    pub fn replay_due(&self) -> Option<u64> {
+    /// When the address may receive more replay; `None`: now.
+    pub fn replay_due(&self) -> Option<Millis> {
         let now = self.clients.clock.now();
         self.clients.counts.lock().addresses.get(&self.address())?.replays.in_debt_until(now)
     }
@@ -391,73 +391,4 @@ impl Drop for Publishing {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::Caller;
-    use crate::config::Config;
-    use crate::reader::{Principal, Reader};
-    use crate::stream::table::Table;
-
-    fn clients(limits: Limits) -> Arc<Clients> {
-        Clients::new(&limits, Table::new(1).clock())
-    }
-
-    fn stream(address: &str, subject: Option<&str>) -> Arc<ReaderHandle> {
-        let caller = |subject: &str| Caller { subject: Some(subject.into()), ..Caller::default() };
-        let principal =
-            subject.map_or(Principal::Anyone, |subject| Principal::Caller(Arc::new(caller(subject))));
-        let reader = Reader { address: address.parse().unwrap(), principal, ..Reader::default() };
-        Arc::new(ReaderHandle::new(1, reader, 0))
-    }
-
-    #[test]
-    fn an_address_of_ipv6_stands_for_its_64_and_one_of_ipv4_for_itself() {
-        let clients = clients(Limits { streams_per_address: 1, ..Config::default().limits });
-        let _held =
-            ["2001:db8:0:1::1", "10.0.0.1"].map(|address| clients.enter(stream(address, None), 1).unwrap());
-        for (address, full) in [
-            ("2001:db8:0:1:ffff::9", true),
-            ("2001:db8:0:2::1", false),
-            ("10.0.0.1", true),
-            ("10.0.0.2", false),
-            ("::10.0.0.1", false),
-        ] {
-            let refused = clients.enter(stream(address, None), 1).err();
-            assert_eq!(refused, full.then_some(CloseCode::TooManyStreams), "{address}");
-        }
-    }
-
-    #[test]
-    fn a_subject_has_so_many_streams_from_wherever_and_is_forgotten_with_the_last() {
-        let limits = Limits { streams_per_subject: 2, opens_per_second: 1_000, ..Config::default().limits };
-        let clients = clients(limits);
-        let enter = |address, subject| clients.enter(stream(address, Some(subject)), 1);
-        let held = ["10.0.0.1", "10.0.0.2"].map(|address| enter(address, "ann").unwrap());
-        assert_eq!(enter("10.0.0.3", "ann").unwrap_err(), CloseCode::TooManySubjectStreams);
-        assert_eq!(clients.sweep().addresses, 2, "a refused stream is not counted");
-        let _bob = enter("10.0.0.1", "bob").unwrap();
-        let _nobody = clients.enter(stream("10.0.0.1", None), 1).unwrap();
-        let usage = clients.sweep();
-        assert_eq!((usage.subjects, usage.most_of_subject, usage.most_of_address), (2, 2, 3));
-        drop(held);
-        assert_eq!(clients.sweep().subjects, 1);
-        assert!(enter("10.0.0.3", "ann").is_ok());
-    }
-
-    #[test]
-    fn beyond_the_bound_nobody_new_is_let_in_and_who_is_known_still_is() {
-        let clients = clients(Limits { streams: 1, ..Config::default().limits });
-        let admit = |n: u32| clients.admit(std::net::Ipv4Addr::from_bits(n).into());
-        for n in 0..=IDLE_ADDRESSES as u32 {
-            admit(n).unwrap();
-        }
-        assert_eq!(admit(u32::MAX).unwrap_err(), CloseCode::Overloaded);
-        admit(0).unwrap();
-        let full = clients.counts.lock().addresses.capacity();
-        while clients.sweep().addresses > 0 {
-            std::thread::yield_now(); // until the bucket of the last is full again, which takes 10 ms
-        }
-        assert!(clients.counts.lock().addresses.capacity() < full / 4);
-        admit(u32::MAX).unwrap();
-    }
-}
+mod tests;

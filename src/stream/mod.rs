@@ -13,15 +13,16 @@ use bytes::Bytes;
 use self::outcome::{OutcomeLog, StreamEnded};
 use self::table::Ticket;
 use crate::log::message::Format;
-use crate::log::{Cursors, Lease, Opened, Read, Registry};
+use crate::log::{Batch, Cursors, Lease, Opened, Read, Registry};
 use crate::metrics::{Limit, Metrics, ResumeOutcome};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::frame::{self, Coding, Frame};
 use crate::protocol::seek::{SeekResult, Start};
+use crate::reader::clock::Millis;
 use crate::reader::quota::Seat;
 
-/// How long a stream waits for a backfill before it requests it again, in milliseconds.
-const FETCH_AGAIN: u64 = 1_000;
+/// How long a stream waits for a backfill before it requests it again.
+const FETCH_AGAIN: Duration = Duration::from_secs(1);
 
 /// The shortest reconnection delay: with less, browsers reconnect in a loop that harms both sides.
 const MIN_RETRY_MS: u64 = 500;
@@ -56,7 +57,11 @@ impl StreamContext {
 
 /// The options of one stream.
 #[derive(Debug, Clone, Copy)]
-pub struct StreamOptions {
+pub struct StreamOptions<'a> {
+    /// Where the stream begins.
+    pub start: &'a Start,
+    /// The broker's answers to [`crate::log::seeks_needed`], one place for each lease.
+    pub located: &'a [Option<SeekResult>],
     /// The format of its messages.
     pub format: Format,
     /// When the reader's permission expires: nothing is delivered from then on.
@@ -75,12 +80,12 @@ pub struct Stream {
     /// `stream-open` and the gaps before the first message, until they are sent. Boxed, because it is empty for most of
     /// a stream's life.
     opening: Option<Box<Frame>>,
-    /// When the next heartbeat is due, in milliseconds of the table's clock.
-    heartbeat_due: u64,
+    /// When the next heartbeat is due.
+    heartbeat_due: Millis,
     /// When the stream reaches its maximum age.
-    aged: u64,
-    /// When the reader's permission expires; `u64::MAX` if it does not.
-    expires: u64,
+    aged: Option<Millis>,
+    /// When the reader's permission expires.
+    expires: Option<Millis>,
     phase: Phase,
 }
 
@@ -93,17 +98,15 @@ enum Phase {
 }
 
 impl Stream {
-    /// Opens a stream over `leases`, whose subscriptions are confirmed. `located` has the broker's answers to
-    /// [`crate::log::seeks_needed`].
+    /// Opens a stream over `leases`, whose subscriptions are confirmed.
     pub fn open(
         shared: Arc<StreamContext>,
         ticket: Ticket,
         seat: Seat,
         leases: Vec<Lease>,
-        (start, located): (&Start, &[Option<SeekResult>]),
-        terms: StreamOptions,
+        options: StreamOptions<'_>,
     ) -> Self {
-        let StreamOptions { format, expires } = terms;
+        let StreamOptions { start, located, format, expires } = options;
         let Opened { cursors, id, resumed, gaps } = Cursors::open(leases, ticket.handle(), start, located);
         if matches!(start, Start::After(_)) {
             let outcome = if resumed { ResumeOutcome::Exact } else { ResumeOutcome::Gap };
@@ -122,14 +125,9 @@ impl Stream {
         shared.metrics.stream_opened(ticket.handle().reader.http);
         ticket.handle().advance(0, cursors.position());
         let now = ticket.clock().now();
-        let expires = expires.map_or(u64::MAX, |time| {
-            let left = time.duration_since(SystemTime::now()).unwrap_or_default();
-            now.saturating_add(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
-        });
-        let aged = shared.max_age.map_or(u64::MAX, |age| {
-            let age = age.as_millis() as u64;
-            now + fastrand::u64(age - age / 10..=age + age / 10)
-        });
+        let left = |time: SystemTime| time.duration_since(SystemTime::now()).unwrap_or_default();
+        let expires = expires.map(|time| now.after(left(time)));
+        let aged = shared.max_age.map(|age| now.after(age.mul_f64(fastrand::f64() * 0.2 + 0.9)));
         Stream {
             opening: Some(Box::new(Frame::concat(&frames))),
             heartbeat_due: now,
@@ -147,19 +145,12 @@ impl Stream {
     /// Returns the next bytes: whole events, or a heartbeat. `None` once the stream has ended.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, coding: Coding) -> Poll<Option<Bytes>> {
         self.ticket.handle().register(cx.waker());
-        // Checked before every read, because a long replay goes on for as long as the reader takes. The clock is read
-        // only if the permission expires.
-        if self.expires != u64::MAX
-            && !matches!(self.phase, Phase::StreamEnded(_))
-            && self.now() >= self.expires
-        {
-            return Poll::Ready(Some(self.say_goodbye(CloseCode::Expired, coding)));
-        }
-        if self.ticket.handle().is_revoked() && !matches!(self.phase, Phase::StreamEnded(_)) {
-            return Poll::Ready(Some(self.say_goodbye(CloseCode::Revoked, coding)));
+        // Checked before every read, because a long replay goes on for as long as the reader takes.
+        if let Some(code) = self.right_ended() {
+            return Poll::Ready(Some(self.say_goodbye(code, coding)));
         }
         // Checked before reading too: a stream that never catches up also ages.
-        if self.aged != u64::MAX && self.phase == Phase::Live && self.now() >= self.aged {
+        if self.phase == Phase::Live && self.is_over(self.aged) {
             self.ticket.handle().close(CloseCode::MaxAge);
         }
         if let Some(opening) = self.opening.take() {
@@ -183,28 +174,10 @@ impl Stream {
         let turn = self.turn();
         let mut again = turn;
         if turn.is_none() {
-            self.ticket.handle().await_entries();
-            match self.cursors.read(self.format, coding, self.ticket.handle()) {
-                Read::Batch(batch) => {
-                    self.shared.metrics.events_sent.inc_by(batch.entries as u64);
-                    batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
-                    if self.cursors.replaying {
-                        self.seat.replayed(batch.bytes.len());
-                        self.shared.metrics.replayed_bytes.inc_by(batch.bytes.len() as u64);
-                    } else if let Some(oldest) = batch.oldest {
-                        self.shared.metrics.delivered(oldest);
-                    }
-                    return Poll::Ready(Some(self.hand_out(batch.bytes)));
-                }
-                Read::Nothing => self.cursors.end_replay(),
-                Read::Fetching => {
-                    // New messages come after those it waits for. Waking a crowd for each message, only to wait again,
-                    // would starve everyone.
-                    if !self.cursors.is_mixed() {
-                        self.ticket.handle().ignore_entries();
-                    }
-                    again = Some(self.now() + FETCH_AGAIN);
-                }
+            match self.read(coding) {
+                Read::Batch(batch) => return Poll::Ready(Some(self.deliver(batch))),
+                Read::Nothing => {}
+                Read::Fetching => again = Some(self.now().after(FETCH_AGAIN)),
             }
         }
         // A stream that still waits for its pace or for the broker ends here; its reader resumes for the rest, because
@@ -212,25 +185,69 @@ impl Stream {
         if let Phase::Closing(code) = self.phase {
             return Poll::Ready(Some(self.say_goodbye(code, coding)));
         }
-        if self.ticket.clock().now() >= self.heartbeat_due {
+        if self.now() >= self.heartbeat_due {
             return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
         }
         if turn.is_some() {
             self.shared.metrics.hit(Limit::ResumeBytes);
         }
-        let due = self.heartbeat_due.min(self.aged).min(self.expires);
-        self.ticket.handle().wake_at(due.min(again.unwrap_or(u64::MAX)));
+        let others = [self.aged, self.expires, again].into_iter().flatten();
+        self.ticket.handle().wake_at(others.fold(self.heartbeat_due, Millis::min));
         Poll::Pending
     }
 
+    /// Why nothing more may be delivered to the reader, if that is so.
+    fn right_ended(&self) -> Option<CloseCode> {
+        if matches!(self.phase, Phase::StreamEnded(_)) {
+            None
+        } else if self.is_over(self.expires) {
+            Some(CloseCode::Expired)
+        } else {
+            self.ticket.handle().is_revoked().then_some(CloseCode::Revoked)
+        }
+    }
+
+    /// Whether that time has come. The clock is read only if there is one.
+    fn is_over(&self, time: Option<Millis>) -> bool {
+        time.is_some_and(|time| self.now() >= time)
+    }
+
+    /// Reads what comes next in its logs.
+    fn read(&mut self, coding: Coding) -> Read {
+        let handle = self.ticket.handle();
+        handle.await_entries();
+        let read = self.cursors.read(self.format, coding, handle);
+        match &read {
+            Read::Batch(_) => {}
+            Read::Nothing => self.cursors.end_replay(),
+            // New messages come after those it waits for. Waking a crowd for each message, only to wait again, would starve
+            // everyone.
+            Read::Fetching if !self.cursors.is_mixed() => handle.ignore_entries(),
+            Read::Fetching => {}
+        }
+        read
+    }
+
+    fn deliver(&mut self, batch: Batch) -> Bytes {
+        self.shared.metrics.events_sent.inc_by(batch.entries as u64);
+        batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
+        if self.cursors.replaying {
+            self.seat.replayed(batch.bytes.len());
+            self.shared.metrics.replayed_bytes.inc_by(batch.bytes.len() as u64);
+        } else if let Some(oldest) = batch.oldest {
+            self.shared.metrics.delivered(oldest);
+        }
+        self.hand_out(batch.bytes)
+    }
+
     /// Asks to be woken at `due` by the clock only: for a connection that cannot take bytes now.
-    pub fn wake_at(&self, cx: &mut Context<'_>, due: u64) {
+    pub fn wake_at(&self, cx: &mut Context<'_>, due: Millis) {
         self.ticket.handle().register(cx.waker());
         self.ticket.handle().wake_at(due);
     }
 
-    /// The current time in milliseconds, on the clock of [`Stream::wake_at`].
-    pub fn now(&self) -> u64 {
+    /// The current time, on the clock of [`Stream::wake_at`].
+    pub fn now(&self) -> Millis {
         self.ticket.clock().now()
     }
 
@@ -245,14 +262,14 @@ impl Stream {
     }
 
     /// When it may read on, if not now. Only replay is paced.
-    fn turn(&mut self) -> Option<u64> {
+    fn turn(&mut self) -> Option<Millis> {
         if self.cursors.is_replaying() { self.seat.replay_due() } else { None }
     }
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {
         self.shared.metrics.sent_bytes.inc_by(bytes.len() as u64);
         self.ticket.handle().advance(bytes.len(), self.cursors.position());
-        self.heartbeat_due = self.ticket.clock().now() + self.shared.heartbeat.as_millis() as u64;
+        self.heartbeat_due = self.now().after(self.shared.heartbeat);
         bytes
     }
 
@@ -278,7 +295,7 @@ impl Drop for Stream {
             stream: handle.id,
             address: handle.reader.address,
             topics: outcome::named(self.cursors.filters()),
-            age: Duration::from_millis(self.now().saturating_sub(handle.opened)),
+            age: self.now().since(handle.opened),
             sent: handle.sent(),
             lag: self.cursors.lag(),
         });

@@ -115,7 +115,7 @@ impl Replica {
 
     pub fn confirm(&self, subscription: Subscription) {
         self.subscribed.lock().insert(subscription.filter().clone());
-        subscription.confirm();
+        subscription.accepted();
     }
 
     pub fn lease(&self, filter: &Filter) -> Lease {
@@ -142,8 +142,8 @@ impl Replica {
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
         let ticket = self.table.enter(Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
-        let terms = StreamOptions { format, expires: None };
-        Stream::open(self.shared.clone(), ticket, place, leases, (start, &[]), terms)
+        let options = StreamOptions { start, located: &[], format, expires: None };
+        Stream::open(self.shared.clone(), ticket, place, leases, options)
     }
 
     /// A stream over `filters`, or `None` if the broker has just ended a subscription of it.
@@ -167,11 +167,10 @@ impl Replica {
                 let mut headers = Headers::default();
                 publisher_id.iter().for_each(|id| headers.insert("id", id.as_str()));
                 let payload = Bytes::from(payload.clone());
-                self.registry.append(&filter, topic, None, |_, sequence, time, fields| {
+                self.registry.append(&filter, topic, None, |sequence, number, time, fields| {
                     taken = time;
                     let found = fields.find(&headers, &payload);
-                    let id = self.registry.sequence().event_id(sequence, found.publisher_id.as_deref());
-                    EntryKind::Message(Message::new(topic.clone(), time, id, found, &payload))
+                    EntryKind::Message(Message::new(topic.clone(), time, sequence, number, found, &payload))
                 });
             }
         }

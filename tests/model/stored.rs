@@ -238,7 +238,7 @@ impl Gateway {
     fn follow(&mut self, history: &History) {
         if history.source.is_shared() {
             let fields = Self::fields(&history.source);
-            self.registry.warm(&history.followed, &self.bounds, &fields).unwrap().confirm();
+            self.registry.warm(&history.followed, &self.bounds, &fields).unwrap().accepted();
             self.begin(history);
         }
     }
@@ -249,7 +249,7 @@ impl Gateway {
         let (lease, subscription) =
             self.registry.lease(filter, &self.bounds, &Self::fields(&source), warm).unwrap();
         if let Some(subscription) = subscription {
-            subscription.confirm();
+            subscription.accepted();
             match history {
                 Some(history) => self.begin(history),
                 None => _ = self.heard.insert(filter.clone(), 0),
@@ -270,7 +270,7 @@ impl Gateway {
             stored,
         };
         self.registry.append(followed, topic, place, |sequence, number, time, fields| {
-            self.encoder.encode(&message, (sequence, number), time, fields)
+            self.encoder.encode(&message, sequence, number, time, fields)
         });
         while self.registry.wake(1) {}
     }
@@ -311,7 +311,7 @@ impl Gateway {
         } else {
             ask.until
         };
-        let gone = if history.floor > ask.after { history.floor.min(through) } else { 0 };
+        let gone = (history.floor > ask.after).then(|| history.floor.min(through));
         let entries = held.into_iter().map(|Held { number, time, topic, payload }| {
             let now = at(time);
             let message = topicgate::broker::Message {
@@ -321,7 +321,7 @@ impl Gateway {
                 headers: Headers::default(),
                 stored: Some(Stored { number, time: now, change: topicgate::broker::Change::Put }),
             };
-            (number, now, self.encoder.encode(&message, (&sequence, number), now, &fields))
+            (number, now, self.encoder.encode(&message, &sequence, number, now, &fields))
         });
         self.registry.recall(&ask, through, gone, false, entries.collect::<Vec<_>>());
         true
@@ -335,8 +335,8 @@ impl Gateway {
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
         let ticket = self.table.enter(topicgate::reader::Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
-        let terms = StreamOptions { format: Format::Raw, expires: None };
-        Stream::open(self.shared.clone(), ticket, place, leases, (start, &located), terms)
+        let options = StreamOptions { start, located: &located, format: Format::Raw, expires: None };
+        Stream::open(self.shared.clone(), ticket, place, leases, options)
     }
 }
 

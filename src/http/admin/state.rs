@@ -63,7 +63,7 @@ impl Standing {
         let limits = &config.limits;
         Standing {
             version: env!("CARGO_PKG_VERSION"),
-            uptime_ms: gateway.table().clock().now(),
+            uptime_ms: gateway.table().clock().now().as_u64(),
             not_ready: gateway.ready().err(),
             broker: Broker {
                 url: config.broker.masked_url(),

@@ -6,14 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use crate::log::TopicLog;
+use crate::log::time::Horizon;
 use crate::protocol::filter_index::FilterIndex;
 use crate::protocol::topic::{Filter, Topic};
-
-/// A sequence number and its time.
-type Place = (u64, SystemTime);
 
 /// The most filters with their own mark. With more, marks apply to all that it feeds.
 const PATTERNS: usize = 64;
@@ -25,10 +22,10 @@ pub(super) struct Children {
     topics: HashMap<Filter, Arc<TopicLog>>,
     patterns: FilterIndex<Arc<TopicLog>>,
     /// The position from which it feeds others.
-    from: Place,
+    from: Horizon,
     /// The same for filters that had another feed after that.
-    from_of: HashMap<Filter, Place>,
-    from_of_patterns: Vec<(Filter, Place)>,
+    from_of: HashMap<Filter, Horizon>,
+    from_of_patterns: Vec<(Filter, Horizon)>,
 }
 
 impl Default for Children {
@@ -36,7 +33,7 @@ impl Default for Children {
         Children {
             topics: HashMap::new(),
             patterns: FilterIndex::default(),
-            from: (0, SystemTime::UNIX_EPOCH),
+            from: Horizon::START,
             from_of: HashMap::new(),
             from_of_patterns: Vec::new(),
         }
@@ -45,7 +42,7 @@ impl Default for Children {
 
 impl Children {
     /// Sets the position from which it feeds others.
-    pub(super) fn from(mut self, from: Place) -> Self {
+    pub(super) fn from(mut self, from: Horizon) -> Self {
         self.from = from;
         self.from_of.clear();
         self.from_of_patterns.clear();
@@ -53,7 +50,7 @@ impl Children {
     }
 
     /// Marks that filters inside `filter` had another feed until then.
-    pub(super) fn is_complete_from(&mut self, filter: &Filter, from: Place) {
+    pub(super) fn is_complete_from(&mut self, filter: &Filter, from: Horizon) {
         match filter.is_pattern() {
             false if self.from_of.len() < TOPICS => _ = self.from_of.insert(filter.clone(), from),
             true if self.from_of_patterns.len() < PATTERNS => {
@@ -64,17 +61,17 @@ impl Children {
     }
 
     /// The position from which it is complete for a log of `filter`.
-    pub(super) fn complete_from(&self, filter: &Filter) -> Place {
+    pub(super) fn complete_from(&self, filter: &Filter) -> Horizon {
         let own = self.from_of.get(filter).copied();
         let patterns = self.from_of_patterns.iter().filter(|(pattern, _)| pattern.overlaps(filter));
         let marks = patterns.map(|(_, from)| *from).chain(own);
-        marks.fold(self.from, |from, mark| if mark.0 > from.0 { mark } else { from })
+        marks.fold(self.from, Horizon::later)
     }
 
     /// Forgets marks before the number `evicted`, from which time the log has no entries any more.
     pub(super) fn forget_marks(&mut self, evicted: u64) {
-        self.from_of.retain(|_, (number, _)| *number > evicted);
-        self.from_of_patterns.retain(|(_, (number, _))| *number > evicted);
+        self.from_of.retain(|_, from| from.number > evicted);
+        self.from_of_patterns.retain(|(_, from)| from.number > evicted);
         if self.from_of.capacity() > 64 && self.from_of.len() * 4 < self.from_of.capacity() {
             self.from_of.shrink_to_fit();
         }

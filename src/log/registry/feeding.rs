@@ -2,7 +2,6 @@
 //! resume.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use parking_lot::MutexGuard;
 use smallvec::SmallVec;
@@ -12,7 +11,7 @@ use super::slot::{Feed, Slot};
 use super::slots::PART;
 use super::{Inner, Registry};
 use crate::log::TopicLog;
-use crate::log::time::Line;
+use crate::log::time::{Horizon, Line};
 use crate::protocol::event_id::Sequence;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
@@ -87,10 +86,10 @@ impl Inner {
 }
 
 /// Takes a number of its own, so that every id sent before is from before it.
-pub(super) fn begin_now(sequence: &Sequence, line: &Line) -> (u64, SystemTime) {
-    let begin = sequence.next();
-    sequence.publish(begin);
-    (begin, line.now())
+pub(super) fn begin_now(sequence: &Sequence, line: &Line) -> Horizon {
+    let number = sequence.next();
+    sequence.publish(number);
+    Horizon { number, time: line.now() }
 }
 
 impl Registry {
@@ -117,7 +116,7 @@ impl Registry {
         for warm in warm {
             let mut inner = self.inner.lock();
             if let Some(Slot { log, feed: Feed::Warm(fed), .. }) = inner.slots.get_mut(&warm) {
-                fed.forget_marks(log.evicted().0);
+                fed.forget_marks(log.evicted().number);
             }
         }
     }
@@ -136,7 +135,7 @@ impl Registry {
                 return Vec::new();
             }
             let Some(slot) = inner.remove(filter, &self.sequence) else { return Vec::new() };
-            slot.log.seal();
+            slot.log.numbering.seal();
             slot
         };
         let logs: Vec<_> = slot.logs().cloned().collect();

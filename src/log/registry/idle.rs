@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::slot::{Feed, Slot};
+use super::slot::{Feed, Slot, Subscribed};
 use super::{Inner, Registry};
-use crate::log::lease::Subscribed;
 use crate::net::address::counted_as;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;

@@ -8,6 +8,7 @@
 mod fed;
 mod feeding;
 mod idle;
+mod lease;
 mod progress;
 mod reclaim;
 mod slot;
@@ -15,40 +16,28 @@ mod slots;
 mod writer;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::feeding::begin_now;
 pub use self::idle::{Due, Idle};
+pub use self::lease::{Lease, LeaseError, Subscription};
 pub use self::progress::ReaderProgress;
-use self::slot::Feed;
-pub(super) use self::slot::Slot;
+use self::slot::{Feed, Slot, Subscribed};
 use self::slots::Slots;
 use super::backfill::{BackfillRanges, BackfillRequest, History};
-use super::lease::{Lease, Subscribed, Subscription};
 use super::message::FieldMapping;
-use super::time::Line;
+use super::numbering::Numbering;
+use super::time::{Horizon, Line};
 use super::{Bounds, BufferUsage, TopicLog};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::filter_index::FilterIndex;
 use crate::protocol::topic::Filter;
-
-/// Why a log cannot be leased.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum LeaseError {
-    /// The limit of topics is reached. Topics without a reader are about to be released.
-    #[error("the gateway holds too many topics (limits.topics)")]
-    Full,
-    /// The subscription that feeds all topics of the rule is down, or the topic is still read from another source.
-    #[error("the subscription that feeds the topics of the rule is down")]
-    NotFed,
-}
 
 /// Every log of the process.
 #[derive(Debug)]
@@ -81,13 +70,13 @@ struct Inner {
 
 impl Registry {
     /// Calls `work` with the slot of `log`; `None` if the log was released.
-    pub(super) fn with_slot<T>(&self, log: &Arc<TopicLog>, work: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+    fn with_slot<T>(&self, log: &Arc<TopicLog>, work: impl FnOnce(&mut Slot) -> T) -> Option<T> {
         let mut inner = self.inner.lock();
         inner.slots.get_mut(&log.filter).filter(|slot| Arc::ptr_eq(&slot.log, log)).map(work)
     }
 
     /// Releases `log`, if the registry still has it.
-    pub(super) fn forget(&self, log: &Arc<TopicLog>) {
+    fn forget(&self, log: &Arc<TopicLog>) {
         self.take_out(&log.filter, |slot| Arc::ptr_eq(&slot.log, log));
     }
 
@@ -156,7 +145,7 @@ impl Registry {
                 slot.is_over
             });
             if is_over == Some(true) {
-                log.close(CloseCode::Restarted);
+                log.readers.close(CloseCode::Restarted);
             }
             return;
         }
@@ -185,78 +174,6 @@ impl Registry {
     /// The bytes that all logs hold.
     pub fn bytes(&self) -> usize {
         self.usage.bytes()
-    }
-
-    /// Leases the log of `filter`. If the log is new, also returns the duty to subscribe to it.
-    ///
-    /// # Errors
-    /// [`LeaseError`].
-    pub fn lease(
-        self: &Arc<Self>,
-        filter: &Filter,
-        bounds: &Bounds,
-        fields: &Arc<FieldMapping>,
-        warm: Option<&Filter>,
-    ) -> Result<(Lease, Option<Subscription>), LeaseError> {
-        let mut inner = self.inner.lock();
-        let mut ended = None;
-        if let Some(slot) = inner.slots.get_mut(filter) {
-            if slot.log.sealed().is_none() {
-                if slot.is_over {
-                    return Err(LeaseError::NotFed);
-                }
-                slot.readers += 1;
-                slot.want();
-                return Ok((Lease::new(self.clone(), slot.log.clone()), None));
-            }
-            ended = inner.remove(filter, &self.sequence); // the log that fed it is gone
-        }
-        if inner.slots.len() >= self.max_topics.load(Ordering::Relaxed) {
-            return Err(LeaseError::Full);
-        }
-        let warm = warm.and_then(|warm| inner.feeder(warm, &fields.source));
-        let slot = match warm.and_then(|warm| self.fed_slot(&mut inner, warm, filter, bounds)) {
-            Some(slot) => slot,
-            None if fields.source.is_shared() => return Err(LeaseError::NotFed),
-            None => self.own_slot(&inner, filter, bounds, fields),
-        };
-        let log = slot.log.clone();
-        let subscription =
-            matches!(slot.feed, Feed::Own).then(|| Subscription::new(self.clone(), log.clone()));
-        slot.want();
-        inner.slots.insert(Slot { readers: 1, ..slot });
-        drop(inner);
-        drop(ended);
-        // There is usually little to take over, and it is done when the lease is ready.
-        log.take_over();
-        Ok((Lease::new(self.clone(), log), subscription))
-    }
-
-    /// Makes the log of a rule warm: it stays, subscribed, until [`Registry::stop_warming`] or until the broker ends its
-    /// subscription ([`Registry::ended`]). If the log is new, the caller has the duty to subscribe to it.
-    pub fn warm(
-        self: &Arc<Self>,
-        filter: &Filter,
-        bounds: &Bounds,
-        fields: &Arc<FieldMapping>,
-    ) -> Option<Subscription> {
-        let mut inner = self.inner.lock();
-        // A reader may have created the log first.
-        if let Some(slot) = inner.slots.get_mut(filter) {
-            // A log of a rule that is gone ends with its last reader, and so does one that another warm log feeds: then
-            // this is called again.
-            let is_ours = slot.fields.source == fields.source && !matches!(slot.feed, Feed::By(_));
-            if is_ours && !slot.kept {
-                slot.kept = true;
-                inner.begin_to_feed(filter, &self.sequence);
-            }
-            return None;
-        }
-        let slot = Slot { kept: true, ..self.own_slot(&inner, filter, bounds, fields) };
-        let log = slot.log.clone();
-        inner.slots.insert(slot);
-        inner.begin_to_feed(filter, &self.sequence);
-        Some(Subscription::new(self.clone(), log))
     }
 
     /// Ends [`Registry::warm`]: the log is released once it has no readers, and the logs that it feeds have none.
@@ -308,7 +225,7 @@ impl Registry {
         };
         // Its messages are encoded by the rule that is subscribed.
         let (fields, subscribed) = (fields.clone(), subscribed.clone());
-        let history = self.history(&fields);
+        let history = self.history(filter, &fields, &source.numbering);
         let log = Arc::new(source.fed(filter, bounds, history, fed.complete_from(filter)));
         fed.add(&log);
         Some(Slot {
@@ -337,17 +254,28 @@ impl Registry {
         bounds: &Bounds,
         fields: &Arc<FieldMapping>,
     ) -> Arc<TopicLog> {
-        let history = self.history(fields);
-        let (sequence, begin) = match history {
-            Some(_) => (OnceLock::new(), 0),
-            None => (OnceLock::from(self.sequence.clone()), begin_now(&self.sequence, line).0),
+        // Where a history begins is set once it is known.
+        let (numbering, number) = match fields.source.is_stored() {
+            true => (Numbering::unknown(), 0),
+            false => (Numbering::by(self.sequence.clone()), begin_now(&self.sequence, line).number),
         };
-        let begin = (begin, line.now());
+        let history = self.history(filter, fields, &numbering);
+        let begin = Horizon { number, time: line.now() };
         let (filter, bounds, usage) = (filter.clone(), bounds.clone(), self.usage.clone());
-        Arc::new(TopicLog::new(filter, bounds, usage, sequence, history, begin))
+        Arc::new(TopicLog::new(filter, bounds, usage, numbering, history, begin))
     }
 
-    fn history(&self, fields: &Arc<FieldMapping>) -> Option<History> {
-        fields.source.is_stored().then(|| History::new(fields.clone(), self.requests.clone()))
+    /// What the broker keeps of a log; `None` if it keeps nothing.
+    fn history(
+        &self,
+        filter: &Filter,
+        fields: &Arc<FieldMapping>,
+        numbering: &Arc<Numbering>,
+    ) -> Option<Arc<History>> {
+        let make = || {
+            let (filter, fields, numbering) = (filter.clone(), fields.clone(), numbering.clone());
+            History::new(filter, fields, numbering, self.requests.clone(), self.usage.clone())
+        };
+        fields.source.is_stored().then(make)
     }
 }

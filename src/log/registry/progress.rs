@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Feed, Inner, Registry, Slot};
+use super::lease::Lease;
+use super::slot::{Feed, Slot, Subscribed};
+use super::{Inner, Registry};
 use crate::log::TopicLog;
 use crate::log::inspect::{Lag, LogState, UpstreamState};
-use crate::log::lease::{Lease, Subscribed};
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
@@ -46,7 +47,7 @@ impl Registry {
     pub fn readers_of(&self, filter: &Filter) -> Vec<u64> {
         let mut ids = Vec::new();
         for log in self.logs(|slot| slot.log.filter.overlaps(filter)) {
-            log.for_each_reader(|handle| ids.push(handle.id));
+            log.readers.for_each(|handle| ids.push(handle.id));
         }
         ids.sort_unstable();
         ids.dedup();
@@ -59,7 +60,7 @@ impl Registry {
             streams.iter().map(|stream| (stream.id, ReaderProgress::default())).collect();
         for log in self.logs(|slot| slot.readers > 0) {
             let mut found = Vec::new();
-            log.for_each_reader(|handle| {
+            log.readers.for_each(|handle| {
                 if reader_progress.contains_key(&handle.id) {
                     found.push((handle.id, handle.position()));
                 }

@@ -9,24 +9,34 @@ use tokio::time::Instant;
 
 use super::fed::Children;
 use crate::log::TopicLog;
-use crate::log::lease::Subscribed;
 use crate::log::message::FieldMapping;
 use crate::log::time::Line;
+use crate::protocol::codes::CloseCode;
 use crate::protocol::topic::{Filter, Topic};
+
+/// The state of a log's subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subscribed {
+    Pending,
+    Confirmed,
+    Failed(CloseCode),
+    /// The broker refused at this time. The subscription is tried again when a reader wants the log, or after a while.
+    Refused(Instant),
+}
 
 /// A log with its state in the registry.
 #[derive(Debug)]
-pub(in crate::log) struct Slot {
-    pub(in crate::log) log: Arc<TopicLog>,
+pub(super) struct Slot {
+    pub(super) log: Arc<TopicLog>,
     pub(super) fields: Arc<FieldMapping>,
     /// The times of stored messages, by the broker's clock.
     pub(super) line: Line,
-    pub(in crate::log) readers: usize,
+    pub(super) readers: usize,
     /// The address of the client that requested it last.
-    pub(in crate::log) asked_by: Option<IpAddr>,
+    pub(super) asked_by: Option<IpAddr>,
     /// Since when it has had no reader.
-    pub(in crate::log) idle_since: Instant,
-    pub(in crate::log) subscribed: watch::Sender<Subscribed>,
+    pub(super) idle_since: Instant,
+    pub(super) subscribed: watch::Sender<Subscribed>,
     /// Dropped with the slot. Created if somebody waits for its end.
     pub(super) end: Option<watch::Sender<()>>,
     /// The value of [`super::Inner::feeding`] when it began.
@@ -67,7 +77,7 @@ impl Slot {
     }
 
     /// The log, after the logs that it feeds.
-    pub(in crate::log) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
+    pub(super) fn logs(&self) -> impl Iterator<Item = &Arc<TopicLog>> {
         let fed = match &self.feed {
             Feed::Warm(fed) => Some(fed),
             Feed::Own | Feed::By(_) => None,

@@ -6,11 +6,10 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::slot::{Feed, Slot};
+use super::slot::{Feed, Slot, Subscribed};
 use super::slots::Slots;
 use super::{Inner, Registry};
 use crate::log::backfill::BackfillRequest;
-use crate::log::lease::Subscribed;
 use crate::log::message::FieldMapping;
 use crate::log::time::{Line, Stamp};
 use crate::log::{Entry, EntryKind, Gap, TopicLog};
@@ -119,14 +118,13 @@ impl Registry {
         self.give_up(filter, CloseCode::Restarted);
     }
 
-    /// Delivers a backfill range to the readers that wait for it: it is complete up to `through`, messages up to `gone`
-    /// are missing, and, if it is `torn`, single messages after that: then it only serves readers that start at its
-    /// beginning.
+    /// Delivers a backfill range to the readers that wait for it: it is complete up to `through`, messages up to `gone` are
+    /// missing, and, if it is `torn`, single messages after that: then it only serves readers that start at its beginning.
     pub fn recall(
         &self,
         ask: &BackfillRequest,
         through: u64,
-        gone: u64,
+        gone: Option<u64>,
         torn: bool,
         entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
     ) {
@@ -182,7 +180,7 @@ impl Registry {
         while left > 0
             && let Some(log) = waking.pop_front()
         {
-            let (woken, more) = log.wake(left);
+            let (woken, more) = log.readers.wake(left);
             left -= woken;
             if more {
                 waking.push_back(log); // after the others: a crowd on one topic must not delay the next
@@ -200,7 +198,7 @@ impl Registry {
     }
 
     fn give_up(&self, filter: &Filter, code: CloseCode) {
-        self.take_out(filter, |_| true).iter().for_each(|log| log.close(code));
+        self.take_out(filter, |_| true).iter().for_each(|log| log.readers.close(code));
     }
 }
 

@@ -2,14 +2,16 @@
 //! without the writer's lock, and before anybody reads. It is already fed meanwhile, so nothing is lost in between. For
 //! a single topic, only its own messages are visited.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use super::backfill::History;
-use super::by_topic::{self, ByTopic};
-use super::message::Message;
-use super::{Bounds, Entry, TopicLog};
+use super::TopicLog;
+use crate::log::backfill::History;
+use crate::log::by_topic::{self, ByTopic, Place};
+use crate::log::message::Message;
+use crate::log::time::Horizon;
+use crate::log::{Bounds, Entry};
 use crate::protocol::topic::{Filter, Topic};
 
 /// How many entries are visited before the lock of the warm log is released for others.
@@ -22,28 +24,28 @@ pub(super) struct Past {
     /// The topic, if the filter is a single topic.
     topic: Option<Topic>,
     /// The place of the next entry to visit in the warm log; `None` if the last one was the oldest known.
-    next: Option<u64>,
-    /// The warm log has all messages of the filter after this sequence and time, except evicted ones.
-    whole_from: (u64, SystemTime),
+    next: Option<Place>,
+    /// The warm log has all messages of the filter after this, except evicted ones.
+    whole_from: Horizon,
 }
 
 /// Some of these messages, newest first.
 struct Part {
     entries: Vec<Arc<Entry>>,
     /// If there are no more: where the warm log begins to be complete.
-    begin: Option<(u64, SystemTime)>,
+    begin: Option<Horizon>,
 }
 
 impl TopicLog {
     /// Starts to index entries by topic.
-    pub(super) fn index_topics(&self) {
+    pub(in crate::log) fn index_topics(&self) {
         let mut state = self.state.lock();
         if state.by_topic.is_some() {
             return;
         }
         let whole_from = match state.entries.back() {
-            Some(newest) => (newest.sequence, newest.time()),
-            None => (state.evicted, state.evicted_time),
+            Some(newest) => Horizon { number: newest.sequence, time: newest.time() },
+            None => state.evicted,
         };
         let entries = state.entries.len();
         state.by_topic = Some(Box::new(ByTopic::new(entries, whole_from)));
@@ -54,36 +56,35 @@ impl TopicLog {
     /// Creates a log of `filter`, which this log covers, and feeds it from now on. Called under the writer's lock. The
     /// messages that this log has had since `from` must be taken over with [`TopicLog::take_over`] before the new log
     /// is read.
-    pub(super) fn fed(
+    pub(in crate::log) fn fed(
         self: &Arc<Self>,
         filter: &Filter,
         bounds: &Bounds,
-        history: Option<History>,
-        from: (u64, SystemTime),
+        history: Option<Arc<History>>,
+        from: Horizon,
     ) -> TopicLog {
         let state = self.state.lock();
         let topic = filter.topic();
-        let mut whole_from = (state.evicted, state.evicted_time);
+        let mut whole_from = state.evicted;
         let mut next = None;
         if let Some(by_topic) = &state.by_topic {
-            whole_from = later(whole_from, by_topic.whole_from);
+            whole_from = whole_from.later(by_topic.whole_from);
             next = match &topic {
                 Some(topic) => by_topic.newest(topic),
-                None => by_topic.end().checked_sub(1).filter(|_| !state.entries.is_empty()),
+                None => by_topic.last(),
             };
         }
         if self.history.is_none() {
-            whole_from = later(whole_from, from); // stored messages have the same numbers by any subscription
+            whole_from = whole_from.later(from); // stored messages have the same numbers by any subscription
         }
-        let (usage, sequence): (_, OnceLock<_>) = (self.usage.clone(), self.sequence.clone());
         drop(state);
         // Until the older messages are taken over, the log is complete from here on; the time is set then.
         let begin = match next {
-            Some(_) => (self.newest(), SystemTime::UNIX_EPOCH),
+            Some(_) => Horizon { number: self.newest(), time: SystemTime::UNIX_EPOCH },
             None => whole_from,
         };
-        let mut log = TopicLog::new(filter.clone(), bounds.clone(), usage, sequence, history, begin);
-        log.sealed = self.sealed.clone();
+        let (filter, bounds, usage) = (filter.clone(), bounds.clone(), self.usage.clone());
+        let mut log = TopicLog::new(filter, bounds, usage, self.numbering.clone(), history, begin);
         if next.is_some() {
             log.state.get_mut().taking_over = true;
             let past = Past { source: self.clone(), topic, next, whole_from };
@@ -93,7 +94,7 @@ impl TopicLog {
     }
 
     /// Takes over a part of the older messages of the log that feeds it. Returns whether that was the last part.
-    pub(super) fn take_over(&self) -> bool {
+    pub(in crate::log) fn take_over(&self) -> bool {
         let mut left = self.past.lock();
         let Some(past) = &mut *left else { return true };
         let part = past.part(&self.filter);
@@ -117,7 +118,7 @@ impl TopicLog {
             let full = state.entries.len() >= state.bounds.messages
                 || (state.bytes + weight > state.bounds.bytes && !state.entries.is_empty());
             if full {
-                begin = Some((entry.sequence, entry.time()));
+                begin = Some(Horizon { number: entry.sequence, time: entry.time() });
                 break;
             }
             if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
@@ -128,14 +129,16 @@ impl TopicLog {
             self.usage.0.fetch_add(weight, Ordering::Relaxed);
             state.entries.push_front(entry);
         }
-        let Some((evicted, time)) = begin.filter(|_| state.taking_over) else { return !state.taking_over };
+        let Some(begin) = begin.filter(|_| state.taking_over) else { return !state.taking_over };
         state.taking_over = false;
         let held = state.entries.front().map(|oldest| oldest.sequence - 1);
-        state.evicted = held.map_or(evicted, |held| held.min(evicted));
-        // It is later if its subscription was confirmed meanwhile.
-        state.evicted_time = state.evicted_time.max(time);
-        self.newest
-            .store(state.entries.back().map_or(state.evicted, |newest| newest.sequence), Ordering::Release);
+        state.evicted = Horizon {
+            number: held.map_or(begin.number, |held| held.min(begin.number)),
+            // It is later if its subscription was confirmed meanwhile.
+            time: state.evicted.time.max(begin.time),
+        };
+        let newest = state.entries.back().map_or(state.evicted.number, |newest| newest.sequence);
+        self.newest.store(newest, Ordering::Release);
         true
     }
 }
@@ -143,17 +146,18 @@ impl TopicLog {
 impl Past {
     fn part(&mut self, filter: &Filter) -> Part {
         let state = self.source.state.lock();
-        let begin = later(self.whole_from, (state.evicted, state.evicted_time));
+        let begin = self.whole_from.later(state.evicted);
         let mut entries = Vec::new();
         for _ in 0..PART {
             let found = self.next.zip(state.by_topic.as_deref()).and_then(|(place, by_topic)| {
                 Some((place, by_topic, state.entries.get(by_topic.index(place)?)?))
             });
-            let Some((place, by_topic, entry)) = found.filter(|(.., entry)| entry.sequence > begin.0) else {
+            let Some((place, by_topic, entry)) = found.filter(|(.., entry)| entry.sequence > begin.number)
+            else {
                 return Part { entries, begin: Some(begin) };
             };
             #[cfg(test)]
-            super::tests::look_at_entry();
+            crate::log::tests::look_at_entry();
             let is_of_filter = match &self.topic {
                 Some(_) => true,
                 None => entry.topic().is_some_and(|topic| filter.matches(topic)),
@@ -164,13 +168,9 @@ impl Past {
             }
             self.next = match &self.topic {
                 Some(_) => by_topic.before(place),
-                None => place.checked_sub(1),
+                None => by_topic::previous(place),
             };
         }
         Part { entries, begin: None }
     }
-}
-
-fn later(a: (u64, SystemTime), b: (u64, SystemTime)) -> (u64, SystemTime) {
-    if b.0 > a.0 { b } else { a }
 }

@@ -1,25 +1,30 @@
 //! The log of one filter: its newest entries, bounded by count, bytes and age, and the reads and searches on them. The
 //! registry decides which logs exist.
 
+mod past;
+
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::past::Past;
 use super::backfill::History;
 use super::batch_cache::{BatchCache, SharedBatch};
 use super::by_topic::{self, ByTopic};
 use super::message::{Format, Message};
-use super::past::Past;
+use super::numbering::Numbering;
 use super::readers::Readers;
+use super::time::Horizon;
 use super::{Bounds, BufferUsage, Entry, Item};
 use crate::metrics::RuleMetrics;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::Coding;
 use crate::protocol::topic::Filter;
+use crate::reader::handle::ReaderHandle;
 
 /// The log of one filter. It is shared as an `Arc`; its lock is held briefly and never across an await.
 #[derive(Debug)]
@@ -28,21 +33,17 @@ pub struct TopicLog {
     /// The rule under which its messages and readers are counted, for its whole life.
     pub(super) rule: RuleMetrics,
     pub(super) usage: Arc<BufferUsage>,
-    /// The sequence of its entries. Set when its subscription begins at the latest; nobody reads before.
-    pub(super) sequence: OnceLock<Arc<Sequence>>,
+    pub(super) numbering: Arc<Numbering>,
     /// The backfill, if the source is stored.
-    pub(super) history: Option<History>,
+    pub(super) history: Option<Arc<History>>,
     /// The last number of the log: of its newest entry, or where it began. Stored after the entry is inserted and
     /// before it is published.
     pub(super) newest: AtomicU64,
-    /// Up to which number it is complete if its subscription has ended, otherwise `u64::MAX`. A log and those that it
-    /// feeds share one.
-    pub(super) sealed: Arc<AtomicU64>,
     pub(super) state: Mutex<State>,
     /// The older messages that it must still take over from the log that feeds it. Locked before `state`.
-    pub(super) past: Mutex<Option<Box<Past>>>,
+    past: Mutex<Option<Box<Past>>>,
     /// Apart from `state`, so that waking thousands does not block the first of them in reading.
-    pub(super) readers: Mutex<Readers>,
+    pub(super) readers: Readers,
 }
 
 /// The state that its lock protects.
@@ -52,10 +53,9 @@ pub(super) struct State {
     /// The entries by number.
     pub(super) entries: VecDeque<Arc<Entry>>,
     pub(super) bytes: usize,
-    /// Entries up to this number were evicted, or were published before the log began: the log is incomplete up to it.
-    pub(super) evicted: u64,
-    /// The time of the entry `evicted`, or when the log began; by the broker's clock for a stored source.
-    pub(super) evicted_time: SystemTime,
+    /// Entries up to here were evicted, or were published before the log began: the log is incomplete up to it. The time is
+    /// by the broker's clock for a stored source.
+    pub(super) evicted: Horizon,
     /// The position of each publisher id, and how many entries have it. For several equal ids, the position of the
     /// first, because resuming at the first repeats messages, while resuming at the last would lose them. It stays
     /// after the first is evicted; a resume then has a gap.
@@ -69,14 +69,14 @@ pub(super) struct State {
 }
 
 impl TopicLog {
-    /// An empty log that is complete from `evicted` on.
+    /// An empty log that is complete after `evicted`.
     pub(super) fn new(
         filter: Filter,
         bounds: Bounds,
         usage: Arc<BufferUsage>,
-        sequence: OnceLock<Arc<Sequence>>,
-        history: Option<History>,
-        (evicted, evicted_time): (u64, SystemTime),
+        numbering: Arc<Numbering>,
+        history: Option<Arc<History>>,
+        evicted: Horizon,
     ) -> Self {
         let rule = bounds.rule.clone();
         let state = State {
@@ -84,7 +84,6 @@ impl TopicLog {
             entries: VecDeque::new(),
             bytes: 0,
             evicted,
-            evicted_time,
             publisher_ids: HashMap::new(),
             batches: BatchCache::new(usage.clone()),
             by_topic: None,
@@ -94,13 +93,12 @@ impl TopicLog {
             filter,
             rule,
             usage,
-            sequence,
+            numbering,
             history,
-            newest: AtomicU64::new(evicted),
-            sealed: Arc::new(AtomicU64::new(u64::MAX)),
+            newest: AtomicU64::new(evicted.number),
             state: Mutex::new(state),
             past: Mutex::default(),
-            readers: Mutex::default(),
+            readers: Readers::default(),
         }
     }
 
@@ -111,20 +109,21 @@ impl TopicLog {
 
     /// Its sequence. `None` until it is known; nobody reads before.
     pub(super) fn sequence(&self) -> Option<&Arc<Sequence>> {
-        self.sequence.get()
+        self.numbering.sequence()
     }
 
     /// Begins the log at the head of the stored source that its subscription follows, with that time.
     pub(super) fn begin(&self, sequence: &Arc<Sequence>, time: SystemTime) {
         let mut state = self.state.lock();
         let head = sequence.head();
-        (state.evicted, state.evicted_time) = (head, time);
+        let begin = Horizon { number: head, time };
+        state.evicted = begin;
         state.taking_over = false;
         if let Some(by_topic) = &mut state.by_topic {
-            by_topic.whole_from = (head, time);
+            by_topic.whole_from = begin;
         }
         self.newest.store(head, Ordering::Release);
-        let _ = self.sequence.set(sequence.clone());
+        self.numbering.begin(sequence);
     }
 
     /// Appends an entry, and evicts entries beyond the bounds. Readers see the entry once it is published.
@@ -182,8 +181,7 @@ impl TopicLog {
         }
         state.bytes -= weight;
         self.usage.0.fetch_sub(weight, Ordering::Relaxed);
-        state.evicted = entry.sequence;
-        state.evicted_time = entry.time();
+        state.evicted = Horizon { number: entry.sequence, time: entry.time() };
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id)
             && let Some((_, held)) = state.publisher_ids.get_mut(publisher_id)
         {
@@ -230,7 +228,7 @@ impl TopicLog {
     /// Brings the times of all entries back to `latest`, because the clock was set back.
     pub(super) fn bring_back(&self, latest: SystemTime) {
         let mut state = self.state.lock();
-        state.evicted_time = state.evicted_time.min(latest);
+        state.evicted.time = state.evicted.time.min(latest);
         state.entries.iter().for_each(|entry| entry.stamp.bring_back(latest));
     }
 
@@ -239,16 +237,16 @@ impl TopicLog {
         self.state.lock().entries.front().map(|entry| entry.sequence)
     }
 
-    /// The number after which the log is complete, and its time.
-    pub(super) fn evicted(&self) -> (u64, SystemTime) {
-        let state = self.state.lock();
-        (state.evicted, state.evicted_time)
+    /// The point after which the log is complete.
+    pub(super) fn evicted(&self) -> Horizon {
+        self.state.lock().evicted
     }
 
     /// Whether this is the number of an entry here, or the number after which the log is complete.
     pub(super) fn has(&self, number: u64) -> bool {
         let state = self.state.lock();
-        number == state.evicted || state.entries.binary_search_by_key(&number, |entry| entry.sequence).is_ok()
+        number == state.evicted.number
+            || state.entries.binary_search_by_key(&number, |entry| entry.sequence).is_ok()
     }
 
     /// The number of the first message with this publisher id.
@@ -268,7 +266,7 @@ impl TopicLog {
     pub(super) fn position_before(&self, time: SystemTime) -> u64 {
         let state = self.state.lock();
         let index = state.entries.partition_point(|entry| entry.time() < time);
-        if index == 0 { state.evicted } else { state.entries[index - 1].sequence }
+        if index == 0 { state.evicted.number } else { state.entries[index - 1].sequence }
     }
 
     /// The sequences of the last `count` messages up to `head`, newest first.
@@ -285,13 +283,13 @@ impl TopicLog {
     /// Adds up to `count` items after `position` up to `head` to `items`. Returns the number up to which they are
     /// complete.
     pub(super) fn collect(&self, position: u64, head: u64, count: usize, items: &mut VecDeque<Item>) -> u64 {
-        let head = self.end(head);
+        let head = self.numbering.end(head);
         if self.has_nothing_after(position) {
             return head;
         }
         let state = self.state.lock();
-        if state.evicted > position {
-            items.push_back(Item::Evicted(state.evicted));
+        if state.evicted.number > position {
+            items.push_back(Item::Evicted(state.evicted.number));
         }
         let index = state.entries.partition_point(|entry| entry.sequence <= position);
         let mut left = count;
@@ -307,11 +305,6 @@ impl TopicLog {
         head
     }
 
-    /// The number up to which it can be read, if everything up to `head` is published.
-    pub(super) fn end(&self, head: u64) -> u64 {
-        head.min(self.sealed.load(Ordering::Acquire))
-    }
-
     /// The entries after `position` up to `head`, as a batch that readers at the same position share.
     pub(super) fn shared(
         &self,
@@ -324,8 +317,8 @@ impl TopicLog {
             return Ok(None);
         }
         let mut state = self.state.lock();
-        if state.evicted > position {
-            return Err(state.evicted);
+        if state.evicted.number > position {
+            return Err(state.evicted.number);
         }
         let State { entries, batches, .. } = &mut *state;
         Ok(batches.of(entries, position, head, format, coding))
@@ -346,26 +339,26 @@ impl TopicLog {
     pub(super) fn begins(&self, now: SystemTime) {
         let mut state = self.state.lock();
         state.taking_over = false; // the log that feeds it does not have it either
-        let head = self.sequence().map_or(0, |sequence| sequence.head());
+        let head = self.numbering.head();
         let (number, time) = match state.entries.front() {
             Some(oldest) => (oldest.sequence - 1, oldest.time().min(now)),
             None => (head, now),
         };
-        state.evicted = state.evicted.max(number);
-        state.evicted_time = state.evicted_time.max(time);
-        self.newest.fetch_max(state.evicted, Ordering::Release);
+        let Horizon { number: before, time: before_time } = state.evicted;
+        state.evicted = Horizon { number: before.max(number), time: before_time.max(time) };
+        self.newest.fetch_max(state.evicted.number, Ordering::Release);
     }
 
-    /// Seals the log: its subscription has ended, and it is complete only up to the head. No reader may claim to have
-    /// read further.
-    pub(super) fn seal(&self) {
-        let head = self.sequence().map_or(0, |sequence| sequence.head());
-        self.sealed.store(head, Ordering::Release);
+    /// The handles of its readers.
+    pub fn readers(&self) -> Vec<Arc<ReaderHandle>> {
+        self.readers.handles()
     }
 
-    /// The number up to which it is complete, if its subscription has ended.
-    pub(super) fn sealed(&self) -> Option<u64> {
-        Some(self.sealed.load(Ordering::Acquire)).filter(|end| *end != u64::MAX)
+    /// Adds the log to the queue of logs whose readers must be woken, unless it is in it.
+    pub(super) fn queue_wake(self: &Arc<Self>, queue: &mut VecDeque<Arc<TopicLog>>) {
+        if self.readers.queue_wake() {
+            queue.push_back(self.clone());
+        }
     }
 }
 

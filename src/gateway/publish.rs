@@ -1,0 +1,132 @@
+//! Publishes the messages of callers, if a rule allows it.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::{BROKER_TIMEOUT, Gateway, subscribed_filter};
+use crate::auth::access::Verdict;
+use crate::auth::{Action, Caller};
+use crate::broker::BrokerError;
+use crate::config::Rule;
+use crate::protocol::event_id::entry_event_id;
+use crate::protocol::headers::Headers;
+use crate::protocol::publisher::{EventType, PublisherId};
+use crate::protocol::source::{Field, Source};
+use crate::protocol::topic::Topic;
+use crate::traces;
+
+/// Why a message was not published.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// No rule allows this caller to publish to this topic.
+    #[error("no rule allows you to publish to this topic")]
+    NotExposed,
+    /// The caller's permission expired meanwhile.
+    #[error("your permission has expired")]
+    Expired,
+    /// The message can never be stored as it is: the reason, and what would be right.
+    #[error("{0}")]
+    Unfit(String),
+    /// The broker did not confirm it.
+    #[error(transparent)]
+    Broker(BrokerError),
+}
+
+impl Gateway {
+    /// Publishes a message. Returns once the broker has it.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub async fn publish(
+        &self,
+        topic: &Topic,
+        caller: Option<&Caller>,
+        payload: Bytes,
+        id: Option<PublisherId>,
+        kind: Option<EventType>,
+    ) -> Result<Option<String>, PublishError> {
+        let filter = topic.clone().into();
+        traces::note_topics([&filter].into_iter());
+        let current = self.current();
+        let Verdict::Allowed(rule) = current.decide(Action::Publish, &filter, caller) else {
+            return Err(PublishError::NotExposed);
+        };
+        if caller.is_some_and(Caller::is_expired) {
+            return Err(PublishError::Expired);
+        }
+        let given = id.as_deref().map(str::to_owned);
+        let has_headers = current.config.broker.has_headers();
+        let mut headers =
+            carried(rule, has_headers, id.as_deref(), kind.as_deref()).map_err(PublishError::Unfit)?;
+        self.traces.inject(&mut headers);
+        let begin = Instant::now();
+        let published = async {
+            match &rule.source {
+                Source::Pubsub => self.broker.publish(topic.clone(), payload, headers).await.map(|()| given),
+                Source::Sharded => {
+                    self.broker.publish_sharded(topic.clone(), payload, headers).await.map(|()| given)
+                }
+                // The id is the entry's own, whether or not anyone reads it.
+                source @ Source::RedisStream { .. } => {
+                    let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
+                    Ok(Some(entry_event_id(number)))
+                }
+                source @ (Source::JetStream { .. } | Source::Kv { .. }) => {
+                    let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
+                    Ok(self.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
+                }
+            }
+        };
+        let away = || Err(BrokerError::Away("it did not confirm in time".into()));
+        tokio::time::timeout(BROKER_TIMEOUT, published)
+            .await
+            .unwrap_or_else(|_| away())
+            .inspect(|_| self.metrics().publish_seconds.observe(begin.elapsed().as_secs_f64()))
+            .inspect_err(|error| {
+                if let BrokerError::Refused(why) = error
+                    && self.denied.may_log()
+                {
+                    tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
+                }
+            })
+            .map_err(|error| match error {
+                BrokerError::Unfit(why) => PublishError::Unfit(why),
+                error => PublishError::Broker(error),
+            })
+    }
+}
+
+/// The header fields that carry a publisher's id and type; for a Redis Stream, fields of the entry.
+///
+/// # Errors
+/// One of them has no place in a message of this rule: the reason, and what would be right.
+fn carried(rule: &Rule, has_headers: bool, id: Option<&str>, kind: Option<&str>) -> Result<Headers, String> {
+    let mut headers = Headers::default();
+    for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
+        let Some(value) = value else { continue };
+        match field {
+            Field::Header(name) if has_headers || rule.source.is_stored() => headers.insert(name, value),
+            Field::Pointer(pointer) => {
+                return Err(format!(
+                    "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
+                ));
+            }
+            Field::Nowhere if rule.source.is_stored() => {
+                return Err(format!(
+                    "the topic's rule has no place for the {what}; name a field of an entry in it, as in \
+                     {what} = {{ header = \"{what}\" }}, or a JSON pointer, and put the {what} into the payload"
+                ));
+            }
+            Field::Header(_) | Field::Nowhere => {
+                return Err(format!(
+                    "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's \
+                    rule, and \
+                     put it into the payload"
+                ));
+            }
+        }
+    }
+    Ok(headers)
+}
