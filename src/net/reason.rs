@@ -132,7 +132,7 @@ impl Fault {
                  use; give the server one with CA:FALSE, and add its issuer to {authority}"
             ),
             Fault::Plain => {
-                format!("it does not use TLS; write {plain} in {url}, or use the port that speaks TLS")
+                format!("it answers without TLS; write {plain} in {url}, or the port that speaks TLS")
             }
             Fault::Issuer => format!(
                 "the issuer of its certificate is not trusted; add the certificate of that authority to {authority}"

@@ -171,7 +171,7 @@ async fn a_second_sigterm_ends_at_once() {
     let ended = process.ended().await;
     assert!(begin.elapsed() < SLACK);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.log.contains("twice"), "{}", ended.log);
+    assert!(ended.log.contains("second stop signal"), "{}", ended.log);
 }
 
 #[tokio::test]
