@@ -24,7 +24,6 @@
 //! - **Bounded.** Back-pressure on the event channel becomes [`Event::Lost`], never growing memory.
 //! - It ends when the command channel closes.
 
-use crate::protocol::headers::Headers;
 mod memory;
 mod nats;
 mod redis;
@@ -39,6 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::stored::{Change, FETCH_BYTES, FETCH_MESSAGES, Fetched, Stored, StoredCommand};
 use crate::config::{self, BrokerKind};
 use crate::protocol::event_id::Tag;
+use crate::protocol::headers::Headers;
 pub use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};

@@ -16,7 +16,6 @@
 //! `Fetch` and `Locate` only read stored messages. They may run concurrently, also with what is followed, up to a
 //! bound.
 
-use crate::protocol::seek::{Seek, SeekResult};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -24,6 +23,7 @@ use tokio::sync::oneshot;
 
 use super::{BrokerError, Message};
 use crate::protocol::headers::Headers;
+use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 

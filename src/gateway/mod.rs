@@ -194,9 +194,8 @@ impl Gateway {
             tracing::warn!(
                 %address,
                 code,
-                "a client was refused for now: its address has reached a limit of [limits]. If this is the address of \
-                a \
-                 proxy, all its clients count as one: add its network to proxies.trusted"
+                "a client was refused for now: its address has reached a limit of [limits]. If this is the address \
+                 of a proxy, all its clients count as one: add its network to proxies.trusted"
             );
         }
     }

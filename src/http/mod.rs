@@ -53,8 +53,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
             problem::Problem::new(
                 RefusalCode::BadMethod,
                 "use GET to read a topic, or POST to publish to the one topic of the path, as in POST \
-                /topics/orders/eu, if a rule \
-                 allows it",
+                 /topics/orders/eu, if a rule allows it",
             )
         });
     if gateway.current().config.broker.kind() == BrokerKind::Memory {

@@ -21,7 +21,7 @@ use crate::stream::outcome;
 /// Characters that a scope must percent-encode (RFC 6749, section 3.3).
 const NOT_IN_SCOPE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'\\');
 
-/// Of a topic that nobody may use as of a path that is no topic's: the two must not differ.
+/// The detail for a topic that no rule exposes and for a path that does not exist: the two must not differ.
 pub(super) const NO_TOPIC: &str = "nothing here is open to anyone: a topic is at /topics/<path>, and a [[topics]] rule must cover it (a \
                                    pattern: all of it) and allow the request; publish is \"nobody\" by default. Metrics, probes \
                                    and the console are on the admin listener";
@@ -32,7 +32,7 @@ pub(super) struct Problem {
     status: StatusCode,
     code: Code,
     detail: String,
-    /// What the log has instead of `detail`: it may repeat what the client sent.
+    /// The text for the log instead of `detail`. It may repeat text from the client.
     note: Option<String>,
     challenge: Option<Challenge>,
     limit: Option<Limit>,
@@ -83,7 +83,7 @@ impl Problem {
         Problem { detail: detail.into(), ..self }
     }
 
-    /// With these words in the log.
+    /// With another text for the log.
     pub(super) fn note(self, note: String) -> Self {
         Problem { note: Some(note), ..self }
     }
@@ -103,9 +103,9 @@ impl Problem {
         Problem { limit: Some(limit), ..self }
     }
 
-    /// The same whether the topic does not exist, is hidden or may not be read: so that it does not reveal what exists. It names
-    /// the topic only where the request names several: which one it is about could be found out by asking for each. Names
-    /// that brokers keep for themselves are not repeated.
+    /// The same answer whether the topic does not exist, is hidden or must not be read, so that it does not reveal what
+    /// exists. It names the topic only if the request names several, because a client could find out which one is meant
+    /// by requesting each alone. Reserved names of brokers are not repeated.
     pub(super) fn not_exposed(action: Action, filter: &Filter, is_one_of_several: bool) -> Self {
         let act = match action {
             Action::Subscribe => "read",

@@ -71,9 +71,8 @@ impl Topics {
         let overlapping = kept.iter().find_map(|filter| Some((filter, index.overlapping(filter)?)));
         if let Some((filter, other)) = overlapping {
             return Err(bad_query(format!(
-                "{filter} and {other} overlap and neither covers the other, so messages would be sent twice; request \
-                a pattern \
-                 that covers both, or use two streams"
+                "{filter} and {other} overlap and neither covers the other, so messages would be sent twice; \
+                 request a pattern that covers both, or use two streams"
             )));
         }
         Ok(kept)

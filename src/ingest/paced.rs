@@ -1,4 +1,5 @@
-//! Serves what is asked of the broker's histories: addresses in turn, each no faster than its pace.
+//! Runs requests for stored messages: client addresses take turns, each no faster than its pace. It does not know what
+//! a request does; `backfill` does.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,28 +13,29 @@ use crate::net::address::counted_as;
 use crate::net::turns::Turns;
 use crate::reader::quota::{self, Clients};
 
-/// How often it is looked whether an address that has had its pace may be served again.
+/// How often to check whether an address that has used up its pace may be served again.
 const PACE_STEP: Duration = Duration::from_millis(20);
 
-/// What is asked of the broker.
+/// A request for the broker's stored messages.
 pub trait Look: Send + 'static {
-    /// What kind of look it is.
+    /// The kind of the request, which determines its pace.
     const KIND: quota::Look;
 
-    /// For whom.
+    /// The client address that it is for.
     fn address(&self) -> IpAddr;
 
-    /// Whether anyone still waits for it.
+    /// Whether a reader still waits for it.
     fn is_wanted(&self) -> bool;
 
-    /// Its turn has come. Whether it is to be asked: it may be there by now, or be asked for another address.
+    /// Called when its turn has come. Returns whether the broker must be asked: the result may have arrived by now, or
+    /// be requested for another address.
     fn begin(&self) -> bool {
         self.is_wanted()
     }
 }
 
-/// Serves what is asked for, `at_once` at a time: addresses in turn, each no faster than its pace. `work` returns how many
-/// bytes the broker gave. What has no place, or is not wanted any more, is dropped.
+/// Runs requests, `at_once` at a time: addresses take turns, each no faster than its pace. `work` returns the bytes
+/// that the broker sent. Requests that do not fit into the queue, or that no reader waits for any more, are dropped.
 pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
     mut asked: mpsc::Receiver<T>,
     most: usize,
@@ -55,7 +57,7 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
                 running.spawn(async move { clients.looked(T::KIND, address, work.await) });
             }
         }
-        // Whoever is left while there is room to serve them waits for their pace.
+        // If there is a free slot, the remaining addresses wait for their pace.
         let waits = !turns.is_empty() && running.len() < at_once;
         if waits && !paced {
             metrics.hit(Limit::ResumeBytes);
@@ -69,7 +71,7 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
                 }
             }
             Some(_) = running.join_next() => {}
-            // What nobody waits for any more takes no place.
+            // Requests without a waiting reader take no place in the queue.
             () = tokio::time::sleep(PACE_STEP), if waits => turns.retain(Look::is_wanted),
         }
         // Others add to it too.

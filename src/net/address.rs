@@ -1,4 +1,4 @@
-//! Which addresses count as one client.
+//! Which addresses count as one client, for quotas and turns.
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -166,8 +166,7 @@ impl Fault {
                 format!("it does not speak the protocol of {plain} or {encrypted}; check the port in {url}")
             }
             Fault::Login => "it refuses the login, or requires one; check broker.user and broker.password, \
-            broker.token, \
-                             broker.nkey or broker.credentials"
+                             broker.token, broker.nkey or broker.credentials"
                 .into(),
             Fault::Nothing => {
                 format!(
@@ -182,8 +181,7 @@ impl Fault {
             ),
             Fault::Late => format!(
                 "it does not answer in time; check in {url} that the host and port are right, and whether it speaks \
-                TLS \
-                 ({encrypted}) or not ({plain}); a firewall may drop the packets"
+                 TLS ({encrypted}) or not ({plain}); a firewall may drop the packets"
             ),
         }
     }

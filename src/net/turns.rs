@@ -1,8 +1,8 @@
-//! Turns: what clients ask of the broker's histories, or of the backend that knows who may, waits here, and addresses take
-//! turns, whoever of them asks for most.
+//! Fair queues: requests of clients for stored messages, or questions to the backend of forward auth, wait here, and
+//! client addresses take turns, however many requests one of them has.
 //!
-//! Each address has its own queue, in the order in which it asked. The bound is on all of them together: when it is met, the
-//! address that has most in line gives way. Nothing here talks to the broker or the backend, or knows what is asked for.
+//! Each address has its own queue, in order of arrival. The bound applies to all of them together: when it is reached,
+//! the address with the most waiting requests gives way. Nothing here knows the broker, the backend or the requests.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;

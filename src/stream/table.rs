@@ -3,7 +3,6 @@
 //! It uses one clock for all streams, because a timer per stream costs memory, and a lock of the runtime at every
 //! reset.
 
-use crate::reader::clock::Clock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,6 +11,7 @@ use slab::Slab;
 
 use crate::protocol::codes::CloseCode;
 use crate::reader::Reader;
+use crate::reader::clock::Clock;
 use crate::reader::handle::ReaderHandle;
 
 /// The open streams by id.

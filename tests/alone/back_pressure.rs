@@ -28,7 +28,7 @@ const FETCHED: u64 = 1000;
 /// What all logs and all that was fetched may take.
 const BUFFER: usize = 32 * 1024 * 1024;
 
-/// A stream with so many numbered messages of 200 bytes, and a gateway that holds none of them.
+/// A stream with `count` numbered messages of 200 bytes, and a gateway that holds none of them.
 struct Scene {
     _nats: NatsServer,
     admin: Admin,

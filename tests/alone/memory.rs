@@ -98,7 +98,7 @@ async fn ten_thousand_joins_and_leaves_leave_nothing_behind() {
     assert_eq!(gateway.metric("topicgate_streams_closed_total{code=\"gone\"}").await, 10_000.0);
 }
 
-/// A stream on each of `paths`, opened so many at a time, once each of them is open.
+/// Opens a stream on each of `paths`, a few at a time, and waits until all are open.
 async fn open_all(
     address: SocketAddr,
     at_once: usize,

@@ -26,14 +26,14 @@ async function types(page) {
   insist(line === `curl -d 'typed in the form' '${url}topics/demo/hello?type=price'`, "the shell line is " + line);
 }
 
-// What the gateway refuses is told in words, in the colour of a fault.
+// A refusal of the gateway is shown as text, in the colour of an error.
 async function fault(page) {
   await page.locator("#topic").fill("demo.>");
   await page.getByRole("button", { name: "Subscribe", exact: true }).click();
   await page.locator("#state", { hasText: "Refused" }).waitFor();
   await page.locator("#note", { hasText: "write demo/**" }).waitFor();
   const [note, pill] = await page.evaluate(() => ["note", "state"].map((id) => getComputedStyle(document.getElementById(id)).color));
-  insist(note === pill, "the fault is told in " + note + " and not in " + pill);
+  insist(note === pill, "the error has the colour " + note + " and not " + pill);
 }
 
 async function narrow(page) {

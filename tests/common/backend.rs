@@ -105,7 +105,7 @@ impl Backend {
         Self::over(address, None, answer).await
     }
 
-    /// Over TLS, as `localhost`. Returns with it the certificate, PEM, that whoever asks has to trust.
+    /// Over TLS, as `localhost`. Also returns the certificate (PEM) that clients must trust.
     pub async fn tls(answer: impl Fn(&Question) -> Reply + Send + Sync + 'static) -> (Self, String) {
         let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
@@ -164,7 +164,7 @@ impl Backend {
         self.state.most.load(Ordering::Relaxed)
     }
 
-    /// Lets so many held replies go.
+    /// Releases `count` held replies.
     pub fn release(&self, replies: usize) {
         self.state.gate.add_permits(replies);
     }

@@ -198,7 +198,7 @@ impl Reader {
         serde_json::from_str(&self.expect(kind).await.data).unwrap()
     }
 
-    /// The next so many messages' data.
+    /// The data of the next `count` messages.
     pub async fn messages(&mut self, count: usize) -> Vec<String> {
         let mut all = Vec::with_capacity(count);
         for _ in 0..count {

@@ -259,7 +259,7 @@ impl Kept {
         }
     }
 
-    /// Reads on from `after` until the number `until` is told; insists that numbers rise.
+    /// Reads from `after` until the number `until` is delivered; insists that numbers rise.
     pub async fn read_until(&mut self, mut after: u64, until: u64) -> Told {
         let mut told = Told::default();
         while after < until {
@@ -318,7 +318,7 @@ impl Kept {
     }
 }
 
-/// What was told of a part of a history.
+/// The events of a range of stored messages.
 #[derive(Default)]
 pub struct Told {
     pub messages: BTreeMap<u64, Message>,

@@ -109,7 +109,7 @@ impl NatsServer {
         (self.port, self.monitoring) = (port("nats"), port("monitoring"));
     }
 
-    /// What it has logged since it was started.
+    /// Its log since the start.
     pub fn log(&self) -> String {
         log_in(&self.directory)
     }

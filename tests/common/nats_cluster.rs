@@ -102,7 +102,7 @@ impl SlowCluster {
         let nodes = ports.iter().enumerate().map(|(index, port)| {
             let others = routes.iter().enumerate().filter(|(other, _)| *other != index);
             let others: Vec<_> = others.map(|(_, slow)| format!("\"nats://{}\"", slow.address)).collect();
-            // Others are told to come through the proxy too.
+            // Other servers also connect through the proxy.
             NatsServer::with(&format!(
                 "server_name: n{index}\ncluster {{ name: test, listen: \"127.0.0.1:{port}\", \
                  advertise: \"{}\", routes: [{}] }}\n{extra}",

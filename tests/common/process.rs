@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::client::{self, Response};
 use super::{LIMIT, eventually};
 
-/// A child, and what it has written to standard error so far. Dropped, it is killed.
+/// A child process, and its standard error so far. Dropping it kills it.
 pub struct Process {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -112,7 +112,7 @@ impl Process {
         self.reading.as_ref().is_some_and(|reading| !reading.is_finished())
     }
 
-    /// What it has logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -121,7 +121,7 @@ impl Process {
         client::request(self.admin, "GET", "/readyz", &[], b"").await
     }
 
-    /// Open connections, that of the question itself among them.
+    /// Open connections, including the one of this request.
     pub async fn connections(&self) -> f64 {
         self.metric("topicgate_connections").await
     }

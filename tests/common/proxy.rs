@@ -1,4 +1,5 @@
-//! A TCP proxy that cuts connections: after so many bytes, with FIN or with RST, in the middle of whatever was on its way.
+//! A TCP proxy that cuts connections: after a number of bytes, with FIN or with RST, in the middle of whatever was on
+//! its way.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

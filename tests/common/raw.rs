@@ -14,7 +14,7 @@ pub struct Raw {
     buffer: Vec<u8>,
 }
 
-/// A response whose end is told by its length.
+/// A response that ends by its length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     pub status: u16,

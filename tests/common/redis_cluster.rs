@@ -52,7 +52,7 @@ pub struct Move {
 }
 
 impl RedisCluster {
-    /// So many masters, each with so many replicas, and all of them in step.
+    /// Starts `masters` masters with `replicas` replicas each, and waits until all agree.
     pub async fn start(masters: usize, replicas: usize) -> Self {
         Self::start_with(masters, replicas, &[]).await
     }
@@ -225,7 +225,7 @@ impl RedisCluster {
         .await
     }
 
-    /// So many topics that begin with `prefix` and whose keys a node serves.
+    /// `count` topics that begin with `prefix` and whose keys a node serves.
     pub async fn topics(&self, prefix: &str, node: usize, count: usize) -> Vec<String> {
         let members = self.members(node).await.unwrap();
         let part = &members.iter().find(|member| member.is_myself).unwrap().part;

@@ -44,7 +44,7 @@ impl Pair {
         }
     }
 
-    /// How Chromium names a key that it is told to trust.
+    /// The form in which Chromium's flag names a key to trust.
     pub fn public_key_digest(&self) -> [u8; 32] {
         let digest = ring::digest::digest(&ring::digest::SHA256, &self.public_key);
         digest.as_ref().try_into().unwrap()

@@ -63,7 +63,7 @@ impl Upstream {
         }
     }
 
-    /// Subscriptions that the server counts, whoever has them.
+    /// All subscriptions that the server counts.
     pub async fn subscriptions(&self) -> u64 {
         match self {
             Upstream::Nats { server, .. } => server.subscriptions().iter().sum(),

@@ -62,7 +62,7 @@ impl Wire {
         }
     }
 
-    /// Reads at most so many bytes; how many came, 0 at the end.
+    /// Reads at most `count` bytes; returns how many arrived, 0 at the end.
     pub async fn take(&mut self, most: usize) -> usize {
         let mut bytes = vec![0; most];
         let read = timeout(LIMIT, self.socket.read(&mut bytes)).await.expect("nothing came").unwrap();

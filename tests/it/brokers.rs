@@ -352,7 +352,7 @@ mod nats_server {
             }
             broker.nats_server().restart();
             let returned = Instant::now();
-            // Others publish from the first moment on; whatever of it arrives must come after the loss was told.
+            // Others publish from the first moment on; their messages must arrive after the loss.
             let client = async_nats::connect(broker.nats_server().url()).await.unwrap();
             let publisher = tokio::spawn(async move {
                 loop {

@@ -1,5 +1,5 @@
-//! What one client may have, and what it is told when it wants more: each limit met, told in the way the client
-//! understands, no matter to anyone else, and gone again with what it counted.
+//! Limits per client: each limit is reached, and the refusal has the form that the client understands, no matter to
+//! anyone else, and gone again with what it counted.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// As an EventSource is told to come back: 200, one event, the end.
+/// The temporary refusal of an EventSource: 200, one event, the end.
 async fn told_to_come_back(gateway: &Gateway, path: &str, code: &str) {
     let mut reader = gateway.open(path).await;
     let close = reader.expect("stream-close").await;
@@ -330,7 +330,8 @@ async fn a_replay_beyond_its_pace_waits_its_turn_loses_nothing_and_holds_up_nobo
     }
     eventually("it waits", async || waits(&gateway).await > 0.0).await;
 
-    // Of the same address: who has missed nothing, live or come back, and meanwhile what is published.
+    // Of the same address: readers that have missed nothing, live or resumed, and messages that are published
+    // meanwhile.
     let mut live = gateway.open("/topics/a").await;
     live.expect("stream-open").await;
     let mut back = gateway.resume("/topics/a", &live.last_id.clone()).await;
@@ -474,7 +475,7 @@ async fn a_topic_that_is_named_again_and_again_is_one() {
     assert_eq!(topics, json!(["a", "b"]));
 }
 
-/// Opens so many streams of ten topics each, one after the other, each on topics of its own, and leaves each.
+/// Opens `count` streams of ten topics each, one after the other, each on its own topics, and leaves each.
 async fn pass_through(gateway: &Gateway, streams: std::ops::Range<usize>) {
     for n in streams {
         let path: String = (0..10).map(|topic| format!("&topic=pass/{n}/{topic}")).collect();

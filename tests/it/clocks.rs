@@ -13,7 +13,7 @@ use crate::common::nats::NatsServer;
 use crate::common::process::Process;
 use serde_json::json;
 
-/// Answers for the time of day with that of the system and so many milliseconds more as a file says.
+/// Replaces the time of day by the system's time plus the number of milliseconds in a file.
 const LIBRARY: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -52,7 +52,7 @@ struct Clock {
 }
 
 impl Clock {
-    /// So many milliseconds ahead of the system's.
+    /// A clock that is ahead of the system's by this many milliseconds.
     fn ahead_by(milliseconds: i64) -> Self {
         let clock = Clock { directory: tempfile::tempdir().unwrap() };
         let source = clock.directory.path().join("clock.c");
@@ -72,7 +72,7 @@ impl Clock {
         self.directory.path().join("offset")
     }
 
-    /// From now on it is so many milliseconds ahead.
+    /// Sets the clock ahead by this many milliseconds.
     fn set(&self, milliseconds: i64) {
         use std::os::unix::fs::FileExt;
         let file =

@@ -242,7 +242,7 @@ async fn what_is_published_is_printed_with_id_and_type() {
     let (first, second) = (plain.line().await, plain.line().await);
     let indent = " ".repeat(first.len() - "two".len());
     assert!(first.ends_with(" two"), "{first}");
-    assert_eq!(second, format!("{indent}lines \\u{{1b}}[2J"), "no terminal is told what to do");
+    assert_eq!(second, format!("{indent}lines \\u{{1b}}[2J"), "no control character reaches the terminal");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Pages of other origins: which are let in, what their browsers are told, and what Chromium makes of it.
+//! Pages of other origins: which ones are allowed, the CORS answers to their browsers, and the behaviour of Chromium.
 
 use crate::common::backend::{Backend, Reply as Answer};
 use crate::common::browser::{Client, fetch, show};
@@ -156,7 +156,7 @@ async fn listed_pages_may_read_streams_and_refusals_with_their_cookies() {
             ("POST", "/topics/hidden", "Content-Length: 1\r\n\r\nx", 404),
             ("POST", "/topics/open/a", "Content-Length: 999999\r\n\r\n", 413),
             ("OPTIONS", "/topics/open/a", "", 204),
-            // Who asks in the name of another host is refused, and told so.
+            // A request with the name of another host is refused with a reason.
             ("GET", "http://attacker.example/topics/open/a", "", 421),
         ] {
             let reply = head(&gateway, method, target, &format!("Origin: {origin}\r\n{more}")).await;

@@ -69,7 +69,7 @@ fn links_within_and_between_the_documents_lead_somewhere() {
 #[test]
 fn the_protocol_has_every_code_that_a_stream_may_end_with() {
     let protocol = include_str!("../../docs/protocol.md");
-    // Who is cut off, or has left, is told nothing.
+    // A reader that is cut off, or has left, receives no code.
     let told = CloseCode::VARIANTS.iter().filter(|code| ![CloseCode::Slow, CloseCode::Gone].contains(code));
     for code in told {
         assert!(protocol.contains(&format!("| `{}` |", code.as_str())), "{}", code.as_str());

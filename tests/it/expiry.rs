@@ -24,7 +24,7 @@ async fn after(time: f64) {
     eventually("the token has expired", async || seconds(0.0) > time).await;
 }
 
-/// A token that grants all, for so many seconds, and when it ends.
+/// A token that grants everything for this many seconds, and when it ends.
 fn short(life: f64) -> (String, f64) {
     let end = seconds(life);
     (token(json!({"sub": "me", "exp": end, "topicgate": {"subscribe": ["**"]}})), end)
@@ -181,7 +181,7 @@ async fn a_cursor_of_a_topic_that_one_may_not_read_gives_nothing_away() {
             }
             seen.push(events);
         }
-        assert_eq!(seen[0], seen[1], "{real} is told from {guess}");
+        assert_eq!(seen[0], seen[1], "{real} differs from {guess}");
     }
 }
 

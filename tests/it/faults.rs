@@ -40,7 +40,7 @@ async fn a_killed_broker_leaves_a_gap_and_open_streams(mut upstream: Upstream) {
     let reason = gateway.ready().await.unwrap_err();
     assert!(reason.contains("broker away"), "{reason}");
 
-    // While it is away, who reads is served from the buffer, and who wants something new is told to come back.
+    // While it is away, readers are served from the buffer, and requests for new topics are refused for now.
     let mut resumed = gateway.resume("/topics/a/1", &one.last_id).await;
     assert_eq!(resumed.control("stream-open").await["resumed"], true);
     let mut stranger = gateway.open("/topics/new").await;
@@ -304,7 +304,8 @@ async fn a_reader_with_publisher_ids_goes_on_at_another_replica_after_a_planned_
     stopping.await.unwrap();
 }
 
-/// The broker takes the right to read away from a warm rule: its readers are told, and none is left mute.
+/// The broker withdraws the permission to read from a warm rule: its readers are closed with a code, and none is left
+/// silent.
 #[tokio::test]
 async fn readers_of_a_warm_rule_are_told_when_the_broker_withdraws_it() {
     let users = |deny: &str| {

@@ -154,7 +154,7 @@ async fn a_narrower_stored_rule_is_served_at_once_though_its_pattern_has_a_reade
     .await;
 }
 
-/// A stream on `path` as soon as it is served, as a browser does that was told to come back.
+/// Opens a stream on `path`, and retries like a browser that was refused for now.
 async fn served(gateway: &Gateway, path: &str) -> Reader {
     crate::common::found("the stream is served", crate::common::LIMIT, async || {
         let mut reader = gateway.open(path).await;

@@ -478,7 +478,7 @@ async fn an_answer_is_kept_as_long_as_the_configuration_says() {
     assert_eq!(outcome(kept.address, "/topics/t/a", &[]).await, "open");
     assert_eq!(backend.count(), 1);
     backend.answer(|_| Reply::status(403));
-    eventually("the answer is asked for anew", async || {
+    eventually("the backend is asked again", async || {
         outcome(kept.address, "/topics/t/a", &[]).await == "403 backend_refused"
     })
     .await;
@@ -563,7 +563,7 @@ async fn no_more_questions_are_asked_at_once_than_allowed_and_who_waits_too_long
     let readers = join_all(cookies.iter().map(|cookie| with_cookie(&gateway, "/topics/t/a", cookie)));
     let release = async {
         let busy = async || gateway.metric("topicgate_forward_questions_total{outcome=\"busy\"}").await;
-        eventually("six are told to come back at once", async || busy().await == 6.0).await;
+        eventually("six are refused at once", async || busy().await == 6.0).await;
         assert_eq!(gateway.metric("topicgate_forward_asking").await, 2.0);
         backend.release(10);
     };

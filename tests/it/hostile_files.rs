@@ -1,4 +1,4 @@
-//! Out of file descriptors: who is connected stays so, nobody is told off, and the log stays readable.
+//! Out of file descriptors: open streams stay open, no client is refused for good, and the log stays readable.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use crate::common::raw::{Raw, ask};
 
 const OUT: &str = "cannot accept connections";
 
-/// The binary, allowed so many open files, and what it logs.
+/// The binary with a limit on open files, and its log.
 struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,

@@ -533,7 +533,7 @@ async fn messages_that_were_taken_out_of_the_middle_are_a_gap_in_their_place() {
         assert_eq!(told.gone, [(4, 6)], "{name}");
         assert!(
             kept.fetch(&whole, &source, 4, 20).await.torn,
-            "who begins behind the gap would not be told of 11"
+            "a reader that begins after the gap would miss 11 silently"
         );
         let expected: Vec<u64> = (1..=20).filter(|number| ![5, 6, 11].contains(number)).collect();
         assert_eq!(told.numbers(), expected);
@@ -541,7 +541,7 @@ async fn messages_that_were_taken_out_of_the_middle_are_a_gap_in_their_place() {
         // From where nothing is missing.
         let told = kept.fetch_all(&whole, &source, 11, 20).await;
         assert_eq!((told.gone.len(), told.numbers().len()), (0, 9));
-        // Messages are purged of one subject; whoever reads the other one from a place of its own loses nothing.
+        // Messages of one subject are purged; a reader of the other one loses nothing.
         admin.tell(&format!("STREAM.PURGE.{name}"), json!({"filter": format!("{name}.0"), "seq": 17})).await;
         let told = kept.fetch_all(&format!("{name}/0"), &source, 4, 20).await;
         assert_eq!((&told.gone[..], told.numbers()), (&[(4, 17)][..], vec![18, 20]));

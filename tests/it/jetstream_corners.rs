@@ -59,7 +59,7 @@ async fn the_id_of_an_envelope_is_the_publishers_and_the_event_id_the_streams() 
     assert_eq!(envelopes[1].0, json!(envelopes[1].1));
 }
 
-/// A message on its way: its place is told by the event id, its payload by the data.
+/// A message as a reader receives it: the event id has its position, the data its payload.
 fn number(id: &str) -> u64 {
     id.rsplit('-').next().unwrap().parse().unwrap()
 }
@@ -229,7 +229,7 @@ async fn what_a_stream_drops_early_is_told_though_it_is_wider_than_the_rule() {
     }
 }
 
-/// What a reader that names `text/event-stream` is told instead of a stream, and how fast.
+/// The refusal that a reader with `text/event-stream` receives instead of a stream, and how fast.
 async fn refused(gateway: &Gateway, topic: &str) -> String {
     let begin = std::time::Instant::now();
     let mut reader = gateway.open(&format!("/topics/{topic}")).await;

@@ -195,7 +195,7 @@ async fn a_bucket_is_its_state_and_then_its_changes() {
         let deleted = reader.next().await.unwrap();
         assert_eq!(deleted.event, "stream-delete", "{deleted:?}");
     }
-    // A reader that was away for a moment is told what it missed, the deletion too.
+    // A reader that was away for a moment receives what it missed, including the deletion.
     let id = one.last_id.clone();
     drop(one);
     gateway.publish("prices/usd/bid", "usd.bid 4").await;

@@ -81,7 +81,7 @@ async fn keys_of_every_kind_are_taken_and_each_is_for_its_one_algorithm() {
     }
     let forged = signers[0].1.token_with(&json!({"alg": "ES256", "kid": "ES256"}), &claims());
     assert_eq!(at_once(&gateway, &forged).await, BAD, "signed with another key");
-    assert_eq!(backend.count(), 1, "what is held is not fetched anew");
+    assert_eq!(backend.count(), 1, "known keys are not fetched again");
     assert_eq!(gateway.metric("topicgate_jwks_keys").await, 6.0);
     assert_eq!(backend.asked()[0].uri, "/jwks.json");
     assert_eq!(backend.asked()[0].header("accept"), "application/json");
@@ -150,7 +150,7 @@ async fn an_endpoint_that_is_down_at_the_start_is_waited_for_and_nobody_is_let_i
     let token = signer.token(&claims());
     assert_eq!(at_once(&gateway, &token).await, LATER);
     assert_eq!(at_once(&gateway, "nonsense").await, BAD);
-    assert_eq!(gateway.get("/topics/a").await.status, 401, "who sends no token is told that");
+    assert_eq!(gateway.get("/topics/a").await.status, 401, "a request without a token is refused for that");
     let _backend = Backend::at(address, publish(&[signer.jwk()])).await;
     eventually("it is found", async || outcome(&gateway, &token).await == "open").await;
 }

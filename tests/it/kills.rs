@@ -129,7 +129,7 @@ impl Publisher {
 
 struct Scene {
     gateways: [Mutex<SocketAddr>; 2],
-    /// So many numbers were published.
+    /// This many numbers were published.
     published: AtomicU64,
     /// No more will be.
     over: AtomicBool,
@@ -139,7 +139,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// One reader through all of it: checks each event. Ends when it has seen the last number, or was told.
+    /// One reader through all of it: checks each event. Ends when it has seen the last number or a gap.
     async fn read(self: Arc<Self>) {
         // What is not kept may have been published before anyone listened.
         let (mut last_id, mut next, mut told, mut rewound) = (String::new(), 0_u64, !self.is_kept, false);

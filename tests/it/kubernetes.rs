@@ -95,7 +95,7 @@ fn every_manifest_is_what_kubernetes_publishes_as_its_schema() {
                 .arg(file.path()),
         );
         let checked = said.lines().filter(|line| line.contains(" passed for resource ")).count();
-        // Of what the Prometheus Operator brings, it has none; `a_service_monitor_…` looks at that.
+        // It has no resources of the Prometheus Operator; `a_service_monitor_…` looks at that.
         let foreign = said.lines().filter(|line| line.contains("kind ServiceMonitor")).count();
         assert_eq!(checked + foreign, yaml(&manifests(name)).len(), "{said}");
         assert_eq!(said.contains("WARN"), foreign > 0, "{said}");
@@ -174,7 +174,7 @@ fn the_gateway_is_given_no_more_than_it_needs() {
         };
         assert_eq!(setting("runAsNonRoot"), true, "{name}");
         let user = read("Dockerfile").split("\nUSER ").nth(1).unwrap().split(':').next().unwrap().to_owned();
-        assert_eq!(setting("runAsUser").to_string(), user, "{name}: that of the image");
+        assert_eq!(setting("runAsUser").to_string(), user, "{name}: the user of the image");
         assert_eq!(setting("readOnlyRootFilesystem"), true, "{name}");
         assert_eq!(setting("allowPrivilegeEscalation"), false, "{name}");
         assert_eq!(setting("capabilities/drop/0"), "ALL", "{name}");

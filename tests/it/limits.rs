@@ -210,7 +210,7 @@ async fn the_bound_on_all_buffers_holds_and_what_nobody_reads_gives_way_first() 
         }
         assert!(held().await <= BOUND);
         if round == 1 {
-            // 800 KiB idle and 3.3 MiB of the others: the idle ones have gone, and nobody's who reads.
+            // 800 KiB idle and 3.3 MiB of the others: the idle ones have gone, and none that has a reader.
             let mut idle = gateway.resume("/topics/idle", &id).await;
             idle.expect("stream-open").await;
             assert_eq!(idle.control("stream-gap").await["reason"], "evicted");

@@ -13,8 +13,8 @@ use serde_json::json;
 use topicgate::broker::BrokerError;
 use topicgate::protocol::seek::{Seek, SeekResult};
 
-/// Stores numbers for as long as it is told to, each until the stream has confirmed it; under an id of its own, so that one
-/// that is sent again is not stored again.
+/// Stores numbers until it is stopped, each until the stream has confirmed it; under its own id, so that one that is
+/// sent again is not stored again.
 fn numbers(admin: Admin, going: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
     tokio::spawn(async move {
         let mut number = 0;

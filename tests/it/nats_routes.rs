@@ -61,7 +61,7 @@ impl Numbers {
     }
 }
 
-/// A reader of the numbers: checks that each one that is missing was told, and was published before that.
+/// A reader of the numbers: checks that there was a gap for each missing one, and that it was published before the gap.
 struct Checker {
     reader: Reader,
     /// The number that must come next; `None` before the first.

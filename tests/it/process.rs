@@ -275,7 +275,7 @@ async fn no_secret_is_in_the_log_at_its_most_talkative() {
         &["--log-level", "debug", "--broker", "nats://127.0.0.1:1"],
         &[("TOPICGATE_BROKER__USER", "gate"), ("TOPICGATE_BROKER__PASSWORD", "s3cret-password")],
     );
-    eventually("it is told that the broker is away", async || {
+    eventually("it learns that the broker is away", async || {
         process.log().contains("away") || !process.runs()
     })
     .await;

@@ -76,7 +76,7 @@ impl Authority {
         [cert, secret]
     }
 
-    /// That of the authority itself, which no server may show.
+    /// The authority's own certificate, which a server must not use.
     fn own(&self) -> [PathBuf; 2] {
         [self.ca.clone(), self.directory.path().join("ca.key")]
     }

@@ -17,7 +17,7 @@ use topicgate::protocol::topic::{Filter, Topic};
 /// How long anything may take that has no limit of its own.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// A broker under test and what it has told.
+/// A broker under test and its events.
 struct Fixture {
     broker: Broker,
     events: mpsc::Receiver<Event>,
@@ -152,7 +152,7 @@ async fn what_a_glob_lets_across_a_separator_is_dropped() {
     for channel in ["orders:eu:42", "orders::", "orders:a b", "orders:a/b", "__keyspace@0__:eu", "a:b:eu"] {
         command(&server, &["PUBLISH", channel, "no"]).await;
     }
-    // Three of them are no topics at all, which is told; the others are somebody else's.
+    // Three of them are not valid topics, which is reported; the others match other filters.
     for _ in 0..3 {
         let unnameable =
             |event: &Event| matches!(event, Event::Unnameable { filter } if filter.as_str() == "orders/*");
@@ -261,7 +261,7 @@ async fn a_user_confined_to_some_channels_is_refused_beyond_them_and_only_there(
     filters.sort();
     assert_eq!(filters, [filter("orders/**"), filter("orders/us")]);
 
-    // Redis disconnects those who are subscribed to what they may no longer read.
+    // Redis disconnects clients that are subscribed to channels that they may no longer read.
     command(&server, &["ACL", "SETUSER", "gate", "resetchannels", "&orders:eu"]).await;
     let mut refused: Vec<Filter> = gate
         .recovered()

@@ -144,7 +144,7 @@ async fn entries_of_every_master_are_read_live_and_resume_exactly_at_another_gat
     assert_eq!(answer["id"], only.last_id, "{answer}");
 }
 
-/// What somebody who is not topicgate is told of a channel, for as long as the connection lives.
+/// The messages that another client receives on a channel, as long as its connection lives.
 async fn listen(
     cluster: &RedisCluster,
     node: usize,
@@ -234,7 +234,7 @@ async fn a_master_that_dies_is_a_gap_in_its_topics_and_the_others_are_delivered_
     cluster.nodes[replica].pause(); // it takes over when the test says so
     cluster.nodes[0].stop();
     // What the others serve is served. Classic publish/subscribe may have to find another node first.
-    eventually("it is told", async || gateway.metric("topicgate_upstream_up").await == 0.0).await;
+    eventually("the broker is down", async || gateway.metric("topicgate_upstream_up").await == 0.0).await;
     eventually("the gateway is ready", async || gateway.ready().await.is_ok()).await;
     for master in 1..3 {
         deliver(&mut writer, &kept[master], &mut readers[master], "meanwhile").await;
@@ -248,7 +248,7 @@ async fn a_master_that_dies_is_a_gap_in_its_topics_and_the_others_are_delivered_
         expect_gap(&mut readers[reader], topic).await;
         deliver(&mut writer, topic, &mut readers[reader], "after").await;
     }
-    eventually("all is told to be well", async || gateway.metric("topicgate_upstream_up").await == 1.0).await;
+    eventually("the broker is up", async || gateway.metric("topicgate_upstream_up").await == 1.0).await;
     for master in 1..3 {
         deliver(&mut writer, &kept[master], &mut readers[master], "after").await;
         deliver(&mut writer, &live[master], &mut readers[3 + master], "after").await;
@@ -327,7 +327,7 @@ async fn nodes_that_the_configuration_does_not_name_are_found_and_the_named_one_
     }
 }
 
-/// Adds or publishes one, whichever the topic is for, and insists that it is what its reader is told next.
+/// Adds or publishes one, whichever the topic is for, and insists that its reader receives it next.
 async fn deliver(writer: &mut Writer, topic: &str, reader: &mut Reader, payload: &str) {
     send(writer, topic, payload).await;
     assert_eq!(next_message(reader).await, (topic.to_owned(), payload.to_owned()));
@@ -473,8 +473,8 @@ async fn a_slot_that_is_moved_is_a_gap_only_in_what_is_not_kept() {
         let gaps = within("the last number", LIMIT, reading).await.unwrap();
         let expected = match topic.as_str() {
             _ if topic.starts_with("live/{a}") => 1..=8,
-            // The server's word that a channel has moved may be taken for an answer: then the connection is
-            // made anew.
+            // The server's word that a channel has moved may be taken for an answer: then the connection is created
+            // again.
             _ if topic.starts_with("live/") => 0..=4,
             _ => 0..=0,
         };
@@ -735,16 +735,16 @@ async fn write_until_end(mut writer: Writer, topic: String, next: Arc<AtomicU64>
 #[derive(Debug, Clone, Copy)]
 struct Seek {
     next: u64,
-    /// A gap was told since the last number.
+    /// There was a gap since the last number.
     told: bool,
-    /// After that gap, what is held is told again.
+    /// After that gap, held messages are sent again.
     rewound: bool,
-    /// What was next when a gap was told last.
+    /// The next number when the last gap came.
     gap_at: u64,
 }
 
-/// So many numbers after a gap, some of before may come: an old master hands to the new one what it was
-/// given, and the bus between them takes its time.
+/// For this many numbers after a gap, some earlier ones may come: an old master hands to the new one what it was given,
+/// and the bus between them takes its time.
 const LATE: u64 = 100;
 
 /// One reader of several topics through all of it, which checks each event. It ends when it has seen the last
@@ -802,7 +802,7 @@ async fn read_all(
                     let what = || format!("{topic}: {number}, {place:?}, after {last_id}; {recent:#?}");
                     assert!(is_next || place.told, "LOST IN SILENCE: {}", what());
                     assert!(number >= place.next || place.rewound, "TWICE: {}", what());
-                    // One that the bus brought says nothing of what the master was given after it.
+                    // A message from the bus does not show which messages the master received after it.
                     place.told &= is_doubtful(number);
                     (place.next, place.rewound) = (number + 1, false);
                 }

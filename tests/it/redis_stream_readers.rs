@@ -175,7 +175,7 @@ async fn a_key_that_is_deleted_and_made_again_is_a_gap_for_live_readers_who_then
         if gaps > 0 {
             break;
         }
-        assert!(number < 200, "no gap was told");
+        assert!(number < 200, "there was no gap");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }

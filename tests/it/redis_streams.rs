@@ -19,7 +19,7 @@ use topicgate::protocol::topic::{Filter, Topic};
 /// How long anything may take that has no limit of its own.
 const SOON: Duration = Duration::from_secs(8);
 
-/// A broker under test, and what it has told.
+/// A broker under test, and its events.
 struct Fixture {
     broker: Broker,
     events: mpsc::Receiver<Event>,
@@ -125,7 +125,7 @@ impl Fixture {
         within("an answer", SOON, self.broker.locate(filter(text), self.source.clone(), place)).await.unwrap()
     }
 
-    /// Everything that is held after `after` up to `until`, and the gaps, as a reader would be told.
+    /// Everything that is stored after `after` up to `until`, with the gaps, as a reader would receive it.
     async fn history(&self, text: &str, after: u64, until: u64) -> Vec<Told> {
         let mut told = Vec::new();
         let mut at = after;
@@ -156,7 +156,7 @@ enum Told {
     Gone(u64),
 }
 
-/// Checks the promise: each of `added` was told after `head`, in order and once, or is inside of a gap in its place.
+/// Checks the promise: each of `added` was sent after `head`, in order and once, or is inside of a gap in its place.
 fn assert_nothing_is_lost_in_silence(head: u64, added: &BTreeSet<u64>, told: &[Told]) {
     let mut last = head;
     let mut missing: Vec<u64> = Vec::new();
@@ -480,7 +480,7 @@ async fn places_in_the_past_are_found_or_said_to_be_gone() {
     assert_eq!(
         gate.history("k", at(30) - 1, at(50)).await,
         left,
-        "a place that was found is told no gap again"
+        "a position that was found has no second gap"
     );
 }
 
@@ -790,7 +790,7 @@ async fn whatever_happens_to_a_key_nothing_of_it_is_lost_in_silence() {
             other => panic!("seed {seed}: {other:?}"),
         }
     }
-    // A gap that is found late is told within a moment after the last message.
+    // A gap that is detected late is sent within a moment after the last message.
     let late = tokio::time::timeout(Duration::from_secs(2), async {
         loop {
             if let Event::Gone { through, .. } = gate.next().await {

@@ -36,7 +36,7 @@ async fn asked_with(gateway: &Gateway, path: &str, token: &str) -> Response {
     gateway.request("GET", path, &[("authorization", &format!("Bearer {token}"))]).await
 }
 
-/// Insists that the stream is told that it may read no more, and to come back, and that it has ended.
+/// Insists that the stream is closed with `revoked`, asks its reader to reconnect, and ends.
 async fn is_revoked(reader: &mut Reader) {
     let close = reader.expect("stream-close").await;
     assert_eq!(close.data, r#"{"code":"revoked","reconnect":true}"#);
@@ -94,7 +94,7 @@ async fn a_topic_that_is_withdrawn_ends_its_readers_and_no_others() {
     for reader in &mut withdrawn {
         is_revoked(reader).await;
     }
-    // Who comes back is told properly.
+    // A reader that reconnects receives the right status.
     let again = gateway.request("GET", "/topics/a/x", &[]).await;
     assert_eq!((again.status, again.json()["code"].as_str()), (404, Some("not_found")));
     assert_eq!(gateway.post("/topics/a/x", "x").await.status, 404);
@@ -191,7 +191,7 @@ async fn a_key_that_is_replaced_ends_the_streams_of_its_tokens_and_of_no_others(
     let refused = asked_with(&gateway, "/topics/members", &old).await;
     assert_eq!((refused.status, refused.json()["code"].as_str()), (401, Some("bad_token")));
     gateway.publish("open", "on").await;
-    assert_eq!(open.message().await, "on", "nobody had to ask who reads it");
+    assert_eq!(open.message().await, "on", "the caller did not have to be identified");
 
     // A key in a file, of which the configuration says no more than before.
     let directory = tempfile::tempdir().unwrap();
@@ -328,8 +328,10 @@ async fn warm_rules_begin_and_end_to_be_warm() {
     let gateway = Gateway::with(&toml(false)).await;
     let own = broker.subscriptions().await - rest;
     let subscriptions = async |count: u64| {
-        eventually("so many subscriptions", async || broker.subscriptions().await == rest + own + count)
-            .await;
+        eventually("the expected number of subscriptions", async || {
+            broker.subscriptions().await == rest + own + count
+        })
+        .await;
     };
     assert!(gateway.reload_with(&toml(true)));
     subscriptions(1).await;
@@ -433,7 +435,7 @@ async fn who_looks_on_from_the_admin_listener_is_left_alone() {
     onlooker.expect("stream-open").await;
     assert!(gateway.reload_with(&rule("b", "anyone")));
     is_revoked(&mut reader).await;
-    // What it has read is still held, and it goes on once the topic is there again.
+    // Its messages are still held, and it continues once the topic is there again.
     assert!(gateway.reload_with(&rule("a", "anyone")));
     gateway.publish("a", "on").await;
     assert!(onlooker.message().await.contains("on"));

@@ -1,4 +1,4 @@
-//! Replay: how much is held, for how long, from where a stream can start, and what it is told when that is not all.
+//! Replay: how much is held, for how long, where a stream can start, and the gaps if messages are missing.
 
 use std::time::{Duration, SystemTime};
 

@@ -49,7 +49,7 @@ async fn hang_up(process: &Process, result: &str) {
     eventually("it was read again", async || reloads(process, result).await > before).await;
 }
 
-/// The lines of the log that say this, as JSON, once there are so many.
+/// The log lines with this message, as JSON, once there are `count` of them.
 async fn told(process: &Process, message: &str, count: usize) -> Vec<Value> {
     eventually(message, async || lines(process, message).len() >= count).await;
     lines(process, message)

@@ -1,4 +1,4 @@
-//! Where streams start: `last` and `since`, of several topics, of what the broker keeps, and where clocks differ.
+//! Where streams start: `last` and `since`, of several topics, of stored sources, and with clocks that differ.
 
 use std::time::{Duration, SystemTime};
 

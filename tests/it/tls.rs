@@ -90,7 +90,7 @@ async fn the_version_is_agreed_on_by_alpn_and_told_by_the_first_bytes_without() 
     let mut settings = [0; 9];
     unsaid.read_exact(&mut settings).await.unwrap();
     assert_eq!(settings[3], 4, "a SETTINGS frame");
-    // Who has agreed on one and speaks the other is not served.
+    // A client that negotiated one version and speaks the other is not served.
     let mut said = tls::connect(gateway.address, &files.pair, H1).await;
     said.write_all(preface).await.unwrap();
     let mut answer = vec![];
@@ -212,7 +212,7 @@ async fn a_new_pair_that_cannot_be_used_changes_nothing_and_is_told_once() {
     refused(2).await;
     std::fs::remove_file(files.cert()).unwrap();
     refused(3).await;
-    // A person who asks is told each time.
+    // A reload by a person reports the error each time.
     process.signal("HUP");
     refused(4).await;
     let log = process.log();
@@ -434,7 +434,7 @@ async fn a_drain_ends_each_stream_at_an_event_boundary_and_says_that_it_was_the_
     within("the end of the drain", LIMIT, gateway.ended()).await;
 }
 
-/// Chromium with so many EventSources to one origin.
+/// Chromium with `count` EventSources to one origin.
 struct Page {
     child: tokio::process::Child,
     lines: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
@@ -456,7 +456,7 @@ impl Page {
         Page { child, lines }
     }
 
-    /// The topics of the next so many events, which are all of this kind.
+    /// The topics of the next `count` events, which must all be of this type.
     async fn next(&mut self, kind: &str, count: usize) -> BTreeSet<u64> {
         let mut topics = BTreeSet::new();
         for _ in 0..count {

@@ -1,4 +1,4 @@
-//! Addresses take turns: who asks for much of the broker's histories, or of the backend that knows who may, holds up nobody
+//! Client addresses take turns: one that requests many stored messages, or many answers of the backend, delays nobody
 //! else.
 
 use std::net::SocketAddr;
@@ -60,7 +60,7 @@ async fn what_is_fetched_for_an_address_is_paced_and_another_one_does_not_wait_f
     let allowed = 65536.0 * (5.0 + begin.elapsed().as_secs_f64()) + 9.0 * part + part;
     assert!(fetched <= allowed, "{fetched} of {allowed}");
     assert!(fetched < part * TOPICS as f64, "the others wait still");
-    eventually("it is told", async || {
+    eventually("the waiting requests are counted", async || {
         gateway.metric("topicgate_limit_met_total{limit=\"resume_bytes\"}").await >= 1.0
     })
     .await;

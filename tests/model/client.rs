@@ -1,4 +1,4 @@
-//! A client over its whole life, and the check of what it was told.
+//! A client over its whole life, and the check of what it received.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub struct Life {
 
 #[derive(Debug, Clone, Copy)]
 struct Seen {
-    /// The next message it must be given, or be told that it is missing.
+    /// The next message that it must receive, or for which it must receive a gap.
     next: usize,
     /// Nothing came yet, so what was published before the first head may.
     fresh: bool,
@@ -45,9 +45,9 @@ struct Seen {
 /// The gap since the topic's last message.
 #[derive(Debug, Clone, Copy, Default)]
 struct Told {
-    /// How many messages had been published when it was told: of those, any may be missing.
+    /// How many messages had been published at the gap: any of those may be missing.
     published: usize,
-    /// It was told because the cursor meant nothing here, so older messages may come again.
+    /// The gap came because the cursor is unknown here, so older messages may come again.
     rewind: bool,
 }
 
@@ -65,7 +65,7 @@ impl Life {
         Life { format, topics, last_id: None, gaps: 0 }
     }
 
-    /// The connection is cut: what was told since the last id is to be told again.
+    /// The connection is cut: everything since the last id must be sent again.
     pub fn cut(&mut self) {
         self.topics.values_mut().for_each(|seen| seen.told = seen.told_at_id);
     }
@@ -116,7 +116,7 @@ impl Life {
         *seen = Seen { next: number + 1, fresh: false, told: Told::default(), ..*seen };
     }
 
-    /// Whether it has all of it, or was told.
+    /// Whether it has everything, or a gap.
     pub fn is_whole(&self, published: impl Fn(&Topic) -> usize) -> bool {
         self.topics.iter().all(|(topic, seen)| seen.next.max(seen.told.published) >= published(topic))
     }

@@ -45,7 +45,7 @@ fn told(events: &[Event]) -> Vec<String> {
     events.iter().map(word).collect()
 }
 
-/// What a stream that starts so is told until there is no more.
+/// The events of a stream with this start, until there are no more.
 fn read(replica: &Replica, names: &[&str], start: &Start) -> Vec<String> {
     told(&open(replica, names, start).read_all())
 }
@@ -92,7 +92,7 @@ fn two_logs_that_lost_the_same_number_are_both_told_even_if_the_client_is_cut_be
     drop(reader);
     let again = read(&replica, &["w/1", "w/2"], &after(&events[1].id));
     assert!(again.contains(&"gap w/2 evicted".to_owned()), "{again:?}");
-    // After the second, all is told.
+    // After the second, every gap has been sent.
     let again = read(&replica, &["w/1", "w/2"], &after(&events[2].id));
     assert_eq!(again, ["resumed", "w/2#0", "w/2#1"]);
 }
@@ -116,7 +116,7 @@ fn a_client_that_is_cut_before_the_last_gap_is_told_of_each_again() {
     let foreign = after("00000000-7");
     let events = open(&replica, &["a", "b"], &foreign).read_all();
     assert_eq!(told(&events), ["open", "gap a restarted", "gap b restarted"]);
-    assert!(events[0].id.is_empty() && events[1].id.is_empty(), "an id would say that all was told");
+    assert!(events[0].id.is_empty() && events[1].id.is_empty(), "an id would say that every gap was sent");
     assert_eq!(read(&replica, &["a", "b"], &foreign), told(&events));
 }
 
@@ -244,7 +244,7 @@ fn a_gap_of_one_topic_takes_nothing_from_the_others_that_a_warm_log_feeds() {
     assert_eq!(read(&replica, &["w/2"], &after(&id)), ["resumed", "gap w/2 too_large", "w/2#1"]);
     let pattern = ["resumed", "gap w/* too_large", "w/1#2", "w/2#1"];
     assert_eq!(read(&replica, &["w/*"], &after(&id)), pattern);
-    // What may be missing of any topic is told to all.
+    // A gap of unknown topic goes to all.
     replica.lose(None);
     replica.sweep();
     assert_eq!(read(&replica, &["w/1"], &after(&id)), ["open", "gap w/1 evicted"]);

@@ -10,7 +10,7 @@ mod stored;
 mod threads;
 mod warm;
 
-/// How many schedules are tried: so many, or as many times that as the environment says in `SCHEDULES`.
+/// How many schedules are tried; the environment variable `SCHEDULES` multiplies it.
 fn cases(cases: u32) -> u32 {
     let times = std::env::var("SCHEDULES").ok().and_then(|times| times.parse().ok());
     cases * times.unwrap_or(1)

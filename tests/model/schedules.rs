@@ -54,7 +54,7 @@ enum Step {
         client: usize,
         polls: usize,
     },
-    /// Reads once, sees so many of the events, and is cut off.
+    /// Reads once, sees some of the events, and is cut off.
     Cut {
         client: usize,
         seen: usize,
@@ -97,7 +97,7 @@ struct Client {
 type Unheard = VecDeque<Option<(String, Option<String>)>>;
 
 struct World {
-    /// The first hears each message at once, the second when it is told to, in another order across topics.
+    /// The first replica receives each message at once, the second on request, in another order across topics.
     replicas: [Replica; 2],
     published: BTreeMap<Topic, usize>,
     /// What the second has still to hear; `None` was lost on its way.

@@ -1,5 +1,5 @@
-//! Random schedules of two gateways over one broker that keeps what passes, and of a reader that is moved between them: every
-//! message in order and once, or a gap in its place, whatever is trimmed, made anew, fetched late or not at all.
+//! Random schedules of two gateways over one broker that keeps what passes, and of a reader that is moved between them:
+//! every message in order and once, or a gap in its place, whatever is trimmed, recreated, fetched late or not at all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ const STREAMS: [&[&str]; 9] = [
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// So many messages, with so many numbers left out before each. The broker's clock goes on by so much before each.
+    /// Messages to publish, each with a number of skipped numbers before it, and the step of the broker's clock.
     Publish {
         topic: usize,
         count: usize,
@@ -70,7 +70,7 @@ enum Step {
         history: usize,
         count: usize,
     },
-    /// The broker gives up the oldest: of a hundred parts, so many.
+    /// The broker drops the oldest messages: this percentage.
     Trim {
         history: usize,
         part: usize,
@@ -87,7 +87,7 @@ enum Step {
     Read {
         polls: usize,
     },
-    /// Reads once, sees so many of the events, and is cut off.
+    /// Reads once, sees some of the events, and is cut off.
     Cut {
         seen: usize,
     },

@@ -75,7 +75,7 @@ impl World {
         self.done[topic].fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The one writer. It sweeps too, so that no message is on its way while its subscription ends and begins anew.
+    /// The one writer. It sweeps too, so that no message is in progress while its subscription ends and begins again.
     fn write(&self) {
         let begin = Instant::now();
         let topics: Vec<Topic> = TOPICS.iter().map(|name| topic(name)).collect();

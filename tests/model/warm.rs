@@ -32,7 +32,7 @@ enum Step {
     LoseOf(usize),
     Open(usize),
     Close(usize),
-    /// So many patterns that match nothing.
+    /// `count` patterns that match nothing.
     Crowd(usize),
     Leave,
     Sweep,

@@ -54,10 +54,9 @@ impl Machine {
         let needed = config.limits.connections as u64 + descriptors::spare(config);
         let allowed = self.descriptors.filter(|allowed| *allowed < needed)?;
         Some(format!(
-            "{allowed} file descriptors are allowed, but limits.connections = {} takes up to {needed}; raise the hard \
-            limit \
-             (LimitNOFILE={needed} in a systemd unit, --ulimit nofile={needed} for a container), or lower \
-             limits.connections to {}",
+            "{allowed} file descriptors are allowed, but limits.connections = {} takes up to {needed}; raise the \
+             hard limit (LimitNOFILE={needed} in a systemd unit, --ulimit nofile={needed} for a container), or \
+             lower limits.connections to {}",
             config.limits.connections,
             allowed.saturating_sub(needed - config.limits.connections as u64)
         ))

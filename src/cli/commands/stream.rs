@@ -42,7 +42,7 @@ impl EventStream {
         }
     }
 
-    /// How long to wait before coming back, if the stream has said so.
+    /// The reconnection delay, if the stream has sent one.
     pub(crate) fn retry(&self) -> Option<Duration> {
         self.parser.retry()
     }

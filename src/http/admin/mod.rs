@@ -33,8 +33,7 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
     }
     let fallback = |uri: Uri| async move {
         let instead = "this is the admin listener: it serves /metrics, /livez, /readyz and, if admin.console is on, \
-        the \
-                       console at /; topics are on the public listener (listen)";
+                       the console at /; topics are on the public listener (listen)";
         Problem::no_route(&uri, instead)
     };
     router.fallback(fallback).with_state(gateway)

@@ -100,8 +100,7 @@ impl Follower {
                 stream = reading.stream,
                 setting,
                 "the stream drops messages soon after they arrive, and also has other topics: the gateway reads all \
-                of it \
-                 to detect losses; raise the limit, or let the rule cover the whole stream"
+                 of it to detect losses; raise the limit, or let the rule cover the whole stream"
             );
         }
         Ok((reading, publishing, pull))

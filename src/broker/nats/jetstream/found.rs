@@ -191,8 +191,8 @@ async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, B
             let origin = source.name.strip_prefix("KV_").unwrap_or(&source.name);
             Err(BrokerError::Refused(format!(
                 "the bucket {bucket:?} has the source {:?} without a subject transform, so that its keys are stored \
-                under the name of \
-                 that bucket and no client finds them; give the source the transform $KV.{origin}.> to $KV.{bucket}.>",
+                 under the name of that bucket and no client finds them; give the source the transform \
+                 $KV.{origin}.> to $KV.{bucket}.>",
                 source.name
             )))
         }
