@@ -1,4 +1,4 @@
-//! What the admin listener tells those who run the gateway, how they end streams, and who cannot.
+//! The admin listener: what it shows operators, how they end streams, and who is refused.
 
 use crate::common::client::{self, Reader};
 use crate::common::eventually;

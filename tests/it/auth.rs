@@ -1,4 +1,4 @@
-//! Who may read and publish what: kinds of tokens, places, claims, rules, and the words of a refusal.
+//! Access control for reading and publishing: kinds of tokens, places, claims, rules, and the texts of refusals.
 
 use std::sync::LazyLock;
 

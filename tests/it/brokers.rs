@@ -704,8 +704,8 @@ mod nats_server {
         client.flush().await.unwrap();
     }
 
-    /// Takes events up to the message `end`. Every number must come in its order; where one is missing `Lost` must have been
-    /// told, and where it was told one must be missing. Returns how often.
+    /// Takes events up to the message `end`. Every number must come in its order; where one is missing, there must be
+    /// a `Lost`, and where there is a `Lost`, one must be missing. Returns how often.
     async fn flooded(events: &mut mpsc::Receiver<Event>, end: u64) -> usize {
         let (mut expected, mut is_told, mut losses) = (0, false, 0);
         while expected < end {

@@ -1,5 +1,5 @@
-//! Limits per client: each limit is reached, and the refusal has the form that the client understands, no matter to
-//! anyone else, and gone again with what it counted.
+//! Limits per client: each limit is reached, the refusal has the form that the client understands, other clients do not
+//! notice, and the limit frees up again.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

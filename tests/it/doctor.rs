@@ -1,5 +1,5 @@
-//! `topicgate doctor` through a real nginx: what it finds with each setting that is in the way, and that it finds nothing
-//! where none is.
+//! `topicgate doctor` through a real nginx: it finds each setting that disturbs a stream, and finds nothing if there is
+//! none.
 #![cfg(unix)]
 
 use std::net::SocketAddr;

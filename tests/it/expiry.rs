@@ -1,5 +1,5 @@
-//! What a stream may lasts as long as its token: it ends with it, to the moment, and a resume gets no more than a live
-//! reader would.
+//! A stream's permission lasts as long as its token: the stream ends with it, to the moment, and a resume receives no
+//! more than a live reader would.
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Forward auth: a backend is asked who may, and nothing but its clear yes lets anyone in.
+//! Forward auth: the gateway asks a backend for permission, and only a clear yes admits a caller.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

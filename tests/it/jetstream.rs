@@ -1,4 +1,4 @@
-//! What JetStream keeps: the second half of the contract of `topicgate::broker`, against a real server.
+//! JetStream as a stored source: the second half of the contract of `topicgate::broker`, against a real server.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! What JetStream and its buckets keep, as a reader of a gateway sees it.
+//! JetStream streams and buckets, as a reader of a gateway sees them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

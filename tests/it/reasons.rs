@@ -1,5 +1,5 @@
-//! Why another server cannot be used, in words: what is wrong, where, and which key to change. Against real servers, since
-//! what is told goes by what the libraries say.
+//! Why another server cannot be used, in words: what is wrong, where, and which key to change. Against real servers,
+//! because the text depends on what the libraries report.
 #![cfg(unix)]
 
 use std::path::PathBuf;
@@ -189,7 +189,7 @@ async fn a_redis_server_that_cannot_be_used_is_told_in_words_with_the_key_to_cha
         &["its name has no address", "broker.url"],
     );
     let server = RedisServer::start_with(&["requirepass secret"]);
-    says(&not_ready(&broker(&server.url(), "")).await, &["NOAUTH", "wants a login", "broker.password"]);
+    says(&not_ready(&broker(&server.url(), "")).await, &["NOAUTH", "requires a login", "broker.password"]);
     let wrong = server.url().replace("//", "//:nope@");
     let why = not_ready(&broker(&wrong, "")).await;
     says(&why, &["refuses the login", "broker.password", "WRONGPASS"]);

@@ -1,5 +1,4 @@
-//! A reload: what it changes holds from then on, for streams that are open as far as they may still read; whoever is still
-//! allowed notices nothing.
+//! A reload: its changes apply from then on, also to open streams; a reader that is still allowed notices nothing.
 
 use std::time::Duration;
 

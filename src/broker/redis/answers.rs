@@ -33,7 +33,7 @@ pub(super) fn words(error: &RedisError) -> String {
     let text = format!("{code} {}", error.detail().unwrap_or_default());
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let right = match code {
-        "NOAUTH" => "it wants a login; set broker.password, and broker.user if it has users",
+        "NOAUTH" => "it requires a login; set broker.password, and broker.user if it has users",
         "NOPERM" => "the ACL of our user has to allow it, as docs/security.md lists",
         "DENIED" => "it is in protected mode; set a password there, or bind it to an address",
         _ => return text,
