@@ -75,7 +75,10 @@ async fn a_stream_is_found_by_its_subjects_or_the_refusal_says_what_to_set() {
     let why = refused(&kept, "orders/**", &found).await;
     assert!(why.contains("no stream has subjects of orders.>"), "{why}");
     let why = refused(&kept, "orders/**", &stream("ORDERS")).await;
-    assert!(why.contains("no stream \"ORDERS\"") && why.contains("nats stream add ORDERS"), "{why}");
+    assert!(
+        why.contains("the stream \"ORDERS\" does not exist") && why.contains("nats stream add ORDERS"),
+        "{why}"
+    );
     admin.stream("EU", &["orders.eu"], json!({})).await;
     admin.stream("US", &["orders.us"], json!({})).await;
     let why = refused(&kept, "orders/**", &found).await;
@@ -387,7 +390,7 @@ async fn publishing_gives_the_number_or_says_why_not() {
     for (name, source, size, words) in [
         ("orders/eu", stream("OTHER"), 1, "subjects of orders.eu are in ORDERS"),
         ("nobody/takes/this", found.clone(), 1, "no stream has subjects of nobody.takes.this"),
-        ("nobody/takes/this", stream("OTHER"), 1, "no stream \"OTHER\""),
+        ("nobody/takes/this", stream("OTHER"), 1, "the stream \"OTHER\" does not exist"),
         ("orders/eu", found.clone(), 1500, "size exceeds"),
         ("orders/eu", found.clone(), 4000, "the server accepts at most"),
         ("orders/a.b", found, 1, "dot"),
