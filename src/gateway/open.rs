@@ -216,9 +216,8 @@ fn is_possible(filters: &[Filter], rules: &[&Rule]) -> Result<(), OpenError> {
     let sequences = keys + shared.len() + passing;
     if sequences > MAX_SEQUENCES {
         return Err(OpenError::Impossible(format!(
-            "these topics come from {sequences} stored streams, and the event id of one stream has room for positions \
-            in \
-             {MAX_SEQUENCES}; use several streams"
+            "these topics come from {sequences} stored streams, and the event id of one stream has room for \
+             positions in {MAX_SEQUENCES}; use several streams"
         )));
     }
     let mut patterns = filters.iter().zip(rules).filter(|(filter, _)| filter.is_pattern());

@@ -121,9 +121,8 @@ fn carried(rule: &Rule, has_headers: bool, id: Option<&str>, kind: Option<&str>)
             }
             Field::Header(_) | Field::Nowhere => {
                 return Err(format!(
-                    "this broker's messages have no header fields; name a JSON pointer for the {what} in the topic's \
-                    rule, and \
-                     put it into the payload"
+                    "this broker's messages have no header fields; name a JSON pointer for the {what} in the \
+                     topic's rule, and put it into the payload"
                 ));
             }
         }
