@@ -255,81 +255,48 @@ impl Broker {
         Ok(Broker { commands, stored: Some(stored), sharded: None })
     }
 
-    /// Subscribes; returns once the server has confirmed.
+    /// Subscribes; returns once the server has confirmed. A stored source is followed then, after [`Event::Begun`].
     ///
     /// # Errors
     /// [`BrokerError::Away`] or [`BrokerError::Refused`]; the filter is then not subscribed.
-    pub async fn subscribe(&self, filter: Filter) -> Result<(), BrokerError> {
-        call(&self.commands, |done| Command::Subscribe { filter, done }).await
+    pub async fn subscribe(&self, filter: Filter, source: Source) -> Result<(), BrokerError> {
+        match self.task_of(&source)? {
+            Task::Passing(task) => call(task, |done| Command::Subscribe { filter, done }).await,
+            Task::Stored(task) => call(task, |done| StoredCommand::Subscribe { filter, source, done }).await,
+        }
     }
 
     /// Ends a subscription without waiting. Returns whether the command was queued: `false` means that the queue is
     /// full and the caller should try again later. Ordered against every later `subscribe`.
-    pub fn try_unsubscribe(&self, filter: Filter) -> bool {
-        is_taken(&self.commands, Command::Unsubscribe { filter })
+    pub fn try_unsubscribe(&self, filter: Filter, source: &Source) -> bool {
+        match self.task_of(source) {
+            Ok(Task::Passing(task)) => is_taken(task, Command::Unsubscribe { filter }),
+            Ok(Task::Stored(task)) => is_taken(task, StoredCommand::Unsubscribe { filter }),
+            Err(_) => true, // it was never subscribed
+        }
     }
 
-    /// Publishes; returns once the server has the message.
+    /// Publishes; returns once the server has the message, with its number if the source is stored.
     ///
     /// # Errors
-    /// [`BrokerError::Away`] or [`BrokerError::Refused`].
-    pub async fn publish(&self, topic: Topic, payload: Bytes, headers: Headers) -> Result<(), BrokerError> {
-        call(&self.commands, |done| Command::Publish { topic, payload, headers, done }).await
-    }
-
-    /// Subscribes to a shard channel, as [`Broker::subscribe`].
-    ///
-    /// # Errors
-    /// As [`Broker::subscribe`].
-    pub async fn subscribe_sharded(&self, filter: Filter) -> Result<(), BrokerError> {
-        self.ask_sharded(|done| Command::Subscribe { filter, done }).await
-    }
-
-    /// Ends a subscription of [`Broker::subscribe_sharded`], as [`Broker::try_unsubscribe`] does.
-    pub fn try_unsubscribe_sharded(&self, filter: Filter) -> bool {
-        let command = Command::Unsubscribe { filter };
-        self.sharded.as_ref().is_none_or(|sharded| is_taken(sharded, command))
-    }
-
-    /// Publishes on a shard channel, as [`Broker::publish`].
-    ///
-    /// # Errors
-    /// As [`Broker::publish`].
-    pub async fn publish_sharded(
-        &self,
-        topic: Topic,
-        payload: Bytes,
-        headers: Headers,
-    ) -> Result<(), BrokerError> {
-        self.ask_sharded(|done| Command::Publish { topic, payload, headers, done }).await
-    }
-
-    /// Subscribes to a stored source; returns once it is followed, after [`Event::Begun`] was sent.
-    ///
-    /// # Errors
-    /// As [`Broker::subscribe`].
-    pub async fn follow(&self, filter: Filter, source: Source) -> Result<(), BrokerError> {
-        self.ask(|done| StoredCommand::Subscribe { filter, source, done }).await
-    }
-
-    /// Ends a subscription of [`Broker::follow`], as [`Broker::try_unsubscribe`] does.
-    pub fn try_unfollow(&self, filter: Filter) -> bool {
-        let command = StoredCommand::Unsubscribe { filter };
-        self.stored.as_ref().is_none_or(|stored| is_taken(stored, command))
-    }
-
-    /// Stores a message; returns its number.
-    ///
-    /// # Errors
-    /// As [`Broker::publish`].
-    pub async fn store(
+    /// [`BrokerError`].
+    pub async fn publish(
         &self,
         topic: Topic,
         source: Source,
         payload: Bytes,
         headers: Headers,
-    ) -> Result<u64, BrokerError> {
-        self.ask(|done| StoredCommand::Publish { topic, source, payload, headers, done }).await
+    ) -> Result<Option<u64>, BrokerError> {
+        match self.task_of(&source)? {
+            Task::Passing(task) => {
+                let command = |done| Command::Publish { topic, payload, headers, done };
+                call(task, command).await.map(|()| None)
+            }
+            Task::Stored(task) => {
+                let command = |done| StoredCommand::Publish { topic, source, payload, headers, done };
+                call(task, command).await.map(Some)
+            }
+        }
     }
 
     /// Reads a range of stored messages.
@@ -343,7 +310,8 @@ impl Broker {
         after: u64,
         until: u64,
     ) -> Result<Fetched, BrokerError> {
-        self.ask(|done| StoredCommand::Fetch { filter, source, after, until, done }).await
+        let task = self.stored_task(&source)?;
+        call(task, |done| StoredCommand::Fetch { filter, source, after, until, done }).await
     }
 
     /// Finds a position among stored messages.
@@ -356,28 +324,40 @@ impl Broker {
         source: Source,
         place: Seek,
     ) -> Result<SeekResult, BrokerError> {
-        self.ask(|done| StoredCommand::Locate { filter, source, place, done }).await
+        let task = self.stored_task(&source)?;
+        call(task, |done| StoredCommand::Locate { filter, source, place, done }).await
     }
 
-    async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> StoredCommand,
-    ) -> Result<T, BrokerError> {
-        match &self.stored {
-            Some(stored) => call(stored, command).await,
-            None => Err(BrokerError::Refused("the embedded broker stores no messages".into())),
+    /// The task that serves a source.
+    fn task_of(&self, source: &Source) -> Result<Task<'_>, BrokerError> {
+        let refused = |why: &str| BrokerError::Refused(why.into());
+        match source {
+            Source::Pubsub => Ok(Task::Passing(&self.commands)),
+            Source::Sharded => {
+                let task = self.sharded.as_ref().map(Task::Passing);
+                task.ok_or_else(|| refused("only a Redis Cluster has shard channels"))
+            }
+            Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
+                let task = self.stored.as_ref().map(Task::Stored);
+                task.ok_or_else(|| refused("the embedded broker stores no messages"))
+            }
         }
     }
 
-    async fn ask_sharded(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), BrokerError>>) -> Command,
-    ) -> Result<(), BrokerError> {
-        match &self.sharded {
-            Some(sharded) => call(sharded, command).await,
-            None => Err(BrokerError::Refused("only a Redis Cluster has shard channels".into())),
+    fn stored_task(&self, source: &Source) -> Result<&mpsc::Sender<StoredCommand>, BrokerError> {
+        match self.task_of(source)? {
+            Task::Stored(task) => Ok(task),
+            Task::Passing(_) => Err(BrokerError::Refused("publish/subscribe stores no messages".into())),
         }
     }
+}
+
+/// The command channel of a task.
+enum Task<'a> {
+    /// It serves publish/subscribe.
+    Passing(&'a mpsc::Sender<Command>),
+    /// It serves stored messages.
+    Stored(&'a mpsc::Sender<StoredCommand>),
 }
 
 fn is_taken<C>(commands: &mpsc::Sender<C>, command: C) -> bool {

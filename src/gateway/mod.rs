@@ -28,7 +28,7 @@ use self::refusals::Refusals;
 use self::runtime::Runtime;
 use self::samples::History;
 use self::warm::Warm;
-use crate::broker::{Broker, BrokerError};
+use crate::broker::Broker;
 use crate::config::Rule;
 use crate::ingest::backfill::Lookups;
 use crate::ingest::status::{Upstream, Upstreams};
@@ -37,7 +37,6 @@ use crate::log::{Bounds, Idle, Registry};
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics};
 use crate::protocol::codes::CloseCode;
-use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 use crate::reader::quota::{Clients, Publishing};
 use crate::stream::outcome::OutcomeLog;
@@ -236,25 +235,15 @@ impl Gateway {
             // The rest is looked up again next time: readers may have come.
             while !left.is_empty() && begin.elapsed() < IDLE_STEP {
                 let slice = &left[..left.len().min(GIVEN_UP_AT_ONCE)];
-                let done =
-                    self.registry.give_up_idle(slice, |filter, source| self.try_unsubscribe(filter, source));
+                let done = self.registry.give_up_idle(slice, |filter, source| {
+                    self.broker.try_unsubscribe(filter.clone(), source)
+                });
                 left = &left[done..];
                 if done < slice.len() {
                     tokio::time::sleep(BROKER_FULL_STEP).await;
                 } else {
                     tokio::task::yield_now().await;
                 }
-            }
-        }
-    }
-
-    /// `false` if the queue is full: the caller tries again later.
-    fn try_unsubscribe(&self, filter: &Filter, source: &Source) -> bool {
-        match source {
-            Source::Pubsub => self.broker.try_unsubscribe(filter.clone()),
-            Source::Sharded => self.broker.try_unsubscribe_sharded(filter.clone()),
-            Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
-                self.broker.try_unfollow(filter.clone())
             }
         }
     }
@@ -313,15 +302,4 @@ fn is_warm(rule: &Rule) -> bool {
 /// The filter of the subscription that delivers a rule's messages of `topic`.
 fn subscribed_filter(rule: &Rule, topic: &Topic) -> Filter {
     if is_warm(rule) { rule.filter.clone() } else { topic.clone().into() }
-}
-
-/// Subscribes to `filter` by the commands of its source.
-async fn follow(broker: &Broker, source: &Source, filter: Filter) -> Result<(), BrokerError> {
-    match source {
-        Source::Pubsub => broker.subscribe(filter).await,
-        Source::Sharded => broker.subscribe_sharded(filter).await,
-        Source::JetStream { .. } | Source::Kv { .. } | Source::RedisStream { .. } => {
-            broker.follow(filter, source.clone()).await
-        }
-    }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::refusals::Refusals;
 use super::runtime::Runtime;
-use super::{BROKER_TIMEOUT, Gateway, follow, is_warm, log_settings};
+use super::{BROKER_TIMEOUT, Gateway, is_warm, log_settings};
 use crate::auth::access::Verdict;
 use crate::auth::{Action, Caller};
 use crate::broker::{Broker, BrokerError};
@@ -231,7 +231,7 @@ fn is_possible(filters: &[Filter], rules: &[&Rule]) -> Result<(), OpenError> {
 
 /// Subscribes to the filter of a new log, once. If that fails, the streams that wait for it are refused.
 async fn subscribe(broker: Broker, source: Source, subscription: Subscription, denied: Arc<Refusals>) {
-    match follow(&broker, &source, subscription.filter().clone()).await {
+    match broker.subscribe(subscription.filter().clone(), source).await {
         Ok(()) => {
             denied.clear(subscription.filter());
             subscription.accepted();

@@ -13,7 +13,7 @@ use crate::config::Rule;
 use crate::protocol::event_id::entry_event_id;
 use crate::protocol::headers::Headers;
 use crate::protocol::publisher::{EventType, PublisherId};
-use crate::protocol::source::{Field, Source};
+use crate::protocol::source::Field;
 use crate::protocol::topic::Topic;
 use crate::traces;
 
@@ -63,21 +63,14 @@ impl Gateway {
         self.traces.inject(&mut headers);
         let begin = Instant::now();
         let published = async {
-            match &rule.source {
-                Source::Pubsub => self.broker.publish(topic.clone(), payload, headers).await.map(|()| given),
-                Source::Sharded => {
-                    self.broker.publish_sharded(topic.clone(), payload, headers).await.map(|()| given)
-                }
+            let source = rule.source.clone();
+            let number = self.broker.publish(topic.clone(), source, payload, headers).await?;
+            Ok(match number {
                 // The id is the entry's own, whether or not anyone reads it.
-                source @ Source::RedisStream { .. } => {
-                    let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
-                    Ok(Some(entry_event_id(number)))
-                }
-                source @ (Source::JetStream { .. } | Source::Kv { .. }) => {
-                    let number = self.broker.store(topic.clone(), source.clone(), payload, headers).await?;
-                    Ok(self.registry.event_id(&subscribed_filter(rule, topic), number).or(given))
-                }
-            }
+                Some(number) if !rule.source.is_shared() => Some(entry_event_id(number)),
+                Some(number) => self.registry.event_id(&subscribed_filter(rule, topic), number).or(given),
+                None => given,
+            })
         };
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)

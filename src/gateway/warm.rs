@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::refusals::Refusals;
-use super::{Gateway, follow, is_warm, log_settings};
+use super::{Gateway, is_warm, log_settings};
 use crate::broker::{Broker, BrokerError};
 use crate::config::Rule;
 use crate::ingest::status::{Upstream, Upstreams};
@@ -113,7 +113,7 @@ async fn subscribed<E: Future<Output = ()>>(
                 let up = upstream.wait_for(up);
                 cooled.run_until_cancelled(up).await?.ok()?; // or the process is shutting down
                 // Not cancelled in between: nobody would know of the subscription.
-                match follow(&broker, &source, filter.clone()).await {
+                match broker.subscribe(filter.clone(), source.clone()).await {
                     Ok(()) => {
                         refusals.clear(&filter);
                         break subscription.accepted();

@@ -239,7 +239,7 @@ impl Kept {
     pub async fn follow(&mut self, text: &str, source: &Source) -> (Tag, u64) {
         let (broker, asked) = (self.broker.clone(), filter(text));
         let source = source.clone();
-        let following = tokio::spawn(async move { broker.follow(asked, source).await });
+        let following = tokio::spawn(async move { broker.subscribe(asked, source).await });
         let begun = self.next().await;
         within("an answer", LIMIT, following).await.unwrap().unwrap();
         match begun {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use topicgate::broker::{Broker, BrokerError, EVENT_CAPACITY, Event, Message};
 use topicgate::config::{self, Secret};
 use topicgate::protocol::headers::Headers;
+use topicgate::protocol::source::Source;
 use topicgate::protocol::topic::{Filter, Topic};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -62,7 +63,7 @@ impl Fixture {
         match &self.server {
             Server::Memory => {
                 let topic = Topic::parse(topic, 200).unwrap();
-                self.broker.publish(topic, payload.into(), Headers::default()).await.unwrap();
+                self.broker.publish(topic, Source::Pubsub, payload.into(), Headers::default()).await.unwrap();
             }
             Server::Real(upstream) => upstream.publish(topic, payload.into()).await,
         }
@@ -77,7 +78,7 @@ impl Fixture {
     }
 
     async fn subscribe(&self, text: &str) {
-        self.broker.subscribe(filter(text)).await.unwrap();
+        self.broker.subscribe(filter(text), Source::Pubsub).await.unwrap();
     }
 
     /// The next event, which must be a message.
@@ -189,7 +190,7 @@ async fn wildcards_match_as_the_grammar_says(mut broker: Fixture) {
             broker.publish(name, "").await;
         }
         assert_eq!(broker.topics_until(last).await, expected, "{pattern}");
-        assert!(broker.broker.try_unsubscribe(filter(pattern)));
+        assert!(broker.broker.try_unsubscribe(filter(pattern), &Source::Pubsub));
     }
 }
 
@@ -214,14 +215,14 @@ async fn unsubscribing_stops_messages_and_leaves_nothing_on_the_server(mut broke
         broker.subscribe(&format!("orders/{number}")).await;
     }
     for number in 0..300 {
-        assert!(broker.broker.try_unsubscribe(filter(&format!("orders/{number}"))));
+        assert!(broker.broker.try_unsubscribe(filter(&format!("orders/{number}")), &Source::Pubsub));
     }
     broker.subscribe("end").await;
     for number in 0..300 {
         broker.publish(&format!("orders/{number}"), "x").await;
     }
     assert_eq!(broker.topics_until("end").await, Vec::<String>::new());
-    assert!(broker.broker.try_unsubscribe(filter("end")));
+    assert!(broker.broker.try_unsubscribe(filter("end"), &Source::Pubsub));
     found("no subscription is left on the server", SOON, async || {
         broker.subscriptions().await.is_none_or(|count| count == 0).then_some(())
     })
@@ -231,7 +232,7 @@ async fn unsubscribing_stops_messages_and_leaves_nothing_on_the_server(mut broke
 async fn a_filter_can_be_subscribed_again_right_after_it_was_unsubscribed(mut broker: Fixture) {
     broker.subscribe("orders").await;
     for round in 0..100 {
-        assert!(broker.broker.try_unsubscribe(filter("orders")));
+        assert!(broker.broker.try_unsubscribe(filter("orders"), &Source::Pubsub));
         broker.subscribe("orders").await;
         broker.publish("orders", round.to_string()).await;
         assert_eq!(broker.message().await.payload, round.to_string());
@@ -243,7 +244,7 @@ async fn what_is_published_through_the_broker_arrives_with_its_headers(mut broke
     let mut headers = Headers::default();
     headers.insert("Nats-Msg-Id", "42");
     headers.insert("Type", "created");
-    broker.broker.publish(topic("orders"), "new".into(), headers).await.unwrap();
+    broker.broker.publish(topic("orders"), Source::Pubsub, "new".into(), headers).await.unwrap();
     let message = broker.message().await;
     assert_eq!(message.payload, "new");
     assert_eq!(message.headers.get("nats-msg-id"), Some("42"));
@@ -328,7 +329,7 @@ mod nats_server {
         }
         assert_eq!(broker.topics_until("end").await, Vec::<String>::new());
         assert_eq!(broker.unnameable, 4);
-        let dotted = broker.broker.subscribe(filter("a.b/c")).await;
+        let dotted = broker.broker.subscribe(filter("a.b/c"), Source::Pubsub).await;
         assert!(matches!(dotted, Err(BrokerError::Refused(_))), "{dotted:?}");
     }
 
@@ -343,12 +344,13 @@ mod nats_server {
             while broker.message().await.payload != "before" {}
             broker.nats_server().stop();
             down(&mut broker.events, SOON).await;
-            let away = broker.broker.subscribe(filter("late")).await;
+            let away = broker.broker.subscribe(filter("late"), Source::Pubsub).await;
             assert!(matches!(away, Err(BrokerError::Away(_))), "{away:?}");
-            let away = broker.broker.publish(topic("late"), "x".into(), Headers::default()).await;
+            let away =
+                broker.broker.publish(topic("late"), Source::Pubsub, "x".into(), Headers::default()).await;
             assert!(matches!(away, Err(BrokerError::Away(_))), "{away:?}");
             if round == 0 {
-                assert!(broker.broker.try_unsubscribe(filter("other/**")));
+                assert!(broker.broker.try_unsubscribe(filter("other/**"), &Source::Pubsub));
             }
             broker.nats_server().restart();
             let returned = Instant::now();
@@ -401,7 +403,8 @@ mod nats_server {
     async fn a_server_that_confirms_nothing_ends_the_session() {
         let mut broker = Fixture::nats().await;
         broker.nats_server().pause();
-        let answer = within("an answer", SOON, broker.broker.subscribe(filter("orders"))).await;
+        let answer =
+            within("an answer", SOON, broker.broker.subscribe(filter("orders"), Source::Pubsub)).await;
         assert!(matches!(answer, Err(BrokerError::Away(_))), "{answer:?}");
         down(&mut broker.events, SOON).await;
         broker.nats_server().resume();
@@ -418,10 +421,13 @@ mod nats_server {
         server.stop();
         let (broker, mut events) = connect(&broker_config(&server.url()));
         down(&mut events, SOON).await;
-        assert!(matches!(broker.subscribe(filter("orders")).await, Err(BrokerError::Away(_))));
+        assert!(matches!(
+            broker.subscribe(filter("orders"), Source::Pubsub).await,
+            Err(BrokerError::Away(_))
+        ));
         server.restart();
         up(&mut events).await;
-        broker.subscribe(filter("orders")).await.unwrap();
+        broker.subscribe(filter("orders"), Source::Pubsub).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -430,7 +436,7 @@ mod nats_server {
         let mut second = NatsServer::start();
         let (broker, mut events) = connect(&broker_config(&format!("{},{}", first.url(), second.url())));
         up(&mut events).await;
-        broker.subscribe(filter("orders")).await.unwrap();
+        broker.subscribe(filter("orders"), Source::Pubsub).await.unwrap();
         let (used, spare) =
             if first.subscriptions().is_empty() { (&mut second, &first) } else { (&mut first, &second) };
         used.stop();
@@ -461,8 +467,8 @@ mod nats_server {
         let url = server.url().replace("//", "//gate:pass@");
         let (broker, mut events) = connect(&broker_config(&url));
         up(&mut events).await;
-        broker.subscribe(filter("orders/**")).await.unwrap();
-        broker.publish(topic("orders/in"), "x".into(), Headers::default()).await.unwrap();
+        broker.subscribe(filter("orders/**"), Source::Pubsub).await.unwrap();
+        broker.publish(topic("orders/in"), Source::Pubsub, "x".into(), Headers::default()).await.unwrap();
         assert!(matches!(next(&mut events).await, Event::Message(message) if message.payload == "x"));
     }
 
@@ -473,9 +479,11 @@ mod nats_server {
         let (broker, mut events) = connect(&broker_config(&url));
         up(&mut events).await;
         let forbidden: Vec<_> = (0..150).map(|number| filter(&format!("Secret/{number}"))).collect();
-        let asked = forbidden.iter().map(|filter| broker.subscribe(filter.clone()));
-        let (refused, allowed) =
-            tokio::join!(futures_util::future::join_all(asked), broker.subscribe(filter("orders/eu")));
+        let asked = forbidden.iter().map(|filter| broker.subscribe(filter.clone(), Source::Pubsub));
+        let (refused, allowed) = tokio::join!(
+            futures_util::future::join_all(asked),
+            broker.subscribe(filter("orders/eu"), Source::Pubsub)
+        );
         assert_eq!(allowed, Ok(()));
         for answer in refused {
             assert!(
@@ -483,10 +491,11 @@ mod nats_server {
                 "{answer:?}"
             );
         }
-        let refused = broker.publish(topic("orders/out"), "x".into(), Headers::default()).await;
+        let refused =
+            broker.publish(topic("orders/out"), Source::Pubsub, "x".into(), Headers::default()).await;
         assert!(matches!(refused, Err(BrokerError::Refused(_))), "{refused:?}");
         // The server quotes subjects as a Go string does.
-        let odd = broker.subscribe(filter("se\"cr\u{ad}et/é")).await;
+        let odd = broker.subscribe(filter("se\"cr\u{ad}et/é"), Source::Pubsub).await;
         assert!(matches!(odd, Err(BrokerError::Refused(_))), "{odd:?}");
         assert_eq!(server.subscriptions(), [1]);
     }
@@ -497,8 +506,8 @@ mod nats_server {
         let url = server.url().replace("//", "//gate:pass@");
         let (broker, mut events) = connect(&broker_config(&url));
         up(&mut events).await;
-        broker.subscribe(filter("orders/eu")).await.unwrap();
-        broker.subscribe(filter("orders/us")).await.unwrap();
+        broker.subscribe(filter("orders/eu"), Source::Pubsub).await.unwrap();
+        broker.subscribe(filter("orders/us"), Source::Pubsub).await.unwrap();
         server.configure(&NARROW.replace("orders.>", "orders.us"));
         server.reload();
         // A server may also end the connection to apply new permissions; the refusal comes with the next one then.
@@ -518,9 +527,10 @@ mod nats_server {
         let server = NatsServer::with("max_payload: 1024");
         let (broker, mut events) = connect(&broker_config(&server.url()));
         up(&mut events).await;
-        let answer = broker.publish(topic("orders"), vec![0; 2000].into(), Headers::default()).await;
+        let answer =
+            broker.publish(topic("orders"), Source::Pubsub, vec![0; 2000].into(), Headers::default()).await;
         assert!(matches!(answer, Err(BrokerError::Refused(_))), "{answer:?}");
-        broker.publish(topic("orders"), "small".into(), Headers::default()).await.unwrap();
+        broker.publish(topic("orders"), Source::Pubsub, "small".into(), Headers::default()).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -528,12 +538,12 @@ mod nats_server {
         let server = NatsServer::with("max_subscriptions: 1");
         let (broker, mut events) = connect(&broker_config(&server.url()));
         up(&mut events).await;
-        broker.subscribe(filter("orders")).await.unwrap();
+        broker.subscribe(filter("orders"), Source::Pubsub).await.unwrap();
         for _ in 0..3 {
-            let above = broker.subscribe(filter("above")).await.unwrap_err();
+            let above = broker.subscribe(filter("above"), Source::Pubsub).await.unwrap_err();
             assert!(above.to_string().contains("maximum subscriptions"), "{above}");
         }
-        broker.publish(topic("orders"), "x".into(), Headers::default()).await.unwrap();
+        broker.publish(topic("orders"), Source::Pubsub, "x".into(), Headers::default()).await.unwrap();
         assert!(matches!(next(&mut events).await, Event::Message(_)));
     }
 
@@ -541,8 +551,8 @@ mod nats_server {
     async fn works(config: &config::Broker) {
         let (broker, mut events) = connect(config);
         up(&mut events).await;
-        broker.subscribe(filter("orders")).await.unwrap();
-        broker.publish(topic("orders"), "x".into(), Headers::default()).await.unwrap();
+        broker.subscribe(filter("orders"), Source::Pubsub).await.unwrap();
+        broker.publish(topic("orders"), Source::Pubsub, "x".into(), Headers::default()).await.unwrap();
         assert!(matches!(next(&mut events).await, Event::Message(_)));
     }
 
@@ -624,7 +634,10 @@ mod nats_server {
         let why = down(&mut events, SOON).await;
         assert!(why.to_lowercase().contains("authorization violation"), "{why}");
         assert!(!why.contains("wrong"), "{why}");
-        assert!(matches!(broker.subscribe(filter("orders")).await, Err(BrokerError::Away(_))));
+        assert!(matches!(
+            broker.subscribe(filter("orders"), Source::Pubsub).await,
+            Err(BrokerError::Away(_))
+        ));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -731,8 +744,8 @@ mod nats_server {
         let client = async_nats::connect(server.url()).await.unwrap();
         let (broker, mut events) = connect(&broker_config(&server.url()));
         up(&mut events).await;
-        broker.subscribe(filter("large")).await.unwrap();
-        broker.subscribe(filter("small")).await.unwrap();
+        broker.subscribe(filter("large"), Source::Pubsub).await.unwrap();
+        broker.subscribe(filter("small"), Source::Pubsub).await.unwrap();
         client.publish("large", vec![b'x'; 64 * 1024 * 1024 + 1].into()).await.unwrap();
         client.publish("large", "after".into()).await.unwrap();
         client.publish("small", "after".into()).await.unwrap();
@@ -753,12 +766,12 @@ mod nats_server {
         let (sender, mut events) = mpsc::channel(16);
         let broker = Broker::nats(&broker_config(&server.url()), sender).unwrap();
         assert!(matches!(next(&mut events).await, Event::Up(_)));
-        broker.subscribe(filter("flood")).await.unwrap();
+        broker.subscribe(filter("flood"), Source::Pubsub).await.unwrap();
         flood(&client, 0..200_000).await;
         // Its answer stands behind the messages.
         let late = tokio::spawn({
             let broker = broker.clone();
-            async move { broker.subscribe(filter("late")).await }
+            async move { broker.subscribe(filter("late"), Source::Pubsub).await }
         });
         assert_eq!(flooded(&mut events, 200_000).await, 0);
         within("an answer", SOON, late).await.unwrap().unwrap();
@@ -772,7 +785,7 @@ mod nats_server {
         let (sender, mut events) = mpsc::channel(16);
         let broker = Broker::nats(&broker_config(&server.url()), sender).unwrap();
         assert!(matches!(next(&mut events).await, Event::Up(_)));
-        broker.subscribe(filter("flood")).await.unwrap();
+        broker.subscribe(filter("flood"), Source::Pubsub).await.unwrap();
         let mut sent = 0;
         found("the server gives it up", SOON, async || {
             flood(&client, sent..sent + 50_000).await;

@@ -66,7 +66,7 @@ async fn a_stream_is_found_by_its_subjects_or_the_refusal_says_what_to_set() {
     let found = Source::JetStream { stream: None };
     let refused = async |kept: &Kept, text: &str, source: &Source| match kept
         .broker
-        .follow(filter(text), source.clone())
+        .subscribe(filter(text), source.clone())
         .await
     {
         Err(BrokerError::Refused(why)) => why,
@@ -133,7 +133,7 @@ async fn what_was_followed_goes_on_after_the_server_was_killed() {
 async fn the_connection_tells_when_it_comes_and_goes() {
     let (mut server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
-    kept.broker.follow(filter("orders/**"), stream("ORDERS")).await.unwrap();
+    kept.broker.subscribe(filter("orders/**"), stream("ORDERS")).await.unwrap();
     let mut next = async |expected: &str| loop {
         match within(expected, LIMIT, kept.events.recv()).await.unwrap() {
             Event::Up(Link::Stored) => break "up",
@@ -306,7 +306,7 @@ async fn a_stream_that_is_deleted_ends_what_follows_it() {
         matches!(&ended, Event::Ended { filter: ended, .. } if *ended == filter("orders/**")),
         "{ended:?}"
     );
-    let refused = kept.broker.follow(filter("orders/**"), stream("ORDERS")).await;
+    let refused = kept.broker.subscribe(filter("orders/**"), stream("ORDERS")).await;
     assert!(matches!(refused, Err(BrokerError::Refused(_))), "{refused:?}");
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     let (other, head) = kept.follow("orders/**", &stream("ORDERS")).await;
@@ -345,11 +345,11 @@ async fn what_is_no_longer_followed_is_silent_and_leaves_no_consumer() {
     for round in 0..3 {
         let (_, head) = kept.follow("orders/**", &stream("ORDERS")).await;
         // To follow it twice is to follow it once.
-        kept.broker.follow(filter("orders/**"), stream("ORDERS")).await.unwrap();
+        kept.broker.subscribe(filter("orders/**"), stream("ORDERS")).await.unwrap();
         assert_eq!(admin.consumers("ORDERS").await, 1);
         admin.put_many("orders.eu", 0..200, "").await;
         assert_eq!(kept.message().await.stored.unwrap().number, head + 1);
-        assert!(kept.broker.try_unfollow(filter("orders/**")));
+        assert!(kept.broker.try_unsubscribe(filter("orders/**"), &stream("ORDERS")));
         eventually("the consumer is gone", async || admin.consumers("ORDERS").await == 0).await;
         while let Ok(event) = kept.events.try_recv() {
             assert!(matches!(event, Event::Message(_) | Event::Up(_)), "{event:?}");
@@ -379,7 +379,10 @@ async fn publishing_gives_the_number_or_says_why_not() {
     let found = Source::JetStream { stream: None };
     kept.follow("orders/**", &stream("ORDERS")).await;
     let store = async |name: &str, source: &Source, payload: Vec<u8>, headers: Headers| {
-        kept.broker.store(topic(name), source.clone(), payload.into(), headers).await
+        kept.broker
+            .publish(topic(name), source.clone(), payload.into(), headers)
+            .await
+            .map(|number| number.expect("a number"))
     };
     let mut headers = Headers::default();
     headers.insert("type", "new");
@@ -409,7 +412,7 @@ async fn publishing_gives_the_number_or_says_why_not() {
 async fn a_gateway_without_jetstream_says_so() {
     let server = NatsServer::start();
     let kept = Kept::connect(&server.url());
-    let away = kept.broker.follow(filter("orders/**"), stream("ORDERS")).await.unwrap_err();
+    let away = kept.broker.subscribe(filter("orders/**"), stream("ORDERS")).await.unwrap_err();
     assert!(away.to_string().contains("is it enabled"), "{away}");
 }
 
@@ -433,7 +436,10 @@ async fn a_narrow_user_is_enough() {
         let source = Source::JetStream { stream: None };
         let (_, head) = kept.follow("orders/**", &source).await;
         let store = async |name| {
-            kept.broker.store(topic(name), stream("ORDERS"), "x".into(), Headers::default()).await
+            kept.broker
+                .publish(topic(name), stream("ORDERS"), "x".into(), Headers::default())
+                .await
+                .map(|number| number.expect("a number"))
         };
         let first = store("orders/in/eu").await.unwrap();
         let second = store("orders/in/eu").await.unwrap();
@@ -445,7 +451,7 @@ async fn a_narrow_user_is_enough() {
         for place in [Seek::Last(1), Seek::Since(SystemTime::now())] {
             kept.locate("orders/**", &source, place).await;
         }
-        assert!(kept.broker.try_unfollow(filter("orders/**")));
+        assert!(kept.broker.try_unsubscribe(filter("orders/**"), &stream("ORDERS")));
         eventually("no consumer is left", async || admin.consumers("ORDERS").await == 0).await;
         admin.delete("ORDERS").await;
     }

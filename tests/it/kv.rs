@@ -125,7 +125,7 @@ async fn a_snapshot_and_what_is_followed_meet_without_a_race() {
             let expected = if key < 50 { format!("new{}", 2450 + key) } else { key.to_string() };
             assert_eq!(state[&format!("k{key}")], expected);
         }
-        kept.broker.try_unfollow(filter("**"));
+        kept.broker.try_unsubscribe(filter("**"), &source);
     }
 }
 
@@ -150,14 +150,17 @@ async fn a_value_is_put_under_a_key_that_others_can_read() {
     let (_server, admin, mut kept) = start().await;
     let source = bucket("PRICES", 1);
     let store = async |kept: &Kept, name: &str| {
-        kept.broker.store(topic(name), bucket("PRICES", 1), "1".into(), Headers::default()).await
+        kept.broker
+            .publish(topic(name), bucket("PRICES", 1), "1".into(), Headers::default())
+            .await
+            .map(|number| number.expect("a number"))
     };
     let refused = store(&kept, "prices/eur").await;
     assert!(
         matches!(&refused, Err(BrokerError::Refused(why)) if why.contains("nats kv add PRICES")),
         "{refused:?}"
     );
-    let refused = kept.broker.follow(filter("prices/**"), source.clone()).await;
+    let refused = kept.broker.subscribe(filter("prices/**"), source.clone()).await;
     assert!(
         matches!(&refused, Err(BrokerError::Refused(why)) if why.contains("nats kv add PRICES")),
         "{refused:?}"

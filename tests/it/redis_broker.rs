@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use topicgate::broker::{Broker, BrokerError, EVENT_CAPACITY, Event, Message};
 use topicgate::config::{self, BrokerTls, Secret};
 use topicgate::protocol::headers::Headers;
+use topicgate::protocol::source::Source;
 use topicgate::protocol::topic::{Filter, Topic};
 
 /// How long anything may take that has no limit of its own.
@@ -79,12 +80,12 @@ impl Fixture {
     }
 
     async fn subscribe(&self, text: &str) -> Result<(), BrokerError> {
-        timeout(LIMIT, self.broker.subscribe(filter(text))).await.unwrap()
+        timeout(LIMIT, self.broker.subscribe(filter(text), Source::Pubsub)).await.unwrap()
     }
 
     async fn publish(&self, text: &str, payload: impl Into<Bytes>) -> Result<(), BrokerError> {
-        let answer = self.broker.publish(topic(text), payload.into(), Headers::default());
-        timeout(LIMIT, answer).await.unwrap()
+        let answer = self.broker.publish(topic(text), Source::Pubsub, payload.into(), Headers::default());
+        timeout(LIMIT, answer).await.unwrap().map(drop)
     }
 
     /// Publishes and checks that it arrives, by `filter`.
@@ -134,10 +135,10 @@ async fn two_patterns_of_one_glob_are_subscribed_once_and_both_are_served() {
     filters.sort();
     assert_eq!(filters, [filter("orders/*"), filter("orders/**")]);
 
-    assert!(gate.broker.try_unsubscribe(filter("orders/**")));
+    assert!(gate.broker.try_unsubscribe(filter("orders/**"), &Source::Pubsub));
     gate.delivers("orders/eu", "orders/*").await;
     assert_eq!(server.patterns().await, 1, "the other filter still needs it");
-    assert!(gate.broker.try_unsubscribe(filter("orders/*")));
+    assert!(gate.broker.try_unsubscribe(filter("orders/*"), &Source::Pubsub));
     eventually("the glob is unsubscribed", async || server.patterns().await == 0).await;
     gate.subscribe("orders/**").await.unwrap();
     gate.delivers("orders/eu/42", "orders/**").await;
@@ -197,7 +198,7 @@ async fn headers_are_refused_since_redis_has_none() {
     let gate = start(&server).await;
     let mut headers = Headers::default();
     headers.insert("type", "created");
-    let answer = gate.broker.publish(topic("orders/eu"), Bytes::new(), headers).await;
+    let answer = gate.broker.publish(topic("orders/eu"), Source::Pubsub, Bytes::new(), headers).await;
     assert!(matches!(answer, Err(BrokerError::Refused(why)) if why.contains("header")));
 }
 
@@ -214,7 +215,10 @@ async fn thousands_of_topics_are_subscribed_served_and_released() {
     assert_eq!(server.channels().await, topics.len());
     gate.delivers("orders/2999", "orders/2999").await;
     for topic in &topics {
-        eventually("the command is taken", async || gate.broker.try_unsubscribe(filter(topic))).await;
+        eventually("the command is taken", async || {
+            gate.broker.try_unsubscribe(filter(topic), &Source::Pubsub)
+        })
+        .await;
     }
     eventually("all are released", async || server.channels().await == 0).await;
 }
@@ -224,11 +228,14 @@ async fn commands_of_one_filter_take_effect_in_the_order_sent() {
     let server = RedisServer::start();
     let mut gate = start(&server).await;
     for _ in 0..50 {
-        let (first, second) = (gate.broker.subscribe(filter("a/b")), gate.broker.subscribe(filter("a/*")));
+        let (first, second) = (
+            gate.broker.subscribe(filter("a/b"), Source::Pubsub),
+            gate.broker.subscribe(filter("a/*"), Source::Pubsub),
+        );
         let third = async {
-            assert!(gate.broker.try_unsubscribe(filter("a/b")));
-            assert!(gate.broker.try_unsubscribe(filter("a/*")));
-            gate.broker.subscribe(filter("a/b")).await
+            assert!(gate.broker.try_unsubscribe(filter("a/b"), &Source::Pubsub));
+            assert!(gate.broker.try_unsubscribe(filter("a/*"), &Source::Pubsub));
+            gate.broker.subscribe(filter("a/b"), Source::Pubsub).await
         };
         // Polled in this order, without a wait between them, so that they arrive as one batch.
         let answers = tokio::join!(biased; first, second, third);
@@ -485,7 +492,7 @@ async fn a_server_that_was_killed_and_comes_back_delivers_within_two_seconds() {
     let asked = Instant::now();
     assert!(matches!(gate.subscribe("new").await, Err(BrokerError::Away(_))));
     assert!(matches!(gate.publish("orders/eu", "").await, Err(BrokerError::Away(_))));
-    assert!(gate.broker.try_unsubscribe(filter("gone")));
+    assert!(gate.broker.try_unsubscribe(filter("gone"), &Source::Pubsub));
     assert!(asked.elapsed() < Duration::from_millis(500), "answered at once");
     // Long enough for the back-off to have reached its cap: the reason changes once, when nothing listens any more.
     let why = gate.until_down(LIMIT).await;
@@ -524,8 +531,11 @@ async fn a_subscription_that_is_never_confirmed_is_away_in_time() {
     let mut gate = start(&server).await;
     server.pause();
     let (subscribed, published) = tokio::join!(
-        timeout(Duration::from_secs(15), gate.broker.subscribe(filter("orders/eu"))),
-        timeout(Duration::from_secs(15), gate.broker.publish(topic("a"), Bytes::new(), Headers::default())),
+        timeout(Duration::from_secs(15), gate.broker.subscribe(filter("orders/eu"), Source::Pubsub)),
+        timeout(
+            Duration::from_secs(15),
+            gate.broker.publish(topic("a"), Source::Pubsub, Bytes::new(), Headers::default())
+        ),
     );
     assert!(matches!(subscribed.unwrap(), Err(BrokerError::Away(_))));
     assert!(matches!(published.unwrap(), Err(BrokerError::Away(_))));
@@ -618,7 +628,7 @@ async fn a_flood_that_nobody_takes_is_a_loss_of_its_filter_alone_and_all_is_acco
 async fn the_task_ends_with_the_last_handle() {
     let server = RedisServer::start();
     let Fixture { broker, mut events } = start(&server).await;
-    broker.subscribe(filter("orders/eu")).await.unwrap();
+    broker.subscribe(filter("orders/eu"), Source::Pubsub).await.unwrap();
     drop(broker);
     assert!(timeout(LIMIT, events.recv()).await.unwrap().is_none());
     eventually("the connection is closed", async || server.pubsub_clients().await == 0).await;

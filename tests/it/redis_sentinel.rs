@@ -91,8 +91,8 @@ async fn start(sentinel: &RedisServer) -> (Broker, mpsc::Receiver<Event>) {
     let config = config::Broker { sentinel: Some("mymaster".into()), ..broker_config(&url) };
     let broker = Broker::redis(&config, sender).unwrap();
     until(&mut events, |event| matches!(event, Event::Up(Link::Pubsub))).await;
-    broker.subscribe(filter("news")).await.unwrap();
-    broker.follow(filter("orders"), stream()).await.unwrap();
+    broker.subscribe(filter("news"), Source::Pubsub).await.unwrap();
+    broker.subscribe(filter("orders"), stream()).await.unwrap();
     until(&mut events, |event| matches!(event, Event::Begun { .. })).await;
     (broker, events)
 }
@@ -116,15 +116,17 @@ async fn until(events: &mut mpsc::Receiver<Event>, wanted: impl Fn(&Event) -> bo
 async fn assert_moved(broker: &Broker, events: &mut mpsc::Receiver<Event>, last: u64) {
     let (mut lost, mut gone, mut told) = (false, false, last);
     let confirmed = async {
-        let publish = || broker.publish(topic("news"), Bytes::from_static(b"after"), Headers::default());
+        let publish = || {
+            broker.publish(topic("news"), Source::Pubsub, Bytes::from_static(b"after"), Headers::default())
+        };
         let store =
-            || broker.store(topic("orders"), stream(), Bytes::from_static(b"after"), Headers::default());
+            || broker.publish(topic("orders"), stream(), Bytes::from_static(b"after"), Headers::default());
         while publish().await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         loop {
             match store().await {
-                Ok(number) => return number,
+                Ok(number) => return number.expect("a number"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
@@ -162,9 +164,10 @@ async fn assert_moved(broker: &Broker, events: &mut mpsc::Receiver<Event>, last:
 /// Stores one and waits for it, and for the replica to have it; its number.
 async fn deliver(cluster: &Cluster, broker: &Broker, events: &mut mpsc::Receiver<Event>) -> u64 {
     let number = broker
-        .store(topic("orders"), stream(), Bytes::from_static(b"before"), Headers::default())
+        .publish(topic("orders"), stream(), Bytes::from_static(b"before"), Headers::default())
         .await
-        .unwrap();
+        .unwrap()
+        .expect("a number");
     until(
         events,
         |event| matches!(event, Event::Message(message) if message.stored.unwrap().number == number),
@@ -206,9 +209,9 @@ async fn a_master_that_is_made_a_replica_is_left() {
 async fn deliver_after_gap(broker: &Broker, events: &mut mpsc::Receiver<Event>, last: u64) -> usize {
     let number = loop {
         let stored =
-            broker.store(topic("orders"), stream(), Bytes::from_static(b"after"), Headers::default()).await;
+            broker.publish(topic("orders"), stream(), Bytes::from_static(b"after"), Headers::default()).await;
         match stored {
-            Ok(number) => break number,
+            Ok(number) => break number.expect("a number"),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     };

@@ -109,7 +109,7 @@ impl Fixture {
     }
 
     async fn try_follow(&self, text: &str) -> Result<(), BrokerError> {
-        within("an answer", SOON, self.broker.follow(filter(text), self.source.clone())).await
+        within("an answer", SOON, self.broker.subscribe(filter(text), self.source.clone())).await
     }
 
     /// Follows and returns the head.
@@ -260,8 +260,10 @@ async fn what_is_stored_has_the_number_by_which_it_arrives() {
     let mut headers = Headers::default();
     headers.insert("kind", "created");
     let body = Bytes::from_static(b"\xff1");
-    let store = |source: &Source, body: &'static [u8], headers: &Headers| {
-        gate.broker.store(topic("orders/eu"), source.clone(), Bytes::from_static(body), headers.clone())
+    let store = async |source: &Source, body: &'static [u8], headers: &Headers| {
+        let body = Bytes::from_static(body);
+        let stored = gate.broker.publish(topic("orders/eu"), source.clone(), body, headers.clone()).await;
+        stored.map(|number| number.expect("a number"))
     };
     let number = store(&gate.source, b"\xff1", &headers).await.unwrap();
     let json = Source::RedisStream { payload: None };
@@ -310,8 +312,9 @@ async fn what_can_never_be_read_is_refused_with_the_reason() {
             refused(gate.broker.locate(filter(text), gate.source.clone(), Seek::Oldest).await.map(drop));
         }
     }
-    let pubsub = gate.broker.follow(filter("orders/eu"), Source::Pubsub).await;
-    assert!(matches!(pubsub, Err(BrokerError::Refused(_))));
+    let stream = Source::JetStream { stream: None };
+    let other = gate.broker.subscribe(filter("orders/eu"), stream).await;
+    assert!(matches!(other, Err(BrokerError::Refused(_))));
 }
 
 #[tokio::test]
@@ -326,8 +329,8 @@ async fn following_twice_changes_nothing_and_ends_at_once() {
     assert_eq!(gate.begun().await.0, filter("orders/us"));
     let added = add(&mut redis, "orders:eu", "1").await;
     assert_eq!(gate.message().await.stored.unwrap().number, added);
-    assert!(gate.broker.try_unfollow(filter("orders/eu")));
-    assert!(gate.broker.try_unfollow(filter("orders/never")));
+    assert!(gate.broker.try_unsubscribe(filter("orders/eu"), &gate.source));
+    assert!(gate.broker.try_unsubscribe(filter("orders/never"), &gate.source));
     gate.try_follow("orders/ap").await.unwrap();
     add(&mut redis, "orders:eu", "2").await;
     add(&mut redis, "orders:ap", "3").await;
