@@ -24,9 +24,12 @@
 //! - **Bounded.** Back-pressure on the event channel becomes [`Event::Lost`], never growing memory.
 //! - It ends when the command channel closes.
 
+mod backoff;
 mod memory;
 mod nats;
+mod reconnect;
 mod redis;
+mod sink;
 mod stored;
 
 use std::time::SystemTime;

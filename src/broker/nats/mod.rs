@@ -5,8 +5,8 @@
 //! [`Event::Lost`] and [`Event::Up`], and only then passes messages on. When it ends, messages that have arrived are
 //! delivered, [`Event::Down`] is sent, and the next server is tried, including those that the cluster has announced.
 //!
-//! async-nats is not used here: it drops messages without saying where, has a channel for each subscription, and ends
-//! the connection at a header field that it cannot parse.
+//! async-nats is not used: it drops messages without saying where, holds a channel for each subscription, and ends
+//! the connection at a header field that it cannot read.
 //!
 //! JetStream is in `jetstream`. A server in lame-duck mode is left only when it closes the connection: core NATS loses
 //! messages that are published in between either way.
@@ -20,107 +20,71 @@ mod subjects;
 mod table;
 mod wire;
 
-use std::future::Future;
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use self::handshake::Connection;
 use self::session::Session;
 pub(super) use self::settings::Settings;
 use self::table::Table;
+use super::reconnect::{Connect, stay_connected};
+use super::sink::{EventSink, WhenFull};
 use super::{BrokerError, Command, Event, Link};
+use crate::net::reason::{LATE, Peer, sentence};
 
 /// The timeout for all addresses of a server, name resolution included.
 const OPEN_LIMIT: Duration = Duration::from_secs(8);
 
-/// The longest pause between two attempts.
-const RETRY_LIMIT: Duration = Duration::from_secs(1);
-
-/// Connects, and reconnects, until the command channel or the event channel closes.
+/// Connects, and stays connected, until the command channel or the event channel closes.
 pub(super) async fn run(settings: Settings, commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
-    // `None`: one of the channels has closed.
-    let _ = Nats { settings, commands, events, table: Table::default() }.run().await;
+    let mut nats = Nats {
+        server: settings.any(),
+        settings,
+        commands,
+        sink: EventSink::new(events, Some(Link::Pubsub), WhenFull::Wait),
+        table: Table::default(),
+        was_up: false,
+    };
+    let _ = stay_connected(&mut nats).await;
 }
 
+/// The task of publish/subscribe.
 struct Nats {
     settings: Settings,
+    /// Which server is tried next.
+    server: usize,
     commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<Event>,
+    sink: EventSink,
     table: Table,
+    /// Whether there was a session before.
+    was_up: bool,
 }
 
-impl Nats {
-    async fn run(&mut self) -> Option<()> {
-        let mut server = fastrand::usize(..self.settings.len());
-        let mut attempts = 0;
-        let mut was_up = false;
-        let mut told = None;
-        loop {
-            let why = match self.open(server).await? {
-                Ok(connection) => {
-                    let start = Instant::now();
-                    let mut session = Session::new(connection, self.settings.settle, was_up, &self.table);
-                    was_up = true;
-                    let why = session.serve(&mut self.table, &mut self.commands, &self.events).await?;
-                    self.settings.discovered(server, session.servers());
-                    if session.is_up {
-                        told = None;
-                    }
-                    if start.elapsed() > RETRY_LIMIT {
-                        attempts = 0; // but not for a server that accepts the connection and then closes it
-                    }
-                    for event in session.left() {
-                        self.tell(event).await?;
-                    }
-                    why
-                }
-                Err(why) => why,
-            };
-            if told.as_ref() != Some(&why) {
-                self.tell(Event::Down { link: Link::Pubsub, why: why.clone() }).await?;
-                told = Some(why.clone());
-            }
-            self.away_while(&why, sleep(pause(attempts))).await?;
-            attempts += 1;
-            server += 1;
-        }
+impl Connect for Nats {
+    type Session = Connection;
+    type Command = Command;
+
+    async fn connect(&mut self, why: Option<&str>) -> Option<Result<Connection, String>> {
+        let why = why.unwrap_or("it is connecting");
+        // A session that cannot be read would only make the server end it.
+        self.until_flushed(why).await?;
+        let opening = open(&self.settings, self.server);
+        self.while_down(opening, why).await
     }
 
-    /// Connects. `Ok(Err)` is the reason of a failure.
-    async fn open(&mut self, server: usize) -> Option<Result<Connection, String>> {
-        let target = match self.settings.target(server) {
-            Ok(target) => target,
-            Err(why) => return Some(Err(why)),
-        };
-        let opening = async {
-            let connected = timeout(OPEN_LIMIT, handshake::connect(&target)).await;
-            connected.unwrap_or_else(|_| Err("connecting took too long".into()))
-        };
-        self.away_while("it is connecting", opening).await
+    async fn serve(&mut self, connection: Connection) -> Option<String> {
+        let mut session = Session::new(connection, self.settings.settle, self.was_up, &self.table);
+        self.was_up = true;
+        let why = session.serve(&mut self.table, &mut self.commands, &mut self.sink).await?;
+        self.settings.discovered(self.server, session.servers());
+        Some(why)
     }
 
-    /// Sends an event, and answers commands while the channel is full.
-    async fn tell(&mut self, event: Event) -> Option<()> {
-        let events = self.events.clone();
-        let sent =
-            self.away_while("the gateway is overloaded", async move { events.send(event).await }).await?;
-        sent.ok()
-    }
-
-    /// Answers commands as `Away` until `work` is done. `None` once one of the channels has closed.
-    async fn away_while<T>(&mut self, why: &str, work: impl Future<Output = T>) -> Option<T> {
-        let mut work = pin!(work);
-        let events = self.events.clone();
-        loop {
-            tokio::select! {
-                result = &mut work => return Some(result),
-                command = self.commands.recv() => self.answer_away(command?, why),
-                () = events.closed() => return None,
-            }
-        }
+    fn down(&mut self, why: &str) {
+        self.sink.down(why);
+        self.server += 1;
     }
 
     fn answer_away(&mut self, command: Command, why: &str) {
@@ -133,11 +97,19 @@ impl Nats {
             }
         }
     }
+
+    fn channels(&mut self) -> (Option<&mut mpsc::Receiver<Command>>, &mut EventSink) {
+        (Some(&mut self.commands), &mut self.sink)
+    }
 }
 
-/// 25 to 50 ms at first, doubled by each attempt, up to a second; random, so that many gateways do not reconnect at
-/// once.
-fn pause(attempts: u32) -> Duration {
-    let longest = Duration::from_millis(50).saturating_mul(1 << attempts.min(8)).min(RETRY_LIMIT);
-    longest.mul_f64(0.5 + 0.5 * fastrand::f64())
+/// Connects to server `index`, within the limit.
+fn open(settings: &Settings, index: usize) -> impl Future<Output = Result<Connection, String>> + use<> {
+    let target = settings.target(index);
+    async move {
+        let target = target?;
+        let late =
+            |_| format!("cannot connect: {}:{}: {}", target.host, target.port, sentence(LATE, Peer::Nats));
+        timeout(OPEN_LIMIT, handshake::connect(&target)).await.map_err(late)?
+    }
 }

@@ -98,7 +98,12 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The number of servers; at least one.
+    /// The server to begin with.
+    pub(super) fn any(&self) -> usize {
+        fastrand::usize(..self.len())
+    }
+
+    /// How many servers there are; at least one.
     pub(super) fn len(&self) -> usize {
         self.servers.len()
     }

@@ -9,10 +9,10 @@
 //! (`shards.rs`). Redis Streams are in `streams`, with their own connections.
 
 mod answers;
+mod channel_states;
 mod client;
 mod cluster;
-mod migrating;
-mod outbox;
+mod context;
 mod publisher;
 mod push;
 mod servers;
@@ -29,13 +29,15 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
 
+use self::context::Context;
 use self::servers::Servers;
-use self::session::establish;
 pub(super) use self::settings::servers;
 use self::shards::{Routed, Shard, route};
+use self::table::Table;
 use self::task::Task;
+use super::reconnect::stay_connected;
+use super::sink::{EventSink, WhenFull};
 use super::{BrokerError, Command, Event, Link, StoredCommand};
 use crate::protocol::topic::Filter;
 
@@ -52,11 +54,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 /// A PING is sent this long after the last answer. With [`SILENCE_LIMIT`], a dead connection is detected within 8 s.
 const PING_AFTER: Duration = Duration::from_secs(4);
 
-/// The first pause before reconnecting, doubled up to the cap.
-const BACKOFF_START: Duration = Duration::from_millis(50);
-const BACKOFF_CAP: Duration = Duration::from_secs(1);
-
-/// The most commands, channels of one command, and messages that are handled at once.
+/// Commands, channels of one command, and messages that are taken at once.
 const BATCH: usize = 256;
 
 type ShardCommand = shards::ShardCommand<Command>;
@@ -125,54 +123,15 @@ async fn run<C: Into<ShardCommand>>(
     commands: mpsc::Receiver<C>,
     events: mpsc::Sender<Event>,
 ) {
-    let (is_shard, shard) = (shard.is_some(), shard.map(Arc::new));
-    let mut task = Task::new(shard, servers.view(), separator, commands, events);
-    let mut backoff = BACKOFF_START;
-    // How the previous session ended, if there was one: the reason of a possible loss.
-    let mut before: Option<String> = None;
-    let mut why = "connecting".to_string();
-    let mut is_first = true;
-    loop {
-        let (channels, globs) = task.begin();
-        let establishing = async {
-            let client = servers.find().await.map_err(SessionEnd::Unreachable)?;
-            let session = establish(&client, is_shard, channels, globs).await?;
-            Ok((client, session))
-        };
-        // The first session of a shard begins with its first command, which waits for it.
-        let established = if is_first && is_shard {
-            Some(establishing.await)
-        } else {
-            task.while_down(establishing, &why).await
-        };
-        is_first = false;
-        let Some(established) = established else {
-            return;
-        };
-        let end = match established {
-            Err(end) => end,
-            Ok((client, session)) => {
-                let started = Instant::now();
-                let end = task.serve(&client, session, before.as_deref()).await;
-                before = Some(end.to_string());
-                if started.elapsed() >= BACKOFF_CAP {
-                    backoff = BACKOFF_START;
-                }
-                end
-            }
-        };
-        if matches!(end, SessionEnd::Stopped) {
-            return;
-        }
-        why = end.to_string();
-        task.down(&why);
-        // With jitter, so that many gateways that lost their server at once do not reconnect in step.
-        let wait = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
-        backoff = (backoff * 2).min(BACKOFF_CAP);
-        if task.while_down(sleep(wait), &why).await.is_none() {
-            return;
-        }
-    }
+    let link = shard.is_none().then_some(Link::Pubsub);
+    let context = Context {
+        servers,
+        table: Table::new(separator),
+        commands,
+        sink: EventSink::new(events, link, WhenFull::Drop),
+        shard: shard.map(Arc::new),
+    };
+    let _ = stay_connected(&mut Task::new(context)).await;
 }
 
 /// Why a session ended.

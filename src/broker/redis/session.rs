@@ -6,7 +6,7 @@ use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 
 use futures_util::future::{FutureExt, join_all};
-use futures_util::stream::StreamExt;
+use futures_util::stream::{BoxStream, StreamExt};
 use redis::aio::{MultiplexedConnection, PubSubSink};
 use redis::{Client, Msg, RedisError, Value};
 use tokio::sync::oneshot;
@@ -50,60 +50,24 @@ pub(super) async fn establish(
     channels: Vec<String>,
     globs: Vec<String>,
 ) -> Result<Session, SessionEnd> {
-    let address = client.get_connection_info().addr();
-    let unusable = |why: String| SessionEnd::Unreachable(format!("{address}: {why}"));
-    let connecting = async {
-        if is_shard {
-            let (connection, heard) = shard_channels::connect(client).await?;
-            return Ok((Sink::ShardChannels(connection), heard));
-        }
-        let (sink, stream) = client.get_async_pubsub().await?.split();
-        Ok((Sink::Channels(sink), stream.map(Heard::Message).boxed()))
-    };
-    let (sink, heard) = timeout(CONNECT_LIMIT, connecting)
+    let address = client.get_connection_info().addr().to_string();
+    let (sink, heard) = timeout(CONNECT_LIMIT, open(client, is_shard))
         .await
-        .map_err(|_| unusable(sentence(LATE, Peer::Redis)))?
-        .map_err(|why: RedisError| unusable(words(&why)))?;
+        .map_err(|_| unusable(&address, sentence(LATE, Peer::Redis)))?
+        .map_err(|why| unusable(&address, words(&why)))?;
     let mut stream = heard.ready_chunks(BATCH);
     let (mut held, mut moved) = (Vec::new(), Vec::new());
-
-    let subscribe = async {
-        // The kernel of a stopped server still accepts connections, and a server that requires a password or has too
-        // many clients reports it only now. A restricted ACL may not allow PING: that counts as an answer, too.
-        let answer = timeout(SILENCE_LIMIT, ping(sink.clone())).await;
-        let answer = answer.map_err(|_| unusable(sentence(LATE, Peer::Redis)))?;
-        if let Some(why) = answer.err().filter(|why| why.code() != Some("NOPERM")) {
-            let closed = || sentence(CLOSED, Peer::Redis);
-            return Err(unusable(if is_answer(&why) { words(&why) } else { closed() }));
-        }
-        let (mut refused, mut migrating) = (Vec::new(), Vec::new());
-        for (names, name) in
-            [(&channels, Name::Channel as fn(String) -> Name), (&globs, Name::Glob as fn(String) -> Name)]
-        {
-            for chunk in names.chunks(BATCH) {
-                let chunk = chunk.iter().cloned().map(name).collect();
-                let denied = timeout(SILENCE_LIMIT, subscribe(sink.clone(), chunk)).await;
-                for (name, fault) in
-                    denied.map_err(|_| SessionEnd::Silent)?.map_err(|_| SessionEnd::Closed)?
-                {
-                    match (fault, name) {
-                        (BrokerError::Refused(why) | BrokerError::Unfit(why), name) => {
-                            refused.push((name, why))
-                        }
-                        (BrokerError::Away(_), Name::Channel(name)) if is_shard => migrating.push(name),
-                        (BrokerError::Away(why), _) => return Err(unusable(why)),
-                    }
-                }
-            }
-        }
-        Ok((refused, migrating))
-    };
-    let mut subscribe = pin!(subscribe);
+    let names = [
+        channels.into_iter().map(Name::Channel).collect::<Vec<_>>(),
+        globs.into_iter().map(Name::Glob).collect(),
+    ];
+    let mut subscribe = pin!(subscribe_all(&sink, &address, names));
     let (refused, mut migrating) = loop {
         tokio::select! {
             denied = &mut subscribe => break denied?,
             chunk = stream.next() => {
-                for heard in chunk.ok_or_else(|| unusable(sentence(CLOSED, Peer::Redis)))? {
+                let closed = || unusable(&address, sentence(CLOSED, Peer::Redis));
+                for heard in chunk.ok_or_else(closed)? {
                     match heard {
                         Heard::Message(message) => held.push(message),
                         Heard::Unsubscribed(channel) => moved.push(channel),
@@ -119,6 +83,49 @@ pub(super) async fn establish(
     };
     migrating.append(&mut moved);
     Ok(Session { sink: sink.clone(), stream, held, refused, migrating })
+}
+
+fn unusable(address: &str, why: String) -> SessionEnd {
+    SessionEnd::Unreachable(format!("{address}: {why}"))
+}
+
+async fn open(client: &Client, is_shard: bool) -> Result<(Sink, BoxStream<'static, Heard>), RedisError> {
+    if is_shard {
+        let (connection, heard) = shard_channels::connect(client).await?;
+        return Ok((Sink::ShardChannels(connection), heard));
+    }
+    let (sink, stream) = client.get_async_pubsub().await?.split();
+    Ok((Sink::Channels(sink), stream.map(Heard::Message).boxed()))
+}
+
+/// Sees that the server answers, and subscribes to everything. Returns what it no longer allows, and why, and the shard
+/// channels that are not there.
+async fn subscribe_all(
+    sink: &Sink,
+    address: &str,
+    names: [Vec<Name>; 2],
+) -> Result<(Vec<(Name, String)>, Vec<String>), SessionEnd> {
+    // A server that was stopped still accepts connections (its kernel does), and one that wants a password or has
+    // too many clients says so only now. A narrow ACL may well not grant PING: that is an answer like any other.
+    let answer = timeout(SILENCE_LIMIT, ping(sink.clone())).await;
+    let answer = answer.map_err(|_| unusable(address, sentence(LATE, Peer::Redis)))?;
+    if let Some(why) = answer.err().filter(|why| why.code() != Some("NOPERM")) {
+        let closed = || sentence(CLOSED, Peer::Redis);
+        return Err(unusable(address, if is_answer(&why) { words(&why) } else { closed() }));
+    }
+    let is_shard = matches!(sink, Sink::ShardChannels(_));
+    let (mut refused, mut migrating) = (Vec::new(), Vec::new());
+    for chunk in names.iter().flat_map(|names| names.chunks(BATCH)) {
+        let denied = timeout(SILENCE_LIMIT, subscribe(sink.clone(), chunk.to_vec())).await;
+        for (name, fault) in denied.map_err(|_| SessionEnd::Silent)?.map_err(|_| SessionEnd::Closed)? {
+            match (fault, name) {
+                (BrokerError::Refused(why) | BrokerError::Unfit(why), name) => refused.push((name, why)),
+                (BrokerError::Away(_), Name::Channel(name)) if is_shard => migrating.push(name),
+                (BrokerError::Away(why), _) => return Err(unusable(address, why)),
+            }
+        }
+    }
+    Ok((refused, migrating))
 }
 
 async fn ping(sink: Sink) -> Result<(), RedisError> {
@@ -198,8 +205,6 @@ pub(super) struct Change {
     pub(super) subscribe: HashSet<Name>,
     pub(super) unsubscribe: HashSet<Name>,
     pub(super) waiting: Vec<Waiting>,
-    /// Migrating shard channels that are tried again; nobody waits for them.
-    pub(super) migrating: Vec<String>,
 }
 
 impl Change {

@@ -44,12 +44,6 @@ pub(super) struct Adopted<H> {
     pub(super) lost: Option<String>,
 }
 
-impl<C: Routed> ShardCommand<C> {
-    pub(super) fn ends_subscription(&self) -> bool {
-        matches!(self, ShardCommand::Command(command) if command.unsubscribe_again().is_some())
-    }
-}
-
 impl<C: Routed> From<C> for ShardCommand<C> {
     fn from(command: C) -> Self {
         ShardCommand::Command(command)

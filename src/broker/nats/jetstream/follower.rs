@@ -22,7 +22,7 @@ use super::raw_message::{Meaning, RawMessage};
 use super::reading::{Extent, ReadPosition};
 use super::request::{message, next_of};
 use super::stream::{Holes, look};
-use crate::broker::nats::pause;
+use crate::broker::backoff::Backoff;
 use crate::broker::{BrokerError, Event};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
@@ -117,7 +117,7 @@ impl Follower {
     }
 
     async fn follow(mut self, mut reading: ReadPosition, mut feed: Pull) -> Option<()> {
-        let mut attempts = 0;
+        let mut backoff = Backoff::new();
         loop {
             let start = Instant::now();
             let mut delivered = 0;
@@ -125,9 +125,7 @@ impl Follower {
             tracing::debug!(filter = %self.filter, stream = reading.stream, why, "continuing with a new consumer");
             drop(feed);
             let broken = Instant::now();
-            if start.elapsed() > Duration::from_secs(1) {
-                attempts = 0;
-            }
+            backoff.ended(start);
             feed = loop {
                 let api = Api::next(&mut self.state).await?;
                 match self.again(api, &mut reading).await {
@@ -147,8 +145,7 @@ impl Follower {
                     }
                     Err(error) => tracing::debug!(filter = %self.filter, %error, "no new consumer yet"),
                 }
-                sleep(pause(attempts)).await;
-                attempts += 1;
+                sleep(backoff.pause()).await;
             };
         }
     }

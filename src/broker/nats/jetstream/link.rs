@@ -1,14 +1,16 @@
 //! The JetStream connection: opened when it is first needed, and opened again, to the next server, whenever it is lost.
 //! It tries every server that the cluster announces, also those that `broker.url` does not name.
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use std::convert::Infallible;
 
-use super::client::{Client, Task, client};
-use crate::broker::nats::handshake::connect;
-use crate::broker::nats::{OPEN_LIMIT, RETRY_LIMIT, Settings, pause};
+use tokio::sync::{mpsc, watch};
+
+use super::client::{Client, client};
+use crate::broker::nats::handshake::Connection;
+use crate::broker::nats::{Settings, open};
+use crate::broker::reconnect::{Connect, stay_connected};
+use crate::broker::sink::{EventSink, WhenFull};
 use crate::broker::{BrokerError, Event, Link};
-use crate::net::reason::{LATE, Peer, sentence};
 
 /// The state of the connection.
 pub(super) enum State {
@@ -45,50 +47,60 @@ impl Api {
     }
 }
 
-/// Connects, and reconnects, until the event channel closes.
-pub(super) async fn keep(mut settings: Settings, events: mpsc::Sender<Event>, state: watch::Sender<State>) {
-    let mut server = fastrand::usize(..settings.len());
-    let (mut attempts, mut tried) = (0, 0);
-    let mut told = None;
-    loop {
-        let why = match open(&settings, server).await {
-            Ok((api, mut connection)) => {
-                if events.send(Event::Up(Link::Stored)).await.is_err() {
-                    return;
-                }
-                (told, tried) = (None, settings.len());
-                let start = Instant::now();
-                state.send_replace(State::Up(Box::new(api)));
-                let why = connection.run().await;
-                settings.discovered(server, connection.servers());
-                if start.elapsed() > RETRY_LIMIT {
-                    attempts = 0; // but not for a server that accepts the connection and then closes it
-                }
-                why
-            }
-            Err(why) => why,
-        };
-        server += 1;
-        tried += 1;
-        if tried < settings.len() {
-            continue; // callers wait until every server has been tried once
-        }
-        if told.as_ref() != Some(&why) {
-            state.send_replace(State::Down(why.clone()));
-            if events.send(Event::Down { link: Link::Stored, why: why.clone() }).await.is_err() {
-                return;
-            }
-            told = Some(why);
-        }
-        sleep(pause(attempts)).await;
-        attempts += 1;
-    }
+/// Connects, and stays connected, until the event channel closes.
+pub(super) async fn keep(settings: Settings, events: mpsc::Sender<Event>, state: watch::Sender<State>) {
+    let sink = EventSink::new(events, Some(Link::Stored), WhenFull::Wait);
+    let _ = stay_connected(&mut Keeper { server: settings.any(), settings, sink, state }).await;
 }
 
-async fn open(settings: &Settings, server: usize) -> Result<(Api, Task), String> {
-    let target = settings.target(server)?;
-    let late = |_| format!("cannot connect: {}:{}: {}", target.host, target.port, sentence(LATE, Peer::Nats));
-    let connection = timeout(OPEN_LIMIT, connect(&target)).await.map_err(late)??;
-    let (client, task) = client(connection);
-    Ok((Api { client }, task))
+/// The task that keeps the connection.
+struct Keeper {
+    settings: Settings,
+    /// Which server is tried next.
+    server: usize,
+    sink: EventSink,
+    /// What the other tasks of JetStream see.
+    state: watch::Sender<State>,
+}
+
+impl Connect for Keeper {
+    type Session = Connection;
+    type Command = Infallible;
+
+    async fn connect(&mut self, why: Option<&str>) -> Option<Result<Connection, String>> {
+        self.until_flushed(why.unwrap_or_default()).await?;
+        // Whoever waits for the first connection waits until every server had its chance.
+        let others = if why.is_none() { self.settings.len() - 1 } else { 0 };
+        for _ in 0..others {
+            if let Ok(connection) = open(&self.settings, self.server).await {
+                return Some(Ok(connection));
+            }
+            self.server += 1;
+        }
+        Some(open(&self.settings, self.server).await)
+    }
+
+    async fn serve(&mut self, connection: Connection) -> Option<String> {
+        self.sink.up();
+        self.until_flushed("").await?;
+        let (client, mut task) = client(connection);
+        self.state.send_replace(State::Up(Box::new(Api { client })));
+        let why = task.run().await;
+        self.settings.discovered(self.server, task.servers());
+        Some(why)
+    }
+
+    fn down(&mut self, why: &str) {
+        self.state.send_replace(State::Down(why.into()));
+        self.sink.down(why);
+        self.server += 1;
+    }
+
+    fn answer_away(&mut self, command: Infallible, _: &str) {
+        match command {}
+    }
+
+    fn channels(&mut self) -> (Option<&mut mpsc::Receiver<Infallible>>, &mut EventSink) {
+        (None, &mut self.sink)
+    }
 }

@@ -1,10 +1,9 @@
 //! A session: one connection, its commands and the server's answers, and its messages in their order of arrival.
 //!
-//! A `PING` follows commands, and the server's `PONG` confirms them: the server processes the lines of a connection in
-//! order, and reports refusals before the `PONG`. In a cluster, the other servers learn of a subscription later, so a
-//! subscription is confirmed after a pause (`broker.settle`). After a reconnect, and when servers join or leave the
-//! cluster, nothing is read for this long; then [`Event::Lost`] is sent, followed by the messages that have arrived
-//! meanwhile.
+//! A `PING` follows what was asked, and the server's `PONG` confirms it: the server takes the lines of a connection in
+//! order, and what it refuses it says before. In a cluster the other servers learn of a subscription later, so whoever
+//! subscribed is answered after a pause (`broker.settle`). After a reconnect, and when servers join or leave the cluster,
+//! nothing is read for as long; then `Event::Lost` is told, and what has arrived meanwhile follows it.
 //!
 //! While the event channel is full, nothing is read: the server waits, and closes the connection in the end.
 
@@ -18,7 +17,6 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until};
 
 use self::pending::{Batch, PendingCommand};
@@ -26,7 +24,8 @@ use super::handshake::{Connection, Socket};
 use super::subjects::{received, subject};
 use super::table::Table;
 use super::wire::{self, Info, Operation, PONG, Reader};
-use crate::broker::{BrokerError, Command, Event, Link};
+use crate::broker::sink::EventSink;
+use crate::broker::{BrokerError, Command};
 use crate::net::reason::{Peer, sentence};
 
 /// How long the server may be silent while it owes an answer.
@@ -65,11 +64,9 @@ pub(super) struct Session {
     batches: VecDeque<Batch>,
     /// Subscriptions that this server has confirmed, and when the cluster will know them.
     settling: VecDeque<(Instant, PendingCommand)>,
-    /// Events that wait for room in the channel. Nothing is read until this is empty.
-    outbox: VecDeque<Event>,
-    /// Whether [`Event::Up`] was sent.
-    pub(super) is_up: bool,
-    /// When the server last sent anything, or when reading was last paused.
+    /// Whether it was told that the connection is up.
+    is_up: bool,
+    /// When the server was last heard of, or could not be.
     heard: Instant,
     pinged: Instant,
     /// The server's last error text, for the reason of the end.
@@ -78,9 +75,9 @@ pub(super) struct Session {
 
 /// How messages are handled.
 enum Stage {
-    /// Messages are dropped; [`Event::Lost`] is sent for them once everything is subscribed again.
+    /// They are dropped: `Event::Lost` will be told for them once everything is subscribed again.
     Restoring,
-    /// Nothing is read until this time; then [`Event::Lost`] is sent with this reason.
+    /// They are left with the server until then; then `Event::Lost` is told, with this reason.
     Settling(Instant, &'static str),
     /// Messages are passed on.
     Open,
@@ -106,7 +103,6 @@ impl Session {
             stage: Stage::Open,
             batches: VecDeque::new(),
             settling: VecDeque::new(),
-            outbox: VecDeque::new(),
             is_up: false,
             heard: now,
             pinged: now,
@@ -132,12 +128,12 @@ impl Session {
         &mut self,
         table: &mut Table,
         commands: &mut mpsc::Receiver<Command>,
-        events: &mpsc::Sender<Event>,
+        sink: &mut EventSink,
     ) -> Option<String> {
         if matches!(self.stage, Stage::Open) {
-            self.up(events);
+            self.up(sink);
         }
-        let why = self.work(table, commands, events).await?;
+        let why = self.work(table, commands, sink).await?;
         let why = self.words.take().map_or(why, |words| sentence(&words, Peer::Nats));
         let settling = self.settling.drain(..).map(|(_, asked)| asked);
         for asked in self.batches.drain(..).flat_map(|batch| batch.asked).chain(settling) {
@@ -146,23 +142,18 @@ impl Session {
         Some(why)
     }
 
-    /// Events that still wait for room, to be sent after the end.
-    pub(super) fn left(self) -> VecDeque<Event> {
-        self.outbox
-    }
-
     async fn work(
         &mut self,
         table: &mut Table,
         commands: &mut mpsc::Receiver<Command>,
-        events: &mpsc::Sender<Event>,
+        sink: &mut EventSink,
     ) -> Option<String> {
-        let mut timer = pin!(sleep_until(self.next_time()));
+        let mut timer = pin!(sleep_until(self.next_time(sink)));
         loop {
-            while self.is_reading() {
+            while self.is_reading(sink) {
                 match self.reader.next() {
                     Ok(Some(operation)) => {
-                        if let Err(why) = self.take(operation, table, events) {
+                        if let Err(why) = self.take(operation, table, sink) {
                             return Some(why);
                         }
                     }
@@ -170,11 +161,11 @@ impl Session {
                     Err(error) => return Some(error.to_string()),
                 }
             }
-            let is_reading = self.is_reading();
+            let is_reading = self.is_reading(sink);
             if !is_reading {
                 self.heard = Instant::now(); // reading was paused, so nothing else is known
             }
-            let next = self.next_time();
+            let next = self.next_time(sink);
             if next < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(next);
             }
@@ -195,64 +186,46 @@ impl Session {
                     }
                 }
                 command = commands.recv(), if has_room => self.carry_out(command?, table, commands),
-                permit = events.reserve(), if !self.outbox.is_empty() => {
-                    if let (Ok(permit), Some(event)) = (permit, self.outbox.pop_front()) {
-                        permit.send(event);
-                    }
-                }
-                () = &mut timer => if let Err(why) = self.on_time(table, events) {
+                () = &mut timer => if let Err(why) = self.on_time(table, sink) {
                     return Some(why);
                 },
-                () = events.closed() => return None,
+                is_open = sink.flush() => is_open.then_some(())?,
             }
         }
     }
 
-    fn is_reading(&self) -> bool {
-        self.outbox.is_empty() && !matches!(self.stage, Stage::Settling(..))
+    fn is_reading(&self, sink: &EventSink) -> bool {
+        sink.is_empty() && !matches!(self.stage, Stage::Settling(..))
     }
 
-    fn tell(&mut self, event: Event, events: &mpsc::Sender<Event>) {
-        if !self.outbox.is_empty() {
-            self.outbox.push_back(event);
-        } else if let Err(TrySendError::Full(event)) = events.try_send(event) {
-            self.outbox.push_back(event);
-        }
-    }
-
-    fn up(&mut self, events: &mpsc::Sender<Event>) {
+    fn up(&mut self, sink: &mut EventSink) {
         self.stage = Stage::Open;
         if !self.is_up {
             self.is_up = true;
-            self.tell(Event::Up(Link::Pubsub), events);
+            sink.up();
         }
     }
 
-    /// Handles the data from the server. An error is the reason to end the connection.
-    fn take(
-        &mut self,
-        operation: Operation,
-        table: &mut Table,
-        events: &mpsc::Sender<Event>,
-    ) -> Result<(), String> {
+    /// Takes in what the server sent. An error is why the connection cannot go on.
+    fn take(&mut self, operation: Operation, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         match operation {
             Operation::Message(message) => {
                 if let Some(filter) = table.filter(message.sid)
                     && matches!(self.stage, Stage::Open)
                     && let Some(event) = received(filter, message)
                 {
-                    self.tell(event, events);
+                    sink.push(event);
                 }
             }
             Operation::TooLarge { sid, bytes } => {
                 if let Some(filter) = table.filter(sid) {
-                    let why = format!("a message has {bytes} bytes, more than the gateway reads");
-                    self.tell(Event::Lost { filters: Some(vec![filter.clone()]), why }, events);
+                    let why = format!("a message has {bytes} bytes, more than can be read");
+                    sink.lost(Some(vec![filter.clone()]), why);
                 }
             }
-            Operation::Pong => return self.answered(table, events),
+            Operation::Pong => return self.answered(table, sink),
             Operation::Ping => self.out.extend_from_slice(PONG),
-            Operation::Error(words) => self.refused(words, table, events),
+            Operation::Error(words) => self.refused(words, table, sink),
             Operation::Info(info) => self.informed(*info),
             Operation::Ok => {}
         }
@@ -277,16 +250,16 @@ impl Session {
         if self.settle.is_zero() { now } else { now + self.settle + (now - sent).min(SETTLE_MORE) }
     }
 
-    /// Called when everything is subscribed on this server; [`Event::Lost`] follows once the others know.
+    /// Everything is subscribed on this server; `Event::Lost` follows once the others know.
     fn settle(&mut self, sent: Instant, why: &'static str) {
         self.stage = Stage::Settling(self.settled(sent), why);
     }
 
-    /// When the next timeout is due.
-    fn next_time(&self) -> Instant {
+    /// When something is due that no event brings.
+    fn next_time(&self, sink: &EventSink) -> Instant {
         let front = self.batches.front();
         let silent =
-            front.filter(|_| self.is_reading()).map(|batch| self.heard.max(batch.sent) + SILENCE_LIMIT);
+            front.filter(|_| self.is_reading(sink)).map(|batch| self.heard.max(batch.sent) + SILENCE_LIMIT);
         let late =
             self.batches.iter().find(|batch| !batch.asked.is_empty()).map(|batch| batch.sent + ANSWER_LIMIT);
         let quiet = front.is_none().then(|| self.pinged + PING_AFTER);
@@ -298,8 +271,8 @@ impl Session {
         next.unwrap_or_else(|| Instant::now() + PING_AFTER)
     }
 
-    /// Handles timeouts. An error is the reason to end the connection.
-    fn on_time(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
+    /// Does what is due. An error is why the connection cannot go on.
+    fn on_time(&mut self, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         let now = Instant::now();
         while self.settling.front().is_some_and(|(at, _)| *at <= now)
             && let Some((_, asked)) = self.settling.pop_front()
@@ -309,9 +282,9 @@ impl Session {
         if let Stage::Settling(at, why) = self.stage
             && at <= now
         {
-            // After every subscription is confirmed again, and before the first message since then.
-            self.tell(Event::Lost { filters: None, why: why.into() }, events);
-            self.up(events);
+            // After every subscription is whole again and before the first message that came since.
+            sink.lost(None, why.into());
+            self.up(sink);
         }
         let Some(front) = self.batches.front() else {
             if self.pinged + PING_AFTER <= now {
@@ -319,7 +292,7 @@ impl Session {
             }
             return Ok(());
         };
-        if self.is_reading() && self.heard.max(front.sent) + SILENCE_LIMIT <= now {
+        if self.is_reading(sink) && self.heard.max(front.sent) + SILENCE_LIMIT <= now {
             return Err(format!("no confirmation within {} s", SILENCE_LIMIT.as_secs()));
         }
         self.fail_late(now, table);

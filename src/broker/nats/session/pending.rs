@@ -10,6 +10,7 @@ use super::{ANSWER_LIMIT, OUT_LIMIT, Session, Stage};
 use crate::broker::nats::subjects::{filter_of, speakable, subject, unquote};
 use crate::broker::nats::table::Table;
 use crate::broker::nats::wire::{self, PING};
+use crate::broker::sink::EventSink;
 use crate::broker::{BrokerError, Command, Event};
 use crate::protocol::headers::Headers;
 use crate::protocol::topic::{Filter, Topic};
@@ -137,13 +138,13 @@ impl Session {
         Ok(subject)
     }
 
-    /// Handles an error of the server.
-    pub(crate) fn refused(&mut self, words: String, table: &mut Table, events: &mpsc::Sender<Event>) {
+    /// Takes in an error that the server told.
+    pub(crate) fn refused(&mut self, words: String, table: &mut Table, sink: &mut EventSink) {
         let batch = self.batches.front_mut();
         if let Some(quoted) = words.strip_prefix("Permissions Violation for Subscription to ") {
             match (filter_of(quoted), batch) {
                 (Some(filter), Some(batch)) => drop(batch.filters.insert(filter, words)),
-                (Some(filter), None) => self.withdrawn(filter, words, table, events),
+                (Some(filter), None) => self.withdrawn(filter, words, table, sink),
                 (None, Some(batch)) => batch.doubt = Some(words),
                 (None, None) => tracing::warn!(%words, "NATS reports an error"),
             }
@@ -161,15 +162,15 @@ impl Session {
         self.words = Some(words);
     }
 
-    /// The server ended a confirmed subscription.
-    fn withdrawn(&mut self, filter: Filter, why: String, table: &mut Table, events: &mpsc::Sender<Event>) {
+    /// A subscription that had been confirmed was ended by the server.
+    fn withdrawn(&mut self, filter: Filter, why: String, table: &mut Table, sink: &mut EventSink) {
         if table.remove(&filter).is_some() {
-            self.tell(Event::Refused { filter, why }, events);
+            sink.push(Event::Refused { filter, why });
         }
     }
 
-    /// The server has answered a PING.
-    pub(crate) fn answered(&mut self, table: &mut Table, events: &mpsc::Sender<Event>) -> Result<(), String> {
+    /// The server has acted on everything up to a PING.
+    pub(crate) fn answered(&mut self, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         let Some(mut batch) = self.batches.pop_front() else { return Ok(()) };
         let settled = self.settled(batch.sent);
         for asked in batch.asked {
@@ -187,7 +188,7 @@ impl Session {
             }
         }
         for (filter, why) in batch.filters.drain() {
-            self.withdrawn(filter, why, table, events);
+            self.withdrawn(filter, why, table, sink);
         }
         if batch.doubt.is_none() {
             self.words = None;

@@ -1,6 +1,6 @@
 //! The followed keys, and the scheduling of their reads.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,9 +72,7 @@ pub(super) struct FollowedKeys {
     /// Keys that were not here at the last read, and when they are tried again.
     misplaced: Vec<Arc<str>>,
     misplaced_at: Instant,
-    /// Keys with a sample that waits to be compared.
-    checked: BTreeSet<Arc<str>>,
-    /// Keys of which at least one must not be read, so that a read of all fails; and the server's text.
+    /// Those of which one may not be read, so that no read of all of them succeeds; and what the server said.
     suspects: VecDeque<Arc<str>>,
     refusal: Option<String>,
     size: Arc<EntrySize>,
@@ -98,7 +96,6 @@ impl FollowedKeys {
             behind: VecDeque::new(),
             misplaced: Vec::new(),
             misplaced_at: now,
-            checked: BTreeSet::new(),
             suspects: VecDeque::new(),
             refusal: None,
             size,
@@ -132,9 +129,6 @@ impl FollowedKeys {
         let keys = std::mem::take(&mut self.keys).into_iter();
         let (left, stay): (Vec<_>, Vec<_>) = keys.partition(|(name, _)| has_left(name));
         self.keys = stay.into_iter().collect();
-        for (name, _) in &left {
-            self.checked.remove(name);
-        }
         left
     }
 
@@ -145,9 +139,6 @@ impl FollowedKeys {
             (key.since, key.behind, key.sampled) = (Instant::now(), false, None);
             if let Some(why) = lost {
                 key.moved(why, &mut events);
-            }
-            if key.is_checked() {
-                self.checked.insert(name.clone());
             }
             self.follow(&name, key);
         }
@@ -161,7 +152,6 @@ impl FollowedKeys {
 
     pub(super) fn unfollow(&mut self, name: &str) {
         self.keys.remove(name);
-        self.checked.remove(name);
     }
 
     /// Continues to read every key on a new connection. `moved` is the reason if messages may be missing there. Returns
@@ -179,9 +169,6 @@ impl FollowedKeys {
             if let Some(why) = moved {
                 key.moved(why, &mut events);
             }
-        }
-        if moved.is_some() {
-            self.checked.clear();
         }
         events
     }
@@ -291,65 +278,9 @@ impl FollowedKeys {
         }
         let mut events = Vec::new();
         self.size.learn(answer.iter().flat_map(|found| &found.entries));
-        // The keys that were read and had no entries. The others keep waiting.
-        let has_more = |found: &&KeyRead| !found.entries.is_empty() || matches!(found.sample, Some(Err(_)));
-        let found: HashSet<_> = answer.iter().filter(has_more).map(|found| &found.name).collect();
-        let nothing = |name: &&Arc<str>, key: &Key| match &round {
-            Round::Waiting => !key.behind && !found.contains(name),
-            Round::Behind(names) => names.contains(name) && !found.contains(name),
-            Round::Sweep | Round::Sift => false,
-        };
-        let unanswered: Vec<_> = self
-            .checked
-            .iter()
-            .filter(|name| self.keys.get(*name).is_some_and(|key| nothing(name, key)))
-            .cloned()
-            .collect();
-        for name in unanswered {
-            self.checked.remove(&name);
-            if let Some(key) = self.keys.get_mut(&name)
-                && let Err(end) = key.nothing_more(&mut events)
-            {
-                self.end(&name, |_| *end, &mut events);
-            }
-        }
-        for KeyRead { name, entries, is_full, sample } in answer {
-            let Some(key) = self.keys.get_mut(&name) else { continue };
-            if key.since > self.asked_at {
-                if self.is_shard {
-                    self.read_on(&name, Instant::now());
-                }
-                continue;
-            }
-            let sample = match sample.transpose() {
-                Ok(sample) => sample,
-                Err(BrokerError::Away(_)) if self.is_shard => {
-                    if self.misplaced.is_empty() {
-                        self.misplaced_at = Instant::now() + MISPLACED_RETRY;
-                    }
-                    self.misplaced.push(name);
-                    continue;
-                }
-                Err(BrokerError::Away(why)) => return Err(why),
-                Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
-                    self.refusal = None;
-                    self.end(&name, |key| key.refuse(why), &mut events);
-                    continue;
-                }
-            };
-            match key.take(entries, sample, &mut events) {
-                Ok(()) => {
-                    let is_checked = key.is_checked();
-                    // In a cluster, no read of all keys follows that would show whether there are more.
-                    if is_full || self.is_shard && is_checked {
-                        self.read_on(&name, Instant::now());
-                    }
-                    if is_checked {
-                        self.checked.insert(name);
-                    }
-                }
-                Err(end) => self.end(&name, |_| *end, &mut events),
-            }
+        self.take_nothing(&round, &answer, &mut events);
+        for found in answer {
+            self.take_key(found, &mut events)?;
         }
         if let Round::Sift = round
             && self.suspects.is_empty()
@@ -361,7 +292,73 @@ impl FollowedKeys {
         Ok(events)
     }
 
-    /// A read of many keys was refused: each of them is checked.
+    /// Compares the keys that were asked and had nothing. The others go on waiting.
+    fn take_nothing(&mut self, round: &Round, answer: &[KeyRead], events: &mut Vec<Event>) {
+        let has_more = |found: &&KeyRead| !found.entries.is_empty() || matches!(found.sample, Some(Err(_)));
+        let found: HashSet<_> = answer.iter().filter(has_more).map(|found| &found.name).collect();
+        let had_nothing = |name: &Arc<str>, key: &Key| key.is_checked() && !found.contains(name);
+        let unanswered: Vec<Arc<str>> = match round {
+            Round::Waiting => {
+                let asked = self.keys.iter().filter(|(_, key)| !key.behind);
+                asked.filter(|(name, key)| had_nothing(name, key)).map(|(name, _)| name.clone()).collect()
+            }
+            Round::Behind(names) => {
+                let asked = names.iter().filter_map(|name| Some((name, self.keys.get(name)?)));
+                asked.filter(|(name, key)| had_nothing(name, key)).map(|(name, _)| name.clone()).collect()
+            }
+            Round::Sweep | Round::Sift => Vec::new(),
+        };
+        for name in unanswered {
+            if let Some(key) = self.keys.get_mut(&name)
+                && let Err(end) = key.nothing_more(events)
+            {
+                self.end(&name, |_| *end, events);
+            }
+        }
+    }
+
+    /// Takes what a read brought of one key.
+    ///
+    /// # Errors
+    /// Why nothing can be read: one line.
+    fn take_key(&mut self, found: KeyRead, events: &mut Vec<Event>) -> Result<(), String> {
+        let KeyRead { name, entries, is_full, sample } = found;
+        let Some(key) = self.keys.get_mut(&name) else { return Ok(()) };
+        if key.since > self.asked_at {
+            if self.is_shard {
+                self.read_on(&name, Instant::now());
+            }
+            return Ok(());
+        }
+        let sample = match sample.transpose() {
+            Ok(sample) => sample,
+            Err(BrokerError::Away(_)) if self.is_shard => {
+                if self.misplaced.is_empty() {
+                    self.misplaced_at = Instant::now() + MISPLACED_RETRY;
+                }
+                self.misplaced.push(name);
+                return Ok(());
+            }
+            Err(BrokerError::Away(why)) => return Err(why),
+            Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
+                self.refusal = None;
+                self.end(&name, |key| key.refuse(why), events);
+                return Ok(());
+            }
+        };
+        match key.take(entries, sample, events) {
+            Ok(()) => {
+                // In a cluster no read of all keys follows in which it shows whether more is there.
+                if is_full || self.is_shard && key.is_checked() {
+                    self.read_on(&name, Instant::now());
+                }
+            }
+            Err(end) => self.end(&name, |_| *end, events),
+        }
+        Ok(())
+    }
+
+    /// A read of many was refused: each of them is to be looked at.
     fn suspect(&mut self, round: Round, why: &RedisError) -> Result<(), String> {
         if let BrokerError::Away(why) = fault(why) {
             return Err(why);
@@ -414,7 +411,6 @@ impl FollowedKeys {
     }
 
     fn end(&mut self, name: &str, event: impl FnOnce(Key) -> Event, events: &mut Vec<Event>) {
-        self.checked.remove(name);
         if let Some(key) = self.keys.remove(name) {
             events.push(event(key));
         }

@@ -8,7 +8,6 @@ use redis::{RedisError, Value};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::KeyOf;
 use super::entry::{self, Entry, EntryId};
 use super::sample::Sample;
 use super::server::ANSWER_LIMIT;
@@ -22,7 +21,15 @@ use crate::protocol::topic::{Filter, Topic};
 
 type Done<T> = oneshot::Sender<Result<T, BrokerError>>;
 
-/// A command for one key.
+/// Where a topic is kept.
+pub(super) struct KeyOf {
+    pub(super) name: String,
+    pub(super) topic: Topic,
+    /// The field that is the payload.
+    pub(super) payload: Option<String>,
+}
+
+/// A question, of one key.
 pub(super) struct Lookup {
     pub(super) key: KeyOf,
     pub(super) what: What,

@@ -1,5 +1,5 @@
-//! Slot migration: releases shard channels that another shard has now, adopts those that come from another, and tries
-//! migrating channels again.
+//! Shard channels that move between the shards of a cluster: given up, taken over, and tried again while they are not where
+//! they should be.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,103 +16,102 @@ use crate::broker::{BrokerError, Command};
 use crate::protocol::topic::Filter;
 
 impl<C: Into<ShardCommand>> Task<C> {
-    /// Releases the channels that another shard has now, except those with a pending subscription, which is answered
-    /// first. The server unsubscribes the channels of a migrated slot by itself; an UNSUBSCRIBE would race with its
-    /// push.
-    pub(super) fn leave(
+    /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The
+    /// server drops those of a slot that it gives away by itself; to ask for that as well would race with its saying so.
+    pub(super) fn release(
         &mut self,
         slots: Arc<Slots>,
-        asked: oneshot::Sender<Released<(String, Filter)>>,
+        left: oneshot::Sender<Released<(String, Filter)>>,
         waiting: &[Waiting],
     ) {
         let is_awaited = |channel: &str| waiting.iter().any(|(_, name, _)| name.as_str() == channel);
-        let has_lost =
-            |channel: &str| self.shard.as_ref().is_some_and(|shard| shard.has_lost(&slots, channel));
-        let left = self.table.channels.extract_if(|channel, _| has_lost(channel) && !is_awaited(channel));
-        let held: Vec<_> = left.map(|(channel, (filter, _))| (channel, filter)).collect();
+        let shard = self.context.shard.as_ref();
+        let has_lost = |channel: &str| shard.is_some_and(|shard| shard.has_lost(&slots, channel));
+        let channels = &mut self.context.table.channels;
+        let lost = channels.extract_if(|channel, _| has_lost(channel) && !is_awaited(channel));
+        let held: Vec<_> = lost.map(|(channel, (filter, _))| (channel, filter)).collect();
+        let remaining = channels.len();
         for (channel, filter) in &held {
-            self.migrating.remove(channel);
-            self.outbox.forget(filter);
+            self.channels.remove(&Name::Channel(channel.clone()));
+            self.context.sink.forget(filter);
         }
-        let _ = asked.send(Released { held, is_whole: false, remaining: self.table.channels.len() });
+        let _ = left.send(Released { held, is_whole: false, remaining });
         self.slots = Some(slots);
     }
 
-    /// Runs the releases and adoptions of the queue, even while the server owes an answer: a server that hangs would
-    /// delay them, and meanwhile deliver only some of the messages of channels that it no longer owns.
-    pub(super) fn carry_over(&mut self, queue: &mut VecDeque<ShardCommand>, waiting: &[Waiting]) {
-        while let Some(place) = queue.iter().position(|order| !matches!(order, ShardCommand::Command(_))) {
-            let mut before: VecDeque<ShardCommand> = queue.drain(..place).collect();
-            // Channels that were unsubscribed before are not handed over.
-            while let Some(mut place) = before.iter().position(ShardCommand::ends_subscription)
-                && let Some(ShardCommand::Command(Command::Unsubscribe { filter })) = before.remove(place)
-            {
-                let begins = |order: &ShardCommand| matches!(order, ShardCommand::Command(Command::Subscribe { filter: of, .. }) if *of == filter);
-                while let Some(begin) = before.iter().take(place).position(begins)
-                    && let Some(ShardCommand::Command(command)) = before.remove(begin)
-                {
-                    command.fail(BrokerError::Away("it was unsubscribed".into()));
-                    place -= 1;
-                }
-                self.unsubscribe(&filter);
-            }
-            match queue.pop_front() {
-                Some(ShardCommand::Release { slots, left }) => self.leave(slots, left, waiting),
-                Some(ShardCommand::Adopt(entering)) => self.enter(entering.held),
-                Some(ShardCommand::Command(_)) | None => {} // the index of a release or an adoption
-            }
-            before.append(queue);
-            *queue = before;
+    /// Takes over channels from another shard.
+    pub(super) fn adopt(&mut self, held: Vec<(String, Filter)>) {
+        for (channel, filter) in held {
+            let name = Name::Channel(channel);
+            self.context.sink.forget_dropped(&filter);
+            self.context.table.insert(&name, filter);
+            self.channels.adopt(name);
         }
     }
 
-    /// Adopts channels from another shard.
-    pub(super) fn enter(&mut self, held: Vec<(String, Filter)>) {
-        for (channel, filter) in held {
-            let name = Name::Channel(channel);
-            self.table.insert(&name, filter.clone());
-            self.outbox.moving(filter);
-            self.unwanted.retain(|unwanted| *unwanted != name);
-            self.migrating.enter(name.into_string());
+    /// Carries out what moves between shards, ahead of the commands that wait, and be it that the server owes an answer: one
+    /// that hangs would hold it up, and hand on meanwhile what little it hears of channels that are not its own any more.
+    pub(super) fn carry_over(&mut self, queue: &mut VecDeque<ShardCommand>, waiting: &[Waiting]) {
+        let mut commands = Vec::with_capacity(queue.len());
+        for order in queue.drain(..) {
+            match order {
+                ShardCommand::Command(command) => commands.push(command),
+                ShardCommand::Release { slots, left } => {
+                    commands = self.without_unsubscribed(commands);
+                    self.release(slots, left, waiting);
+                }
+                ShardCommand::Adopt(adopted) => {
+                    commands = self.without_unsubscribed(commands);
+                    self.adopt(adopted.held);
+                }
+            }
         }
+        queue.extend(commands.into_iter().map(ShardCommand::Command));
+    }
+
+    /// Ends the subscriptions that these commands end, so that they are not handed over, and those that they only began.
+    /// Returns the other commands.
+    fn without_unsubscribed(&mut self, commands: Vec<Command>) -> Vec<Command> {
+        let mut others = Vec::with_capacity(commands.len());
+        for command in commands {
+            let Command::Unsubscribe { filter: ended } = command else {
+                others.push(command);
+                continue;
+            };
+            let begins = |command: &mut Command| matches!(command, Command::Subscribe { filter, .. } if *filter == ended);
+            for begun in others.extract_if(.., begins) {
+                begun.fail(BrokerError::Away("it was unsubscribed from".into()));
+            }
+            self.unsubscribe(&ended);
+        }
+        others
     }
 
     /// Marks a channel as migrating: the server no longer has it, or does not have it yet.
     pub(super) fn go_astray(&mut self, channel: String) {
-        if let Some((filter, _)) = self.table.channels.get(&channel) {
-            self.outbox.moving(filter.clone());
-            self.migrating.go_astray(channel);
-            self.refresh_topology();
+        if let Some((filter, _)) = self.context.table.channels.get(&channel) {
+            self.context.sink.forget_dropped(filter);
+            self.channels.go_astray(Name::Channel(channel));
+            self.context.refresh_topology();
         }
     }
 
-    pub(super) fn refresh_topology(&self) {
-        self.shard.iter().for_each(|shard| shard.refresh_topology());
-    }
-
-    /// Handles the answers to migrating channels that were tried.
-    pub(super) fn answer_strays(&mut self, channels: Vec<String>, faults: &HashMap<Name, BrokerError>) {
+    /// Takes what the server answered for the channels that were tried.
+    pub(super) fn answer_tried(&mut self, faults: &HashMap<Name, BrokerError>) {
         let mut arrived = Vec::new();
-        for channel in channels {
-            let name = Name::Channel(channel);
-            match faults.get(&name) {
-                Some(BrokerError::Away(_)) => {}
-                Some(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
-                    self.migrating.remove(name.as_str());
-                    for filter in self.table.remove_name(&name) {
-                        self.outbox.forget(&filter);
-                        self.outbox.refused(filter, why);
-                    }
-                }
-                // It may have moved again since.
-                None if self.migrating.has_arrived(name.as_str()) => {
-                    arrived.extend(self.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
-                }
-                None => {}
-            }
+        for name in self.channels.answered(faults) {
+            arrived.extend(self.context.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
         }
         if !arrived.is_empty() {
-            self.outbox.arrived(arrived, "its slot has moved");
+            self.context.sink.lost(Some(arrived), "its slot has moved".into());
+        }
+        for (name, fault) in faults {
+            let (BrokerError::Refused(why) | BrokerError::Unfit(why)) = fault else { continue };
+            // Those that somebody waited for are in the table no longer.
+            self.channels.remove(name);
+            for filter in self.context.table.remove_name(name) {
+                self.context.sink.refused(filter, why.clone());
+            }
         }
     }
 }

@@ -1,0 +1,90 @@
+//! Staying connected: the loop of every task that keeps a connection to a server.
+
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::pin::pin;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::backoff::Backoff;
+use super::sink::EventSink;
+
+/// A task that keeps one connection. What returns an `Option` returns `None` when the task is to end: nobody sends commands,
+/// or nobody takes events.
+pub(super) trait Connect {
+    type Session;
+    type Command;
+
+    /// Makes one attempt. An error is why it failed, in one line without secrets. `why` is why there is no connection;
+    /// `None` before the first attempt.
+    async fn connect(&mut self, why: Option<&str>) -> Option<Result<Self::Session, String>>;
+
+    /// Serves a session to its end. Returns why it ended.
+    async fn serve(&mut self, session: Self::Session) -> Option<String>;
+
+    /// There is no connection, and why.
+    fn down(&mut self, why: &str);
+
+    /// Answers a command without a connection.
+    fn answer_away(&mut self, command: Self::Command, why: &str);
+
+    /// The command channel, if the task has one, and the way to the event channel.
+    fn channels(&mut self) -> (Option<&mut mpsc::Receiver<Self::Command>>, &mut EventSink);
+
+    /// Does one thing that needs no connection: answers a command, or sends events that waited for room.
+    async fn step_down(&mut self, why: &str) -> Option<()> {
+        let (commands, sink) = self.channels();
+        tokio::select! {
+            command = next(commands) => self.answer_away(command?, why),
+            is_open = sink.flush() => is_open.then_some(())?,
+        }
+        Some(())
+    }
+
+    /// Answers commands until `work` is done.
+    async fn while_down<F: Future>(&mut self, work: F, why: &str) -> Option<F::Output> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                step = self.step_down(why) => step?,
+            }
+        }
+    }
+
+    /// Answers commands until no event waits for room.
+    async fn until_flushed(&mut self, why: &str) -> Option<()> {
+        while !self.channels().1.is_empty() {
+            self.step_down(why).await?;
+        }
+        Some(())
+    }
+}
+
+/// Connects, serves, and connects again, until the task is to end.
+pub(super) async fn stay_connected<T: Connect>(task: &mut T) -> Option<Infallible> {
+    let mut backoff = Backoff::new();
+    let mut last: Option<String> = None;
+    loop {
+        let why = match task.connect(last.as_deref()).await? {
+            Ok(session) => {
+                let start = Instant::now();
+                let why = task.serve(session).await?;
+                backoff.ended(start);
+                why
+            }
+            Err(why) => why,
+        };
+        task.down(&why);
+        task.while_down(sleep(backoff.pause()), &why).await?;
+        last = Some(why);
+    }
+}
+
+async fn next<C>(commands: Option<&mut mpsc::Receiver<C>>) -> Option<C> {
+    match commands {
+        Some(commands) => commands.recv().await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,162 @@
+//! What a task does with its orders: follows keys, puts questions, and gives keys to the other shards of a cluster.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::key::Key;
+use super::lookup::{KeyOf, Lookup, What};
+use super::read::samples;
+use super::server::Session;
+use super::{ShardCommand, Task};
+use crate::broker::redis::answers::words;
+use crate::broker::redis::cluster::Slots;
+use crate::broker::redis::shards::{Adopted, Released, Routed};
+use crate::broker::redis::table::Name;
+use crate::broker::{BrokerError, StoredCommand};
+use crate::protocol::source::Source;
+use crate::protocol::topic::Filter;
+
+/// Who waits for a subscription.
+type Done = oneshot::Sender<Result<(), BrokerError>>;
+
+/// Keys that a shard gives up.
+type ReleasedKeys = Released<(Arc<str>, Key)>;
+
+impl<C: Into<ShardCommand>> Task<C> {
+    /// Answers an order without a connection.
+    pub(super) fn answer_order_away(&mut self, order: ShardCommand, why: &str) {
+        match order {
+            ShardCommand::Command(StoredCommand::Unsubscribe { filter }) => self.unfollow(&filter),
+            ShardCommand::Command(command) => command.fail(BrokerError::Away(why.into())),
+            ShardCommand::Release { slots, left } => self.release(&slots, left, false),
+            ShardCommand::Adopt(adopted) => self.adopt(adopted),
+        }
+    }
+
+    /// Gives up the keys that another shard has now.
+    fn release(&mut self, slots: &Slots, left: oneshot::Sender<ReleasedKeys>, is_whole: bool) {
+        let held = self.following.leave(|name| self.context.has_lost(slots, name));
+        let released = Released { held, is_whole, remaining: self.following.len() };
+        // Once what was read of the keys before is told: the next shard must not overtake it.
+        self.context.sink.then(move || drop(left.send(released)));
+    }
+
+    /// Goes on with keys that another shard has followed, from where it was.
+    fn adopt(&mut self, Adopted { held, lost }: Adopted<(Arc<str>, Key)>) {
+        let events = self.following.enter(held, lost.as_deref());
+        self.tell(events);
+    }
+
+    /// Takes the queue's commands. Returns whether a key is followed that was not before.
+    ///
+    /// # Errors
+    /// Why the connection cannot be used any more.
+    pub(super) async fn carry_out(&mut self, session: &Session) -> Result<bool, String> {
+        let mut is_new = false;
+        while let Some(order) = self.queue.pop_front() {
+            let command = match order {
+                ShardCommand::Command(command) => command,
+                ShardCommand::Release { slots, left } => {
+                    self.release(&slots, left, true);
+                    continue;
+                }
+                ShardCommand::Adopt(adopted) => {
+                    self.adopt(adopted);
+                    continue;
+                }
+            };
+            match command {
+                StoredCommand::Subscribe { .. } => {
+                    self.queue.push_front(command.into());
+                    is_new |= self.follow(session).await?;
+                }
+                StoredCommand::Unsubscribe { filter } => self.unfollow(&filter),
+                StoredCommand::Publish { topic, source, payload, headers, done } => {
+                    self.look_up(&Filter::from(topic), source, What::Publish { payload, headers, done });
+                }
+                StoredCommand::Fetch { filter, source, after, until, done } => {
+                    self.look_up(&filter, source, What::Fetch { after, until, done });
+                }
+                StoredCommand::Locate { filter, source, place, done } => {
+                    self.look_up(&filter, source, What::Locate { place, done });
+                }
+            }
+        }
+        Ok(is_new)
+    }
+
+    /// Follows what the subscriptions at the head of the queue name, all with one round to the server.
+    async fn follow(&mut self, session: &Session) -> Result<bool, String> {
+        let mut begins: Vec<(KeyOf, Filter, Done)> = Vec::new();
+        while let Some(order) = self.queue.pop_front() {
+            let ShardCommand::Command(StoredCommand::Subscribe { filter, source, done }) = order else {
+                self.queue.push_front(order);
+                break;
+            };
+            match self.key_of(&filter, &source) {
+                Err(why) => drop(done.send(Err(why))),
+                Ok(key) if self.following.contains(&key.name) => drop(done.send(Ok(()))),
+                // Looked at again once the first is followed.
+                Ok(key) if begins.iter().any(|(other, ..)| other.name == key.name) => {
+                    self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
+                    break;
+                }
+                Ok(key) => begins.push((key, filter, done)),
+            }
+        }
+        let mut connection = session.commands.clone();
+        let samples = match samples(&mut connection, begins.iter().map(|(key, ..)| &*key.name)).await {
+            Ok(samples) => samples,
+            Err(error) => {
+                let why = words(&error);
+                for (.., done) in begins {
+                    let _ = done.send(Err(BrokerError::Away(why.clone())));
+                }
+                return Err(why);
+            }
+        };
+        let mut is_new = false;
+        for ((KeyOf { name, topic, payload }, filter, done), sample) in begins.into_iter().zip(samples) {
+            match sample.and_then(|sample| Key::begin(filter, topic, payload, &sample)) {
+                Ok((key, head)) => {
+                    self.context.sink.push(key.begun(&name, head));
+                    self.context.sink.then(move || drop(done.send(Ok(()))));
+                    self.following.follow(&name, key);
+                    is_new = true;
+                }
+                Err(why) => {
+                    self.look_elsewhere(&why);
+                    let _ = done.send(Err(why));
+                }
+            }
+        }
+        Ok(is_new)
+    }
+
+    fn unfollow(&mut self, filter: &Filter) {
+        if let Ok(Name::Channel(name)) = self.context.table.name(filter) {
+            self.following.unfollow(&name);
+            self.context.sink.forget(filter);
+        }
+    }
+
+    fn look_up(&mut self, filter: &Filter, source: Source, what: What) {
+        match self.key_of(filter, &source) {
+            Ok(key) => self.lookups.push_back(Lookup { key, what }),
+            Err(why) => what.fail(why),
+        }
+    }
+
+    /// The key of a topic.
+    fn key_of(&self, filter: &Filter, source: &Source) -> Result<KeyOf, BrokerError> {
+        let refused = |why: &str| Err(BrokerError::Refused(why.into()));
+        let Source::RedisStream { payload } = source else {
+            return refused("Redis keeps nothing but Redis Streams");
+        };
+        match (self.context.table.name(filter)?, filter.topic()) {
+            (Name::Channel(name), Some(topic)) => Ok(KeyOf { name, topic, payload: payload.clone() }),
+            _ => refused(StoredCommand::NO_PATTERNS),
+        }
+    }
+}
