@@ -65,10 +65,8 @@ fn filter(level: &str) -> Result<Targets, tracing_subscriber::filter::ParseError
     }
     let ours = ours.unwrap_or(LevelFilter::INFO);
     let named: Targets = named.join(",").parse()?;
-    // Later targets of the same name win, so a named target overrides the bare level. async-nats logs each of our
-    // attempts to connect as an error; broker/nats logs what matters.
-    let base =
-        [(env!("CARGO_PKG_NAME"), ours), ("async_nats", LevelFilter::OFF)].into_iter().chain(named.iter());
+    // Later targets of the same name win, so a named target overrides the bare level.
+    let base = [(env!("CARGO_PKG_NAME"), ours)].into_iter().chain(named.iter());
     Ok(Targets::new().with_default(ours.min(LevelFilter::WARN)).with_targets(base.collect::<Vec<_>>()))
 }
 
@@ -84,7 +82,6 @@ mod tests {
         assert!(filter.would_enable("topicgate::http", &Level::DEBUG));
         assert!(!filter.would_enable("hyper", &Level::INFO));
         assert!(filter.would_enable("hyper", &Level::WARN));
-        assert!(!filter.would_enable("async_nats", &Level::ERROR));
     }
 
     #[test]

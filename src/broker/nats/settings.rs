@@ -2,15 +2,14 @@
 //! names its key, and read again for every session, so that rotated files are used.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::rustls::pki_types::pem::PemObject;
-use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use async_nats::rustls::{ClientConfig, RootCertStore, crypto};
-use async_nats::{ConnectOptions, ServerAddr};
+use nkeys::KeyPair;
 use percent_encoding::percent_decode_str;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, crypto};
 use url::Url;
 
 use crate::config::{self, BrokerTls};
@@ -18,7 +17,10 @@ use crate::config::{self, BrokerTls};
 /// The most servers of a cluster that are known in addition to `broker.url`.
 const DISCOVERED: usize = 64;
 
-/// The servers and logins.
+/// Where a server listens whose URL names no port.
+const DEFAULT_PORT: u16 = 4222;
+
+/// Where to connect, and as whom.
 #[derive(Clone)]
 pub(in crate::broker) struct Settings {
     servers: Vec<Server>,
@@ -29,9 +31,19 @@ pub(in crate::broker) struct Settings {
     pub(super) settle: Duration,
 }
 
+/// Where a server listens.
+#[derive(Clone, PartialEq, Eq)]
+struct Address {
+    /// Without the brackets of an IPv6 address.
+    host: String,
+    port: u16,
+    /// Whether its scheme says so.
+    needs_tls: bool,
+}
+
 #[derive(Clone)]
 struct Server {
-    address: ServerAddr,
+    address: Address,
     login: Login,
     /// The host name in its certificate; the address may be a number.
     host: String,
@@ -69,7 +81,7 @@ pub(super) enum Proof {
     Token(String),
     /// A key that signs the server's nonce; the user is in the token, if there is one.
     Key {
-        pair: Box<nkeys::KeyPair>,
+        pair: Box<KeyPair>,
         jwt: Option<String>,
     },
 }
@@ -90,7 +102,7 @@ impl Settings {
                         .into());
                 }
             };
-            servers.push(Server { host: address.host().to_owned(), address, login });
+            servers.push(Server { host: address.host.clone(), address, login });
         }
         let (named, settle) = (servers.len(), config.settle);
         let settings = Settings { named, servers, tls: config.tls.clone(), settle };
@@ -111,29 +123,23 @@ impl Settings {
     /// The server `index`, ready to connect to.
     pub(super) fn target(&self, index: usize) -> Result<Target, String> {
         let Server { address, login, host } = &self.servers[index % self.servers.len()];
-        let pair = |seed: &str, key: &str| {
-            nkeys::KeyPair::from_seed(seed)
-                .map(Box::new)
-                .map_err(|error| format!("{key}: it is not the seed of an NKey: {error}"))
-        };
         let proof = match login.clone() {
             Login::Nobody => Proof::Nothing,
             Login::User { user, password } => Proof::User { user, password },
             Login::Token(token) => Proof::Token(token),
-            Login::Nkey(seed) => Proof::Key { pair: pair(&seed, "broker.nkey")?, jwt: None },
+            Login::Nkey(seed) => Proof::Key { pair: key_pair(&seed).map_err(nkey)?, jwt: None },
             Login::Credentials(path) => {
                 let text = read(&path, "broker.credentials")?;
-                let (jwt, seed) = credentials(&text)
-                    .ok_or_else(|| explain("broker.credentials", &path, "it has no token and seed"))?;
-                Proof::Key { pair: pair(seed, "broker.credentials")?, jwt: Some(jwt.to_owned()) }
+                let (jwt, pair) = credentials(&text, &path)?;
+                Proof::Key { pair, jwt: Some(jwt) }
             }
         };
         Ok(Target {
-            host: address.host().to_owned(),
-            port: address.port(),
+            host: address.host.clone(),
+            port: address.port,
             tls_host: host.clone(),
             tls: Arc::new(tls(&self.tls)?),
-            needs_tls: address.tls_required() || self.tls != BrokerTls::default(),
+            needs_tls: address.needs_tls || self.tls != BrokerTls::default(),
             proof,
         })
     }
@@ -144,19 +150,33 @@ impl Settings {
         let Server { address: like, login, host: name } = self.servers[index % self.servers.len()].clone();
         self.servers.truncate(self.named);
         for address in addresses.iter().take(DISCOVERED) {
-            let parsed = ServerAddr::from_str(&format!("{}://{address}", like.scheme()));
-            if let Ok(address) = parsed
+            let scheme = if like.needs_tls { "tls" } else { "nats" };
+            let parsed = Url::parse(&format!("{scheme}://{address}")).ok();
+            if let Some(address) = parsed.as_ref().and_then(Address::of)
                 && !self.servers.iter().any(|known| known.address == address)
             {
-                let is_number = address.host().parse::<std::net::IpAddr>().is_ok();
-                let host = if is_number { name.clone() } else { address.host().to_owned() };
+                let is_number = address.host.parse::<std::net::IpAddr>().is_ok();
+                let host = if is_number { name.clone() } else { address.host.clone() };
                 self.servers.push(Server { address, login: login.clone(), host });
             }
         }
     }
 }
 
-/// The login of the keys in addition to `broker.url`, checked.
+impl Address {
+    /// The address in a URL, if it names a host.
+    fn of(url: &Url) -> Option<Self> {
+        let host = url.host_str().filter(|host| !host.is_empty())?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        Some(Address {
+            host: host.to_owned(),
+            port: url.port().unwrap_or(DEFAULT_PORT),
+            needs_tls: url.scheme() == "tls",
+        })
+    }
+}
+
+/// The login that the keys beside `broker.url` give, checked.
 fn common_login(config: &config::Broker) -> Result<Login, String> {
     let mut logins = Vec::new();
     match (&config.user, &config.password) {
@@ -171,16 +191,12 @@ fn common_login(config: &config::Broker) -> Result<Login, String> {
         logins.push(Login::Token(token.0.clone()));
     }
     if let Some(seed) = &config.nkey {
-        nkeys::KeyPair::from_seed(&seed.0).map_err(|error| {
-            format!("broker.nkey: it is not the seed of an NKey, which starts with SU: {error}")
-        })?;
+        key_pair(&seed.0).map_err(nkey)?;
         logins.push(Login::Nkey(seed.0.clone()));
     }
     if let Some(path) = &config.credentials {
         let text = read(path, "broker.credentials")?;
-        ConnectOptions::new()
-            .credentials(&text)
-            .map_err(|error| explain("broker.credentials", path, error))?;
+        credentials(&text, path)?;
         logins.push(Login::Credentials(path.clone()));
     }
     if logins.len() > 1 {
@@ -189,28 +205,38 @@ fn common_login(config: &config::Broker) -> Result<Login, String> {
     Ok(logins.pop().unwrap_or(Login::Nobody))
 }
 
-/// The token and the seed in a credentials file: each on its own line between two lines of dashes.
-fn credentials(text: &str) -> Option<(&str, &str)> {
+/// The token and the key in a file of credentials. Each is a line of its own between two that begin and end with dashes.
+fn credentials(text: &str, path: &Path) -> Result<(String, Box<KeyPair>), String> {
     let is_frame = |line: &str| line.starts_with("---") && line.ends_with("---");
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let mut framed = lines.windows(3).filter(|lines| {
         let is_text = !lines[1].is_empty() && !lines[1].starts_with("---");
         is_frame(lines[0]) && is_text && is_frame(lines[2])
     });
-    Some((framed.next()?[1], framed.next()?[1]))
+    let (Some(jwt), Some(seed)) = (framed.next(), framed.next()) else {
+        return Err(explain("broker.credentials", path, "no token and seed in it"));
+    };
+    let pair = key_pair(seed[1]).map_err(|why| explain("broker.credentials", path, why))?;
+    Ok((jwt[1].to_owned(), pair))
 }
 
-/// A server of `broker.url`. The login is removed from the address, because async-nats logs addresses at debug level
-/// and does not read a login from them.
-fn server(text: &str) -> Result<(ServerAddr, Login), String> {
-    // The text may have a password, so no message repeats it.
-    let mut url = Url::parse(text).map_err(|error| format!("broker.url: {error}"))?;
+fn nkey(why: String) -> String {
+    format!("broker.nkey: {why}")
+}
+
+fn key_pair(seed: &str) -> Result<Box<KeyPair>, String> {
+    let pair = KeyPair::from_seed(seed).map(Box::new);
+    pair.map_err(|error| format!("not the seed of an NKey, which starts with SU: {error}"))
+}
+
+/// One server of `broker.url`.
+fn server(text: &str) -> Result<(Address, Login), String> {
+    // The text may hold a password, so it is in no message.
+    let url = Url::parse(text).map_err(|error| format!("broker.url: {error}"))?;
     if !matches!(url.scheme(), "nats" | "tls") {
         return Err(format!("broker.url: {}:// is not NATS; write nats:// or tls://", url.scheme()));
     }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err("broker.url: it has no host; write nats://host:4222".into());
-    }
+    let address = Address::of(&url).ok_or("broker.url: it names no host; write nats://host:4222")?;
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
         return Err("broker.url: nothing may follow the port; write nats://host:4222".into());
     }
@@ -226,10 +252,6 @@ fn server(text: &str) -> Result<(ServerAddr, Login), String> {
         (token, None) => Login::Token(decode(token)?),
         (user, Some(password)) => Login::User { user: decode(user)?, password: decode(password)? },
     };
-    let unusable = |()| "broker.url: it cannot have a user".to_owned();
-    url.set_username("").map_err(unusable)?;
-    url.set_password(None).map_err(unusable)?;
-    let address = ServerAddr::from_url(url).map_err(|error| format!("broker.url: {error}"))?;
     Ok((address, login))
 }
 
