@@ -122,7 +122,7 @@ impl EventSink {
         self.push(Event::Lost { filters, why });
     }
 
-    /// The server no longer allows a filter.
+    /// Reports that the server no longer allows a filter.
     pub(super) fn refused(&mut self, filter: Filter, why: String) {
         self.forget(&filter);
         self.push(Event::Refused { filter, why });
@@ -136,7 +136,7 @@ impl EventSink {
         }
     }
 
-    /// The connection ended, or could not be made.
+    /// Reports that the connection ended or failed.
     pub(super) fn down(&mut self, why: &str) {
         if self.when_full == WhenFull::Drop {
             // The loss of all that follows the next connection covers these. Told now, they would come before the
@@ -210,7 +210,9 @@ impl Backlog {
             return Some(event);
         }
         let (filter, count) = self.dropped.pop_first()?;
-        let why = format!("{count} messages were dropped: they came faster than they were taken");
+        let why = format!(
+            "{count} messages were dropped, because they arrived faster than the gateway could process them"
+        );
         Some(Event::Lost { filters: Some(vec![filter]), why })
     }
 

@@ -37,7 +37,7 @@ use crate::net::reason::{LATE, Peer, sentence};
 /// The timeout for all addresses of a server, name resolution included.
 const OPEN_LIMIT: Duration = Duration::from_secs(8);
 
-/// Connects, and stays connected, until the command channel or the event channel closes.
+/// Connects, and reconnects, until the command channel or the event channel closes.
 pub(super) async fn run(settings: Settings, commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
     let mut nats = Nats {
         server: settings.any(),

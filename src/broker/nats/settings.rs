@@ -20,7 +20,7 @@ const DISCOVERED: usize = 64;
 /// Where a server listens whose URL names no port.
 const DEFAULT_PORT: u16 = 4222;
 
-/// Where to connect, and as whom.
+/// The servers and logins.
 #[derive(Clone)]
 pub(in crate::broker) struct Settings {
     servers: Vec<Server>,
@@ -115,7 +115,7 @@ impl Settings {
         fastrand::usize(..self.len())
     }
 
-    /// How many servers there are; at least one.
+    /// The number of servers; at least one.
     pub(super) fn len(&self) -> usize {
         self.servers.len()
     }
@@ -176,7 +176,7 @@ impl Address {
     }
 }
 
-/// The login that the keys beside `broker.url` give, checked.
+/// The login of the keys in addition to `broker.url`, checked.
 fn common_login(config: &config::Broker) -> Result<Login, String> {
     let mut logins = Vec::new();
     match (&config.user, &config.password) {
@@ -231,7 +231,7 @@ fn key_pair(seed: &str) -> Result<Box<KeyPair>, String> {
 
 /// One server of `broker.url`.
 fn server(text: &str) -> Result<(Address, Login), String> {
-    // The text may hold a password, so it is in no message.
+    // The text may have a password, so no message repeats it.
     let url = Url::parse(text).map_err(|error| format!("broker.url: {error}"))?;
     if !matches!(url.scheme(), "nats" | "tls") {
         return Err(format!("broker.url: {}:// is not NATS; write nats:// or tls://", url.scheme()));

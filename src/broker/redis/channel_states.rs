@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::table::Name;
 use crate::broker::BrokerError;
 
-/// A channel that was not where it should be is tried again after this.
+/// How long until a migrating channel is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// How it stands with one channel. One that has no state is subscribed if it is in the table, and is not if not.
@@ -85,7 +85,7 @@ impl ChannelStates {
         unwanted.map(|(name, _)| name).collect()
     }
 
-    /// The server is asked to unsubscribe from these.
+    /// Records that an UNSUBSCRIBE was sent for these channels.
     pub(super) fn leave<'a>(&mut self, names: impl Iterator<Item = &'a Name>) {
         self.states.extend(names.map(|name| (name.clone(), ChannelState::Leaving)));
     }
@@ -96,7 +96,7 @@ impl ChannelStates {
         is_leaving && self.states.remove(name).is_some()
     }
 
-    /// All that was asked is answered.
+    /// Called when all pending UNSUBSCRIBEs have been answered.
     pub(super) fn all_have_left(&mut self) {
         self.states.retain(|_, state| *state != ChannelState::Leaving);
     }

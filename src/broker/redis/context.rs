@@ -46,7 +46,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// The connection ended, or could not be made.
+    /// Reports that the connection ended or failed.
     pub(super) fn down(&mut self, why: &str) {
         self.sink.down(why);
         if let Some(shard) = &self.shard {

@@ -54,7 +54,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 /// A PING is sent this long after the last answer. With [`SILENCE_LIMIT`], a dead connection is detected within 8 s.
 const PING_AFTER: Duration = Duration::from_secs(4);
 
-/// Commands, channels of one command, and messages that are taken at once.
+/// The most commands, channels of one command, and messages that are handled at once.
 const BATCH: usize = 256;
 
 type ShardCommand = shards::ShardCommand<Command>;

@@ -105,8 +105,8 @@ async fn subscribe_all(
     address: &str,
     names: [Vec<Name>; 2],
 ) -> Result<(Vec<(Name, String)>, Vec<String>), SessionEnd> {
-    // A server that was stopped still accepts connections (its kernel does), and one that wants a password or has
-    // too many clients says so only now. A narrow ACL may well not grant PING: that is an answer like any other.
+    // The kernel of a stopped server still accepts connections, and a server that requires a password or has too
+    // many clients reports it only now. A restricted ACL may not allow PING: that counts as an answer, too.
     let answer = timeout(SILENCE_LIMIT, ping(sink.clone())).await;
     let answer = answer.map_err(|_| unusable(address, sentence(LATE, Peer::Redis)))?;
     if let Some(why) = answer.err().filter(|why| why.code() != Some("NOPERM")) {

@@ -47,7 +47,7 @@ impl Api {
     }
 }
 
-/// Connects, and stays connected, until the event channel closes.
+/// Connects, and reconnects, until the event channel closes.
 pub(super) async fn keep(settings: Settings, events: mpsc::Sender<Event>, state: watch::Sender<State>) {
     let sink = EventSink::new(events, Some(Link::Stored), WhenFull::Wait);
     let _ = stay_connected(&mut Keeper { server: settings.any(), settings, sink, state }).await;

@@ -66,7 +66,7 @@ pub(super) struct Session {
     settling: VecDeque<(Instant, PendingCommand)>,
     /// Whether it was told that the connection is up.
     is_up: bool,
-    /// When the server was last heard of, or could not be.
+    /// When the server last sent anything, or when reading was last paused.
     heard: Instant,
     pinged: Instant,
     /// The server's last error text, for the reason of the end.
@@ -206,7 +206,7 @@ impl Session {
         }
     }
 
-    /// Takes in what the server sent. An error is why the connection cannot go on.
+    /// Handles the data from the server. An error is the reason to end the connection.
     fn take(&mut self, operation: Operation, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         match operation {
             Operation::Message(message) => {
@@ -219,7 +219,7 @@ impl Session {
             }
             Operation::TooLarge { sid, bytes } => {
                 if let Some(filter) = table.filter(sid) {
-                    let why = format!("a message has {bytes} bytes, more than can be read");
+                    let why = format!("a message has {bytes} bytes, more than the gateway reads");
                     sink.lost(Some(vec![filter.clone()]), why);
                 }
             }
@@ -255,7 +255,7 @@ impl Session {
         self.stage = Stage::Settling(self.settled(sent), why);
     }
 
-    /// When something is due that no event brings.
+    /// When the next timeout is due.
     fn next_time(&self, sink: &EventSink) -> Instant {
         let front = self.batches.front();
         let silent =
@@ -271,7 +271,7 @@ impl Session {
         next.unwrap_or_else(|| Instant::now() + PING_AFTER)
     }
 
-    /// Does what is due. An error is why the connection cannot go on.
+    /// Handles timeouts. An error is the reason to end the connection.
     fn on_time(&mut self, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         let now = Instant::now();
         while self.settling.front().is_some_and(|(at, _)| *at <= now)
@@ -282,7 +282,7 @@ impl Session {
         if let Stage::Settling(at, why) = self.stage
             && at <= now
         {
-            // After every subscription is whole again and before the first message that came since.
+            // After every subscription is confirmed again, and before the first message since then.
             sink.lost(None, why.into());
             self.up(sink);
         }

@@ -138,7 +138,7 @@ impl Session {
         Ok(subject)
     }
 
-    /// Takes in an error that the server told.
+    /// Handles an error of the server.
     pub(crate) fn refused(&mut self, words: String, table: &mut Table, sink: &mut EventSink) {
         let batch = self.batches.front_mut();
         if let Some(quoted) = words.strip_prefix("Permissions Violation for Subscription to ") {
@@ -162,14 +162,14 @@ impl Session {
         self.words = Some(words);
     }
 
-    /// A subscription that had been confirmed was ended by the server.
+    /// The server ended a confirmed subscription.
     fn withdrawn(&mut self, filter: Filter, why: String, table: &mut Table, sink: &mut EventSink) {
         if table.remove(&filter).is_some() {
             sink.push(Event::Refused { filter, why });
         }
     }
 
-    /// The server has acted on everything up to a PING.
+    /// The server has answered a PING.
     pub(crate) fn answered(&mut self, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         let Some(mut batch) = self.batches.pop_front() else { return Ok(()) };
         let settled = self.settled(batch.sent);

@@ -17,14 +17,14 @@ use crate::broker::{BrokerError, StoredCommand};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// Who waits for a subscription.
+/// The answer to a subscription.
 type Done = oneshot::Sender<Result<(), BrokerError>>;
 
 /// Keys that a shard gives up.
 type ReleasedKeys = Released<(Arc<str>, Key)>;
 
 impl<C: Into<ShardCommand>> Task<C> {
-    /// Answers an order without a connection.
+    /// Answers a command while there is no connection.
     pub(super) fn answer_order_away(&mut self, order: ShardCommand, why: &str) {
         match order {
             ShardCommand::Command(StoredCommand::Unsubscribe { filter }) => self.unfollow(&filter),
@@ -34,7 +34,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Gives up the keys that another shard has now.
+    /// Releases the keys that another shard has now.
     fn release(&mut self, slots: &Slots, left: oneshot::Sender<ReleasedKeys>, is_whole: bool) {
         let held = self.following.leave(|name| self.context.has_lost(slots, name));
         let released = Released { held, is_whole, remaining: self.following.len() };
@@ -42,16 +42,16 @@ impl<C: Into<ShardCommand>> Task<C> {
         self.context.sink.then(move || drop(left.send(released)));
     }
 
-    /// Goes on with keys that another shard has followed, from where it was.
+    /// Adopts keys that another shard has followed, at the same position.
     fn adopt(&mut self, Adopted { held, lost }: Adopted<(Arc<str>, Key)>) {
         let events = self.following.enter(held, lost.as_deref());
         self.tell(events);
     }
 
-    /// Takes the queue's commands. Returns whether a key is followed that was not before.
+    /// Runs the commands of the queue. Returns whether a new key is followed.
     ///
     /// # Errors
-    /// Why the connection cannot be used any more.
+    /// Why the connection is no longer usable.
     pub(super) async fn carry_out(&mut self, session: &Session) -> Result<bool, String> {
         let mut is_new = false;
         while let Some(order) = self.queue.pop_front() {
@@ -86,7 +86,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         Ok(is_new)
     }
 
-    /// Follows what the subscriptions at the head of the queue name, all with one round to the server.
+    /// Follows the keys of the subscriptions at the head of the queue, with one round trip to the server.
     async fn follow(&mut self, session: &Session) -> Result<bool, String> {
         let mut begins: Vec<(KeyOf, Filter, Done)> = Vec::new();
         while let Some(order) = self.queue.pop_front() {
@@ -97,7 +97,7 @@ impl<C: Into<ShardCommand>> Task<C> {
             match self.key_of(&filter, &source) {
                 Err(why) => drop(done.send(Err(why))),
                 Ok(key) if self.following.contains(&key.name) => drop(done.send(Ok(()))),
-                // Looked at again once the first is followed.
+                // Handled again once the first is followed.
                 Ok(key) if begins.iter().any(|(other, ..)| other.name == key.name) => {
                     self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
                     break;
@@ -152,7 +152,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     fn key_of(&self, filter: &Filter, source: &Source) -> Result<KeyOf, BrokerError> {
         let refused = |why: &str| Err(BrokerError::Refused(why.into()));
         let Source::RedisStream { payload } = source else {
-            return refused("Redis keeps nothing but Redis Streams");
+            return refused("Redis stores only Redis Streams");
         };
         match (self.context.table.name(filter)?, filter.topic()) {
             (Name::Channel(name), Some(topic)) => Ok(KeyOf { name, topic, payload: payload.clone() }),

@@ -72,7 +72,7 @@ pub(super) struct FollowedKeys {
     /// Keys that were not here at the last read, and when they are tried again.
     misplaced: Vec<Arc<str>>,
     misplaced_at: Instant,
-    /// Those of which one may not be read, so that no read of all of them succeeds; and what the server said.
+    /// Keys of which at least one must not be read, so that a read of all fails; and the server's text.
     suspects: VecDeque<Arc<str>>,
     refusal: Option<String>,
     size: Arc<EntrySize>,
@@ -320,7 +320,7 @@ impl FollowedKeys {
     /// Takes what a read brought of one key.
     ///
     /// # Errors
-    /// Why nothing can be read: one line.
+    /// Why nothing can be read, in one line.
     fn take_key(&mut self, found: KeyRead, events: &mut Vec<Event>) -> Result<(), String> {
         let KeyRead { name, entries, is_full, sample } = found;
         let Some(key) = self.keys.get_mut(&name) else { return Ok(()) };
@@ -348,7 +348,7 @@ impl FollowedKeys {
         };
         match key.take(entries, sample, events) {
             Ok(()) => {
-                // In a cluster no read of all keys follows in which it shows whether more is there.
+                // In a cluster, no read of all keys follows that would show whether there are more.
                 if is_full || self.is_shard && key.is_checked() {
                     self.read_on(&name, Instant::now());
                 }
@@ -358,7 +358,7 @@ impl FollowedKeys {
         Ok(())
     }
 
-    /// A read of many was refused: each of them is to be looked at.
+    /// A read of many keys was refused: each of them is checked.
     fn suspect(&mut self, round: Round, why: &RedisError) -> Result<(), String> {
         if let BrokerError::Away(why) = fault(why) {
             return Err(why);

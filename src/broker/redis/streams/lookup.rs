@@ -21,7 +21,7 @@ use crate::protocol::topic::{Filter, Topic};
 
 type Done<T> = oneshot::Sender<Result<T, BrokerError>>;
 
-/// Where a topic is kept.
+/// The key and the payload field of a topic.
 pub(super) struct KeyOf {
     pub(super) name: String,
     pub(super) topic: Topic,
@@ -29,7 +29,7 @@ pub(super) struct KeyOf {
     pub(super) payload: Option<String>,
 }
 
-/// A question, of one key.
+/// A command for one key.
 pub(super) struct Lookup {
     pub(super) key: KeyOf,
     pub(super) what: What,

@@ -148,7 +148,7 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
         let servers = self.context.servers.clone();
         let connecting = Session::connect(&servers);
         match why {
-            // Until something is known of the server, commands wait.
+            // Commands wait until the first attempt to connect has ended.
             None => Some(connecting.await),
             Some(why) => self.while_down(connecting, why).await,
         }
@@ -220,7 +220,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     fn begin(&mut self, session: &Session) {
         let before = self.server.replace(session.server.clone());
         let moved = before.is_some_and(|before| !session.server.continues(&before));
-        let why = "the Redis server was restarted or replaced, and may lack what was added last";
+        let why = "the Redis server was restarted or replaced, and may lack the latest entries";
         let events = self.following.resume(moved.then_some(why));
         self.tell(events);
         self.context.up();
@@ -229,7 +229,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     /// Carries out the queue's orders, and asks and reads what can be now.
     ///
     /// # Errors
-    /// Why the connection cannot be used any more.
+    /// Why the connection is no longer usable.
     async fn advance(&mut self, session: &Session, service: &mut Service) -> Result<(), String> {
         let is_new = self.carry_out(session).await?;
         if is_new && matches!(service.reading, Some((Round::Waiting, _))) {
@@ -251,7 +251,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         events.into_iter().for_each(|event| self.context.sink.push(event));
     }
 
-    /// In a cluster: something could not be done here, and another node may be the right one.
+    /// In a cluster: a command failed here, and another node may be the right one.
     fn look_elsewhere(&self, why: &BrokerError) {
         if matches!(why, BrokerError::Away(_)) {
             self.context.refresh_topology();

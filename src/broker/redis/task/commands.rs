@@ -16,7 +16,7 @@ use crate::protocol::headers::Headers;
 use crate::protocol::topic::{Filter, Topic};
 
 impl<C: Into<ShardCommand>> Task<C> {
-    /// Answers an order without a connection.
+    /// Answers a command while there is no connection.
     pub(super) fn answer_order_away(&mut self, order: ShardCommand, why: &str) {
         match order {
             ShardCommand::Command(Command::Unsubscribe { filter }) => self.unsubscribe(&filter),
@@ -26,7 +26,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Takes a filter out of the table, and leaves it to the next change to unsubscribe from its name.
+    /// Removes a filter from the table; the next change unsubscribes its name.
     pub(super) fn unsubscribe(&mut self, filter: &Filter) {
         self.context.sink.forget(filter);
         if let Ok(name) = self.context.table.name(filter)
@@ -36,7 +36,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Takes commands from the queue until the server has to be asked for something, or a publish finds no room.
+    /// Handles commands of the queue until one needs the server, or a PUBLISH has no room.
     pub(super) fn advance(&mut self, service: &mut Service) -> Option<Request> {
         let mut change = Change { unsubscribe: self.channels.take_unwanted(), ..Change::default() };
         while let Some(order) = service.queue.pop_front() {
@@ -47,7 +47,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                 ShardCommand::Command(Command::Unsubscribe { filter }) => {
                     self.take_unsubscribe(filter, &mut change)
                 }
-                // After the subscriptions sent before it, or they would miss it.
+                // After the subscriptions that were sent before it, which would otherwise miss it.
                 ShardCommand::Command(publish @ Command::Publish { .. }) if !change.is_empty() => {
                     Some(publish)
                 }
@@ -79,7 +79,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         if change.unsubscribe.contains(&name) {
             return Some(Command::Subscribe { filter, done });
         }
-        // In the table before it is asked for: its first messages can overtake the confirmation here.
+        // In the table before it is requested: its first messages can overtake the confirmation here.
         let known = table.contains(&name);
         if table.insert(&name, filter.clone()) {
             self.context.sink.forget(&filter);
@@ -141,13 +141,13 @@ impl<C: Into<ShardCommand>> Task<C> {
 
     fn publishable(&self, topic: &Topic, headers: &Headers) -> Result<(), BrokerError> {
         if !headers.is_empty() {
-            let why = "Redis messages have no header fields; put what they carry into the payload";
+            let why = "Redis messages have no header fields; put their values into the payload";
             return Err(BrokerError::Refused(why.into()));
         }
         self.context.table.name(&Filter::from(topic.clone())).map(drop)
     }
 
-    /// Answers those who waited for a change. `false` if the connection failed.
+    /// Answers the subscriptions of a change. `false` if the connection failed.
     pub(super) fn answer(&mut self, change: Change, answer: Answer) -> bool {
         let closed = answer.is_err();
         let faults: HashMap<Name, BrokerError> = answer.unwrap_or_default().into_iter().collect();

@@ -36,7 +36,7 @@ use crate::protocol::topic::{Filter, Topic};
 /// The state of the task, which outlives its sessions.
 pub(super) struct Task<C> {
     context: Context<C>,
-    /// Of the cluster, if any node of it will do.
+    /// The view of the cluster, if any node of it will do.
     view: Option<watch::Receiver<View>>,
     /// As of which the shards of a cluster hold what they hold.
     slots: Option<Arc<Slots>>,
@@ -73,14 +73,14 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
             Ok((client, session))
         };
         let established: Result<_, SessionEnd> = match why {
-            // That of a shard is begun for its first command, which waits for it.
+            // The first session of a shard begins with its first command, which waits for it.
             None if is_shard => establishing.await,
             why => self.while_down(establishing, why.unwrap_or("connecting")).await?,
         };
         Some(established.map_err(|end| end.to_string()))
     }
 
-    /// Serves one session from its first event to its end, and answers what it leaves behind.
+    /// Serves one session from its first event to its end, and fails its pending commands.
     async fn serve(&mut self, (client, session): (Client, Session)) -> Option<String> {
         let mut service = self.begin(&client, session);
         let end = self.work(&mut service).await;
@@ -195,7 +195,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                     let waiting = service.request.as_ref().map(|request| request.change.waiting.as_slice());
                     self.carry_over(&mut service.queue, waiting.unwrap_or_default());
                 }
-                // While a publish heads the queue there is no room for it (see `advance`); nor for what is behind it.
+                // While a PUBLISH at the head of the queue has no room (see `advance`), the commands after it wait too.
                 () = room(&service.publisher), if is_idle && queued > 0 => {}
                 () = &mut timer => {
                     if service.request.is_some() {
@@ -231,9 +231,9 @@ impl<C: Into<ShardCommand>> Task<C> {
     fn take_answer(&mut self, service: &mut Service, answer: Answer) -> bool {
         service.answered = Instant::now();
         if self.context.is_shard() {
-            // What the server said before the answer is here by now.
+            // Messages that the server sent before the answer have arrived by now.
             for _ in 0..=HEARD_CAPACITY / BATCH {
-                // Without tokio's budget for a task, which would end it early.
+                // Without tokio's budget for a task, which would end this loop early.
                 let Some(Some(chunk)) = unconstrained(service.stream.next()).now_or_never() else { break };
                 self.hear(chunk);
             }
@@ -243,7 +243,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         self.answer(change, answer)
     }
 
-    /// Takes what the server said unasked.
+    /// Handles the pushes of the server.
     fn hear(&mut self, chunk: Vec<Heard>) {
         for heard in chunk {
             match heard {
@@ -265,7 +265,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         Request::change(sink, change)
     }
 
-    /// Hands a message to every filter that it came by and that matches it.
+    /// Forwards a message to every filter of its channel or glob that matches it.
     fn route(&mut self, message: &Msg) {
         let payload = OnceCell::new();
         let payload = || payload.get_or_init(|| Bytes::copy_from_slice(message.get_payload_bytes())).clone();
@@ -303,7 +303,7 @@ async fn room(publisher: &mpsc::Sender<Publish>) {
     let _ = publisher.reserve().await;
 }
 
-/// Waits until more masters have left the cluster than `departed`; for ever, if there is none.
+/// Waits until more masters than `departed` have left the cluster; for ever if there is no cluster.
 async fn departure(view: &mut Option<watch::Receiver<View>>, departed: u64) {
     if let Some(view) = view
         && view.wait_for(|view| view.departed > departed).await.is_ok()

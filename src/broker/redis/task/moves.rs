@@ -16,8 +16,9 @@ use crate::broker::{BrokerError, Command};
 use crate::protocol::topic::Filter;
 
 impl<C: Into<ShardCommand>> Task<C> {
-    /// Gives up the channels that another shard has now, but for those that somebody waits for: they are answered first. The
-    /// server drops those of a slot that it gives away by itself; to ask for that as well would race with its saying so.
+    /// Releases the channels that another shard has now, except those with a pending subscription, which is answered
+    /// first. The server unsubscribes the channels of a migrated slot by itself; an UNSUBSCRIBE would race with its
+    /// push.
     pub(super) fn release(
         &mut self,
         slots: Arc<Slots>,
@@ -39,7 +40,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         self.slots = Some(slots);
     }
 
-    /// Takes over channels from another shard.
+    /// Adopts channels from another shard.
     pub(super) fn adopt(&mut self, held: Vec<(String, Filter)>) {
         for (channel, filter) in held {
             let name = Name::Channel(channel);
