@@ -10,11 +10,10 @@ use clap::Parser as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use topicgate::app::logging;
-use topicgate::app::server::Server;
-use topicgate::cli::commands::{self, Failure};
-use topicgate::cli::{Cli, Options};
-use topicgate::config::Config;
+use topicgate::internals::app::logging;
+use topicgate::internals::cli::commands::{self, Failure};
+use topicgate::internals::cli::{Cli, Options};
+use topicgate::{Config, Server};
 
 /// This allocator returns the memory of thousands of former readers to the system, which glibc's does not, and a stream
 /// takes less memory with it. musl's allocator, in the static image, is slow with several threads.

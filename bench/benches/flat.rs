@@ -1,4 +1,4 @@
-//! What must not grow with what other clients hold, through the library's public API: each cost at a small size and at large
+//! What must not grow with what other clients hold, through the library's internals: each cost at a small size and at large
 //! ones, and their ratio. `cargo bench -p topicgate-bench --bench flat`; it fails if a ratio is above the bar.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up may end in a panic")]
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
-use topicgate::log::message::{Extracted, FieldMapping, Format, Message};
-use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
-use topicgate::metrics::RuleMetrics;
-use topicgate::protocol::event_id::{Epoch, Sequence};
-use topicgate::protocol::frame::Coding;
-use topicgate::protocol::seek::Start;
-use topicgate::protocol::source::{Field, Source};
-use topicgate::protocol::topic::{Filter, Topic};
-use topicgate::reader::handle::ReaderHandle;
+use topicgate::internals::log::message::{Extracted, FieldMapping, Format, Message};
+use topicgate::internals::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
+use topicgate::internals::metrics::RuleMetrics;
+use topicgate::internals::protocol::event_id::{Epoch, Sequence};
+use topicgate::internals::protocol::frame::Coding;
+use topicgate::internals::protocol::seek::Start;
+use topicgate::internals::protocol::source::{Field, Source};
+use topicgate::internals::protocol::topic::{Filter, Topic};
+use topicgate::internals::reader::handle::ReaderHandle;
 
 /// How much more the largest may cost than the smallest.
 const BAR: f64 = 1.5;

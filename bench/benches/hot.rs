@@ -1,4 +1,4 @@
-//! What runs for every message or every reader, each by itself, through the library's public API:
+//! What runs for every message or every reader, each by itself, through the library's internals:
 //! `cargo bench -p topicgate-bench`.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up may end in a panic")]
@@ -11,16 +11,16 @@ use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use tokio::sync::mpsc;
-use topicgate::log::message::{Extracted, FieldMapping, Format, Message};
-use topicgate::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
-use topicgate::metrics::RuleMetrics;
-use topicgate::protocol::event_id::{Epoch, Sequence};
-use topicgate::protocol::frame::{self, Coding};
-use topicgate::protocol::publisher::PublisherId;
-use topicgate::protocol::seek::Start;
-use topicgate::protocol::source::{Field, Source};
-use topicgate::protocol::topic::{Filter, Topic};
-use topicgate::reader::handle::ReaderHandle;
+use topicgate::internals::log::message::{Extracted, FieldMapping, Format, Message};
+use topicgate::internals::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
+use topicgate::internals::metrics::RuleMetrics;
+use topicgate::internals::protocol::event_id::{Epoch, Sequence};
+use topicgate::internals::protocol::frame::{self, Coding};
+use topicgate::internals::protocol::publisher::PublisherId;
+use topicgate::internals::protocol::seek::Start;
+use topicgate::internals::protocol::source::{Field, Source};
+use topicgate::internals::protocol::topic::{Filter, Topic};
+use topicgate::internals::reader::handle::ReaderHandle;
 
 fn main() {
     divan::main();

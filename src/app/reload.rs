@@ -31,7 +31,25 @@ enum ReloadError {
     Tls(#[from] TlsError),
 }
 
-/// Applies configurations to a running gateway.
+/// Replaces the configuration of a running [`Server`](crate::Server). Settings that cannot change while it runs keep their
+/// values, and the log names them.
+///
+/// # Examples
+/// ```
+/// use topicgate::{Config, Server};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let listeners = "listen = '127.0.0.1:0'\nadmin.listen = '127.0.0.1:0'\n";
+/// let server = Server::build(Config::from_toml(listeners)?).await?;
+/// let reloader = server.reloader();
+///
+/// let changed = format!("{listeners}streams.heartbeat = '20s'");
+/// assert!(reloader.reload(Config::from_toml(&changed)));
+/// assert!(!reloader.reload(Config::from_toml("limits.streams = 'many'")), "the old configuration stays in force");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Reloader {
     gateway: Arc<Gateway>,
@@ -46,8 +64,9 @@ impl Reloader {
         Reloader { gateway, tls, turn: Mutex::default() }
     }
 
-    /// Applies the configuration that was read, and reads its certificates and keys. Logs the result, and returns
-    /// whether the configuration is in force. To be called within the runtime; it reads files and checks every stream.
+    /// Puts a configuration in force, with the certificates and keys that it names, which are read here. Logs the result and
+    /// returns whether it is in force; if not, nothing has changed. Call it within the runtime, where it may block: it reads
+    /// files and checks every open stream against the new rules.
     pub fn reload(&self, read: Result<Config, ConfigErrors>) -> bool {
         let _turn = self.turn.lock();
         let outcome = read.map_err(ReloadError::from).and_then(|config| self.put_in_force(config));

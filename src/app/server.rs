@@ -130,7 +130,7 @@ fn instead(kind: io::ErrorKind) -> &'static str {
     }
 }
 
-/// A gateway whose listeners are bound, and which is not running yet.
+/// A gateway whose listeners are bound, and which is not running yet. The [crate] documentation has an example.
 #[derive(Debug)]
 pub struct Server {
     gateway: Arc<Gateway>,
@@ -145,9 +145,10 @@ pub struct Server {
 
 impl Server {
     /// Binds the listeners and starts to connect to the broker. A broker that is away is not an error.
+    /// Call it within a tokio runtime.
     ///
     /// # Errors
-    /// [`BuildError`].
+    /// An address cannot be bound, or a file that the configuration names cannot be used.
     pub async fn build(config: Config) -> Result<Self, BuildError> {
         let prepared = Prepared::new(config)?;
         let Prepared { config, metrics, auth, tls, traces, export, broker, events } = prepared;

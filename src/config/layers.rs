@@ -21,7 +21,7 @@ pub(super) const PREFIX: &str = "TOPICGATE_";
 /// still run the other commands there.
 pub const CLIENT_TOKEN: &str = "TOPICGATE_TOKEN";
 
-/// What was set, and where, before anything of it is understood.
+/// Where settings come from. Later ones override earlier ones: built-in defaults, the file, the environment, flags.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// The name of the configuration file, and its text.
@@ -33,7 +33,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads the file and the environment of this process. A `file` that is named must exist; else `topicgate.toml` in
+    /// Reads the file and the environment of this process. If you name a `file`, it must exist; otherwise `topicgate.toml` in
     /// the working directory is read if there is one.
     ///
     /// # Errors

@@ -67,47 +67,65 @@ pub use self::replay::Replay;
 pub use self::restart::NeedsRestart;
 pub use self::rule::Rule;
 pub use self::secret::Secret;
-pub use self::settings::{Origins, Setting, Settings};
+pub use self::settings::{Origins, Setting};
 pub use self::streams::Streams;
 pub use self::tls::Tls;
 pub use self::traces::Traces;
 pub use self::url::{BrokerKind, is_loopback, masked};
 
-/// Everything that can be configured, ready to use.
+/// The configuration of a gateway. It is checked when it is loaded, so nothing in it can be wrong.
+///
+/// `config/topicgate.toml` in the source explains every key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `listen`: where browsers connect.
+    #[doc(hidden)]
     pub listen: SocketAddr,
     /// `hosts`: names that a request's `Host` may carry, without port, in lower case. Empty: any, but only loopback
     /// names while `listen` is loopback.
+    #[doc(hidden)]
     pub hosts: Vec<String>,
     /// `drain`: how long open streams are given to be closed in batches after SIGTERM.
+    #[doc(hidden)]
     pub drain: Duration,
     /// `[admin]`.
+    #[doc(hidden)]
     pub admin: Admin,
     /// `[broker]`.
+    #[doc(hidden)]
     pub broker: Broker,
     /// `[[topics]]`: what is exposed, first match wins.
+    #[doc(hidden)]
     pub topics: Vec<Rule>,
     /// `[streams]`.
+    #[doc(hidden)]
     pub streams: Streams,
     /// `[limits]`.
+    #[doc(hidden)]
     pub limits: Limits,
     /// `[proxies]`.
+    #[doc(hidden)]
     pub proxies: Proxies,
     /// `[auth]`.
+    #[doc(hidden)]
     pub auth: Auth,
     /// `[cors]`.
+    #[doc(hidden)]
     pub cors: Cors,
     /// `[tls]`. `None`: plain HTTP.
+    #[doc(hidden)]
     pub tls: Option<Tls>,
     /// `[log]`.
+    #[doc(hidden)]
     pub log: Log,
     /// `[traces]`. `None`: nothing is traced.
+    #[doc(hidden)]
     pub traces: Option<Traces>,
     /// Environment variables that are there and empty, and so count as not set.
+    #[doc(hidden)]
     pub unset: Vec<String>,
     /// All of it once more, with where each value came from, for people.
+    #[doc(hidden)]
     pub origins: Origins,
 }
 

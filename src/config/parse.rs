@@ -28,15 +28,38 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong, not only the first.
+    ///
+    /// # Examples
+    /// As the binary does it: from `topicgate.toml`, if there is one, and the environment.
+    ///
+    /// ```
+    /// use topicgate::{Config, Sources};
+    ///
+    /// let config = Config::load(&Sources::gather(None, vec![])?)?;
+    /// for warning in config.warnings() {
+    ///     eprintln!("{warning}");
+    /// }
+    /// # Ok::<(), topicgate::ConfigErrors>(())
+    /// ```
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let (config, errors) = read(&Layers::of(sources)?);
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
     }
 
-    /// The built-in defaults with `text` over them, and nothing from outside. For tests, mostly.
+    /// Lays the text of a configuration file over the built-in defaults. Reads no file and no environment variable.
     ///
     /// # Errors
     /// As [`Config::load`].
+    ///
+    /// # Examples
+    /// ```
+    /// use topicgate::Config;
+    ///
+    /// assert!(Config::from_toml("streams.heartbeat = '20s'").is_ok());
+    ///
+    /// let errors = Config::from_toml("limits.streams = 'many'").unwrap_err();
+    /// assert_eq!(errors.0[0].key, "limits.streams");
+    /// ```
     pub fn from_toml(text: &str) -> Result<Self, ConfigErrors> {
         Config::load(&Sources { file: Some((FILE.into(), text.into())), ..Sources::default() })
     }

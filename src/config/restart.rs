@@ -24,7 +24,7 @@ impl Config {
     /// # Errors
     /// [`NeedsRestart`]: rules that were written for one broker are none for another, and rules that nobody wrote are
     /// for the embedded broker on loopback alone.
-    pub fn keep_until_restart(&mut self, running: &Config) -> Result<Vec<String>, NeedsRestart> {
+    pub(crate) fn keep_until_restart(&mut self, running: &Config) -> Result<Vec<String>, NeedsRestart> {
         let kind = running.broker.kind();
         if self.broker.kind() != kind {
             return Err(NeedsRestart { key: "broker.url" });

@@ -29,8 +29,8 @@ pub use self::backfill::{BACKFILL_CAPACITY, BackfillRequest};
 pub use self::cursor::{Batch, Cursors, Read};
 use self::entry::Item;
 pub use self::entry::{Bounds, BufferUsage, Entry, EntryKind, Gap};
-pub use self::inspect::{Lag, LogState, UpstreamState};
-pub use self::registry::{Due, Idle, Lease, LeaseError, ReaderProgress, Registry, Subscription};
+pub use self::inspect::{Lag, LogState};
+pub use self::registry::{Idle, Lease, LeaseError, ReaderProgress, Registry, Subscription};
 pub use self::start::{Opened, seeks_needed};
 pub use self::topic_log::TopicLog;
 

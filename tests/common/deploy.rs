@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use topicgate::config::{Config, Sources};
+use topicgate::internals::config::{Config, Sources};
 
 /// A path within the project.
 pub fn path(within: &str) -> PathBuf {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use topicgate::app::reload::Reloader;
-use topicgate::app::server::Server;
-use topicgate::config::Config;
+use topicgate::Config;
+use topicgate::Reloader;
+use topicgate::Server;
 
 use super::client::{self, Reader, Response};
 

@@ -1,14 +1,14 @@
-//! JetStream as its administrators and publishers see it, and the contract of `topicgate::broker` over it.
+//! JetStream as its administrators and publishers see it, and the contract of `broker` over it.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use topicgate::broker::{Broker, EVENT_CAPACITY, Event, Fetched, Message};
-use topicgate::protocol::event_id::Tag;
-use topicgate::protocol::seek::{Seek, SeekResult};
-use topicgate::protocol::source::Source;
-use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::internals::broker::{Broker, EVENT_CAPACITY, Event, Fetched, Message};
+use topicgate::internals::protocol::event_id::Tag;
+use topicgate::internals::protocol::seek::{Seek, SeekResult};
+use topicgate::internals::protocol::source::Source;
+use topicgate::internals::protocol::topic::{Filter, Topic};
 
 use super::{LIMIT, broker_config, within};
 

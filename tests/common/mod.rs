@@ -29,7 +29,7 @@ pub mod wire;
 
 use std::time::{Duration, Instant};
 
-use topicgate::config::{self, Config, Secret};
+use topicgate::internals::config::{self, Config, Secret};
 
 /// `[broker]` with nothing but a URL, which may be one that the configuration would refuse.
 pub fn broker_config(url: &str) -> config::Broker {

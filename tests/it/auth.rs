@@ -7,8 +7,8 @@ use crate::common::eventually;
 use crate::common::gateway::Gateway;
 use crate::common::token::{self, JWT, key, seconds, signed, token};
 use serde_json::{Value, json};
-use topicgate::app::server::Server;
-use topicgate::config::Config;
+use topicgate::Config;
+use topicgate::Server;
 
 const RULES: &str = r#"
 [[topics]]

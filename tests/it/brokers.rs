@@ -1,4 +1,4 @@
-//! The contract of `topicgate::broker`, checked against every broker, and what only a real server can be put through.
+//! The contract of `broker`, checked against every broker, and what only a real server can be put through.
 //!
 //! To add a broker: a variant of [`Upstream`], a constructor of [`Fixture`], and a line in `contract_of_all!`.
 
@@ -9,11 +9,11 @@ use crate::common::upstream::Upstream;
 use crate::common::{broker_config, found, within};
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use topicgate::broker::{Broker, BrokerError, EVENT_CAPACITY, Event, Message};
-use topicgate::config::{self, Secret};
-use topicgate::protocol::headers::Headers;
-use topicgate::protocol::source::Source;
-use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::internals::broker::{Broker, BrokerError, EVENT_CAPACITY, Event, Message};
+use topicgate::internals::config::{self, Secret};
+use topicgate::internals::protocol::headers::Headers;
+use topicgate::internals::protocol::source::Source;
+use topicgate::internals::protocol::topic::{Filter, Topic};
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -11,7 +11,7 @@ use crate::common::tls::Files;
 use crate::common::token::{JWT, SECRET, key, seconds, signed, token};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use topicgate::config::Config;
+use topicgate::Config;
 
 /// The secret of [`JWT`], as an environment has it.
 const WITH_SECRET: [(&str, &str); 1] = [("TOPICGATE_AUTH__JWT__SECRET", SECRET)];

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use topicgate::config::{Access, Config, ConfigErrors, Sources};
+use topicgate::internals::config::{Access, Config, ConfigErrors, Sources};
 
 fn files(folder: &str) -> BTreeMap<PathBuf, String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -129,7 +129,7 @@ fn a_rule_lets_nobody_in_until_it_says_so() {
 fn replay_given_in_part_keeps_the_other_defaults() {
     let config = Config::from_toml("[[topics]]\nmatch = \"a\"\nreplay = { messages = 7 }").unwrap();
     let default = Config::default().topics[0].replay.clone();
-    assert_eq!(config.topics[0].replay, topicgate::config::Replay { messages: 7, ..default });
+    assert_eq!(config.topics[0].replay, topicgate::internals::config::Replay { messages: 7, ..default });
 }
 
 #[test]
@@ -208,8 +208,8 @@ fn a_broker_url_that_is_not_memory_never_means_the_embedded_broker() {
     for url in
         ["nats://h", " nats://h", "\tnats://h", "h:4222", "nats", "", "localhost", "NATS://h", "memory"]
     {
-        let broker = topicgate::config::Broker {
-            url: topicgate::config::Secret(url.into()),
+        let broker = topicgate::internals::config::Broker {
+            url: topicgate::internals::config::Secret(url.into()),
             ..Config::default().broker
         };
         assert_ne!(broker.kind().name(), Config::default().broker.kind().name(), "{url:?}");

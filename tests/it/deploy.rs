@@ -11,8 +11,8 @@ use crate::common::deploy::{at, command, config, content, list, path, read, seco
 use crate::common::gateway::Gateway;
 use clap::Parser as _;
 use serde_json::Value;
-use topicgate::cli::{Cli, Command};
-use topicgate::config::{Config, is_loopback};
+use topicgate::internals::cli::{Cli, Command};
+use topicgate::internals::config::{Config, is_loopback};
 
 /// The instructions of the Dockerfile, lines that are continued joined.
 fn instructions() -> Vec<(String, String)> {
@@ -203,7 +203,10 @@ fn service() -> BTreeMap<String, String> {
 #[test]
 fn systemd_does_not_start_again_what_nobody_has_mended() {
     assert_eq!(service()["Restart"], "on-failure");
-    assert_eq!(service()["RestartPreventExitStatus"], topicgate::cli::commands::BAD_USAGE.to_string());
+    assert_eq!(
+        service()["RestartPreventExitStatus"],
+        topicgate::internals::cli::commands::BAD_USAGE.to_string()
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use strum::VariantArray as _;
-use topicgate::protocol::codes::CloseCode;
+use topicgate::internals::protocol::codes::CloseCode;
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 

@@ -1,4 +1,4 @@
-//! JetStream as a stored source: the second half of the contract of `topicgate::broker`, against a real server.
+//! JetStream as a stored source: the second half of the contract of `broker`, against a real server.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -9,10 +9,10 @@ use crate::common::nats::NatsServer;
 use crate::common::{LIMIT, eventually, within};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use topicgate::broker::{BrokerError, Change, Event, Link};
-use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Seek, SeekResult};
-use topicgate::protocol::source::Source;
+use topicgate::internals::broker::{BrokerError, Change, Event, Link};
+use topicgate::internals::protocol::headers::Headers;
+use topicgate::internals::protocol::seek::{Seek, SeekResult};
+use topicgate::internals::protocol::source::Source;
 
 async fn start() -> (NatsServer, Admin, Kept) {
     let server = NatsServer::jetstream();
@@ -484,7 +484,7 @@ async fn the_past_is_read_in_parts_as_it_was_told_live() {
         let told = kept.read_until(head, last).await;
         let fetched = kept.fetch_all(&whole, &source, 0, last).await;
         assert_eq!((&fetched.gone, &told.gone), (&vec![], &vec![]));
-        assert!(fetched.parts > 3, "at most {} at once", topicgate::broker::FETCH_MESSAGES);
+        assert!(fetched.parts > 3, "at most {} at once", topicgate::internals::broker::FETCH_MESSAGES);
         for ((number, live), past) in told.messages.iter().zip(fetched.messages.values()) {
             assert_eq!((live.stored, &live.topic, &live.payload), (past.stored, &past.topic, &past.payload));
             assert_eq!(live.headers, past.headers, "{number}");

@@ -7,8 +7,8 @@ use crate::common::client;
 use crate::common::deploy::{at, command, config, content, list, path, read, seconds, text, tool, yaml};
 use crate::common::gateway::Gateway;
 use serde_json::Value;
-use topicgate::cli::Cli;
-use topicgate::config::Config;
+use topicgate::Config;
+use topicgate::internals::cli::Cli;
 
 /// A set of manifests by its name, as text.
 fn manifests(name: &str) -> String {

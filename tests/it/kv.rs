@@ -1,13 +1,13 @@
-//! Buckets of the NATS key-value store, at the contract of `topicgate::broker`.
+//! Buckets of the NATS key-value store, at the contract of `broker`.
 
 use std::time::Duration;
 
 use crate::common::jetstream::{Admin, Kept, bucket, filter, topic, value};
 use crate::common::nats::NatsServer;
 use serde_json::json;
-use topicgate::broker::{BrokerError, Change, Event, Message};
-use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Seek, SeekResult};
+use topicgate::internals::broker::{BrokerError, Change, Event, Message};
+use topicgate::internals::protocol::headers::Headers;
+use topicgate::internals::protocol::seek::{Seek, SeekResult};
 
 async fn start() -> (NatsServer, Admin, Kept) {
     let server = NatsServer::jetstream();

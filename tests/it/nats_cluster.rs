@@ -10,8 +10,8 @@ use crate::common::jetstream::{Admin, Kept, filter, stream};
 use crate::common::nats_cluster::NatsCluster;
 use crate::common::{LIMIT, found, within};
 use serde_json::json;
-use topicgate::broker::BrokerError;
-use topicgate::protocol::seek::{Seek, SeekResult};
+use topicgate::internals::broker::BrokerError;
+use topicgate::internals::protocol::seek::{Seek, SeekResult};
 
 /// Stores numbers until it is stopped, each until the stream has confirmed it; under its own id, so that one that is
 /// sent again is not stored again.

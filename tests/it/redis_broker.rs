@@ -9,11 +9,11 @@ use crate::common::redis::RedisServer;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use topicgate::broker::{Broker, BrokerError, EVENT_CAPACITY, Event, Message};
-use topicgate::config::{self, BrokerTls, Secret};
-use topicgate::protocol::headers::Headers;
-use topicgate::protocol::source::Source;
-use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::internals::broker::{Broker, BrokerError, EVENT_CAPACITY, Event, Message};
+use topicgate::internals::config::{self, BrokerTls, Secret};
+use topicgate::internals::protocol::headers::Headers;
+use topicgate::internals::protocol::source::Source;
+use topicgate::internals::protocol::topic::{Filter, Topic};
 
 /// How long anything may take that has no limit of its own.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -18,8 +18,8 @@ use redis::{AsyncConnectionConfig, Client, PushInfo, PushKind, Value};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use topicgate::broker::{Broker, EVENT_CAPACITY, Event};
-use topicgate::config;
+use topicgate::internals::broker::{Broker, EVENT_CAPACITY, Event};
+use topicgate::internals::config;
 
 /// Configuration for a gateway on these nodes: what is below `kept` is streams, below `live` sharded
 /// publish/subscribe, below `plain` the classic kind. `more` is laid over it.

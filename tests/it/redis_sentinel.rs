@@ -9,11 +9,11 @@ use crate::common::{LIMIT, broker_config, eventually, within};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use topicgate::broker::{Broker, EVENT_CAPACITY, Event, Link};
-use topicgate::config;
-use topicgate::protocol::headers::Headers;
-use topicgate::protocol::source::Source;
-use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::internals::broker::{Broker, EVENT_CAPACITY, Event, Link};
+use topicgate::internals::config;
+use topicgate::internals::protocol::headers::Headers;
+use topicgate::internals::protocol::source::Source;
+use topicgate::internals::protocol::topic::{Filter, Topic};
 
 /// A failover takes the sentinels some seconds.
 const FAILOVER: Duration = Duration::from_secs(20);

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;
-use topicgate::broker::{Broker, BrokerError, Change, EVENT_CAPACITY, Event, Link, Message};
-use topicgate::protocol::event_id::{Tag, pack_entry_id};
-use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Seek, SeekResult};
-use topicgate::protocol::source::Source;
-use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::internals::broker::{Broker, BrokerError, Change, EVENT_CAPACITY, Event, Link, Message};
+use topicgate::internals::protocol::event_id::{Tag, pack_entry_id};
+use topicgate::internals::protocol::headers::Headers;
+use topicgate::internals::protocol::seek::{Seek, SeekResult};
+use topicgate::internals::protocol::source::Source;
+use topicgate::internals::protocol::topic::{Filter, Topic};
 
 /// How long anything may take that has no limit of its own.
 const SOON: Duration = Duration::from_secs(8);
@@ -759,7 +759,8 @@ async fn whatever_happens_to_a_key_nothing_of_it_is_lost_in_silence() {
             0..2 => drop(command::<i64>(&mut redis, "CLIENT KILL TYPE normal SKIPME yes").await),
             2..10 => drop(command::<i64>(&mut redis, &format!("XTRIM k MAXLEN {}", random.u8(..5))).await),
             10..14 if !added.is_empty() => {
-                let (ms, seq) = topicgate::protocol::event_id::unpack_entry_id(*added.last().unwrap());
+                let (ms, seq) =
+                    topicgate::internals::protocol::event_id::unpack_entry_id(*added.last().unwrap());
                 command::<i64>(&mut redis, &format!("XDEL k {ms}-{seq}")).await;
             }
             14..200 => {

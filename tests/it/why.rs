@@ -9,7 +9,7 @@ use crate::common::eventually;
 use crate::common::process::Process;
 use serde_json::Value;
 use strum::VariantArray as _;
-use topicgate::protocol::codes::{Code, RefusalCode};
+use topicgate::internals::protocol::codes::{Code, RefusalCode};
 
 const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::Bytes;
 use eventsource_stream::{Event, Eventsource};
 use futures_util::{FutureExt, StreamExt};
-use topicgate::log::message::Format;
-use topicgate::protocol::frame::Coding;
-use topicgate::protocol::topic::{Filter, Topic};
-use topicgate::stream::Stream;
+use topicgate::internals::log::message::Format;
+use topicgate::internals::protocol::frame::Coding;
+use topicgate::internals::protocol::topic::{Filter, Topic};
+use topicgate::internals::stream::Stream;
 
 /// Events as an independent parser reads them. One without an id of its own has the id of the one before it, or none.
 pub fn parse(bytes: &Bytes) -> Vec<Event> {

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use eventsource_stream::Event;
 use futures_util::FutureExt;
 use serde_json::json;
-use topicgate::log::Bounds;
-use topicgate::log::message::Format;
-use topicgate::protocol::codes::{CloseCode, GapReason};
-use topicgate::protocol::seek::Start;
+use topicgate::internals::log::Bounds;
+use topicgate::internals::log::message::Format;
+use topicgate::internals::protocol::codes::{CloseCode, GapReason};
+use topicgate::internals::protocol::seek::Start;
 
 use crate::client::Reader;
 use crate::replica::{Replica, WARM, ample, at_most, filter, topic};

@@ -5,10 +5,10 @@ use std::task::Poll;
 use std::time::SystemTime;
 
 use proptest::prelude::*;
-use topicgate::log::Bounds;
-use topicgate::log::message::Format;
-use topicgate::protocol::seek::Start;
-use topicgate::protocol::topic::{Filter, Topic};
+use topicgate::internals::log::Bounds;
+use topicgate::internals::log::message::Format;
+use topicgate::internals::protocol::seek::Start;
+use topicgate::internals::protocol::topic::{Filter, Topic};
 
 use crate::client::{Life, Reader};
 use crate::replica::{Replica, WARM, ample, at_most, filter, topic};

@@ -9,21 +9,21 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
-use topicgate::broker::Stored;
-use topicgate::config::{Config, Limits};
-use topicgate::ingest::encoder::Encoder;
-use topicgate::log::message::{FieldMapping, Format};
-use topicgate::log::{BACKFILL_CAPACITY, BackfillRequest, Bounds, Lease, Registry, seeks_needed};
-use topicgate::metrics::Metrics;
-use topicgate::protocol::codes::GapReason;
-use topicgate::protocol::event_id::{Epoch, Sequence, Tag};
-use topicgate::protocol::headers::Headers;
-use topicgate::protocol::seek::{Seek, SeekResult, Start};
-use topicgate::protocol::source::{Field, Source};
-use topicgate::protocol::topic::{Filter, Topic};
-use topicgate::reader::quota::Clients;
-use topicgate::stream::table::Table;
-use topicgate::stream::{Stream, StreamContext, StreamOptions};
+use topicgate::internals::broker::Stored;
+use topicgate::internals::config::{Config, Limits};
+use topicgate::internals::ingest::encoder::Encoder;
+use topicgate::internals::log::message::{FieldMapping, Format};
+use topicgate::internals::log::{BACKFILL_CAPACITY, BackfillRequest, Bounds, Lease, Registry, seeks_needed};
+use topicgate::internals::metrics::Metrics;
+use topicgate::internals::protocol::codes::GapReason;
+use topicgate::internals::protocol::event_id::{Epoch, Sequence, Tag};
+use topicgate::internals::protocol::headers::Headers;
+use topicgate::internals::protocol::seek::{Seek, SeekResult, Start};
+use topicgate::internals::protocol::source::{Field, Source};
+use topicgate::internals::protocol::topic::{Filter, Topic};
+use topicgate::internals::reader::quota::Clients;
+use topicgate::internals::stream::table::Table;
+use topicgate::internals::stream::{Stream, StreamContext, StreamOptions};
 
 use crate::client::{Life, Reader};
 use crate::replica::{ample, at_most, filter, topic};
@@ -260,9 +260,12 @@ impl Gateway {
     }
 
     fn append(&self, followed: &Filter, topic: &Topic, payload: &str, place: Option<(u64, SystemTime)>) {
-        let stored =
-            place.map(|(number, time)| Stored { number, time, change: topicgate::broker::Change::Put });
-        let message = topicgate::broker::Message {
+        let stored = place.map(|(number, time)| Stored {
+            number,
+            time,
+            change: topicgate::internals::broker::Change::Put,
+        });
+        let message = topicgate::internals::broker::Message {
             filter: followed.clone(),
             topic: topic.clone(),
             payload: payload.to_owned().into(),
@@ -314,12 +317,12 @@ impl Gateway {
         let gone = (history.floor > ask.after).then(|| history.floor.min(through));
         let entries = held.into_iter().map(|Held { number, time, topic, payload }| {
             let now = at(time);
-            let message = topicgate::broker::Message {
+            let message = topicgate::internals::broker::Message {
                 filter: ask.filter().clone(),
                 topic,
                 payload: payload.into(),
                 headers: Headers::default(),
-                stored: Some(Stored { number, time: now, change: topicgate::broker::Change::Put }),
+                stored: Some(Stored { number, time: now, change: topicgate::internals::broker::Change::Put }),
             };
             (number, now, self.encoder.encode(&message, &sequence, number, now, &fields))
         });
@@ -333,7 +336,7 @@ impl Gateway {
         let answers = seeks_needed(&leases, start).into_iter().zip(filters);
         let located: Vec<Option<SeekResult>> =
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
-        let ticket = self.table.enter(topicgate::reader::Reader::default()).unwrap();
+        let ticket = self.table.enter(topicgate::internals::reader::Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
         let options = StreamOptions { start, located: &located, format: Format::Raw, expires: None };
         Stream::open(self.shared.clone(), ticket, place, leases, options)

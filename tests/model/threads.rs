@@ -8,11 +8,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use eventsource_stream::Event;
-use topicgate::log::message::Format;
-use topicgate::protocol::frame::Coding;
-use topicgate::protocol::seek::Start;
-use topicgate::protocol::topic::{Filter, Topic};
-use topicgate::stream::Stream;
+use topicgate::internals::log::message::Format;
+use topicgate::internals::protocol::frame::Coding;
+use topicgate::internals::protocol::seek::Start;
+use topicgate::internals::protocol::topic::{Filter, Topic};
+use topicgate::internals::stream::Stream;
 
 use crate::client::{Life, parse};
 use crate::replica::{Replica, at_most, filter, topic};

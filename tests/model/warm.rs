@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use futures_util::FutureExt;
 use proptest::prelude::*;
-use topicgate::log::Lease;
-use topicgate::log::message::Format;
-use topicgate::protocol::codes::GapReason;
-use topicgate::protocol::seek::Start;
-use topicgate::protocol::topic::Filter;
+use topicgate::internals::log::Lease;
+use topicgate::internals::log::message::Format;
+use topicgate::internals::protocol::codes::GapReason;
+use topicgate::internals::protocol::seek::Start;
+use topicgate::internals::protocol::topic::Filter;
 
 use crate::client::Reader;
 use crate::replica::{Replica, WARM, at_most, filter, topic};

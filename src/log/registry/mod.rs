@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::feeding::begin_now;
-pub use self::idle::{Due, Idle};
+pub use self::idle::Idle;
 pub use self::lease::{Lease, LeaseError, Subscription};
 pub use self::progress::ReaderProgress;
 use self::slot::{Feed, Slot, Subscribed};
