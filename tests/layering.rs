@@ -32,7 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log", &["reader", "net", "metrics", "protocol"]),
     ("reader", &["auth", "net", "config", "protocol"]),
     ("auth", &["net", "metrics", "config", "protocol"]),
-    ("broker", &["net", "config", "protocol"]),
+    ("broker", &["net", "metrics", "config", "protocol"]),
     ("traces", &["net", "metrics", "config", "protocol"]),
     ("net", &["metrics", "config"]),
     ("metrics", &["config", "protocol"]),

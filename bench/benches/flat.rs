@@ -13,7 +13,6 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use topicgate::internals::log::message::{Extracted, FieldMapping, Format, Message};
 use topicgate::internals::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
-use topicgate::internals::metrics::RuleMetrics;
 use topicgate::internals::protocol::event_id::{Epoch, Sequence};
 use topicgate::internals::protocol::frame::Coding;
 use topicgate::internals::protocol::seek::Start;
@@ -101,7 +100,7 @@ impl Logs {
                 bytes: usize::MAX,
                 age: hour,
                 linger: Duration::ZERO,
-                rule: RuleMetrics::default(),
+                rule: Default::default(),
             },
             fields: Arc::new(FieldMapping { source: Source::Pubsub, id: field("id"), kind: field("type") }),
             payload: vec![b'x'; 200].into(),

@@ -13,7 +13,6 @@ use divan::counter::ItemsCount;
 use tokio::sync::mpsc;
 use topicgate::internals::log::message::{Extracted, FieldMapping, Format, Message};
 use topicgate::internals::log::{Bounds, Cursors, EntryKind, Lease, Read, Registry};
-use topicgate::internals::metrics::RuleMetrics;
 use topicgate::internals::protocol::event_id::{Epoch, Sequence};
 use topicgate::internals::protocol::frame::{self, Coding};
 use topicgate::internals::protocol::publisher::PublisherId;
@@ -86,7 +85,7 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
         bytes: usize::MAX,
         age: Duration::from_secs(3600),
         linger: Duration::from_secs(60),
-        rule: RuleMetrics::default(),
+        rule: Default::default(),
     };
     let field = |name: &str| Field::Header(name.to_owned());
     let fields = Arc::new(FieldMapping {

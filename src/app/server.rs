@@ -19,13 +19,13 @@ use super::reload::Reloader;
 use crate::auth::Auth;
 use crate::broker::{Broker, EVENT_CAPACITY, Event};
 use crate::config::Config;
-use crate::gateway::Gateway;
 use crate::gateway::runtime::Runtime;
+use crate::gateway::{CONSOLE_STREAMS, Gateway};
 use crate::http::{self, Acceptor};
-use crate::ingest::Ingest;
 use crate::ingest::backfill::{Backfill, Lookups};
 use crate::ingest::encoder::Encoder;
 use crate::ingest::status::Upstreams;
+use crate::ingest::{Ingest, Throttles};
 use crate::log::{BACKFILL_CAPACITY, Registry};
 use crate::metrics::{Limit, Metrics};
 use crate::net::tls::{LOOK, Tls};
@@ -156,6 +156,7 @@ impl Server {
         let admin = bind("admin.listen", config.admin.listen)?;
         metrics.set_bound(Limit::BrokerEvents, EVENT_CAPACITY as u64);
         metrics.set_bound(Limit::AdminConnections, http::ADMIN_CONNECTIONS as u64);
+        metrics.set_bound(Limit::ConsoleStreams, CONSOLE_STREAMS as u64);
         let (asks, asks_receiver) = mpsc::channel(BACKFILL_CAPACITY);
         // The gateway sets the bounds of the logs.
         let registry = Registry::new(Sequence::new(Epoch::random()), 0, 0, asks);
@@ -168,6 +169,7 @@ impl Server {
             encoder: encoder.clone(),
             upstream,
             traces: traces.clone(),
+            throttles: Throttles::default(),
         };
         let (lookups, lookups_receiver) = Lookups::new();
         let connections = descriptors::connections(&config);

@@ -32,13 +32,17 @@ mod redis;
 mod sink;
 mod stored;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::stored::{Change, FETCH_BYTES, FETCH_MESSAGES, Fetched, Stored, StoredCommand};
+pub use self::stored::{
+    Acknowledgement, Change, FETCH_BYTES, FETCH_MESSAGES, Fetched, Stored, StoredCommand,
+};
 use crate::config::{self, BrokerKind};
 use crate::protocol::event_id::Tag;
 use crate::protocol::headers::Headers;
@@ -167,6 +171,9 @@ pub enum BrokerError {
     /// The message cannot be stored as it is. The publisher must change it; nothing was sent to the broker.
     #[error("{0}")]
     Unfit(String),
+    /// The message is larger than the broker takes: how large it may be, and by which setting.
+    #[error("{0}")]
+    TooLarge(String),
 }
 
 /// A setting that can never work: its configuration key and what is wrong with it, in one line without secrets.
@@ -202,6 +209,10 @@ pub enum Command {
     },
 }
 
+fn unlimited() -> Arc<AtomicUsize> {
+    Arc::new(AtomicUsize::new(usize::MAX))
+}
+
 /// A handle to the broker's task. Cheap to clone; the task ends with the last one.
 #[derive(Debug, Clone)]
 pub struct Broker {
@@ -210,6 +221,8 @@ pub struct Broker {
     stored: Option<mpsc::Sender<StoredCommand>>,
     /// The task of sharded publish/subscribe, which only a Redis Cluster has.
     sharded: Option<mpsc::Sender<Command>>,
+    /// Bytes of the largest message that the server takes, as far as it says so.
+    largest: Arc<AtomicUsize>,
 }
 
 impl Broker {
@@ -229,7 +242,7 @@ impl Broker {
     pub fn memory(events: mpsc::Sender<Event>) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(memory::run(receiver, events));
-        Broker { commands, stored: None, sharded: None }
+        Broker { commands, stored: None, sharded: None, largest: unlimited() }
     }
 
     /// Starts the connections to a Redis server. If it is away, they are retried.
@@ -242,7 +255,8 @@ impl Broker {
         let (stored, stored_receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (sharded, sharded_receiver) = mpsc::channel(COMMAND_CAPACITY);
         redis::start(servers, config.separator, receiver, sharded_receiver, stored_receiver, events);
-        Ok(Broker { commands, stored: Some(stored), sharded: config.cluster.then_some(sharded) })
+        let sharded = config.cluster.then_some(sharded);
+        Ok(Broker { commands, stored: Some(stored), sharded, largest: unlimited() })
     }
 
     /// Starts the connections to NATS. If the server is away, they are retried, and [`Event::Down`] is sent.
@@ -254,8 +268,14 @@ impl Broker {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (stored, stored_receiver) = mpsc::channel(COMMAND_CAPACITY);
         tokio::spawn(nats::jetstream::run(settings.clone(), stored_receiver, events.clone()));
-        tokio::spawn(nats::run(settings, receiver, events));
-        Ok(Broker { commands, stored: Some(stored), sharded: None })
+        let largest = unlimited();
+        tokio::spawn(nats::run(settings, receiver, events, largest.clone()));
+        Ok(Broker { commands, stored: Some(stored), sharded: None, largest })
+    }
+
+    /// Bytes of the largest message that the server takes; `usize::MAX` if it has not said.
+    pub fn largest_message(&self) -> usize {
+        self.largest.load(Ordering::Relaxed)
     }
 
     /// Subscribes; returns once the server has confirmed. A stored source is followed then, after [`Event::Begun`].
@@ -279,7 +299,7 @@ impl Broker {
         }
     }
 
-    /// Publishes; returns once the server has the message, with its number if the source is stored.
+    /// Publishes; returns once the server has the message, with its acknowledgement if the source is stored.
     ///
     /// # Errors
     /// [`BrokerError`].
@@ -289,7 +309,7 @@ impl Broker {
         source: Source,
         payload: Bytes,
         headers: Headers,
-    ) -> Result<Option<u64>, BrokerError> {
+    ) -> Result<Option<Acknowledgement>, BrokerError> {
         match self.task_of(&source)? {
             Task::Passing(task) => {
                 let command = |done| Command::Publish { topic, payload, headers, done };

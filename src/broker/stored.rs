@@ -39,6 +39,15 @@ pub struct Stored {
     pub change: Change,
 }
 
+/// What a broker answers to whoever stored a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// The message's number in the history.
+    pub number: u64,
+    /// The event id under which readers get it, in every replica.
+    pub event_id: String,
+}
+
 /// What a stored message does to its topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -91,8 +100,8 @@ pub enum StoredCommand {
         payload: Bytes,
         /// The header fields; for Redis Streams, fields of the entry.
         headers: Headers,
-        /// Answered with its number once the broker has stored it.
-        done: oneshot::Sender<Result<u64, BrokerError>>,
+        /// Answered once the broker has stored it.
+        done: oneshot::Sender<Result<Acknowledgement, BrokerError>>,
     },
     /// Read a range of stored messages, of about [`FETCH_BYTES`] and at most [`FETCH_MESSAGES`].
     Fetch {

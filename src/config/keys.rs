@@ -91,6 +91,11 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.connections", COUNT, "Connections open at once, including streams.")
         .default("12000")
         .restart(),
+    key(
+        "limits.connections_per_address",
+        COUNT,
+        "Connections open at once per client address; not set: twice limits.streams_per_address, at least 2000.",
+    ),
     key("limits.topics", COUNT, "Topics and patterns held at once.").default("100000"),
     key("limits.topics_per_address", COUNT, "Topics and patterns on all streams of one address together.")
         .default("10000"),

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::input::Input;
-use super::value::bytes;
+use super::value::{Given, bytes};
+
+/// What `limits.connections_per_address` is at least, where it is not set.
+const LEAST_CONNECTIONS: usize = 2000;
 
 /// `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Limits {
     pub resume_bytes: u64,
     /// Open connections, streams among them.
     pub connections: usize,
+    /// Open connections of one client address; of IPv6, of one /64. Those of trusted proxies are not counted.
+    pub connections_per_address: usize,
     /// Topics and patterns held at once.
     pub topics: usize,
     /// Topics and patterns on all streams of one address.
@@ -46,15 +51,17 @@ pub struct Limits {
 
 impl Limits {
     pub(super) fn read(input: &mut Input<'_>) -> Self {
+        let streams_per_address = input.get("limits.streams_per_address");
         let limits = Limits {
             streams: input.get("limits.streams"),
-            streams_per_address: input.get("limits.streams_per_address"),
+            streams_per_address,
             streams_per_subject: input.get("limits.streams_per_subject"),
             opens_per_second: input.get("limits.opens_per_second"),
             new_topics_per_second: input.get("limits.new_topics_per_second"),
             publishes_per_second: input.get("limits.publishes_per_second"),
             resume_bytes: input.get("limits.resume_bytes"),
             connections: input.get("limits.connections"),
+            connections_per_address: connections_per_address(input, streams_per_address),
             topics: input.get("limits.topics"),
             topics_per_address: input.get("limits.topics_per_address"),
             topics_per_stream: input.get("limits.topics_per_stream"),
@@ -92,4 +99,13 @@ impl Limits {
             );
         }
     }
+}
+
+/// Whoever lets an address have more streams lets it have the connections for them: on HTTP/1, one for each.
+fn connections_per_address(input: &mut Input<'_>, streams: usize) -> usize {
+    const KEY: &str = "limits.connections_per_address";
+    let connections =
+        input.get_if_any(KEY).unwrap_or_else(|| streams.saturating_mul(2).max(LEAST_CONNECTIONS));
+    input.holds(KEY, Some(Given::Count(connections)));
+    connections
 }

@@ -57,11 +57,13 @@ impl Gateway {
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         self.table.set_limit(limits.streams);
         self.clients.set_limits(limits);
+        self.connections.set_limit(limits.connections_per_address);
         self.registry.set_bounds(limits.topics, size(limits.buffer));
         self.max_message.store(size(limits.message), Ordering::Relaxed);
         self.metrics.set_bounds(limits);
         self.metrics.set_bound(Limit::Addresses, self.clients.max_addresses() as u64);
         // Counters of a rule exist from the start, at zero.
-        config.topics.iter().for_each(|rule| drop(self.metrics.rule(&rule.pattern())));
+        let patterns: Vec<String> = config.topics.iter().map(|rule| rule.pattern()).collect();
+        self.metrics.set_rules(&patterns);
     }
 }

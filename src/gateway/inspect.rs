@@ -12,12 +12,16 @@ use super::samples::{History, Sample, unix_ms};
 use crate::ingest::status::Upstream;
 use crate::log::message::Format;
 use crate::log::{LogState, ReaderProgress};
+use crate::metrics::Limit;
 use crate::protocol::codes::{CloseCode, HttpVersion};
 use crate::protocol::seek::Start;
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 use crate::reader::{Principal, Reader};
 use crate::stream::{Stream, StreamOptions};
+
+/// Console streams that follow the gateway's state, and as many that show messages.
+pub const CONSOLE_STREAMS: usize = 64;
 
 /// A selection of streams: those that match every field that is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,6 +99,11 @@ impl Gateway {
             return Err(CloseCode::Draining);
         }
         let Some(lease) = self.registry.hold(filter) else { return Ok(None) };
+        let onlookers = self.table.find(|handle| matches!(handle.reader.principal, Principal::Operator));
+        if onlookers.len() >= CONSOLE_STREAMS {
+            self.metrics().hit(Limit::ConsoleStreams);
+            return Err(CloseCode::Overloaded);
+        }
         let reader = Reader { address, principal: Principal::Operator, http };
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
         let place = self.clients.enter(ticket.handle().clone(), 1)?;

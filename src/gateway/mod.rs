@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-pub use self::inspect::{StreamState, Wanted};
+pub use self::inspect::{CONSOLE_STREAMS, StreamState, Wanted};
 pub use self::open::{OpenError, Opening};
 pub use self::publish::PublishError;
 use self::refusals::Refusals;
@@ -37,7 +37,8 @@ use crate::log::{Bounds, Idle, Registry};
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics};
 use crate::protocol::codes::CloseCode;
-use crate::protocol::topic::{Filter, Topic};
+use crate::protocol::topic::Filter;
+use crate::reader::connections::{Connections, CountedAddress};
 use crate::reader::quota::{Clients, Publishing};
 use crate::stream::outcome::OutcomeLog;
 use crate::stream::table::Table;
@@ -70,6 +71,7 @@ pub struct Gateway {
     warm: Mutex<HashMap<Filter, Warm>>,
     table: Arc<Table>,
     clients: Arc<Clients>,
+    connections: Connections,
     upstream: watch::Receiver<Upstreams>,
     traces: Traces,
     draining: AtomicBool,
@@ -77,6 +79,10 @@ pub struct Gateway {
     denied: Arc<Refusals>,
     /// Limits the log lines about addresses that have reached a limit.
     crowded: Throttle,
+    /// Of those that say that one of its connections was closed.
+    disconnected: Throttle,
+    /// The largest message of the broker that was said to be less than `limits.message`.
+    told_largest: AtomicUsize,
     history: History,
 }
 
@@ -103,11 +109,14 @@ impl Gateway {
             warm: Mutex::default(),
             table,
             clients,
+            connections: Connections::default(),
             upstream,
             traces,
             draining: AtomicBool::new(false),
             denied: Arc::default(),
             crowded: Throttle::default(),
+            disconnected: Throttle::default(),
+            told_largest: AtomicUsize::new(usize::MAX),
             history: History::default(),
         });
         gateway.put_limits(&current.config);
@@ -155,6 +164,29 @@ impl Gateway {
         &self.traces
     }
 
+    /// Counts a connection against its address, until [`Gateway::disconnect`]. `None`: the address has reached its limit, and
+    /// the connection must be closed.
+    pub fn connect(&self, address: IpAddr) -> Option<CountedAddress> {
+        let counted = self.connections.enter(address);
+        if counted.is_none() {
+            self.metrics().hit(Limit::ConnectionsPerAddress);
+            if let Some(others) = self.disconnected.turn() {
+                let hint = self.proxy_hint();
+                tracing::warn!(
+                    %address,
+                    others,
+                    "a connection was closed at once: its address has limits.connections_per_address of them{hint}"
+                );
+            }
+        }
+        counted
+    }
+
+    /// A connection that was counted has ended.
+    pub fn disconnect(&self, address: CountedAddress) {
+        self.connections.leave(address);
+    }
+
     /// Counts a request to open a stream against its address. To be called first, before a signature is checked or a
     /// backend is asked.
     ///
@@ -186,16 +218,20 @@ impl Gateway {
         if !of_address || !self.crowded.allows() {
             return;
         }
-        let code = code.as_str();
-        if !self.current().config.proxies.trusted.is_empty() {
-            tracing::warn!(%address, code, "a client was refused for now: its address has reached a limit of [limits]");
+        let (code, hint) = (code.as_str(), self.proxy_hint());
+        tracing::warn!(
+            %address,
+            code,
+            "a client was refused for now: its address has reached a limit of [limits]{hint}"
+        );
+    }
+
+    /// The end of a log line about an address that has reached a limit.
+    fn proxy_hint(&self) -> &'static str {
+        if self.current().config.proxies.trusted.is_empty() {
+            ". If this is the address of a proxy, all its clients count as one: add its network to proxies.trusted"
         } else {
-            tracing::warn!(
-                %address,
-                code,
-                "a client was refused for now: its address has reached a limit of [limits]. If this is the address \
-                 of a proxy, all its clients count as one: add its network to proxies.trusted"
-            );
+            ""
         }
     }
 
@@ -257,6 +293,7 @@ impl Gateway {
         let (topics, bytes) = (self.registry.topics(), self.registry.bytes());
         let usage = self.clients.sweep();
         let metrics = self.metrics();
+        metrics.sweep_rules();
         metrics.topics.set(topics as i64);
         metrics.buffer_bytes.set(bytes as i64);
         metrics.addresses.set(usage.addresses as i64);
@@ -268,6 +305,7 @@ impl Gateway {
             (Limit::StreamsPerAddress, usage.most_of_address),
             (Limit::StreamsPerSubject, usage.most_of_subject),
             (Limit::Connections, usize::try_from(metrics.connections.get()).unwrap_or_default()),
+            (Limit::ConnectionsPerAddress, self.connections.most()),
             (Limit::Topics, topics),
             (Limit::TopicsPerAddress, usage.most_topics_of_address),
             (Limit::Bodies, usage.bodies),
@@ -276,7 +314,23 @@ impl Gateway {
         ] {
             metrics.set_used(limit, used);
         }
+        self.warn_of_small_broker();
         self.history.push(self.sample());
+    }
+
+    /// Says once that publishers may send more than the broker takes.
+    fn warn_of_small_broker(&self) {
+        let (largest, message) = (self.broker.largest_message(), self.current().config.limits.message);
+        let is_less = (largest as u64) < message;
+        let told = if is_less { largest } else { usize::MAX };
+        if self.told_largest.swap(told, Ordering::Relaxed) != told && is_less {
+            tracing::warn!(
+                largest,
+                message,
+                "the broker takes messages of at most {largest} bytes with their header fields (max_payload of NATS), less than \
+                 limits.message; publishers of larger ones get 413. Lower limits.message, or raise the broker's limit"
+            );
+        }
     }
 }
 
@@ -297,9 +351,4 @@ fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<FieldMapping>) {
 /// subscription per topic would cost the broker one consumer each.
 fn is_warm(rule: &Rule) -> bool {
     rule.replay.warm || rule.source.is_shared()
-}
-
-/// The filter of the subscription that delivers a rule's messages of `topic`.
-fn subscribed_filter(rule: &Rule, topic: &Topic) -> Filter {
-    if is_warm(rule) { rule.filter.clone() } else { topic.clone().into() }
 }

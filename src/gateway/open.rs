@@ -173,7 +173,7 @@ impl Gateway {
             let (filter, source) = (lease.filter().clone(), rule.source.clone());
             let located = self.lookups.find(address, filter, source, seek).await;
             located.map(Some).map_err(|error| match error {
-                BrokerError::Refused(why) | BrokerError::Unfit(why) => {
+                BrokerError::Refused(why) | BrokerError::Unfit(why) | BrokerError::TooLarge(why) => {
                     self.denied.note_and_log(lease.filter(), &why);
                     CloseCode::Refused
                 }
@@ -240,7 +240,7 @@ async fn subscribe(broker: Broker, source: Source, subscription: Subscription, d
             tracing::debug!(topic = subscription.filter().as_str(), why, "a subscription failed");
             subscription.fail(CloseCode::Unavailable);
         }
-        Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
+        Err(BrokerError::Refused(why) | BrokerError::Unfit(why) | BrokerError::TooLarge(why)) => {
             denied.note_and_log(subscription.filter(), &why);
             subscription.fail(CloseCode::Refused);
         }

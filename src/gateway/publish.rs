@@ -5,12 +5,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use thiserror::Error;
 
-use super::{BROKER_TIMEOUT, Gateway, subscribed_filter};
+use super::{BROKER_TIMEOUT, Gateway};
 use crate::auth::access::Verdict;
 use crate::auth::{Action, Caller};
 use crate::broker::BrokerError;
 use crate::config::Rule;
-use crate::protocol::event_id::entry_event_id;
 use crate::protocol::headers::Headers;
 use crate::protocol::publisher::{EventType, PublisherId};
 use crate::protocol::source::Field;
@@ -64,13 +63,9 @@ impl Gateway {
         let begin = Instant::now();
         let published = async {
             let source = rule.source.clone();
-            let number = self.broker.publish(topic.clone(), source, payload, headers).await?;
-            Ok(match number {
-                // The id is the entry's own, whether or not anyone reads it.
-                Some(number) if !rule.source.is_shared() => Some(entry_event_id(number)),
-                Some(number) => self.registry.event_id(&subscribed_filter(rule, topic), number).or(given),
-                None => given,
-            })
+            let stored = self.broker.publish(topic.clone(), source, payload, headers).await?;
+            // The id of a stored message is the broker's, whether or not anyone reads it.
+            Ok(stored.map(|stored| stored.event_id).or(given))
         };
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)

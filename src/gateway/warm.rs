@@ -120,7 +120,7 @@ async fn subscribed<E: Future<Output = ()>>(
                     }
                     // The broker went away again. Its next `Up` may take a while, and this must not become a busy loop.
                     Err(BrokerError::Away(_)) => pause(AWAY_RETRY).await?,
-                    Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
+                    Err(BrokerError::Refused(why) | BrokerError::Unfit(why) | BrokerError::TooLarge(why)) => {
                         if refusals.note(&filter, &why) {
                             tracing::error!(
                                 topic = filter.as_str(),

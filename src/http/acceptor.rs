@@ -6,17 +6,23 @@ use std::time::Duration;
 use axum::Router;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, ConnectionLimits};
 use super::handshake::Handshake;
+use super::open::{Connections, Open};
 use crate::config::Proxies;
 use crate::gateway::Gateway;
 use crate::gateway::runtime::Runtime;
 use crate::metrics::Limit;
 use crate::metrics::throttle::Throttle;
 use crate::net::tls::Tls;
+
+/// Streams of one HTTP/2 connection, event streams and plain requests together. There are fewer on the admin listener, where
+/// each may hold a page of a thousand lines for a client that does not take it.
+const HTTP2_STREAMS: u32 = 256;
+const ADMIN_HTTP2_STREAMS: u32 = 16;
 
 /// The log line if an accept fails.
 const CANNOT_ACCEPT: &str = "cannot accept connections; is the limit on open files too low?";
@@ -71,7 +77,9 @@ impl Acceptor {
 
     async fn accept(self) {
         let handshake = self.tls.clone().map(|tls| Arc::new(Handshake::new(tls, self.gateway.clone())));
-        let permits = Arc::new(Semaphore::new(self.max_connections.min(Semaphore::MAX_PERMITS)));
+        let free = Semaphore::new(self.max_connections.min(Semaphore::MAX_PERMITS));
+        let connections =
+            Arc::new(Connections { gateway: self.gateway.clone(), free, is_public: self.public });
         let failures = Throttle::default();
         // Some descriptors are reserved for other uses, so that connections never take the last one.
         let is_short_of_files =
@@ -80,14 +88,14 @@ impl Acceptor {
         let mut current = self.gateway.current();
         let mut limits = self.connection_limits(&current);
         loop {
-            if permits.available_permits() == 0 {
+            if connections.free.available_permits() == 0 {
                 self.gateway.metrics().hit(self.limit);
                 if is_short_of_files && failures.allows() {
                     tracing::warn!(max_connections = self.max_connections, "{CANNOT_ACCEPT}");
                 }
             }
             // The semaphore is never closed.
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let Ok(permit) = connections.free.acquire().await else { return };
             match self.listener.accept().await {
                 Ok((socket, peer)) => {
                     let now = self.gateway.current();
@@ -96,7 +104,8 @@ impl Acceptor {
                         current = now;
                     }
                     prepare(&socket, limits.write_timeout);
-                    let open = Open::new(self.gateway.clone(), permit);
+                    permit.forget(); // it is given back by the end of what is opened here
+                    let open = Open::new(connections.clone());
                     let (peer, router, limits) = (peer.ip(), self.router.clone(), limits.clone());
                     match handshake.clone() {
                         None => tokio::spawn(connection::serve_plain(socket, peer, router, limits, open)),
@@ -126,6 +135,7 @@ impl Acceptor {
         let forward = current.config.auth.forward.as_ref();
         Arc::new(ConnectionLimits {
             max_head: usize::try_from(limits.head).unwrap_or(usize::MAX),
+            http2_streams: if self.public { HTTP2_STREAMS } else { ADMIN_HTTP2_STREAMS },
             heads_too_large: self.gateway.metrics().limit_met.of(Limit::Head),
             head_timeout: limits.head_timeout,
             write_timeout: current.config.streams.write_timeout,
@@ -136,25 +146,6 @@ impl Acceptor {
             proxies: if self.public { current.config.proxies.clone() } else { Proxies::default() },
             closing: self.closing.clone(),
         })
-    }
-}
-
-/// An open connection, for the limit and the metric.
-pub(super) struct Open {
-    gateway: Arc<Gateway>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Open {
-    fn new(gateway: Arc<Gateway>, permit: OwnedSemaphorePermit) -> Self {
-        gateway.metrics().connections.inc();
-        Open { gateway, _permit: permit }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.gateway.metrics().connections.dec();
     }
 }
 

@@ -24,15 +24,13 @@ use tower::ServiceExt;
 
 use super::client::ClientAddress;
 use super::handoff::{Delivery, Handoff, Stalls};
+use super::open::Open;
 use super::proxy_protocol;
 use crate::config::Proxies;
 use crate::reader::clock::{AtomicMillis, Clock};
 
 /// The first bytes of an HTTP/2 client with prior knowledge (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Streams of one HTTP/2 connection: event streams and plain requests together.
-const HTTP2_STREAMS: u32 = 256;
 
 /// Streams that an HTTP/2 client may open and reset before we have accepted them. More of them end the connection
 /// (CVE-2023-44487).
@@ -57,6 +55,8 @@ const CLOSING_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct ConnectionLimits {
     /// The largest request head, in bytes.
     pub(super) max_head: usize,
+    /// Streams of one HTTP/2 connection: event streams and plain requests together.
+    pub(super) http2_streams: u32,
     /// Counts heads that were larger.
     pub(super) heads_too_large: Counter,
     /// How long a request head may take to arrive, and how long a connection may wait before it begins one.
@@ -93,36 +93,39 @@ pub(super) enum Version {
     Unknown,
 }
 
-/// Serves one connection to its end, without TLS. `permit` is held until then.
-pub(super) async fn serve_plain<P: Send + Unpin + 'static>(
+/// Serves one connection to its end, without TLS. `open` is held until then.
+pub(super) async fn serve_plain(
     mut socket: TcpStream,
     peer: IpAddr,
     router: Router,
     settings: Arc<ConnectionLimits>,
-    permit: P,
+    mut open: Open,
 ) {
-    if let Some(client) = client(&mut socket, peer, &settings).await {
-        serve(socket, Version::Unknown, client, router, settings, permit).await;
+    if let Some(client) = client(&mut socket, peer, &settings, &mut open).await {
+        serve(socket, Version::Unknown, client, router, settings, open).await;
     }
 }
 
-/// The client of the connection, or `None` if a proxy must name it and does not.
+/// The client of the connection, or `None` if it must be closed: a proxy that must name the client does not, or the client has
+/// reached its limit of connections.
 pub(super) async fn client(
     socket: &mut TcpStream,
     peer: IpAddr,
     settings: &ConnectionLimits,
+    open: &mut Open,
 ) -> Option<ClientAddress> {
-    settings.in_time(proxy_protocol::client(socket, peer, &settings.proxies)).await
+    let client = settings.in_time(proxy_protocol::client(socket, peer, &settings.proxies)).await?;
+    open.is_of(client.0, &settings.proxies).then_some(client)
 }
 
-/// Serves one connection to its end, over TCP or over TLS. `permit` is held until then.
-pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P: Send + Unpin + 'static>(
+/// Serves one connection to its end, over TCP or over TLS. `open` is held until then.
+pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     mut socket: I,
     version: Version,
     client: ClientAddress,
     router: Router,
     settings: Arc<ConnectionLimits>,
-    permit: P,
+    open: Open,
 ) {
     let Some(Preface { is_http2, bytes }) = settings.in_time(Preface::read(&mut socket)).await else {
         return;
@@ -139,7 +142,7 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static, P:
     let transport = Transport::new(socket, bytes, Some(handoff.clone()));
     if let Some((socket, stream, coding)) = serve_http1(transport, client, router, handoff, &settings).await {
         // Spawned as a task of its own, because this task keeps the size of hyper's connection for its whole life.
-        tokio::spawn(Delivery::new(socket, stream, coding, permit));
+        tokio::spawn(Delivery::new(socket, stream, coding, open));
     }
 }
 
@@ -230,7 +233,7 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         .timer(TokioTimer::new())
         .keep_alive_interval(settings.write_timeout / 2)
         .keep_alive_timeout(settings.write_timeout / 2)
-        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_concurrent_streams(settings.http2_streams)
         .max_pending_accept_reset_streams(HTTP2_RESETS_AT_ONCE)
         .max_local_error_reset_streams(HTTP2_MISTAKES)
         .initial_stream_window_size(HTTP2_RECEIVE_WINDOW)

@@ -11,6 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::connection::{self, ConnectionLimits, Version};
+use super::open::Open;
 use super::problem::Problem;
 use crate::gateway::Gateway;
 use crate::metrics::HandshakeResult;
@@ -41,16 +42,16 @@ impl Handshake {
         Handshake { tls, plain }
     }
 
-    /// Serves one connection to its end. `permit` is held until then.
-    pub(super) async fn serve<P: Send + Unpin + 'static>(
+    /// Serves one connection to its end. `open` is held until then.
+    pub(super) async fn serve(
         self: Arc<Self>,
         mut socket: TcpStream,
         peer: IpAddr,
         router: Router,
         settings: Arc<ConnectionLimits>,
-        permit: P,
+        mut open: Open,
     ) {
-        let Some(client) = connection::client(&mut socket, peer, &settings).await else { return };
+        let Some(client) = connection::client(&mut socket, peer, &settings, &mut open).await else { return };
         let greeting = tokio::time::timeout(settings.head_timeout, self.greet(socket));
         let Some(greeting) = settings.closing.run_until_cancelled(greeting).await else { return };
         match greeting {
@@ -61,12 +62,11 @@ impl Handshake {
                     Some(_) => Version::Http1,
                     None => Version::Unknown,
                 };
-                connection::serve(socket, version, client, router, settings, permit).await;
+                connection::serve(socket, version, client, router, settings, open).await;
             }
             Ok(Ok(Greeting::Plain(socket))) => {
                 self.tls.metrics().tls_handshakes.inc(HandshakeResult::Plain);
-                connection::serve(socket, Version::Unknown, client, self.plain.clone(), settings, permit)
-                    .await;
+                connection::serve(socket, Version::Unknown, client, self.plain.clone(), settings, open).await;
             }
             // A probe that only connects: it began no handshake.
             Ok(Ok(Greeting::Nothing)) => {}

@@ -10,6 +10,7 @@ mod client;
 mod connection;
 mod handoff;
 mod handshake;
+mod open;
 mod origin;
 mod page;
 mod problem;

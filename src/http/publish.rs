@@ -94,6 +94,9 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         }
         Err(PublishError::Expired) => Err(not_allowed(Refusal::expired())),
         Err(PublishError::Unfit(why) | PublishError::Broker(BrokerError::Unfit(why))) => Err(bad(&why)),
+        Err(PublishError::Broker(BrokerError::TooLarge(why))) => {
+            Err(Problem::new(RefusalCode::TooLarge, why).into_response())
+        }
         Err(PublishError::Broker(BrokerError::Refused(_))) => {
             let detail = "the broker refused the message; the gateway's log has the reason";
             Err(Problem::new(RefusalCode::BrokerRefused, detail).into_response())

@@ -21,12 +21,14 @@ pub struct Encoder {
     pub max_message: Arc<AtomicUsize>,
     /// Limits the log lines about unreadable header fields: a publisher can put them into every message.
     damaged: Arc<Throttle>,
+    /// Of those about messages that are too large, likewise.
+    too_large: Arc<Throttle>,
 }
 
 impl Encoder {
     /// Creates the encoder of the process.
     pub fn new(metrics: Arc<Metrics>, max_message: Arc<AtomicUsize>) -> Self {
-        Encoder { metrics, max_message, damaged: Arc::default() }
+        Encoder { metrics, max_message, damaged: Arc::default(), too_large: Arc::default() }
     }
 
     /// Whether a message is too large to be carried. If so, this counts and logs it.
@@ -36,12 +38,15 @@ impl Encoder {
         if too_large {
             self.metrics.rejected.inc(Rejected::Message);
             self.metrics.hit(Limit::Message);
-            tracing::warn!(
-                topic = message.topic.as_str(),
-                bytes = message.payload.len(),
-                limit,
-                "a message was dropped, because it is larger than limits.message"
-            );
+            if let Some(others) = self.too_large.turn() {
+                tracing::warn!(
+                    topic = message.topic.as_str(),
+                    bytes = message.payload.len(),
+                    limit,
+                    others,
+                    "a message was dropped, because it is larger than limits.message"
+                );
+            }
         }
         too_large
     }

@@ -18,6 +18,7 @@ use tokio::task::yield_now;
 use self::encoder::Encoder;
 use crate::broker::{self, Event, Link};
 use crate::log::Registry;
+use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics, Rejected};
 use crate::protocol::codes::GapReason;
 use crate::protocol::topic::{Filter, Topic};
@@ -44,6 +45,17 @@ pub struct Ingest {
     pub upstream: watch::Sender<Upstreams>,
     /// The traces of the gateway.
     pub traces: Traces,
+    /// Keep the log short.
+    pub throttles: Throttles,
+}
+
+/// Of the lines that a broker, or who publishes, can cause for one topic after the other.
+#[derive(Debug, Default)]
+pub struct Throttles {
+    lost: Throttle,
+    gone: Throttle,
+    ended: Throttle,
+    refused: Throttle,
 }
 
 impl Ingest {
@@ -83,12 +95,18 @@ impl Ingest {
             Event::Lost { filters, why } => {
                 let gaps = self.registry.append_gap(filters.as_deref(), None, GapReason::Broker);
                 self.metrics.gaps(GapReason::Broker, gaps);
-                let topics = match filters.as_deref() {
-                    None => "all".to_owned(),
-                    Some([filter]) => filter.to_string(),
-                    Some(several) => format!("{} topics", several.len()),
+                let Some(filters) = filters.as_deref() else {
+                    // No more often than connections are made.
+                    tracing::warn!(topics = "all", gaps, why, "messages may be missing");
+                    return;
                 };
-                tracing::warn!(topics, gaps, why, "messages may be missing");
+                if let Some(others) = self.throttles.lost.turn() {
+                    let topics = match filters {
+                        [filter] => filter.to_string(),
+                        several => format!("{} topics", several.len()),
+                    };
+                    tracing::warn!(topics, gaps, why, others, "messages may be missing");
+                }
             }
             Event::Unnameable { filter } => {
                 self.metrics.rejected.inc(Rejected::Topic);
@@ -104,19 +122,25 @@ impl Ingest {
             }
             Event::Gone { filter, through, why } => {
                 let gaps = self.skip(&filter, None, through, GapReason::Broker);
-                tracing::warn!(
-                    topics = filter.as_str(),
-                    gaps,
-                    why,
-                    "messages were deleted before they could be read"
-                );
+                if let Some(others) = self.throttles.gone.turn() {
+                    tracing::warn!(
+                        topics = filter.as_str(),
+                        gaps,
+                        why,
+                        others,
+                        "messages were deleted before they could be read"
+                    );
+                }
             }
             Event::Ended { filter, why } => {
-                tracing::warn!(
-                    topics = filter.as_str(),
-                    why,
-                    "a stored stream was deleted or replaced; its readers reconnect"
-                );
+                if let Some(others) = self.throttles.ended.turn() {
+                    tracing::warn!(
+                        topics = filter.as_str(),
+                        why,
+                        others,
+                        "a stored stream was deleted or replaced; its readers reconnect"
+                    );
+                }
                 self.registry.end(&filter);
             }
             Event::Up(link) => {
@@ -126,11 +150,14 @@ impl Ingest {
             Event::Partly { link, why } => self.tell_of(link, Upstream::Partly(why)),
             Event::Down { link, why } => self.tell_of(link, Upstream::Down(why)),
             Event::Refused { filter, why } => {
-                tracing::error!(
-                    topic = filter.as_str(),
-                    why,
-                    "the broker does not allow the gateway to read this topic"
-                );
+                if let Some(others) = self.throttles.refused.turn() {
+                    tracing::error!(
+                        topic = filter.as_str(),
+                        why,
+                        others,
+                        "the broker does not allow the gateway to read this topic"
+                    );
+                }
                 self.registry.refuse(&filter);
             }
         }
@@ -226,6 +253,7 @@ mod tests {
             encoder: Encoder::new(metrics, Arc::new(MESSAGE.into())),
             upstream: watch::channel(Upstreams::new()).0,
             traces: Traces::default(),
+            throttles: Throttles::default(),
         }
     }
 

@@ -26,7 +26,7 @@ pub struct Bounds {
     /// How long the log is kept after its last reader.
     pub linger: Duration,
     /// The counters of the rule.
-    pub rule: RuleMetrics,
+    pub rule: Arc<RuleMetrics>,
 }
 
 /// An entry. It is shared between all logs that hold it.

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 
 use super::message::{Extracted, FieldMapping, Format, Message};
 use super::*;
-use crate::metrics::RuleMetrics;
 use crate::protocol::event_id::{Epoch, Sequence};
 use crate::protocol::frame::Coding;
 use crate::protocol::seek::Start;
@@ -90,13 +89,7 @@ fn lease_in(registry: &Arc<Registry>, topic: &str, warm: Option<&Filter>) -> Lea
 
 fn bounds() -> Bounds {
     let age = Duration::from_secs(60);
-    Bounds {
-        messages: usize::MAX,
-        bytes: usize::MAX,
-        age,
-        linger: Duration::ZERO,
-        rule: RuleMetrics::default(),
-    }
+    Bounds { messages: usize::MAX, bytes: usize::MAX, age, linger: Duration::ZERO, rule: Default::default() }
 }
 
 fn fields() -> Arc<FieldMapping> {

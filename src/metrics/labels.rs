@@ -97,6 +97,10 @@ pub enum Limit {
     Connections,
     /// Connections of the admin listener, likewise.
     AdminConnections,
+    /// `limits.connections_per_address`; used: by the address with the most; hit: a connection was closed at once.
+    ConnectionsPerAddress,
+    /// Streams of the console; hit: one more has to come back later.
+    ConsoleStreams,
     /// `limits.topics`.
     Topics,
     /// `limits.topics_per_address`; used: by the address with the most.

@@ -17,6 +17,7 @@ impl Metrics {
             (Limit::NewTopicsPerSecond, limits.new_topics_per_second as u64),
             (Limit::PublishesPerSecond, limits.publishes_per_second as u64),
             (Limit::ResumeBytes, limits.resume_bytes),
+            (Limit::ConnectionsPerAddress, limits.connections_per_address as u64),
             (Limit::Topics, limits.topics as u64),
             (Limit::TopicsPerAddress, limits.topics_per_address as u64),
             (Limit::TopicsPerStream, limits.topics_per_stream as u64),

@@ -9,6 +9,7 @@ mod limits;
 #[cfg(target_os = "linux")]
 mod process;
 mod rules;
+mod shown_rules;
 mod table;
 mod text;
 pub mod throttle;
@@ -22,7 +23,7 @@ pub use self::labels::{
     By, FetchResult, ForwardOutcome, HandshakeResult, Limit, Listener, PublishResult, Rejected, ReloadResult,
     ResumeOutcome, SpanResult,
 };
-pub use self::rules::RuleMetrics;
+pub use self::shown_rules::RuleMetrics;
 pub use self::table::Metrics;
 pub use self::text::negotiate;
 use crate::protocol::codes::{CloseCode, Code, GapReason, HttpVersion};

@@ -13,6 +13,7 @@ use super::labels::{
 };
 #[cfg(target_os = "linux")]
 use super::process::Process;
+use super::shown_rules::ShownRules;
 use crate::protocol::codes::{CloseCode, Code, GapReason, HttpVersion};
 
 /// The upper ends of the buckets of waits for a broker, in seconds: from one on the same network to the longest that is
@@ -32,6 +33,7 @@ macro_rules! metrics {
         #[derive(Debug)]
         pub struct Metrics {
             pub(super) registry: Registry,
+            pub(super) rules: ShownRules,
             $(#[doc = $help] pub $name: $type,)*
         }
 
@@ -48,7 +50,7 @@ macro_rules! metrics {
                     let $name: $type = $new;
                     own.register(stringify!($name), $help, $name.clone());
                 )*
-                Metrics { registry, $($name),* }
+                Metrics { registry, rules: ShownRules::default(), $($name),* }
             }
         }
     };

@@ -229,6 +229,11 @@ pub fn entry_event_id(number: u64) -> String {
     format!("{ms}-{seq}")
 }
 
+/// The event id of a message in the stored stream with this tag.
+pub fn tagged_event_id(tag: &Tag, number: u64) -> String {
+    format!("{}-{number}", tag.0)
+}
+
 /// The separator between the parts of an event id for several sequences. No part has a `-`, and every other id has one.
 pub const COMPONENTS: char = '.';
 

@@ -3,6 +3,7 @@
 
 pub mod bucket;
 pub mod clock;
+pub mod connections;
 pub mod handle;
 pub mod quota;
 

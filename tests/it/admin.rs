@@ -1,11 +1,17 @@
 //! The admin listener: what it shows operators, how they end streams, and who is refused.
 
 use crate::common::client::{self, Reader};
-use crate::common::eventually;
 use crate::common::gateway::Gateway;
 use crate::common::token::{JWT, SECRET, token};
 use crate::common::wire::Wire;
+use crate::common::{LIMIT, eventually, within};
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 async fn get(gateway: &Gateway, path: &str) -> Value {
     let answer = gateway.ask_admin("GET", path, &[]).await;
@@ -16,6 +22,34 @@ async fn get(gateway: &Gateway, path: &str) -> Value {
 
 fn texts(list: &Value, key: &str) -> Vec<String> {
     list.as_array().unwrap().iter().map(|item| item[key].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_console_has_so_many_streams_however_many_one_connection_could_carry() {
+    let gateway = Gateway::start().await;
+    gateway.open("/topics/a").await.expect("stream-open").await; // it lingers
+    for path in ["/console/events", "/console/messages?topic=a"] {
+        let mut held = vec![];
+        let mut statuses = vec![];
+        for _ in 0..5 {
+            let socket = TokioIo::new(TcpStream::connect(gateway.admin).await.unwrap());
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
+            tokio::spawn(connection);
+            for _ in 0..13 {
+                let request = Request::get(format!("http://{}{path}", gateway.admin));
+                let request = request.body(Empty::<Bytes>::new()).unwrap();
+                let response = within("an answer", LIMIT, sender.send_request(request)).await.unwrap();
+                statuses.push(response.status().as_u16());
+                held.push((sender.clone(), response));
+            }
+        }
+        let (last, others) = statuses.split_last().unwrap();
+        assert!(others.iter().all(|status| *status == 200), "{path}: {statuses:?}");
+        assert_eq!(*last, 503, "{path}");
+        drop(held);
+    }
+    assert_eq!(gateway.metric("topicgate_limit_met_total{limit=\"console_streams\"}").await, 2.0);
+    assert_eq!(gateway.ask_admin("GET", "/livez", &[]).await.status, 200);
 }
 
 #[tokio::test]

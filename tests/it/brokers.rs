@@ -529,7 +529,8 @@ mod nats_server {
         up(&mut events).await;
         let answer =
             broker.publish(topic("orders"), Source::Pubsub, vec![0; 2000].into(), Headers::default()).await;
-        assert!(matches!(answer, Err(BrokerError::Refused(_))), "{answer:?}");
+        assert!(matches!(&answer, Err(BrokerError::TooLarge(why)) if why.contains("1024")), "{answer:?}");
+        assert_eq!(broker.largest_message(), 1024);
         broker.publish(topic("orders"), Source::Pubsub, "small".into(), Headers::default()).await.unwrap();
     }
 

@@ -8,8 +8,8 @@ use crate::common::client::Reader;
 use crate::common::gateway::Gateway;
 use crate::common::raw::{Raw, ask};
 use crate::common::wire::Wire;
-use crate::common::{eventually, tls};
-use tokio::io::AsyncWriteExt;
+use crate::common::{LIMIT, eventually, tls};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// One stream an address, and the test itself as the proxy.
@@ -171,6 +171,43 @@ async fn a_proxy_header_tells_the_client_and_a_local_one_leaves_the_proxy_itself
         proxy_header(PROXY, 0x31, &[6; 216]),
     ] {
         assert!(open_with(address, &own, "").await.is_none(), "{own:?}");
+    }
+}
+
+/// Whether a connection that begins with these bytes is closed without an answer.
+async fn is_closed(address: SocketAddr, first: &[u8]) -> bool {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(&[first, &ask("GET", "/topics/a", "")].concat()).await.unwrap();
+    let read = crate::common::within("an answer or the end", LIMIT, socket.read(&mut [0])).await;
+    matches!(read, Ok(0) | Err(_))
+}
+
+#[tokio::test]
+async fn connections_count_for_the_client_that_a_proxy_names_and_never_for_a_trusted_proxy() {
+    let settings = |address: &str| {
+        format!(
+            "limits = {{ connections_per_address = 1 }}\nproxies = {{ {TRUSTED}, address = \"{address}\" }}\n"
+        )
+    };
+    let gateway = Gateway::with(&settings("proxy-protocol")).await;
+    let address = gateway.address;
+    let held = open_with(address, &proxied("203.0.113.1", b""), "").await.unwrap();
+    assert!(is_closed(address, &proxied("203.0.113.1", b"")).await);
+    let _other = open_with(address, &proxied("203.0.113.2", b""), "").await.unwrap();
+    // Those of the proxy itself have no such limit.
+    let mut own = vec![];
+    for _ in 0..3 {
+        own.push(open_with(address, &proxy_header(LOCAL, 0, b""), "").await.unwrap());
+    }
+    drop(held);
+    eventually("its place is free", async || !is_closed(address, &proxied("203.0.113.1", b"")).await).await;
+
+    // One address carries all clients.
+    let gateway = Gateway::with(&settings("x-forwarded-for")).await;
+    let mut held = vec![];
+    for client in 0..5 {
+        let line = format!("X-Forwarded-For: 203.0.113.{client}\r\n");
+        held.push(open(&gateway, &line).await.unwrap());
     }
 }
 

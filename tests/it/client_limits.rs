@@ -20,6 +20,7 @@ use hyper::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// The temporary refusal of an EventSource: 200, one event, the end.
@@ -95,6 +96,47 @@ async fn an_address_has_so_many_streams_and_a_place_again_once_one_has_left() {
     drop((held, elsewhere));
     eventually("nobody is remembered", async || gateway.metric("topicgate_addresses").await == 0.0).await;
     assert_eq!(gateway.metric("topicgate_limit_used{limit=\"streams_per_address\"}").await, 0.0);
+}
+
+/// Whether a new connection is closed before anything is sent on it.
+async fn is_closed_at_once(address: SocketAddr) -> bool {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(1), socket.read(&mut [0])).await;
+    read.is_ok_and(|read| matches!(read, Ok(0) | Err(_)))
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_connections_and_all_others_still_get_in() {
+    let toml = |most: usize| format!("limits = {{ connections_per_address = {most} }}");
+    let gateway = Gateway::with(&toml(3)).await;
+    let mut held = vec![];
+    for _ in 0..2 {
+        let mut reader = gateway.open("/topics/a").await;
+        reader.expect("stream-open").await;
+        held.push(reader);
+    }
+    // One that says nothing counts as well, and has no part in the rest.
+    let silent = TcpStream::connect(gateway.address).await.unwrap();
+    eventually("all are accepted", async || gateway.metric("topicgate_connections").await == 4.0).await;
+    assert!(is_closed_at_once(gateway.address).await);
+    let met = "topicgate_limit_met_total{limit=\"connections_per_address\"}";
+    assert_eq!(gateway.metric(met).await, 1.0);
+    assert_eq!(gateway.metric("topicgate_limit{limit=\"connections_per_address\"}").await, 3.0);
+    eventually("the fullest is shown", async || {
+        gateway.metric("topicgate_limit_used{limit=\"connections_per_address\"}").await == 3.0
+    })
+    .await;
+    let _elsewhere = open_from_elsewhere(&gateway, "/topics/a").await;
+    // A place is free again once one has left, and there are more once they are allowed.
+    drop(silent);
+    eventually("there is a place", async || !is_closed_at_once(gateway.address).await).await;
+    assert!(gateway.reload_with(&toml(9)));
+    let mut third = gateway.open("/topics/a").await;
+    third.expect("stream-open").await;
+    gateway.publish("a", "1").await;
+    for reader in &mut held {
+        assert_eq!(reader.message().await, "1", "who was here is not disturbed");
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use crate::common::client::Reader;
 use crate::common::gateway::Gateway;
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
+use crate::common::process::Process;
 use crate::common::{LIMIT, eventually};
 use serde_json::{Value, json};
 
@@ -50,6 +51,70 @@ async fn five_thousand_topics_of_a_rule_are_one_consumer() {
     late.expect("stream-open").await;
     assert_eq!(late.messages(50).await.len(), 50);
     assert_eq!(consumers(&server), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_answers_the_event_id_that_readers_will_see_while_nothing_can_be_read_too() {
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    let few = json!({"max_consumers": 1});
+    admin.stream("ORDERS", &["orders.>"], few.clone()).await;
+    admin.bucket("PRICES", few).await;
+    for stream in ["ORDERS", "KV_PRICES"] {
+        let config = json!({"durable_name": "other", "ack_policy": "explicit"});
+        let question = json!({"stream_name": stream, "config": config});
+        admin.tell(&format!("CONSUMER.DURABLE.CREATE.{stream}.other"), question).await;
+    }
+    let gateway = Gateway::with(&rules(&server, &[ORDERS, PRICES])).await;
+    for (path, stream) in [("/topics/orders/eu", "ORDERS"), ("/topics/prices/eur", "KV_PRICES")] {
+        let posted = gateway.post(path, "1").await;
+        assert_eq!(posted.status, 202, "{}", posted.text());
+        let id = posted.json()["id"].as_str().expect("an id").to_owned();
+        admin.tell(&format!("CONSUMER.DELETE.{stream}.other"), json!({})).await;
+        let begin = std::time::Instant::now();
+        let mut reader = loop {
+            let mut reader = gateway.open(&format!("{path}?last=1")).await;
+            if reader.next().await.unwrap().event == "stream-open" {
+                break reader;
+            }
+            assert!(begin.elapsed() < LIMIT, "it cannot be read");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let event = reader.next().await.unwrap();
+        assert_eq!((event.data.as_str(), event.id.as_str()), ("1", id.as_str()));
+        let live = gateway.post(path, "2").await.json();
+        let event = reader.next().await.unwrap();
+        assert_eq!((event.data.as_str(), event.id.as_str()), ("2", live["id"].as_str().unwrap()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_the_broker_finds_too_large_is_413_with_the_limit_and_one_line_warns() {
+    let server = NatsServer::jetstream_with("max_payload: 2048");
+    let admin = Admin::connect(&server.url()).await;
+    admin.stream("ORDERS", &["orders.>"], json!({"max_msg_size": 1024})).await;
+    admin.bucket("PRICES", json!({"max_msg_size": 1024})).await;
+    let gateway = Gateway::with(&rules(&server, &["match = \"plain\"", ORDERS, PRICES])).await;
+    for (path, size, words) in [
+        ("/topics/plain", 3000, "at most 2048"),
+        ("/topics/orders/eu", 3000, "at most 2048"),
+        ("/topics/orders/eu", 1500, "max_msg_size"),
+        ("/topics/prices/eur", 1500, "max_value_size"),
+    ] {
+        let refused = gateway.post(path, "x".repeat(size)).await;
+        let said = refused.json();
+        assert_eq!((refused.status, said["code"].as_str()), (413, Some("too_large")), "{path}: {said}");
+        assert!(said["detail"].as_str().unwrap().contains(words), "{path}: {said}");
+        assert_eq!(gateway.post(path, "x".repeat(500)).await.status, 202, "{path}");
+    }
+    let url = server.url();
+    let rules = "[{ match = \"plain\", read = \"anyone\", publish = \"anyone\" }]";
+    let process = Process::start(&[("TOPICGATE_BROKER__URL", &url), ("TOPICGATE_TOPICS", rules)]).await;
+    let warnings = || process.log().matches("less than limits.message").count();
+    eventually("it warns", async || warnings() > 0).await;
+    // Nothing is to come: longer than it takes until it is looked at again.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(warnings(), 1);
 }
 
 /// Reads on until a stream that is not closed at once, as a browser does.

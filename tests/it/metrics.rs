@@ -185,6 +185,34 @@ async fn a_limit_shows_its_bound_its_use_and_how_often_it_was_met() {
 }
 
 #[tokio::test]
+async fn rules_that_reloads_removed_have_no_series_once_their_topics_are_gone() {
+    let toml = |rule: &str| {
+        format!(
+            "[[topics]]\nmatch = \"{rule}\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay.linger = \"0s\"\n"
+        )
+    };
+    let gateway = Gateway::with(&toml("a/0/**")).await;
+    let rules = async || {
+        let text = scrape(&gateway, OPEN_METRICS).await.text();
+        let series = text.lines().filter(|line| line.starts_with("topicgate_rule_readers{"));
+        series.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut reader = gateway.open("/topics/a/0/x").await;
+    reader.expect("stream-open").await;
+    for number in 1..100 {
+        assert!(gateway.reload_with(&toml(&format!("a/{number}/**"))));
+    }
+    drop(reader);
+    eventually("one rule is shown", async || rules().await == ["topicgate_rule_readers{rule=\"a/99/**\"} 0"])
+        .await;
+    // One that is back counts on.
+    assert!(gateway.reload_with(&toml("a/0/**")));
+    let mut reader = gateway.open("/topics/a/0/x").await;
+    reader.expect("stream-open").await;
+    eventually("it is shown", async || rules().await == ["topicgate_rule_readers{rule=\"a/0/**\"} 1"]).await;
+}
+
+#[tokio::test]
 async fn a_limit_on_connections_is_met_when_the_last_of_them_is_taken() {
     let gateway = Gateway::with("limits = { connections = 2 }").await;
     let met = "topicgate_limit_met_total{limit=\"connections\"}";

@@ -126,7 +126,7 @@ async fn assert_moved(broker: &Broker, events: &mut mpsc::Receiver<Event>, last:
         }
         loop {
             match store().await {
-                Ok(number) => return number.expect("a number"),
+                Ok(stored) => return stored.expect("stored").number,
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
@@ -167,7 +167,8 @@ async fn deliver(cluster: &Cluster, broker: &Broker, events: &mut mpsc::Receiver
         .publish(topic("orders"), stream(), Bytes::from_static(b"before"), Headers::default())
         .await
         .unwrap()
-        .expect("a number");
+        .expect("stored")
+        .number;
     until(
         events,
         |event| matches!(event, Event::Message(message) if message.stored.unwrap().number == number),
@@ -211,7 +212,7 @@ async fn deliver_after_gap(broker: &Broker, events: &mut mpsc::Receiver<Event>, 
         let stored =
             broker.publish(topic("orders"), stream(), Bytes::from_static(b"after"), Headers::default()).await;
         match stored {
-            Ok(number) => break number.expect("a number"),
+            Ok(stored) => break stored.expect("stored").number,
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     };

@@ -265,9 +265,9 @@ async fn what_is_stored_has_the_number_by_which_it_arrives() {
         let stored = gate.broker.publish(topic("orders/eu"), source.clone(), body, headers.clone()).await;
         stored.map(|number| number.expect("a number"))
     };
-    let number = store(&gate.source, b"\xff1", &headers).await.unwrap();
+    let number = store(&gate.source, b"\xff1", &headers).await.unwrap().number;
     let json = Source::RedisStream { payload: None };
-    let second = store(&json, br#"{"body":"2","n":{"a":1}}"#, &headers).await.unwrap();
+    let second = store(&json, br#"{"body":"2","n":{"a":1}}"#, &headers).await.unwrap().number;
     for bad in [&b"no json"[..], b"[1]", b"{}"] {
         let answer = store(&json, bad, &Headers::default()).await;
         assert!(matches!(&answer, Err(BrokerError::Unfit(why)) if why.contains("JSON object")), "{answer:?}");

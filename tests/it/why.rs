@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::common::client::{self, Reader};
 use crate::common::eventually;
+use crate::common::nats::NatsServer;
 use crate::common::process::Process;
 use serde_json::Value;
 use strum::VariantArray as _;
@@ -30,6 +31,39 @@ fn the_document_lists_every_code_once_and_no_other() {
         let row = rows.iter().find(|row| row[0].trim_matches('`') == code.as_str()).unwrap();
         assert!(row[1].contains(code.status().as_str()), "{row:?} should say {}", code.status());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_messages_that_cannot_be_carried_is_a_line_in_the_log_and_a_gap_each() {
+    let server = NatsServer::start();
+    let url = server.url();
+    let rules = "[{ match = \"**\", read = \"anyone\" }]";
+    let environment = [
+        ("TOPICGATE_BROKER__URL", &*url),
+        ("TOPICGATE_TOPICS", rules),
+        ("TOPICGATE_LIMITS__MESSAGE", "1KiB"),
+    ];
+    let process = Process::start(&environment).await;
+    eventually("the broker is there", async || process.readyz().await.status == 200).await;
+    let mut reader = Reader::open(process.address, "/topics/flood/**", &[]).await;
+    reader.expect("stream-open").await;
+    let client = async_nats::connect(&url).await.unwrap();
+    for number in 0..30 {
+        client.publish(format!("flood.{number}"), vec![b'x'; 2000].into()).await.unwrap();
+    }
+    client.publish("flood.end", "end".into()).await.unwrap();
+    client.flush().await.unwrap();
+    let mut gaps = 0;
+    loop {
+        let event = reader.next().await.unwrap();
+        match event.event.as_str() {
+            "stream-gap" => gaps += 1,
+            _ => break assert_eq!(event.data, "end"),
+        }
+    }
+    assert_eq!(gaps, 30);
+    let message = "a message was dropped, because it is larger than limits.message";
+    assert_eq!(lines(&process.log(), message).len(), 1);
 }
 
 fn lines(log: &str, message: &str) -> Vec<Value> {

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use topicgate::internals::config::{Config, Limits};
 use topicgate::internals::log::message::{FieldMapping, Format, Message};
 use topicgate::internals::log::{Bounds, EntryKind, Lease, Registry, Subscription};
-use topicgate::internals::metrics::{Metrics, RuleMetrics};
+use topicgate::internals::metrics::Metrics;
 use topicgate::internals::protocol::codes::GapReason;
 use topicgate::internals::protocol::event_id::{Epoch, Sequence};
 use topicgate::internals::protocol::headers::Headers;
@@ -42,7 +42,7 @@ pub fn ample() -> Bounds {
         bytes: 1 << 30,
         age: Duration::from_secs(9_999),
         linger: Duration::ZERO,
-        rule: RuleMetrics::default(),
+        rule: Default::default(),
     }
 }
 

@@ -20,6 +20,8 @@ mod subjects;
 mod table;
 mod wire;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -32,13 +34,20 @@ use self::table::Table;
 use super::reconnect::{Connect, stay_connected};
 use super::sink::{EventSink, WhenFull};
 use super::{BrokerError, Command, Event, Link};
+use crate::metrics::throttle::Throttle;
 use crate::net::reason::{LATE, Peer, sentence};
 
 /// The timeout for all addresses of a server, name resolution included.
 const OPEN_LIMIT: Duration = Duration::from_secs(8);
 
-/// Connects, and reconnects, until the command channel or the event channel closes.
-pub(super) async fn run(settings: Settings, commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
+/// Connects, and reconnects, until the command channel or the event channel closes. Sets `largest` to the size of the largest
+/// message that the server accepts.
+pub(super) async fn run(
+    settings: Settings,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    largest: Arc<AtomicUsize>,
+) {
     let mut nats = Nats {
         server: settings.any(),
         settings,
@@ -46,6 +55,7 @@ pub(super) async fn run(settings: Settings, commands: mpsc::Receiver<Command>, e
         sink: EventSink::new(events, Some(Link::Pubsub), WhenFull::Wait),
         table: Table::default(),
         was_up: false,
+        largest,
     };
     let _ = stay_connected(&mut nats).await;
 }
@@ -60,6 +70,8 @@ struct Nats {
     table: Table,
     /// Whether there was a session before.
     was_up: bool,
+    /// The size of the largest message that the server accepts.
+    largest: Arc<AtomicUsize>,
 }
 
 impl Connect for Nats {
@@ -75,6 +87,7 @@ impl Connect for Nats {
     }
 
     async fn serve(&mut self, connection: Connection) -> Option<String> {
+        self.largest.store(connection.info.max_payload, Ordering::Relaxed);
         let mut session = Session::new(connection, self.settings.settle, self.was_up, &self.table);
         self.was_up = true;
         let why = session.serve(&mut self.table, &mut self.commands, &mut self.sink).await?;
@@ -112,4 +125,19 @@ fn open(settings: &Settings, index: usize) -> impl Future<Output = Result<Connec
             |_| format!("cannot connect: {}:{}: {}", target.host, target.port, sentence(LATE, Peer::Nats));
         timeout(OPEN_LIMIT, handshake::connect(&target)).await.map_err(late)?
     }
+}
+
+/// Logs an error that the server reports. A publisher can cause the same one again and again.
+fn report(words: &str, reports: &Throttle) {
+    match reports.turn() {
+        Some(others) => tracing::warn!(words, others, "NATS reports an error"),
+        None => tracing::debug!(words, "NATS reports an error"),
+    }
+}
+
+/// The refusal of a message for which the server would end the connection.
+fn above_max_payload(bytes: usize, most: usize) -> BrokerError {
+    BrokerError::TooLarge(format!(
+        "the message has {bytes} bytes with its header fields, and the NATS server accepts at most {most} (max_payload)"
+    ))
 }

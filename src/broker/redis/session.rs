@@ -119,7 +119,9 @@ async fn subscribe_all(
         let denied = timeout(SILENCE_LIMIT, subscribe(sink.clone(), chunk.to_vec())).await;
         for (name, fault) in denied.map_err(|_| SessionEnd::Silent)?.map_err(|_| SessionEnd::Closed)? {
             match (fault, name) {
-                (BrokerError::Refused(why) | BrokerError::Unfit(why), name) => refused.push((name, why)),
+                (BrokerError::Refused(why) | BrokerError::Unfit(why) | BrokerError::TooLarge(why), name) => {
+                    refused.push((name, why))
+                }
                 (BrokerError::Away(_), Name::Channel(name)) if is_shard => migrating.push(name),
                 (BrokerError::Away(why), _) => return Err(unusable(address, why)),
             }

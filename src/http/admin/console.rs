@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,8 @@ use crate::gateway::Gateway;
 use crate::http::handoff::{Handoff, Stalls, StreamBody};
 use crate::http::problem::{Problem, come_back};
 use crate::http::{client, subscribe};
-use crate::protocol::codes::RefusalCode;
+use crate::metrics::Limit;
+use crate::protocol::codes::{CloseCode, RefusalCode};
 
 /// How often the page receives the current state.
 const TICK: Duration = Duration::from_secs(1);
@@ -50,15 +52,26 @@ pub(super) fn file(content_type: &'static str, text: &'static str) -> Response {
     (headers, text).into_response()
 }
 
-/// `GET /console/events`: the last minutes, then the current state every second, until the process ends.
-pub(super) async fn events(gateway: Arc<Gateway>, closing: CancellationToken) -> Response {
+/// `GET /console/events`: the last minutes, then the current state every second, until the process ends. At most as many at
+/// once as there are `places`.
+pub(super) async fn events(
+    gateway: Arc<Gateway>,
+    headers: HeaderMap,
+    places: Arc<Semaphore>,
+    closing: CancellationToken,
+) -> Response {
+    let Ok(place) = places.try_acquire_owned() else {
+        gateway.metrics().hit(Limit::ConsoleStreams);
+        return come_back(&gateway, &headers, CloseCode::Overloaded);
+    };
     let past = event("history", &gateway.history().samples());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let states = stream::unfold((ticks, gateway, closing), async |(mut ticks, gateway, closing)| {
-        closing.run_until_cancelled(ticks.tick()).await?;
-        Some((event("state", &Standing::of(&gateway)), (ticks, gateway, closing)))
-    });
+    let states =
+        stream::unfold((ticks, gateway, closing, place), async |(mut ticks, gateway, closing, place)| {
+            closing.run_until_cancelled(ticks.tick()).await?;
+            Some((event("state", &Standing::of(&gateway)), (ticks, gateway, closing, place)))
+        });
     let events = stream::once(async { past }).chain(states).map(Ok::<_, Infallible>);
     let mut response = Response::new(Body::from_stream(events));
     crate::http::sse_head::stream_headers(response.headers_mut());

@@ -14,11 +14,12 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::origin::{self, Listener};
 use super::problem::Problem;
-use crate::gateway::Gateway;
+use crate::gateway::{CONSOLE_STREAMS, Gateway};
 use crate::metrics;
 use crate::protocol::codes::RefusalCode;
 
@@ -41,6 +42,7 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
 
 /// The routes for operators. They show what clients and publishers wrote, and can end streams.
 fn people(gateway: Arc<Gateway>, closing: CancellationToken) -> Router<Arc<Gateway>> {
+    let places = Arc::new(Semaphore::new(CONSOLE_STREAMS));
     let mut router = Router::new()
         .route("/topics", get(topics::topics))
         .route("/streams", get(streams::list).delete(streams::close))
@@ -49,7 +51,9 @@ fn people(gateway: Arc<Gateway>, closing: CancellationToken) -> Router<Arc<Gatew
         .route("/console/messages", get(console::messages))
         .route(
             "/console/events",
-            get(move |State(gateway): State<Arc<Gateway>>| console::events(gateway, closing.clone())),
+            get(move |State(gateway): State<Arc<Gateway>>, headers: HeaderMap| {
+                console::events(gateway, headers, places.clone(), closing.clone())
+            }),
         )
         .method_not_allowed_fallback(|| async {
             Problem::new(RefusalCode::BadMethod, "use GET to read, or DELETE /streams to end streams")

@@ -98,13 +98,6 @@ impl Registry {
         gaps
     }
 
-    /// The event id of the message with the broker's `number`, by the subscription of `filter`; `None` while the filter
-    /// is not followed.
-    pub fn event_id(&self, filter: &Filter, number: u64) -> Option<String> {
-        let inner = self.inner.lock();
-        Some(inner.slots.get(filter)?.log.sequence()?.event_id(number, None))
-    }
-
     /// The stored source of `filter` was deleted or replaced. Its readers are closed with `restarted` and reconnect.
     pub fn end(&self, filter: &Filter) {
         {

@@ -31,7 +31,7 @@ use crate::reader::handle::ReaderHandle;
 pub struct TopicLog {
     pub(super) filter: Filter,
     /// The rule under which its messages and readers are counted, for its whole life.
-    pub(super) rule: RuleMetrics,
+    pub(super) rule: Arc<RuleMetrics>,
     pub(super) usage: Arc<BufferUsage>,
     pub(super) numbering: Arc<Numbering>,
     /// The backfill, if the source is stored.

@@ -15,7 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::broker::nats::handshake::{Connection, Socket};
+use crate::broker::nats::report;
 use crate::broker::nats::wire::{self, Delivered, Info, Operation, PING, PONG, Reader};
+use crate::metrics::throttle::Throttle;
 use crate::net::reason::{Peer, sentence};
 
 /// The prefix of the subjects for answers, so that a restricted user can be granted `_INBOX.topicgate.>`.
@@ -177,6 +179,7 @@ pub(super) fn client(connection: Connection) -> (Client, Task) {
         heard: Instant::now(),
         is_pinged: false,
         words: None,
+        reports: Throttle::default(),
     };
     (Client(Arc::new(shared)), task)
 }
@@ -202,6 +205,8 @@ pub(super) struct Task {
     is_pinged: bool,
     /// The server's last error text.
     words: Option<String>,
+    /// Of the lines that repeat what it says.
+    reports: Throttle,
 }
 
 impl Task {
@@ -306,7 +311,7 @@ impl Task {
                 tracing::debug!(%words, "NATS refuses a request");
             }
             None => {
-                tracing::warn!(%words, "NATS reports an error");
+                report(&words, &self.reports);
                 self.words = Some(words);
             }
         }

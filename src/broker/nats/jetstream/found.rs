@@ -11,6 +11,7 @@ use super::names::{Names, check_key, covers, overlap};
 use super::request::{request, said};
 use super::stream::look;
 use crate::broker::BrokerError;
+use crate::protocol::event_id::Tag;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Topic;
 
@@ -104,6 +105,7 @@ impl Found {
         };
         Publishing {
             stream: config.name.clone(),
+            tag: self.info.tag(),
             expected,
             names: self.names.clone(),
             transform: config.subject_transform.clone(),
@@ -116,6 +118,8 @@ impl Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Publishing {
     pub(super) stream: String,
+    /// Names its history in event ids.
+    pub(super) tag: Tag,
     /// The stream that must store the message.
     pub(super) expected: Option<String>,
     names: Names,

@@ -11,11 +11,16 @@ use super::client::{Failure, Outgoing};
 use super::found::{Found, Publishing};
 use super::link::Api;
 use super::request::read;
-use crate::broker::BrokerError;
+use crate::broker::nats::above_max_payload;
 use crate::broker::nats::wire::{Delivered, header_block};
+use crate::broker::{Acknowledgement, BrokerError};
+use crate::protocol::event_id::{Tag, tagged_event_id};
 use crate::protocol::headers::Headers;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Topic;
+
+/// Error code of the API: the message is larger than the stream's limit.
+const MESSAGE_TOO_LARGE: u64 = 10054;
 
 /// A message to store.
 pub(super) struct Publication {
@@ -30,6 +35,7 @@ pub(super) struct Sent {
     api: Api,
     source: Source,
     topic: Topic,
+    tag: Tag,
     answer: oneshot::Receiver<Result<Delivered, Failure>>,
 }
 
@@ -45,19 +51,17 @@ impl Publication {
         let (bytes, most) = (fields.len() + payload.len(), api.client.max_payload());
         if bytes > most {
             // For a larger message, the server would end the connection.
-            return Err(BrokerError::Refused(format!(
-                "the message has {bytes} bytes with its header fields, but the server accepts at most {most}"
-            )));
+            return Err(above_max_payload(bytes, most));
         }
         let sending = timeout(LIMIT, api.client.asked(Outgoing { subject, fields, payload })).await;
         let late = |_| BrokerError::Away("the connection accepts no more data".into());
         let answer =
             sending.map_err(late)?.map_err(|_| BrokerError::Away("the connection was lost".into()))?;
-        Ok(Sent { api, source, topic, answer })
+        Ok(Sent { api, source, topic, tag: known.tag.clone(), answer })
     }
 
     /// Finds the stream, sends the message, and waits for the confirmation.
-    pub(super) async fn find_and_send(self, api: Api) -> Result<u64, BrokerError> {
+    pub(super) async fn find_and_send(self, api: Api) -> Result<Acknowledgement, BrokerError> {
         let found = Found::of(&api, &self.source, self.topic.as_str(), None).await?;
         let known = found.publishing(&self.source);
         self.send(api, &known).await?.acknowledged().await
@@ -65,8 +69,8 @@ impl Publication {
 }
 
 impl Sent {
-    /// Waits until the stream has stored the message; returns its number.
-    pub(super) async fn acknowledged(self) -> Result<u64, BrokerError> {
+    /// Waits until the stream has stored the message.
+    pub(super) async fn acknowledged(self) -> Result<Acknowledgement, BrokerError> {
         #[derive(Deserialize)]
         struct Stored {
             seq: u64,
@@ -75,7 +79,13 @@ impl Sent {
             |_| BrokerError::Away(format!("the stream confirmed nothing within {} s", LIMIT.as_secs()));
         match timeout(LIMIT, self.answer).await.map_err(late)?.unwrap_or(Err(Failure::Lost)) {
             Ok(answer) => match read::<Stored>(&answer.payload) {
-                Ok(Ok(stored)) => Ok(stored.seq),
+                // A mirror has the numbers of the stream that takes the message.
+                Ok(Ok(Stored { seq: number })) => {
+                    Ok(Acknowledgement { number, event_id: tagged_event_id(&self.tag, number) })
+                }
+                Ok(Err(error)) if error.err_code == MESSAGE_TOO_LARGE => Err(BrokerError::TooLarge(
+                    "the message is larger than its stream takes (max_msg_size, or max_value_size of a bucket)".into(),
+                )),
                 Ok(Err(error)) => Err(BrokerError::Refused(error.description)),
                 Err(error) => {
                     Err(BrokerError::Refused(format!("the message was not received by a stream: {error}")))

@@ -26,6 +26,7 @@ use super::table::Table;
 use super::wire::{self, Info, Operation, PONG, Reader};
 use crate::broker::sink::EventSink;
 use crate::broker::{BrokerError, Command};
+use crate::metrics::throttle::Throttle;
 use crate::net::reason::{Peer, sentence};
 
 /// How long the server may be silent while it owes an answer.
@@ -71,6 +72,8 @@ pub(super) struct Session {
     pinged: Instant,
     /// The server's last error text, for the reason of the end.
     words: Option<String>,
+    /// Of the lines that repeat what it says.
+    reports: Throttle,
 }
 
 /// How messages are handled.
@@ -107,6 +110,7 @@ impl Session {
             heard: now,
             pinged: now,
             words: None,
+            reports: Throttle::default(),
         };
         if was_up {
             session.stage = Stage::Restoring;

@@ -10,6 +10,7 @@ use super::{ANSWER_LIMIT, OUT_LIMIT, Session, Stage};
 use crate::broker::nats::subjects::{filter_of, speakable, subject, unquote};
 use crate::broker::nats::table::Table;
 use crate::broker::nats::wire::{self, PING};
+use crate::broker::nats::{above_max_payload, report};
 use crate::broker::sink::EventSink;
 use crate::broker::{BrokerError, Command, Event};
 use crate::protocol::headers::Headers;
@@ -129,9 +130,7 @@ impl Session {
         let (bytes, most) = (fields.len() + payload.len(), self.info.max_payload);
         if bytes > most {
             // For a larger message, the server would end the connection.
-            return Err(BrokerError::Refused(format!(
-                "the message has {bytes} bytes with its header fields, but the server accepts at most {most}"
-            )));
+            return Err(above_max_payload(bytes, most));
         }
         let subject = topic.to_subject('.');
         wire::write_publish(&mut self.out, &subject, &fields, payload);
@@ -146,7 +145,7 @@ impl Session {
                 (Some(filter), Some(batch)) => drop(batch.filters.insert(filter, words)),
                 (Some(filter), None) => self.withdrawn(filter, words, table, sink),
                 (None, Some(batch)) => batch.doubt = Some(words),
-                (None, None) => tracing::warn!(%words, "NATS reports an error"),
+                (None, None) => report(&words, &self.reports),
             }
             return;
         }
@@ -155,7 +154,7 @@ impl Session {
             batch.subjects.insert(subject, words);
             return;
         }
-        tracing::warn!(%words, "NATS reports an error");
+        report(&words, &self.reports);
         if let Some(batch) = self.batches.front_mut() {
             batch.doubt = Some(words.clone());
         }

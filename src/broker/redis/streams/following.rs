@@ -340,7 +340,7 @@ impl FollowedKeys {
                 return Ok(());
             }
             Err(BrokerError::Away(why)) => return Err(why),
-            Err(BrokerError::Refused(why) | BrokerError::Unfit(why)) => {
+            Err(BrokerError::Refused(why) | BrokerError::Unfit(why) | BrokerError::TooLarge(why)) => {
                 self.refusal = None;
                 self.end(&name, |key| key.refuse(why), events);
                 return Ok(());

@@ -13,8 +13,8 @@ use super::sample::Sample;
 use super::server::ANSWER_LIMIT;
 use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
-use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched};
-use crate::protocol::event_id::pack_entry_id;
+use crate::broker::{Acknowledgement, BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched};
+use crate::protocol::event_id::{entry_event_id, pack_entry_id};
 use crate::protocol::headers::Headers;
 use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::topic::{Filter, Topic};
@@ -39,7 +39,7 @@ pub(super) struct Lookup {
 pub(super) enum What {
     Fetch { after: u64, until: u64, done: Done<Fetched> },
     Locate { place: Seek, done: Done<SeekResult> },
-    Publish { payload: Bytes, headers: Headers, done: Done<u64> },
+    Publish { payload: Bytes, headers: Headers, done: Done<Acknowledgement> },
 }
 
 /// Why a command failed.
@@ -80,7 +80,11 @@ impl Lookup {
             }
             What::Locate { place, done } => answer(done, asked.locate(place)).await,
             What::Publish { payload: body, headers, done } => {
-                answer(done, asked.publish(&body, &headers, payload.as_deref())).await
+                let stored = async {
+                    let number = asked.publish(&body, &headers, payload.as_deref()).await?;
+                    Ok(Acknowledgement { number, event_id: entry_event_id(number) })
+                };
+                answer(done, stored).await
             }
         }
     }

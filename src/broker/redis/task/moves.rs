@@ -107,7 +107,10 @@ impl<C: Into<ShardCommand>> Task<C> {
             self.context.sink.lost(Some(arrived), "its slot has moved".into());
         }
         for (name, fault) in faults {
-            let (BrokerError::Refused(why) | BrokerError::Unfit(why)) = fault else { continue };
+            let (BrokerError::Refused(why) | BrokerError::Unfit(why) | BrokerError::TooLarge(why)) = fault
+            else {
+                continue;
+            };
             // Those that somebody waited for are in the table no longer.
             self.channels.remove(name);
             for filter in self.context.table.remove_name(name) {
