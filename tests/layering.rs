@@ -153,7 +153,8 @@ fn leaves(tree: &str) -> Vec<String> {
         let path = tree.split(" as ").next().unwrap().trim();
         return vec![path.trim_end_matches("::self").to_owned()];
     };
-    let inner = inner.trim().strip_suffix('}').unwrap();
+    // Text of a macro can look like an import and is none.
+    let Some(inner) = inner.trim().strip_suffix('}') else { return Vec::new() };
     let (mut found, mut depth, mut part) = (Vec::new(), 0, String::new());
     for letter in inner.chars().chain([',']) {
         depth += i32::from(letter == '{') - i32::from(letter == '}');

@@ -288,7 +288,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::Delivery;
-    use crate::http::acceptor::Open;
+    use crate::http::open::Open;
 
     #[test]
     #[cfg(target_pointer_width = "64")]

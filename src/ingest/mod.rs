@@ -92,28 +92,12 @@ impl Ingest {
     fn take(&self, event: Event) {
         match event {
             Event::Message(message) => self.append(message),
-            Event::Lost { filters, why } => {
-                let gaps = self.registry.append_gap(filters.as_deref(), None, GapReason::Broker);
-                self.metrics.gaps(GapReason::Broker, gaps);
-                let Some(filters) = filters.as_deref() else {
-                    // No more often than connections are made.
-                    tracing::warn!(topics = "all", gaps, why, "messages may be missing");
-                    return;
-                };
-                if let Some(others) = self.throttles.lost.turn() {
-                    let topics = match filters {
-                        [filter] => filter.to_string(),
-                        several => format!("{} topics", several.len()),
-                    };
-                    tracing::warn!(topics, gaps, why, others, "messages may be missing");
-                }
-            }
+            Event::Lost { filters, why } => self.lost(filters.as_deref(), &why),
             Event::Unnameable { filter } => {
                 self.metrics.rejected.inc(Rejected::Topic);
                 tracing::debug!(
                     filter = filter.as_str(),
-                    "a message was dropped, because its subject is not a valid \
-                topic"
+                    "a message was dropped, because its subject is not a valid topic"
                 );
             }
             Event::Begun { filter, tag, head, time } => {
@@ -160,6 +144,24 @@ impl Ingest {
                 }
                 self.registry.refuse(&filter);
             }
+        }
+    }
+
+    /// Tells the readers of `filters` that messages may be missing; of every topic if there are none.
+    fn lost(&self, filters: Option<&[Filter]>, why: &str) {
+        let gaps = self.registry.append_gap(filters, None, GapReason::Broker);
+        self.metrics.gaps(GapReason::Broker, gaps);
+        let Some(filters) = filters else {
+            // No more often than connections are made.
+            tracing::warn!(topics = "all", gaps, why, "messages may be missing");
+            return;
+        };
+        if let Some(others) = self.throttles.lost.turn() {
+            let topics = match filters {
+                [filter] => filter.to_string(),
+                several => format!("{} topics", several.len()),
+            };
+            tracing::warn!(topics, gaps, why, others, "messages may be missing");
         }
     }
 
