@@ -2,7 +2,7 @@
 //! them.
 //!
 //! For a stored source, the position may be outside of the log. [`seeks_needed`] returns the seeks that the broker must
-//! answer first; [`open`] takes the answers.
+//! answer first; [`Cursors::open`] takes the answers.
 
 use std::sync::Arc;
 
