@@ -152,7 +152,7 @@ contract_of_all!(
     subscribing_twice_changes_nothing,
 );
 
-// Redis has no header fields: what it says to them stands in tests/redis_broker.rs.
+// Redis has no header fields: what it says to them stands in tests/it/redis_broker.rs.
 contract!(memory_headers, memory: what_is_published_through_the_broker_arrives_with_its_headers);
 contract!(nats_headers, nats: what_is_published_through_the_broker_arrives_with_its_headers);
 
