@@ -12,6 +12,8 @@ use crate::broker::{BrokerError, Event};
 use crate::protocol::event_id::Tag;
 use crate::protocol::topic::{Filter, Topic};
 
+const COUNT_WENT_BACK: &str = "the key was deleted and created again: its count of added entries went back";
+
 /// The total number of entries ever added when `at` was the last id.
 #[derive(Debug, Clone, Copy)]
 struct Count {
@@ -95,7 +97,7 @@ impl Key {
             self.sampled = Some(Instant::now());
             self.compare_later(&entries, last, &sample, events)?;
         }
-        let mut missing = self.missing(&entries, last, sample.as_ref());
+        let mut missing = self.missing(&entries, last, sample.as_ref(), events)?;
         for entry in entries {
             if let Some(Missing { count, .. }) = missing.take_if(|missing| missing.before <= entry.id) {
                 let through = entry.id.number_at_most().map(|number| number.saturating_sub(1));
@@ -142,7 +144,9 @@ impl Key {
     pub(super) fn nothing_more(&mut self, events: &mut Vec<Event>) -> Result<(), Box<Event>> {
         let Some(check) = self.check.take().filter(|check| check.at > self.cursor) else { return Ok(()) };
         let counted = self.counted.replace(check).unwrap_or(check);
-        let missing = check.added.saturating_sub(counted.added + self.read);
+        let Some(missing) = check.added.checked_sub(counted.added + self.read) else {
+            return Err(Box::new(self.ended(COUNT_WENT_BACK, events)));
+        };
         self.cursor = check.at;
         self.read = 0;
         if missing > 0 {
@@ -185,25 +189,39 @@ impl Key {
         };
         let fresh = entries.iter().filter(|entry| entry.id > counted.at).count() as u64;
         if sample.added < counted.added + self.read + fresh {
-            let why = "the key was deleted and created again: its count of added entries went back";
-            return Err(Box::new(self.ended(why, events)));
+            return Err(Box::new(self.ended(COUNT_WENT_BACK, events)));
         }
         self.check.get_or_insert(here);
         Ok(())
     }
 
     /// The entries that are missing up to the sample, once it is reached.
-    fn missing(&mut self, entries: &[Entry], last: EntryId, sample: Option<&Sample>) -> Option<Missing> {
-        let check = self.check.take_if(|check| check.at <= last)?;
-        let counted = self.counted.replace(check)?;
+    ///
+    /// # Errors
+    /// The event with which the subscription ends: more was read than was ever added. So the key was created again
+    /// before the sample, and its new entries were read only after it.
+    fn missing(
+        &mut self,
+        entries: &[Entry],
+        last: EntryId,
+        sample: Option<&Sample>,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<Missing>, Box<Event>> {
+        let Some(check) = self.check.take_if(|check| check.at <= last) else { return Ok(None) };
+        let Some(counted) = self.counted.replace(check) else { return Ok(None) };
         let within = |entry: &&Entry| entry.id > counted.at && entry.id <= check.at;
         let read = self.read + entries.iter().filter(within).count() as u64;
+        let Some(count) = check.added.checked_sub(counted.added + read) else {
+            return Err(Box::new(self.ended(COUNT_WENT_BACK, events)));
+        };
         self.read = 0;
-        let count = check.added.checked_sub(counted.added + read).filter(|count| *count > 0)?;
+        if count == 0 {
+            return Ok(None);
+        }
         // Trimming removes the oldest entries. Entries that were deleted one by one can be anywhere up to the sample.
         let is_trimmed = sample.is_some_and(|sample| sample.deleted <= self.cursor);
         let first = entries.first().map(|entry| entry.id).filter(|_| is_trimmed);
-        Some(Missing { count, before: first.map_or(check.at, |first| first.min(check.at)) })
+        Ok(Some(Missing { count, before: first.map_or(check.at, |first| first.min(check.at)) }))
     }
 
     /// Adds a gap up to `through`, or as near as the numbers allow. An entry whose number it takes is inside of the
@@ -245,4 +263,53 @@ fn were_removed(missing: u64) -> String {
 
 fn too_late(id: EntryId) -> String {
     format!("the entry {id} has a time after the year 2527, which an event id cannot express")
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::*;
+
+    fn entry(ms: u64) -> Entry {
+        let text = |text: String| Value::BulkString(text.into_bytes());
+        let fields = Value::Array(vec![text("body".into()), text("x".into())]);
+        let entry = Value::Array(vec![text(format!("{ms}-0")), fields]);
+        Entry::list(Value::Array(vec![entry])).unwrap().remove(0)
+    }
+
+    fn sample(added: u64, last: u64) -> Sample {
+        let last = EntryId { ms: last, seq: 0 };
+        Sample { exists: true, length: 1, added, last, ..Sample::default() }
+    }
+
+    /// A key whose one entry was read, and which was then deleted, created again and sampled before its new entry was
+    /// read.
+    fn sampled_after_it_was_created_again() -> (Key, Vec<Event>) {
+        let topic = Topic::parse("k", 9).unwrap();
+        let (mut key, _) = Key::begin(topic.clone().into(), topic, None, &Sample::default()).unwrap();
+        let mut events = Vec::new();
+        key.take(vec![entry(1)], None, &mut events).unwrap();
+        key.take(Vec::new(), Some(sample(1, 2)), &mut events).unwrap();
+        assert!(matches!(events[..], [Event::Message(_)]));
+        events.clear();
+        (key, events)
+    }
+
+    #[test]
+    fn a_key_that_was_created_again_ends_even_if_its_sample_came_before_its_new_entry() {
+        let (mut key, mut events) = sampled_after_it_was_created_again();
+        let end = key.take(vec![entry(2)], None, &mut events).unwrap_err();
+        assert!(matches!(*end, Event::Ended { .. }), "{end:?}");
+        assert!(matches!(events[..], [Event::Gone { .. }]), "{events:?}");
+    }
+
+    #[test]
+    fn a_key_that_was_created_again_ends_even_if_its_new_entry_is_gone_before_it_is_read() {
+        let (mut key, mut events) = sampled_after_it_was_created_again();
+        // As many as were read were added since: the new key lacks what the reader has.
+        key.read += 1;
+        let end = key.nothing_more(&mut events).unwrap_err();
+        assert!(matches!(*end, Event::Ended { .. }), "{end:?}");
+    }
 }
