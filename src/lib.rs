@@ -120,6 +120,9 @@ pub mod internals {
         pub mod seek {
             pub use crate::protocol::seek::{Seek, SeekResult, Start};
         }
+        pub mod seq {
+            pub use crate::protocol::seq::Seq;
+        }
         pub mod source {
             pub use crate::protocol::source::{Field, Source};
         }

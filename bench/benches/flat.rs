@@ -219,7 +219,8 @@ fn catch_up(count: usize) -> Duration {
     const MESSAGES: usize = 10_000;
     let (logs, topics) = (Logs::new(), topics(count));
     let _leases: Vec<_> = topics.iter().map(|topic| logs.lease(&Filter::from(topic.clone()))).collect();
-    let start = Start::After(Some(logs.registry.sequence().event_id(logs.registry.sequence().head(), None)));
+    let start =
+        Start::After(Some(logs.registry.sequence().event_id(logs.registry.sequence().head(), None).into()));
     for _ in 0..MESSAGES / count {
         topics.iter().for_each(|topic| logs.append(&Filter::from(topic.clone()), topic));
     }

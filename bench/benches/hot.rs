@@ -17,6 +17,7 @@ use topicgate::internals::protocol::event_id::{Epoch, Sequence};
 use topicgate::internals::protocol::frame::{self, Coding};
 use topicgate::internals::protocol::publisher::PublisherId;
 use topicgate::internals::protocol::seek::Start;
+use topicgate::internals::protocol::seq::Seq;
 use topicgate::internals::protocol::source::{Field, Source};
 use topicgate::internals::protocol::topic::{Filter, Topic};
 use topicgate::internals::reader::handle::ReaderHandle;
@@ -106,7 +107,8 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
 fn frame_encoding(bencher: Bencher, (size, lines): (usize, usize)) {
     let line = "x".repeat(size / lines - 1);
     let payload = Bytes::from(vec![line; lines].join("\n"));
-    bencher.bench(|| frame::message("k3x9q2m7-123456", None, black_box(&payload)));
+    let id = Sequence::new(Epoch::random()).event_id(Seq::new(123_456), None);
+    bencher.bench(|| frame::message(&id, None, black_box(&payload)));
 }
 
 /// A message into a log that is full, so that each append evicts.
@@ -133,7 +135,7 @@ fn cursor_read_one(bencher: Bencher) {
 #[divan::bench]
 fn cursor_read_shared(bencher: Bencher) {
     let logs = Logs::new(1, 200);
-    let start = Start::After(Some(logs.registry.sequence().event_id(0, None)));
+    let start = Start::After(Some(logs.registry.sequence().event_id(Seq::START, None).into()));
     logs.fill(1000);
     logs.read(&mut logs.open(&start));
     bencher
@@ -149,7 +151,7 @@ fn resume_lookup(bencher: Bencher, by: &str) {
     logs.fill(FULL);
     let middle = FULL as u64 / 2;
     let start = match by {
-        "own" => Start::After(Some(logs.registry.sequence().event_id(middle, None))),
+        "own" => Start::After(Some(logs.registry.sequence().event_id(Seq::new(middle), None).into())),
         "publisher" => Start::After(Some(format!("id-{middle}"))),
         _ => Start::Since(SystemTime::now() - Duration::from_millis(1)),
     };
@@ -161,7 +163,7 @@ fn resume_lookup(bencher: Bencher, by: &str) {
 fn resume_and_read_first(bencher: Bencher, held: usize) {
     let logs = Logs::new(1, 20);
     logs.fill(held);
-    let start = Start::After(Some(logs.registry.sequence().event_id(held as u64 / 2, None)));
+    let start = Start::After(Some(logs.registry.sequence().event_id(Seq::new(held as u64 / 2), None).into()));
     bencher.bench_local(|| {
         let (mut cursors, signal) = (logs.open(&start), Arc::default());
         cursors.read(Format::Raw, Coding::Chunked, &signal)
@@ -172,7 +174,7 @@ fn resume_and_read_first(bencher: Bencher, held: usize) {
 #[divan::bench]
 fn merge_hundred_logs(bencher: Bencher) {
     let logs = Logs::new(100, 200);
-    let start = Start::After(Some(logs.registry.sequence().event_id(0, None)));
+    let start = Start::After(Some(logs.registry.sequence().event_id(Seq::START, None).into()));
     logs.fill(10);
     bencher
         .counter(ItemsCount::new(1000usize))

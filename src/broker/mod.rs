@@ -47,6 +47,7 @@ use crate::config::{self, BrokerKind};
 use crate::protocol::event_id::Tag;
 use crate::protocol::headers::Headers;
 pub use crate::protocol::seek::{Seek, SeekResult};
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
@@ -111,7 +112,7 @@ pub enum Event {
         /// The tag of the stored source, the same in every replica.
         tag: Tag,
         /// The last number that the broker had given when this began.
-        head: u64,
+        head: Seq,
         /// When the broker stored the message with that number, by its own clock; later messages are not older. 1970 if
         /// there is none yet.
         time: SystemTime,
@@ -121,7 +122,7 @@ pub enum Event {
         /// The subscribed filter concerned.
         filter: Filter,
         /// Higher than every number before, lower than every number that follows.
-        through: u64,
+        through: Seq,
         /// The reason for the log, in one line.
         why: String,
     },
@@ -330,8 +331,8 @@ impl Broker {
         &self,
         filter: Filter,
         source: Source,
-        after: u64,
-        until: u64,
+        after: Seq,
+        until: Seq,
     ) -> Result<Fetched, BrokerError> {
         let task = self.stored_task(&source)?;
         call(task, |done| StoredCommand::Fetch { filter, source, after, until, done }).await

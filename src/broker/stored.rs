@@ -22,8 +22,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{BrokerError, Message};
+use crate::protocol::event_id::EventId;
 use crate::protocol::headers::Headers;
 use crate::protocol::seek::{Seek, SeekResult};
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
@@ -32,7 +34,7 @@ use crate::protocol::topic::{Filter, Topic};
 pub struct Stored {
     /// Its number: the sequence in a JetStream stream, or the packed entry id of a Redis Stream
     /// ([`crate::protocol::event_id::pack_entry_id`]).
-    pub number: u64,
+    pub number: Seq,
     /// When the broker stored it.
     pub time: SystemTime,
     /// What it does to its topic.
@@ -43,9 +45,9 @@ pub struct Stored {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acknowledgement {
     /// The message's number in the history.
-    pub number: u64,
+    pub number: Seq,
     /// The event id under which readers get it, in every replica.
-    pub event_id: String,
+    pub event_id: EventId,
 }
 
 /// What a stored message does to its topic.
@@ -63,9 +65,9 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Fetched {
     /// The range is complete up to this number: at most the requested `until`, and more than `after`.
-    pub through: u64,
-    /// Requested messages up to this number are gone (0: none).
-    pub gone: u64,
+    pub through: Seq,
+    /// Requested messages up to this number are gone, if any are.
+    pub gone: Option<Seq>,
     /// Single messages after `gone` are gone too, and `gone` stands for them: a reader that sees that gap fetches the
     /// state, which includes them. So this range is only for readers that start at `after`.
     pub torn: bool,
@@ -110,9 +112,9 @@ pub enum StoredCommand {
         /// The source.
         source: Source,
         /// Read messages with a higher number than this,
-        after: u64,
+        after: Seq,
         /// and no higher number than this. For a KV bucket, each key's value as of this number, without deleted keys.
-        until: u64,
+        until: Seq,
         /// Receives the answer.
         done: oneshot::Sender<Result<Fetched, BrokerError>>,
     },

@@ -65,7 +65,7 @@ impl Gateway {
             let source = rule.source.clone();
             let stored = self.broker.publish(topic.clone(), source, payload, headers).await?;
             // The id of a stored message is the broker's, whether or not anyone reads it.
-            Ok(stored.map(|stored| stored.event_id).or(given))
+            Ok(stored.map(|stored| stored.event_id.into()).or(given))
         };
         let away = || Err(BrokerError::Away("it did not confirm in time".into()));
         tokio::time::timeout(BROKER_TIMEOUT, published)

@@ -146,8 +146,7 @@ impl Backfill {
             let Stored { number, time, .. } = stored;
             Some((number, time, self.encoder.encode_any(message, sequence, number, time, fields)))
         });
-        let gone = Some(fetched.gone).filter(|gone| *gone > 0);
-        self.registry.recall(ask, fetched.through, gone, fetched.torn, entries);
+        self.registry.recall(ask, fetched.through, fetched.gone, fetched.torn, entries);
     }
 }
 

@@ -11,6 +11,7 @@ use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics, Rejected};
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::Sequence;
+use crate::protocol::seq::Seq;
 
 /// Encodes messages, and counts and logs what cannot be carried.
 #[derive(Debug, Clone)]
@@ -56,7 +57,7 @@ impl Encoder {
         &self,
         message: &broker::Message,
         sequence: &Sequence,
-        number: u64,
+        number: Seq,
         time: SystemTime,
         fields: &FieldMapping,
     ) -> EntryKind {
@@ -86,7 +87,7 @@ impl Encoder {
         &self,
         message: &broker::Message,
         sequence: &Sequence,
-        number: u64,
+        number: Seq,
         time: SystemTime,
         fields: &FieldMapping,
     ) -> EntryKind {
@@ -104,7 +105,7 @@ impl Encoder {
         if let Some(others) = self.damaged.turn() {
             tracing::warn!(
                 topic = message.topic.as_str(),
-                sequence = message.stored.map(|stored| stored.number),
+                sequence = message.stored.map(|stored| stored.number.get()),
                 others,
                 "a message has unreadable header fields; it was delivered without them"
             );

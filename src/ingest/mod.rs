@@ -21,6 +21,7 @@ use crate::log::Registry;
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics, Rejected};
 use crate::protocol::codes::GapReason;
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
 use crate::traces::Traces;
 
@@ -101,7 +102,7 @@ impl Ingest {
                 );
             }
             Event::Begun { filter, tag, head, time } => {
-                tracing::debug!(topics = filter.as_str(), head, "following a stored topic");
+                tracing::debug!(topics = filter.as_str(), head = head.get(), "following a stored topic");
                 self.registry.begin(&filter, tag, head, time);
             }
             Event::Gone { filter, through, why } => {
@@ -225,7 +226,7 @@ impl Ingest {
         }
     }
 
-    fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
+    fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: Seq, reason: GapReason) -> usize {
         let gaps = self.registry.skip(filter, topic, through, reason);
         self.metrics.gaps(reason, gaps);
         gaps

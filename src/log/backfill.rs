@@ -20,6 +20,7 @@ use super::numbering::Numbering;
 use super::{BufferUsage, Entry};
 use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::Coding;
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
@@ -43,9 +44,9 @@ const NEWEST: usize = 8;
 pub struct BackfillRequest {
     history: Arc<History>,
     /// Fetch messages after this number,
-    pub after: u64,
+    pub after: Seq,
     /// up to this one. For key-value sources, the values as of this number.
-    pub until: u64,
+    pub until: Seq,
     /// The address of the reader that requested it.
     pub address: IpAddr,
     /// Its id in the backfill of the log.
@@ -57,12 +58,12 @@ pub struct BackfillRequest {
 /// A fetched range of stored messages.
 #[derive(Debug)]
 pub(crate) struct BackfillRange {
-    after: u64,
-    until: u64,
+    after: Seq,
+    until: Seq,
     /// The range is complete up to this number.
-    pub(crate) through: u64,
+    pub(crate) through: Seq,
     /// Messages up to this number are gone, if any are.
-    pub(crate) gone: Option<u64>,
+    pub(crate) gone: Option<Seq>,
     /// Single messages after `gone` are gone too, and only `gone` stands for them.
     torn: bool,
     /// The entries by number.
@@ -77,13 +78,13 @@ pub(crate) struct BackfillRange {
 
 impl BackfillRange {
     /// The batch that follows `position` in it; `None` if nothing does.
-    pub(crate) fn shared(&self, position: u64, format: Format, coding: Coding) -> Option<SharedBatch> {
+    pub(crate) fn shared(&self, position: Seq, format: Format, coding: Coding) -> Option<SharedBatch> {
         self.batches.lock().of(&self.entries, position, self.through, format, coding)
     }
 
     /// Whether it can serve a reader at `position`. A torn range serves only readers that start at its beginning,
     /// because only they receive its gap.
-    fn covers(&self, position: u64) -> bool {
+    fn covers(&self, position: Seq) -> bool {
         if self.torn { self.after == position } else { (self.after..self.through).contains(&position) }
     }
 }
@@ -118,8 +119,8 @@ struct State {
 #[derive(Debug)]
 struct PendingRange {
     id: u64,
-    after: u64,
-    until: u64,
+    after: Seq,
+    until: Seq,
     /// The waiting readers by the address of their handles: a crowd may wait, and each reader asks whenever it is
     /// woken.
     waiting: HashMap<usize, Arc<ReaderHandle>>,
@@ -155,8 +156,8 @@ impl History {
     /// be requested again.
     pub(crate) fn read(
         self: &Arc<Self>,
-        position: u64,
-        until: u64,
+        position: Seq,
+        until: Seq,
         handle: &Arc<ReaderHandle>,
     ) -> Option<Arc<BackfillRange>> {
         let mut state = self.state.lock();
@@ -209,7 +210,7 @@ impl History {
         BackfillRequest { history: self.clone(), after, until, address, id, begun: AtomicBool::new(false) }
     }
 
-    fn range_at<'a>(&self, state: &'a State, position: u64, until: u64) -> Option<&'a Arc<BackfillRange>> {
+    fn range_at<'a>(&self, state: &'a State, position: Seq, until: Seq) -> Option<&'a Arc<BackfillRange>> {
         let fits =
             |range: &&Arc<BackfillRange>| range.covers(position) && (!self.of_values || range.until == until);
         state.ranges.iter().filter(fits).max_by_key(|range| range.through)
@@ -251,8 +252,8 @@ impl BackfillRanges {
     pub(crate) fn keep(
         &self,
         ask: &BackfillRequest,
-        through: u64,
-        gone: Option<u64>,
+        through: Seq,
+        gone: Option<Seq>,
         torn: bool,
         entries: Vec<Arc<Entry>>,
         max_bytes: usize,

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::message::Format;
 use super::{BATCH_BYTES, BufferUsage, Entry};
 use crate::protocol::frame::Coding;
+use crate::protocol::seq::Seq;
 
 /// The most batches that a log caches. If it were fewer than a crowd reads at once, each reader would build all of them
 /// again.
@@ -20,8 +21,8 @@ pub(crate) const CACHED_BATCHES: usize = 32;
 /// Consecutive entries, as they are written to a socket.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedBatch {
-    pub(crate) first: u64,
-    pub(crate) last: u64,
+    pub(crate) first: Seq,
+    pub(crate) last: Seq,
     /// The time of the first entry.
     pub(crate) time: SystemTime,
     pub(crate) entries: usize,
@@ -42,11 +43,11 @@ impl SharedBatch {
 #[derive(Debug)]
 enum CachePosition {
     /// At the beginning of this batch. It may be extended, no further than `until`.
-    Kept { shared: SharedBatch, until: u64 },
+    Kept { shared: SharedBatch, until: Seq },
     /// Outside of all: the reader builds a batch, no further than `until`, where the next one begins.
-    Free { until: u64 },
+    Free { until: Seq },
     /// Inside of one: the reader builds a batch up to its end, `until`, and shares from there.
-    Within { until: u64 },
+    Within { until: Seq },
 }
 
 /// The cached batches of a log or of a backfill range, oldest first. Batches of one format and coding never overlap.
@@ -70,8 +71,8 @@ impl BatchCache {
     pub(crate) fn of(
         &mut self,
         entries: &VecDeque<Arc<Entry>>,
-        position: u64,
-        head: u64,
+        position: Seq,
+        head: Seq,
         format: Format,
         coding: Coding,
     ) -> Option<SharedBatch> {
@@ -116,14 +117,14 @@ impl BatchCache {
     }
 
     /// The position of a reader whose next entry is `first`; it reads no further than `head`.
-    fn find(&self, first: u64, head: u64, format: Format, coding: Coding) -> CachePosition {
+    fn find(&self, first: Seq, head: Seq, format: Format, coding: Coding) -> CachePosition {
         let is_fit = |shared: &&SharedBatch| (shared.format, shared.coding) == (format, coding);
         let (mut until, mut within, mut found) = (head, false, None);
         for shared in self.kept.iter().filter(is_fit) {
             if shared.first == first {
                 found = Some(shared);
             } else if shared.first > first {
-                until = until.min(shared.first - 1);
+                until = until.min(shared.first.previous());
             } else if shared.last >= first {
                 (until, within) = (until.min(shared.last), true);
             }

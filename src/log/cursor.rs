@@ -18,8 +18,9 @@ use super::message::Format;
 use super::registry::Lease;
 use super::{Item, TopicLog};
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::{COMPONENTS, Sequence};
+use crate::protocol::event_id::{Sequence, join_components};
 use crate::protocol::frame::{self, Coding};
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
@@ -43,9 +44,9 @@ pub(super) struct Cursor {
     /// The key of the stream's handle in the log.
     reader: usize,
     /// Everything up to this number was read or sent as a gap.
-    pub(super) position: u64,
+    pub(super) position: Seq,
     /// The end of the replay while the stream replays; the end of reading while it closes.
-    pub(super) target: u64,
+    pub(super) target: Seq,
 }
 
 impl Drop for Cursor {
@@ -111,8 +112,8 @@ impl Cursors {
             .map(|lease| Cursor {
                 reader: lease.log().readers.join(handle.clone()),
                 lease,
-                position: 0,
-                target: 0,
+                position: Seq::START,
+                target: Seq::START,
             })
             .collect();
         let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
@@ -172,7 +173,7 @@ impl Cursors {
     }
 
     /// The position up to which it has read. `None` with several sequences: there is no single position.
-    pub fn position(&self) -> Option<u64> {
+    pub fn position(&self) -> Option<Seq> {
         let positions = self.cursors.iter().map(|cursor| cursor.position);
         if self.mixed { None } else { Some(positions.min().unwrap_or_default()) }
     }
@@ -195,12 +196,24 @@ impl Cursors {
         ranges
     }
 
-    /// The event id of these positions, one for each of [`Cursors::sequences`].
-    pub(super) fn event_id(&self, places: &[(usize, u64)]) -> String {
-        let part = |(cursor, place): &(usize, u64)| self.cursors[*cursor].lease.sequence().component(*place);
-        let parts: Vec<String> = places.iter().map(part).collect();
-        parts.join(COMPONENTS.encode_utf8(&mut [0; 4]))
+    /// The components of an event id for these positions, joined.
+    pub(super) fn components(&self, positions: &[SequencePosition]) -> String {
+        let components: Vec<String> = positions
+            .iter()
+            .map(|SequencePosition { cursor, position }| {
+                self.cursors[*cursor].sequence().component(*position)
+            })
+            .collect();
+        join_components(components.iter().map(String::as_str))
     }
+}
+
+/// A position in one of the sequences of a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SequencePosition {
+    /// The index of a cursor with that sequence.
+    pub(super) cursor: usize,
+    pub(super) position: Seq,
 }
 
 /// The same cursors, with those of one sequence together, in the order in which the first of each comes.
@@ -260,7 +273,7 @@ impl Cursor {
         Read::Batch(batch)
     }
 
-    fn told(&mut self, through: u64, options: ReadOptions) -> Read {
+    fn told(&mut self, through: Seq, options: ReadOptions) -> Read {
         let mut batch = Batch { bytes: self.gap(through, options).bytes(options.coding), ..Batch::default() };
         batch.count_gap(self.lease.log(), options.reason);
         self.position = through;
@@ -268,18 +281,18 @@ impl Cursor {
     }
 
     /// The backfill range that contains `from`. `None`: it is being fetched.
-    fn range(&self, from: u64, until: u64, options: ReadOptions) -> Option<Arc<BackfillRange>> {
+    fn range(&self, from: Seq, until: Seq, options: ReadOptions) -> Option<Arc<BackfillRange>> {
         let log = self.lease.log();
         log.history.as_ref()?.read(from, until, options.handle)
     }
 
-    fn gap(&self, through: u64, options: ReadOptions) -> frame::Frame {
+    fn gap(&self, through: Seq, options: ReadOptions) -> frame::Frame {
         let id = self.sequence().event_id(through, None);
         frame::stream_gap(Some(&id), self.lease.filter().as_str(), options.reason)
     }
 
     /// If the entries after `from` must be backfilled because the log begins later: up to which number.
-    pub(super) fn history_until(&self, from: u64, replaying: bool) -> Option<u64> {
+    pub(super) fn history_until(&self, from: Seq, replaying: bool) -> Option<Seq> {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {
@@ -302,13 +315,13 @@ impl Cursor {
     /// `None`: a range is being fetched.
     pub(super) fn collect(
         &self,
-        mut from: u64,
-        head: u64,
+        mut from: Seq,
+        head: Seq,
         options: ReadOptions,
         replaying: bool,
         count: usize,
         items: &mut VecDeque<Item>,
-    ) -> Option<u64> {
+    ) -> Option<Seq> {
         while let Some(until) = self.history_until(from, replaying) {
             let through = self.collect_history(from, until, options, count, items)?;
             if !items.is_empty() {
@@ -323,12 +336,12 @@ impl Cursor {
     /// the range is being fetched.
     fn collect_history(
         &self,
-        from: u64,
-        until: u64,
+        from: Seq,
+        until: Seq,
         options: ReadOptions,
         count: usize,
         items: &mut VecDeque<Item>,
-    ) -> Option<u64> {
+    ) -> Option<Seq> {
         let range = self.range(from, until, options)?;
         items.extend(range.gone.filter(|gone| *gone > from).map(Item::Evicted));
         let index = range.entries.partition_point(|entry| entry.sequence <= from);

@@ -9,8 +9,9 @@ use super::message::{Format, Message};
 use super::time::Stamp;
 use crate::metrics::RuleMetrics;
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::Sequence;
+use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame::{self, Frame};
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
 
 /// The bounds of a log, from its rule. The first bound that is reached counts.
@@ -33,7 +34,7 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct Entry {
     /// Its number in the sequence of the log.
-    pub sequence: u64,
+    pub sequence: Seq,
     pub(super) stamp: Stamp,
     /// A message or a gap.
     pub kind: EntryKind,
@@ -61,13 +62,13 @@ pub struct Gap {
 
 impl Gap {
     /// A gap with the event id `id`, in a log of `filter`.
-    pub fn new(id: &str, filter: &Filter, reason: GapReason, topic: Option<Topic>) -> Self {
+    pub fn new(id: &EventId, filter: &Filter, reason: GapReason, topic: Option<Topic>) -> Self {
         Gap { reason, topic, frame: frame::stream_gap(Some(id), filter.as_str(), reason) }
     }
 }
 
 impl Entry {
-    pub(super) fn new(sequence: u64, stamp: Stamp, kind: EntryKind, usage: &Arc<BufferUsage>) -> Arc<Self> {
+    pub(super) fn new(sequence: Seq, stamp: Stamp, kind: EntryKind, usage: &Arc<BufferUsage>) -> Arc<Self> {
         let entry = Entry { sequence, stamp, kind, usage: usage.clone() };
         let envelope = entry.message().map_or(0, Message::envelope_weight);
         usage.0.fetch_add(envelope, Ordering::Relaxed);
@@ -89,7 +90,7 @@ impl Entry {
     }
 
     /// The event with another id, for a reader of several sequences. `filter` is the filter of its log.
-    pub(super) fn frame_with_id(&self, format: Format, filter: &Filter, id: &str) -> Frame {
+    pub(super) fn frame_with_id(&self, format: Format, filter: &Filter, id: &EventId) -> Frame {
         match &self.kind {
             EntryKind::Message(_) => self.frame(format).with_id(id),
             EntryKind::Gap(gap) => frame::stream_gap(Some(id), filter.as_str(), gap.reason),
@@ -146,18 +147,26 @@ pub(super) enum Item {
     /// An entry.
     Entry(Arc<Entry>),
     /// Entries up to this sequence were evicted before the reader had read them all.
-    Evicted(u64),
+    Evicted(Seq),
 }
 
 impl Item {
     /// Its position in the order of the sequence. An eviction has the position of the last evicted entry: no later
     /// entry of the log can come before it. It comes before another log's entry with the same number.
-    pub(super) fn place(&self) -> (u64, bool) {
+    pub(super) fn position(&self) -> ItemPosition {
         match self {
-            Item::Entry(entry) => (entry.sequence, true),
-            Item::Evicted(through) => (*through, false),
+            Item::Entry(entry) => ItemPosition { number: entry.sequence, is_entry: true },
+            Item::Evicted(through) => ItemPosition { number: *through, is_entry: false },
         }
     }
+}
+
+/// The position of an item among those of all logs of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ItemPosition {
+    pub(super) number: Seq,
+    /// An eviction comes before an entry.
+    is_entry: bool,
 }
 
 /// The bytes that all logs hold together.

@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::TopicLog;
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
 
 /// The longest time over which the rate of a log is measured.
@@ -76,7 +77,7 @@ impl UpstreamState {
 
 impl TopicLog {
     /// The lag of a reader at `position`.
-    pub(crate) fn lag(&self, position: u64) -> Lag {
+    pub(crate) fn lag(&self, position: Seq) -> Lag {
         if self.has_nothing_after(position) {
             return Lag::default();
         }

@@ -9,10 +9,12 @@ use bytes::BytesMut;
 use smallvec::{SmallVec, smallvec};
 
 use super::batch_cache::SharedBatch;
-use super::cursor::{Batch, Cursor, Cursors, Read, ReadOptions};
+use super::cursor::{Batch, Cursor, Cursors, Read, ReadOptions, SequencePosition};
+use super::entry::ItemPosition;
 use super::{BATCH_BYTES, Item};
-use crate::protocol::event_id::{COMPONENTS, Sequence};
+use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame;
+use crate::protocol::seq::Seq;
 
 /// About half the entries of a batch of short messages. Divided by the number of logs with new entries, it is how many
 /// entries are taken of each at once, so that few are taken in vain.
@@ -56,22 +58,14 @@ impl Cursors {
 
     /// The parts of an event id before and after the position in the sequence `index`.
     fn around(&self, ranges: &[Range<usize>], index: usize) -> OtherParts {
-        let places = |ranges: &[Range<usize>]| -> Vec<(usize, u64)> {
-            let place = |range: &Range<usize>| {
+        let components = |ranges: &[Range<usize>]| {
+            let position = |range: &Range<usize>| {
                 let positions = self.cursors[range.clone()].iter().map(|cursor| cursor.position);
-                (range.start, positions.min().unwrap_or_default())
+                SequencePosition { cursor: range.start, position: positions.min().unwrap_or_default() }
             };
-            ranges.iter().map(place).collect()
+            self.components(&ranges.iter().map(position).collect::<Vec<_>>())
         };
-        let mut before = self.event_id(&places(&ranges[..index]));
-        let mut after = self.event_id(&places(&ranges[index + 1..]));
-        if !before.is_empty() {
-            before.push(COMPONENTS);
-        }
-        if !after.is_empty() {
-            after.insert(0, COMPONENTS);
-        }
-        OtherParts { before, after }
+        OtherParts { before: components(&ranges[..index]), after: components(&ranges[index + 1..]) }
     }
 }
 
@@ -97,7 +91,7 @@ struct Ahead {
     cursor: usize,
     items: VecDeque<Item>,
     /// The items are complete up to this number.
-    through: u64,
+    through: Seq,
 }
 
 /// The next items of the logs of one sequence.
@@ -105,22 +99,22 @@ struct Ahead {
 struct Merge {
     replaying: bool,
     /// The head of the sequence, read before any log.
-    head: u64,
+    head: Seq,
     /// No log is read beyond this number, because one of them waits for the broker there, or has ended, or the batch is
     /// full.
-    limit: u64,
+    limit: Seq,
     fetching: bool,
     /// How many entries are taken from a log at once.
     count: usize,
     ahead: SmallVec<[Ahead; 2]>,
     /// The position of the next item of each log that has one.
-    next: BinaryHeap<Reverse<((u64, bool), usize)>>,
+    next: BinaryHeap<Reverse<(ItemPosition, usize)>>,
 }
 
 impl Merge {
     /// Finds the cursors with new entries.
     fn new(cursors: &[Cursor], replaying: bool) -> Self {
-        let head = cursors.first().map_or(0, |cursor| cursor.sequence().head());
+        let head = cursors.first().map_or(Seq::START, |cursor| cursor.sequence().head());
         let (ahead, next) = (SmallVec::new(), BinaryHeap::new());
         let mut merge = Merge { replaying, head, limit: head, fetching: false, count: 0, ahead, next };
         for (index, cursor) in cursors.iter().enumerate() {
@@ -152,7 +146,7 @@ impl Merge {
             // Beyond this position, its entries would come too late.
             None => (self.limit, self.fetching) = (self.limit.min(from), true),
         }
-        self.next.extend(ahead.items.front().map(|item| Reverse((item.place(), index))));
+        self.next.extend(ahead.items.front().map(|item| Reverse((item.position(), index))));
     }
 
     /// Writes the next items, about `budget` bytes.
@@ -161,23 +155,23 @@ impl Merge {
         self.count = (HALF_BATCH / self.ahead.len()).max(1);
         (0..self.ahead.len()).for_each(|index| self.take(index, cursors, options));
         let begin = output.joined.len();
-        while let Some(Reverse(((place, _), index))) = self.next.pop()
-            && place <= self.limit
+        while let Some(Reverse((ItemPosition { number, .. }, index))) = self.next.pop()
+            && number <= self.limit
             && let Some(item) = self.ahead[index].items.pop_front()
         {
             match self.ahead[index].items.front() {
-                Some(next) => self.next.push(Reverse((next.place(), index))),
+                Some(next) => self.next.push(Reverse((next.position(), index))),
                 None => self.take(index, cursors, options),
             }
-            let next = self.next.peek().map(|Reverse(((place, _), _))| *place);
-            let followed = next == Some(place);
+            let next = self.next.peek().map(|Reverse((position, _))| position.number);
+            let followed = next == Some(number);
             // Two logs can have a gap with the same number. Only the last of them has an id that says "complete up to
             // here".
-            let told = if followed { place - 1 } else { place };
+            let told = if followed { number.previous() } else { number };
             let cursor = &cursors[self.ahead[index].cursor];
             output.write(item, cursor, told, followed);
             if output.joined.len() - begin >= budget && !followed {
-                self.limit = place;
+                self.limit = number;
                 return;
             }
         }
@@ -187,11 +181,13 @@ impl Merge {
 impl Output<'_> {
     /// Appends one item of `cursor`. Its id is the one of the position `told`, which is not its own if `another` item
     /// follows at the same position.
-    fn write(&mut self, item: Item, cursor: &Cursor, told: u64, another: bool) {
+    fn write(&mut self, item: Item, cursor: &Cursor, told: Seq, another: bool) {
         let (log, sequence): (_, &Sequence) = (cursor.lease.log(), cursor.sequence());
         let ReadOptions { format, coding, reason, .. } = self.options;
         let event_id = || match &self.around {
-            Some(OtherParts { before, after }) => format!("{before}{}{after}", sequence.component(told)),
+            Some(OtherParts { before, after }) => {
+                EventId::of_components([before.as_str(), &sequence.component(told), after.as_str()])
+            }
             None => sequence.event_id(told, None),
         };
         match item {

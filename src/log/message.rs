@@ -10,10 +10,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::protocol::event_id::Sequence;
+use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame::{self, Frame};
 use crate::protocol::headers::Headers;
 use crate::protocol::publisher::{EventType, PublisherId};
+use crate::protocol::seq::Seq;
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::Topic;
 
@@ -82,8 +83,7 @@ pub struct Message {
     /// When the broker stored it, or, for live sources, when the gateway received it.
     time: SystemTime,
     /// The event id, which ends with the publisher id.
-    event_id: Box<str>,
-    publisher_id_length: u8,
+    event_id: EventId,
     /// The publisher id, if the event id is only the broker's number.
     separate_id: Option<PublisherId>,
     kind: Option<EventType>,
@@ -99,7 +99,7 @@ impl Message {
         topic: Topic,
         time: SystemTime,
         sequence: &Sequence,
-        number: u64,
+        number: Seq,
         mut found: Extracted,
         payload: &[u8],
     ) -> Self {
@@ -111,14 +111,12 @@ impl Message {
     }
 
     /// `event_id` ends with the publisher id, if there is one.
-    fn encode(topic: Topic, time: SystemTime, event_id: String, found: Extracted, payload: &[u8]) -> Self {
+    fn encode(topic: Topic, time: SystemTime, event_id: EventId, found: Extracted, payload: &[u8]) -> Self {
         let (raw, payload) = frame::message(&event_id, found.kind.as_ref(), payload);
         Message {
             topic,
             time,
-            event_id: event_id.into(),
-            // At most 128 bytes.
-            publisher_id_length: found.publisher_id.map_or(0, |id| id.len() as u8),
+            event_id,
             separate_id: None,
             kind: found.kind,
             payload,
@@ -132,7 +130,7 @@ impl Message {
         topic: Topic,
         time: SystemTime,
         sequence: &Sequence,
-        number: u64,
+        number: Seq,
         operation: &'static str,
     ) -> Self {
         #[derive(Serialize)]
@@ -154,8 +152,7 @@ impl Message {
 
     /// The publisher id with which its event id ends.
     pub fn publisher_id(&self) -> Option<&str> {
-        let length = usize::from(self.publisher_id_length);
-        (length > 0).then(|| &self.event_id[self.event_id.len() - length..])
+        self.event_id.publisher_id()
     }
 
     /// The event in that format. If an envelope is created for it, once in a message's life, `count` receives its
@@ -310,7 +307,7 @@ mod tests {
         let id = format!("e-1{}", publisher_id.map(|id| format!("-{id}")).unwrap_or_default());
         let topic = Topic::parse("a/{b}", 99).unwrap();
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
-        let message = Message::encode(topic, time, id, found, payload);
+        let message = Message::encode(topic, time, id.as_str().into(), found, payload);
         let bytes = message.frame(Format::CloudEvents, |_| {}).bytes(Coding::Plain);
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect::<Vec<_>>().join("\n");

@@ -1,30 +1,27 @@
 //! The sequence that numbers the entries of a log, and the number up to which the log is complete. A log, the logs that it feeds,
 //! and their histories share one.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::protocol::event_id::Sequence;
-
-/// The log is not sealed. No entry has this number.
-const OPEN: u64 = u64::MAX;
+use crate::protocol::seq::{AtomicOptionSeq, Seq};
 
 /// The numbering of one or more logs.
 #[derive(Debug)]
 pub(crate) struct Numbering {
     sequence: OnceLock<Arc<Sequence>>,
-    /// The number up to which it is complete, or [`OPEN`].
-    end: AtomicU64,
+    /// The number up to which it is complete; none while it is open.
+    end: AtomicOptionSeq,
 }
 
 impl Numbering {
     /// A numbering whose sequence is set when the subscription begins. Nobody reads before.
     pub(super) fn unknown() -> Arc<Self> {
-        Arc::new(Numbering { sequence: OnceLock::new(), end: AtomicU64::new(OPEN) })
+        Arc::new(Numbering { sequence: OnceLock::new(), end: AtomicOptionSeq::new(None) })
     }
 
     pub(super) fn by(sequence: Arc<Sequence>) -> Arc<Self> {
-        Arc::new(Numbering { sequence: OnceLock::from(sequence), end: AtomicU64::new(OPEN) })
+        Arc::new(Numbering { sequence: OnceLock::from(sequence), end: AtomicOptionSeq::new(None) })
     }
 
     pub(super) fn sequence(&self) -> Option<&Arc<Sequence>> {
@@ -36,23 +33,23 @@ impl Numbering {
         let _ = self.sequence.set(sequence.clone());
     }
 
-    pub(super) fn head(&self) -> u64 {
-        self.sequence().map_or(0, |sequence| sequence.head())
+    pub(super) fn head(&self) -> Seq {
+        self.sequence().map_or(Seq::START, |sequence| sequence.head())
     }
 
     /// Seals the log: its subscription has ended, and it is complete only up to the head. No reader may claim to have read
     /// further.
     pub(super) fn seal(&self) {
-        self.end.store(self.head(), Ordering::Release);
+        self.end.store(Some(self.head()));
     }
 
     /// The number up to which it is complete, if its subscription has ended.
-    pub(super) fn sealed(&self) -> Option<u64> {
-        Some(self.end.load(Ordering::Acquire)).filter(|end| *end != OPEN)
+    pub(super) fn sealed(&self) -> Option<Seq> {
+        self.end.load()
     }
 
     /// The number up to which it can be read, if everything up to `head` is published.
-    pub(super) fn end(&self, head: u64) -> u64 {
-        head.min(self.end.load(Ordering::Acquire))
+    pub(super) fn end(&self, head: Seq) -> Seq {
+        self.sealed().map_or(head, |end| head.min(end))
     }
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::cursor::{Cursor, Cursors};
+use super::cursor::{Cursor, Cursors, SequencePosition};
 use super::registry::Lease;
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::{COMPONENTS, EventId, Sequence};
+use crate::protocol::event_id::{COMPONENTS, EventId, ParsedEventId, Sequence};
 use crate::protocol::seek::{Seek, SeekResult, Start};
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
@@ -23,7 +24,7 @@ pub struct Opened {
     pub cursors: Cursors,
     /// The event id from which the stream is complete, once `gaps` have been sent. It ends with the publisher id of the
     /// message there, if the client's id had it: without it, another process could no longer find the position.
-    pub id: String,
+    pub id: EventId,
     /// Whether the stream resumes exactly where the client asked, with nothing missing.
     pub resumed: bool,
     /// Filters that miss messages before the first one that will be read, with the reasons.
@@ -47,16 +48,16 @@ pub fn seeks_needed(leases: &[Lease], start: &Start) -> Vec<Option<Seek>> {
         .collect()
 }
 
-fn seek_needed(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Seek> {
+fn seek_needed(lease: &Lease, start: &Start, id: Option<ParsedEventId>) -> Option<Seek> {
     let log = lease.log();
     let history = log.history.as_ref()?;
     let begin = log.evicted();
     let head = lease.sequence().head();
     match (start, id) {
-        (Start::After(_), Some(EventId::Own { sequence, .. })) => {
-            let is_known = !lease.sequence().is_shuffled() || log.has(sequence);
-            let within = (sequence >= begin.number && is_known) || history.of_values;
-            (!within || sequence > head).then_some(Seek::After(sequence))
+        (Start::After(_), Some(ParsedEventId::Own { number, .. })) => {
+            let is_known = !lease.sequence().is_shuffled() || log.has(number);
+            let within = (number >= begin.number && is_known) || history.of_values;
+            (!within || number > head).then_some(Seek::After(number))
         }
         _ if history.of_values => None,
         (Start::Now, _) => None,
@@ -72,10 +73,10 @@ fn seek_needed(lease: &Lease, start: &Start, id: Option<EventId>) -> Option<Seek
 }
 
 /// The positions of the client's event id in each sequence; `None` if the client sent none.
-fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<EventId<'a>>> {
+fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<ParsedEventId<'a>>> {
     let text = match start {
         Start::After(Some(text)) => text,
-        Start::After(None) => return vec![Some(EventId::Unknown); sequences.len()],
+        Start::After(None) => return vec![Some(ParsedEventId::Unknown); sequences.len()],
         _ => return vec![None; sequences.len()],
     };
     if text.contains('-') || !text.contains(COMPONENTS) {
@@ -88,14 +89,14 @@ fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<Ev
         let found =
             parts.iter().enumerate().find_map(|(index, part)| Some((index, sequence.read_component(part)?)));
         match found {
-            Some((index, sequence)) => {
+            Some((index, number)) => {
                 parts.remove(index);
-                EventId::Own { sequence, publisher_id: None }
+                ParsedEventId::Own { number, publisher_id: None }
             }
             // Most likely a position in the sequence that this one has replaced.
-            None if same_number => EventId::Foreign { publisher_id: None },
+            None if same_number => ParsedEventId::Foreign { publisher_id: None },
             None if sequences.len() == 1 => sequence.read_event_id(text),
-            None => EventId::Unknown,
+            None => ParsedEventId::Unknown,
         }
     };
     sequences.iter().map(|sequence| Some(read(sequence))).collect()
@@ -137,7 +138,7 @@ impl Cursors {
                 cursors: &mut cursors.cursors[range.clone()],
                 sequence,
                 answers: &answers,
-                position: 0,
+                position: Seq::START,
                 publisher_id: None,
                 resumed: false,
                 gaps: &mut gaps,
@@ -145,7 +146,7 @@ impl Cursors {
             placing.place(start, id);
             placing.stop_at_the_end();
             resumed &= placing.resumed;
-            places.push((range.start, placing.position));
+            places.push(SequencePosition { cursor: range.start, position: placing.position });
             publisher_id = placing.publisher_id;
         }
         cursors.replaying = *start != Start::Now || cursors.cursors.iter().any(Cursor::is_of_values);
@@ -154,8 +155,10 @@ impl Cursors {
             cursor.target = if values { cursor.sequence().head() } else { cursor.lease.log().newest() };
         }
         let id = match (&*places, &*sequences) {
-            ([(_, position)], [sequence]) => sequence.event_id(*position, publisher_id.as_deref()),
-            _ => cursors.event_id(&places),
+            ([SequencePosition { position, .. }], [sequence]) => {
+                sequence.event_id(*position, publisher_id.as_deref())
+            }
+            _ => EventId::of_components([&*cursors.components(&places)]),
         };
         for (filter, _) in &gaps {
             let log =
@@ -171,42 +174,42 @@ struct StartResolver<'a> {
     cursors: &'a mut [Cursor],
     sequence: &'a Sequence,
     answers: &'a [(Filter, SeekResult)],
-    position: u64,
+    position: Seq,
     publisher_id: Option<String>,
     resumed: bool,
     gaps: &'a mut Vec<(Filter, GapReason)>,
 }
 
 impl StartResolver<'_> {
-    fn place(&mut self, start: &Start, id: Option<EventId>) {
+    fn place(&mut self, start: &Start, id: Option<ParsedEventId>) {
         match (start, id) {
-            (Start::After(_), Some(EventId::Own { sequence, publisher_id }))
+            (Start::After(_), Some(ParsedEventId::Own { number, publisher_id }))
                 if !self.sequence.is_stored() =>
             {
                 self.resumed =
-                    self.cursors.iter().all(|cursor| cursor.lease.log().evicted().number <= sequence);
-                self.start_at(sequence);
+                    self.cursors.iter().all(|cursor| cursor.lease.log().evicted().number <= number);
+                self.start_at(number);
                 // From these logs, not from the client.
                 let known = |id: &&str| {
-                    self.cursors.iter().any(|cursor| cursor.lease.log().has_publisher_id(sequence, id))
+                    self.cursors.iter().any(|cursor| cursor.lease.log().has_publisher_id(number, id))
                 };
                 self.publisher_id = publisher_id.filter(known).map(str::to_owned);
             }
-            (Start::After(_), Some(EventId::Own { sequence, .. })) => self.start_after_stored(sequence),
-            (Start::After(_), Some(EventId::Foreign { publisher_id: Some(id) }))
+            (Start::After(_), Some(ParsedEventId::Own { number, .. })) => self.start_after_stored(number),
+            (Start::After(_), Some(ParsedEventId::Foreign { publisher_id: Some(id) }))
                 if !self.sequence.is_stored() =>
             {
                 self.start_after_publisher_id(id, GapReason::Restarted);
             }
-            (Start::After(_), Some(EventId::Publisher(id))) => {
+            (Start::After(_), Some(ParsedEventId::Publisher(id))) => {
                 self.start_after_publisher_id(id, GapReason::UnknownId);
             }
-            (Start::After(_), Some(EventId::Foreign { .. })) => {
+            (Start::After(_), Some(ParsedEventId::Foreign { .. })) => {
                 self.start_at_oldest(Some(GapReason::Restarted))
             }
             (Start::After(_), _) => self.start_at_oldest(Some(GapReason::UnknownId)),
             _ if self.cursors.iter().any(Cursor::is_of_values) => {
-                self.start_at(0);
+                self.start_at(Seq::START);
             }
             (Start::Now, _) => self.start_at(self.sequence.head()),
             (Start::Since(time), _) => self.start_since(*time),
@@ -227,7 +230,7 @@ impl StartResolver<'_> {
         }
     }
 
-    fn start_at(&mut self, position: u64) {
+    fn start_at(&mut self, position: Seq) {
         self.position = position;
         self.cursors.iter_mut().for_each(|cursor| cursor.position = position);
     }
@@ -243,20 +246,20 @@ impl StartResolver<'_> {
     }
 
     /// Starts after a number of the broker.
-    fn start_after_stored(&mut self, sequence: u64) {
+    fn start_after_stored(&mut self, number: Seq) {
         self.resumed = true;
         for cursor in &mut *self.cursors {
             let filter = cursor.lease.filter();
             let of_values = cursor.is_of_values();
             let located = match Self::located(self.answers, filter) {
-                // It is unknown which keys have changed since then, so all values are sent. 0 is before the first
-                // value, so nothing was missed.
-                _ if of_values && sequence < cursor.lease.log().evicted().number && sequence > 0 => {
-                    SeekResult::Evicted(0)
+                // It is unknown which keys have changed since then, so all values are sent. Whoever is before the
+                // first value has missed none.
+                _ if of_values && !number.is_start() && number < cursor.lease.log().evicted().number => {
+                    SeekResult::Evicted(Seq::START)
                 }
-                Some(SeekResult::Unknown(_)) if of_values => SeekResult::Unknown(0),
+                Some(SeekResult::Unknown(_)) if of_values => SeekResult::Unknown(Seq::START),
                 Some(located) => located,
-                None => SeekResult::At(sequence),
+                None => SeekResult::At(number),
             };
             let (position, reason) = match located {
                 SeekResult::At(position) => (position, None),
@@ -274,7 +277,7 @@ impl StartResolver<'_> {
 
     fn start_since(&mut self, time: std::time::SystemTime) {
         let time = self.sequence.as_told(time);
-        let mut before = 0;
+        let mut before = Seq::START;
         self.resumed = true;
         for cursor in &mut *self.cursors {
             let log = cursor.lease.log();
@@ -311,7 +314,7 @@ impl StartResolver<'_> {
             let log = cursor.lease.log();
             cursor.position = match Self::located(self.answers, log.filter()) {
                 Some(located) => located.number(),
-                None if cursor.is_of_values() => 0,
+                None if cursor.is_of_values() => Seq::START,
                 None => log.evicted().number,
             };
             self.gaps.extend(reason.map(|reason| (log.filter().clone(), reason)));
@@ -329,7 +332,7 @@ impl StartResolver<'_> {
                 Some(located) => located.number(),
                 None => {
                     let last = log.last_messages(count, head);
-                    last.last().map_or(head, |oldest| oldest - 1).max(log.evicted().number)
+                    last.last().map_or(head, |oldest| oldest.previous()).max(log.evicted().number)
                 }
             };
         }

@@ -12,6 +12,7 @@ use super::*;
 use crate::protocol::event_id::{Epoch, Sequence};
 use crate::protocol::frame::Coding;
 use crate::protocol::seek::Start;
+use crate::protocol::seq::Seq;
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::{Filter, Topic};
 use crate::reader::handle::ReaderHandle;
@@ -116,13 +117,13 @@ fn readers_who_go_through_the_same_places_share_every_piece() {
 #[test]
 fn a_reader_who_starts_elsewhere_comes_to_the_places_of_the_others() {
     let (registry, _lease) = full_registry();
-    let middle = Start::After(Some(registry.sequence().event_id(MESSAGES / 2, None)));
+    let middle = Start::After(Some(registry.sequence().event_id(Seq::new(MESSAGES / 2), None).into()));
     // The one that starts later builds one batch of its own, whichever of the two it is.
     let from_middle = places(&registry, &middle);
     let from_start = places(&registry, &Start::All);
     let shared = from_start.iter().filter(|place| from_middle.contains(place)).count();
     assert!(shared >= from_middle.len() - 1, "{shared} of {}", from_middle.len());
-    let inside = Start::After(Some(registry.sequence().event_id(MESSAGES / 2 + 3, None)));
+    let inside = Start::After(Some(registry.sequence().event_id(Seq::new(MESSAGES / 2 + 3), None).into()));
     let from_inside = places(&registry, &inside);
     assert_eq!(from_inside[1..], from_middle[1..]);
 }
@@ -241,9 +242,9 @@ fn where_topics_are_found_is_forgotten_with_their_messages() {
         state.by_topic.as_ref().unwrap().newest(&topic).is_some()
     };
     assert!(found("w/3") && found("w/20"));
-    log.evict_through(registry.sequence().head() - 10);
+    log.evict_through(Seq::new(registry.sequence().head().get() - 10));
     assert!(found("w/3") && !found("w/20"));
-    log.evict_through(u64::MAX);
+    log.evict_all();
     assert!(!found("w/3"));
     let held = lease_in(&registry, "w/3", Some(&warm)).log().state.lock().entries.len();
     assert_eq!(held, 0);
@@ -258,7 +259,7 @@ fn a_catch_up_over_many_topics_looks_at_little_more_than_it_sends() {
         let names: Vec<String> = (0..topics).map(|topic| format!("t/{topic}")).collect();
         let leases = || names.iter().map(|name| lease_of(&registry, name)).collect();
         let held: Vec<Lease> = leases();
-        let start = Start::After(Some(registry.sequence().event_id(registry.sequence().head(), None)));
+        let start = Start::After(Some(registry.sequence().event_id(registry.sequence().head(), None).into()));
         for _ in 0..5_000 / topics {
             names.iter().for_each(|name| append_by(&registry, &Filter::parse(name, 9).unwrap(), name, 1));
         }

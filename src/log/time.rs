@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use crate::protocol::seq::Seq;
+
 /// How far the times of a line may be ahead of their clock. If the clock is set back by less, the times wait for it.
 const AHEAD: Duration = Duration::from_secs(1);
 
@@ -45,14 +47,14 @@ impl Line {
 /// A point after which something is complete: every entry with a higher number is there, or is still to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Horizon {
-    pub(super) number: u64,
+    pub(super) number: Seq,
     /// The time of the entry of that number, or when this begins.
     pub(super) time: SystemTime,
 }
 
 impl Horizon {
     /// Before every entry.
-    pub(super) const START: Horizon = Horizon { number: 0, time: SystemTime::UNIX_EPOCH };
+    pub(super) const START: Horizon = Horizon { number: Seq::START, time: SystemTime::UNIX_EPOCH };
 
     /// The point after which both are complete.
     pub(super) fn later(self, other: Horizon) -> Horizon {

@@ -13,8 +13,10 @@
 //! sequences has ids with a part for each, `<tag><number>.<tag><number>`. Clients treat ids as opaque.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Deref;
 use std::time::{Duration, SystemTime};
+
+use super::seq::{AtomicSeq, Seq};
 
 /// The longest event id that is parsed; no gateway writes a longer one.
 pub const MAX_EVENT_ID: usize = 256;
@@ -81,43 +83,44 @@ pub struct Sequence {
     /// The epoch of this process, or the tag of a stored source.
     name: Box<str>,
     form: Form,
-    head: AtomicU64,
+    head: AtomicSeq,
     /// Numbers up to this one may have been given twice, because the broker lost messages and numbered new ones the
-    /// same. 0 if it has not.
-    given_before: u64,
+    /// same. `None` if it has not.
+    given_before: Option<Seq>,
 }
 
 impl Sequence {
-    /// The sequence of this process. It starts at 0: the first entry is 1.
+    /// The sequence of this process. Its first entry has the number 1.
     pub fn new(epoch: Epoch) -> Self {
-        Sequence::of(epoch.0, Form::Process, 0)
+        Sequence::of(epoch.0, Form::Process, Seq::START)
     }
 
     /// The sequence of a stored source that is followed from after `head`.
-    pub fn stored(tag: Tag, head: u64) -> Self {
+    pub fn stored(tag: Tag, head: Seq) -> Self {
         Sequence::of(tag.0, Form::Tagged, head)
     }
 
     /// The sequence of a Redis Stream, whose numbers are packed entry ids.
-    pub fn of_entry_ids(tag: Tag, head: u64) -> Self {
+    pub fn of_entry_ids(tag: Tag, head: Seq) -> Self {
         Sequence::of(tag.0, Form::EntryId, head)
     }
 
-    fn of(name: Box<str>, form: Form, head: u64) -> Self {
-        Sequence { name, form, head: AtomicU64::new(head), given_before: 0 }
+    fn of(name: Box<str>, form: Form, head: Seq) -> Self {
+        Sequence { name, form, head: AtomicSeq::new(head), given_before: None }
     }
 
     /// Marks that this sequence replaces `ended`. If both have the same name, the broker has lost messages and gives
     /// their numbers again, so an id with such a number may mean either message.
     pub fn in_place_of(self, ended: &Sequence) -> Self {
         let is_same = self.form == Form::Tagged && ended.form == self.form && ended.name == self.name;
-        let given_before = if is_same { ended.head().max(ended.given_before) } else { 0 };
+        let given_before =
+            is_same.then(|| ended.given_before.map_or(ended.head(), |before| before.max(ended.head())));
         Sequence { given_before, ..self }
     }
 
     /// Whether `number` may be the number of a message that the broker has lost.
-    fn is_ambiguous(&self, number: u64) -> bool {
-        number <= self.given_before && number > 0
+    fn is_ambiguous(&self, number: Seq) -> bool {
+        !number.is_start() && self.given_before.is_some_and(|before| number <= before)
     }
 
     /// Whether an id may stand for an entry that the broker has lost although it has older ones: after a failover,
@@ -141,68 +144,77 @@ impl Sequence {
     }
 
     /// The number of the next entry of this process. Only the writer calls this.
-    pub fn next(&self) -> u64 {
-        self.head.load(Ordering::Relaxed) + 1
+    pub fn next(&self) -> Seq {
+        self.head.load().next()
     }
 
     /// Makes the entry `next` visible, once it is in its log. Only the writer calls this.
-    pub fn publish(&self, next: u64) {
-        self.head.store(next, Ordering::Release);
+    pub fn publish(&self, next: Seq) {
+        self.head.store(next);
     }
 
     /// Every entry up to this number is in its log. A reader of several logs reads none of them beyond one head;
     /// otherwise an id in one log would skip what another log received a moment earlier.
-    pub fn head(&self) -> u64 {
-        self.head.load(Ordering::Acquire)
+    pub fn head(&self) -> Seq {
+        self.head.load()
     }
 
-    /// The event id of the entry `sequence`. A stored message is found by its number alone.
-    pub fn event_id(&self, sequence: u64, publisher_id: Option<&str>) -> String {
+    /// The event id of the entry `number`. A stored message is found by its number alone.
+    pub fn event_id(&self, number: Seq, publisher_id: Option<&str>) -> EventId {
         match (self.form, publisher_id) {
-            (Form::Process, Some(publisher_id)) => format!("{}-{sequence}-{publisher_id}", self.name),
-            (Form::Process | Form::Tagged, _) => format!("{}-{sequence}", self.name),
-            (Form::EntryId, _) => entry_event_id(sequence),
+            (Form::Process, Some(publisher_id)) => {
+                EventId::of(format!("{}-{number}-{publisher_id}", self.name))
+            }
+            (Form::Process | Form::Tagged, _) => EventId::of(format!("{}-{number}", self.name)),
+            (Form::EntryId, _) => entry_event_id(number),
         }
     }
 
     /// Parses an event id from a client. An id that this sequence did not write is foreign or a publisher id. For a
     /// stored source, only the broker knows whether the number exists yet.
-    pub fn read_event_id<'a>(&self, text: &'a str) -> EventId<'a> {
+    pub fn read_event_id<'a>(&self, text: &'a str) -> ParsedEventId<'a> {
         match self.form {
             Form::Process => self.read_process_id(text),
             Form::Tagged => match text.split_once('-') {
                 Some((tag, number)) if tag.len() == TAG && is_name(tag) => match digits(number) {
-                    Some(sequence) if tag == &*self.name && !self.is_ambiguous(sequence) => {
-                        EventId::Own { sequence, publisher_id: None }
+                    Some(number) if tag == &*self.name && !self.is_ambiguous(Seq::new(number)) => {
+                        ParsedEventId::Own { number: Seq::new(number), publisher_id: None }
                     }
-                    Some(_) => EventId::Foreign { publisher_id: None },
-                    None => EventId::Unknown,
+                    Some(_) => ParsedEventId::Foreign { publisher_id: None },
+                    None => ParsedEventId::Unknown,
                 },
-                _ => EventId::Unknown,
+                _ => ParsedEventId::Unknown,
             },
             Form::EntryId => {
                 let read = || {
                     let (ms, seq) = text.split_once('-')?;
                     pack_entry_id(digits(ms)?, digits(seq)?)
                 };
-                read().map_or(EventId::Unknown, |sequence| EventId::Own { sequence, publisher_id: None })
+                read().map_or(ParsedEventId::Unknown, |number| ParsedEventId::Own {
+                    number,
+                    publisher_id: None,
+                })
             }
         }
     }
 
-    fn read_process_id<'a>(&self, text: &'a str) -> EventId<'a> {
-        let Some((epoch, sequence, publisher_id)) = split(text) else { return EventId::Publisher(text) };
+    fn read_process_id<'a>(&self, text: &'a str) -> ParsedEventId<'a> {
+        let Some((epoch, number, publisher_id)) = split(text) else { return ParsedEventId::Publisher(text) };
         if epoch != &*self.name {
-            return EventId::Foreign { publisher_id };
+            return ParsedEventId::Foreign { publisher_id };
         }
         // Beyond anything published here: forged or damaged.
-        if sequence > self.head() { EventId::Unknown } else { EventId::Own { sequence, publisher_id } }
+        if number > self.head() {
+            ParsedEventId::Unknown
+        } else {
+            ParsedEventId::Own { number, publisher_id }
+        }
     }
 
-    /// The position `sequence` as a part of an event id for several sequences.
-    pub fn component(&self, sequence: u64) -> String {
+    /// The position `number` as a part of an event id for several sequences.
+    pub fn component(&self, number: Seq) -> String {
         let mut digits = Vec::new();
-        let mut rest = sequence;
+        let mut rest = number.get();
         while rest > 0 || digits.is_empty() {
             digits.push(BASE62[(rest % 62) as usize]);
             rest /= 62;
@@ -211,27 +223,26 @@ impl Sequence {
     }
 
     /// Parses such a part; `None` if it is not of this sequence.
-    pub fn read_component(&self, text: &str) -> Option<u64> {
+    pub fn read_component(&self, text: &str) -> Option<Seq> {
         let digits = text.strip_prefix(&*self.name).filter(|digits| !digits.is_empty())?;
-        let sequence = digits.bytes().try_fold(0_u64, |number, digit| {
+        let number = digits.bytes().try_fold(0_u64, |number, digit| {
             let value = BASE62.iter().position(|known| *known == digit)? as u64;
             number.checked_mul(62)?.checked_add(value)
         })?;
-        (self.is_stored() || sequence <= self.head())
-            .then_some(sequence)
-            .filter(|number| !self.is_ambiguous(*number))
+        Some(Seq::new(number))
+            .filter(|number| (self.is_stored() || *number <= self.head()) && !self.is_ambiguous(*number))
     }
 }
 
 /// The event id of a Redis Stream entry, the same in every replica: the entry's own id, which `number` packs.
-pub fn entry_event_id(number: u64) -> String {
+pub fn entry_event_id(number: Seq) -> EventId {
     let (ms, seq) = unpack_entry_id(number);
-    format!("{ms}-{seq}")
+    EventId::of(format!("{ms}-{seq}"))
 }
 
 /// The event id of a message in the stored stream with this tag.
-pub fn tagged_event_id(tag: &Tag, number: u64) -> String {
-    format!("{}-{number}", tag.0)
+pub fn tagged_event_id(tag: &Tag, number: Seq) -> EventId {
+    EventId::of(format!("{}-{number}", tag.0))
 }
 
 /// The separator between the parts of an event id for several sequences. No part has a `-`, and every other id has one.
@@ -243,13 +254,73 @@ pub const MAX_SEQUENCES: usize = 14;
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// A parsed event id.
+/// The text of an event id that a gateway writes: short visible ASCII, so that a frame and a header can carry it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventId(Box<str>);
+
+impl EventId {
+    fn of(text: String) -> Self {
+        EventId(text.into())
+    }
+
+    /// The id of a position in several sequences. Each of `components` is from [`Sequence::component`], or several of
+    /// them, joined like here; empty ones are left out.
+    pub fn of_components<'a>(components: impl IntoIterator<Item = &'a str>) -> Self {
+        EventId::of(join_components(components))
+    }
+
+    /// The publisher id with which it ends, if it has one.
+    pub fn publisher_id(&self) -> Option<&str> {
+        self.0.splitn(3, '-').nth(2)
+    }
+}
+
+impl Deref for EventId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl From<EventId> for String {
+    fn from(id: EventId) -> Self {
+        id.0.into()
+    }
+}
+
+#[cfg(test)]
+impl From<&str> for EventId {
+    fn from(text: &str) -> Self {
+        EventId(text.into())
+    }
+}
+
+/// Joins parts of an event id for several sequences. Empty ones are left out.
+pub fn join_components<'a>(components: impl IntoIterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    for component in components.into_iter().filter(|component| !component.is_empty()) {
+        if !text.is_empty() {
+            text.push(COMPONENTS);
+        }
+        text.push_str(component);
+    }
+    text
+}
+
+/// An event id that a client sent, as one sequence reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventId<'a> {
+pub enum ParsedEventId<'a> {
     /// This process wrote it.
     Own {
         /// The number of that entry.
-        sequence: u64,
+        number: Seq,
         /// The publisher id of that message, if the client's id has one.
         publisher_id: Option<&'a str>,
     },
@@ -264,14 +335,14 @@ pub enum EventId<'a> {
     Unknown,
 }
 
-fn split(text: &str) -> Option<(&str, u64, Option<&str>)> {
+fn split(text: &str) -> Option<(&str, Seq, Option<&str>)> {
     let (epoch, rest) = text.split_once('-')?;
-    let (sequence, publisher_id) = match rest.split_once('-') {
-        Some((sequence, publisher_id)) => (sequence, Some(publisher_id)),
+    let (number, publisher_id) = match rest.split_once('-') {
+        Some((number, publisher_id)) => (number, Some(publisher_id)),
         None => (rest, None),
     };
     (epoch.len() == EPOCH && is_name(epoch)).then_some(())?;
-    Some((epoch, digits(sequence)?, publisher_id))
+    Some((epoch, Seq::new(digits(number)?), publisher_id))
 }
 
 fn is_name(text: &str) -> bool {
@@ -288,12 +359,13 @@ const ENTRY_BITS: u32 = 20;
 
 /// The number of a Redis entry id `<ms>-<seq>`. Numbers have the order of the ids. `None` for an id that no server
 /// generates: a time after the year 2527, or more than a million entries in a millisecond.
-pub fn pack_entry_id(ms: u64, seq: u64) -> Option<u64> {
-    (ms < 1 << (64 - ENTRY_BITS) && seq < 1 << ENTRY_BITS).then_some(ms << ENTRY_BITS | seq)
+pub fn pack_entry_id(ms: u64, seq: u64) -> Option<Seq> {
+    (ms < 1 << (64 - ENTRY_BITS) && seq < 1 << ENTRY_BITS).then_some(Seq::new(ms << ENTRY_BITS | seq))
 }
 
 /// The entry id of a number.
-pub fn unpack_entry_id(number: u64) -> (u64, u64) {
+pub fn unpack_entry_id(number: Seq) -> (u64, u64) {
+    let number = number.get();
     (number >> ENTRY_BITS, number & ((1 << ENTRY_BITS) - 1))
 }
 
@@ -303,28 +375,32 @@ mod tests {
 
     fn sequence(head: u64) -> Sequence {
         let sequence = Sequence::new(Epoch("k3x9q2m7".into()));
-        sequence.publish(head);
+        sequence.publish(Seq::new(head));
         sequence
     }
 
     #[test]
     fn what_this_process_wrote_is_read_back() {
         let sequence = sequence(57);
-        assert_eq!(sequence.event_id(57, None), "k3x9q2m7-57");
-        let own = |sequence, publisher_id| EventId::Own { sequence, publisher_id };
+        assert_eq!(&*sequence.event_id(Seq::new(57), None), "k3x9q2m7-57");
+        let own = |number, publisher_id| ParsedEventId::Own { number: Seq::new(number), publisher_id };
         assert_eq!(sequence.read_event_id("k3x9q2m7-57"), own(57, None));
         assert_eq!(sequence.read_event_id("k3x9q2m7-0"), own(0, None));
-        let id = sequence.event_id(12, Some("order-7-b"));
-        assert_eq!(id, "k3x9q2m7-12-order-7-b");
+        let id = sequence.event_id(Seq::new(12), Some("order-7-b"));
+        assert_eq!(&*id, "k3x9q2m7-12-order-7-b");
+        assert_eq!(id.publisher_id(), Some("order-7-b"));
         assert_eq!(sequence.read_event_id(&id), own(12, Some("order-7-b")));
     }
 
     #[test]
     fn what_it_did_not_write_is_never_taken_for_its_own() {
         let sequence = sequence(57);
-        assert_eq!(sequence.read_event_id("k3x9q2m7-58"), EventId::Unknown);
-        assert_eq!(sequence.read_event_id("aaaaaaaa-3"), EventId::Foreign { publisher_id: None });
-        assert_eq!(sequence.read_event_id("aaaaaaaa-3-x-1"), EventId::Foreign { publisher_id: Some("x-1") });
+        assert_eq!(sequence.read_event_id("k3x9q2m7-58"), ParsedEventId::Unknown);
+        assert_eq!(sequence.read_event_id("aaaaaaaa-3"), ParsedEventId::Foreign { publisher_id: None });
+        assert_eq!(
+            sequence.read_event_id("aaaaaaaa-3-x-1"),
+            ParsedEventId::Foreign { publisher_id: Some("x-1") }
+        );
         for other in [
             "order-7",
             "",
@@ -334,7 +410,7 @@ mod tests {
             "k3x9q2m7-+5",
             "k3x9q2m7-99999999999999999999",
         ] {
-            assert_eq!(sequence.read_event_id(other), EventId::Publisher(other), "{other:?}");
+            assert_eq!(sequence.read_event_id(other), ParsedEventId::Publisher(other), "{other:?}");
         }
     }
 
@@ -343,65 +419,70 @@ mod tests {
         let (a, b) = (Epoch::random(), Epoch::random());
         assert_ne!(a, b);
         let id = format!("{a}-0");
-        assert_eq!(Sequence::new(a).read_event_id(&id), EventId::Own { sequence: 0, publisher_id: None });
+        assert_eq!(
+            Sequence::new(a).read_event_id(&id),
+            ParsedEventId::Own { number: Seq::START, publisher_id: None }
+        );
     }
 
     #[test]
     fn a_history_has_the_same_ids_in_every_process_and_others_when_it_is_made_anew() {
         let tag = |made: &[u8]| Tag::of(&[b"ORDERS", made]);
-        let [one, other] = [0, 9].map(|head| Sequence::stored(tag(b"monday"), head));
-        let anew = Sequence::stored(tag(b"tuesday"), 0);
-        let id = one.event_id(41, Some("x"));
-        assert_eq!(other.read_event_id(&id), EventId::Own { sequence: 41, publisher_id: None });
-        assert_eq!(anew.read_event_id(&id), EventId::Foreign { publisher_id: None });
+        let [one, other] = [0, 9].map(|head| Sequence::stored(tag(b"monday"), Seq::new(head)));
+        let anew = Sequence::stored(tag(b"tuesday"), Seq::START);
+        let id = one.event_id(Seq::new(41), Some("x"));
+        assert_eq!(other.read_event_id(&id), ParsedEventId::Own { number: Seq::new(41), publisher_id: None });
+        assert_eq!(anew.read_event_id(&id), ParsedEventId::Foreign { publisher_id: None });
         for bad in ["", "k3x9q2m7-41", "41", "1700000000000-0", &format!("{id}x"), &format!("{id}-1")] {
-            assert_eq!(one.read_event_id(bad), EventId::Unknown, "{bad:?}");
+            assert_eq!(one.read_event_id(bad), ParsedEventId::Unknown, "{bad:?}");
         }
     }
 
     #[test]
     fn a_number_that_the_broker_has_given_twice_is_no_place() {
         let tag = || Tag::of(&[b"ORDERS"]);
-        let sequence = Sequence::stored(tag(), 5).in_place_of(&Sequence::stored(tag(), 9));
+        let sequence =
+            Sequence::stored(tag(), Seq::new(5)).in_place_of(&Sequence::stored(tag(), Seq::new(9)));
         let is_own = |number| {
+            let number = Seq::new(number);
             let (id, part) = (sequence.event_id(number, None), sequence.component(number));
-            let own = EventId::Own { sequence: number, publisher_id: None };
+            let own = ParsedEventId::Own { number, publisher_id: None };
             let is_own = sequence.read_event_id(&id) == own;
             assert_eq!(sequence.read_component(&part).is_some(), is_own);
             is_own
         };
         assert_eq!([0, 1, 6, 9, 10].map(is_own), [true, false, false, false, true]);
         // The broker has lost that message, and has not given that number again yet.
-        let again = Sequence::stored(tag(), 7).in_place_of(&sequence);
-        assert_eq!(again.given_before, 9);
-        let other = Sequence::stored(Tag::of(&[b"PRICES"]), 5).in_place_of(&sequence);
-        assert_eq!(other.given_before, 0);
+        let again = Sequence::stored(tag(), Seq::new(7)).in_place_of(&sequence);
+        assert_eq!(again.given_before, Some(Seq::new(9)));
+        let other = Sequence::stored(Tag::of(&[b"PRICES"]), Seq::new(5)).in_place_of(&sequence);
+        assert_eq!(other.given_before, None);
     }
 
     #[test]
     fn the_id_of_an_entry_of_a_redis_stream_is_its_own() {
-        let sequence = Sequence::of_entry_ids(Tag::of(&[b"orders"]), 0);
+        let sequence = Sequence::of_entry_ids(Tag::of(&[b"orders"]), Seq::START);
         let number = pack_entry_id(1_700_000_000_000, 7).unwrap();
-        assert_eq!(sequence.event_id(number, None), "1700000000000-7");
-        let own = EventId::Own { sequence: number, publisher_id: None };
+        assert_eq!(&*sequence.event_id(number, None), "1700000000000-7");
+        let own = ParsedEventId::Own { number, publisher_id: None };
         assert_eq!(sequence.read_event_id("1700000000000-7"), own);
         assert!(
             pack_entry_id(1_700_000_000_000, 8) > Some(number)
                 && pack_entry_id(1_700_000_000_001, 0) > Some(number)
         );
         for bad in ["1700000000000", "-", "a-1", "1-", "+1-1", "99999999999999999-0", "1-9999999"] {
-            assert_eq!(sequence.read_event_id(bad), EventId::Unknown, "{bad:?}");
+            assert_eq!(sequence.read_event_id(bad), ParsedEventId::Unknown, "{bad:?}");
         }
     }
 
     #[test]
     fn the_largest_places_of_as_many_sequences_as_may_be_fit_into_an_id() {
         let process = sequence(u64::MAX);
-        let history = Sequence::stored(Tag::of(&[b"x"]), 0);
+        let history = Sequence::stored(Tag::of(&[b"x"]), Seq::START);
         let parts = std::iter::once(&process).chain(std::iter::repeat_n(&history, MAX_SEQUENCES - 1));
-        let id = parts.map(|part| part.component(u64::MAX)).collect::<Vec<_>>().join(".");
+        let id = parts.map(|part| part.component(Seq::MAX)).collect::<Vec<_>>().join(".");
         assert!(id.len() <= MAX_EVENT_ID, "{}", id.len());
-        for number in [0, 1, 61, 62, 12_345_678, u64::MAX] {
+        for number in [0, 1, 61, 62, 12_345_678, u64::MAX].map(Seq::new) {
             assert_eq!(history.read_component(&history.component(number)), Some(number));
         }
         for bad in [

@@ -7,6 +7,7 @@
 //! always written. We send LF only: several clients hold an event back after a lone CR.
 
 use super::codes::GapReason;
+use super::event_id::EventId;
 use super::publisher::EventType;
 use std::fmt::Write;
 
@@ -66,7 +67,7 @@ impl Frame {
     }
 
     /// The same event with another id. It must be of [`event`], which begins with the id.
-    pub fn with_id(&self, id: &str) -> Frame {
+    pub fn with_id(&self, id: &EventId) -> Frame {
         let event = self.slice(Coding::Plain);
         let rest = memchr::memchr(b'\n', event).map_or(event, |end| &event[end + 1..]);
         Frame::build(4 + id.len() + 1 + rest.len(), |out| {
@@ -121,9 +122,7 @@ fn lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Encodes a message as one event, and returns it with the payload. If the event contains the payload unchanged, the
 /// returned bytes are a slice of the event and take no memory of their own. Otherwise they are a copy: the library's
 /// bytes may be a slice of a much larger read buffer, which the log would keep alive.
-///
-/// `id` must be an event id of [`super::event_id`].
-pub fn message(id: &str, kind: Option<&EventType>, payload: &[u8]) -> (Frame, Bytes) {
+pub fn message(id: &EventId, kind: Option<&EventType>, payload: &[u8]) -> (Frame, Bytes) {
     if std::str::from_utf8(payload).is_err() {
         let text = format!("{BINARY_MARK}{}", STANDARD.encode(payload));
         return (event(id, kind, text.as_bytes()), Bytes::copy_from_slice(payload));
@@ -138,7 +137,7 @@ pub fn message(id: &str, kind: Option<&EventType>, payload: &[u8]) -> (Frame, By
 }
 
 /// Encodes one event with this data.
-pub fn event(id: &str, kind: Option<&EventType>, data: &[u8]) -> Frame {
+pub fn event(id: &EventId, kind: Option<&EventType>, data: &[u8]) -> Frame {
     let line_total: usize = lines(data).map(|line| line.len() + 7).sum();
     let capacity = 4 + id.len() + 1 + kind.map_or(0, |kind| 8 + kind.len()) + line_total + 1;
     Frame::build(capacity, |out| {
@@ -164,7 +163,7 @@ fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 /// an event.
 ///
 /// Without an id, the client keeps its cursor: for a stream whose gaps are still to be sent.
-pub fn stream_open(id: Option<&str>, retry_ms: u64, topics: &[&str], resumed: bool) -> Frame {
+pub fn stream_open(id: Option<&EventId>, retry_ms: u64, topics: &[&str], resumed: bool) -> Frame {
     #[derive(Serialize)]
     struct Open<'a> {
         topics: &'a [&'a str],
@@ -174,7 +173,7 @@ pub fn stream_open(id: Option<&str>, retry_ms: u64, topics: &[&str], resumed: bo
 }
 
 /// `stream-gap`: messages of `topic` are missing at this place. Without an id the client keeps its cursor.
-pub fn stream_gap(id: Option<&str>, topic: &str, reason: GapReason) -> Frame {
+pub fn stream_gap(id: Option<&EventId>, topic: &str, reason: GapReason) -> Frame {
     #[derive(Serialize)]
     struct Gap<'a> {
         topic: &'a str,
@@ -193,7 +192,7 @@ pub fn stream_close(retry_ms: u64, code: &str) -> Frame {
     control(None, "stream-close", Some(retry_ms), &Close { code, reconnect: true })
 }
 
-fn control(id: Option<&str>, name: &str, retry_ms: Option<u64>, data: &impl Serialize) -> Frame {
+fn control(id: Option<&EventId>, name: &str, retry_ms: Option<u64>, data: &impl Serialize) -> Frame {
     // The structs above have only strings and booleans, which always serialize; "{}" is never reached.
     let data = serde_json::to_string(data).unwrap_or_else(|_| "{}".into());
     Frame::build(data.len() + 128, |out| {
@@ -252,14 +251,14 @@ mod tests {
             ("\r\n\r", "id: 1\ndata: \ndata: \ndata: \n\n"),
             ("a\u{2028}b\u{85}c", "id: 1\ndata: a\u{2028}b\u{85}c\n\n"),
         ] {
-            assert_eq!(text(&message("1", None, payload.as_bytes()).0), expected, "{payload:?}");
+            assert_eq!(text(&message(&"1".into(), None, payload.as_bytes()).0), expected, "{payload:?}");
         }
     }
 
     #[test]
     fn a_forged_event_stays_data() {
         let payload = "x\rid: 999\revent: evil\r\rdata: forged\n\n:\n";
-        let (frame, _) = message("7", None, payload.as_bytes());
+        let (frame, _) = message(&"7".into(), None, payload.as_bytes());
         let events = parse(&frame.bytes(Coding::Plain));
         assert_eq!(events.len(), 1);
         assert_eq!((events[0].id.as_str(), events[0].event.as_str()), ("7", "message"));
@@ -268,7 +267,7 @@ mod tests {
 
     #[test]
     fn what_is_not_utf8_is_marked_and_in_base64() {
-        let (frame, payload) = message("1", EventType::new("blob").as_ref(), b"\xff\xfe\0A");
+        let (frame, payload) = message(&"1".into(), EventType::new("blob").as_ref(), b"\xff\xfe\0A");
         assert_eq!(
             text(&frame),
             "id: 1\nevent: blob\ndata: data:application/octet-stream;base64,//4AQQ==\n\n"
@@ -278,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_payload_of_one_line_takes_no_memory_of_its_own() {
-        let (frame, payload) = message("1", None, b"one line");
+        let (frame, payload) = message(&"1".into(), None, b"one line");
         let (chunk, slice) = (frame.chunk.as_ptr_range(), payload.as_ptr_range());
         assert!(chunk.start <= slice.start && slice.end <= chunk.end);
         assert_eq!(&payload[..], b"one line");
@@ -288,7 +287,7 @@ mod tests {
     fn what_is_kept_of_a_payload_does_not_keep_the_buffer_that_it_was_read_into() {
         let read = Bytes::from(vec![b'\n'; 8192]);
         for payload in [read.slice(..10), Bytes::from(vec![0xff; 8192]).slice(..10)] {
-            let (_, kept) = message("1", None, &payload);
+            let (_, kept) = message(&"1".into(), None, &payload);
             assert_eq!(kept, payload);
             assert_ne!(kept.as_ptr(), payload.as_ptr());
         }
@@ -297,11 +296,11 @@ mod tests {
     #[test]
     fn control_events_read_as_the_protocol_says() {
         assert_eq!(
-            text(&stream_open(Some("k-1"), 2500, &["orders/eu"], true)),
+            text(&stream_open(Some(&"k-1".into()), 2500, &["orders/eu"], true)),
             "event: stream-open\nid: k-1\nretry: 2500\ndata: {\"topics\":[\"orders/eu\"],\"resumed\":true}\n\n"
         );
         assert_eq!(
-            text(&stream_gap(Some("k-1"), "a\"b", GapReason::Evicted)),
+            text(&stream_gap(Some(&"k-1".into()), "a\"b", GapReason::Evicted)),
             "event: stream-gap\nid: k-1\ndata: {\"topic\":\"a\\\"b\",\"reason\":\"evicted\"}\n\n"
         );
         assert_eq!(
@@ -322,7 +321,7 @@ mod tests {
                 ], 0..12).prop_map(|parts| parts.concat()),
             kind in proptest::option::of("[a-z]{1,9}"),
         ) {
-            let (frame, kept) = message("id-1", kind.as_deref().and_then(EventType::new).as_ref(), payload.as_bytes());
+            let (frame, kept) = message(&"id-1".into(), kind.as_deref().and_then(EventType::new).as_ref(), payload.as_bytes());
             prop_assert_eq!(&kept[..], payload.as_bytes());
             let twice = Frame::concat(&[frame.clone(), frame.clone()]);
             let events = parse(&twice.bytes(Coding::Plain));

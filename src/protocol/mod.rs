@@ -1,5 +1,5 @@
-//! The types of the wire protocol, as docs/protocol.md defines it: topics, sources, event ids, starts of streams, codes
-//! and frames. It imports no other folder, does no I/O, and knows no broker.
+//! The types of the wire protocol, as docs/protocol.md defines it: topics, sources, numbers, event ids, starts of
+//! streams, codes and frames. It imports no other folder, does no I/O, and knows no broker.
 
 pub mod codes;
 pub mod event_id;
@@ -8,5 +8,6 @@ pub mod frame;
 pub mod headers;
 pub mod publisher;
 pub mod seek;
+pub mod seq;
 pub mod source;
 pub mod topic;

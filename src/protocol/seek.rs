@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use super::seq::Seq;
+
 /// Where a stream starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
@@ -21,7 +23,7 @@ pub enum Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
     /// Right after this number.
-    After(u64),
+    After(Seq),
     /// Before the oldest message that is held.
     Oldest,
     /// Before the first message that was stored at this time or later.
@@ -34,16 +36,16 @@ pub enum Seek {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeekResult {
     /// Everything requested follows.
-    At(u64),
+    At(Seq),
     /// Some of the requested messages are gone; the rest follows.
-    Evicted(u64),
+    Evicted(Seq),
     /// The number was never given to a message here; all stored messages follow.
-    Unknown(u64),
+    Unknown(Seq),
 }
 
 impl SeekResult {
     /// The number after which a reader continues.
-    pub fn number(self) -> u64 {
+    pub fn number(self) -> Seq {
         let (SeekResult::At(number) | SeekResult::Evicted(number) | SeekResult::Unknown(number)) = self;
         number
     }

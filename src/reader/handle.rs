@@ -7,13 +7,11 @@
 use super::Reader;
 use super::clock::{AtomicMillis, Millis};
 use crate::protocol::codes::CloseCode;
+use crate::protocol::seq::{AtomicOptionSeq, Seq};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
-
-/// No entry has this number: the stream's logs are of several sequences.
-const NO_ONE_POSITION: u64 = u64::MAX;
 
 /// The shared handle of one stream.
 #[derive(Debug, Default)]
@@ -26,8 +24,8 @@ pub struct ReaderHandle {
     pub opened: Millis,
     /// Bytes sent. Only the stream writes this and `position`.
     sent: AtomicU64,
-    /// The position up to which it has read, or [`NO_ONE_POSITION`].
-    position: AtomicU64,
+    /// The position up to which it has read, if its logs have one sequence.
+    position: AtomicOptionSeq,
     waker: AtomicWaker,
     /// The stream has read everything and waits for more. Only then do entries wake it, so that a stream whose socket
     /// is full costs nothing while messages are published.
@@ -100,9 +98,9 @@ impl ReaderHandle {
     }
 
     /// Records that the stream sent `bytes` and has read up to `position`; `None` as in [`ReaderHandle::position`].
-    pub fn advance(&self, bytes: usize, position: Option<u64>) {
+    pub fn advance(&self, bytes: usize, position: Option<Seq>) {
         self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
-        self.position.store(position.unwrap_or(NO_ONE_POSITION), Ordering::Relaxed);
+        self.position.store(position);
     }
 
     /// Bytes sent so far.
@@ -112,8 +110,8 @@ impl ReaderHandle {
 
     /// The position up to which the stream has read; `None` if its logs have several sequences, where there is no
     /// single position.
-    pub fn position(&self) -> Option<u64> {
-        Some(self.position.load(Ordering::Relaxed)).filter(|position| *position != NO_ONE_POSITION)
+    pub fn position(&self) -> Option<Seq> {
+        self.position.load()
     }
 
     /// Asks to be woken by the clock at `due`.

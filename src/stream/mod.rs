@@ -115,10 +115,10 @@ impl Stream {
         // The id says "complete from here on", which is true only after every gap has been sent, so the last gap
         // carries it. A client that is cut off before that resumes with its old cursor and receives the gaps again.
         let topics: Vec<&str> = cursors.filters().map(|filter| filter.as_str()).collect();
-        let open_id = gaps.is_empty().then_some(id.as_str());
+        let open_id = gaps.is_empty().then_some(&id);
         let mut frames = vec![frame::stream_open(open_id, shared.jittered_retry(), &topics, resumed)];
         for (index, (filter, reason)) in gaps.iter().enumerate() {
-            let id = (index + 1 == gaps.len()).then_some(id.as_str());
+            let id = (index + 1 == gaps.len()).then_some(&id);
             frames.push(frame::stream_gap(id, filter.as_str(), *reason));
             shared.metrics.gaps(*reason, 1);
         }

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use topicgate::internals::broker::{Broker, EVENT_CAPACITY, Event, Fetched, Message};
 use topicgate::internals::protocol::event_id::Tag;
 use topicgate::internals::protocol::seek::{Seek, SeekResult};
+use topicgate::internals::protocol::seq::Seq;
 use topicgate::internals::protocol::source::Source;
 use topicgate::internals::protocol::topic::{Filter, Topic};
 
@@ -245,7 +246,7 @@ impl Kept {
         match begun {
             Event::Begun { filter: begun, tag, head, .. } => {
                 assert_eq!(begun, filter(text));
-                (tag, head)
+                (tag, head.get())
             }
             other => panic!("{other:?}"),
         }
@@ -265,12 +266,13 @@ impl Kept {
         while after < until {
             match self.next().await {
                 Event::Message(message) => {
-                    let number = message.stored.unwrap().number;
+                    let number = message.stored.unwrap().number.get();
                     assert!(number > after, "{number} after {after}");
                     after = number;
                     told.messages.insert(number, message);
                 }
                 Event::Gone { through, .. } => {
+                    let through = through.get();
                     assert!(through > after, "gone up to {through} after {after}");
                     told.gone.push((after, through));
                     after = through;
@@ -282,11 +284,12 @@ impl Kept {
     }
 
     pub async fn fetch(&self, text: &str, source: &Source, after: u64, until: u64) -> Fetched {
+        let (after, until) = (seq(after), seq(until));
         let asked = self.broker.fetch(filter(text), source.clone(), after, until);
         let fetched = within("an answer", LIMIT, asked).await.unwrap();
         assert!(fetched.through > after && fetched.through <= until, "{after} {until} {fetched:?}");
-        assert!(fetched.gone == 0 || fetched.gone > after && fetched.gone <= fetched.through);
-        let mut last = after.max(fetched.gone);
+        assert!(fetched.gone.is_none_or(|gone| gone > after && gone <= fetched.through));
+        let mut last = fetched.gone.unwrap_or(after);
         for message in &fetched.messages {
             let number = message.stored.unwrap().number;
             assert!(number > last && number <= fetched.through, "{number} after {last}");
@@ -301,12 +304,10 @@ impl Kept {
         let mut told = Told::default();
         while after < until {
             let part = self.fetch(text, source, after, until).await;
-            if part.gone > 0 {
-                told.gone.push((after, part.gone));
-            }
-            told.messages
-                .extend(part.messages.into_iter().map(|message| (message.stored.unwrap().number, message)));
-            after = part.through;
+            told.gone.extend(part.gone.map(|gone| (after, gone.get())));
+            let number = |message: &Message| message.stored.unwrap().number.get();
+            told.messages.extend(part.messages.into_iter().map(|message| (number(&message), message)));
+            after = part.through.get();
             told.parts += 1;
         }
         told
@@ -340,6 +341,11 @@ impl Told {
 
 pub fn value(message: &Message) -> (String, String) {
     (message.topic.to_string(), String::from_utf8_lossy(&message.payload).into_owned())
+}
+
+/// A number.
+pub fn seq(number: u64) -> Seq {
+    Seq::new(number)
 }
 
 pub fn filter(text: &str) -> Filter {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::common::document::blocks;
-use crate::common::jetstream::{Admin, Kept, filter, stream, topic, value};
+use crate::common::jetstream::{Admin, Kept, filter, seq, stream, topic, value};
 use crate::common::nats::NatsServer;
 use crate::common::{LIMIT, eventually, within};
 use serde_json::json;
@@ -34,13 +34,13 @@ async fn messages_have_the_numbers_and_times_of_the_stream() {
     admin.put("orders.us.7", "two").await;
     let first = kept.message().await;
     let stored = first.stored.unwrap();
-    assert_eq!((stored.number, stored.change), (2, Change::Put));
+    assert_eq!((stored.number.get(), stored.change), (2, Change::Put));
     assert!(stored.time > before && stored.time < SystemTime::now() + Duration::from_secs(1));
     assert_eq!(value(&first), ("orders/eu".into(), "one".into()));
     assert_eq!(first.filter, filter("orders/**"));
     assert_eq!((first.headers.get("nats-msg-id"), first.headers.get("type")), (Some("a"), Some("new")));
     let second = kept.message().await;
-    assert_eq!((second.stored.unwrap().number, value(&second).0), (4, "orders/us/7".into()));
+    assert_eq!((second.stored.unwrap().number.get(), value(&second).0), (4, "orders/us/7".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,7 +54,7 @@ async fn every_replica_tells_the_same() {
     assert_eq!(tag, other_tag);
     assert_eq!((head, other_head), (0, 1));
     let last = admin.put_many("orders.us", 0..100, "").await;
-    assert_eq!(one.message().await.stored.unwrap().number, 1);
+    assert_eq!(one.message().await.stored.unwrap().number.get(), 1);
     let (told, other) = (one.read_until(1, last).await, two.read_until(1, last).await);
     assert_eq!(told.values(), other.values());
     assert_eq!(told.numbers(), other.numbers());
@@ -91,7 +91,7 @@ async fn a_stream_is_found_by_its_subjects_or_the_refusal_says_what_to_set() {
     // Each of them may be asked again once it is put right.
     kept.follow("orders/eu", &found).await;
     admin.put("orders.eu", "x").await;
-    assert_eq!(kept.message().await.stored.unwrap().number, 1);
+    assert_eq!(kept.message().await.stored.unwrap().number.get(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,7 +117,7 @@ async fn what_was_followed_goes_on_after_the_server_was_killed() {
             after = last;
         }
         server.stop();
-        let away = kept.broker.fetch(filter("orders/**"), stream("ORDERS"), 0, 1);
+        let away = kept.broker.fetch(filter("orders/**"), stream("ORDERS"), seq(0), seq(1));
         let away = within("an answer", LIMIT, away).await;
         assert!(matches!(away, Err(BrokerError::Away(_))), "{away:?}");
         server.restart();
@@ -170,7 +170,10 @@ async fn a_purge_takes_nothing_from_who_has_read_everything() {
     assert!(silence.is_err(), "{silence:?}");
     admin.put("orders.eu", "after").await;
     assert_eq!(
-        (kept.message().await.stored.unwrap().number, kept.message().await.stored.unwrap().number),
+        (
+            kept.message().await.stored.unwrap().number.get(),
+            kept.message().await.stored.unwrap().number.get()
+        ),
         (3, 3)
     );
 }
@@ -348,7 +351,7 @@ async fn what_is_no_longer_followed_is_silent_and_leaves_no_consumer() {
         kept.broker.subscribe(filter("orders/**"), stream("ORDERS")).await.unwrap();
         assert_eq!(admin.consumers("ORDERS").await, 1);
         admin.put_many("orders.eu", 0..200, "").await;
-        assert_eq!(kept.message().await.stored.unwrap().number, head + 1);
+        assert_eq!(kept.message().await.stored.unwrap().number.get(), head + 1);
         assert!(kept.broker.try_unsubscribe(filter("orders/**"), &stream("ORDERS")));
         eventually("the consumer is gone", async || admin.consumers("ORDERS").await == 0).await;
         while let Ok(event) = kept.events.try_recv() {
@@ -367,7 +370,7 @@ async fn a_subject_without_a_name_is_told_and_counted_as_read() {
     admin.put("orders.eu", "y").await;
     let event = kept.next().await;
     assert!(matches!(event, Event::Unnameable { .. }), "{event:?}");
-    assert_eq!(kept.message().await.stored.unwrap().number, 2);
+    assert_eq!(kept.message().await.stored.unwrap().number.get(), 2);
     assert_eq!(kept.fetch_all("orders/**", &stream("ORDERS"), 0, 2).await.numbers(), [2]);
 }
 
@@ -388,7 +391,7 @@ async fn publishing_gives_the_number_or_says_why_not() {
     headers.insert("type", "new");
     for (number, source) in [(1, &stream("ORDERS")), (2, &found)] {
         let stored = store("orders/eu", source, b"x".to_vec(), headers.clone()).await;
-        assert_eq!(stored.map(|stored| stored.number), Ok(number));
+        assert_eq!(stored.map(|stored| stored.number.get()), Ok(number));
     }
     for (name, source, size, words) in [
         ("orders/eu", stream("OTHER"), 1, "subjects of orders.eu are in ORDERS"),
@@ -410,7 +413,7 @@ async fn publishing_gives_the_number_or_says_why_not() {
         );
     }
     assert_eq!(kept.message().await.headers.get("type"), Some("new"));
-    assert_eq!(kept.message().await.stored.unwrap().number, 2);
+    assert_eq!(kept.message().await.stored.unwrap().number.get(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -446,8 +449,8 @@ async fn a_narrow_user_is_enough() {
                 .await
                 .map(|number| number.expect("a number"))
         };
-        let first = store("orders/in/eu").await.unwrap().number;
-        let second = store("orders/in/eu").await.unwrap().number;
+        let first = store("orders/in/eu").await.unwrap().number.get();
+        let second = store("orders/in/eu").await.unwrap().number.get();
         let denied = store("orders/out").await;
         assert!(matches!(&denied, Err(BrokerError::Refused(why)) if why.contains("Violation")), "{denied:?}");
         assert_eq!(kept.read_until(head, second).await.numbers(), [first, second]);
@@ -581,23 +584,23 @@ async fn places_are_found() {
             admin.put(&format!("{name}.{topic}"), number.to_string()).await;
         }
         for (filter, place, expected) in [
-            (&whole, Seek::After(50), SeekResult::At(50)),
-            (&whole, Seek::After(100), SeekResult::At(100)),
-            (&whole, Seek::After(10), SeekResult::At(10)),
-            (&whole, Seek::After(9), SeekResult::Evicted(10)),
-            (&whole, Seek::After(101), SeekResult::Unknown(10)),
-            (&whole, Seek::Oldest, SeekResult::At(10)),
-            (&whole, Seek::Last(0), SeekResult::At(100)),
-            (&whole, Seek::Last(1), SeekResult::At(99)),
-            (&whole, Seek::Last(30), SeekResult::At(70)),
-            (&whole, Seek::Last(90), SeekResult::At(10)),
-            (&whole, Seek::Last(1000), SeekResult::At(10)),
-            (&whole, Seek::Since(times[60]), SeekResult::At(59)),
-            (&whole, Seek::Since(times[5]), SeekResult::Evicted(10)),
-            (&whole, Seek::Since(SystemTime::now() + Duration::from_secs(60)), SeekResult::At(100)),
-            (&one, Seek::Last(3), SeekResult::At(29)),
-            (&one, Seek::Last(4), SeekResult::At(10)),
-            (&one, Seek::Since(times[60]), SeekResult::At(59)),
+            (&whole, Seek::After(seq(50)), SeekResult::At(seq(50))),
+            (&whole, Seek::After(seq(100)), SeekResult::At(seq(100))),
+            (&whole, Seek::After(seq(10)), SeekResult::At(seq(10))),
+            (&whole, Seek::After(seq(9)), SeekResult::Evicted(seq(10))),
+            (&whole, Seek::After(seq(101)), SeekResult::Unknown(seq(10))),
+            (&whole, Seek::Oldest, SeekResult::At(seq(10))),
+            (&whole, Seek::Last(0), SeekResult::At(seq(100))),
+            (&whole, Seek::Last(1), SeekResult::At(seq(99))),
+            (&whole, Seek::Last(30), SeekResult::At(seq(70))),
+            (&whole, Seek::Last(90), SeekResult::At(seq(10))),
+            (&whole, Seek::Last(1000), SeekResult::At(seq(10))),
+            (&whole, Seek::Since(times[60]), SeekResult::At(seq(59))),
+            (&whole, Seek::Since(times[5]), SeekResult::Evicted(seq(10))),
+            (&whole, Seek::Since(SystemTime::now() + Duration::from_secs(60)), SeekResult::At(seq(100))),
+            (&one, Seek::Last(3), SeekResult::At(seq(29))),
+            (&one, Seek::Last(4), SeekResult::At(seq(10))),
+            (&one, Seek::Since(times[60]), SeekResult::At(seq(59))),
         ] {
             let found = kept.locate(filter, &source, place).await;
             // Where others lie in between, each place among them is as good.
@@ -605,20 +608,23 @@ async fn places_are_found() {
             match (found, expected) {
                 (SeekResult::At(found), SeekResult::At(_)) if !exactly => {
                     let Seek::Last(count) = place else { unreachable!() };
-                    let told = kept.fetch_all(filter, &source, found, 100).await;
+                    let told = kept.fetch_all(filter, &source, found.get(), 100).await;
                     assert_eq!(told.numbers().len(), count.min(3), "{name} {place:?} {found}");
                 }
                 _ => assert_eq!(found, expected, "{name} {filter} {place:?}"),
             }
         }
         let empty = format!("{name}/nothing");
-        assert_eq!(kept.locate(&empty, &source, Seek::Last(5)).await, SeekResult::At(10));
+        assert_eq!(kept.locate(&empty, &source, Seek::Last(5)).await, SeekResult::At(seq(10)));
     }
     admin.stream("EMPTY", &["empty"], json!({})).await;
-    for place in [Seek::After(0), Seek::Oldest, Seek::Last(3), Seek::Since(SystemTime::now())] {
-        assert_eq!(kept.locate("empty", &stream("EMPTY"), place).await, SeekResult::At(0), "{place:?}");
+    for place in [Seek::After(seq(0)), Seek::Oldest, Seek::Last(3), Seek::Since(SystemTime::now())] {
+        assert_eq!(kept.locate("empty", &stream("EMPTY"), place).await, SeekResult::At(seq(0)), "{place:?}");
     }
-    assert_eq!(kept.locate("empty", &stream("EMPTY"), Seek::After(7)).await, SeekResult::Unknown(0));
+    assert_eq!(
+        kept.locate("empty", &stream("EMPTY"), Seek::After(seq(7))).await,
+        SeekResult::Unknown(seq(0))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -630,16 +636,16 @@ async fn many_look_into_the_past_at_once_while_it_is_followed() {
     let looks: Vec<_> = (0..100)
         .map(|after| {
             let broker = kept.broker.clone();
-            tokio::spawn(
-                async move { broker.fetch(filter("orders/**"), stream("ORDERS"), after, last).await },
-            )
+            tokio::spawn(async move {
+                broker.fetch(filter("orders/**"), stream("ORDERS"), seq(after), seq(last)).await
+            })
         })
         .collect();
     let next = admin.put("orders.eu", "live").await;
-    assert_eq!(kept.message().await.stored.unwrap().number, next);
+    assert_eq!(kept.message().await.stored.unwrap().number.get(), next);
     for (after, look) in looks.into_iter().enumerate() {
         let fetched = within("an answer", LIMIT, look).await.unwrap().unwrap();
-        assert_eq!(fetched.messages[0].stored.unwrap().number, after as u64 + 1);
+        assert_eq!(fetched.messages[0].stored.unwrap().number.get(), after as u64 + 1);
     }
     eventually("no consumer is left but one", async || admin.consumers("ORDERS").await == 1).await;
 }

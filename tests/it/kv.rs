@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::jetstream::{Admin, Kept, bucket, filter, topic, value};
+use crate::common::jetstream::{Admin, Kept, bucket, filter, seq, topic, value};
 use crate::common::nats::NatsServer;
 use serde_json::json;
 use topicgate::internals::broker::{BrokerError, Change, Event, Message};
@@ -135,8 +135,8 @@ async fn values_that_are_overwritten_or_deleted_are_no_gap() {
     admin.bucket("PRICES", json!({})).await;
     let source = bucket("PRICES", 1);
     let last = admin.put_many("$KV.PRICES.eur", 0..50, "").await;
-    assert_eq!(kept.locate("prices/**", &source, Seek::After(7)).await, SeekResult::At(7));
-    assert_eq!(kept.locate("prices/**", &source, Seek::After(51)).await, SeekResult::Unknown(49));
+    assert_eq!(kept.locate("prices/**", &source, Seek::After(seq(7))).await, SeekResult::At(seq(7)));
+    assert_eq!(kept.locate("prices/**", &source, Seek::After(seq(51))).await, SeekResult::Unknown(seq(49)));
     let told = kept.fetch_all("prices/**", &source, 7, last).await;
     assert_eq!((told.gone.len(), told.numbers()), (0, vec![last]));
     admin.put_with("$KV.PRICES.eur", DELETE, "").await;
@@ -167,8 +167,8 @@ async fn a_value_is_put_under_a_key_that_others_can_read() {
     );
     admin.bucket("PRICES", json!({})).await;
     kept.follow("prices/**", &source).await;
-    assert_eq!(store(&kept, "prices/eur").await.map(|stored| stored.number), Ok(1));
-    assert_eq!(kept.message().await.stored.unwrap().number, 1);
+    assert_eq!(store(&kept, "prices/eur").await.map(|stored| stored.number.get()), Ok(1));
+    assert_eq!(kept.message().await.stored.unwrap().number.get(), 1);
     for name in ["prices/é", "prices/a:b", "prices/a.b", "prices"] {
         let refused = store(&kept, name).await;
         assert!(

@@ -126,7 +126,7 @@ async fn assert_moved(broker: &Broker, events: &mut mpsc::Receiver<Event>, last:
         }
         loop {
             match store().await {
-                Ok(stored) => return stored.expect("stored").number,
+                Ok(stored) => return stored.expect("stored").number.get(),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
@@ -137,15 +137,15 @@ async fn assert_moved(broker: &Broker, events: &mut mpsc::Receiver<Event>, last:
             match events.recv().await.unwrap() {
                 Event::Lost { filters: None, .. } => lost = true,
                 Event::Gone { through, .. } => {
-                    assert!(through > told);
-                    (gone, told) = (true, through);
+                    assert!(through.get() > told);
+                    (gone, told) = (true, through.get());
                 }
                 Event::Message(message) if message.stored.is_none() => {
                     assert!(lost, "a message without the gap before it");
                     news = true;
                 }
                 Event::Message(message) => {
-                    let number = message.stored.unwrap().number;
+                    let number = message.stored.unwrap().number.get();
                     assert!(gone && number > told, "{number} after {told}");
                     told = number;
                     orders = message.payload == "after";
@@ -168,10 +168,11 @@ async fn deliver(cluster: &Cluster, broker: &Broker, events: &mut mpsc::Receiver
         .await
         .unwrap()
         .expect("stored")
-        .number;
+        .number
+        .get();
     until(
         events,
-        |event| matches!(event, Event::Message(message) if message.stored.unwrap().number == number),
+        |event| matches!(event, Event::Message(message) if message.stored.unwrap().number.get() == number),
     )
     .await;
     eventually("the replica has it", async || {
@@ -212,12 +213,12 @@ async fn deliver_after_gap(broker: &Broker, events: &mut mpsc::Receiver<Event>, 
         let stored =
             broker.publish(topic("orders"), stream(), Bytes::from_static(b"after"), Headers::default()).await;
         match stored {
-            Ok(stored) => break stored.expect("stored").number,
+            Ok(stored) => break stored.expect("stored").number.get(),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     };
     assert!(number > last);
-    let is_it = |event: &Event| matches!(event, Event::Message(message) if message.stored.is_some_and(|stored| stored.number == number));
+    let is_it = |event: &Event| matches!(event, Event::Message(message) if message.stored.is_some_and(|stored| stored.number.get() == number));
     let told = until(events, is_it).await;
     told.iter().filter(|event| matches!(event, Event::Gone { .. })).count()
 }

@@ -13,6 +13,7 @@ use topicgate::internals::broker::{Broker, BrokerError, Change, EVENT_CAPACITY, 
 use topicgate::internals::protocol::event_id::{Tag, pack_entry_id};
 use topicgate::internals::protocol::headers::Headers;
 use topicgate::internals::protocol::seek::{Seek, SeekResult};
+use topicgate::internals::protocol::seq::Seq;
 use topicgate::internals::protocol::source::Source;
 use topicgate::internals::protocol::topic::{Filter, Topic};
 
@@ -80,14 +81,14 @@ impl Fixture {
 
     async fn gone(&mut self) -> u64 {
         match self.told().await {
-            Event::Gone { through, .. } => through,
+            Event::Gone { through, .. } => through.get(),
             other => panic!("a gap was expected: {other:?}"),
         }
     }
 
     async fn begun(&mut self) -> (Filter, Tag, u64) {
         match self.told().await {
-            Event::Begun { filter, tag, head, .. } => (filter, tag, head),
+            Event::Begun { filter, tag, head, .. } => (filter, tag, head.get()),
             other => panic!("a begin was expected: {other:?}"),
         }
     }
@@ -130,21 +131,22 @@ impl Fixture {
         let mut told = Vec::new();
         let mut at = after;
         while at < until {
-            let fetch = self.broker.fetch(filter(text), self.source.clone(), at, until);
+            let fetch = self.broker.fetch(filter(text), self.source.clone(), seq(at), seq(until));
             let part = within("an answer", SOON, fetch).await.unwrap();
-            assert!(part.through > at && part.through <= until, "{at} to {}", part.through);
-            if part.gone > 0 {
-                assert!(part.gone > at && part.gone <= part.through);
-                told.push(Told::Gone(part.gone));
-                at = part.gone;
+            let through = part.through.get();
+            assert!(through > at && through <= until, "{at} to {through}");
+            if let Some(gone) = part.gone.map(Seq::get) {
+                assert!(gone > at && gone <= through);
+                told.push(Told::Gone(gone));
+                at = gone;
             }
             for message in part.messages {
-                let number = message.stored.unwrap().number;
-                assert!(number > at && number <= part.through && message.filter == filter(text));
+                let number = message.stored.unwrap().number.get();
+                assert!(number > at && number <= through && message.filter == filter(text));
                 told.push(Told::Message(number));
                 at = number;
             }
-            at = part.through;
+            at = through;
         }
         told
     }
@@ -181,6 +183,10 @@ fn assert_nothing_is_lost_in_silence(head: u64, added: &BTreeSet<u64>, told: &[T
     assert!(rest.is_empty(), "not told yet: {rest:?}");
 }
 
+fn seq(number: u64) -> Seq {
+    Seq::new(number)
+}
+
 fn filter(text: &str) -> Filter {
     Filter::parse(text, 200).unwrap()
 }
@@ -191,7 +197,7 @@ fn topic(text: &str) -> Topic {
 
 fn number(id: &str) -> u64 {
     let (ms, seq) = id.split_once('-').unwrap();
-    pack_entry_id(ms.parse().unwrap(), seq.parse().unwrap()).unwrap()
+    pack_entry_id(ms.parse().unwrap(), seq.parse().unwrap()).unwrap().get()
 }
 
 async fn command<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, words: &str) -> T {
@@ -226,11 +232,12 @@ async fn what_is_added_after_it_is_followed_arrives_in_order_with_its_number_and
     );
     assert_eq!(message.headers.iter().collect::<Vec<_>>(), [("kind", "created"), ("id", "42")]);
     let stored = message.stored.unwrap();
-    assert_eq!((stored.number, stored.change), (number(&id), Change::Put));
+    assert_eq!((stored.number.get(), stored.change), (number(&id), Change::Put));
     assert!(stored.time > begin && stored.time < SystemTime::now() + Duration::from_secs(1));
 
     let added = [add(&mut redis, "orders:us", "a").await, add(&mut redis, "orders:us", "b").await];
-    let told = [gate.message().await, gate.message().await].map(|message| message.stored.unwrap().number);
+    let told =
+        [gate.message().await, gate.message().await].map(|message| message.stored.unwrap().number.get());
     assert_eq!(told, added);
     command::<String>(&mut redis, "XADD orders:us * other field").await;
     let message = gate.message().await;
@@ -265,9 +272,9 @@ async fn what_is_stored_has_the_number_by_which_it_arrives() {
         let stored = gate.broker.publish(topic("orders/eu"), source.clone(), body, headers.clone()).await;
         stored.map(|number| number.expect("a number"))
     };
-    let number = store(&gate.source, b"\xff1", &headers).await.unwrap().number;
+    let number = store(&gate.source, b"\xff1", &headers).await.unwrap().number.get();
     let json = Source::RedisStream { payload: None };
-    let second = store(&json, br#"{"body":"2","n":{"a":1}}"#, &headers).await.unwrap().number;
+    let second = store(&json, br#"{"body":"2","n":{"a":1}}"#, &headers).await.unwrap().number.get();
     for bad in [&b"no json"[..], b"[1]", b"{}"] {
         let answer = store(&json, bad, &Headers::default()).await;
         assert!(matches!(&answer, Err(BrokerError::Unfit(why)) if why.contains("JSON object")), "{answer:?}");
@@ -276,10 +283,10 @@ async fn what_is_stored_has_the_number_by_which_it_arrives() {
     assert!(matches!(store(&gate.source, b"", &headers).await, Err(BrokerError::Unfit(_))));
 
     let message = gate.message().await;
-    assert_eq!((message.stored.unwrap().number, &message.payload), (number, &body));
+    assert_eq!((message.stored.unwrap().number.get(), &message.payload), (number, &body));
     assert_eq!(message.headers.get("kind"), Some("created"));
     let message = gate.message().await;
-    assert_eq!((message.stored.unwrap().number, &message.payload[..]), (second, &b"2"[..]));
+    assert_eq!((message.stored.unwrap().number.get(), &message.payload[..]), (second, &b"2"[..]));
     assert_eq!(
         (message.headers.get("n"), message.headers.get("kind")),
         (Some(r#"{"a":1}"#), Some("created"))
@@ -308,7 +315,7 @@ async fn what_can_never_be_read_is_refused_with_the_reason() {
         };
         refused(gate.try_follow(text).await);
         if text != "orders/late" {
-            refused(gate.broker.fetch(filter(text), gate.source.clone(), 0, 9).await.map(drop));
+            refused(gate.broker.fetch(filter(text), gate.source.clone(), seq(0), seq(9)).await.map(drop));
             refused(gate.broker.locate(filter(text), gate.source.clone(), Seek::Oldest).await.map(drop));
         }
     }
@@ -328,7 +335,7 @@ async fn following_twice_changes_nothing_and_ends_at_once() {
     assert!(both.iter().all(Result::is_ok));
     assert_eq!(gate.begun().await.0, filter("orders/us"));
     let added = add(&mut redis, "orders:eu", "1").await;
-    assert_eq!(gate.message().await.stored.unwrap().number, added);
+    assert_eq!(gate.message().await.stored.unwrap().number.get(), added);
     assert!(gate.broker.try_unsubscribe(filter("orders/eu"), &gate.source));
     assert!(gate.broker.try_unsubscribe(filter("orders/never"), &gate.source));
     gate.try_follow("orders/ap").await.unwrap();
@@ -411,7 +418,8 @@ async fn the_past_is_fetched_in_parts_that_have_all_of_it_once() {
         last = add(&mut redis, "orders:large", &large).await;
     }
     assert_eq!(gate.history("orders/large", 0, last).await.len(), 20);
-    let part = gate.broker.fetch(filter("orders/large"), gate.source.clone(), 0, last).await.unwrap();
+    let part =
+        gate.broker.fetch(filter("orders/large"), gate.source.clone(), seq(0), seq(last)).await.unwrap();
     assert!((1..=4).contains(&part.messages.len()), "{}", part.messages.len());
 }
 
@@ -423,7 +431,7 @@ async fn what_was_trimmed_or_deleted_is_a_gap_in_its_place_of_the_past() {
     for seq in 1..=9 {
         command::<String>(&mut redis, &format!("XADD k 7-{} body {seq}", seq * 10)).await;
     }
-    let at = |seq: u64| pack_entry_id(7, seq * 10).unwrap();
+    let at = |seq: u64| pack_entry_id(7, seq * 10).unwrap().get();
     command::<i64>(&mut redis, "XTRIM k MINID 7-40").await;
     let held = |from: u64| (from..=9).map(|seq| Told::Message(at(seq)));
     let with_gap: Vec<Told> = [Told::Gone(at(4) - 1)].into_iter().chain(held(4)).collect();
@@ -448,34 +456,38 @@ async fn places_in_the_past_are_found_or_said_to_be_gone() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gate = start(&server);
-    let at = |ms: u64| pack_entry_id(ms, 0).unwrap();
+    let at = |ms: u64| pack_entry_id(ms, 0).unwrap().get();
     let since = |ms: u64| Seek::Since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
-    assert_eq!(gate.locate("k", Seek::After(0)).await, SeekResult::At(0));
-    assert_eq!(gate.locate("k", Seek::After(at(1))).await, SeekResult::Unknown(0));
-    assert_eq!(gate.locate("k", Seek::Oldest).await, SeekResult::At(0));
-    assert_eq!(gate.locate("k", Seek::Last(3)).await, SeekResult::At(0));
+    assert_eq!(gate.locate("k", Seek::After(seq(0))).await, SeekResult::At(seq(0)));
+    assert_eq!(gate.locate("k", Seek::After(seq(at(1)))).await, SeekResult::Unknown(seq(0)));
+    assert_eq!(gate.locate("k", Seek::Oldest).await, SeekResult::At(seq(0)));
+    assert_eq!(gate.locate("k", Seek::Last(3)).await, SeekResult::At(seq(0)));
     for ms in [10, 20, 30, 40, 50] {
         command::<String>(&mut redis, &format!("XADD k {ms}-0 body 1")).await;
     }
-    assert_eq!(gate.locate("k", Seek::After(0)).await, SeekResult::At(0));
-    assert_eq!(gate.locate("k", Seek::Last(9)).await, SeekResult::At(at(10) - 1), "there never were nine");
+    assert_eq!(gate.locate("k", Seek::After(seq(0))).await, SeekResult::At(seq(0)));
+    assert_eq!(
+        gate.locate("k", Seek::Last(9)).await,
+        SeekResult::At(seq(at(10) - 1)),
+        "there never were nine"
+    );
     // Nothing was ever before the first entry of a stream that is whole.
-    assert_eq!(gate.locate("k", since(5)).await, SeekResult::At(0));
+    assert_eq!(gate.locate("k", since(5)).await, SeekResult::At(seq(0)));
     command::<i64>(&mut redis, "XTRIM k MAXLEN 3").await;
     for (place, found) in [
-        (Seek::After(at(40)), SeekResult::At(at(40))),
-        (Seek::After(at(50)), SeekResult::At(at(50))),
-        (Seek::After(at(50) + 1), SeekResult::Unknown(at(30) - 1)),
-        (Seek::After(at(10)), SeekResult::Evicted(at(30) - 1)),
-        (Seek::After(0), SeekResult::Evicted(at(30) - 1)),
-        (Seek::Oldest, SeekResult::At(at(30) - 1)),
-        (Seek::Last(2), SeekResult::At(at(40) - 1)),
-        (Seek::Last(3), SeekResult::At(at(30) - 1)),
-        (Seek::Last(4), SeekResult::Evicted(at(30) - 1)),
-        (since(40), SeekResult::At(at(40) - 1)),
-        (since(35), SeekResult::At(at(35) - 1)),
-        (since(25), SeekResult::Evicted(at(30) - 1)),
-        (since(99), SeekResult::At(at(50))),
+        (Seek::After(seq(at(40))), SeekResult::At(seq(at(40)))),
+        (Seek::After(seq(at(50))), SeekResult::At(seq(at(50)))),
+        (Seek::After(seq(at(50) + 1)), SeekResult::Unknown(seq(at(30) - 1))),
+        (Seek::After(seq(at(10))), SeekResult::Evicted(seq(at(30) - 1))),
+        (Seek::After(seq(0)), SeekResult::Evicted(seq(at(30) - 1))),
+        (Seek::Oldest, SeekResult::At(seq(at(30) - 1))),
+        (Seek::Last(2), SeekResult::At(seq(at(40) - 1))),
+        (Seek::Last(3), SeekResult::At(seq(at(30) - 1))),
+        (Seek::Last(4), SeekResult::Evicted(seq(at(30) - 1))),
+        (since(40), SeekResult::At(seq(at(40) - 1))),
+        (since(35), SeekResult::At(seq(at(35) - 1))),
+        (since(25), SeekResult::Evicted(seq(at(30) - 1))),
+        (since(99), SeekResult::At(seq(at(50)))),
     ] {
         assert_eq!(gate.locate("k", place).await, found, "{place:?}");
     }
@@ -507,8 +519,8 @@ async fn what_is_trimmed_before_it_is_read_is_a_gap_in_its_place() {
     let mut told = Vec::new();
     while told.last() != Some(&Told::Message(last)) {
         told.push(match gate.told().await {
-            Event::Message(message) => Told::Message(message.stored.unwrap().number),
-            Event::Gone { through, .. } => Told::Gone(through),
+            Event::Message(message) => Told::Message(message.stored.unwrap().number.get()),
+            Event::Gone { through, .. } => Told::Gone(through.get()),
             other => panic!("{other:?}"),
         });
     }
@@ -538,7 +550,7 @@ async fn what_is_removed_at_once_is_a_gap_though_nothing_follows() {
         .unwrap();
     assert_eq!(gate.gone().await, number(&ids.0));
     let next = add(&mut redis, "k", "2").await;
-    assert_eq!(gate.message().await.stored.unwrap().number, next);
+    assert_eq!(gate.message().await.stored.unwrap().number.get(), next);
 
     tokio::time::sleep(Duration::from_millis(300)).await;
     // Two in one transaction, of which one is held: the gap stands before it.
@@ -561,7 +573,7 @@ async fn what_is_removed_at_once_is_a_gap_though_nothing_follows() {
         .query_async(&mut redis)
         .await
         .unwrap();
-    let (gone, message) = (gate.gone().await, gate.message().await.stored.unwrap().number);
+    let (gone, message) = (gate.gone().await, gate.message().await.stored.unwrap().number.get());
     assert!(gone >= number(&ids.0) && gone < message && message == number(&ids.1));
 }
 
@@ -574,7 +586,7 @@ async fn a_key_that_is_deleted_and_made_again_ends_its_subscription() {
     for again in ["XADD k * body new", "XADD k 5-0 body new", "PING"] {
         let head = gate.follow("k").await;
         let first = add(&mut redis, "k", "1").await;
-        assert_eq!(gate.message().await.stored.unwrap().number, first);
+        assert_eq!(gate.message().await.stored.unwrap().number.get(), first);
         assert!(first > head);
         // In the same millisecond the new key would have the same id and the same count: nothing tells it from the old.
         while millisecond(&mut redis).await <= first >> 20 {}
@@ -634,9 +646,9 @@ async fn an_id_that_no_number_can_say_is_a_gap_or_refused() {
     for id in ["7-1", "7-1048576", "7-1048577", "8-0"] {
         command::<String>(&mut redis, &format!("XADD k {id} body 1")).await;
     }
-    assert_eq!(gate.message().await.stored.unwrap().number, number("7-1"));
+    assert_eq!(gate.message().await.stored.unwrap().number.get(), number("7-1"));
     assert_eq!(gate.gone().await, number("7-1048575"));
-    assert_eq!(gate.message().await.stored.unwrap().number, number("8-0"));
+    assert_eq!(gate.message().await.stored.unwrap().number.get(), number("8-0"));
     let told = [Told::Message(number("7-1")), Told::Gone(number("7-1048575")), Told::Message(number("8-0"))];
     assert_eq!(gate.history("k", 0, number("8-0")).await, told);
     command::<String>(&mut redis, "XADD k 17592186044416-0 body 1").await;
@@ -661,7 +673,7 @@ async fn a_lost_connection_loses_nothing_and_tells_no_gap() {
     }
     let mut told = Vec::new();
     while told.last() != added.last() {
-        told.push(gate.message().await.stored.unwrap().number);
+        told.push(gate.message().await.stored.unwrap().number.get());
     }
     assert!(told.iter().eq(&added) && told[0] > head);
     add(&mut redis, "l", "1").await;
@@ -684,7 +696,7 @@ async fn a_server_that_comes_back_with_its_file_has_lost_nothing() {
         added.push(add(&mut redis, "k", "1").await);
     }
     for number in added {
-        assert_eq!(gate.message().await.stored.unwrap().number, number);
+        assert_eq!(gate.message().await.stored.unwrap().number.get(), number);
     }
 }
 
@@ -696,7 +708,7 @@ async fn a_server_that_comes_back_without_what_it_had_is_told() {
     gate.follow("k").await;
     gate.follow("empty").await;
     add(&mut redis, "k", "1").await;
-    let told = gate.message().await.stored.unwrap().number;
+    let told = gate.message().await.stored.unwrap().number.get();
     server.stop();
     gate.until_down(SOON).await;
     let refused = gate.try_follow("l").await;
@@ -706,7 +718,10 @@ async fn a_server_that_comes_back_without_what_it_had_is_told() {
     of.push(gate.told().await);
     let gaps = of.iter().filter(|event| matches!(event, Event::Gone { .. })).count();
     assert_eq!(gaps, 2, "{of:?}");
-    assert!(of.iter().any(|event| matches!(event, Event::Gone { through, .. } if *through > told)), "{of:?}");
+    assert!(
+        of.iter().any(|event| matches!(event, Event::Gone { through, .. } if through.get() > told)),
+        "{of:?}"
+    );
     assert!(matches!(&of[2], Event::Ended { filter: of, .. } if *of == filter("k")), "{of:?}");
 }
 
@@ -721,7 +736,7 @@ async fn a_server_that_stands_still_is_noticed() {
     server.resume();
     gate.until_up().await;
     let added = add(&mut redis, "k", "1").await;
-    assert_eq!(gate.message().await.stored.unwrap().number, added);
+    assert_eq!(gate.message().await.stored.unwrap().number.get(), added);
 }
 
 #[tokio::test]
@@ -768,7 +783,7 @@ async fn whatever_happens_to_a_key_nothing_of_it_is_lost_in_silence() {
             2..10 => drop(command::<i64>(&mut redis, &format!("XTRIM k MAXLEN {}", random.u8(..5))).await),
             10..14 if !added.is_empty() => {
                 let (ms, seq) =
-                    topicgate::internals::protocol::event_id::unpack_entry_id(*added.last().unwrap());
+                    topicgate::internals::protocol::event_id::unpack_entry_id(seq(*added.last().unwrap()));
                 command::<i64>(&mut redis, &format!("XDEL k {ms}-{seq}")).await;
             }
             14..200 => {
@@ -795,9 +810,9 @@ async fn whatever_happens_to_a_key_nothing_of_it_is_lost_in_silence() {
             None => gate.next().await,
         };
         match event {
-            Event::Message(message) => sequence.push(Told::Message(message.stored.unwrap().number)),
-            Event::Gone { through, .. } => sequence.push(Told::Gone(through)),
-            Event::Begun { head: new, .. } => head = new,
+            Event::Message(message) => sequence.push(Told::Message(message.stored.unwrap().number.get())),
+            Event::Gone { through, .. } => sequence.push(Told::Gone(through.get())),
+            Event::Begun { head: new, .. } => head = new.get(),
             Event::Up(_) | Event::Down { .. } | Event::Lost { .. } => {}
             other => panic!("seed {seed}: {other:?}"),
         }
@@ -806,7 +821,7 @@ async fn whatever_happens_to_a_key_nothing_of_it_is_lost_in_silence() {
     let late = tokio::time::timeout(Duration::from_secs(2), async {
         loop {
             if let Event::Gone { through, .. } = gate.next().await {
-                return through;
+                return through.get();
             }
         }
     });

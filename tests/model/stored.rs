@@ -19,6 +19,7 @@ use topicgate::internals::protocol::codes::GapReason;
 use topicgate::internals::protocol::event_id::{Epoch, Sequence, Tag};
 use topicgate::internals::protocol::headers::Headers;
 use topicgate::internals::protocol::seek::{Seek, SeekResult, Start};
+use topicgate::internals::protocol::seq::Seq;
 use topicgate::internals::protocol::source::{Field, Source};
 use topicgate::internals::protocol::topic::{Filter, Topic};
 use topicgate::internals::reader::quota::Clients;
@@ -111,7 +112,7 @@ fn at(milliseconds: u64) -> SystemTime {
 /// One that a history holds.
 #[derive(Debug, Clone)]
 struct Held {
-    number: u64,
+    number: Seq,
     /// In milliseconds.
     time: u64,
     topic: Topic,
@@ -124,12 +125,12 @@ struct History {
     followed: Filter,
     source: Source,
     incarnation: u8,
-    last: u64,
+    last: Seq,
     /// When that came, and what the clock says now.
     last_time: u64,
     clock: u64,
     /// Up to here nothing is held any more, and of what is gone this was the latest time.
-    floor: u64,
+    floor: Seq,
     floor_time: Option<u64>,
     held: Vec<Held>,
 }
@@ -140,17 +141,17 @@ impl History {
             followed: filter(followed),
             source,
             incarnation: 0,
-            last: 0,
+            last: Seq::START,
             last_time: 0,
             clock: START,
-            floor: 0,
+            floor: Seq::START,
             floor_time: None,
             held: Vec::new(),
         }
     }
 
     fn put(&mut self, topic: Topic, payload: String, left_out: u64) {
-        self.last += 1 + left_out;
+        self.last = Seq::new(self.last.get() + 1 + left_out);
         self.last_time = self.clock;
         self.held.push(Held { number: self.last, time: self.clock, topic, payload });
     }
@@ -167,16 +168,16 @@ impl History {
             Seek::After(number) => SeekResult::At(number),
             Seek::Oldest => SeekResult::At(self.floor),
             Seek::Last(count) => {
-                let numbers: Vec<u64> = held().collect();
+                let numbers: Vec<Seq> = held().collect();
                 let first = numbers[numbers.len().saturating_sub(count)..].first();
-                SeekResult::At(first.map_or(self.last, |first| first - 1))
+                SeekResult::At(first.map_or(self.last, |first| first.previous()))
             }
             Seek::Since(time) if self.floor_time.is_some_and(|gone| at(gone) >= time) => {
                 SeekResult::Evicted(self.floor)
             }
             Seek::Since(time) => {
                 let first = self.held.iter().find(|held| at(held.time) >= time);
-                SeekResult::At(first.map_or(self.last, |first| first.number - 1))
+                SeekResult::At(first.map_or(self.last, |first| first.number.previous()))
             }
         }
     }
@@ -191,7 +192,7 @@ struct Gateway {
     encoder: Encoder,
     bounds: Bounds,
     /// The last number that was heard of each subscription that is followed.
-    heard: BTreeMap<Filter, u64>,
+    heard: BTreeMap<Filter, Seq>,
 }
 
 impl Gateway {
@@ -252,14 +253,14 @@ impl Gateway {
             subscription.accepted();
             match history {
                 Some(history) => self.begin(history),
-                None => _ = self.heard.insert(filter.clone(), 0),
+                None => _ = self.heard.insert(filter.clone(), Seq::START),
             }
         }
         assert!(lease.ready().now_or_never().is_some_and(|ready| ready.is_ok()));
         lease
     }
 
-    fn append(&self, followed: &Filter, topic: &Topic, payload: &str, place: Option<(u64, SystemTime)>) {
+    fn append(&self, followed: &Filter, topic: &Topic, payload: &str, place: Option<(Seq, SystemTime)>) {
         let stored = place.map(|(number, time)| Stored {
             number,
             time,
@@ -298,7 +299,7 @@ impl Gateway {
     fn fetch(&mut self, histories: &[History], fails: bool, longest: usize) -> bool {
         let Ok(ask) = self.asks.try_recv() else { return false };
         let Some((sequence, fields)) = ask.reading().filter(|_| !fails) else {
-            if ask.after % 2 == 0 {
+            if ask.after.get() % 2 == 0 {
                 ask.give_up();
             } // else what fetches has panicked, and the ask is dropped
             return true;
@@ -487,7 +488,7 @@ impl World {
                 let history = &mut self.histories[index];
                 let (incarnation, source) = (history.incarnation + 1, history.source.clone());
                 // The ids of a Redis Stream go on with the time; what tells that it is another is that the old are gone.
-                let last = if source.is_shared() { 0 } else { history.last };
+                let last = if source.is_shared() { Seq::START } else { history.last };
                 let new = History::new(history.followed.as_str(), source);
                 // What was in it is gone with it, whatever of it was asked for.
                 let gone = history.held.iter().map(|held| held.time).max();

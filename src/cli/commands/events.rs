@@ -196,7 +196,7 @@ mod tests {
 
         #[test]
         fn what_a_gateway_frames_comes_back(payload in any::<String>(), kind in "[a-z]{1,9}") {
-            let (frame, _) = frame::message("k3x9q2m7-57", EventType::new(kind.as_str()).as_ref(), payload.as_bytes());
+            let (frame, _) = frame::message(&"k3x9q2m7-57".into(), EventType::new(kind.as_str()).as_ref(), payload.as_bytes());
             let data = payload.replace("\r\n", "\n").replace('\r', "\n");
             prop_assert_eq!(events(&[frame.slice(Coding::Plain)]), [event("k3x9q2m7-57", &kind, &data)]);
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::log::TopicLog;
 use crate::log::time::Horizon;
 use crate::protocol::filter_index::FilterIndex;
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
 
 /// The most filters with their own mark. With more, marks apply to all that it feeds.
@@ -69,7 +70,7 @@ impl Children {
     }
 
     /// Forgets marks before the number `evicted`, from which time the log has no entries any more.
-    pub(super) fn forget_marks(&mut self, evicted: u64) {
+    pub(super) fn forget_marks(&mut self, evicted: Seq) {
         self.from_of.retain(|_, from| from.number > evicted);
         self.from_of_patterns.retain(|(_, from)| from.number > evicted);
         if self.from_of.capacity() > 64 && self.from_of.len() * 4 < self.from_of.capacity() {

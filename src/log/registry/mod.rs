@@ -37,6 +37,7 @@ use super::{Bounds, BufferUsage, TopicLog};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::filter_index::FilterIndex;
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
 
 /// Every log of the process.
@@ -256,7 +257,7 @@ impl Registry {
     ) -> Arc<TopicLog> {
         // Where a history begins is set once it is known.
         let (numbering, number) = match fields.source.is_stored() {
-            true => (Numbering::unknown(), 0),
+            true => (Numbering::unknown(), Seq::START),
             false => (Numbering::by(self.sequence.clone()), begin_now(&self.sequence, line).number),
         };
         let history = self.history(filter, fields, &numbering);

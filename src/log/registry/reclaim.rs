@@ -49,7 +49,7 @@ impl Registry {
             if self.usage.bytes() <= target {
                 return;
             }
-            log.evict_through(u64::MAX);
+            log.evict_all();
         }
         let mut oldest_first: BinaryHeap<_> = busy
             .iter()

@@ -15,13 +15,14 @@ use crate::log::time::{Line, Stamp};
 use crate::log::{Entry, EntryKind, Gap, TopicLog};
 use crate::protocol::codes::{CloseCode, GapReason};
 use crate::protocol::event_id::{Sequence, Tag};
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::{Filter, Topic};
 
 impl Registry {
     /// The subscription of `filter` follows a stored source now: its logs, which have no entry yet, begin at its head.
     /// `time` is when the broker stored the last message up to there; everything later follows.
-    pub fn begin(&self, filter: &Filter, tag: Tag, head: u64, time: SystemTime) {
+    pub fn begin(&self, filter: &Filter, tag: Tag, head: Seq, time: SystemTime) {
         let mut inner = self.inner.lock();
         let Inner { slots, ended, .. } = &mut *inner;
         let Some(slot) = slots.get_mut(filter) else { return };
@@ -46,8 +47,8 @@ impl Registry {
         &self,
         filter: &Filter,
         topic: &Topic,
-        stored: Option<(u64, SystemTime)>,
-        encode: impl FnOnce(&Sequence, u64, SystemTime, &FieldMapping) -> EntryKind,
+        stored: Option<(Seq, SystemTime)>,
+        encode: impl FnOnce(&Sequence, Seq, SystemTime, &FieldMapping) -> EntryKind,
     ) {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, line, .. } = &mut *inner;
@@ -78,7 +79,7 @@ impl Registry {
 
     /// Appends gaps for messages with numbers up to `through`, of `topic` if it is known, to the logs that the
     /// subscription of `filter` feeds from a stored source. Returns the number of gaps.
-    pub fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: u64, reason: GapReason) -> usize {
+    pub fn skip(&self, filter: &Filter, topic: Option<&Topic>, through: Seq, reason: GapReason) -> usize {
         let mut inner = self.inner.lock();
         let Inner { slots, waking, .. } = &mut *inner;
         let Some(slot) = slots.get_mut(filter) else { return 0 };
@@ -116,10 +117,10 @@ impl Registry {
     pub fn recall(
         &self,
         ask: &BackfillRequest,
-        through: u64,
-        gone: Option<u64>,
+        through: Seq,
+        gone: Option<Seq>,
         torn: bool,
-        entries: impl IntoIterator<Item = (u64, SystemTime, EntryKind)>,
+        entries: impl IntoIterator<Item = (Seq, SystemTime, EntryKind)>,
     ) {
         let entry =
             |(number, time, kind)| Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage);

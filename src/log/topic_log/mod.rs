@@ -5,7 +5,7 @@ mod past;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -23,6 +23,7 @@ use super::{Bounds, BufferUsage, Entry, Item};
 use crate::metrics::RuleMetrics;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::frame::Coding;
+use crate::protocol::seq::{AtomicSeq, Seq};
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
 
@@ -38,7 +39,7 @@ pub struct TopicLog {
     pub(super) history: Option<Arc<History>>,
     /// The last number of the log: of its newest entry, or where it began. Stored after the entry is inserted and
     /// before it is published.
-    pub(super) newest: AtomicU64,
+    pub(super) newest: AtomicSeq,
     pub(super) state: Mutex<State>,
     /// The older messages that it must still take over from the log that feeds it. Locked before `state`.
     past: Mutex<Option<Box<Past>>>,
@@ -59,13 +60,22 @@ pub(super) struct State {
     /// The position of each publisher id, and how many entries have it. For several equal ids, the position of the
     /// first, because resuming at the first repeats messages, while resuming at the last would lose them. It stays
     /// after the first is evicted; a resume then has a gap.
-    pub(super) publisher_ids: HashMap<Box<str>, (u64, usize)>,
+    pub(super) publisher_ids: HashMap<Box<str>, Holders>,
     /// Batches for readers at the same positions.
     batches: BatchCache,
     /// The index by topic, in a log that feeds others.
     pub(super) by_topic: Option<Box<ByTopic>>,
     /// Older entries are still to be inserted before these. Ends when an entry is evicted.
     pub(super) taking_over: bool,
+}
+
+/// The entries of a log that have one publisher id.
+#[derive(Debug)]
+pub(super) struct Holders {
+    /// The number of the first.
+    first: Seq,
+    /// How many of them the log holds.
+    entries: usize,
 }
 
 impl TopicLog {
@@ -95,7 +105,7 @@ impl TopicLog {
             usage,
             numbering,
             history,
-            newest: AtomicU64::new(evicted.number),
+            newest: AtomicSeq::new(evicted.number),
             state: Mutex::new(state),
             past: Mutex::default(),
             readers: Readers::default(),
@@ -122,7 +132,7 @@ impl TopicLog {
         if let Some(by_topic) = &mut state.by_topic {
             by_topic.whole_from = begin;
         }
-        self.newest.store(head, Ordering::Release);
+        self.newest.store(head);
         self.numbering.begin(sequence);
     }
 
@@ -134,7 +144,8 @@ impl TopicLog {
             by_topic.append(&entry);
         }
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
-            state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0)).1 += 1;
+            let holders = state.publisher_ids.entry(publisher_id.into());
+            holders.or_insert(Holders { first: entry.sequence, entries: 0 }).entries += 1;
         }
         let (now, sequence) = (entry.stamp.taken(), entry.sequence);
         if self.history.is_some() {
@@ -147,7 +158,7 @@ impl TopicLog {
         self.usage.0.fetch_add(weight, Ordering::Relaxed);
         self.evict_surplus(&mut state);
         self.evict_aged(&mut state, now);
-        self.newest.store(sequence, Ordering::Release);
+        self.newest.store(sequence);
     }
 
     /// Changes its bounds.
@@ -183,10 +194,10 @@ impl TopicLog {
         self.usage.0.fetch_sub(weight, Ordering::Relaxed);
         state.evicted = Horizon { number: entry.sequence, time: entry.time() };
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id)
-            && let Some((_, held)) = state.publisher_ids.get_mut(publisher_id)
+            && let Some(holders) = state.publisher_ids.get_mut(publisher_id)
         {
-            *held -= 1;
-            if *held == 0 {
+            holders.entries -= 1;
+            if holders.entries == 0 {
                 state.publisher_ids.remove(publisher_id);
             }
         }
@@ -217,12 +228,17 @@ impl TopicLog {
     }
 
     /// Evicts every entry up to and including `sequence`.
-    pub(super) fn evict_through(&self, sequence: u64) {
+    pub(super) fn evict_through(&self, sequence: Seq) {
         let mut state = self.state.lock();
         state.batches.clear();
         while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
             self.evict_oldest(&mut state);
         }
+    }
+
+    /// Evicts every entry.
+    pub(super) fn evict_all(&self) {
+        self.evict_through(Seq::MAX);
     }
 
     /// Brings the times of all entries back to `latest`, because the clock was set back.
@@ -233,7 +249,7 @@ impl TopicLog {
     }
 
     /// The number of the oldest entry.
-    pub(super) fn oldest(&self) -> Option<u64> {
+    pub(super) fn oldest(&self) -> Option<Seq> {
         self.state.lock().entries.front().map(|entry| entry.sequence)
     }
 
@@ -243,19 +259,19 @@ impl TopicLog {
     }
 
     /// Whether this is the number of an entry here, or the number after which the log is complete.
-    pub(super) fn has(&self, number: u64) -> bool {
+    pub(super) fn has(&self, number: Seq) -> bool {
         let state = self.state.lock();
         number == state.evicted.number
             || state.entries.binary_search_by_key(&number, |entry| entry.sequence).is_ok()
     }
 
     /// The number of the first message with this publisher id.
-    pub(super) fn find_publisher_id(&self, publisher_id: &str) -> Option<u64> {
-        self.state.lock().publisher_ids.get(publisher_id).map(|(sequence, _)| *sequence)
+    pub(super) fn find_publisher_id(&self, publisher_id: &str) -> Option<Seq> {
+        self.state.lock().publisher_ids.get(publisher_id).map(|holders| holders.first)
     }
 
     /// Whether the message with this number is here and has this publisher id.
-    pub(super) fn has_publisher_id(&self, sequence: u64, publisher_id: &str) -> bool {
+    pub(super) fn has_publisher_id(&self, sequence: Seq, publisher_id: &str) -> bool {
         let state = self.state.lock();
         let index = state.entries.partition_point(|entry| entry.sequence < sequence);
         let entry = state.entries.get(index).filter(|entry| entry.sequence == sequence);
@@ -263,14 +279,14 @@ impl TopicLog {
     }
 
     /// The last number before `time`: a reader there continues with the first entry at `time` or later.
-    pub(super) fn position_before(&self, time: SystemTime) -> u64 {
+    pub(super) fn position_before(&self, time: SystemTime) -> Seq {
         let state = self.state.lock();
         let index = state.entries.partition_point(|entry| entry.time() < time);
         if index == 0 { state.evicted.number } else { state.entries[index - 1].sequence }
     }
 
     /// The sequences of the last `count` messages up to `head`, newest first.
-    pub(super) fn last_messages(&self, count: usize, head: u64) -> Vec<u64> {
+    pub(super) fn last_messages(&self, count: usize, head: Seq) -> Vec<Seq> {
         let state = self.state.lock();
         let newest_first = state.entries.iter().rev();
         newest_first
@@ -282,7 +298,7 @@ impl TopicLog {
 
     /// Adds up to `count` items after `position` up to `head` to `items`. Returns the number up to which they are
     /// complete.
-    pub(super) fn collect(&self, position: u64, head: u64, count: usize, items: &mut VecDeque<Item>) -> u64 {
+    pub(super) fn collect(&self, position: Seq, head: Seq, count: usize, items: &mut VecDeque<Item>) -> Seq {
         let head = self.numbering.end(head);
         if self.has_nothing_after(position) {
             return head;
@@ -308,11 +324,11 @@ impl TopicLog {
     /// The entries after `position` up to `head`, as a batch that readers at the same position share.
     pub(super) fn shared(
         &self,
-        position: u64,
-        head: u64,
+        position: Seq,
+        head: Seq,
         format: Format,
         coding: Coding,
-    ) -> Result<Option<SharedBatch>, u64> {
+    ) -> Result<Option<SharedBatch>, Seq> {
         if self.has_nothing_after(position) {
             return Ok(None);
         }
@@ -326,13 +342,13 @@ impl TopicLog {
 
     /// Checks without the lock whether nothing follows `position`. A reader that has caught up asks this after each
     /// event, and a reader of many topics for every quiet topic.
-    pub(super) fn has_nothing_after(&self, position: u64) -> bool {
+    pub(super) fn has_nothing_after(&self, position: Seq) -> bool {
         self.newest() <= position
     }
 
     /// The last number of the log.
-    pub(super) fn newest(&self) -> u64 {
-        self.newest.load(Ordering::Acquire)
+    pub(super) fn newest(&self) -> Seq {
+        self.newest.load()
     }
 
     /// Its subscription is confirmed: it is complete from now on. Called under the writer's lock.
@@ -341,12 +357,12 @@ impl TopicLog {
         state.taking_over = false; // the log that feeds it does not have it either
         let head = self.numbering.head();
         let (number, time) = match state.entries.front() {
-            Some(oldest) => (oldest.sequence - 1, oldest.time().min(now)),
+            Some(oldest) => (oldest.sequence.previous(), oldest.time().min(now)),
             None => (head, now),
         };
         let Horizon { number: before, time: before_time } = state.evicted;
         state.evicted = Horizon { number: before.max(number), time: before_time.max(time) };
-        self.newest.fetch_max(state.evicted.number, Ordering::Release);
+        self.newest.raise(state.evicted.number);
     }
 
     /// The handles of its readers.

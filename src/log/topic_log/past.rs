@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use super::TopicLog;
+use super::{Holders, TopicLog};
 use crate::log::backfill::History;
 use crate::log::by_topic::{self, ByTopic, Place};
 use crate::log::message::Message;
@@ -122,8 +122,9 @@ impl TopicLog {
                 break;
             }
             if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
-                let known = state.publisher_ids.entry(publisher_id.into()).or_insert((entry.sequence, 0));
-                *known = (entry.sequence, known.1 + 1);
+                let known = state.publisher_ids.entry(publisher_id.into());
+                let known = known.or_insert(Holders { first: entry.sequence, entries: 0 });
+                *known = Holders { first: entry.sequence, entries: known.entries + 1 };
             }
             state.bytes += weight;
             self.usage.0.fetch_add(weight, Ordering::Relaxed);
@@ -131,14 +132,14 @@ impl TopicLog {
         }
         let Some(begin) = begin.filter(|_| state.taking_over) else { return !state.taking_over };
         state.taking_over = false;
-        let held = state.entries.front().map(|oldest| oldest.sequence - 1);
+        let held = state.entries.front().map(|oldest| oldest.sequence.previous());
         state.evicted = Horizon {
             number: held.map_or(begin.number, |held| held.min(begin.number)),
             // It is later if its subscription was confirmed meanwhile.
             time: state.evicted.time.max(begin.time),
         };
         let newest = state.entries.back().map_or(state.evicted.number, |newest| newest.sequence);
-        self.newest.store(newest, Ordering::Release);
+        self.newest.store(newest);
         true
     }
 }

@@ -12,6 +12,7 @@ use super::LIMIT;
 use super::link::Api;
 use super::request::{request, said};
 use crate::broker::BrokerError;
+use crate::protocol::seq::Seq;
 
 /// How long the server keeps a consumer without pulls.
 const FORGOTTEN: Duration = Duration::from_secs(30);
@@ -19,7 +20,7 @@ const FORGOTTEN: Duration = Duration::from_secs(30);
 /// Where a consumer begins.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum From {
-    Number(u64),
+    Number(Seq),
     Time(SystemTime),
 }
 
@@ -43,7 +44,7 @@ pub(super) struct State {
 #[derive(Deserialize)]
 pub(super) struct Delivered {
     pub(super) consumer_seq: u64,
-    pub(super) stream_seq: u64,
+    pub(super) stream_seq: Seq,
 }
 
 impl Consumer {
@@ -68,7 +69,7 @@ impl Consumer {
         match from {
             From::Number(number) => {
                 config["deliver_policy"] = "by_start_sequence".into();
-                config["opt_start_seq"] = number.into();
+                config["opt_start_seq"] = number.get().into();
             }
             From::Time(time) => {
                 config["deliver_policy"] = "by_start_time".into();
@@ -91,7 +92,7 @@ impl Consumer {
     }
 
     /// The last number before the position at which it was created.
-    pub(super) fn place(&self) -> u64 {
+    pub(super) fn before(&self) -> Seq {
         self.state.delivered.stream_seq
     }
 

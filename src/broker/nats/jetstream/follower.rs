@@ -19,11 +19,12 @@ use super::info::Info;
 use super::link::{Api, State};
 use super::pull::{Delivered, Pull};
 use super::raw_message::{Meaning, RawMessage};
-use super::reading::{Extent, ReadPosition};
+use super::reading::{Extent, LastRead, ReadPosition};
 use super::request::{message, next_of};
 use super::stream::{Holes, look};
 use crate::broker::backoff::Backoff;
 use crate::broker::{BrokerError, Event};
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
@@ -76,7 +77,7 @@ impl Follower {
         let begun = Event::Begun {
             filter: self.filter.clone(),
             tag: reading.tag.clone(),
-            head: reading.told,
+            head: reading.last_emitted,
             time: reading.time,
         };
         if self.events.send(begun).await.is_ok() {
@@ -108,7 +109,7 @@ impl Follower {
 
     /// Creates a consumer that begins after the last number.
     async fn pull(&self, api: Api, reading: &mut ReadPosition) -> Result<Pull, BrokerError> {
-        let from = From::Number(reading.told + 1);
+        let from = From::Number(reading.last_emitted.next());
         let consumer = Consumer::create(&api, &reading.stream, &self.client, reading.wanted(), from).await?;
         (reading.behind, reading.caught_up, reading.pending) =
             (consumer.waiting() > 0, None, consumer.waiting());
@@ -130,7 +131,7 @@ impl Follower {
                 let api = Api::next(&mut self.state).await?;
                 match self.again(api, &mut reading).await {
                     Ok(Again::Feed(feed, gone)) => {
-                        if let Some((through, why)) = gone {
+                        if let Some(Dropped { through, why }) = gone {
                             self.gone(&mut reading, through, why).await?;
                         }
                         break *feed;
@@ -161,13 +162,13 @@ impl Follower {
                 reading.stream
             )));
         }
-        if info.state.last_seq < reading.sound || self.is_rewritten(&api, reading).await? {
+        if info.state.last_seq < reading.verified_through || self.is_rewritten(&api, reading).await? {
             return Ok(Again::Ended(format!(
                 "the stream {:?} has lost messages that were already read",
                 reading.stream
             )));
         }
-        let gone = self.emptied(&info, reading.sound);
+        let gone = self.emptied(&info, reading.verified_through);
         self.take_in(info, reading)?;
         let pull = self.pull(api, reading).await?;
         reading.behind = true; // messages that arrived meanwhile had to wait, and may be gone
@@ -191,19 +192,19 @@ impl Follower {
     /// Whether the message that was read last is another one now: a server that was killed can lose confirmed messages
     /// and give their numbers again.
     async fn is_rewritten(&self, api: &Api, reading: &ReadPosition) -> Result<bool, BrokerError> {
-        let Some((number, time)) = reading.read else { return Ok(false) };
+        let Some(LastRead { number, time }) = reading.read else { return Ok(false) };
         let now = message(api, &reading.stream, &json!({ "seq": number })).await?;
         Ok(now.is_some_and(|now| now.time != time))
     }
 
-    /// The messages that a stream has dropped after `sound` and before its first message. For a bucket, only if it was
+    /// The messages that a stream has dropped after `verified_through` and before its first message. For a bucket, only if it was
     /// emptied completely; otherwise it only dropped old values.
-    fn emptied(&self, info: &Info, sound: u64) -> Option<(u64, String)> {
+    fn emptied(&self, info: &Info, verified_through: Seq) -> Option<Dropped> {
         let state = &info.state;
         let is_kv = matches!(self.source, Source::Kv { .. });
-        let through = state.first_seq.saturating_sub(1).min(state.last_seq);
-        (through > sound && (!is_kv || state.messages == 0))
-            .then(|| (through, "the stream dropped them before they were read".to_owned()))
+        let through = state.first_seq.previous().min(state.last_seq);
+        (through > verified_through && (!is_kv || state.messages == 0))
+            .then(|| Dropped { through, why: "the stream dropped them before they were read".to_owned() })
     }
 
     /// Reads until something breaks the sequence, and returns what. `delivered` is the number of messages that this
@@ -247,7 +248,7 @@ impl Follower {
             reading.before(place.pending);
             let held = RawMessage::from(message);
             let number = held.number;
-            if number <= reading.told {
+            if number <= reading.last_emitted {
                 continue; // a lagging replica has delivered more than requested
             }
             if reading.is_suspicious(number) {
@@ -258,14 +259,14 @@ impl Follower {
                         Err(why) => return Some(Err(why)), // the caller tries again
                     },
                 };
-                if known.between(reading.sound, number).is_some() {
+                if known.between(reading.verified_through, number).is_some() {
                     let why = "the stream dropped them before they were read".to_owned();
-                    self.gone(reading, number - 1, why).await?;
+                    self.gone(reading, number.previous(), why).await?;
                 }
             }
-            reading.told = number;
-            reading.sound = reading.sound.max(number);
-            reading.read = Some((number, held.time));
+            reading.last_emitted = number;
+            reading.verified_through = reading.verified_through.max(number);
+            reading.read = Some(LastRead { number, time: held.time });
             let event = match held.read(&self.filter, &reading.names, &self.source) {
                 Meaning::Message(message) => Some(Event::Message(message)),
                 Meaning::Unnameable => Some(Event::Unnameable { filter: self.filter.clone() }),
@@ -305,7 +306,7 @@ impl Follower {
         reading: &mut ReadPosition,
         feed: &Pull,
         delivered: u64,
-    ) -> Result<Option<u64>, String> {
+    ) -> Result<Option<Seq>, String> {
         // First the size of the stream, then the progress, so that the progress is not ahead.
         let api = &feed.consumer.api;
         let info = match look(api, &reading.stream).await {
@@ -326,18 +327,18 @@ impl Follower {
             reading.caught_up = Some(state.delivered.consumer_seq); // once the pending deliveries have arrived
             return Ok(None);
         }
-        if reading.is_suspicious(head + 1) {
+        if reading.is_suspicious(head.next()) {
             let subject = reading.wanted().unwrap_or(">");
-            let next = next_of(api, &reading.stream, subject, reading.sound + 1).await;
+            let next = next_of(api, &reading.stream, subject, reading.verified_through.next()).await;
             if next.map_err(|error| error.to_string())?.is_some_and(|next| next.number <= head) {
                 return Ok(None); // the consumer's server does not have the message yet
             }
             let holes = self.holes(api, reading).await?;
-            if holes.between(reading.sound, head + 1).is_some() {
+            if holes.between(reading.verified_through, head.next()).is_some() {
                 return Ok(Some(head));
             }
         }
-        reading.sound = reading.sound.max(head);
+        reading.verified_through = reading.verified_through.max(head);
         reading.behind = false;
         Ok(None)
     }
@@ -350,8 +351,8 @@ impl Follower {
         }
     }
 
-    async fn gone(&self, reading: &mut ReadPosition, through: u64, why: String) -> Option<()> {
-        (reading.told, reading.sound) = (through, through);
+    async fn gone(&self, reading: &mut ReadPosition, through: Seq, why: String) -> Option<()> {
+        (reading.last_emitted, reading.verified_through) = (through, through);
         self.tell(Event::Gone { filter: self.filter.clone(), through, why }).await
     }
 
@@ -360,10 +361,18 @@ impl Follower {
     }
 }
 
+/// Messages that the stream dropped before they were read.
+struct Dropped {
+    /// Up to this number.
+    through: Seq,
+    /// The reason, for the log.
+    why: String,
+}
+
 /// The result of replacing a consumer.
 enum Again {
-    /// Reading continues; if messages are gone: up to which number, and why.
-    Feed(Box<Pull>, Option<(u64, String)>),
+    /// Reading continues, after messages that were dropped, if any were.
+    Feed(Box<Pull>, Option<Dropped>),
     /// The source has ended; the reason.
     Ended(String),
 }

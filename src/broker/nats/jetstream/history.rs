@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use super::info::Info;
 use super::names::Names;
-use super::page::Look;
+use super::page::{First, Look};
 use super::raw_message::{Meaning, RawMessage};
 use super::stream::Holes;
 use crate::broker::{BrokerError, Change, Fetched};
 use crate::protocol::seek::{Seek, SeekResult};
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
@@ -32,20 +33,20 @@ impl HistoryQuery {
         &self,
         look: &Look<'_>,
         info: &Info,
-        after: u64,
-        until: u64,
+        after: Seq,
+        until: Seq,
     ) -> Result<Fetched, BrokerError> {
         if until <= after {
-            return Ok(Fetched { through: after, gone: 0, torn: false, messages: Vec::new() });
+            return Ok(Fetched { through: after, gone: None, torn: false, messages: Vec::new() });
         }
-        let mut page = look.page(after + 1).await?;
+        let mut page = look.page(after.next()).await?;
         let mut part = match page.messages.last().map(|last| last.number) {
             Some(last) if last >= until => PartialFetch::of(page.messages, until),
             Some(last) if page.more > 0 => PartialFetch::of(page.messages, last),
             last => {
                 // The end, according to the replica that answered; the leader knows what a lagging replica does not
                 // have yet.
-                let missed = look.next(last.unwrap_or(after) + 1).await?;
+                let missed = look.next(last.unwrap_or(after).next()).await?;
                 match missed.filter(|missed| missed.number <= until) {
                     Some(missed) => {
                         let number = missed.number;
@@ -62,13 +63,13 @@ impl HistoryQuery {
             let holes = Holes::of(look.api, look.stream).await?;
             let (holes, _) = holes.ok_or_else(|| BrokerError::Refused("the stream is no more".into()))?;
             part.drop_evicted(&holes, after, until);
-            if part.gone == 0
+            if part.gone.is_none()
                 && let Some(hole) = part.hole(&holes, after)
                 && !self.is_kept(look, after).await?
             {
                 part.stop_before(hole);
             }
-            part.torn = part.gone > 0 && part.hole(&holes, part.gone).is_some();
+            part.torn = part.gone.is_some_and(|gone| part.hole(&holes, gone).is_some());
         }
         let messages = part.messages.into_iter().filter_map(|held| {
             match held.read(&self.filter, &self.names, &self.source) {
@@ -86,7 +87,7 @@ impl HistoryQuery {
         look: &Look<'_>,
         info: &Info,
         part: &mut PartialFetch,
-        until: u64,
+        until: Seq,
     ) -> Result<(), BrokerError> {
         let mut last = HashMap::new();
         for held in &part.messages {
@@ -108,8 +109,9 @@ impl HistoryQuery {
     /// Whether nothing of the filter after `after` can have been dropped: limits drop the oldest message of a subject
     /// first, and the stream still has one that is not younger. Works for a single subject only. (A message that is
     /// deleted by its number, or has its own time to live, is meant to be gone.)
-    async fn is_kept(&self, look: &Look<'_>, after: u64) -> Result<bool, BrokerError> {
-        Ok(!self.filter.is_pattern() && look.next(1).await?.is_some_and(|oldest| oldest.number <= after))
+    async fn is_kept(&self, look: &Look<'_>, after: Seq) -> Result<bool, BrokerError> {
+        Ok(!self.filter.is_pattern()
+            && look.next(Seq::new(1)).await?.is_some_and(|oldest| oldest.number <= after))
     }
 
     /// Finds a position. `info` is the leader's.
@@ -120,7 +122,7 @@ impl HistoryQuery {
         place: Seek,
     ) -> Result<SeekResult, BrokerError> {
         let state = &info.state;
-        let oldest = state.first_seq.saturating_sub(1);
+        let oldest = state.first_seq.previous();
         Ok(match place {
             Seek::After(number) if number > state.last_seq => SeekResult::Unknown(oldest),
             // A bucket drops old values, which is not a loss.
@@ -129,23 +131,23 @@ impl HistoryQuery {
             Seek::Oldest => SeekResult::At(oldest),
             Seek::Since(time) if time > state.last_ts => SeekResult::At(state.last_seq),
             // Purged: at least the last message of that time is gone.
-            Seek::Since(_) if state.messages == 0 && oldest > 0 && !self.is_kv() => {
+            Seek::Since(_) if state.messages == 0 && !oldest.is_start() && !self.is_kv() => {
                 SeekResult::Evicted(oldest)
             }
             Seek::Since(time) if time >= state.first_ts => SeekResult::At(look.before(time).await?),
-            Seek::Since(_) if oldest > 0 && !self.is_kv() => SeekResult::Evicted(oldest),
+            Seek::Since(_) if !oldest.is_start() && !self.is_kv() => SeekResult::Evicted(oldest),
             Seek::Since(_) => SeekResult::At(oldest),
             Seek::Last(count) => SeekResult::At(self.last(look, info, count as u64).await?),
         })
     }
 
     /// The number before the last `count` messages, found by a binary search for how many follow a number.
-    async fn last(&self, look: &Look<'_>, info: &Info, count: u64) -> Result<u64, BrokerError> {
-        let oldest = info.state.first_seq.max(1);
+    async fn last(&self, look: &Look<'_>, info: &Info, count: u64) -> Result<Seq, BrokerError> {
+        let oldest = info.state.first_seq.get().max(1);
         // Once `back` is `None`, at least `count` follow from `low` on, and fewer from `high` on.
-        let (mut low, mut high) = (oldest, info.state.last_seq + 1);
+        let (mut low, mut high) = (oldest, info.state.last_seq.get() + 1);
         if count == 0 {
-            return Ok(high - 1);
+            return Ok(Seq::new(high - 1));
         }
         // Goes further back until enough follow. In a stream of only these messages, the first guess is right.
         let mut back = Some(count);
@@ -155,49 +157,49 @@ impl HistoryQuery {
                 None if low + 1 < high => low + (high - low) / 2,
                 None => break,
             };
-            match look.first(guess).await? {
-                Some((found, more)) if more + 1 == count => return Ok(found - 1),
-                Some((found, more)) if more + 1 > count => (low, back) = (found, None),
+            match look.first(Seq::new(guess)).await? {
+                Some(First { number, more }) if more + 1 == count => return Ok(number.previous()),
+                Some(First { number, more }) if more + 1 > count => (low, back) = (number.get(), None),
                 _ if guess == oldest => break, // there are fewer messages
                 _ => (high, back) = (guess, back.map(|back| back.saturating_mul(4))),
             }
         }
-        Ok(low - 1)
+        Ok(Seq::new(low - 1))
     }
 }
 
 /// A range that is being assembled for [`Fetched`].
 struct PartialFetch {
-    through: u64,
-    gone: u64,
+    through: Seq,
+    gone: Option<Seq>,
     torn: bool,
     messages: Vec<RawMessage>,
 }
 
 impl PartialFetch {
-    fn of(mut messages: Vec<RawMessage>, through: u64) -> Self {
+    fn of(mut messages: Vec<RawMessage>, through: Seq) -> Self {
         messages.retain(|held| held.number <= through);
-        PartialFetch { through, gone: 0, torn: false, messages }
+        PartialFetch { through, gone: None, torn: false, messages }
     }
 
     /// Whether there is a message for each number after `after`.
-    fn is_unbroken(&self, after: u64) -> bool {
-        self.messages.len() as u64 == self.through - after
+    fn is_unbroken(&self, after: Seq) -> bool {
+        self.messages.len() as u64 == self.through.distance(after)
     }
 
     /// Removes the messages that the stream has dropped meanwhile: some were read before that, some were not.
-    fn drop_evicted(&mut self, holes: &Holes, after: u64, until: u64) {
-        let evicted = holes.oldest().saturating_sub(1).min(until);
+    fn drop_evicted(&mut self, holes: &Holes, after: Seq, until: Seq) {
+        let evicted = holes.oldest().previous().min(until);
         if evicted > after {
-            self.gone = evicted;
+            self.gone = Some(evicted);
             self.through = self.through.max(evicted);
             self.messages.retain(|held| held.number > evicted);
         }
     }
 
     /// The first number for which the stream may have lost a message.
-    fn hole(&self, holes: &Holes, after: u64) -> Option<u64> {
-        let numbers = self.messages.iter().map(|held| held.number).chain([self.through + 1]);
+    fn hole(&self, holes: &Holes, after: Seq) -> Option<Seq> {
+        let numbers = self.messages.iter().map(|held| held.number).chain([self.through.next()]);
         let mut before = after;
         for number in numbers {
             if let Some(hole) = holes.between(before, number) {
@@ -210,14 +212,14 @@ impl PartialFetch {
 
     /// Ensures that the hole is at the beginning of a range, because a range can report a loss only there. If messages
     /// come before the hole, they are this range, and the hole begins the next.
-    fn stop_before(&mut self, hole: u64) {
+    fn stop_before(&mut self, hole: Seq) {
         match self.messages.first() {
             Some(first) if first.number < hole => {
                 self.messages.retain(|held| held.number < hole);
-                self.through = hole - 1;
+                self.through = hole.previous();
             }
-            Some(first) => self.gone = first.number - 1,
-            None => self.gone = self.through,
+            Some(first) => self.gone = Some(first.number.previous()),
+            None => self.gone = Some(self.through),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Deserializer};
 
 use crate::protocol::event_id::Tag;
+use crate::protocol::seq::Seq;
 
 /// A stream.
 #[derive(Debug, Clone, Deserialize)]
@@ -61,8 +62,8 @@ pub(super) struct Transform {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct State {
     pub(super) messages: u64,
-    pub(super) first_seq: u64,
-    pub(super) last_seq: u64,
+    pub(super) first_seq: Seq,
+    pub(super) last_seq: Seq,
     #[serde(deserialize_with = "time")]
     pub(super) first_ts: SystemTime,
     #[serde(deserialize_with = "time")]
@@ -72,7 +73,7 @@ pub(super) struct State {
     pub(super) num_deleted: u64,
     /// These numbers, if requested.
     #[serde(default)]
-    pub(super) deleted: Option<Vec<u64>>,
+    pub(super) deleted: Option<Vec<Seq>>,
 }
 
 impl Info {

@@ -42,6 +42,7 @@ use self::publish::Publication;
 use super::Settings;
 use crate::broker::{BrokerError, Event, Fetched, StoredCommand};
 use crate::protocol::seek::{Seek, SeekResult};
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
@@ -228,7 +229,7 @@ struct Question {
 }
 
 impl Question {
-    async fn fetch(&self, after: u64, until: u64) -> Result<Fetched, BrokerError> {
+    async fn fetch(&self, after: Seq, until: Seq) -> Result<Fetched, BrokerError> {
         self.look(async |asked, look, info| asked.fetch(look, info, after, until).await).await
     }
 

@@ -12,6 +12,7 @@ use super::raw_message::RawMessage;
 use super::request::next_of;
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
+use crate::protocol::seq::Seq;
 
 /// The most concurrent short-lived consumers. Each is work for the server's leaders.
 const CONSUMERS: usize = 8;
@@ -34,6 +35,14 @@ pub(super) struct Page {
     pub(super) more: u64,
 }
 
+/// The first message of a subject from some number on.
+pub(super) struct First {
+    /// Its number, or a lower one from which on it is the first.
+    pub(super) number: Seq,
+    /// How many messages of the subject follow it.
+    pub(super) more: u64,
+}
+
 /// The bound on short-lived consumers.
 pub(super) fn consumers() -> Semaphore {
     Semaphore::new(CONSUMERS)
@@ -46,8 +55,8 @@ impl Look<'_> {
     }
 
     /// The messages of the subject from the number `first` on, as many as fit into a page.
-    pub(super) async fn page(&self, first: u64) -> Result<Page, BrokerError> {
-        let first = first.max(1);
+    pub(super) async fn page(&self, first: Seq) -> Result<Page, BrokerError> {
+        let first = first.max(Seq::new(1));
         if self.is_direct() {
             let question = json!({
                 "seq": first, "next_by_subj": self.subject, "batch": FETCH_MESSAGES, "max_bytes": FETCH_BYTES,
@@ -74,32 +83,35 @@ impl Look<'_> {
         Ok(page)
     }
 
-    /// The first message of the subject from the number `first` on, and how many follow it, if there is one.
-    pub(super) async fn first(&self, first: u64) -> Result<Option<(u64, u64)>, BrokerError> {
+    /// The first message of the subject from the number `first` on, if there is one.
+    pub(super) async fn first(&self, first: Seq) -> Result<Option<First>, BrokerError> {
         if self.is_direct() {
-            let question = json!({ "seq": first.max(1), "next_by_subj": self.subject, "batch": 1 });
+            let question = json!({ "seq": first.max(Seq::new(1)), "next_by_subj": self.subject, "batch": 1 });
             let page = self.direct(&question).await?;
-            return Ok(page.messages.first().map(|message| (message.number, page.more)));
+            return Ok(page
+                .messages
+                .first()
+                .map(|message| First { number: message.number, more: page.more }));
         }
         let _permit = self.permit().await?;
-        let consumer = self.consumer(From::Number(first.max(1))).await?;
-        Ok(consumer.waiting().checked_sub(1).map(|more| (first, more)))
+        let consumer = self.consumer(From::Number(first.max(Seq::new(1)))).await?;
+        Ok(consumer.waiting().checked_sub(1).map(|more| First { number: first, more }))
     }
 
     /// The last number before all messages that were stored at this time or later.
-    pub(super) async fn before(&self, time: std::time::SystemTime) -> Result<u64, BrokerError> {
+    pub(super) async fn before(&self, time: std::time::SystemTime) -> Result<Seq, BrokerError> {
         let _permit = self.permit().await?;
         let consumer = self.consumer(From::Time(time)).await?;
-        Ok(consumer.place())
+        Ok(consumer.before())
     }
 
     /// The next message of the subject from `first` on, according to the leader.
-    pub(super) async fn next(&self, first: u64) -> Result<Option<RawMessage>, BrokerError> {
+    pub(super) async fn next(&self, first: Seq) -> Result<Option<RawMessage>, BrokerError> {
         next_of(self.api, self.stream, self.subject, first).await
     }
 
     /// The last message of each of these subjects up to the number `until`, as many as fit; requires Direct Get.
-    pub(super) async fn last_of(&self, subjects: &[&str], until: u64) -> Result<Page, BrokerError> {
+    pub(super) async fn last_of(&self, subjects: &[&str], until: Seq) -> Result<Page, BrokerError> {
         if !self.is_direct() {
             return Ok(Page { messages: Vec::new(), more: 0 });
         }

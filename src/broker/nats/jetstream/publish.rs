@@ -16,6 +16,7 @@ use crate::broker::nats::wire::{Delivered, header_block};
 use crate::broker::{Acknowledgement, BrokerError};
 use crate::protocol::event_id::{Tag, tagged_event_id};
 use crate::protocol::headers::Headers;
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Topic;
 
@@ -73,7 +74,7 @@ impl Sent {
     pub(super) async fn acknowledged(self) -> Result<Acknowledgement, BrokerError> {
         #[derive(Deserialize)]
         struct Stored {
-            seq: u64,
+            seq: Seq,
         }
         let late =
             |_| BrokerError::Away(format!("the stream confirmed nothing within {} s", LIMIT.as_secs()));

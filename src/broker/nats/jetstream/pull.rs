@@ -11,6 +11,7 @@ use super::consumer::Consumer;
 use super::raw_message::{RawMessage, text};
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::nats::wire;
+use crate::protocol::seq::Seq;
 
 /// How long the server keeps a pull request.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -59,7 +60,7 @@ impl From<Delivered> for RawMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeliveryInfo {
     /// Its number in the stream.
-    pub(super) number: u64,
+    pub(super) number: Seq,
     /// Its number among the deliveries of the consumer, from 1.
     pub(super) delivery: u64,
     /// When the stream stored it, in nanoseconds since 1970.
@@ -79,7 +80,7 @@ impl DeliveryInfo {
         let numbers = if tokens.len() > 9 { tokens.get(7..11)? } else { tokens.get(5..9)? };
         let mut numbers = numbers.iter().map(|text| text.parse::<u64>().ok());
         let mut next = || numbers.next().flatten();
-        Some(DeliveryInfo { number: next()?, delivery: next()?, nanos: next()?, pending: next()? })
+        Some(DeliveryInfo { number: Seq::new(next()?), delivery: next()?, nanos: next()?, pending: next()? })
     }
 }
 
@@ -186,8 +187,12 @@ mod tests {
 
     #[test]
     fn a_place_is_read_in_both_forms() {
-        let place =
-            Some(DeliveryInfo { number: 7, delivery: 3, nanos: 1_700_000_000_000_000_001, pending: 9 });
+        let place = Some(DeliveryInfo {
+            number: Seq::new(7),
+            delivery: 3,
+            nanos: 1_700_000_000_000_000_001,
+            pending: 9,
+        });
         assert_eq!(DeliveryInfo::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), place);
         assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), place);
         assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), place);

@@ -10,6 +10,7 @@ use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::nats::wire;
 use crate::broker::{Change, Message, Stored};
 use crate::protocol::headers::Headers;
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
@@ -26,7 +27,7 @@ const ADDED: [&str; 6] = [
 /// A message whose subject has not been interpreted yet.
 pub(crate) struct RawMessage {
     pub(crate) subject: String,
-    pub(crate) number: u64,
+    pub(crate) number: Seq,
     pub(crate) time: SystemTime,
     pub(crate) payload: Bytes,
     pub(crate) headers: Headers,
@@ -47,7 +48,7 @@ impl RawMessage {
     /// message, as the server's fields show, whatever the publisher wrote.
     pub(crate) fn looked_up(message: wire::Delivered) -> Option<Self> {
         let block = message.headers.as_deref()?;
-        let number = last_field(block, "Nats-Sequence")?.parse().ok()?;
+        let number = Seq::new(last_field(block, "Nats-Sequence")?.parse().ok()?);
         let subject = last_field(block, "Nats-Subject")?.to_owned();
         let time = read_time(last_field(block, "Nats-Time-Stamp")?);
         let mut headers = parse_headers(block).headers;

@@ -12,6 +12,7 @@ use super::found::Found;
 use super::names::Names;
 use super::stream::{drops_early, is_whole};
 use crate::protocol::event_id::Tag;
+use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 
 /// The read position of a follower.
@@ -22,14 +23,14 @@ pub(super) struct ReadPosition {
     pub(super) stream: String,
     pub(super) tag: Tag,
     /// The highest number that was sent as an event.
-    pub(super) told: u64,
+    pub(super) last_emitted: Seq,
     /// When the stream stored its last message before reading began.
     pub(super) time: SystemTime,
-    /// Up to this number, every loss has been reported. At least `told`.
-    pub(super) sound: u64,
-    /// The number of the last message that was read, and when the stream stored it.
-    pub(super) read: Option<(u64, SystemTime)>,
-    /// Whether messages of the filter after `told` may have to wait on the server.
+    /// Up to this number, every loss has been reported. At least `last_emitted`.
+    pub(super) verified_through: Seq,
+    /// The message that was read last.
+    pub(super) read: Option<LastRead>,
+    /// Whether messages of the filter after `last_emitted` may have to wait on the server.
     pub(super) behind: bool,
     /// Messages of the filter that still waited when the consumer delivered the last one.
     pub(super) pending: u64,
@@ -37,6 +38,14 @@ pub(super) struct ReadPosition {
     pub(super) caught_up: Option<u64>,
     /// The part of the stream that is read.
     pub(super) extent: Extent,
+}
+
+/// The message that was read last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastRead {
+    pub(super) number: Seq,
+    /// When the stream stored it.
+    pub(super) time: SystemTime,
 }
 
 /// The part of a stream that a follower reads.
@@ -75,8 +84,8 @@ impl ReadPosition {
             names,
             subject,
             tag,
-            told: info.state.last_seq,
-            sound: info.state.last_seq,
+            last_emitted: info.state.last_seq,
+            verified_through: info.state.last_seq,
             time: info.state.last_ts,
             read: None,
             behind: false,
@@ -115,13 +124,13 @@ impl ReadPosition {
     }
 
     /// Whether messages of the filter may have been lost between the last number and this one.
-    pub(super) fn is_suspicious(&self, number: u64) -> bool {
+    pub(super) fn is_suspicious(&self, number: Seq) -> bool {
         let may_be = match self.extent {
             Extent::Whole | Extent::Beyond(_) => true,
             Extent::PartialFetch => self.behind,
             Extent::Values => false,
         };
-        may_be && number > self.sound + 1
+        may_be && number > self.verified_through.next()
     }
 }
 
@@ -135,8 +144,8 @@ mod tests {
             subject: "orders.>".into(),
             stream: "ALL".into(),
             tag: Tag::of(&[]),
-            told: 10,
-            sound: 10,
+            last_emitted: Seq::new(10),
+            verified_through: Seq::new(10),
             time: SystemTime::UNIX_EPOCH,
             read: None,
             behind: false,
@@ -150,9 +159,10 @@ mod tests {
     fn of_a_wider_stream_a_place_is_suspicious_where_messages_of_the_filter_waited() {
         let mut reading = reading(Extent::PartialFetch);
         let mut is_suspicious = |pending, number| {
+            let number = Seq::new(number);
             reading.before(pending);
             let is_so = reading.is_suspicious(number);
-            (reading.told, reading.sound) = (number, number);
+            (reading.last_emitted, reading.verified_through) = (number, number);
             reading.after(pending, 1);
             is_so
         };
@@ -179,7 +189,10 @@ mod tests {
         {
             let mut reading = reading(extent);
             reading.before(5);
-            assert_eq!((reading.is_suspicious(12), reading.is_suspicious(11)), (expected, false));
+            assert_eq!(
+                (reading.is_suspicious(Seq::new(12)), reading.is_suspicious(Seq::new(11))),
+                (expected, false)
+            );
         }
     }
 }

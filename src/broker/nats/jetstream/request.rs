@@ -14,6 +14,7 @@ use super::link::Api;
 use super::raw_message::RawMessage;
 use crate::broker::BrokerError;
 use crate::broker::nats::headers::parse_headers;
+use crate::protocol::seq::Seq;
 
 /// An error of the API.
 #[derive(Debug, Clone, Deserialize)]
@@ -97,7 +98,7 @@ pub(super) async fn message(
     #[derive(Deserialize)]
     struct Stored {
         subject: String,
-        seq: u64,
+        seq: Seq,
         time: String,
         #[serde(default)]
         hdrs: String,
@@ -128,7 +129,7 @@ pub(super) async fn next_of(
     api: &Api,
     stream: &str,
     subject: &str,
-    first: u64,
+    first: Seq,
 ) -> Result<Option<RawMessage>, BrokerError> {
     message(api, stream, &json!({ "seq": first, "next_by_subj": subject })).await
 }

@@ -7,6 +7,7 @@ use super::link::Api;
 use super::names::covers;
 use super::request::{request, said};
 use crate::broker::BrokerError;
+use crate::protocol::seq::Seq;
 
 /// The most deleted messages whose numbers are requested. The server lists all of them or none; if there are more, any
 /// missing number may have been a message.
@@ -59,9 +60,9 @@ pub(super) fn drops_early(info: &Info) -> Option<&'static str> {
 /// The numbers of a stream that have no message.
 pub(super) struct Holes {
     /// The first stored message; all before it are gone.
-    first: u64,
+    first: Seq,
     /// Later missing numbers, in order. `None`: there are too many to list.
-    single: Option<Vec<u64>>,
+    single: Option<Vec<Seq>>,
 }
 
 impl Holes {
@@ -81,13 +82,13 @@ impl Holes {
     }
 
     /// The number of the first stored message.
-    pub(super) fn oldest(&self) -> u64 {
+    pub(super) fn oldest(&self) -> Seq {
         self.first
     }
 
     /// The lowest number above `after` and below `before` that may be missing.
-    pub(super) fn between(&self, after: u64, before: u64) -> Option<u64> {
-        let next = after.checked_add(1).filter(|next| *next < before)?;
+    pub(super) fn between(&self, after: Seq, before: Seq) -> Option<Seq> {
+        let next = Some(after.next()).filter(|next| *next < before)?;
         if next < self.first {
             return Some(next);
         }

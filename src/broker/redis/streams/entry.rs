@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use crate::broker::{BrokerError, Change, Message, Stored};
 use crate::protocol::event_id::{pack_entry_id, unpack_entry_id};
 use crate::protocol::headers::Headers;
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
 
 /// The prefix of a value that is not UTF-8 and therefore in base64, as for such a payload.
@@ -29,20 +30,20 @@ impl EntryId {
     /// The id before every entry.
     pub(super) const ZERO: EntryId = EntryId { ms: 0, seq: 0 };
 
-    pub(super) fn of(number: u64) -> Self {
+    pub(super) fn of(number: Seq) -> Self {
         let (ms, seq) = unpack_entry_id(number);
         EntryId { ms, seq }
     }
 
     /// The number of the id; `None` if it has none: see [`pack_entry_id`].
-    pub(super) fn number(self) -> Option<u64> {
+    pub(super) fn number(self) -> Option<Seq> {
         pack_entry_id(self.ms, self.seq)
     }
 
     /// The highest number that is not above this id: its own, or the last of its millisecond. `None` beyond the last
     /// time that numbers have.
-    pub(super) fn number_at_most(self) -> Option<u64> {
-        self.number().or_else(|| Some((pack_entry_id(self.ms, 0)?) | pack_entry_id(0, LAST_SEQ)?))
+    pub(super) fn number_at_most(self) -> Option<Seq> {
+        self.number().or_else(|| pack_entry_id(self.ms, LAST_SEQ))
     }
 
     /// Whether it is the highest id of its millisecond that has a number. No server generates it: it is a position
@@ -53,7 +54,7 @@ impl EntryId {
 
     /// When the entry was added, according to its id.
     pub(super) fn time(self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_millis(self.ms.min(unpack_entry_id(u64::MAX).0))
+        SystemTime::UNIX_EPOCH + Duration::from_millis(self.ms.min(unpack_entry_id(Seq::MAX).0))
     }
 
     fn read(text: &[u8]) -> Option<Self> {
@@ -120,7 +121,7 @@ impl Entry {
     /// without one, the payload is all fields as a JSON object. Every other text field is a header field.
     pub(super) fn into_message(
         self,
-        number: u64,
+        number: Seq,
         filter: &Filter,
         topic: &Topic,
         payload: Option<&str>,

@@ -10,6 +10,7 @@ use super::entry::{Entry, EntryId};
 use super::sample::Sample;
 use crate::broker::{BrokerError, Event};
 use crate::protocol::event_id::Tag;
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
 
 const COUNT_WENT_BACK: &str = "the key was deleted and created again: its count of added entries went back";
@@ -42,7 +43,7 @@ pub(in crate::broker::redis) struct Key {
     /// Whether there are more entries than fitted into the last answer.
     pub(super) behind: bool,
     /// The last number that was sent.
-    told: u64,
+    last_emitted: Seq,
     /// Whether that was a gap.
     ends_in_gap: bool,
     /// Up to this id, reads have been compared with the count. `None`: the next sample is the starting point.
@@ -60,7 +61,7 @@ impl Key {
         topic: Topic,
         payload: Option<String>,
         sample: &Sample,
-    ) -> Result<(Self, u64), BrokerError> {
+    ) -> Result<(Self, Seq), BrokerError> {
         let head = sample.last.number_at_most().ok_or_else(|| BrokerError::Refused(too_late(sample.last)))?;
         let key = Key {
             filter,
@@ -70,7 +71,7 @@ impl Key {
             cursor: sample.last,
             sampled: Some(Instant::now()),
             behind: false,
-            told: head,
+            last_emitted: head,
             ends_in_gap: false,
             counted: Some(Count { added: sample.added, at: sample.last }),
             read: 0,
@@ -100,14 +101,14 @@ impl Key {
         let mut missing = self.missing(&entries, last, sample.as_ref(), events)?;
         for entry in entries {
             if let Some(Missing { count, .. }) = missing.take_if(|missing| missing.before <= entry.id) {
-                let through = entry.id.number_at_most().map(|number| number.saturating_sub(1));
+                let through = entry.id.number_at_most().map(Seq::previous);
                 self.gap(through, were_removed(count), events);
             }
             self.cursor = entry.id;
             self.read += u64::from(self.counted.is_some_and(|counted| entry.id > counted.at));
             match entry.id.number() {
-                Some(number) if number > self.told => {
-                    self.told = number;
+                Some(number) if number > self.last_emitted => {
+                    self.last_emitted = number;
                     self.ends_in_gap = false;
                     let message =
                         entry.into_message(number, &self.filter, &self.topic, self.payload.as_deref());
@@ -119,7 +120,7 @@ impl Key {
                         .id
                         .number_at_most()
                         .ok_or_else(|| Box::new(self.refused(too_late(entry.id))))?;
-                    if through > self.told || !self.ends_in_gap {
+                    if through > self.last_emitted || !self.ends_in_gap {
                         let why = format!("the entry {} has an id that cannot be an event id", entry.id);
                         self.gap(Some(through), why, events);
                     }
@@ -226,10 +227,10 @@ impl Key {
 
     /// Adds a gap up to `through`, or as near as the numbers allow. An entry whose number it takes is inside of the
     /// gap.
-    fn gap(&mut self, through: Option<u64>, why: String, events: &mut Vec<Event>) {
-        self.told = through.unwrap_or(0).max(self.told.saturating_add(1));
+    fn gap(&mut self, through: Option<Seq>, why: String, events: &mut Vec<Event>) {
+        self.last_emitted = through.unwrap_or(Seq::START).max(self.last_emitted.next());
         self.ends_in_gap = true;
-        events.push(Event::Gone { filter: self.filter.clone(), through: self.told, why });
+        events.push(Event::Gone { filter: self.filter.clone(), through: self.last_emitted, why });
     }
 
     /// The key was deleted or replaced. Entries that were sent since the last comparison may already belong to its
@@ -251,7 +252,7 @@ impl Key {
     }
 
     /// The event that it is followed from `head` on.
-    pub(super) fn begun(&self, name: &str, head: u64) -> Event {
+    pub(super) fn begun(&self, name: &str, head: Seq) -> Event {
         let tag = Tag::of(&[b"redis-stream", name.as_bytes()]);
         Event::Begun { filter: self.filter.clone(), tag, head, time: EntryId::of(head).time() }
     }

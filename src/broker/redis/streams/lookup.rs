@@ -17,6 +17,7 @@ use crate::broker::{Acknowledgement, BrokerError, FETCH_BYTES, FETCH_MESSAGES, F
 use crate::protocol::event_id::{entry_event_id, pack_entry_id};
 use crate::protocol::headers::Headers;
 use crate::protocol::seek::{Seek, SeekResult};
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
 
 type Done<T> = oneshot::Sender<Result<T, BrokerError>>;
@@ -37,7 +38,7 @@ pub(super) struct Lookup {
 
 /// The kind of the command.
 pub(super) enum What {
-    Fetch { after: u64, until: u64, done: Done<Fetched> },
+    Fetch { after: Seq, until: Seq, done: Done<Fetched> },
     Locate { place: Seek, done: Done<SeekResult> },
     Publish { payload: Bytes, headers: Headers, done: Done<Acknowledgement> },
 }
@@ -127,11 +128,11 @@ impl KeyLookup<'_> {
         mut self,
         topic: &Topic,
         payload: Option<&str>,
-        after: u64,
-        until: u64,
+        after: Seq,
+        until: Seq,
     ) -> Result<Fetched, Fault> {
         if after >= until {
-            return Ok(Fetched { through: until, gone: 0, torn: false, messages: Vec::new() });
+            return Ok(Fetched { through: until, gone: None, torn: false, messages: Vec::new() });
         }
         let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES);
         // In this order: if an entry up to `after` still exists once the range has been read, nothing in the range was
@@ -144,11 +145,11 @@ impl KeyLookup<'_> {
         let sample = Sample::read(sample)?;
         let mut entries = entries(range?)?;
         let is_full = entries.len() == count;
-        let is_joined = !entries_of(held)?.is_empty() || after == 0 && sample.is_whole();
+        let is_joined = !entries_of(held)?.is_empty() || after.is_start() && sample.is_whole();
         self.size.learn(entries.iter());
 
         // Deleted entries (XDEL) are reported once, at the position of the last one: the range ends before it.
-        let deleted = sample.deleted.number_at_most().unwrap_or(u64::MAX);
+        let deleted = sample.deleted.number_at_most().unwrap_or(Seq::MAX);
         let below = entries.partition_point(|entry| entry.id <= sample.deleted);
         let stops = below > 0 && deleted <= until;
         if stops {
@@ -157,24 +158,25 @@ impl KeyLookup<'_> {
         let first = entries.first().map(|entry| entry.id);
         let next = first.and_then(EntryId::number_at_most);
         // There are no entries up to here; whether there were any is checked below.
-        let empty_to = next.map_or(until, |next| next - 1);
+        let empty_to = next.map_or(until, Seq::previous);
         let was_deleted = deleted > after && deleted <= empty_to;
         let was_trimmed = !is_joined && sample.last > EntryId::of(after);
-        let mut gone = if empty_to > after && (was_deleted || was_trimmed) { empty_to } else { 0 };
+        let mut gone = (empty_to > after && (was_deleted || was_trimmed)).then_some(empty_to);
 
         let mut messages: Vec<crate::broker::Message> = Vec::with_capacity(entries.len());
         let filter = Filter::from(topic.clone());
         let mut is_cut = false;
         for entry in entries {
-            let told =
-                messages.last().and_then(|message| message.stored).map_or(after.max(gone), |s| s.number);
+            let reached = messages.last().and_then(|message| message.stored);
+            let reached = reached.map_or(gone.unwrap_or(after), |stored| stored.number);
             match entry.id.number() {
-                Some(number) if number > told => {
+                Some(number) if number > reached => {
                     messages.push(entry.into_message(number, &filter, topic, payload));
                 }
                 Some(_) => {} // inside of the reported gap
                 None if messages.is_empty() => {
-                    gone = entry.id.number_at_most().unwrap_or(until).max(told + u64::from(gone == 0));
+                    let least = if gone.is_none() { reached.next() } else { reached };
+                    gone = Some(entry.id.number_at_most().unwrap_or(until).max(least));
                 }
                 None => {
                     is_cut = true;
@@ -182,8 +184,10 @@ impl KeyLookup<'_> {
                 }
             }
         }
-        let last = messages.last().and_then(|message| message.stored).map_or(gone, |stored| stored.number);
-        let through = if is_full || stops || is_cut { last.max(after + 1) } else { until };
+        let last = messages.last().and_then(|message| message.stored).map(|stored| stored.number).or(gone);
+        let is_partial = is_full || stops || is_cut;
+        let through =
+            if is_partial { last.map_or(after.next(), |last| last.max(after.next())) } else { until };
         Ok(Fetched { through, gone, torn: false, messages })
     }
 
@@ -194,22 +198,21 @@ impl KeyLookup<'_> {
         {
             return Ok(SeekResult::Evicted(number));
         }
-        let head = sample.last.number_at_most().unwrap_or(u64::MAX);
-        let oldest =
-            sample.first.and_then(EntryId::number_at_most).map_or(head, |first| first.saturating_sub(1));
+        let head = sample.last.number_at_most().unwrap_or(Seq::MAX);
+        let oldest = sample.first.and_then(EntryId::number_at_most).map_or(head, Seq::previous);
         // Deleted entries (XDEL) in between are reported by the fetch that reaches them.
-        let found = |number: u64| {
+        let found = |number: Seq| {
             if number >= oldest { SeekResult::At(number) } else { SeekResult::Evicted(oldest) }
         };
         Ok(match place {
             Seek::After(number) if number > head => SeekResult::Unknown(oldest),
-            // Only for 0: a complete stream may be another one than the one that gave a higher number.
-            Seek::After(0) if sample.is_whole() => SeekResult::At(0),
+            // Only from the start: a complete stream may be another one than the one that gave a higher number.
+            Seek::After(Seq::START) if sample.is_whole() => SeekResult::At(Seq::START),
             Seek::After(number) => found(number),
             Seek::Oldest => SeekResult::At(oldest),
             Seek::Since(time) => match before(time).min(head) {
                 // Everything. Before the first entry of a complete stream, no other position is known to belong to it.
-                number if sample.is_whole() && number <= oldest => SeekResult::At(0),
+                number if sample.is_whole() && number <= oldest => SeekResult::At(Seq::START),
                 number => found(number),
             },
             Seek::Last(0) => SeekResult::At(head),
@@ -224,7 +227,7 @@ impl KeyLookup<'_> {
     /// Whether `number` was given by a server that was replaced by one that lacks the entry. The new server may have
     /// added entries with lower ids, if its clock is behind. If the position is not an entry, or entries after it were
     /// deleted, this remains unknown.
-    async fn is_of_another_history(&mut self, number: u64, sample: &Sample) -> Result<bool, Fault> {
+    async fn is_of_another_history(&mut self, number: Seq, sample: &Sample) -> Result<bool, Fault> {
         let id = EntryId::of(number);
         let is_within = sample.first.is_some_and(|first| first < id) && id <= sample.last;
         if !is_within || id.is_last_of_its_millisecond() || sample.deleted >= id {
@@ -237,7 +240,7 @@ impl KeyLookup<'_> {
     }
 
     /// The number before the last `wanted` entries; `None` if there are fewer.
-    async fn last(&mut self, wanted: usize) -> Result<Option<u64>, Fault> {
+    async fn last(&mut self, wanted: usize) -> Result<Option<Seq>, Fault> {
         let (mut end, mut left) = ("+".to_owned(), wanted);
         while left > 0 {
             let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES).min(left);
@@ -249,7 +252,7 @@ impl KeyLookup<'_> {
             let Some(oldest) = entries.last().map(|entry| entry.id) else { return Ok(None) };
             left = left.saturating_sub(entries.len());
             if left == 0 {
-                return Ok(Some(oldest.number_at_most().unwrap_or(u64::MAX).saturating_sub(1)));
+                return Ok(Some(oldest.number_at_most().unwrap_or(Seq::MAX).previous()));
             }
             end = format!("({oldest}");
         }
@@ -261,7 +264,7 @@ impl KeyLookup<'_> {
         payload: &Bytes,
         headers: &Headers,
         field: Option<&str>,
-    ) -> Result<u64, Fault> {
+    ) -> Result<Seq, Fault> {
         let mut command = redis::cmd("XADD");
         command.arg(&self.name).arg("*");
         for (name, value) in entry::fields(payload, headers, field)? {
@@ -303,13 +306,13 @@ fn entries_of(answer: Result<Value, RedisError>) -> Result<Vec<Entry>, Fault> {
 }
 
 /// The start of a range after `number`.
-fn exclusive(number: u64) -> String {
-    if number == 0 { "-".into() } else { format!("({}", EntryId::of(number)) }
+fn exclusive(number: Seq) -> String {
+    if number.is_start() { "-".into() } else { format!("({}", EntryId::of(number)) }
 }
 
 /// The highest number before a time.
-fn before(time: SystemTime) -> u64 {
+fn before(time: SystemTime) -> Seq {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-    pack_entry_id(ms, 0).map_or(u64::MAX, |number| number.saturating_sub(1))
+    pack_entry_id(ms, 0).map_or(Seq::MAX, Seq::previous)
 }
