@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test lint tools run fmt bench
+.PHONY: help test lint tools run fmt bench book image
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -18,13 +18,15 @@ test: lint ## install what the tests need; formatting, clippy, documentation, ev
 # Clippy also refuses what the oldest Rust that Cargo.toml names does not have (incompatible_msrv). Advisories are not
 # checked here: their database is on a forge, and a test must pass without it. `cargo deny check` does all. The
 # documentation is for those who work here: it shows private items, and help texts of the command line have bare URLs.
-lint: tools ## formatting, clippy, the crates that may come in, the documentation of the library, shell scripts
+lint: tools ## formatting, clippy, the crates that may come in, the documentation of the library, shell scripts, workflows, the book
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	.tools/bin/cargo-deny --locked --log-level error check bans licenses sources
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links -A rustdoc::bare_urls" \
 	  cargo doc --locked --no-deps --document-private-items --quiet
-	shellcheck scripts/* .ci/run
+	shellcheck scripts/* .ci/run deploy/packages/*.sh
+	.tools/bin/actionlint
+	scripts/book
 
 tools: ## install what the tests need, where it is missing
 	@scripts/tools
@@ -38,6 +40,12 @@ bench: ## measure against a bare write loop and peers; two hours. A part: make b
 	cargo build --release --locked
 	cargo build --release --locked --package topicgate-bench
 	"$${CARGO_TARGET_DIR:-target}/release/topicgate-bench" $(BENCH)
+
+book: ## the documents as a site, in target/book/html
+	scripts/book
+
+image: ## build the image, run it and test it; needs docker, podman or buildah
+	cargo test --locked --test it image:: -- --ignored --nocapture
 
 fmt: ## format the code
 	cargo fmt --all

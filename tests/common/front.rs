@@ -145,17 +145,24 @@ impl Kind {
         command
     }
 
-    /// Debian's, or what scripts/tools brought from elsewhere.
+    /// The system's, or what scripts/tools brought from elsewhere.
     fn program(self) -> PathBuf {
         let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin");
         match self {
-            Kind::Nginx => "/usr/sbin/nginx".into(),
-            Kind::Haproxy => "/usr/sbin/haproxy".into(),
-            Kind::Caddy => "/usr/bin/caddy".into(),
+            Kind::Nginx => installed("nginx"),
+            Kind::Haproxy => installed("haproxy"),
+            Kind::Caddy => installed("caddy"),
             Kind::Envoy => tools.join("envoy"),
             Kind::Traefik => tools.join("traefik"),
         }
     }
+}
+
+/// Where a program of the system is. Some are in sbin, which a plain user's PATH may lack.
+fn installed(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|file| file.is_file()).unwrap_or_else(|| name.into())
 }
 
 fn read(name: &str) -> String {

@@ -24,6 +24,7 @@ fn documents() -> Vec<PathBuf> {
     let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found.push(root.join("llms.txt"));
     found
 }
 
@@ -64,6 +65,21 @@ fn links_within_and_between_the_documents_lead_somewhere() {
         }
     }
     assert!(links > 50, "{links}");
+}
+
+#[test]
+fn the_site_has_a_page_for_every_document() {
+    let contents = include_str!("../../docs/SUMMARY.md");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in documents() {
+        let within = path.strip_prefix(root).unwrap().to_str().unwrap();
+        // What `make bench` writes docs/benchmarks.md from, the contents themselves, and what only programs read.
+        if within.starts_with("bench/") || within == "docs/SUMMARY.md" || within == "llms.txt" {
+            continue;
+        }
+        let from_docs = within.strip_prefix("docs/").map_or(format!("../{within}"), str::to_owned);
+        assert!(contents.contains(&format!("]({from_docs})")), "docs/SUMMARY.md does not have {within}");
+    }
 }
 
 #[test]

@@ -1,0 +1,75 @@
+//! The image, built and run by a container engine. `make image` runs this; the other tests do without an engine.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::deploy::{command, content};
+use crate::common::redis::free_port;
+use crate::common::{client, within};
+
+const NAME: &str = "topicgate-image-test";
+
+/// A build compiles the whole gateway.
+const STARTED: Duration = Duration::from_secs(60);
+
+/// The engine of this machine that answers, and what it needs to build an image with a health check.
+fn engine() -> (&'static str, &'static [&'static str]) {
+    let answers = |name: &str| command(name).arg("info").output().is_ok_and(|output| output.status.success());
+    // Podman's own format of images has no health check.
+    let all: [(_, &[_]); 2] = [("docker", &[]), ("podman", &["--format", "docker"])];
+    all.into_iter().find(|(name, _)| answers(name)).expect("an engine that answers: docker or podman")
+}
+
+/// A container that runs; removed with this.
+struct Container(&'static str);
+
+impl Container {
+    fn start(engine: &'static str, options: &[&str]) -> Self {
+        let run = ["run", "--detach", "--read-only", "--cap-drop", "ALL", "--name", NAME];
+        content(command(engine).args(run).args(options).arg(NAME));
+        Container(engine)
+    }
+
+    fn inspect(&self, format: &str) -> String {
+        content(command(self.0).args(["inspect", "--format", format, NAME])).trim().to_owned()
+    }
+
+    fn logs(&self) -> String {
+        content(command(self.0).args(["logs", NAME]))
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = Command::new(self.0).args(["rm", "--force", NAME]).output();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a container engine: make image"]
+async fn the_image_serves_its_page_is_healthy_and_ends_in_order() {
+    let (engine, options) = engine();
+    content(command(engine).args(["build", "--tag", NAME]).args(options).arg("."));
+    let port = free_port();
+    let container = Container::start(engine, &["--publish", &format!("127.0.0.1:{port}:8080")]);
+    let address = ([127, 0, 0, 1], port).into();
+    within("the page", STARTED, async {
+        loop {
+            let socket = tokio::net::TcpStream::connect(address).await;
+            if socket.is_ok() && client::request(address, "GET", "/", &[], b"").await.status == 200 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    assert_ne!(content(command(engine).args(["inspect", "--format", "{{.Config.User}}", NAME])).trim(), "");
+    within("healthy", STARTED, async {
+        while container.inspect("{{.State.Health.Status}}") != "healthy" {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    })
+    .await;
+    content(command(engine).args(["stop", "--time", "20", NAME]));
+    assert_eq!(container.inspect("{{.State.ExitCode}}"), "0", "{}", container.logs());
+}
