@@ -102,7 +102,12 @@ impl Logs {
                 linger: Duration::ZERO,
                 rule: Default::default(),
             },
-            fields: Arc::new(FieldMapping { source: Source::Pubsub, id: field("id"), kind: field("type") }),
+            fields: Arc::new(FieldMapping {
+                source: Source::Pubsub,
+                id: field("id"),
+                kind: field("type"),
+                data: None,
+            }),
             payload: vec![b'x'; 200].into(),
         };
         if let Some(subscription) = logs.registry.warm(&warm(), &logs.bounds, &logs.fields) {

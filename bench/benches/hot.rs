@@ -93,6 +93,7 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
         source: Source::Pubsub,
         id: field("Nats-Msg-Id"),
         kind: field("Event-Type"),
+        data: None,
     });
     let filter = Filter::from(topic.clone());
     let (lease, subscription) = registry.lease(&filter, &bounds, &fields, None).expect("there is room");

@@ -243,11 +243,11 @@ impl Rule {
             ByteSize(r.bytes),
             format_duration(r.age),
             if r.warm { ", and subscribed from the start" } else { "" },
-            self.ids_and_types_in_words(broker)
+            self.fields_in_words(broker)
         )
     }
 
-    fn ids_and_types_in_words(&self, broker: BrokerKind) -> String {
+    fn fields_in_words(&self, broker: BrokerKind) -> String {
         let place = |field: &Field| match field {
             Field::Pointer(pointer) => Some(format!("the JSON field {pointer}")),
             Field::Header(name) if matches!(self.source, Source::RedisStream { .. }) => {
@@ -262,9 +262,14 @@ impl Rule {
             Some(place) => format!("Ids are in {place}"),
             None => "Redis messages have no headers, so they carry no ids".to_owned(),
         };
+        let envelope = match self.data.as_deref() {
+            None => String::new(),
+            Some("") => ". The payload is the JSON value of the whole message".to_owned(),
+            Some(pointer) => format!(". The payload is in the JSON field {pointer}"),
+        };
         match place(&self.kind) {
-            Some(place) => format!("{ids}, types in {place}"),
-            None => format!("{ids}, and no types"),
+            Some(place) => format!("{ids}, types in {place}{envelope}"),
+            None => format!("{ids}, and no types{envelope}"),
         }
     }
 }

@@ -68,6 +68,11 @@ impl<'a> Input<'a> {
     }
 
     /// Says what is wrong with a key, unless it failed before.
+    /// The text at `path` may be empty: that means something there.
+    pub(super) fn may_be_empty(&mut self, path: &str) {
+        self.empty.retain(|empty| empty != path);
+    }
+
     pub(super) fn refuse(&mut self, path: &str, problem: impl Into<String>) {
         if !self.has_failed(path) {
             self.errors.push(ConfigError::at(path, self.origin(path), problem));

@@ -178,6 +178,11 @@ pub(super) const KEYS: &[Key] = &[
     key("topics.publish", ACCESS, "Who may publish.").default("nobody"),
     key("topics.id", FIELD, "Where a message carries its publisher's id; not set: NATS has a header for it."),
     key("topics.type", FIELD, "Where a message carries its event type; not set: on NATS, in Event-Type."),
+    key(
+        "topics.data",
+        Named(&["pointer"]),
+        "Where the payload is in a JSON envelope; an empty pointer: the whole JSON value; not set: no envelope.",
+    ),
     key("topics.replay.messages", COUNT, "Messages of a topic that are held for replay.").default("1000"),
     key(
         "topics.replay.bytes",

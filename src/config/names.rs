@@ -35,3 +35,8 @@ pub(super) fn is_pointer(text: &str) -> bool {
     let escapes = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
     text.starts_with('/') && escapes
 }
+
+/// What is wrong with a text that is not [`is_pointer`].
+pub(super) fn not_a_pointer(text: &str) -> String {
+    format!("{text:?} is not a JSON pointer; write one as in /data/id (~0 stands for ~, ~1 for /)")
+}

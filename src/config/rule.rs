@@ -5,7 +5,7 @@ use super::auth::Auth;
 use super::broker::Broker;
 use super::input::Input;
 use super::limits::Limits;
-use super::names::{is_pointer, is_token};
+use super::names::{is_pointer, is_token, not_a_pointer};
 use super::replay::Replay;
 use super::source;
 use super::url::BrokerKind;
@@ -36,6 +36,8 @@ pub struct Rule {
     pub id: Field,
     /// `type`: where the event type is found.
     pub kind: Field,
+    /// `data`: the JSON pointer to the payload in a message.
+    pub data: Option<String>,
     /// `replay`.
     pub replay: Replay,
 }
@@ -73,6 +75,7 @@ impl Rule {
         let publish = Access::read(input, &key("publish"), around.auth);
         let id = field(input, &key("id"), "Nats-Msg-Id", around.kind);
         let kind = field(input, &key("type"), "Event-Type", around.kind);
+        let data = data(input, &key("data"));
         let replay = Replay::read(input, &key("replay"), around.limits);
         let (filter, subject) = pattern(input, &key("match"), around)?;
         if subject.is_some() && (read == Access::Anyone || publish == Access::Anyone) {
@@ -83,7 +86,7 @@ impl Rule {
         }
         let source = source::read(input, path, &filter, around.kind, around.broker.cluster);
         source::check_warm(input, &key("replay.warm"), &source, &filter, replay.warm);
-        Some(Rule { filter, subject, source, read, publish, id, kind, replay })
+        Some(Rule { filter, subject, source, read, publish, id, kind, data, replay })
     }
 }
 
@@ -167,10 +170,7 @@ fn field(input: &mut Input<'_>, path: &str, default: &str, kind: Option<BrokerKi
         }
         Some([("pointer", pointer)]) => {
             if !is_pointer(pointer) {
-                let problem = format!(
-                    "{pointer:?} is not a JSON pointer; write one as in /data/id (~0 stands for ~, ~1 for /)"
-                );
-                input.refuse(&format!("{path}.pointer"), problem);
+                input.refuse(&format!("{path}.pointer"), not_a_pointer(pointer));
             }
             Field::Pointer(pointer.clone())
         }
@@ -189,4 +189,15 @@ fn field(input: &mut Input<'_>, path: &str, default: &str, kind: Option<BrokerKi
     };
     input.holds(path, held);
     field
+}
+
+/// Where the payload is in a message. The empty pointer is the whole document.
+fn data(input: &mut Input<'_>, path: &str) -> Option<String> {
+    input.may_be_empty(&format!("{path}.pointer"));
+    let places: Option<Vec<(&str, String)>> = input.get_if_any(path);
+    let pointer = places.and_then(|places| places.into_iter().next()).map(|(_, pointer)| pointer)?;
+    if !pointer.is_empty() && !is_pointer(&pointer) {
+        input.refuse(&format!("{path}.pointer"), not_a_pointer(&pointer));
+    }
+    Some(pointer)
 }

@@ -53,6 +53,8 @@ fn the_annotated_file_names_every_key() {
         "topics.bucket",
         "topics.payload",
         "topics.payload.field",
+        "topics.data",
+        "topics.data.pointer",
     ] {
         assert!(keys.remove(other));
     }

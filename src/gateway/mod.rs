@@ -343,7 +343,12 @@ fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<FieldMapping>) {
         linger: replay.linger,
         rule: metrics.rule(&rule.pattern()),
     };
-    let fields = FieldMapping { source: rule.source.clone(), id: rule.id.clone(), kind: rule.kind.clone() };
+    let fields = FieldMapping {
+        source: rule.source.clone(),
+        id: rule.id.clone(),
+        kind: rule.kind.clone(),
+        data: rule.data.clone(),
+    };
     (bounds, Arc::new(fields))
 }
 

@@ -68,18 +68,24 @@ impl Encoder {
         if let Some(operation) = deletion(message) {
             return EntryKind::Message(Message::deletion(topic.clone(), time, sequence, number, operation));
         }
-        let found = fields.find(&message.headers, &message.payload);
-        for (bad, what) in [(found.bad_id, Rejected::Id), (found.bad_kind, Rejected::Type)] {
-            if bad {
-                self.metrics.rejected.inc(what);
-                tracing::debug!(
-                    topic = topic.as_str(),
-                    what = <&str>::from(what),
-                    "a field of a message was dropped, because it cannot be carried"
-                );
-            }
+        let mut found = fields.find(&message.headers, &message.payload);
+        let bad = [
+            (found.bad_id, Rejected::Id),
+            (found.bad_kind, Rejected::Type),
+            (found.bad_data, Rejected::Data),
+        ];
+        for (_, what) in bad.into_iter().filter(|(is_bad, _)| *is_bad) {
+            self.metrics.rejected.inc(what);
+            tracing::debug!(
+                topic = topic.as_str(),
+                what = <&str>::from(what),
+                "a message was delivered without a field, because the field cannot be carried or is not where the rule \
+                 says"
+            );
         }
-        EntryKind::Message(Message::new(topic.clone(), time, sequence, number, found, &message.payload))
+        let payload = found.data.take();
+        let payload = payload.as_deref().map_or(&*message.payload, str::as_bytes);
+        EntryKind::Message(Message::new(topic.clone(), time, sequence, number, found, payload))
     }
 
     /// As [`Encoder::encode`], but a message that is too large becomes a gap.

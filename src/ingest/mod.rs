@@ -270,8 +270,12 @@ mod tests {
             linger: minute,
             rule: Default::default(),
         };
-        let fields =
-            Arc::new(FieldMapping { source, id: Field::Header("a".into()), kind: Field::Header("b".into()) });
+        let fields = Arc::new(FieldMapping {
+            source,
+            id: Field::Header("a".into()),
+            kind: Field::Header("b".into()),
+            data: None,
+        });
         let filter = Filter::parse(topic, 9).unwrap();
         let (lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();
         subscription.unwrap().accepted();

@@ -1,7 +1,6 @@
 //! Messages as logs hold them: parsed once at ingest, encoded once, shared by all readers.
 //!
-//! This file also extracts the id and the type from a broker's message. Values that cannot be carried are dropped and
-//! reported to the caller, so that neither a header nor a payload can break the framing.
+//! `fields` finds the id, the type and the payload in a broker's message; what it finds can be framed.
 
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -10,12 +9,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+pub use super::fields::{Extracted, FieldMapping};
 use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame::{self, Frame};
-use crate::protocol::headers::Headers;
 use crate::protocol::publisher::{EventType, PublisherId};
 use crate::protocol::seq::Seq;
-use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::Topic;
 
 /// The format in which a reader receives messages.
@@ -25,55 +23,6 @@ pub enum Format {
     Raw,
     /// A CloudEvents 1.0 JSON envelope, which names the topic.
     CloudEvents,
-}
-
-/// The source of a rule's messages, and where their ids and types are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FieldMapping {
-    /// The source of the messages.
-    pub source: Source,
-    /// Where the publisher id is.
-    pub id: Field,
-    /// Where the event type is.
-    pub kind: Field,
-}
-
-/// The fields that a [`FieldMapping`] found in one message.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Extracted {
-    /// The publisher's id.
-    pub publisher_id: Option<PublisherId>,
-    /// The event type.
-    pub kind: Option<EventType>,
-    /// Whether an id was present but not valid.
-    pub bad_id: bool,
-    /// Whether a type was present but not valid.
-    pub bad_kind: bool,
-}
-
-impl FieldMapping {
-    /// Extracts the id and the type of a message.
-    pub fn find(&self, headers: &Headers, payload: &[u8]) -> Extracted {
-        // The payload is parsed at most once, and only if the rule needs it.
-        let json = OnceLock::new();
-        let read = |field: &Field| match field {
-            Field::Nowhere => None,
-            Field::Header(name) => headers.get(name).map(str::to_owned),
-            Field::Pointer(pointer) => json
-                .get_or_init(|| serde_json::from_slice::<serde_json::Value>(payload).unwrap_or_default())
-                .pointer(pointer)
-                .and_then(|value| match value {
-                    serde_json::Value::String(text) => Some(text.clone()),
-                    serde_json::Value::Number(number) => Some(number.to_string()),
-                    _ => None,
-                }),
-        };
-        let (id, kind) = (read(&self.id), read(&self.kind));
-        let (has_id, has_kind) = (id.is_some(), kind.is_some());
-        let (publisher_id, kind) = (id.and_then(PublisherId::new), kind.and_then(EventType::new));
-        let (bad_id, bad_kind) = (has_id && publisher_id.is_none(), has_kind && kind.is_none());
-        Extracted { publisher_id, kind, bad_id, bad_kind }
-    }
 }
 
 /// An encoded message.
@@ -265,37 +214,6 @@ mod tests {
         lines[0] = b'\n';
         assert!((18_000..19_000).contains(&weight(lines)));
         assert!((21_000..22_000).contains(&weight(vec![0xff; 9_000])), "base64 and the bytes");
-    }
-
-    fn fields(id: Field, kind: Field) -> FieldMapping {
-        FieldMapping { source: Source::Pubsub, id, kind }
-    }
-
-    fn headers(all: &[(&str, &str)]) -> Headers {
-        let mut headers = Headers::default();
-        all.iter().for_each(|(name, value)| headers.insert(*name, *value));
-        headers
-    }
-
-    #[test]
-    fn id_and_type_come_from_headers_or_from_the_payload() {
-        let by_header = fields(Field::Header("Nats-Msg-Id".into()), Field::Header("Event-Type".into()));
-        let found = by_header.find(&headers(&[("nats-msg-id", "7"), ("Event-Type", "price")]), b"");
-        assert_eq!((found.publisher_id.as_deref(), found.kind.as_deref()), (Some("7"), Some("price")));
-        let by_pointer = fields(Field::Pointer("/meta/id".into()), Field::Pointer("/type".into()));
-        let found = by_pointer.find(&Headers::default(), br#"{"meta":{"id":42},"type":"price"}"#);
-        assert_eq!((found.publisher_id.as_deref(), found.kind.as_deref()), (Some("42"), Some("price")));
-        assert_eq!(by_pointer.find(&Headers::default(), b"not json"), Extracted::default());
-        assert_eq!(by_pointer.find(&Headers::default(), br#"{"type":["a"]}"#), Extracted::default());
-    }
-
-    #[test]
-    fn what_cannot_be_carried_is_left_out_and_told() {
-        let by_header = fields(Field::Header("id".into()), Field::Header("type".into()));
-        for (id, kind) in [("1\r2", "message\nevent: admin"), ("1\0", "a\0"), ("a b", "stream-close")] {
-            let found = by_header.find(&headers(&[("id", id), ("type", kind)]), b"");
-            assert_eq!(found, Extracted { publisher_id: None, kind: None, bad_id: true, bad_kind: true });
-        }
     }
 
     fn cloud_event(payload: &'static [u8], publisher_id: Option<&str>) -> (String, serde_json::Value) {

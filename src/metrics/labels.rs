@@ -215,6 +215,8 @@ pub enum Rejected {
     Type,
     /// A header field that cannot be read.
     Header,
+    /// The payload in its envelope: the message has nothing at the rule's pointer, and is delivered as it is.
+    Data,
 }
 
 /// What became of a span.

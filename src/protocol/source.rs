@@ -57,3 +57,13 @@ pub enum Field {
     /// Nowhere: the rule names no place, and the source has no default, as on Redis.
     Nowhere,
 }
+
+impl Field {
+    /// The JSON pointer, if it is in the payload.
+    pub fn pointer(&self) -> Option<&str> {
+        match self {
+            Field::Pointer(pointer) => Some(pointer),
+            Field::Header(_) | Field::Nowhere => None,
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 /// Chromium starts slowly on a busy machine.
@@ -136,5 +136,59 @@ impl Client {
     pub async fn close(mut self) {
         drop(self.child.stdin.take());
         let _ = tokio::time::timeout(LIMIT, self.child.wait()).await;
+    }
+}
+
+/// A page of docs/recipes.md in Chromium, at the origin of a gateway. See tests/clients/recipe.mjs.
+pub struct Page {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Page {
+    /// Opens the page `html` as `/page` of the gateway.
+    pub async fn open(address: SocketAddr, html: &str) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), html).unwrap();
+        let mut child = script("recipe.mjs")
+            .arg(format!("http://{address}/page"))
+            .arg(file.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect(NEEDED);
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut page = Page { child, lines, _file: file };
+        page.answer().await;
+        page
+    }
+
+    /// Waits until an element has exactly this text.
+    pub async fn shows(&mut self, selector: &str, text: &str) {
+        self.act(json!({ "shows": selector, "text": text })).await;
+    }
+
+    pub async fn reload(&mut self) {
+        self.act(json!({ "reload": true })).await;
+    }
+
+    /// The value of an expression in the page.
+    pub async fn run(&mut self, expression: &str) -> Value {
+        self.act(json!({ "run": expression })).await
+    }
+
+    async fn act(&mut self, what: Value) -> Value {
+        let line = format!("{what}\n");
+        self.child.stdin.as_mut().unwrap().write_all(line.as_bytes()).await.unwrap();
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Value {
+        let line =
+            tokio::time::timeout(LIMIT, self.lines.next_line()).await.expect("the page does not answer");
+        let answer: Value = serde_json::from_str(&line.unwrap().expect("the browser has ended")).unwrap();
+        assert_eq!(answer["error"], Value::Null, "{answer}");
+        answer["value"].clone()
     }
 }

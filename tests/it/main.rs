@@ -19,6 +19,7 @@ mod cors;
 mod deploy;
 mod doctor;
 mod documents;
+mod envelopes;
 mod expiry;
 mod faults;
 mod feeds;

@@ -1,19 +1,22 @@
-//! The recipe of docs/security.md that brings a program with it, as it stands there.
+//! The recipes of docs/recipes.md, and the one of docs/security.md that brings a program with it, as they stand there.
 
+use crate::common::browser::Page;
 use crate::common::client::Reader;
 use crate::common::document::blocks;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
-use crate::common::redis::free_port;
+use crate::common::redis::{RedisServer, free_port};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-const DOCUMENT: &str = include_str!("../../docs/security.md");
+const SECURITY: &str = include_str!("../../docs/security.md");
+
+const RECIPES: &str = include_str!("../../docs/recipes.md");
 
 #[tokio::test]
 async fn the_backend_of_the_document_lets_its_users_in_and_nobody_else() {
     let heading = "A session cookie and a backend";
-    let (program, toml) = (blocks(DOCUMENT, heading, "js"), blocks(DOCUMENT, heading, "toml"));
+    let (program, toml) = (blocks(SECURITY, heading, "js"), blocks(SECURITY, heading, "toml"));
     let port = free_port().to_string();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("backend.mjs");
@@ -50,4 +53,93 @@ async fn the_backend_of_the_document_lets_its_users_in_and_nobody_else() {
     backend.kill().await.unwrap();
     let mut reader = Reader::open(gateway.address, "/topics/orders/us", &alice).await;
     assert_eq!(reader.control("stream-close").await["reconnect"], true);
+}
+
+/// The block in `language` of a recipe.
+fn block(heading: &str, language: &str) -> String {
+    let found = blocks(RECIPES, heading, language);
+    assert_eq!(found.len(), 1, "the blocks of {language} under {heading}");
+    found.into_iter().next().unwrap()
+}
+
+/// A recipe whose messages come from Redis: a server, a gateway with the recipe's configuration, and the page.
+struct RedisRecipe {
+    server: RedisServer,
+    gateway: Gateway,
+    heading: &'static str,
+}
+
+impl RedisRecipe {
+    async fn start(heading: &'static str) -> Self {
+        let server = RedisServer::start();
+        let toml = block(heading, "toml").replace("redis://127.0.0.1:6379", &server.url());
+        let gateway = Gateway::with(&toml).await;
+        RedisRecipe { server, gateway, heading }
+    }
+
+    async fn page(&self) -> Page {
+        Page::open(self.gateway.address, &block(self.heading, "html")).await
+    }
+
+    /// Sends what the recipe shows as a command, with other words in it.
+    async fn publish(&self, channel: &str, payload: &str) {
+        assert!(RECIPES.contains(&format!("PUBLISH {channel} ")), "the recipe publishes on another channel");
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(channel).arg(payload).exec_async(&mut self.server.connect().await).await.unwrap();
+    }
+
+    async fn is_read(&self, channel: &str) {
+        eventually("the page reads", async || self.server.channel_subscribers(channel).await == 1).await;
+    }
+}
+
+#[tokio::test]
+async fn laravel_echo_reads_what_laravel_broadcasts() {
+    let recipe = RedisRecipe::start("Laravel").await;
+    let mut page = recipe.page().await;
+    page.shows("#status", "subscribed").await;
+    let payload = r#"{"event":"OrderShipped","data":{"id":42,"carrier":"Sea & Co"},"socket":null}"#;
+    recipe.publish("orders.42", payload).await;
+    page.shows("#status", "order 42 is with Sea & Co").await;
+}
+
+#[tokio::test]
+async fn turbo_acts_on_what_rails_broadcasts() {
+    let recipe = RedisRecipe::start("Rails and Turbo").await;
+    let mut page = recipe.page().await;
+    recipe.is_read("shop_production:messages").await;
+    for text in ["one", "two"] {
+        let html = format!(
+            r#""\u003cturbo-stream action=\"append\" target=\"messages\"\u003e\n\u003ctemplate\u003e\u003cp\u003e{text}\u003c/p\u003e\u003c/template\u003e\u003c/turbo-stream\u003e""#
+        );
+        recipe.publish("shop_production:messages", &html).await;
+    }
+    page.shows("#messages", "onetwo").await;
+}
+
+#[tokio::test]
+async fn htmx_shows_the_newest_price_and_the_next_ones() {
+    let recipe = RedisRecipe::start("htmx").await;
+    eventually("the rule is warm", async || recipe.server.patterns().await == 1).await;
+    recipe.publish("prices:eur", r#"{"event":"price","data":"<b>3.10</b>"}"#).await;
+    let mut page = recipe.page().await;
+    page.shows("#price > b", "3.10").await;
+    recipe.publish("prices:eur", r#"{"event":"other","data":"<b>9</b>"}"#).await;
+    recipe.publish("prices:eur", r#"{"event":"price","data":"<b>3.20</b>\n<i>up</i>"}"#).await;
+    page.shows("#price > i", "up").await;
+    page.shows("#price > b", "3.20").await;
+}
+
+#[tokio::test]
+async fn datastar_merges_fragments() {
+    let recipe = RedisRecipe::start("Datastar").await;
+    let mut page = recipe.page().await;
+    recipe.is_read("games:7").await;
+    for score in ["2 : 1", "3 : 1"] {
+        let payload = format!(
+            r#"{{"event":"datastar-merge-fragments","data":"fragments <b id=\"score\">{score}</b>"}}"#
+        );
+        recipe.publish("games:7", &payload).await;
+        page.shows("#score", score).await;
+    }
 }

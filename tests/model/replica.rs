@@ -94,6 +94,7 @@ impl Replica {
             source: Source::Pubsub,
             id: Field::Header("id".into()),
             kind: Field::Header("type".into()),
+            data: None,
         });
         let subscription = registry.warm(&filter(WARM), &bounds, &fields).unwrap();
         let table = Table::new(1_000);

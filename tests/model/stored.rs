@@ -227,7 +227,7 @@ impl Gateway {
 
     fn fields(source: &Source) -> Arc<FieldMapping> {
         let field = |name: &str| Field::Header(name.into());
-        Arc::new(FieldMapping { source: source.clone(), id: field("id"), kind: field("type") })
+        Arc::new(FieldMapping { source: source.clone(), id: field("id"), kind: field("type"), data: None })
     }
 
     fn begin(&mut self, history: &History) {
