@@ -14,8 +14,8 @@ COPY src ./src
 COPY bench ./bench
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin topicgate \
-    && cp target/release/topicgate /topicgate
+    cargo build --profile dist --features jemalloc --locked --bin topicgate \
+    && cp target/dist/topicgate /topicgate
 
 FROM scratch
 # CA certificates, for brokers, key sets and backends over TLS.

@@ -37,9 +37,9 @@ run: ## the gateway on its embedded broker, http://127.0.0.1:8080
 # Two builds, so that the gateway under test has its own features and not those that the bench asks of its libraries.
 BENCH ?= --json bench.json --docs docs
 bench: ## measure against a bare write loop and peers; two hours. A part: make bench BENCH=--quick
-	cargo build --release --locked
-	cargo build --release --locked --package topicgate-bench
-	"$${CARGO_TARGET_DIR:-target}/release/topicgate-bench" $(BENCH)
+	cargo build --profile dist --features jemalloc --locked
+	cargo build --profile dist --locked --package topicgate-bench
+	"$${CARGO_TARGET_DIR:-target}/dist/topicgate-bench" $(BENCH)
 
 book: ## the documents as a site, in target/book/html
 	scripts/book
