@@ -91,8 +91,8 @@ pub mod internals {
     }
     pub mod log {
         pub use crate::log::{
-            BACKFILL_CAPACITY, BackfillRequest, Bounds, Cursors, EntryKind, Lease, Read, Registry,
-            Subscription, seeks_needed,
+            BACKFILL_CAPACITY, BackfillRequest, Bounds, Cursors, EntryKind, Lease, RangeExtent, Read,
+            Registry, StoredPosition, Subscription, seeks_needed,
         };
         pub mod message {
             pub use crate::log::message::{Extracted, FieldMapping, Format, Message};

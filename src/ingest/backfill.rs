@@ -16,7 +16,7 @@ use super::encoder::Encoder;
 use super::paced::{self, Look};
 use crate::broker::{Broker, BrokerError, Fetched, Stored};
 use crate::log::message::FieldMapping;
-use crate::log::{BACKFILL_CAPACITY, BackfillRequest, Registry};
+use crate::log::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent, Registry, StoredPosition};
 use crate::metrics::throttle::Throttle;
 use crate::protocol::event_id::Sequence;
 use crate::protocol::seek::{Seek, SeekResult};
@@ -117,54 +117,63 @@ impl Look for BackfillRequest {
 
 impl Backfill {
     /// Runs until all senders of requests are gone.
-    pub async fn run(self, asks: mpsc::Receiver<BackfillRequest>, lookups: mpsc::Receiver<Lookup>) {
-        let recall = Arc::new(self);
-        let (clients, metrics) = (&recall.clients, &recall.encoder.metrics);
+    pub async fn run(self, requests: mpsc::Receiver<BackfillRequest>, lookups: mpsc::Receiver<Lookup>) {
+        let backfill = Arc::new(self);
+        let (clients, metrics) = (&backfill.clients, &backfill.encoder.metrics);
         let failures = Arc::new(Throttle::default());
-        let fetch = |ask| fetch(recall.clone(), failures.clone(), ask);
-        let find = |lookup| find(recall.broker.clone(), lookup);
+        let fetch = |request| fetch(backfill.clone(), failures.clone(), request);
+        let find = |lookup| find(backfill.broker.clone(), lookup);
         tokio::join!(
-            paced::serve(asks, BACKFILL_CAPACITY, AT_ONCE, clients.clone(), metrics.clone(), fetch),
+            paced::serve(requests, BACKFILL_CAPACITY, AT_ONCE, clients.clone(), metrics.clone(), fetch),
             paced::serve(lookups, LOOKUPS, AT_ONCE, clients.clone(), metrics.clone(), find),
         );
     }
 
-    async fn answer(&self, ask: &BackfillRequest) -> Result<usize, BrokerError> {
-        let Some((sequence, fields)) = ask.reading() else {
+    async fn answer(&self, request: &BackfillRequest) -> Result<usize, BrokerError> {
+        let Some((sequence, fields)) = request.reading() else {
             return Err(BrokerError::Away("its subscription has ended".into()));
         };
-        let fetched =
-            self.broker.fetch(ask.filter().clone(), fields.source.clone(), ask.after, ask.until).await?;
+        let fetched = self
+            .broker
+            .fetch(request.filter().clone(), fields.source.clone(), request.after, request.until)
+            .await?;
         let bytes = fetched.messages.iter().map(|message| message.payload.len()).sum();
-        self.hand_over(ask, &sequence, &fields, fetched);
+        self.hand_over(request, &sequence, &fields, fetched);
         Ok(bytes)
     }
 
-    fn hand_over(&self, ask: &BackfillRequest, sequence: &Sequence, fields: &FieldMapping, fetched: Fetched) {
+    fn hand_over(
+        &self,
+        request: &BackfillRequest,
+        sequence: &Sequence,
+        fields: &FieldMapping,
+        fetched: Fetched,
+    ) {
         let entries = fetched.messages.iter().filter_map(|message| {
-            let stored = message.stored?;
-            let Stored { number, time, .. } = stored;
-            Some((number, time, self.encoder.encode_any(message, sequence, number, time, fields)))
+            let Stored { number, time, .. } = message.stored?;
+            let position = StoredPosition { number, time };
+            Some((position, self.encoder.encode_any(message, sequence, number, time, fields)))
         });
-        self.registry.recall(ask, fetched.through, fetched.gone, fetched.torn, entries);
+        let Fetched { through, gone, torn, .. } = fetched;
+        self.registry.answer_backfill(request, RangeExtent { through, gone, torn }, entries);
     }
 }
 
 /// Fetches a range. Returns the bytes of its messages.
-async fn fetch(recall: Arc<Backfill>, failures: Arc<Throttle>, ask: BackfillRequest) -> usize {
+async fn fetch(backfill: Arc<Backfill>, failures: Arc<Throttle>, request: BackfillRequest) -> usize {
     // A panic is our bug; the readers request the range again instead of waiting for ever.
-    let answer = AssertUnwindSafe(recall.answer(&ask)).catch_unwind().await;
+    let answer = AssertUnwindSafe(backfill.answer(&request)).catch_unwind().await;
     let outcome = answer.unwrap_or_else(|_| Err(BrokerError::Away("the fetch has panicked".into())));
-    recall.encoder.metrics.recalled(outcome.as_ref().ok().copied());
+    backfill.encoder.metrics.recalled(outcome.as_ref().ok().copied());
     outcome.unwrap_or_else(|error| {
         if failures.allows() {
-            tracing::warn!(topics = ask.filter().as_str(), %error, "cannot fetch messages that a reader missed; it is \
+            tracing::warn!(topics = request.filter().as_str(), %error, "cannot fetch messages that a reader missed; it is \
             tried again");
         }
         // Outside of the turns, so that this pause delays nobody else.
         tokio::spawn(async move {
             tokio::time::sleep(PAUSE).await;
-            ask.give_up();
+            request.give_up();
         });
         0
     })

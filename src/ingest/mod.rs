@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::yield_now;
 
 use self::encoder::Encoder;
-use crate::broker::{self, Event, Link};
-use crate::log::Registry;
+use crate::broker::{self, Event, Link, Stored};
+use crate::log::{Registry, StoredPosition};
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics, Rejected};
 use crate::protocol::codes::GapReason;
@@ -195,9 +195,10 @@ impl Ingest {
         let _span = self.traces.received(&message.topic, &message.headers, message.payload.len());
         self.metrics.messages_received.inc();
         self.metrics.received_bytes.inc_by(message.payload.len() as u64);
-        let stored = message.stored.map(|stored| (stored.number, stored.time));
-        if let Some((_, time)) = stored {
-            let lag = time.elapsed().unwrap_or_default(); // the broker's clock and ours may differ
+        let position = |stored: Stored| StoredPosition { number: stored.number, time: stored.time };
+        let stored = message.stored.map(position);
+        if let Some(stored) = stored {
+            let lag = stored.time.elapsed().unwrap_or_default(); // the broker's clock and ours may differ
             self.metrics.upstream_lag_seconds.observe(lag.as_secs_f64());
         }
         match (self.encoder.is_too_large(&message), stored) {
@@ -211,8 +212,8 @@ impl Ingest {
                     },
                 );
             }
-            (true, Some((number, _))) => {
-                self.skip(&message.filter, Some(&message.topic), number, GapReason::TooLarge);
+            (true, Some(stored)) => {
+                self.skip(&message.filter, Some(&message.topic), stored.number, GapReason::TooLarge);
             }
             (true, None) => {
                 let (filters, topic) = (slice::from_ref(&message.filter), Some(&message.topic));

@@ -55,6 +55,17 @@ pub struct BackfillRequest {
     begun: AtomicBool,
 }
 
+/// How far a fetched range goes, and what is missing in it.
+#[derive(Debug, Clone, Copy)]
+pub struct RangeExtent {
+    /// It is complete up to this number.
+    pub through: Seq,
+    /// Messages up to this number are gone, if any are.
+    pub gone: Option<Seq>,
+    /// Single messages after `gone` are gone too. Then it serves only readers that start at its beginning.
+    pub torn: bool,
+}
+
 /// A fetched range of stored messages.
 #[derive(Debug)]
 pub(crate) struct BackfillRange {
@@ -251,19 +262,18 @@ impl BackfillRanges {
     /// Delivers a range to the readers that wait for it, and keeps it for others as long as there is room.
     pub(crate) fn keep(
         &self,
-        ask: &BackfillRequest,
-        through: Seq,
-        gone: Option<Seq>,
-        torn: bool,
+        request: &BackfillRequest,
+        extent: RangeExtent,
         entries: Vec<Arc<Entry>>,
         max_bytes: usize,
     ) {
-        let usage = ask.history.usage.clone();
+        let RangeExtent { through, gone, torn } = extent;
+        let usage = request.history.usage.clone();
         let bytes = entries.iter().map(|entry| entry.weight()).sum();
         usage.0.fetch_add(bytes, Ordering::Relaxed);
         let range = Arc::new(BackfillRange {
-            after: ask.after,
-            until: ask.until,
+            after: request.after,
+            until: request.until,
             through,
             gone,
             torn,
@@ -273,10 +283,10 @@ impl BackfillRanges {
             bytes,
             usage,
         });
-        ask.history.answer(ask.id, range.clone());
+        request.history.answer(request.id, range.clone());
         let given_up = {
             let mut kept = self.0.lock();
-            kept.ranges.push_back((Arc::downgrade(&ask.history), range));
+            kept.ranges.push_back((Arc::downgrade(&request.history), range));
             kept.bytes += bytes;
             let mut given_up = Vec::new();
             while kept.bytes > max_bytes / SHARE && kept.ranges.len() > NEWEST {

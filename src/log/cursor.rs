@@ -31,11 +31,26 @@ pub struct Cursors {
     pub(super) cursors: SmallVec<[Cursor; 1]>,
     /// Whether they have several sequences.
     pub(super) mixed: bool,
-    /// Whether messages from before the opening are still to be read.
-    pub replaying: bool,
+    /// What is read, and so what the ends of the cursors are.
+    phase: Phase,
     /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
     /// slow.
     caught_up: bool,
+}
+
+/// What cursors read. Apart from the stream's own phase, because a stream that closes in the middle of a replay still
+/// finishes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Messages from before the opening, up to the end of each cursor.
+    Replay,
+    /// New messages. The cursors have no end.
+    Live,
+    /// What was published before the order to close, up to the end of each cursor.
+    Closing {
+        /// Whether messages from before the opening may be among it.
+        replays: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -45,8 +60,8 @@ pub(super) struct Cursor {
     reader: usize,
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
-    /// The end of the replay while the stream replays; the end of reading while it closes.
-    pub(super) target: Seq,
+    /// The end of the current [`Phase`], if that has one.
+    end: Seq,
 }
 
 impl Drop for Cursor {
@@ -113,7 +128,7 @@ impl Cursors {
                 reader: lease.log().readers.join(handle.clone()),
                 lease,
                 position: Seq::START,
-                target: Seq::START,
+                end: Seq::START,
             })
             .collect();
         let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
@@ -123,16 +138,16 @@ impl Cursors {
             cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
             cursors = by_sequence(cursors);
         }
-        Cursors { cursors, mixed, replaying: false, caught_up: false }
+        Cursors { cursors, mixed, phase: Phase::Live, caught_up: false }
     }
 
     /// Reads the next events. If they must be fetched, `handle` is woken when they are there.
     pub fn read(&mut self, format: Format, coding: Coding, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
         let options = ReadOptions { format, coding, handle, reason };
-        let replaying = self.replaying;
+        let replays = self.is_replaying();
         let read = match &mut *self.cursors {
-            [cursor] => cursor.read(options, replaying),
+            [cursor] => cursor.read(options, replays),
             _ => self.merge(options),
         };
         self.caught_up |= matches!(read, Read::Nothing);
@@ -144,27 +159,50 @@ impl Cursors {
         self.mixed
     }
 
-    /// Marks the current end of each log: [`Cursors::has_reached_mark`] is true once everything up to it was read.
-    pub fn mark(&mut self) {
-        for cursor in &mut self.cursors {
-            cursor.target = cursor.lease.sequence().head();
+    /// Begins a replay, up to `end` of each cursor.
+    pub(super) fn replay(&mut self, end: impl Fn(&Cursor) -> Seq) {
+        self.set_phase(Phase::Replay, end);
+    }
+
+    /// Begins to close: nothing is read beyond the current heads.
+    pub fn close(&mut self) {
+        let replays = self.is_replaying();
+        self.set_phase(Phase::Closing { replays }, |cursor| cursor.sequence().head());
+    }
+
+    fn set_phase(&mut self, phase: Phase, end: impl Fn(&Cursor) -> Seq) {
+        self.phase = phase;
+        self.cursors.iter_mut().for_each(|cursor| cursor.end = end(cursor));
+    }
+
+    /// Whether a stream that closes has read everything that it still sends.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. }) && self.are_at_end()
+    }
+
+    fn are_at_end(&self) -> bool {
+        self.cursors.iter().all(|cursor| cursor.position >= cursor.end)
+    }
+
+    /// Whether messages from before the opening may still be read.
+    pub fn is_replaying(&self) -> bool {
+        matches!(self.phase, Phase::Replay | Phase::Closing { replays: true })
+    }
+
+    /// Ends the replay if each cursor has come to its end. Returns whether it goes on.
+    pub fn goes_on_replaying(&mut self) -> bool {
+        if self.is_replaying() && self.are_at_end() {
+            self.end_replay();
         }
-    }
-
-    /// Whether everything up to the mark was read.
-    pub fn has_reached_mark(&self) -> bool {
-        self.cursors.iter().all(|cursor| cursor.position >= cursor.target)
-    }
-
-    /// Whether messages from before the opening are still to be read.
-    pub fn is_replaying(&mut self) -> bool {
-        self.replaying = self.replaying && !self.has_reached_mark();
-        self.replaying
+        self.is_replaying()
     }
 
     /// Ends the replay: messages from before the opening were read, or count as read.
     pub fn end_replay(&mut self) {
-        self.replaying = false;
+        self.phase = match self.phase {
+            Phase::Replay | Phase::Live => Phase::Live,
+            Phase::Closing { .. } => Phase::Closing { replays: false },
+        };
     }
 
     /// The filters.
@@ -239,9 +277,9 @@ impl Cursor {
         self.lease.sequence()
     }
 
-    fn read(&mut self, options: ReadOptions, replaying: bool) -> Read {
+    fn read(&mut self, options: ReadOptions, replays: bool) -> Read {
         let head = self.sequence().head();
-        while let Some(until) = self.history_until(self.position, replaying) {
+        while let Some(until) = self.history_until(self.position, replays) {
             let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
             if let Some(gone) = range.gone.filter(|gone| *gone > self.position) {
                 return self.told(gone, options);
@@ -261,7 +299,7 @@ impl Cursor {
             Ok(None) => Read::Nothing,
             Ok(Some(shared)) => self.taken(shared),
             // Evicted since the check above.
-            Err(_) if self.history_until(self.position, replaying).is_some() => self.read(options, replaying),
+            Err(_) if self.history_until(self.position, replays).is_some() => self.read(options, replays),
             Err(through) => self.told(through, options),
         }
     }
@@ -292,23 +330,23 @@ impl Cursor {
     }
 
     /// If the entries after `from` must be backfilled because the log begins later: up to which number.
-    pub(super) fn history_until(&self, from: Seq, replaying: bool) -> Option<Seq> {
+    pub(super) fn history_until(&self, from: Seq, replays: bool) -> Option<Seq> {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {
             // Key-value sources are backfilled only at the start. A reader that falls behind later receives a gap,
             // because values alone do not show which keys were deleted.
-            return (replaying && from < self.target).then_some(self.target);
+            return (replays && from < self.end).then_some(self.end);
         }
         let begin = log.evicted().number;
         (from < begin).then_some(begin)
     }
 
     /// Whether there may be entries after its position; checks the log without its lock.
-    pub(super) fn has_news(&self, replaying: bool) -> bool {
+    pub(super) fn has_news(&self, replays: bool) -> bool {
         let log = self.lease.log();
-        let values = || replaying && log.history.as_ref().is_some_and(|history| history.of_values);
-        !log.has_nothing_after(self.position) || values() && self.position < self.target
+        let values = || replays && log.history.as_ref().is_some_and(|history| history.of_values);
+        !log.has_nothing_after(self.position) || values() && self.position < self.end
     }
 
     /// As [`super::TopicLog::collect`], after `from`, but from backfill ranges where the log has no entries any more.
@@ -318,11 +356,11 @@ impl Cursor {
         mut from: Seq,
         head: Seq,
         options: ReadOptions,
-        replaying: bool,
+        replays: bool,
         count: usize,
         items: &mut VecDeque<Item>,
     ) -> Option<Seq> {
-        while let Some(until) = self.history_until(from, replaying) {
+        while let Some(until) = self.history_until(from, replays) {
             let through = self.collect_history(from, until, options, count, items)?;
             if !items.is_empty() {
                 return Some(through);

@@ -42,6 +42,15 @@ pub struct Entry {
     usage: Arc<BufferUsage>,
 }
 
+/// The number and time that the broker gave a stored message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredPosition {
+    /// Its number.
+    pub number: Seq,
+    /// When the broker stored it.
+    pub time: SystemTime,
+}
+
 /// The kind of an entry.
 #[derive(Debug)]
 pub enum EntryKind {

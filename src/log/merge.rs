@@ -28,7 +28,7 @@ impl Cursors {
         let mut batch = Batch::default();
         let mut fetching = false;
         for (index, range) in ranges.iter().enumerate() {
-            let mut merge = Merge::new(&self.cursors[range.clone()], self.replaying);
+            let mut merge = Merge::new(&self.cursors[range.clone()], self.is_replaying());
             if !self.mixed
                 && let Some(shared) = merge.only_piece(&self.cursors, options)
             {
@@ -97,7 +97,8 @@ struct Ahead {
 /// The next items of the logs of one sequence.
 #[derive(Debug)]
 struct Merge {
-    replaying: bool,
+    /// Whether messages from before the opening may still be read.
+    replays: bool,
     /// The head of the sequence, read before any log.
     head: Seq,
     /// No log is read beyond this number, because one of them waits for the broker there, or has ended, or the batch is
@@ -113,13 +114,13 @@ struct Merge {
 
 impl Merge {
     /// Finds the cursors with new entries.
-    fn new(cursors: &[Cursor], replaying: bool) -> Self {
+    fn new(cursors: &[Cursor], replays: bool) -> Self {
         let head = cursors.first().map_or(Seq::START, |cursor| cursor.sequence().head());
         let (ahead, next) = (SmallVec::new(), BinaryHeap::new());
-        let mut merge = Merge { replaying, head, limit: head, fetching: false, count: 0, ahead, next };
+        let mut merge = Merge { replays, head, limit: head, fetching: false, count: 0, ahead, next };
         for (index, cursor) in cursors.iter().enumerate() {
             merge.limit = merge.limit.min(cursor.lease.log().numbering.end(head));
-            if cursor.has_news(replaying) {
+            if cursor.has_news(replays) {
                 merge.ahead.push(Ahead { cursor: index, items: VecDeque::new(), through: cursor.position });
             }
         }
@@ -131,7 +132,7 @@ impl Merge {
     fn only_piece(&self, cursors: &[Cursor], options: ReadOptions) -> Option<SharedBatch> {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
         let cursor = &cursors[*cursor];
-        if cursor.history_until(*through, self.replaying).is_some() {
+        if cursor.history_until(*through, self.replays).is_some() {
             return None;
         }
         cursor.lease.log().shared(*through, self.limit, options.format, options.coding).ok().flatten()
@@ -141,7 +142,7 @@ impl Merge {
     fn take(&mut self, index: usize, cursors: &[Cursor], options: ReadOptions) {
         let ahead = &mut self.ahead[index];
         let (from, cursor) = (ahead.through, &cursors[ahead.cursor]);
-        match cursor.collect(from, self.head, options, self.replaying, self.count, &mut ahead.items) {
+        match cursor.collect(from, self.head, options, self.replays, self.count, &mut ahead.items) {
             Some(through) => ahead.through = through,
             // Beyond this position, its entries would come too late.
             None => (self.limit, self.fetching) = (self.limit.min(from), true),

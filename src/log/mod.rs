@@ -27,10 +27,10 @@ mod tests;
 mod time;
 mod topic_log;
 
-pub use self::backfill::{BACKFILL_CAPACITY, BackfillRequest};
+pub use self::backfill::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent};
 pub use self::cursor::{Batch, Cursors, Read};
 use self::entry::Item;
-pub use self::entry::{Bounds, BufferUsage, Entry, EntryKind, Gap};
+pub use self::entry::{Bounds, BufferUsage, Entry, EntryKind, Gap, StoredPosition};
 pub use self::inspect::{Lag, LogState};
 pub use self::registry::{Idle, Lease, LeaseError, ReaderProgress, Registry, Subscription};
 pub use self::start::{Opened, seeks_needed};

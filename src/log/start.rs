@@ -149,10 +149,11 @@ impl Cursors {
             places.push(SequencePosition { cursor: range.start, position: placing.position });
             publisher_id = placing.publisher_id;
         }
-        cursors.replaying = *start != Start::Now || cursors.cursors.iter().any(Cursor::is_of_values);
-        for cursor in &mut cursors.cursors {
-            let values = cursor.is_of_values();
-            cursor.target = if values { cursor.sequence().head() } else { cursor.lease.log().newest() };
+        if *start != Start::Now || cursors.cursors.iter().any(Cursor::is_of_values) {
+            cursors.replay(|cursor| match cursor.is_of_values() {
+                true => cursor.sequence().head(),
+                false => cursor.lease.log().newest(),
+            });
         }
         let id = match (&*places, &*sequences) {
             ([SequencePosition { position, .. }], [sequence]) => {

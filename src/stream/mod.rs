@@ -92,7 +92,7 @@ pub struct Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Live,
-    /// Closing: messages published before the order are still sent, up to the mark of the cursors.
+    /// Closing: messages published before the order are still sent, up to the end of the cursors.
     Closing(CloseCode),
     StreamEnded(CloseCode),
 }
@@ -160,11 +160,11 @@ impl Stream {
             && let Some(code) = self.ticket.handle().closing()
         {
             self.phase = Phase::Closing(code);
-            self.cursors.mark();
+            self.cursors.close();
         }
         match self.phase {
             Phase::Live => {}
-            Phase::Closing(code) if self.cursors.has_reached_mark() => {
+            Phase::Closing(code) if self.cursors.is_closed() => {
                 return Poll::Ready(Some(self.say_goodbye(code, coding)));
             }
             Phase::Closing(_) => {}
@@ -231,7 +231,7 @@ impl Stream {
     fn deliver(&mut self, batch: Batch) -> Bytes {
         self.shared.metrics.events_sent.inc_by(batch.entries as u64);
         batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
-        if self.cursors.replaying {
+        if self.cursors.is_replaying() {
             self.seat.replayed(batch.bytes.len());
             self.shared.metrics.replayed_bytes.inc_by(batch.bytes.len() as u64);
         } else if let Some(oldest) = batch.oldest {
@@ -263,7 +263,7 @@ impl Stream {
 
     /// When it may read on, if not now. Only replay is paced.
     fn turn(&mut self) -> Option<Millis> {
-        if self.cursors.is_replaying() { self.seat.replay_due() } else { None }
+        if self.cursors.goes_on_replaying() { self.seat.replay_due() } else { None }
     }
 
     fn hand_out(&mut self, bytes: Bytes) -> Bytes {

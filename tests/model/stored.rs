@@ -13,7 +13,9 @@ use topicgate::internals::broker::Stored;
 use topicgate::internals::config::{Config, Limits};
 use topicgate::internals::ingest::encoder::Encoder;
 use topicgate::internals::log::message::{FieldMapping, Format};
-use topicgate::internals::log::{BACKFILL_CAPACITY, BackfillRequest, Bounds, Lease, Registry, seeks_needed};
+use topicgate::internals::log::{
+    BACKFILL_CAPACITY, BackfillRequest, Bounds, Lease, RangeExtent, Registry, StoredPosition, seeks_needed,
+};
 use topicgate::internals::metrics::Metrics;
 use topicgate::internals::protocol::codes::GapReason;
 use topicgate::internals::protocol::event_id::{Epoch, Sequence, Tag};
@@ -260,8 +262,8 @@ impl Gateway {
         lease
     }
 
-    fn append(&self, followed: &Filter, topic: &Topic, payload: &str, place: Option<(Seq, SystemTime)>) {
-        let stored = place.map(|(number, time)| Stored {
+    fn append(&self, followed: &Filter, topic: &Topic, payload: &str, position: Option<StoredPosition>) {
+        let stored = position.map(|StoredPosition { number, time }| Stored {
             number,
             time,
             change: topicgate::internals::broker::Change::Put,
@@ -273,7 +275,7 @@ impl Gateway {
             headers: Headers::default(),
             stored,
         };
-        self.registry.append(followed, topic, place, |sequence, number, time, fields| {
+        self.registry.append(followed, topic, position, |sequence, number, time, fields| {
             self.encoder.encode(&message, sequence, number, time, fields)
         });
         while self.registry.wake(1) {}
@@ -292,7 +294,7 @@ impl Gateway {
             *last = held.number;
         }
         for Held { number, time, topic, payload } in new {
-            self.append(&history.followed, &topic, &payload, Some((number, at(time))));
+            self.append(&history.followed, &topic, &payload, Some(StoredPosition { number, time: at(time) }));
         }
     }
 
@@ -325,9 +327,13 @@ impl Gateway {
                 headers: Headers::default(),
                 stored: Some(Stored { number, time: now, change: topicgate::internals::broker::Change::Put }),
             };
-            (number, now, self.encoder.encode(&message, &sequence, number, now, &fields))
+            (
+                StoredPosition { number, time: now },
+                self.encoder.encode(&message, &sequence, number, now, &fields),
+            )
         });
-        self.registry.recall(&ask, through, gone, false, entries.collect::<Vec<_>>());
+        let extent = RangeExtent { through, gone, torn: false };
+        self.registry.answer_backfill(&ask, extent, entries.collect::<Vec<_>>());
         true
     }
 

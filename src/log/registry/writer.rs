@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use super::slot::{Feed, Slot, Subscribed};
 use super::slots::Slots;
 use super::{Inner, Registry};
-use crate::log::backfill::BackfillRequest;
+use crate::log::backfill::{BackfillRequest, RangeExtent};
 use crate::log::message::FieldMapping;
 use crate::log::time::{Line, Stamp};
-use crate::log::{Entry, EntryKind, Gap, TopicLog};
+use crate::log::{Entry, EntryKind, Gap, StoredPosition, TopicLog};
 use crate::protocol::codes::{CloseCode, GapReason};
 use crate::protocol::event_id::{Sequence, Tag};
 use crate::protocol::seq::Seq;
@@ -47,7 +47,7 @@ impl Registry {
         &self,
         filter: &Filter,
         topic: &Topic,
-        stored: Option<(Seq, SystemTime)>,
+        stored: Option<StoredPosition>,
         encode: impl FnOnce(&Sequence, Seq, SystemTime, &FieldMapping) -> EntryKind,
     ) {
         let mut inner = self.inner.lock();
@@ -56,11 +56,11 @@ impl Registry {
         if stored.is_some() != sequence.is_stored() {
             return; // from an old subscription: the filter is read from another source now
         }
-        let number = stored.map_or_else(|| sequence.next(), |(number, _)| number);
+        let number = stored.map_or_else(|| sequence.next(), |stored| stored.number);
         if number <= sequence.head() {
             return; // never append a number twice, whatever a broker does
         }
-        let said = stored.map_or_else(|| next_time(line, slots), |(_, time)| time);
+        let said = stored.map_or_else(|| next_time(line, slots), |stored| stored.time);
         let Some(slot) = slots.get_mut(filter) else { return };
         let time = if stored.is_some() { slot.line.highest(said) } else { said };
         slot.log.rule.messages.inc();
@@ -112,20 +112,17 @@ impl Registry {
         self.give_up(filter, CloseCode::Restarted);
     }
 
-    /// Delivers a backfill range to the readers that wait for it: it is complete up to `through`, messages up to `gone` are
-    /// missing, and, if it is `torn`, single messages after that: then it only serves readers that start at its beginning.
-    pub fn recall(
+    /// Delivers a backfill range to the readers that wait for it.
+    pub fn answer_backfill(
         &self,
-        ask: &BackfillRequest,
-        through: Seq,
-        gone: Option<Seq>,
-        torn: bool,
-        entries: impl IntoIterator<Item = (Seq, SystemTime, EntryKind)>,
+        request: &BackfillRequest,
+        extent: RangeExtent,
+        messages: impl IntoIterator<Item = (StoredPosition, EntryKind)>,
     ) {
-        let entry =
-            |(number, time, kind)| Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage);
-        let max_bytes = self.max_bytes.load(Ordering::Relaxed);
-        self.ranges.keep(ask, through, gone, torn, entries.into_iter().map(entry).collect(), max_bytes);
+        let entries = messages.into_iter().map(|(StoredPosition { number, time }, kind)| {
+            Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage)
+        });
+        self.ranges.keep(request, extent, entries.collect(), self.max_bytes.load(Ordering::Relaxed));
     }
 
     /// Appends gaps because messages may be missing here: in the logs of `filters` and those that they feed, of `topic`
