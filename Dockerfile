@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
 
-# Alpine's Rust links against musl, statically: the final image needs no libc, and nothing else either.
-FROM rust:1-alpine AS build
+# Alpine's Rust links against musl, statically: the final image needs no libc, and nothing else either. Pinned, so that the
+# same source makes the same image next year; to renew it, change the tag and the digest together.
+FROM rust:1.95.0-alpine3.23@sha256:606fd313a0f49743ee2a7bd49a0914bab7deedb12791f3a846a34a4711db7ed2 AS build
 # make and a C compiler build the allocator. Alpine keeps no old versions of a package, so one that is pinned is one that
 # cannot be installed next month.
 # hadolint ignore=DL3018

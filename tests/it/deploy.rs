@@ -96,6 +96,7 @@ fn the_build_is_given_everything_that_cargo_wants_to_see() {
 /// A project as docker compose sees it, and the directory of its files.
 fn compose(files: &[&str]) -> Value {
     let mut command = tool("docker-compose");
+    command.args(["--profile", "*"]);
     for file in files {
         command.arg("--file").arg(path("deploy/compose").join(file));
     }
@@ -136,16 +137,61 @@ fn a_compose_file_brings_a_gateway_that_finds_its_broker() {
         assert!(at(&project, &format!("/services/{host}")).is_object());
         assert!(!config.topics.is_empty(), "{broker}: nothing is exposed");
 
-        let ports = list(service, "/ports");
-        assert_eq!(ports.len(), 1, "and not the admin listener's");
-        assert_eq!(at(&ports[0], "/target"), config.listen.port());
-        assert!(is_loopback(text(&ports[0], "/host_ip")), "until somebody decides otherwise");
+        let ports: Vec<_> = list(service, "/ports").iter().map(|port| at(port, "/target")).collect();
+        assert_eq!(ports, [config.listen.port(), config.admin.listen.port()]);
+        for port in list(service, "/ports") {
+            assert!(is_loopback(text(port, "/host_ip")), "until somebody decides otherwise");
+        }
         assert!(seconds(service, "/stop_grace_period") > config.drain + Duration::from_secs(2));
         assert!(at(service, "/ulimits/nofile").as_u64().unwrap() > config.limits.connections as u64);
         assert_eq!(at(service, "/read_only"), true);
         assert_eq!(at(service, "/cap_drop/0"), "ALL");
         let dockerfile = Path::new(text(service, "/build/context")).join(text(service, "/build/dockerfile"));
         assert_eq!(dockerfile.canonicalize().unwrap(), path("Dockerfile").canonicalize().unwrap());
+    }
+}
+
+#[test]
+fn the_images_of_others_are_pinned() {
+    for from in instructions().into_iter().filter(|(name, _)| name == "FROM").map(|(_, rest)| rest) {
+        let base = from.split(' ').next().unwrap();
+        let pinned = base.split_once("@sha256:").is_some_and(|(tag, digest)| {
+            tag.contains(|letter: char| letter.is_ascii_digit()) && digest.len() == 64
+        });
+        assert!(base == "scratch" || pinned, "{base}");
+    }
+    for broker in ["nats", "redis"] {
+        let project = compose(&[&format!("{broker}.yaml"), "monitoring.yaml"]);
+        for (name, service) in at(&project, "/services").as_object().unwrap() {
+            let (_, tag) =
+                text(service, "/image").split_once(':').unwrap_or_else(|| panic!("{name}: no tag"));
+            let version = tag.trim_start_matches('v').split('-').next().unwrap();
+            assert!(version.split('.').count() >= 2, "{name}: {tag} is another image next month");
+        }
+        let ours = text(&project, "/services/topicgate/image").strip_prefix("topicgate:");
+        assert_eq!(ours, Some(env!("CARGO_PKG_VERSION")));
+    }
+}
+
+#[test]
+fn the_demo_of_a_compose_file_shows_what_its_publisher_sends() {
+    for broker in ["nats", "redis"] {
+        let project = compose(&[&format!("{broker}.yaml")]);
+        let (page, gateway) = (at(&project, "/services/page"), at(&project, "/services/topicgate"));
+        let config = configured(gateway);
+        let port = text(page, "/ports/0/published");
+        let host = text(page, "/ports/0/host_ip");
+        assert_eq!(text(gateway, "/environment/TOPICGATE_CORS__ORIGINS"), format!("http://{host}:{port}"));
+        let html = fs::read_to_string(mounts(page)["/usr/share/nginx/html/index.html"]).unwrap();
+        let url = html.split("EventSource(\"").nth(1).unwrap().split('"').next().unwrap();
+        let asked = url.strip_prefix(&format!("http://{host}:{}/topics/", config.listen.port())).unwrap();
+        assert_eq!(asked, config.topics[0].filter.to_string(), "what the rule exposes");
+        let script = text(at(&project, "/services/publisher"), "/command/2");
+        assert!(
+            script.contains(&format!("{broker}:")) || script.contains(&format!("-h {broker}")),
+            "{script}"
+        );
+        assert!(script.contains("orders"), "{script}");
     }
 }
 

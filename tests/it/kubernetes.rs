@@ -1,6 +1,7 @@
 //! deploy/kubernetes, as kubectl puts it together, against the published schemas of Kubernetes and against what the gateway
 //! really listens on, answers and counts. (None is applied to a cluster.)
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::common::client;
@@ -18,7 +19,25 @@ fn manifests(name: &str) -> String {
     content(tool("kubectl").arg("kustomize").arg(path("deploy/kubernetes").join(name)))
 }
 
-const ALL: [&str; 3] = ["base", "overlays/production", "sidecar.yaml"];
+/// The base with a component, as an overlay would use it.
+fn with_component(name: &str) -> Objects {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // kustomize takes no absolute paths.
+    let up = "../".repeat(directory.path().canonicalize().unwrap().components().count() - 1);
+    let from =
+        |path: &Path| format!("{up}{}", path.canonicalize().unwrap().strip_prefix("/").unwrap().display());
+    let base = from(&path("deploy/kubernetes/base"));
+    let component = from(&path("deploy/kubernetes/components").join(name));
+    let text = format!("resources: [\"{base}\"]\ncomponents: [\"{component}\"]\n");
+    std::fs::write(directory.path().join("kustomization.yaml"), text).unwrap();
+    let manifests = content(tool("kubectl").arg("kustomize").arg(directory.path().canonicalize().unwrap()));
+    Objects(yaml(&manifests))
+}
+
+const ALL: [&str; 4] = ["base", "overlays/kind", "overlays/production", "sidecar.yaml"];
+
+/// Kinds that are not Kubernetes' own, so that it has no schema for them. The tests below look at each.
+const FOREIGN: [&str; 3] = ["HTTPRoute", "PrometheusRule", "ServiceMonitor"];
 
 /// The objects of a set.
 struct Objects(Vec<Value>);
@@ -39,12 +58,28 @@ impl Objects {
         all[0]
     }
 
+    /// The deployment that has the gateway in it.
+    fn deployment(&self) -> &Value {
+        let has_it = |deployment: &&&Value| {
+            list(deployment, "/spec/template/spec/containers").iter().any(|one| one["name"] == "topicgate")
+        };
+        self.all("Deployment").iter().find(has_it).unwrap()
+    }
+
     fn pod(&self) -> &Value {
-        at(self.one("Deployment"), "/spec/template/spec")
+        at(self.deployment(), "/spec/template/spec")
     }
 
     fn labels(&self) -> &Value {
-        at(self.one("Deployment"), "/spec/template/metadata/labels")
+        at(self.deployment(), "/spec/template/metadata/labels")
+    }
+
+    /// The services that lead to the gateway.
+    fn services(&self) -> Vec<&Value> {
+        let all = self.all("Service").into_iter();
+        let ours: Vec<_> = all.filter(|one| selects(at(one, "/spec/selector"), self.labels())).collect();
+        assert!(!ours.is_empty());
+        ours
     }
 
     /// The gateway's container.
@@ -70,8 +105,9 @@ impl Objects {
             list(self.gateway(), "/volumeMounts").iter().find(|mount| mount["mountPath"] == directory);
         let volume =
             list(self.pod(), "/volumes").iter().find(|volume| volume["name"] == mount.unwrap()["name"]);
-        let map = self.one("ConfigMap");
-        assert_eq!(at(volume.unwrap(), "/configMap/name"), at(map, "/metadata/name"));
+        let name = text(volume.unwrap(), "/configMap/name");
+        let maps = self.all("ConfigMap");
+        let map = maps.iter().find(|map| map["metadata"]["name"] == name).unwrap();
         config(text(map, &format!("/data/{}", file.file_name().unwrap().to_str().unwrap())), &[])
     }
 }
@@ -82,23 +118,30 @@ fn selects(selector: &Value, labels: &Value) -> bool {
     !wanted.is_empty() && wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
+fn check_schemas(name: &str, manifests: &str) {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(&file, manifests).unwrap();
+    let said = content(
+        command("python3")
+            .env("PYTHONPATH", path(".tools/python"))
+            .arg(path(".tools/python/bin/kubernetes-validate"))
+            .arg("--strict")
+            .arg(file.path()),
+    );
+    let all = yaml(manifests);
+    let checked = said.lines().filter(|line| line.contains(" passed for resource ")).count();
+    let foreign = all.iter().filter(|object| FOREIGN.contains(&object["kind"].as_str().unwrap())).count();
+    assert_eq!(checked + foreign, all.len(), "{name}: {said}");
+}
+
 #[test]
 fn every_manifest_is_what_kubernetes_publishes_as_its_schema() {
     for name in ALL {
-        let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
-        std::fs::write(&file, manifests(name)).unwrap();
-        let said = content(
-            command("python3")
-                .env("PYTHONPATH", path(".tools/python"))
-                .arg(path(".tools/python/bin/kubernetes-validate"))
-                .arg("--strict")
-                .arg(file.path()),
-        );
-        let checked = said.lines().filter(|line| line.contains(" passed for resource ")).count();
-        // It has no resources of the Prometheus Operator; `a_service_monitor_…` looks at that.
-        let foreign = said.lines().filter(|line| line.contains("kind ServiceMonitor")).count();
-        assert_eq!(checked + foreign, yaml(&manifests(name)).len(), "{said}");
-        assert_eq!(said.contains("WARN"), foreign > 0, "{said}");
+        check_schemas(name, &manifests(name));
+    }
+    for name in ["ingress", "gateway-api", "monitoring"] {
+        let texts: Vec<String> = with_component(name).0.iter().map(Value::to_string).collect();
+        check_schemas(name, &texts.join("\n---\n"));
     }
 }
 
@@ -111,8 +154,7 @@ fn ports_are_those_that_the_gateway_listens_on() {
         assert_eq!(objects.port("admin"), u64::from(config.admin.listen.port()), "{name}");
         let public = if name == "sidecar.yaml" { "events" } else { "http" };
         assert_eq!(objects.port(public), u64::from(config.listen.port()), "{name}");
-        for service in objects.all("Service") {
-            assert!(selects(at(service, "/spec/selector"), objects.labels()), "{name}");
+        for service in objects.services() {
             let for_readers = service["metadata"]["name"] != "topicgate-admin";
             for port in list(service, "/spec/ports") {
                 let target = text(port, "/targetPort");
@@ -181,7 +223,11 @@ fn the_gateway_is_given_no_more_than_it_needs() {
         assert_eq!(setting("seccompProfile/type"), "RuntimeDefault", "{name}");
         let memory = text(container, "/resources/limits/memory").strip_suffix("Gi").unwrap();
         let memory = memory.parse::<u64>().unwrap() << 30;
-        assert!(memory > 2 * objects.config().limits.buffer, "{name}: room beside limits.buffer");
+        let limits = objects.config().limits;
+        // As docs/operations.md calculates it, and all readers slow: then the kernel has 128 KiB for each.
+        let (streams, topics) = (limits.streams as u64, limits.topics as u64);
+        let worst = limits.buffer + streams * (130 << 10) + topics * (2 << 10) + (64 << 20);
+        assert!(memory > worst, "{name}: the worst case is {} MiB", worst >> 20);
     }
 }
 
@@ -204,6 +250,11 @@ fn the_network_policy_lets_through_what_the_gateway_needs() {
             let space = text(to.unwrap(), "/to/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name");
             assert_eq!(host.rsplit('.').next(), Some(space), "{name}: {server}");
         }
+        let ports: Vec<u64> = list(policy, "/spec/egress")
+            .iter()
+            .flat_map(|rule| list(rule, "/ports").iter().map(|port| port["port"].as_u64().unwrap()))
+            .collect();
+        assert_eq!(ports, [53, 53, 4222, 6379, 4318], "{name}: DNS, NATS, Redis, traces");
     }
 }
 
@@ -221,7 +272,7 @@ fn a_disruption_takes_one_pod_at_a_time() {
 async fn the_autoscaler_goes_by_a_metric_that_there_is_and_a_number_that_fits() {
     let objects = Objects::of("overlays/production");
     let scaler = objects.one("HorizontalPodAutoscaler");
-    let deployment = objects.one("Deployment");
+    let deployment = objects.deployment();
     assert_eq!(at(scaler, "/spec/scaleTargetRef/name"), at(deployment, "/metadata/name"));
     assert_eq!(deployment.pointer("/spec/replicas"), None, "an apply would undo what it decided");
     let metric = at(scaler, "/spec/metrics/0/pods");
@@ -243,7 +294,7 @@ fn a_service_monitor_leads_to_the_metrics_of_every_pod() {
     let monitor = objects.one("ServiceMonitor");
     assert_eq!(monitor["apiVersion"], "monitoring.coreos.com/v1");
     let selector = at(monitor, "/spec/selector/matchLabels");
-    let services = objects.all("Service");
+    let services = objects.services();
     let chosen: Vec<_> =
         services.into_iter().filter(|service| selects(selector, at(service, "/metadata/labels"))).collect();
     assert_eq!(chosen.len(), 1, "one service, or every pod is scraped twice");
@@ -251,4 +302,82 @@ fn a_service_monitor_leads_to_the_metrics_of_every_pod() {
     assert_eq!(endpoint["path"], "/metrics");
     let port = list(chosen[0], "/spec/ports").iter().find(|port| port["name"] == endpoint["port"]).unwrap();
     assert_eq!(objects.port(text(port, "/targetPort")), u64::from(objects.config().admin.listen.port()));
+}
+
+#[tokio::test]
+async fn the_rule_of_the_adapter_offers_the_metric_of_the_autoscaler() {
+    let objects = Objects::of("overlays/production");
+    let wanted = text(objects.one("HorizontalPodAutoscaler"), "/spec/metrics/0/pods/metric/name");
+    let values = yaml(&read("deploy/kubernetes/overlays/production/prometheus-adapter.yaml")).remove(0);
+    let rule = at(&values, "/rules/custom/0");
+    assert_eq!(text(rule, "/name/matches"), format!("^{wanted}$"));
+    let (series, labels) = text(rule, "/seriesQuery").split_once('{').unwrap();
+    assert_eq!(series, wanted);
+    for (label, _) in at(rule, "/resources/overrides").as_object().unwrap() {
+        assert!(labels.contains(&format!("{label}!=\"\"")), "{label}");
+    }
+}
+
+/// What the stack of Prometheus and Grafana looks for.
+const STACK: &str = "kube-prometheus-stack";
+
+#[test]
+fn the_monitoring_of_the_cluster_has_the_alerts_and_the_dashboard_that_there_are() {
+    for objects in [with_component("monitoring"), Objects::of("overlays/production")] {
+        for kind in ["ServiceMonitor", "PrometheusRule"] {
+            assert_eq!(at(objects.one(kind), "/metadata/labels/release"), STACK, "{kind}");
+        }
+        let alerts = yaml(&read("deploy/prometheus/alerts.yml")).remove(0);
+        let spec = at(objects.one("PrometheusRule"), "/spec");
+        assert_eq!(spec, &alerts, "the head of prometheusrule.yaml says how to make it again");
+        let maps = objects.all("ConfigMap");
+        let labelled = |map: &&&Value| map.pointer("/metadata/labels/grafana_dashboard").is_some();
+        let dashboard = text(maps.iter().find(labelled).unwrap(), "/data/topicgate.json");
+        assert_eq!(dashboard, read("deploy/grafana/topicgate.json"));
+    }
+}
+
+#[test]
+fn a_way_in_leads_to_the_readers_port_and_cuts_no_stream() {
+    let ingress = with_component("ingress");
+    let rule = at(ingress.one("Ingress"), "/spec/rules/0");
+    let backend = at(rule, "/http/paths/0/backend/service");
+    let service =
+        ingress.services().into_iter().find(|one| one["metadata"]["name"] == backend["name"]).unwrap();
+    let port = list(service, "/spec/ports").iter().find(|port| port["name"] == backend["port"]["name"]);
+    assert_eq!(port.unwrap()["targetPort"], "http");
+    assert_eq!(at(rule, "/http/paths/0/path"), "/topics");
+    assert_eq!(at(ingress.one("Ingress"), "/spec/tls/0/hosts/0"), at(rule, "/host"));
+
+    let gateway = with_component("gateway-api");
+    let route = gateway.one("HTTPRoute");
+    assert_eq!(at(route, "/spec/rules/0/timeouts/request"), "0s", "a stream has no end");
+    assert_eq!(at(route, "/spec/rules/0/matches/0/path/value"), "/topics");
+    let backend = at(route, "/spec/rules/0/backendRefs/0");
+    let service =
+        gateway.services().into_iter().find(|one| one["metadata"]["name"] == backend["name"]).unwrap();
+    let port = list(service, "/spec/ports").iter().find(|port| port["port"] == backend["port"]);
+    assert_eq!(port.unwrap()["targetPort"], "http");
+    // The names that the production overlay serves.
+    let hosts = Objects::of("overlays/production").config().hosts;
+    for host in [at(rule, "/host"), at(route, "/spec/hostnames/0")] {
+        assert!(hosts.iter().any(|one| host == one.as_str()), "{host}");
+    }
+}
+
+#[test]
+fn the_base_says_first_that_it_needs_an_image_and_how_to_give_it() {
+    let text = read("deploy/kubernetes/base/kustomization.yaml");
+    assert!(text.starts_with("# Needs an image"), "{text}");
+    assert!(text.lines().nth(1).unwrap().contains("kustomize edit set image topicgate="), "{text}");
+    // On kind it is on the node, and must not be asked for at a registry.
+    let objects = Objects::of("overlays/kind");
+    assert_eq!(text_of_image(&objects), concat!("topicgate:", env!("CARGO_PKG_VERSION")));
+    assert_eq!(objects.gateway()["imagePullPolicy"], "Never");
+    let production = text_of_image(&Objects::of("overlays/production"));
+    assert!(production.ends_with(concat!(":", env!("CARGO_PKG_VERSION"))), "{production}");
+}
+
+fn text_of_image(objects: &Objects) -> String {
+    text(objects.gateway(), "/image").to_owned()
 }
