@@ -3,11 +3,12 @@
 //   node show.mjs <URL of the page> <HTML> [click]
 //
 // The page at the URL is loaded and its document is replaced by the HTML, so that this acts with that page's origin. With
-// `click`, the element with the id `click` is clicked. `shown` is printed once that is done.
+// `click`, the element with the id `click` is clicked. `shown` is printed once that is done, and for every line on standard
+// input after that the text that the page shows, as JSON.
+import { createInterface } from "node:readline";
 import { launch } from "./chromium.mjs";
 
 const [where, html, click] = process.argv.slice(2);
-const ended = new Promise((resolve) => process.stdin.on("end", resolve).on("error", resolve).resume());
 const browser = await launch();
 try {
   const page = await browser.newPage();
@@ -21,7 +22,9 @@ try {
   // A stream that fills the tab is a navigation without an end.
   if (click) await page.click("#click", { noWaitAfter: true });
   console.log("shown");
-  await ended;
+  for await (const _ of createInterface({ input: process.stdin })) {
+    console.log(JSON.stringify(await page.evaluate(() => document.body.innerText)));
+  }
 } finally {
   await browser.close();
 }

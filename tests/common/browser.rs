@@ -29,7 +29,19 @@ pub async fn fetch(page: &str, url: &str, options: &Value) -> Value {
 }
 
 /// A page that is shown in Chromium until this is dropped.
-pub struct Shown(#[allow(dead_code, reason = "held for what its end does")] Child);
+pub struct Shown {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Shown {
+    /// The text that the page shows now.
+    pub async fn text(&mut self) -> String {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").await.unwrap();
+        let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await.expect("no answer").unwrap();
+        serde_json::from_str(&line.expect("the browser runs")).unwrap()
+    }
+}
 
 /// Shows `html` at the origin of `page`, and clicks on the element with the id `click` where there is one.
 pub async fn show(page: &str, html: &str) -> Shown {
@@ -44,7 +56,7 @@ pub async fn show(page: &str, html: &str) -> Shown {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = tokio::time::timeout(LIMIT, lines.next_line()).await.expect("the page is not shown").unwrap();
     assert_eq!(line.as_deref(), Some("shown"), "{html}");
-    Shown(child)
+    Shown { child, lines }
 }
 
 /// A client that reads one stream.

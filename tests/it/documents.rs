@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::common::deploy::{command, config, content, path};
+use crate::common::document::blocks;
 use strum::VariantArray as _;
 use topicgate::internals::protocol::codes::CloseCode;
 
@@ -80,6 +82,40 @@ fn the_site_has_a_page_for_every_document() {
         let from_docs = within.strip_prefix("docs/").map_or(format!("../{within}"), str::to_owned);
         assert!(contents.contains(&format!("]({from_docs})")), "docs/SUMMARY.md does not have {within}");
     }
+}
+
+#[test]
+fn every_configuration_of_the_guides_is_one() {
+    let guides = [
+        include_str!("../../docs/tutorial-nats.md"),
+        include_str!("../../docs/tutorial-redis.md"),
+        include_str!("../../docs/migrate.md"),
+        include_str!("../../docs/scaling.md"),
+    ];
+    let blocks: Vec<String> = guides.iter().flat_map(|guide| blocks(guide, "", "toml")).collect();
+    assert!(blocks.len() > 10, "{}", blocks.len());
+    for block in blocks {
+        config(&block, &[]);
+    }
+}
+
+/// What a server says of its version: the first word with a dot in it that is a number.
+fn version(program: PathBuf) -> String {
+    let said = content(command(program.to_str().unwrap()).arg("--version"));
+    let words = said.split([' ', '=']).map(|word| word.trim_start_matches('v').trim());
+    words.into_iter().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap().to_owned()
+}
+
+#[test]
+fn the_table_of_versions_has_the_servers_that_the_tests_start() {
+    let scaling = include_str!("../../docs/scaling.md");
+    let nats = version(path(".tools/bin/nats-server"));
+    assert!(scaling.contains(&format!("| NATS | {nats} |")), "docs/scaling.md does not have NATS {nats}");
+    // Redis is what the system has. Another one is no fault of a machine, but the table is made where CI runs.
+    let redis = version(std::env::var_os("REDIS_SERVER").map_or("redis-server".into(), PathBuf::from));
+    let minor = redis.rsplit_once('.').unwrap().0;
+    let is_there = scaling.contains(&format!("| Redis | {minor} |"));
+    assert!(is_there || std::env::var_os("CI").is_none(), "docs/scaling.md does not have Redis {minor}");
 }
 
 #[test]

@@ -67,4 +67,5 @@ mod systemd;
 mod tls;
 mod traces;
 mod turns;
+mod tutorials;
 mod why;
