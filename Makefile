@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test lint tools run fmt bench book image
+.PHONY: help test lint tools run fmt bench book image soak
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -44,8 +44,12 @@ bench: ## measure against a bare write loop and peers; two hours. A part: make b
 book: ## the documents as a site, in target/book/html
 	scripts/book
 
-image: ## build the image, run it and test it; needs docker, podman or buildah
+image: ## build the image, run it and test it; needs docker or podman
 	cargo test --locked --test it image:: -- --ignored --nocapture
+
+HOURS ?= 1
+soak: ## gateways and brokers that are killed, slowed and reloaded under load. Longer: make soak HOURS=8
+	SOAK_HOURS=$(HOURS) cargo test --locked --test it soak:: -- --ignored --nocapture
 
 fmt: ## format the code
 	cargo fmt --all

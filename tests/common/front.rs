@@ -62,16 +62,24 @@ impl Kind {
     }
 
     /// What stands in its files, and what the test puts there. The first that fits counts for a place.
-    fn own(self, front: SocketAddr, gateway: SocketAddr, directory: &Path) -> Vec<(&'static str, String)> {
+    fn own(
+        self,
+        front: SocketAddr,
+        gateways: &[SocketAddr],
+        directory: &Path,
+    ) -> Vec<(&'static str, String)> {
         let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
-        let (gateway, port) = (gateway.to_string(), front.port());
+        let (gateway, port) = (gateways[0].to_string(), front.port());
         let mut own = vec![(SILENCE.0, SILENCE.1.to_owned())];
         own.extend(match self {
             Kind::Nginx => vec![
                 ("listen 443 ssl", format!("listen {front} ssl")),
                 ("/etc/ssl/certs/events.example.com.pem", path("tls.crt")),
                 ("/etc/ssl/private/events.example.com.key", path("tls.key")),
-                ("127.0.0.1:8080", gateway),
+                (
+                    "127.0.0.1:8080",
+                    gateways.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join("; server "),
+                ),
                 ("events.example.com", "localhost".into()),
             ],
             Kind::Haproxy => vec![
@@ -128,7 +136,7 @@ impl Kind {
                     .map(|what| format!("{what}_temp_path {place}/{what};\n"))
                     .concat();
                 let main = format!(
-                    "daemon off; master_process off; pid {place}/pid; error_log stderr;\nevents {{}}\n\
+                    "daemon off; master_process off; pid {place}/pid; error_log stderr;\nevents {{ worker_connections 4096; }}\n\
                      http {{ access_log off;\n{temporary}include {}; }}\n",
                     file.display()
                 );
@@ -181,6 +189,12 @@ pub struct Front {
 impl Front {
     /// In front of `gateway`, which must answer. Waits until it does so through the proxy.
     pub async fn start(kind: Kind, gateway: SocketAddr) -> Self {
+        Self::before(kind, &[gateway]).await
+    }
+
+    /// As [`Front::start`], in front of several; nginx only.
+    pub async fn before(kind: Kind, gateways: &[SocketAddr]) -> Self {
+        assert!(gateways.len() == 1 || kind == Kind::Nginx);
         let directory = tempfile::tempdir().unwrap();
         let pair = tls::Pair::new();
         let place = directory.path();
@@ -190,7 +204,7 @@ impl Front {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
 
         let mut texts: Vec<String> = kind.files().iter().map(|name| read(name)).collect();
-        for (theirs, ours) in kind.own(address, gateway, place) {
+        for (theirs, ours) in kind.own(address, gateways, place) {
             assert!(texts.iter().any(|text| text.contains(theirs)), "no file of {kind:?} has {theirs:?}");
             for text in &mut texts {
                 *text = text.replace(theirs, &ours);

@@ -139,6 +139,12 @@ impl Process {
         super::resident_of(self.child.id())
     }
 
+    /// Its open file descriptors.
+    #[cfg(target_os = "linux")]
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     pub async fn publish(&self, topic: &str, payload: &str) {
         let path = format!("/topics/{topic}");
         let response = client::request(self.address, "POST", &path, &[], payload.as_bytes()).await;

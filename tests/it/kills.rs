@@ -1,6 +1,6 @@
 //! Kill and restart of gateways and broker, in every combination and at random times, under numbered publishers and readers that
 //! are cut and move between the gateways. What the broker keeps: nothing missing, nothing twice, no gap. What it does not
-//! keep: a gap wherever something is missing.
+//! keep: a gap wherever something is missing. `soak` does the same for hours.
 #![cfg(unix)]
 
 use std::net::SocketAddr;
@@ -23,7 +23,12 @@ const READERS: usize = 6;
 /// How long everything may take to be whole again after the last kill.
 const WHOLE: Duration = Duration::from_secs(40);
 
-enum Server {
+/// What may be done to gateways and broker at one time: a bit each.
+const BROKER: usize = 4;
+const RELOAD: usize = 8;
+const PAUSE: usize = 16;
+
+pub(crate) enum Server {
     Nats(NatsServer),
     Redis(RedisServer),
 }
@@ -50,10 +55,23 @@ impl Server {
             }
         }
     }
+
+    /// Stops it in its tracks for a while: it is slow, and nothing is lost.
+    async fn hold(&self, time: Duration) {
+        match self {
+            Server::Nats(server) => server.pause(),
+            Server::Redis(server) => server.pause(),
+        }
+        sleep(time).await;
+        match self {
+            Server::Nats(server) => server.resume(),
+            Server::Redis(server) => server.resume(),
+        }
+    }
 }
 
 /// Stores or publishes the next number; says whether the broker has it.
-enum Publisher {
+pub(crate) enum Publisher {
     /// Kept: the broker knows a number that it has by its id.
     JetStream(async_nats::Client, u16),
     RedisStream(redis::Client),
@@ -87,7 +105,7 @@ impl Publisher {
             }
             Publisher::RedisStream(client) => {
                 // The number is its id too: one that was stored before the answer was lost is not stored twice.
-                let id = format!("1700000000000-{}", number + 1);
+                let id = format!("{}-{}", 1_700_000_000_000 + number / 1000, number % 1000 + 1);
                 let stored = async {
                     let mut connection = client.get_multiplexed_async_connection().await?;
                     redis::cmd("XADD")
@@ -136,6 +154,9 @@ struct Scene {
     is_kept: bool,
     /// Of the gateways that were killed.
     logs: Mutex<Vec<String>>,
+    /// Messages and gaps that all readers received.
+    read: AtomicU64,
+    gaps: AtomicU64,
 }
 
 impl Scene {
@@ -174,6 +195,7 @@ impl Scene {
                             "a gap though nothing was lost: {event:?} after {next} ({last_id})"
                         );
                         told = true;
+                        self.gaps.fetch_add(1, Ordering::Relaxed);
                         rewound |= event.data.contains("restarted") || event.data.contains("unknown_id");
                     }
                     _ => {
@@ -184,6 +206,7 @@ impl Scene {
                         );
                         assert!(number >= next || rewound, "TWICE: {number} instead of {next} ({last_id})");
                         (next, told, rewound) = (number + 1, false, false);
+                        self.read.fetch_add(1, Ordering::Relaxed);
                     }
                 }
                 if !event.id.is_empty() {
@@ -203,8 +226,9 @@ async fn gateway(config: &std::path::Path) -> Process {
     Process::with(&["--config", config.to_str().unwrap()], &[]).await
 }
 
-/// Kills what the bits of `which` say (gateway, gateway, broker), at times of their own, and starts it again.
-async fn kill(
+/// Kills what the bits of `which` say (gateway, gateway, broker), at times of their own, and starts it again; or has gateways
+/// reload, or holds the broker.
+async fn disturb(
     which: usize,
     server: &mut Server,
     gateways: &mut [Option<Process>; 2],
@@ -213,9 +237,12 @@ async fn kill(
 ) {
     let random = || Duration::from_millis(fastrand::u64(0..300));
     let broker = async {
-        if which & 4 != 0 {
+        if which & BROKER != 0 {
             sleep(random()).await;
             server.kill_and_restart(random()).await;
+        }
+        if which & PAUSE != 0 {
+            server.hold(random() * 5).await;
         }
     };
     let [one, other] = gateways;
@@ -229,12 +256,79 @@ async fn kill(
             let new = gateway(config).await;
             *scene.gateways[index].lock().unwrap() = new.address;
             *process = Some(new);
+        } else if which & RELOAD != 0 {
+            sleep(random()).await;
+            process.as_ref().unwrap().signal("HUP");
         }
     };
     tokio::join!(broker, of_gateway(0, one), of_gateway(1, other));
 }
 
-async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, rule: &str) {
+/// How long it goes on, and with how many readers.
+pub(crate) struct Plan {
+    pub(crate) name: &'static str,
+    pub(crate) readers: usize,
+    /// Until when something random is done again and again; `None` for every combination of kills once.
+    pub(crate) until: Option<Instant>,
+}
+
+/// Prints what a soak is at, once a minute.
+fn report(plan: &Plan, scene: &Scene, gateways: &[Option<Process>; 2]) {
+    let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
+    let mut line = format!(
+        "{:<14} published {}, received {} by {} readers, losses told {}, untold 0;",
+        plan.name,
+        count(&scene.published),
+        count(&scene.read),
+        plan.readers,
+        count(&scene.gaps)
+    );
+    for process in gateways.iter().flatten() {
+        #[cfg(target_os = "linux")]
+        {
+            let (memory, files) = (process.resident() >> 20, process.descriptors());
+            line += &format!(" a gateway has {memory} MiB and {files} descriptors;");
+        }
+        assert!(process.runs(), "{line}: it ended:\n{}", process.log());
+    }
+    println!("{line}");
+}
+
+/// What is done next, until the plan is over.
+async fn disturb_for_long(
+    plan: &Plan,
+    until: Instant,
+    server: &mut Server,
+    gateways: &mut [Option<Process>; 2],
+    config: &std::path::Path,
+    scene: &Scene,
+) {
+    // A publisher of plain Redis has a connection for each message: what waited at a held server comes in any order.
+    let holds = plan.name != "redis";
+    let mut reported = Instant::now();
+    while Instant::now() < until {
+        let mut which = fastrand::usize(1..if holds { 32 } else { 16 });
+        // Gateways live for minutes, so that memory which grows would show.
+        if fastrand::usize(..16) != 0 {
+            which &= !3;
+        }
+        disturb(which, server, gateways, config, scene).await;
+        scene.logs.lock().unwrap().drain(..).for_each(drop);
+        sleep(Duration::from_millis(fastrand::u64(500..5000))).await;
+        if reported.elapsed() > Duration::from_secs(60) {
+            report(plan, scene, gateways);
+            reported = Instant::now();
+        }
+    }
+    report(plan, scene, gateways);
+}
+
+pub(crate) async fn nothing_is_lost_in_silence(
+    mut server: Server,
+    publisher: Publisher,
+    rule: &str,
+    plan: Plan,
+) {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("gateway.toml");
     let rule = format!("[[topics]]\nmatch = \"orders/**\"\nread = \"anyone\"\n{rule}\n");
@@ -249,7 +343,10 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
         over: AtomicBool::new(false),
         is_kept,
         logs: Mutex::default(),
+        read: AtomicU64::new(0),
+        gaps: AtomicU64::new(0),
     });
+    let pause = Duration::from_millis(if plan.until.is_some() { 20 } else { 2 });
     let stop = Arc::new(AtomicBool::new(false));
     let publishing = {
         let (scene, stop) = (scene.clone(), stop.clone());
@@ -258,7 +355,7 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
                 if publisher.publish(scene.published.load(Ordering::Relaxed)).await {
                     scene.published.fetch_add(1, Ordering::Relaxed);
                 }
-                sleep(Duration::from_millis(2)).await;
+                sleep(pause).await;
             }
             // What nobody keeps must come while somebody listens: the readers wait for the last.
             scene.over.store(true, Ordering::Relaxed);
@@ -271,12 +368,16 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
         })
     };
     let mut readers = JoinSet::new();
-    (0..READERS).for_each(|_| _ = readers.spawn(scene.clone().read()));
-    let mut combinations: Vec<usize> = (1..8).collect();
-    fastrand::shuffle(&mut combinations);
-    for which in combinations {
-        kill(which, &mut server, &mut gateways, &config, &scene).await;
-        sleep(Duration::from_millis(fastrand::u64(0..700))).await;
+    (0..plan.readers).for_each(|_| _ = readers.spawn(scene.clone().read()));
+    if let Some(until) = plan.until {
+        disturb_for_long(&plan, until, &mut server, &mut gateways, &config, &scene).await;
+    } else {
+        let mut combinations: Vec<usize> = (1..8).collect();
+        fastrand::shuffle(&mut combinations);
+        for which in combinations {
+            disturb(which, &mut server, &mut gateways, &config, &scene).await;
+            sleep(Duration::from_millis(fastrand::u64(0..700))).await;
+        }
     }
     stop.store(true, Ordering::Relaxed);
     let all = async {
@@ -293,33 +394,52 @@ async fn nothing_is_lost_in_silence(mut server: Server, publisher: Publisher, ru
     publishing.abort();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_jetstream_nothing_is_missing_and_nothing_comes_twice() {
+pub(crate) async fn jetstream(plan: Plan) {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     let publisher = Publisher::JetStream(admin.client, server.port);
-    nothing_is_lost_in_silence(Server::Nats(server), publisher, "source = \"jetstream\"").await;
+    nothing_is_lost_in_silence(Server::Nats(server), publisher, "source = \"jetstream\"", plan).await;
+}
+
+pub(crate) async fn nats(plan: Plan) {
+    let server = NatsServer::start();
+    let publisher = Publisher::Nats { port: server.port, connection: Mutex::default() };
+    nothing_is_lost_in_silence(Server::Nats(server), publisher, "", plan).await;
+}
+
+pub(crate) async fn redis(plan: Plan) {
+    let server = RedisServer::start();
+    let publisher = Publisher::Redis(redis::Client::open(server.url()).unwrap());
+    nothing_is_lost_in_silence(Server::Redis(server), publisher, "", plan).await;
+}
+
+pub(crate) async fn redis_stream(plan: Plan) {
+    let server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
+    let publisher = Publisher::RedisStream(redis::Client::open(server.url()).unwrap());
+    let rule = "source = \"redis-stream\"\npayload = { field = \"data\" }";
+    nothing_is_lost_in_silence(Server::Redis(server), publisher, rule, plan).await;
+}
+
+/// Every combination of kills, once.
+const ONCE: fn(&'static str) -> Plan = |name| Plan { name, readers: READERS, until: None };
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_jetstream_nothing_is_missing_and_nothing_comes_twice() {
+    jetstream(ONCE("jetstream")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_plain_nats_whatever_is_missing_is_told() {
-    let server = NatsServer::start();
-    let publisher = Publisher::Nats { port: server.port, connection: Mutex::default() };
-    nothing_is_lost_in_silence(Server::Nats(server), publisher, "").await;
+    nats(ONCE("nats")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_plain_redis_whatever_is_missing_is_told() {
-    let server = RedisServer::start();
-    let publisher = Publisher::Redis(redis::Client::open(server.url()).unwrap());
-    nothing_is_lost_in_silence(Server::Redis(server), publisher, "").await;
+    redis(ONCE("redis")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_redis_streams_nothing_is_missing_and_nothing_comes_twice() {
-    let server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
-    let publisher = Publisher::RedisStream(redis::Client::open(server.url()).unwrap());
-    let rule = "source = \"redis-stream\"\npayload = { field = \"data\" }";
-    nothing_is_lost_in_silence(Server::Redis(server), publisher, rule).await;
+    redis_stream(ONCE("redis-stream")).await;
 }
