@@ -9,9 +9,11 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 # The tests proper come last, so that cargo's `test result:` lines end the output, and doc tests before them,
-# since there may be none. A thousand streams need more descriptors than the usual soft limit of 1024.
+# since there may be none. The browser module is tested with the binary that the tests proper have built. A thousand streams need more descriptors than the usual soft limit of 1024.
 test: lint ## install what the tests need; formatting, clippy, documentation, every test
 	npm test --silent --prefix tests/clients
+	cargo test --locked --no-run --lib --bins --tests
+	npm test --silent --prefix clients/js
 	cargo test --locked --doc
 	ulimit -S -n "$$(ulimit -H -n)" || true; cargo test --locked --no-fail-fast --lib --bins --tests
 

@@ -10,6 +10,7 @@ mod client;
 mod connection;
 mod handoff;
 mod handshake;
+mod module;
 mod open;
 mod origin;
 mod page;
@@ -49,6 +50,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
         .route("/topics/{*topic}", subscribe.post(publish::publish))
+        .route("/topicgate.js", get(module::module))
         .fallback(|uri: Uri| async move { problem::Problem::no_route(&uri, problem::NO_TOPIC) })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(

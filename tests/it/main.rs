@@ -8,6 +8,7 @@ mod common;
 mod admin;
 mod auth;
 mod brokers;
+mod browser_module;
 mod client_address;
 mod client_limits;
 mod clients;

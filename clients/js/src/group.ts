@@ -1,0 +1,209 @@
+// One connection for all tabs. The sources of one name, in all tabs of the origin, are a group: whoever has the Web Lock
+// of that name leads, reads the stream, and passes on what it reads over a BroadcastChannel. If the leader closes, crashes,
+// is frozen or navigates, the lock passes to another, which goes on from its own cursor.
+//
+// Nothing is lost and nothing comes twice, because each source keeps its own cursor and the ids it had last. A source
+// that is ahead of a new leader skips what it had. One that is behind, or begins elsewhere, reads what it lacks by itself.
+
+import { Accept, type Ask, connect, type Line, type Page, type Refusal, rows } from "./line.js";
+import { LOST, OPEN, type Row } from "./parse.js";
+
+/** What a group asks of a source. The names begin with `_` because esbuild shortens those. */
+export interface Member {
+  /** Where the source is; empty before the first event. */
+  lastEventId: string;
+  readyState: number;
+  _heartbeat: number;
+  /** Sends a request for this URL. */
+  _ask(url: URL, ...of: Parameters<Ask>): Promise<Response>;
+  /** Ids of what it had last. */
+  _ids: Set<string>;
+  /** The rows that one who joins must know. */
+  _state: Row[];
+  _take(rows: Row[], group: Group): void;
+  _end(why: Refusal, group: Group): void;
+  /** Leaves, and joins again from the cursor. */
+  _again(): void;
+}
+
+export interface Group {
+  _url: URL;
+  _leave(): void;
+  _wake(): void;
+}
+
+/**
+ * What a leader says: its term, where it was before the rows, whether the stream is open, and the rows. In answer to a
+ * member that joins, also what such a member must know.
+ */
+type Said = [term: number, from: string, open: boolean, rows: Row[], state?: Row[] | undefined];
+
+const enum Limit {
+  /** A leader that does not answer for this long is replaced. */
+  Answer = 5000,
+  /** Rows that wait while a member reads what it lacks. */
+  Held = 10000,
+}
+
+/** A member waits to hear where the leader is, then perhaps reads what it lacks, then follows. */
+const enum Phase {
+  Waiting,
+  Holding,
+  Reading,
+  Following,
+}
+
+const locks = globalThis.navigator?.locks;
+
+/** Without Web Locks (a page without TLS), the sources of one tab are a group. */
+export const tab = locks ? "" : Math.random();
+const queues: Record<string, Promise<void>> = {};
+
+/** This is the SharedWorker of some pages: it leads, whoever else would. */
+export const isWorker = "SharedWorkerGlobalScope" in globalThis;
+
+/** Joins the group of `name`; without a name, the source is alone. `work` counts this source at its SharedWorker. */
+export const join = (member: Member, url: URL, name: string, work?: (by: number) => void): Group => {
+  let channel: BroadcastChannel | undefined;
+  let line: Line | undefined;
+  let term = 0;
+  let phase: Phase = Phase.Waiting;
+  let left = false;
+  let held: Row[] = [];
+  let waiting = new AbortController();
+  let release: (() => void) | undefined;
+  let timer: ReturnType<typeof setTimeout>;
+
+  const ask: Ask = (...of) => member._ask(url, ...of);
+  const take = (rows: Row[]) => member._take(rows, group);
+  const end = (why: Refusal) => member._end(why, group);
+  const say = (rows: Row[], state?: Row[]) => channel?.postMessage([term, member.lastEventId, member.readyState > 0, rows, state] satisfies Said);
+  const listen = (patience: number) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      channel!.postMessage(0);
+      timer = setTimeout(enter, Limit.Answer, true);
+    }, patience);
+  };
+
+  const lead = async () => {
+    if (left || line) return;
+    clearTimeout(timer);
+    term = Math.max(Date.now(), term + 1);
+    held = [];
+    say([], member._state);
+    line = connect(
+      ask,
+      member._heartbeat,
+      (rows) => {
+        say(rows);
+        take(rows);
+      },
+      end,
+    );
+    await new Promise<void>((resolve) => (release = resolve));
+  };
+
+  const enter = (steal?: boolean) => {
+    waiting.abort();
+    const { signal } = (waiting = new AbortController());
+    const led = locks
+      ? locks.request(name, steal ? { steal } : { signal }, lead)
+      : (queues[name] = Promise.resolve(queues[name]).then(lead));
+    led.catch(() => {
+      if (signal.aborted) return;
+      // Another took the lock, because this page was frozen: follow. Or there are no locks for this page.
+      if (line) member._again();
+      else lead();
+    });
+  };
+
+  // Reads what is between the cursor of the source and the leader.
+  const catchUp = async (from: string) => {
+    phase = Phase.Reading;
+    const mine = term;
+    const ids = new Set<string>();
+    const read = async (cursor?: string) => {
+      const all: Row[] = [];
+      for (;;) {
+        const page: Page = await (await ask(waiting.signal, Accept.Page, 0, cursor)).json();
+        all.push(...rows(page));
+        cursor = page.cursor;
+        // Enough, if it has reached what the leader says now.
+        if (!page.messages.length || page.messages.some(({ id }) => id === from || held.some((row) => row[2] === id))) return all;
+      }
+    };
+    try {
+      const cursor = member.lastEventId;
+      const start = cursor ? [] : await read();
+      const rest = await read(cursor || from);
+      if (mine !== term) return;
+      for (const [, , id] of rest) if (id) ids.add(id);
+      let next = held.length;
+      while (next && !ids.has(held[next - 1]![2]!)) next--;
+      phase = Phase.Following;
+      take([[OPEN], ...start.filter(([, , id]) => !ids.has(id!)), ...rest, ...held.slice(next)]);
+    } catch (error: any) {
+      if (mine !== term) return;
+      phase = Phase.Waiting;
+      error.final ? end(error) : listen(error.wait ?? 3000);
+    }
+  };
+
+  const heard = ({ data }: MessageEvent<Said | 0>) => {
+    if (!data) {
+      if (line) {
+        say([], member._state);
+        line._wake();
+      }
+      return;
+    }
+    const [theirs, from, isOpen, rows, state] = data;
+    if (theirs < term || line) return;
+    // A page in sight keeps the time of a leader in the background, whose timers the browser slows down.
+    listen(rows.find(([type]) => type === LOST)?.[1].wait ?? member._heartbeat * 3);
+    if (theirs > term || (state && phase < Phase.Reading)) {
+      term = theirs;
+      phase = state ? Phase.Holding : Phase.Waiting;
+      held = state ?? [];
+    }
+    if (phase === Phase.Following) return take(rows);
+    if (!phase) return;
+    if (held.push(...rows) > Limit.Held) return member._again();
+    if (phase === Phase.Reading) return;
+    if (member.lastEventId ? from && member._ids.has(from) : !/[?&](since|last)/i.test(url.search)) {
+      phase = Phase.Following;
+      take([...(isOpen ? [[OPEN] as Row] : []), ["", , from], ...held]);
+    } else {
+      const position = from || held.find((row) => row[2])?.[2];
+      if (position) catchUp(position);
+    }
+  };
+
+  const group: Group = {
+    _url: url,
+    _leave() {
+      if (!left && name) work?.(-1);
+      left = true;
+      term = Infinity;
+      clearTimeout(timer);
+      waiting.abort();
+      release?.();
+      line?._close();
+      channel?.close();
+    },
+    _wake() {
+      line ? line._wake() : listen(0);
+    },
+  };
+  if (name) {
+    channel = new BroadcastChannel(name);
+    (channel as any).unref?.();
+    channel.onmessage = heard;
+    listen(0);
+    enter(isWorker);
+    work?.(1);
+  } else lead();
+
+  return group;
+};
