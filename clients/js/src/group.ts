@@ -129,8 +129,8 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
         const page: Page = await (await ask(waiting.signal, Accept.Page, 0, cursor)).json();
         all.push(...rows(page));
         cursor = page.cursor;
-        // Enough, if it has reached what the leader says now.
-        if (!page.messages.length || page.messages.some(({ id }) => id === from || held.some((row) => row[2] === id))) return all;
+        // All that there was to read is at least all that the leader had read.
+        if (!page.more) return all;
       }
     };
     try {

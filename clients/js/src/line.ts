@@ -19,6 +19,7 @@ export interface Page {
   messages: { id: string; topic: string; type?: string; data?: string; data_base64?: string }[];
   gaps: { topic: string; reason: string }[];
   cursor: string;
+  more?: boolean;
 }
 
 /** Sends a request with the cursor. Throws a Refusal. */
