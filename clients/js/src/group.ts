@@ -138,7 +138,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
       const start = cursor ? [] : await read();
       const rest = await read(cursor || from);
       if (mine !== term) return;
-      for (const [, , id] of rest) if (id) ids.add(id);
+      for (const [type, , id] of rest) if (type && id) ids.add(id);
       let next = held.length;
       while (next && !ids.has(held[next - 1]![2]!)) next--;
       phase = Phase.Following;

@@ -299,7 +299,8 @@ export class TopicSource extends EventTarget implements EventSource {
 
   /** @internal */
   _take(rows: Row[], group: Group) {
-    if (group === this._next) {
+    const isNew = group === this._next;
+    if (isNew) {
       if (!rows.some(([type]) => type === OPEN)) return;
       this._group?._leave();
       this._group = group;
@@ -315,15 +316,16 @@ export class TopicSource extends EventTarget implements EventSource {
       } else if (type === LOST) {
         this.readyState = 0;
         this._fire("error", data);
-      } else this._dispatch(type, data, id);
+      } else this._dispatch(type, data, id, isNew);
     }
   }
 
-  private _dispatch(type: string, data: string | undefined, id: string | undefined) {
+  private _dispatch(type: string, data: string | undefined, id: string | undefined, isNew: boolean) {
     const isMessage = !type.startsWith("stream-") || type === "stream-delete";
     const ids = this._ids;
-    // After a gap the gateway may send again what the page had, and the page wants it.
-    if (type === "stream-gap") ids.clear();
+    // After a gap the gateway may send again what the page had, and the page wants it. But a new list of topics overlaps
+    // with the old one, and its gaps are those of topics that are new.
+    if (type === "stream-gap" && !isNew) ids.clear();
     if (id !== undefined) {
       if (isMessage && data !== undefined && ids.has(id)) return;
       this.lastEventId = id;

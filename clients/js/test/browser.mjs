@@ -121,8 +121,7 @@ export const leader = (tabs) =>
   });
 
 /** Publishes 0, 1, 2 … one after the other until it is stopped, which returns how many. */
-export function counting(gateway, topic) {
-  let count = 0;
+export function counting(gateway, topic, count = 0) {
   let going = true;
   const running = (async () => {
     while (going) await gateway.publish(topic, count++);
