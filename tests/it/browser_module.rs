@@ -22,7 +22,7 @@ async fn the_browser_module_is_served_and_asked_for_again_only_if_it_has_changed
     assert_eq!(whole.status, 200);
     assert_eq!(whole.header("content-type"), Some("text/javascript; charset=utf-8"));
     assert_eq!(whole.header("cache-control"), Some("no-cache"));
-    assert_eq!(whole.body, include_bytes!("../../src/http/topicgate.js"));
+    assert!(whole.body == include_bytes!("../../src/http/topicgate.js"), "another file is served");
     let tag = whole.header("etag").unwrap();
     for known in [tag.to_owned(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".into()] {
         let again = head(&gateway, "GET", &format!("If-None-Match: {known}\r\n")).await;
