@@ -151,6 +151,18 @@ pub enum Event {
         /// The reason for the log and `/readyz`, in one line without secrets.
         why: String,
     },
+    /// These filters receive nothing from now on, although the connection of others may be up: their shard of a cluster is
+    /// away, or what reads them was interrupted. For plain publish/subscribe, [`Event::Down`] says the same of all
+    /// filters.
+    Interrupted {
+        /// The filters concerned.
+        filters: Vec<Filter>,
+    },
+    /// These filters receive messages again. What may be missing was reported before.
+    Resumed {
+        /// The filters concerned.
+        filters: Vec<Filter>,
+    },
     /// The server ended one subscription (a permission was withdrawn). The filter is no longer subscribed.
     Refused {
         /// The filter concerned.

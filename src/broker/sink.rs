@@ -128,6 +128,20 @@ impl EventSink {
         self.push(Event::Refused { filter, why });
     }
 
+    /// These filters receive nothing from now on.
+    pub(super) fn interrupted(&mut self, filters: Vec<Filter>) {
+        if !filters.is_empty() {
+            self.push(Event::Interrupted { filters });
+        }
+    }
+
+    /// These filters receive messages again.
+    pub(super) fn resumed(&mut self, filters: Vec<Filter>) {
+        if !filters.is_empty() {
+            self.push(Event::Resumed { filters });
+        }
+    }
+
     /// The connection is up.
     pub(super) fn up(&mut self) {
         self.down = None;
@@ -238,6 +252,8 @@ fn of_one(event: &Event) -> Option<&Filter> {
         | Event::Unnameable { .. }
         | Event::Up(_)
         | Event::Partly { .. }
+        | Event::Interrupted { .. }
+        | Event::Resumed { .. }
         | Event::Down { .. } => None,
     }
 }

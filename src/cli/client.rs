@@ -60,7 +60,7 @@ pub struct Subscribe {
     /// Resume after the event with this id
     #[arg(long, value_name = "ID")]
     pub last_event_id: Option<String>,
-    /// Print one JSON object per line, for stream-open, stream-gap and stream-close too
+    /// Print one JSON object per line, for the gateway's own events (stream-open and others) too
     #[arg(long)]
     pub json: bool,
 }

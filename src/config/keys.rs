@@ -27,6 +27,11 @@ pub(super) const KEYS: &[Key] = &[
         "Host names that a request may use; empty: any, or only local ones on a local address.",
     )
     .default(""),
+    key(
+        "base_path",
+        Text,
+        "The path below which browsers reach the gateway, if a proxy in front does not remove it: /events.",
+    ),
     key("drain", DURATION, "The time over which open streams are closed after SIGTERM.").default("10s"),
     key("admin.listen", Address, "The address of the probes, the metrics and the console.")
         .default("127.0.0.1:9090")

@@ -85,6 +85,9 @@ pub struct Config {
     /// names while `listen` is loopback.
     #[doc(hidden)]
     pub hosts: Vec<String>,
+    /// `base_path`: the path below which browsers reach the gateway, without a slash at its end. Empty: none.
+    #[doc(hidden)]
+    pub base_path: String,
     /// `drain`: how long open streams are given to be closed in batches after SIGTERM.
     #[doc(hidden)]
     pub drain: Duration,

@@ -24,6 +24,28 @@ pub(super) fn hosts(input: &mut Input<'_>, key: &str) -> Vec<String> {
     hosts
 }
 
+/// The path at `key`, without the slash at its end.
+pub(super) fn base_path(input: &mut Input<'_>, key: &str) -> String {
+    let Some(given) = input.get_if_any::<String>(key) else { return String::new() };
+    let path = given.trim_end_matches('/');
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+    let mut segments = path.split('/').skip(1);
+    let is_path = path.starts_with('/')
+        && segments.all(|segment| {
+            !segment.is_empty() && segment != "." && segment != ".." && segment.chars().all(is_plain)
+        });
+    if path == "/topics" || path.starts_with("/topics/") {
+        input
+            .refuse(key, format!("{given:?} begins with /topics, where the topics are; choose another path"));
+    } else if !path.is_empty() && !is_path {
+        let what =
+            "is not a path; write it with a slash before each segment, of letters, digits and -._~: /events";
+        input.refuse(key, format!("{given:?} {what}"));
+    }
+    input.holds(key, Some(Given::Text(path.into())));
+    path.to_owned()
+}
+
 /// RFC 9110, the name of a field.
 pub(super) fn is_token(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);

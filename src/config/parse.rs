@@ -9,7 +9,7 @@ use super::input::Input;
 use super::layers::{FILE, Layers, Sources};
 use super::limits::Limits;
 use super::log::Log;
-use super::names::hosts;
+use super::names::{base_path, hosts};
 use super::proxies::Proxies;
 use super::rule::{Around, EVERYTHING, Rule};
 use super::settings::{Origins, Settings};
@@ -94,6 +94,7 @@ fn tables(input: &mut Input<'_>) -> Config {
     let listen = input.address("listen");
     let admin = Admin::read(input, listen);
     let hosts = hosts(input, "hosts");
+    let base_path = base_path(input, "base_path");
     let (broker, kind) = Broker::read(input);
     let limits = Limits::read(input);
     let auth = Auth::read(input);
@@ -104,6 +105,7 @@ fn tables(input: &mut Input<'_>) -> Config {
     Config {
         listen,
         hosts,
+        base_path,
         drain: input.get("drain"),
         admin,
         broker,

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::runtime::Runtime;
 use super::{Gateway, log_settings};
 use crate::auth::Auth;
-use crate::config::Config;
+use crate::config::{Config, Rule};
 use crate::metrics::Limit;
 use crate::protocol::topic::Filter;
 use crate::reader::Principal;
@@ -16,7 +16,11 @@ impl Gateway {
     /// Applies a new configuration, except for listeners and the broker. Ends the streams that it no longer allows, and
     /// returns their number. Must not be called concurrently.
     pub fn renew(&self, config: Config, auth: Auth) -> usize {
-        let current = self.current().renewed(config, auth);
+        let before = self.current();
+        let current = before.renewed(config, auth);
+        if !is_same_source(&before.config.topics, &current.config.topics) {
+            self.registry.sources_changed();
+        }
         self.hand_topics_over(&current.config.topics);
         // From here on, no stream is admitted by the old configuration: a stream that is being opened is checked again
         // at the end.
@@ -66,4 +70,14 @@ impl Gateway {
         let patterns: Vec<String> = config.topics.iter().map(|rule| rule.pattern()).collect();
         self.metrics.set_rules(&patterns);
     }
+}
+
+/// Whether every topic surely has the source that it had: the rules are the same, or all of them have one source.
+fn is_same_source(before: &[Rule], after: &[Rule]) -> bool {
+    let sources = |rules: &[Rule]| -> Vec<_> {
+        rules.iter().map(|rule| (rule.filter.clone(), rule.source.clone())).collect()
+    };
+    let (before, after) = (sources(before), sources(after));
+    let all = || before.iter().chain(&after);
+    before == after || all().all(|(_, source)| all().next().is_some_and(|(_, first)| first == source))
 }

@@ -298,6 +298,7 @@ impl Gateway {
         metrics.buffer_bytes.set(bytes as i64);
         metrics.addresses.set(usage.addresses as i64);
         metrics.subjects.set(usage.subjects as i64);
+        metrics.topics_stale.set(self.registry.stale_topics() as i64);
         metrics.sources_refused.set(self.denied.list().len() as i64);
         metrics.ready.set(i64::from(self.ready().is_ok()));
         for (limit, used) in [

@@ -64,6 +64,13 @@ impl Handoff {
 pub(super) struct Stalls(Arc<Mutex<slab::Slab<Arc<AtomicMillis>>>>);
 
 impl Stalls {
+    /// Adds a stream, or a read that waits, until it is dropped.
+    pub(super) fn enter(&self) -> Stall {
+        let offered: Arc<AtomicMillis> = Arc::default();
+        let key = self.0.lock().insert(offered.clone());
+        Stall { stalls: self.clone(), key, offered }
+    }
+
     /// Whether the connection has no stream.
     pub(super) fn is_empty(&self) -> bool {
         self.0.lock().is_empty()
@@ -88,8 +95,9 @@ pub(super) struct StreamBody {
     stall: Option<Stall>,
 }
 
+/// A stream among the [`Stalls`] of its connection.
 #[derive(Debug)]
-struct Stall {
+pub(super) struct Stall {
     stalls: Stalls,
     key: usize,
     /// The time of the oldest bytes that the client has not taken, if there are any.
@@ -111,11 +119,7 @@ impl StreamBody {
         http: HttpVersion,
     ) -> Self {
         let coding = if http == HttpVersion::Http11 { Coding::Chunked } else { Coding::Plain };
-        let stall = stalls.map(|stalls| {
-            let offered: Arc<AtomicMillis> = Arc::default();
-            let key = stalls.0.lock().insert(offered.clone());
-            Stall { stalls, key, offered }
-        });
+        let stall = stalls.as_ref().map(Stalls::enter);
         StreamBody { stream: Some(stream), coding, handoff, stall }
     }
 }

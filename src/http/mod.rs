@@ -3,9 +3,12 @@
 //! axum routes the requests and hyper speaks HTTP. A stream on HTTP/1 leaves both once its head has been sent
 //! (`handoff`).
 
+mod accept;
 mod acceptor;
 mod access;
 mod admin;
+mod answer;
+mod base_path;
 mod client;
 mod connection;
 mod handoff;
@@ -32,6 +35,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
+use tower::Layer;
 
 pub(crate) use self::acceptor::Acceptor;
 use crate::config::BrokerKind;
@@ -49,9 +53,14 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     let subscribe = get(subscribe::subscribe).head(subscribe::subscribe).options(subscribe::options);
     let mut router = Router::new()
         .route("/topics", subscribe.clone())
+        // As some clients write it, with the topics in the query.
+        .route("/topics/", subscribe.clone())
         .route("/topics/{*topic}", subscribe.post(publish::publish))
         .route("/topicgate.js", get(module::module))
-        .fallback(|uri: Uri| async move { problem::Problem::no_route(&uri, problem::NO_TOPIC) })
+        .fallback(|uri: Uri| async move {
+            let hint = base_path::hint(uri.path());
+            problem::Problem::no_route(&uri, hint.as_deref().unwrap_or(problem::NO_TOPIC))
+        })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(
                 RefusalCode::BadMethod,
@@ -69,7 +78,11 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     if gateway.traces().is_on() {
         router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
     }
-    router.layer(middleware::from_fn_with_state(gateway.clone(), client::find)).with_state(gateway)
+    let router = router
+        .layer(middleware::from_fn_with_state(gateway.clone(), client::find))
+        .with_state(gateway.clone());
+    let below_base = middleware::from_fn_with_state(gateway, base_path::remove);
+    Router::new().fallback_service(below_base.layer(router))
 }
 
 /// The routes of the admin listener, which listens at `address`. `closing` ends the streams that would never end by

@@ -182,9 +182,6 @@ impl<'a> Allowed<'a> {
     /// The CORS headers of an answer.
     fn cors_headers(&self, request: &HeaderMap, preflight: bool) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        // On every answer: it depends on the origin, and a cache that ignores no-store must not give one origin's
-        // answer to another.
-        headers.insert(header::VARY, HeaderValue::from_static("origin"));
         let Some(origin) = self.listed(request) else { return headers };
         let any = self.cors.origins.contains(&Origin::Any);
         let origin = if any { HeaderValue::from_static("*") } else { origin.clone() };
@@ -252,7 +249,19 @@ pub(super) async fn guard(State(listener): State<Listener>, mut request: Request
         next.run(request).await
     };
     response.headers_mut().extend(cors);
+    vary_by_origin(response.headers_mut());
     response
+}
+
+/// Says on every answer that it depends on the origin: a cache that ignores no-store must not give one origin's answer to
+/// another.
+fn vary_by_origin(headers: &mut HeaderMap) {
+    let others: Vec<&str> =
+        headers.get_all(header::VARY).iter().filter_map(|vary| vary.to_str().ok()).collect();
+    let all = [&["origin"], &others[..]].concat().join(", ");
+    if let Ok(vary) = HeaderValue::try_from(all) {
+        headers.insert(header::VARY, vary);
+    }
 }
 
 /// Whether a person has followed a link from a page of another origin: a top-level navigation. Frames, objects and

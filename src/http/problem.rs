@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
+use super::accept::Accepted;
 use crate::auth::Action;
 use crate::gateway::Gateway;
 use crate::metrics::Limit;
@@ -206,15 +207,20 @@ impl IntoResponse for Problem {
 pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
     gateway.metrics().streams_closed.inc(code);
     let retry = gateway.jittered_retry();
-    if !super::sse_head::names_event_stream(headers) {
-        let mut response = Problem::passing(code).into_response();
-        response.headers_mut().insert(header::RETRY_AFTER, retry.div_ceil(1000).into());
-        return response;
+    if !Accepted::of(headers).is_event_source() {
+        return later(code, retry);
     }
     let goodbye = frame::stream_close(retry, code.as_str());
     let mut response = goodbye.bytes(Coding::Plain).into_response();
     super::sse_head::stream_headers(response.headers_mut());
     response.extensions_mut().insert(RefusalNote { code: code.into(), detail: passing(code).1.into() });
+    response
+}
+
+/// The same as a status. `retry` is in milliseconds.
+pub(super) fn later(code: CloseCode, retry: u64) -> Response {
+    let mut response = Problem::passing(code).into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, retry.div_ceil(1000).into());
     response
 }
 
@@ -260,6 +266,7 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
         | CloseCode::Gone
         | CloseCode::Expired
         | CloseCode::Restarted
+        | CloseCode::Answered
         | CloseCode::Closed => (OURS, "the stream has ended; open it again"),
     }
 }

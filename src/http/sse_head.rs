@@ -1,4 +1,4 @@
-//! The response head of an event stream, and whether a request asks for one by name.
+//! The response head of an event stream.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
@@ -12,14 +12,4 @@ pub(crate) fn stream_headers(headers: &mut HeaderMap) {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-}
-
-/// Whether the `Accept` of a request names `text/event-stream`, as every EventSource does (HTML standard, section
-/// 9.2.2).
-pub(crate) fn names_event_stream(headers: &HeaderMap) -> bool {
-    let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut essences = ranges.flat_map(|list| list.split(',')).map(|range| range.split(';').next());
-    essences.any(|essence| {
-        essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/event-stream"))
-    })
 }

@@ -1,6 +1,6 @@
-//! `GET /topics…`: parses the request and answers with a stream. The gateway opens it; this file knows only HTTP.
+//! `GET /topics…`: parses the request and answers with a stream, or with one JSON document. The gateway opens the
+//! stream; this file knows only HTTP.
 
-use super::sse_head::stream_headers;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,10 +11,13 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, heade
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
+use super::accept::Accepted;
 use super::access::{self, Refusal};
+use super::answer::{ReadParameters, answer_headers, answer_response};
 use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
-use super::problem::{Problem, come_back};
+use super::problem::{NO_TOPIC, Problem, come_back, later};
+use super::sse_head::stream_headers;
 use super::topics::Topics;
 use crate::auth::{self, Action};
 use crate::gateway::{Gateway, OpenError, Opening};
@@ -34,25 +37,42 @@ struct StreamRequest {
     filters: Vec<Filter>,
     start: Start,
     format: Format,
+    read: ReadParameters,
 }
 
 /// The handler of GET and HEAD.
-pub(super) async fn subscribe(
-    State(gateway): State<Arc<Gateway>>,
-    request: Request,
-) -> Result<Response, Problem> {
+pub(super) async fn subscribe(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let mut response = respond(gateway, request).await.into_response();
+    // A temporary refusal is a stream or a status; one that lasts is the same to everyone.
+    if matches!(response.status().as_u16(), 200 | 406 | 429 | 503) {
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
+    }
+    response
+}
+
+async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Problem> {
     // Before any other work: even parsing the topics is work.
     let address = client::address(request.extensions());
     if let Err(code) = gateway.admit(address) {
         return Ok(come_back(&gateway, request.headers(), code));
     }
-    if !accepts_event_stream(request.headers()) {
-        return Err(Problem::new(
-            RefusalCode::NotAcceptable,
-            "this is an event stream; send Accept: text/event-stream, or no Accept header",
-        ));
+    let is_read = match Accepted::of(request.headers()) {
+        Accepted::Stream { .. } => false,
+        Accepted::Json => true,
+        Accepted::Nothing => {
+            return Err(Problem::new(
+                RefusalCode::NotAcceptable,
+                "this is an event stream; send Accept: text/event-stream or no Accept header, or application/json for \
+                 one answer",
+            ));
+        }
+    };
+    let mut asked = StreamRequest::read(&gateway, request.uri(), request.headers())?;
+    let (limit, mut wait) = if is_read { asked.read.parse()? } else { Default::default() };
+    if is_read && asked.start == Start::Now {
+        // The position alone: there is nothing to wait for.
+        (asked.start, wait) = (Start::End, Duration::ZERO);
     }
-    let asked = StreamRequest::read(&gateway, request.uri(), request.headers())?;
     let access = auth::AccessRequest {
         action: Action::Subscribe,
         filters: &asked.filters,
@@ -68,7 +88,8 @@ pub(super) async fn subscribe(
         // Without a length, like the stream's: an empty body would announce a length of 0.
         let empty = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
         let mut response = Response::new(empty);
-        stream_headers(response.headers_mut());
+        let set_headers = if is_read { answer_headers } else { stream_headers };
+        set_headers(response.headers_mut());
         return Ok(response);
     }
     let version = http_version(&request);
@@ -89,6 +110,15 @@ pub(super) async fn subscribe(
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
     };
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
+    if is_read {
+        let _busy = stalls.map(Stalls::enter);
+        return match stream.answer(limit, wait).await {
+            Ok(answer) => Ok(answer_response(answer)),
+            Err(CloseCode::Expired) => not_allowed(&gateway, request.headers(), Refusal::expired()),
+            // Its stream was counted when it ended.
+            Err(code) => Ok(later(code, gateway.jittered_retry())),
+        };
+    }
     let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
     Ok(stream_response(body, version))
 }
@@ -130,13 +160,14 @@ impl StreamRequest {
         let config = &current.config;
         let (separator, limit) = (config.broker.alias(), config.limits.topic_length);
         let mut topics = Topics::new(config.limits.topics_per_stream);
-        if let Some(path) = uri.path().strip_prefix("/topics/") {
+        if let Some(path) = uri.path().strip_prefix("/topics/").filter(|path| !path.is_empty()) {
             topics.add(Filter::read_path(path, separator, limit)?)?;
         }
         let mut cursor = None;
         let mut since = None;
         let mut last = None;
         let mut format = Format::Raw;
+        let mut read = ReadParameters::default();
         for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             match &*name {
                 "topic" => {
@@ -155,9 +186,14 @@ impl StreamRequest {
                         _ => return Err(bad_query("format must be raw or cloudevents")),
                     };
                 }
+                "limit" => read.limit = Some(value.into_owned()),
+                "wait" => read.wait = Some(value.into_owned()),
                 name if CURSOR_NAMES.contains(&name) => cursor = Some(value.into_owned()),
                 _ => {} // pages and proxies may add parameters
             }
+        }
+        if uri.path() == "/topics/" && topics.is_empty() {
+            return Err(Problem::no_route(uri, NO_TOPIC));
         }
         let filters = topics.settle()?;
         // The header wins: a page's URL keeps its old query at every reconnect. An empty cursor is none.
@@ -175,7 +211,7 @@ impl StreamRequest {
             (None, None, Some(last)) => last,
             (None, None, None) => Start::Now,
         };
-        Ok(StreamRequest { filters, start, format })
+        Ok(StreamRequest { filters, start, format, read })
     }
 }
 
@@ -234,36 +270,9 @@ fn read_last(value: &str) -> Result<Start, Problem> {
     value.parse().map(Start::Last).map_err(|_| bad_query("last must be a number of messages, such as 10"))
 }
 
-/// Whether the client accepts an event stream (RFC 9110, section 12.5.1, simplified): the most specific range that
-/// matches decides.
-fn accepts_event_stream(headers: &HeaderMap) -> bool {
-    let mut best: Option<(u8, bool)> = None;
-    let mut any = false;
-    for value in headers.get_all(header::ACCEPT) {
-        // An empty list excludes nothing, and neither does a list that is not text.
-        for range in value.to_str().unwrap_or_default().split(',').filter(|range| !range.trim().is_empty()) {
-            any = true;
-            let mut parts = range.split(';').map(str::trim);
-            let specificity = match parts.next().map(str::to_ascii_lowercase).as_deref() {
-                Some("text/event-stream") => 3,
-                Some("text/*") => 2,
-                Some("*/*") => 1,
-                _ => continue,
-            };
-            let refused = parts.any(|part| {
-                part.strip_prefix("q=").is_some_and(|q| q.trim().parse::<f32>().is_ok_and(|q| q <= 0.0))
-            });
-            if best.is_none_or(|(other, _)| specificity > other) {
-                best = Some((specificity, !refused));
-            }
-        }
-    }
-    !any || best.is_some_and(|(_, accepted)| accepted)
-}
-
 /// The handler of OPTIONS, which a CORS preflight never reaches.
 pub(super) async fn options(uri: Uri) -> Response {
-    let one_topic = uri.path().starts_with("/topics/");
+    let one_topic = uri.path().strip_prefix("/topics/").is_some_and(|path| !path.is_empty());
     let allow = if one_topic { "GET, HEAD, POST, OPTIONS" } else { "GET, HEAD, OPTIONS" };
     (StatusCode::NO_CONTENT, [(header::ALLOW, allow)]).into_response()
 }
@@ -271,33 +280,6 @@ pub(super) async fn options(uri: Uri) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::sse_head::names_event_stream;
-
-    fn accept(value: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))])
-    }
-
-    #[test]
-    fn only_an_accept_that_excludes_event_streams_is_refused() {
-        for yes in ["text/event-stream", "*/*", "text/*", "text/html, */*;q=0.1", "TEXT/EVENT-STREAM;q=0.5"] {
-            assert!(accepts_event_stream(&accept(yes)), "{yes}");
-        }
-        for no in ["application/json", "text/html", "text/event-stream;q=0, */*", "*/*;q=0"] {
-            assert!(!accepts_event_stream(&accept(no)), "{no}");
-        }
-        assert!(accepts_event_stream(&HeaderMap::new()));
-    }
-
-    #[test]
-    fn only_an_accept_that_says_so_names_an_event_stream() {
-        for yes in ["text/event-stream", "text/html, TEXT/Event-Stream ; q=0.5", "*/*,text/event-stream"] {
-            assert!(names_event_stream(&accept(yes)), "{yes}");
-        }
-        for no in ["*/*", "text/*", "text/event-streams", "application/json;x=text/event-stream", ""] {
-            assert!(!names_event_stream(&accept(no)), "{no}");
-        }
-        assert!(!names_event_stream(&HeaderMap::new()));
-    }
 
     #[test]
     fn since_reads_durations_times_and_all() {

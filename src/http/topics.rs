@@ -46,6 +46,11 @@ impl Topics {
         Ok(())
     }
 
+    /// Whether none was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
     /// The topics that no other one covers.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::yield_now;
+use tokio::time::{Instant, timeout_at};
 
 use self::encoder::Encoder;
 use crate::broker::{self, Event, Link, Stored};
@@ -67,7 +68,7 @@ impl Ingest {
         let waiting = self.metrics.limit_used.of(Limit::BrokerEvents);
         loop {
             if !waking {
-                if events.recv_many(&mut batch, BATCH).await == 0 {
+                if self.wait(&mut events, &mut batch).await == 0 {
                     return;
                 }
                 // Several events at once are part of a larger read from the broker's connection, which arrives in
@@ -86,6 +87,22 @@ impl Ingest {
             waking = self.registry.wake(WAKES);
             if waking {
                 yield_now().await;
+            }
+        }
+    }
+
+    /// Waits for events; 0 once the broker's task has ended. Outages that last are told meanwhile.
+    async fn wait(&self, events: &mut mpsc::Receiver<Event>, batch: &mut Vec<Event>) -> usize {
+        loop {
+            let Some(due) = self.registry.outage_due() else { return events.recv_many(batch, BATCH).await };
+            // Not at the timeout alone: other topics may be busy.
+            if due <= Instant::now() {
+                self.registry.tell_outages();
+                while self.registry.wake(WAKES) {
+                    yield_now().await;
+                }
+            } else if let Ok(taken) = timeout_at(due, events.recv_many(batch, BATCH)).await {
+                return taken;
             }
         }
     }
@@ -130,10 +147,20 @@ impl Ingest {
             }
             Event::Up(link) => {
                 tracing::info!(?link, "broker connected");
+                if link == Link::Pubsub {
+                    self.registry.feeds_back(None);
+                }
                 self.tell_of(link, Upstream::Up);
             }
             Event::Partly { link, why } => self.tell_of(link, Upstream::Partly(why)),
-            Event::Down { link, why } => self.tell_of(link, Upstream::Down(why)),
+            Event::Down { link, why } => {
+                if link == Link::Pubsub {
+                    self.registry.feeds_lost(None);
+                }
+                self.tell_of(link, Upstream::Down(why));
+            }
+            Event::Interrupted { filters } => self.registry.feeds_lost(Some(filters)),
+            Event::Resumed { filters } => self.registry.feeds_back(Some(&filters)),
             Event::Refused { filter, why } => {
                 if let Some(others) = self.throttles.refused.turn() {
                     tracing::error!(

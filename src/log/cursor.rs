@@ -16,6 +16,7 @@ use super::batch_cache::SharedBatch;
 use super::inspect::Lag;
 use super::message::Format;
 use super::registry::Lease;
+use super::rows::Rows;
 use super::{Item, TopicLog};
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::{Sequence, join_components};
@@ -57,7 +58,9 @@ enum Phase {
 pub(super) struct Cursor {
     pub(super) lease: Lease,
     /// The key of the stream's handle in the log.
-    reader: usize,
+    reader: u32,
+    /// The reader was sent that the topic is stale.
+    pub(super) told_stale: bool,
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
     /// The end of the current [`Phase`], if that has one.
@@ -102,6 +105,11 @@ impl Batch {
         log.rule.events.inc_by(entries as u64);
     }
 
+    /// Whether nothing was read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries == 0 && self.gaps.is_empty()
+    }
+
     /// Counts a gap in `log`.
     pub(super) fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
         self.gaps.push(reason);
@@ -127,6 +135,7 @@ impl Cursors {
             .map(|lease| Cursor {
                 reader: lease.log().readers.join(handle.clone()),
                 lease,
+                told_stale: false,
                 position: Seq::START,
                 end: Seq::START,
             })
@@ -148,10 +157,24 @@ impl Cursors {
         let replays = self.is_replaying();
         let read = match &mut *self.cursors {
             [cursor] => cursor.read(options, replays),
-            _ => self.merge(options),
+            _ => self.merge(options, None),
         };
         self.caught_up |= matches!(read, Read::Nothing);
         read
+    }
+
+    /// As [`Cursors::read`], but into `rows`, as far as they take it. The batch has no bytes.
+    pub fn read_rows(&mut self, rows: &mut Rows, handle: &Arc<ReaderHandle>) -> Read {
+        let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
+        let options = ReadOptions { format: rows.format, coding: Coding::Plain, handle, reason };
+        let read = self.merge(options, Some(rows));
+        self.caught_up |= matches!(read, Read::Nothing);
+        read
+    }
+
+    /// Whether there may be more to read now.
+    pub fn has_more(&self) -> bool {
+        self.cursors.iter().any(|cursor| cursor.has_news(self.is_replaying()))
     }
 
     /// Whether they have several sequences, of which one may continue while another waits.

@@ -121,6 +121,14 @@ impl Entry {
         }
     }
 
+    /// The reason, if it is a gap.
+    pub(super) fn gap(&self) -> Option<GapReason> {
+        match &self.kind {
+            EntryKind::Message(_) => None,
+            EntryKind::Gap(gap) => Some(gap.reason),
+        }
+    }
+
     /// The topic that it concerns. `None`: a gap in all topics of its log.
     pub(super) fn topic(&self) -> Option<&Topic> {
         match &self.kind {
@@ -160,6 +168,14 @@ pub(super) enum Item {
 }
 
 impl Item {
+    /// Whether messages are missing here.
+    pub(super) fn is_gap(&self) -> bool {
+        match self {
+            Item::Entry(entry) => entry.gap().is_some(),
+            Item::Evicted(_) => true,
+        }
+    }
+
     /// Its position in the order of the sequence. An eviction has the position of the last evicted entry: no later
     /// entry of the log can come before it. It comes before another log's entry with the same number.
     pub(super) fn position(&self) -> ItemPosition {

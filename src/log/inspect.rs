@@ -60,6 +60,8 @@ pub enum UpstreamState {
     Children,
     /// The broker does not allow the gateway to read it.
     Refused,
+    /// The broker, or its part of it, has been away for a while.
+    Stale,
 }
 
 impl UpstreamState {
@@ -71,6 +73,7 @@ impl UpstreamState {
             UpstreamState::Warm => "warm",
             UpstreamState::Children => "fed",
             UpstreamState::Refused => "refused",
+            UpstreamState::Stale => "stale",
         }
     }
 }

@@ -11,6 +11,7 @@ use smallvec::{SmallVec, smallvec};
 use super::batch_cache::SharedBatch;
 use super::cursor::{Batch, Cursor, Cursors, Read, ReadOptions, SequencePosition};
 use super::entry::ItemPosition;
+use super::rows::Rows;
 use super::{BATCH_BYTES, Item};
 use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame;
@@ -21,15 +22,19 @@ use crate::protocol::seq::Seq;
 const HALF_BATCH: usize = 128;
 
 impl Cursors {
-    /// Reads all logs, each sequence in its order.
-    pub(super) fn merge(&mut self, options: ReadOptions) -> Read {
+    /// Reads all logs, each sequence in its order: into `rows`, or as bytes if there are none.
+    pub(super) fn merge(&mut self, options: ReadOptions, rows: Option<&mut Rows>) -> Read {
         let ranges = if self.mixed { self.sequences() } else { smallvec![0..self.cursors.len()] };
-        let mut joined = BytesMut::new();
+        let mut target = rows.map_or_else(|| Target::Bytes(BytesMut::new()), Target::Rows);
         let mut batch = Batch::default();
         let mut fetching = false;
         for (index, range) in ranges.iter().enumerate() {
+            if matches!(&target, Target::Rows(rows) if rows.is_full()) {
+                break;
+            }
             let mut merge = Merge::new(&self.cursors[range.clone()], self.is_replaying());
             if !self.mixed
+                && matches!(target, Target::Bytes(_))
                 && let Some(shared) = merge.only_piece(&self.cursors, options)
             {
                 merge.limit = shared.last;
@@ -38,7 +43,7 @@ impl Cursors {
                 batch.bytes = shared.bytes;
             } else if !merge.ahead.is_empty() {
                 let around = self.mixed.then(|| self.around(&ranges, index));
-                let output = Output { options, around, joined: &mut joined, batch: &mut batch };
+                let output = Output { options, around, target: &mut target, batch: &mut batch };
                 merge.write(&self.cursors[range.clone()], BATCH_BYTES / ranges.len(), output);
             }
             fetching |= merge.fetching;
@@ -46,10 +51,12 @@ impl Cursors {
                 cursor.position = cursor.position.max(merge.limit);
             }
         }
-        if !joined.is_empty() {
+        if let Target::Bytes(joined) = target
+            && !joined.is_empty()
+        {
             batch.bytes = joined.freeze();
         }
-        match batch.bytes.is_empty() {
+        match batch.is_empty() {
             false => Read::Batch(batch),
             true if fetching => Read::Fetching,
             true => Read::Nothing,
@@ -76,12 +83,20 @@ struct OtherParts {
     after: String,
 }
 
+/// What a merge fills.
+enum Target<'a> {
+    /// Events for a socket.
+    Bytes(BytesMut),
+    /// Messages and gaps of one read.
+    Rows(&'a mut Rows),
+}
+
 /// What a merge writes to.
-struct Output<'a> {
+struct Output<'a, 'b> {
     options: ReadOptions<'a>,
     /// The other parts of its ids, if the stream reads several sequences.
     around: Option<OtherParts>,
-    joined: &'a mut BytesMut,
+    target: &'a mut Target<'b>,
     batch: &'a mut Batch,
 }
 
@@ -151,15 +166,19 @@ impl Merge {
     }
 
     /// Writes the next items, about `budget` bytes.
-    fn write(&mut self, cursors: &[Cursor], budget: usize, mut output: Output<'_>) {
+    fn write(&mut self, cursors: &[Cursor], budget: usize, mut output: Output<'_, '_>) {
         let options = output.options;
         self.count = (HALF_BATCH / self.ahead.len()).max(1);
         (0..self.ahead.len()).for_each(|index| self.take(index, cursors, options));
-        let begin = output.joined.len();
+        let begin = output.written();
         while let Some(Reverse((ItemPosition { number, .. }, index))) = self.next.pop()
             && number <= self.limit
             && let Some(item) = self.ahead[index].items.pop_front()
         {
+            if item.is_gap() && output.ends_before_gap(begin) {
+                self.limit = number.previous();
+                return;
+            }
             match self.ahead[index].items.front() {
                 Some(next) => self.next.push(Reverse((next.position(), index))),
                 None => self.take(index, cursors, options),
@@ -171,7 +190,7 @@ impl Merge {
             let told = if followed { number.previous() } else { number };
             let cursor = &cursors[self.ahead[index].cursor];
             output.write(item, cursor, told, followed);
-            if output.joined.len() - begin >= budget && !followed {
+            if output.is_full(begin, budget) && !followed {
                 self.limit = number;
                 return;
             }
@@ -179,7 +198,33 @@ impl Merge {
     }
 }
 
-impl Output<'_> {
+impl Output<'_, '_> {
+    /// How much was written: bytes, or messages.
+    fn written(&self) -> usize {
+        match &self.target {
+            Target::Bytes(joined) => joined.len(),
+            Target::Rows(rows) => rows.count(),
+        }
+    }
+
+    fn is_full(&self, begin: usize, budget: usize) -> bool {
+        match &self.target {
+            Target::Bytes(joined) => joined.len() - begin >= budget,
+            Target::Rows(rows) => rows.is_full(),
+        }
+    }
+
+    /// Ends rows that have messages of this sequence, because a gap follows.
+    fn ends_before_gap(&mut self, begin: usize) -> bool {
+        match &mut self.target {
+            Target::Rows(rows) if rows.count() > begin => {
+                rows.end();
+                true
+            }
+            Target::Bytes(_) | Target::Rows(_) => false,
+        }
+    }
+
     /// Appends one item of `cursor`. Its id is the one of the position `told`, which is not its own if `another` item
     /// follows at the same position.
     fn write(&mut self, item: Item, cursor: &Cursor, told: Seq, another: bool) {
@@ -191,21 +236,29 @@ impl Output<'_> {
             }
             None => sequence.event_id(told, None),
         };
-        match item {
-            Item::Entry(entry) => {
-                if !another && self.around.is_none() {
-                    self.joined.extend_from_slice(entry.frame(format).slice(coding));
-                } else {
-                    let frame = entry.frame_with_id(format, log.filter(), &event_id());
-                    self.joined.extend_from_slice(frame.slice(coding));
-                }
-                self.batch.count(log, 1, entry.time());
+        let keeps_id = !another && self.around.is_none();
+        match (&item, &mut *self.target) {
+            (Item::Entry(entry), Target::Bytes(joined)) if keeps_id => {
+                joined.extend_from_slice(entry.frame(format).slice(coding));
             }
-            Item::Evicted(_) => {
+            (Item::Entry(entry), Target::Bytes(joined)) => {
+                let frame = entry.frame_with_id(format, log.filter(), &event_id());
+                joined.extend_from_slice(frame.slice(coding));
+            }
+            (Item::Entry(entry), Target::Rows(rows)) => match (entry.message(), entry.gap()) {
+                (Some(message), _) if keeps_id => rows.push(message, message.event_id().clone()),
+                (Some(message), _) => rows.push(message, event_id()),
+                (None, gap) => rows.push_gap(log.filter(), gap.unwrap_or(reason), event_id()),
+            },
+            (Item::Evicted(_), Target::Bytes(joined)) => {
                 let gap = frame::stream_gap(Some(&event_id()), log.filter().as_str(), reason);
-                self.joined.extend_from_slice(gap.slice(coding));
-                self.batch.count_gap(log, reason);
+                joined.extend_from_slice(gap.slice(coding));
             }
+            (Item::Evicted(_), Target::Rows(rows)) => rows.push_gap(log.filter(), reason, event_id()),
+        }
+        match item {
+            Item::Entry(entry) => self.batch.count(log, 1, entry.time()),
+            Item::Evicted(_) => self.batch.count_gap(log, reason),
         }
     }
 }

@@ -5,6 +5,8 @@
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -94,6 +96,11 @@ impl Message {
         Message::new(topic, time, sequence, number, found, &data)
     }
 
+    /// The event id, which ends with the publisher id.
+    pub(super) fn event_id(&self) -> &EventId {
+        &self.event_id
+    }
+
     /// The topic of the message.
     pub fn topic(&self) -> &Topic {
         &self.topic
@@ -130,8 +137,43 @@ impl Message {
         size_of::<Self>() + self.event_id.len() + separate_id + self.raw.weight() + own_payload
     }
 
-    /// The CloudEvents 1.0 JSON format: JSON payloads as they are, text as a string, anything else in `data_base64`.
+    /// Appends the message as a JSON object with the event id `id`. `data` is the text that a stream's event would
+    /// have; a payload that is not UTF-8 is in `data_base64`.
+    pub(super) fn write_row(&self, format: Format, id: &str, out: &mut Vec<u8>) {
+        #[derive(Serialize)]
+        struct Row<'a> {
+            id: &'a str,
+            topic: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            r#type: Option<&'a str>,
+            time: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            data: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            data_base64: Option<String>,
+        }
+        if format == Format::CloudEvents {
+            return out.extend_from_slice(&self.cloud_event_json());
+        }
+        let data = std::str::from_utf8(&self.payload).ok();
+        let row = Row {
+            id,
+            topic: self.topic.as_str(),
+            r#type: self.kind.as_deref(),
+            time: humantime::format_rfc3339_millis(self.time).to_string(),
+            data,
+            data_base64: data.is_none().then(|| STANDARD.encode(&self.payload)),
+        };
+        // Strings always serialize, and writing to a Vec cannot fail.
+        let _ = serde_json::to_writer(out, &row);
+    }
+
     fn encode_cloud_event(&self) -> Frame {
+        frame::event(&self.event_id, self.kind.as_ref(), &self.cloud_event_json())
+    }
+
+    /// The CloudEvents 1.0 JSON format: JSON payloads as they are, text as a string, anything else in `data_base64`.
+    fn cloud_event_json(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Envelope<'a> {
             specversion: &'static str,
@@ -158,10 +200,7 @@ impl Message {
                 Ok(json) => (Some("application/json"), Some(Data::Json(json)), None),
                 Err(_) => (Some("text/plain"), Some(Data::Text(text)), None),
             },
-            Err(_) => {
-                use base64::Engine;
-                (None, None, Some(base64::engine::general_purpose::STANDARD.encode(&self.payload)))
-            }
+            Err(_) => (None, None, Some(STANDARD.encode(&self.payload))),
         };
         let envelope = Envelope {
             specversion: "1.0",
@@ -178,8 +217,7 @@ impl Message {
             data_base64,
         };
         // Strings and verified JSON always serialize; the empty object is never used.
-        let json = serde_json::to_vec(&envelope).unwrap_or_else(|_| b"{}".to_vec());
-        frame::event(&self.event_id, self.kind.as_ref(), &json)
+        serde_json::to_vec(&envelope).unwrap_or_else(|_| b"{}".to_vec())
     }
 }
 

@@ -13,6 +13,7 @@ mod batch_cache;
 mod by_topic;
 mod cursor;
 mod entry;
+mod feeds;
 mod fields;
 mod inspect;
 mod json;
@@ -21,7 +22,9 @@ pub mod message;
 mod numbering;
 mod readers;
 mod registry;
+mod rows;
 mod start;
+mod start_ids;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -31,8 +34,10 @@ pub use self::backfill::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent};
 pub use self::cursor::{Batch, Cursors, Read};
 use self::entry::Item;
 pub use self::entry::{Bounds, BufferUsage, Entry, EntryKind, Gap, StoredPosition};
+pub use self::feeds::FeedNews;
 pub use self::inspect::{Lag, LogState};
 pub use self::registry::{Idle, Lease, LeaseError, ReaderProgress, Registry, Subscription};
+pub use self::rows::Rows;
 pub use self::start::{Opened, seeks_needed};
 pub use self::topic_log::TopicLog;
 

@@ -1,6 +1,7 @@
 //! The sequence that numbers the entries of a log, and the number up to which the log is complete. A log, the logs that it feeds,
 //! and their histories share one.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::protocol::event_id::Sequence;
@@ -12,16 +13,48 @@ pub(crate) struct Numbering {
     sequence: OnceLock<Arc<Sequence>>,
     /// The number up to which it is complete; none while it is open.
     end: AtomicOptionSeq,
+    /// The outage of the subscription: twice its number, and one more once readers must know of it. 0 if there is none.
+    outage: AtomicU64,
 }
 
 impl Numbering {
     /// A numbering whose sequence is set when the subscription begins. Nobody reads before.
     pub(super) fn unknown() -> Arc<Self> {
-        Arc::new(Numbering { sequence: OnceLock::new(), end: AtomicOptionSeq::new(None) })
+        Arc::new(Numbering::of(OnceLock::new()))
     }
 
     pub(super) fn by(sequence: Arc<Sequence>) -> Arc<Self> {
-        Arc::new(Numbering { sequence: OnceLock::from(sequence), end: AtomicOptionSeq::new(None) })
+        Arc::new(Numbering::of(OnceLock::from(sequence)))
+    }
+
+    fn of(sequence: OnceLock<Arc<Sequence>>) -> Self {
+        Numbering { sequence, end: AtomicOptionSeq::new(None), outage: AtomicU64::new(0) }
+    }
+
+    /// The outage `number` of the subscription begins, unless it is in one. Returns whether it does.
+    pub(super) fn lose_feed(&self, number: u64) -> bool {
+        self.outage.compare_exchange(0, number << 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// The outage `number` has lasted, if it is not over.
+    pub(super) fn mark_stale(&self, number: u64) {
+        let (brief, long) = (number << 1, number << 1 | 1);
+        let _ = self.outage.compare_exchange(brief, long, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// An outage that was not marked before has lasted.
+    pub(super) fn lose_feed_for_long(&self, number: u64) {
+        self.outage.store(number << 1 | 1, Ordering::Release);
+    }
+
+    /// The outage is over. Returns whether it had lasted.
+    pub(super) fn regain_feed(&self) -> bool {
+        self.outage.swap(0, Ordering::AcqRel) & 1 == 1
+    }
+
+    /// Whether the subscription has received nothing for so long that readers must know.
+    pub(super) fn is_stale(&self) -> bool {
+        self.outage.load(Ordering::Acquire) & 1 == 1
     }
 
     pub(super) fn sequence(&self) -> Option<&Arc<Sequence>> {

@@ -45,15 +45,16 @@ impl Readers {
     }
 
     /// Adds one, and returns its key.
-    pub(super) fn join(&self, handle: Arc<ReaderHandle>) -> usize {
+    pub(super) fn join(&self, handle: Arc<ReaderHandle>) -> u32 {
         let mut state = self.0.lock();
         state.ended.into_iter().for_each(|code| handle.close(code));
-        state.handles.insert(handle)
+        // Keys are given again, and there are never as many readers at once.
+        state.handles.insert(handle) as u32
     }
 
-    pub(super) fn leave(&self, key: usize) {
+    pub(super) fn leave(&self, key: u32) {
         let handles = &mut self.0.lock().handles;
-        handles.try_remove(key);
+        handles.try_remove(key as usize);
         if handles.is_empty() {
             handles.shrink_to_fit();
         }

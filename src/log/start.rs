@@ -10,8 +10,9 @@ use smallvec::SmallVec;
 
 use super::cursor::{Cursor, Cursors, SequencePosition};
 use super::registry::Lease;
+use super::start_ids::{groups, start_ids};
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::{COMPONENTS, EventId, ParsedEventId, Sequence};
+use crate::protocol::event_id::{EventId, ParsedEventId, Sequence};
 use crate::protocol::seek::{Seek, SeekResult, Start};
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
@@ -37,12 +38,12 @@ pub fn seeks_needed(leases: &[Lease], start: &Start) -> Vec<Option<Seek>> {
     if !leases.iter().any(|lease| lease.log().history.is_some()) {
         return vec![None; leases.len()];
     }
-    let sequences = distinct(leases.iter().map(Lease::sequence));
-    let ids = start_ids(start, &sequences);
+    let groups = groups(leases.iter());
+    let ids = start_ids(start, &groups, &[]);
     leases
         .iter()
         .map(|lease| {
-            let index = sequences.iter().position(|sequence| Arc::ptr_eq(sequence, lease.sequence()))?;
+            let index = groups.iter().position(|group| Arc::ptr_eq(&group.sequence, lease.sequence()))?;
             seek_needed(lease, start, ids[index])
         })
         .collect()
@@ -60,7 +61,8 @@ fn seek_needed(lease: &Lease, start: &Start, id: Option<ParsedEventId>) -> Optio
             (!within || number > head).then_some(Seek::After(number))
         }
         _ if history.of_values => None,
-        (Start::Now, _) => None,
+        (Start::After(_), Some(ParsedEventId::Absent)) => None,
+        (Start::Now | Start::End, _) => None,
         (Start::After(_) | Start::All, _) => Some(Seek::Oldest),
         (Start::Since(time), _) => {
             let time = lease.sequence().as_told(*time);
@@ -70,46 +72,6 @@ fn seek_needed(lease: &Lease, start: &Start, id: Option<ParsedEventId>) -> Optio
             (log.last_messages(*count, head).len() < *count).then_some(Seek::Last(*count))
         }
     }
-}
-
-/// The positions of the client's event id in each sequence; `None` if the client sent none.
-fn start_ids<'a>(start: &'a Start, sequences: &[Arc<Sequence>]) -> Vec<Option<ParsedEventId<'a>>> {
-    let text = match start {
-        Start::After(Some(text)) => text,
-        Start::After(None) => return vec![Some(ParsedEventId::Unknown); sequences.len()],
-        _ => return vec![None; sequences.len()],
-    };
-    if text.contains('-') || !text.contains(COMPONENTS) {
-        return sequences.iter().map(|sequence| Some(sequence.read_event_id(text))).collect();
-    }
-    let mut parts: Vec<&str> = text.split(COMPONENTS).collect();
-    let same_number = parts.len() == sequences.len();
-    let mut read = |sequence: &Arc<Sequence>| {
-        // Each part once: two rules may read the same stored source, and then have the same tag.
-        let found =
-            parts.iter().enumerate().find_map(|(index, part)| Some((index, sequence.read_component(part)?)));
-        match found {
-            Some((index, number)) => {
-                parts.remove(index);
-                ParsedEventId::Own { number, publisher_id: None }
-            }
-            // Most likely a position in the sequence that this one has replaced.
-            None if same_number => ParsedEventId::Foreign { publisher_id: None },
-            None if sequences.len() == 1 => sequence.read_event_id(text),
-            None => ParsedEventId::Unknown,
-        }
-    };
-    sequences.iter().map(|sequence| Some(read(sequence))).collect()
-}
-
-fn distinct<'a>(all: impl Iterator<Item = &'a Arc<Sequence>>) -> SmallVec<[Arc<Sequence>; 1]> {
-    let mut distinct: SmallVec<[Arc<Sequence>; 1]> = SmallVec::new();
-    for sequence in all {
-        if !distinct.iter().any(|other| Arc::ptr_eq(other, sequence)) {
-            distinct.push(sequence.clone());
-        }
-    }
-    distinct
 }
 
 impl Cursors {
@@ -128,9 +90,10 @@ impl Cursors {
             .collect();
         let mut cursors = Cursors::new(leases, handle);
         let ranges = cursors.sequences();
+        let groups = groups(cursors.cursors.iter().map(|cursor| &cursor.lease));
+        let ids = start_ids(start, &groups, &answers);
         let sequences: SmallVec<[Arc<Sequence>; 1]> =
-            ranges.iter().map(|range| cursors.cursors[range.start].sequence().clone()).collect();
-        let ids = start_ids(start, &sequences);
+            groups.into_iter().map(|group| group.sequence).collect();
         let mut places = Vec::with_capacity(ranges.len());
         let (mut gaps, mut resumed, mut publisher_id) = (Vec::new(), true, None);
         for ((range, sequence), id) in ranges.iter().zip(&sequences).zip(ids) {
@@ -149,7 +112,12 @@ impl Cursors {
             places.push(SequencePosition { cursor: range.start, position: placing.position });
             publisher_id = placing.publisher_id;
         }
-        if *start != Start::Now || cursors.cursors.iter().any(Cursor::is_of_values) {
+        let replays = match start {
+            Start::End => false,
+            Start::Now => cursors.cursors.iter().any(Cursor::is_of_values),
+            _ => true,
+        };
+        if replays {
             cursors.replay(|cursor| match cursor.is_of_values() {
                 true => cursor.sequence().head(),
                 false => cursor.lease.log().newest(),
@@ -187,9 +155,18 @@ impl StartResolver<'_> {
             (Start::After(_), Some(ParsedEventId::Own { number, publisher_id }))
                 if !self.sequence.is_stored() =>
             {
-                self.resumed =
-                    self.cursors.iter().all(|cursor| cursor.lease.log().evicted().number <= number);
                 self.start_at(number);
+                self.resumed = true;
+                for cursor in &mut *self.cursors {
+                    let begin = cursor.lease.log().evicted().number;
+                    if begin > number && cursor.lease.is_new_after(number) {
+                        // With all that came since the topic is held, because the client keeps its id until something
+                        // comes.
+                        cursor.position = begin;
+                    } else {
+                        self.resumed &= begin <= number;
+                    }
+                }
                 // From these logs, not from the client.
                 let known = |id: &&str| {
                     self.cursors.iter().any(|cursor| cursor.lease.log().has_publisher_id(number, id))
@@ -205,10 +182,16 @@ impl StartResolver<'_> {
             (Start::After(_), Some(ParsedEventId::Publisher(id))) => {
                 self.start_after_publisher_id(id, GapReason::UnknownId);
             }
+            (Start::After(_), Some(ParsedEventId::Absent)) => {
+                self.resumed = true;
+                let is_of_values = self.cursors.iter().any(Cursor::is_of_values);
+                self.start_at(if is_of_values { Seq::START } else { self.sequence.head() });
+            }
             (Start::After(_), Some(ParsedEventId::Foreign { .. })) => {
                 self.start_at_oldest(Some(GapReason::Restarted))
             }
             (Start::After(_), _) => self.start_at_oldest(Some(GapReason::UnknownId)),
+            (Start::End, _) => self.start_at(self.sequence.head()),
             _ if self.cursors.iter().any(Cursor::is_of_values) => {
                 self.start_at(Seq::START);
             }

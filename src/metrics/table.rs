@@ -115,6 +115,8 @@ metrics! {
         "Topics and patterns held";
     topics_lingering: Gauge = Gauge::default(),
         "Topics and patterns held without a reader";
+    topics_stale: Gauge = Gauge::default(),
+        "Topics and patterns held whose part of the broker has been away for more than two seconds";
     buffer_bytes: Gauge = Gauge::default(),
         "Bytes of all replay buffers";
 

@@ -170,6 +170,8 @@ pub enum CloseCode {
     Closed = 15,
     /// Since a reload, the reader is no longer allowed, or the source of its identity is no longer trusted.
     Revoked = 16,
+    /// It was a read, and has its answer. It is not sent.
+    Answered = 17,
 }
 
 impl CloseCode {

@@ -222,14 +222,22 @@ impl Sequence {
         self.name.chars().chain(digits.iter().rev().map(|digit| char::from(*digit))).collect()
     }
 
+    /// Whether such a part has the name of this sequence.
+    pub fn has_written(&self, part: &str) -> bool {
+        part.starts_with(&*self.name)
+    }
+
+    /// Whether such a part may be a position in a sequence that this one has replaced: of another process, or of a
+    /// JetStream stream that was created again. The name of a Redis Stream never changes.
+    pub fn may_have_replaced(&self, part: &str) -> bool {
+        let is_entry_id = part.get(TAG..).and_then(base62).is_some_and(|number| number >= FIRST_ENTRY_ID);
+        self.has_written(part) || self.form != Form::EntryId && !is_entry_id
+    }
+
     /// Parses such a part; `None` if it is not of this sequence.
     pub fn read_component(&self, text: &str) -> Option<Seq> {
         let digits = text.strip_prefix(&*self.name).filter(|digits| !digits.is_empty())?;
-        let number = digits.bytes().try_fold(0_u64, |number, digit| {
-            let value = BASE62.iter().position(|known| *known == digit)? as u64;
-            number.checked_mul(62)?.checked_add(value)
-        })?;
-        Some(Seq::new(number))
+        Some(Seq::new(base62(digits)?))
             .filter(|number| (self.is_stored() || *number <= self.head()) && !self.is_ambiguous(*number))
     }
 }
@@ -251,6 +259,16 @@ pub const COMPONENTS: char = '.';
 /// The most sequences that one stream may read: this many positions fit into [`MAX_EVENT_ID`], however large their
 /// numbers. Each takes a tag of 6 (one of them an epoch of 8), 11 digits and a dot.
 pub const MAX_SEQUENCES: usize = 14;
+
+/// Numbers of Redis entry ids from 2004 on are higher, and those of messages in a JetStream stream never are.
+const FIRST_ENTRY_ID: u64 = 1 << 60;
+
+fn base62(digits: &str) -> Option<u64> {
+    digits.bytes().try_fold(0_u64, |number, digit| {
+        let value = BASE62.iter().position(|known| *known == digit)? as u64;
+        number.checked_mul(62)?.checked_add(value)
+    })
+}
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -333,6 +351,8 @@ pub enum ParsedEventId<'a> {
     Publisher(&'a str),
     /// It has this process's form, but this process never wrote it.
     Unknown,
+    /// It is of a stream that did not read this sequence.
+    Absent,
 }
 
 fn split(text: &str) -> Option<(&str, Seq, Option<&str>)> {

@@ -182,6 +182,25 @@ pub fn stream_gap(id: Option<&EventId>, topic: &str, reason: GapReason) -> Frame
     control(id, "stream-gap", None, &Gap { topic, reason: reason.as_str() })
 }
 
+/// `stream-stale`: nothing of these topics arrives now, because the broker or their part of it is away. It has no id,
+/// because it says nothing of a position.
+pub fn stream_stale(topics: &[&str]) -> Frame {
+    feed(topics, "stream-stale")
+}
+
+/// `stream-live`: they arrive again.
+pub fn stream_live(topics: &[&str]) -> Frame {
+    feed(topics, "stream-live")
+}
+
+fn feed(topics: &[&str], name: &str) -> Frame {
+    #[derive(Serialize)]
+    struct Feed<'a> {
+        topics: &'a [&'a str],
+    }
+    control(None, name, None, &Feed { topics })
+}
+
 /// `stream-close`: the server ends the stream on purpose. It has no id, so the client keeps its cursor.
 pub fn stream_close(retry_ms: u64, code: &str) -> Frame {
     #[derive(Serialize)]

@@ -9,6 +9,8 @@ use super::seq::Seq;
 pub enum Start {
     /// Live, from now.
     Now,
+    /// At the end, for buckets too: a read that asks only for the position.
+    End,
     /// After the event with this id. `None`: the id could not be decoded.
     After(Option<String>),
     /// With the first message at or after this time.

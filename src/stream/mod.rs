@@ -1,6 +1,7 @@
 //! One reader's stream: its cursors, its heartbeat, its end. It produces bytes when polled, and knows no sockets, no
 //! HTTP and no brokers. Its state is a few machine words and no message.
 
+mod answer;
 pub mod outcome;
 pub mod table;
 
@@ -10,15 +11,19 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+pub use self::answer::{Answer, LONGEST_WAIT, MOST_MESSAGES};
 use self::outcome::{OutcomeLog, StreamEnded};
 use self::table::Ticket;
 use crate::log::message::Format;
-use crate::log::{Batch, Cursors, Lease, Opened, Read, Registry};
+use crate::log::{Batch, Cursors, FeedNews, Lease, Opened, Read, Registry};
 use crate::metrics::{Limit, Metrics, ResumeOutcome};
-use crate::protocol::codes::CloseCode;
+use crate::protocol::codes::{CloseCode, GapReason};
+use crate::protocol::event_id::EventId;
 use crate::protocol::frame::{self, Coding, Frame};
 use crate::protocol::seek::{SeekResult, Start};
+use crate::protocol::topic::Filter;
 use crate::reader::clock::Millis;
+use crate::reader::handle::ReaderHandle;
 use crate::reader::quota::Seat;
 
 /// How long a stream waits for a backfill before it requests it again.
@@ -77,16 +82,45 @@ pub struct Stream {
     seat: Box<Seat>,
     cursors: Cursors,
     format: Format,
-    /// `stream-open` and the gaps before the first message, until they are sent. Boxed, because it is empty for most of
-    /// a stream's life.
-    opening: Option<Box<Frame>>,
+    /// What it says before the first message, until that is sent. Boxed, because it is empty for most of a stream's
+    /// life.
+    opening: Option<Box<Opening>>,
     /// When the next heartbeat is due.
     heartbeat_due: Millis,
     /// When the stream reaches its maximum age.
     aged: Option<Millis>,
     /// When the reader's permission expires.
     expires: Option<Millis>,
+    /// [`Registry::feed_changes`] as its reader knows them.
+    feed_changes: u32,
     phase: Phase,
+}
+
+/// How a stream begins.
+#[derive(Debug)]
+struct Opening {
+    /// The event id from which it is complete, once the gaps have been sent.
+    id: EventId,
+    /// Whether it continues exactly where the client asked.
+    resumed: bool,
+    /// What is missing before the first message.
+    gaps: Vec<(Filter, GapReason)>,
+}
+
+impl Opening {
+    /// `stream-open` and the gaps. The id says "complete from here on", which is true only after every gap has been
+    /// sent, so the last gap carries it. A client that is cut off before that resumes with its old cursor and receives
+    /// the gaps again.
+    fn frame(&self, retry: u64, topics: &[&str]) -> Frame {
+        let Opening { id, resumed, gaps } = self;
+        let open_id = gaps.is_empty().then_some(id);
+        let mut frames = vec![frame::stream_open(open_id, retry, topics, *resumed)];
+        for (index, (filter, reason)) in gaps.iter().enumerate() {
+            let id = (index + 1 == gaps.len()).then_some(id);
+            frames.push(frame::stream_gap(id, filter.as_str(), *reason));
+        }
+        Frame::concat(&frames)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,16 +146,7 @@ impl Stream {
             let outcome = if resumed { ResumeOutcome::Exact } else { ResumeOutcome::Gap };
             shared.metrics.resumes.inc(outcome);
         }
-        // The id says "complete from here on", which is true only after every gap has been sent, so the last gap
-        // carries it. A client that is cut off before that resumes with its old cursor and receives the gaps again.
-        let topics: Vec<&str> = cursors.filters().map(|filter| filter.as_str()).collect();
-        let open_id = gaps.is_empty().then_some(&id);
-        let mut frames = vec![frame::stream_open(open_id, shared.jittered_retry(), &topics, resumed)];
-        for (index, (filter, reason)) in gaps.iter().enumerate() {
-            let id = (index + 1 == gaps.len()).then_some(&id);
-            frames.push(frame::stream_gap(id, filter.as_str(), *reason));
-            shared.metrics.gaps(*reason, 1);
-        }
+        gaps.iter().for_each(|(_, reason)| shared.metrics.gaps(*reason, 1));
         shared.metrics.stream_opened(ticket.handle().reader.http);
         ticket.handle().advance(0, cursors.position());
         let now = ticket.clock().now();
@@ -129,7 +154,7 @@ impl Stream {
         let expires = expires.map(|time| now.after(left(time)));
         let aged = shared.max_age.map(|age| now.after(age.mul_f64(fastrand::f64() * 0.2 + 0.9)));
         Stream {
-            opening: Some(Box::new(Frame::concat(&frames))),
+            opening: Some(Box::new(Opening { id, resumed, gaps })),
             heartbeat_due: now,
             aged,
             expires,
@@ -138,6 +163,7 @@ impl Stream {
             seat: Box::new(seat),
             cursors,
             format,
+            feed_changes: 0,
             phase: Phase::Live,
         }
     }
@@ -154,6 +180,8 @@ impl Stream {
             self.ticket.handle().close(CloseCode::MaxAge);
         }
         if let Some(opening) = self.opening.take() {
+            let topics: Vec<&str> = self.cursors.filters().map(|filter| filter.as_str()).collect();
+            let opening = opening.frame(self.shared.jittered_retry(), &topics);
             return Poll::Ready(Some(self.hand_out(opening.bytes(coding))));
         }
         if self.phase == Phase::Live
@@ -170,13 +198,26 @@ impl Stream {
             Phase::Closing(_) => {}
             Phase::StreamEnded(_) => return Poll::Ready(None),
         }
+        let (changes, news) = self.feed_news();
+        if news.has_stale() {
+            let stale = frame::stream_stale(&self.cursors.tell_stale(&news));
+            return Poll::Ready(Some(self.hand_out(stale.bytes(coding))));
+        }
         // While it waits for its pace, it holds only its position, and entries do not wake it.
         let turn = self.turn();
         let mut again = turn;
         if turn.is_none() {
-            match self.read(coding) {
+            let format = self.format;
+            match self.read(|cursors, handle| cursors.read(format, coding, handle)) {
                 Read::Batch(batch) => return Poll::Ready(Some(self.deliver(batch))),
-                Read::Nothing => {}
+                Read::Nothing => {
+                    self.feed_changes = changes;
+                    // Behind the gap.
+                    if news.has_live() {
+                        let live = frame::stream_live(&self.cursors.tell_live(&news));
+                        return Poll::Ready(Some(self.hand_out(live.bytes(coding))));
+                    }
+                }
                 Read::Fetching => again = Some(self.now().after(FETCH_AGAIN)),
             }
         }
@@ -213,10 +254,10 @@ impl Stream {
     }
 
     /// Reads what comes next in its logs.
-    fn read(&mut self, coding: Coding) -> Read {
+    fn read(&mut self, read: impl FnOnce(&mut Cursors, &Arc<ReaderHandle>) -> Read) -> Read {
         let handle = self.ticket.handle();
         handle.await_entries();
-        let read = self.cursors.read(self.format, coding, handle);
+        let read = read(&mut self.cursors, handle);
         match &read {
             Read::Batch(_) => {}
             Read::Nothing => self.cursors.end_replay(),
@@ -229,15 +270,20 @@ impl Stream {
     }
 
     fn deliver(&mut self, batch: Batch) -> Bytes {
+        self.count(&batch, batch.bytes.len());
+        self.hand_out(batch.bytes)
+    }
+
+    /// Counts what was read, and its bytes against the pace of its replay.
+    fn count(&mut self, batch: &Batch, bytes: usize) {
         self.shared.metrics.events_sent.inc_by(batch.entries as u64);
         batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
         if self.cursors.is_replaying() {
-            self.seat.replayed(batch.bytes.len());
-            self.shared.metrics.replayed_bytes.inc_by(batch.bytes.len() as u64);
+            self.seat.replayed(bytes);
+            self.shared.metrics.replayed_bytes.inc_by(bytes as u64);
         } else if let Some(oldest) = batch.oldest {
             self.shared.metrics.delivered(oldest);
         }
-        self.hand_out(batch.bytes)
     }
 
     /// Asks to be woken at `due` by the clock only: for a connection that cannot take bytes now.
@@ -259,6 +305,13 @@ impl Stream {
     /// Ends the stream because the reader took no bytes for too long. Nothing more can be sent.
     pub fn give_up(&mut self) {
         self.phase = Phase::StreamEnded(CloseCode::Slow);
+    }
+
+    /// What its reader must know of its feeds. Usually nothing has changed, which is one load.
+    fn feed_news(&self) -> (u32, FeedNews) {
+        let changes = self.shared.registry.feed_changes();
+        let is_new = changes != self.feed_changes;
+        (changes, if is_new { self.cursors.feed_news() } else { FeedNews::default() })
     }
 
     /// When it may read on, if not now. Only replay is paced.

@@ -2,8 +2,8 @@
 //!
 //! Each is a line at `debug`. At `info` there is at most one line per code in ten seconds, with the number of lines
 //! left out since the last one. So the default log shows every reason, but a crowd that is refused, or ten thousand
-//! streams that end, do not write ten thousand lines. A reader that left is logged only at `debug`, because that is
-//! normal.
+//! streams that end, do not write ten thousand lines. A reader that left and a read that was answered are logged only
+//! at `debug`, because that is normal.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -60,7 +60,8 @@ pub struct OutcomeLog(HashMap<Code, Throttle>);
 
 impl Default for OutcomeLog {
     fn default() -> Self {
-        let told = Code::all().filter(|code| *code != Code::Closed(CloseCode::Gone));
+        let is_normal = |code: &Code| matches!(code, Code::Closed(CloseCode::Gone | CloseCode::Answered));
+        let told = Code::all().filter(|code| !is_normal(code));
         OutcomeLog(told.map(|code| (code, Throttle::default())).collect())
     }
 }

@@ -103,12 +103,19 @@ async fn whole(response: hyper::Response<hyper::body::Incoming>) -> Response {
     Response { status: head.status.as_u16(), headers: head.headers, body }
 }
 
+/// Whether an event says that topics are stale or live.
+fn is_of_feeds(kind: &str) -> bool {
+    matches!(kind, "stream-stale" | "stream-live")
+}
+
 /// A subscriber.
 pub struct Reader {
     pub headers: HeaderMap,
     events: Pin<Box<dyn Stream<Item = Result<Event, String>> + Send>>,
     /// The id of the last event, with which it would resume.
     pub last_id: String,
+    /// Whether it wants `stream-stale` and `stream-live`, which depend on how long an outage takes.
+    pub feeds: bool,
 }
 
 impl Reader {
@@ -162,7 +169,7 @@ impl Reader {
         assert_eq!(head.headers["content-type"], "text/event-stream; charset=utf-8");
         let bytes = body.into_data_stream().map_err(|error| error.to_string());
         let events = bytes.eventsource().map_err(|error| error.to_string());
-        Reader { headers: head.headers, events: Box::pin(events), last_id: String::new() }
+        Reader { headers: head.headers, events: Box::pin(events), last_id: String::new(), feeds: false }
     }
 
     /// The next event; `None` at a clean end of the stream. Fails if it takes longer than [`LIMIT`] or the stream breaks.
@@ -172,7 +179,14 @@ impl Reader {
 
     /// As [`Reader::next`], with a broken stream as an error.
     pub async fn try_next(&mut self) -> Result<Option<Event>, String> {
-        let event = tokio::time::timeout(LIMIT, self.events.next()).await.expect("no event").transpose()?;
+        let of_feeds = |event: &Option<Event>| event.as_ref().is_some_and(|event| is_of_feeds(&event.event));
+        let mut event;
+        loop {
+            event = tokio::time::timeout(LIMIT, self.events.next()).await.expect("no event").transpose()?;
+            if self.feeds || !of_feeds(&event) {
+                break;
+            }
+        }
         if let Some(event) = &event
             && !event.id.is_empty()
         {
@@ -209,8 +223,10 @@ impl Reader {
 
     /// Insists that nothing comes for a while.
     pub async fn quiet(&mut self, time: Duration) {
-        if let Ok(event) = tokio::time::timeout(time, self.events.next()).await {
-            panic!("unexpected {event:?}");
+        let begin = tokio::time::Instant::now();
+        while let Ok(event) = tokio::time::timeout_at(begin + time, self.events.next()).await {
+            let is_of_feeds = matches!(&event, Some(Ok(event)) if is_of_feeds(&event.event));
+            assert!(is_of_feeds && !self.feeds, "unexpected {event:?}");
         }
     }
 }

@@ -194,6 +194,16 @@ impl Front {
 
     /// As [`Front::start`], in front of several; nginx only.
     pub async fn before(kind: Kind, gateways: &[SocketAddr]) -> Self {
+        Self::start_changed(kind, gateways, "/topics/up", &[]).await
+    }
+
+    /// As [`Front::start`], with these changes of its files, with which the gateway answers at `probe`.
+    pub async fn start_changed(
+        kind: Kind,
+        gateways: &[SocketAddr],
+        probe: &str,
+        changes: &[(&'static str, &str)],
+    ) -> Self {
         assert!(gateways.len() == 1 || kind == Kind::Nginx);
         let directory = tempfile::tempdir().unwrap();
         let pair = tls::Pair::new();
@@ -204,7 +214,8 @@ impl Front {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
 
         let mut texts: Vec<String> = kind.files().iter().map(|name| read(name)).collect();
-        for (theirs, ours) in kind.own(address, gateways, place) {
+        let changes = changes.iter().map(|(theirs, ours)| (*theirs, (*ours).to_owned()));
+        for (theirs, ours) in changes.chain(kind.own(address, gateways, place)) {
             assert!(texts.iter().any(|text| text.contains(theirs)), "no file of {kind:?} has {theirs:?}");
             for text in &mut texts {
                 *text = text.replace(theirs, &ours);
@@ -227,7 +238,7 @@ impl Front {
         eventually(&format!("{kind:?} is up"), async || {
             let ended = front.child.try_wait().unwrap();
             assert!(ended.is_none(), "{kind:?} ended: {}", fs::read_to_string(&log).unwrap());
-            front.status("HEAD", "/topics/up").await == Some(200)
+            front.status("HEAD", probe).await == Some(200)
         })
         .await;
         front

@@ -230,7 +230,11 @@ impl Kept {
     pub async fn next(&mut self) -> Event {
         loop {
             match within("an event", LIMIT, self.events.recv()).await.unwrap() {
-                Event::Up(_) | Event::Down { .. } | Event::Lost { filters: None, .. } => {}
+                Event::Up(_)
+                | Event::Down { .. }
+                | Event::Interrupted { .. }
+                | Event::Resumed { .. }
+                | Event::Lost { filters: None, .. } => {}
                 event => return event,
             }
         }

@@ -45,6 +45,11 @@ fn granted(reply: &Reply) -> Vec<&str> {
     names.map(|(name, _)| name).filter(|name| name.starts_with("access-control-")).collect()
 }
 
+/// An answer may vary by more than that.
+fn varies_by_origin(reply: &Reply) -> bool {
+    reply.header("vary").is_some_and(|vary| vary.split(", ").any(|name| name == "origin"))
+}
+
 #[tokio::test]
 async fn without_credentials_a_page_of_another_origin_does_nothing_with_its_visitor_s_cookies() {
     let rules = "[[topics]]\nmatch = \"**\"\nread = \"token\"\npublish = \"token\"\n";
@@ -128,7 +133,7 @@ async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_pu
                 let reply = head(&gateway, method, "/topics/open/a", &request).await;
                 assert_eq!(reply.status, 403, "{method} {origin:?}");
                 assert_eq!(granted(&reply), [""; 0], "{method} {origin:?}");
-                assert_eq!(reply.header("vary"), Some("origin"), "{method} {origin:?}");
+                assert!(varies_by_origin(&reply), "{method} {origin:?}");
             }
         }
         assert_alive_and_nothing_subscribed(&gateway).await;
@@ -166,7 +171,7 @@ async fn listed_pages_may_read_streams_and_refusals_with_their_cookies() {
             let exposed = reply.header("access-control-expose-headers");
             assert_eq!(exposed, Some("retry-after, www-authenticate"), "{method} {target}");
             assert_eq!(granted(&reply).len(), 3, "{}", reply.head);
-            assert_eq!(reply.header("vary"), Some("origin"), "{method} {target}");
+            assert!(varies_by_origin(&reply), "{method} {target}");
         }
     }
     assert_alive_and_nothing_subscribed(&gateway).await;
@@ -187,7 +192,7 @@ async fn every_answer_varies_by_origin_whoever_asks_and_whatever_is_configured()
                 ("GET", "http://attacker.example/topics/a", 421),
             ] {
                 let reply = head(&gateway, method, target, origin).await;
-                assert_eq!((reply.status, reply.header("vary")), (status, Some("origin")), "{target}");
+                assert_eq!((reply.status, varies_by_origin(&reply)), (status, true), "{target}");
                 if !rules.contains('*') {
                     assert_eq!(granted(&reply), [""; 0], "{target}");
                 }

@@ -65,16 +65,11 @@ async fn head_answers_as_get_would_and_subscribes_to_nothing() {
 }
 
 #[tokio::test]
-async fn an_accept_that_excludes_event_streams_is_refused_and_any_other_is_served() {
+async fn an_accept_that_excludes_event_streams_and_json_is_refused_and_any_other_is_served() {
     let gateway = Gateway::start().await;
-    for no in [
-        "application/json",
-        "text/html",
-        "text/event-stream;q=0",
-        "*/*;q=0",
-        "text/event-streamer",
-        "\"text/event-stream\"",
-    ] {
+    for no in
+        ["text/html", "text/event-stream;q=0", "*/*;q=0", "text/event-streamer", "\"text/event-stream\""]
+    {
         let reply = send(&gateway, "GET", "/topics/refused", &format!("Accept: {no}\r\n")).await;
         assert_eq!(reply.status, 406, "{no}");
         assert_eq!(reply.header("content-type"), Some("application/problem+json"));

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use crate::common::client::Reader;
+use crate::common::client::{self, Reader};
 use crate::common::front::{ALL, Front, Kind};
 use crate::common::gateway::Gateway;
 use crate::common::process::Process;
@@ -195,4 +195,39 @@ async fn a_reader_comes_back_from_a_gateway_that_was_away() {
         .await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn below_a_path_nginx_may_remove_it_or_leave_it() {
+    let rule = "    location /topics {\n        proxy_pass http://topicgate;";
+    assert!(std::fs::read_to_string("deploy/proxies/nginx.conf").unwrap().contains(rule));
+    for (what, instead, base_path) in [
+        ("it is removed", "    location /events/ {\n        proxy_pass http://topicgate/;", ""),
+        (
+            "it is left",
+            "    location /events {\n        proxy_pass http://topicgate;",
+            "base_path = \"/events/\"\n",
+        ),
+        (
+            "it is removed, and known",
+            "    location /events/ {\n        proxy_pass http://topicgate/;",
+            "base_path = \"/events\"\n",
+        ),
+    ] {
+        let gateway = gateway_behind(Kind::Nginx, base_path).await;
+        let changes = [(rule, instead)];
+        let front =
+            Front::start_changed(Kind::Nginx, &[gateway.address], "/events/topics/up", &changes).await;
+        let mut reader = front.open("/events/topics/a?last=0", &[]).await;
+        reader.expect("stream-open").await;
+        let mut several = front.open("/events/topics?topic=a&topic=b", &[]).await;
+        several.expect("stream-open").await;
+        let socket = tls::connect(front.address, &front.pair, tls::H1).await;
+        let posted = client::request_over(socket, "POST", "/events/topics/a", b"below").await;
+        assert_eq!(posted.status, 202, "{what}: {}", posted.text());
+        assert_eq!((reader.message().await, several.message().await), ("below".into(), "below".into()));
+        let socket = tls::connect(front.address, &front.pair, tls::H1).await;
+        let page = client::request_over(socket, "GET", "/events/", b"").await;
+        assert_eq!((page.status, page.text().contains("<title>topicgate")), (200, true), "{what}");
+    }
 }

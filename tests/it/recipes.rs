@@ -1,7 +1,7 @@
 //! The recipes of docs/recipes.md, and the one of docs/security.md that brings a program with it, as they stand there.
 
 use crate::common::browser::Page;
-use crate::common::client::Reader;
+use crate::common::client::{self, Reader};
 use crate::common::document::blocks;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
@@ -91,6 +91,30 @@ impl RedisRecipe {
     async fn is_read(&self, channel: &str) {
         eventually("the page reads", async || self.server.channel_subscribers(channel).await == 1).await;
     }
+}
+
+#[tokio::test]
+async fn a_page_has_the_state_and_every_change_since_it_was_read() {
+    let heading = "State and stream";
+    let gateway = Gateway::with(&block(heading, "toml")).await;
+    let port = free_port().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("server.mjs");
+    let program = block(heading, "js").replace("127.0.0.1:8080", &gateway.address.to_string());
+    std::fs::write(&file, program.replace("3000", &port)).unwrap();
+    let _server = Command::new("node").arg(&file).kill_on_drop(true).spawn().unwrap();
+    let server: std::net::SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+    eventually("the server listens", async || TcpStream::connect(server).await.is_ok()).await;
+
+    let html = client::request(server, "GET", "/", &[], b"").await.text();
+    assert!(html.contains("packed"), "{html}");
+    // While the page is on its way to the browser.
+    client::request(server, "POST", "/", &[], b"shipped").await;
+    let mut page = Page::open(gateway.address, &html).await;
+    page.shows("#status", "shipped").await;
+    page.shows("#live", "live").await;
+    client::request(server, "POST", "/", &[], b"delivered").await;
+    page.shows("#status", "delivered").await;
 }
 
 #[tokio::test]

@@ -457,7 +457,7 @@ async fn every_number_comes_in_order_or_after_a_loss_when_the_server_cuts_the_cl
                     next = [None; 2];
                     losses += 1;
                 }
-                Event::Up(_) | Event::Down { .. } => {}
+                Event::Up(_) | Event::Down { .. } | Event::Interrupted { .. } | Event::Resumed { .. } => {}
                 event => panic!("{event:?}"),
             }
         }

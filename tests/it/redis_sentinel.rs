@@ -150,7 +150,7 @@ async fn assert_moved(broker: &Broker, events: &mut mpsc::Receiver<Event>, last:
                     told = number;
                     orders = message.payload == "after";
                 }
-                Event::Up(_) | Event::Down { .. } => {}
+                Event::Up(_) | Event::Down { .. } | Event::Interrupted { .. } | Event::Resumed { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -36,7 +36,11 @@ fn start_at(url: &str, capacity: usize) -> Fixture {
         while let Some(event) = events.recv().await {
             let is_other = matches!(
                 &event,
-                Event::Up(Link::Pubsub) | Event::Down { link: Link::Pubsub, .. } | Event::Lost { .. }
+                Event::Up(Link::Pubsub)
+                    | Event::Down { link: Link::Pubsub, .. }
+                    | Event::Lost { .. }
+                    | Event::Interrupted { .. }
+                    | Event::Resumed { .. }
             );
             if !is_other && narrow.send(event).await.is_err() {
                 return;
@@ -66,7 +70,11 @@ impl Fixture {
     async fn told(&mut self) -> Event {
         loop {
             match self.next().await {
-                Event::Up(_) | Event::Down { .. } | Event::Lost { .. } => {}
+                Event::Up(_)
+                | Event::Down { .. }
+                | Event::Interrupted { .. }
+                | Event::Resumed { .. }
+                | Event::Lost { .. } => {}
                 event => return event,
             }
         }
@@ -813,7 +821,11 @@ async fn whatever_happens_to_a_key_nothing_of_it_is_lost_in_silence() {
             Event::Message(message) => sequence.push(Told::Message(message.stored.unwrap().number.get())),
             Event::Gone { through, .. } => sequence.push(Told::Gone(through.get())),
             Event::Begun { head: new, .. } => head = new.get(),
-            Event::Up(_) | Event::Down { .. } | Event::Lost { .. } => {}
+            Event::Up(_)
+            | Event::Down { .. }
+            | Event::Interrupted { .. }
+            | Event::Resumed { .. }
+            | Event::Lost { .. } => {}
             other => panic!("seed {seed}: {other:?}"),
         }
     }

@@ -19,6 +19,8 @@ pub(super) struct Context<C> {
     /// Which part of a cluster it serves, if it serves one. Then the state of its connection is told together with that of
     /// the others.
     pub(super) shard: Option<Arc<Shard>>,
+    /// Whether there is no connection.
+    pub(super) is_down: bool,
 }
 
 impl<C> Context<C> {
@@ -40,6 +42,7 @@ impl<C> Context<C> {
 
     /// The connection is whole.
     pub(super) fn up(&mut self) {
+        self.is_down = false;
         self.sink.up();
         if let Some(shard) = &self.shard {
             shard.up();
@@ -48,6 +51,7 @@ impl<C> Context<C> {
 
     /// Reports that the connection ended or failed.
     pub(super) fn down(&mut self, why: &str) {
+        self.is_down = true;
         self.sink.down(why);
         if let Some(shard) = &self.shard {
             shard.down(why);

@@ -130,6 +130,7 @@ async fn run<C: Into<ShardCommand>>(
         commands,
         sink: EventSink::new(events, link, WhenFull::Drop),
         shard: shard.map(Arc::new),
+        is_down: false,
     };
     let _ = stay_connected(&mut Task::new(context)).await;
 }

@@ -130,6 +130,10 @@ impl Follower {
                 let (topic, reason) = (word(&told["topic"]), word(&told["reason"]));
                 say(&format!("gap: messages of {topic} are missing here ({reason})"));
             }
+            "stream-stale" => {
+                say(&format!("stale: nothing of {} arrives now", words(&told(event)["topics"])))
+            }
+            "stream-live" => say(&format!("live: {} arrive again", words(&told(event)["topics"]))),
             "stream-close" => say(&format!("closed by the gateway ({})", word(&told(event)["code"]))),
             _ => {}
         }
@@ -159,6 +163,12 @@ pub(crate) fn told(event: &Event) -> Value {
 /// A string in the data of a control event, made printable.
 pub(crate) fn word(value: &Value) -> String {
     printable(value.as_str().unwrap_or("?"))
+}
+
+/// Strings in the data of a control event, likewise.
+fn words(value: &Value) -> String {
+    let all: Vec<String> = value.as_array().into_iter().flatten().map(word).collect();
+    all.join(" ")
 }
 
 /// An event as text: the id, the type if there is one, and the data, whose further lines are aligned with the first.

@@ -21,6 +21,7 @@ impl Inner {
     /// of the process.
     pub(super) fn remove(&mut self, filter: &Filter, sequence: &Sequence) -> Option<Slot> {
         let slot = self.slots.remove(filter)?;
+        self.departed.leave(filter, sequence.head());
         match &slot.feed {
             Feed::Own => {}
             Feed::Warm(_) => _ = self.warm.remove(filter),

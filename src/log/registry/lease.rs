@@ -105,7 +105,7 @@ impl Registry {
 /// A stream's claim on a log: as long as there is a lease, the log stays subscribed.
 #[derive(Debug)]
 pub struct Lease {
-    registry: Arc<Registry>,
+    pub(super) registry: Arc<Registry>,
     log: Arc<TopicLog>,
 }
 

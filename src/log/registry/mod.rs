@@ -5,10 +5,12 @@
 //! goes through its lock: the writer assigns a number and appends before it takes the next, so a reader that sees entry
 //! *n* sees every entry before it, in any log.
 
+mod departed;
 mod fed;
 mod feeding;
 mod idle;
 mod lease;
+mod outages;
 mod progress;
 mod reclaim;
 mod slot;
@@ -17,15 +19,17 @@ mod writer;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use self::departed::Departed;
 use self::feeding::begin_now;
 pub use self::idle::Idle;
 pub use self::lease::{Lease, LeaseError, Subscription};
+use self::outages::Outages;
 pub use self::progress::ReaderProgress;
 use self::slot::{Feed, Slot, Subscribed};
 use self::slots::Slots;
@@ -51,6 +55,8 @@ pub struct Registry {
     requests: mpsc::Sender<BackfillRequest>,
     max_topics: AtomicUsize,
     max_bytes: AtomicUsize,
+    /// How often a feed has become stale or live.
+    feed_changes: AtomicU32,
     inner: Mutex<Inner>,
 }
 
@@ -67,6 +73,12 @@ struct Inner {
     line: Line,
     /// Sequences of shared sources that have ended, until their replacements are followed.
     ended: HashMap<Filter, Arc<Sequence>>,
+    /// Subscriptions that receive nothing now.
+    outages: Outages,
+    /// What was held before.
+    departed: Departed,
+    /// Since the process began, a reload has changed where topics come from.
+    sources_changed: bool,
 }
 
 impl Registry {
@@ -95,6 +107,7 @@ impl Registry {
             requests,
             max_topics: AtomicUsize::new(max_topics),
             max_bytes: AtomicUsize::new(max_bytes),
+            feed_changes: AtomicU32::new(0),
             inner: Mutex::default(),
         })
     }

@@ -112,6 +112,7 @@ impl Slot {
     fn upstream(&self) -> UpstreamState {
         match (&self.feed, *self.subscribed.borrow()) {
             (_, Subscribed::Refused(_)) => UpstreamState::Refused,
+            _ if self.log.numbering.is_stale() => UpstreamState::Stale,
             (Feed::By(_), _) => UpstreamState::Children,
             (_, Subscribed::Pending | Subscribed::Failed(_)) => UpstreamState::Pending,
             (Feed::Own, Subscribed::Confirmed) => UpstreamState::Subscribed,

@@ -9,6 +9,7 @@ use slab::Slab;
 
 use super::slot::Slot;
 use super::{Inner, Registry};
+use crate::protocol::filter_index::FilterIndex;
 use crate::protocol::topic::Filter;
 
 /// Slots that are visited while the lock is held once.
@@ -19,6 +20,8 @@ pub(super) const PART: usize = 256;
 pub(super) struct Slots {
     keys: HashMap<Filter, usize>,
     slots: Slab<Slot>,
+    /// Those of patterns.
+    patterns: FilterIndex<()>,
 }
 
 impl Slots {
@@ -37,13 +40,26 @@ impl Slots {
     /// Inserts the slot of a filter that has none.
     pub(super) fn insert(&mut self, slot: Slot) {
         let filter = slot.log.filter().clone();
+        if filter.is_pattern() {
+            self.patterns.insert(&filter, ());
+        }
         let key = self.slots.insert(slot);
         self.keys.insert(filter, key);
     }
 
     pub(super) fn remove(&mut self, filter: &Filter) -> Option<Slot> {
         let key = self.keys.remove(filter)?;
+        if filter.is_pattern() {
+            self.patterns.remove(filter);
+        }
         self.slots.try_remove(key)
+    }
+
+    /// Whether a pattern with a slot covers `topic`.
+    pub(super) fn has_pattern_over(&self, topic: &Filter) -> bool {
+        let mut found = false;
+        self.patterns.covering(topic, |()| found = true);
+        found
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &Slot> {

@@ -65,6 +65,8 @@ pub(super) struct State {
     batches: BatchCache,
     /// The index by topic, in a log that feeds others.
     pub(super) by_topic: Option<Box<ByTopic>>,
+    /// Nothing was evicted since it began.
+    is_whole: bool,
     /// Older entries are still to be inserted before these. Ends when an entry is evicted.
     pub(super) taking_over: bool,
 }
@@ -97,6 +99,7 @@ impl TopicLog {
             publisher_ids: HashMap::new(),
             batches: BatchCache::new(usage.clone()),
             by_topic: None,
+            is_whole: true,
             taking_over: false,
         };
         TopicLog {
@@ -186,7 +189,7 @@ impl TopicLog {
     fn evict_oldest(&self, state: &mut State) {
         let Some(entry) = state.entries.pop_front() else { return };
         let weight = state.weight_of(&entry);
-        state.taking_over = false;
+        (state.is_whole, state.taking_over) = (false, false);
         if let Some(by_topic) = &mut state.by_topic {
             by_topic.evict(&entry);
         }
@@ -256,6 +259,11 @@ impl TopicLog {
     /// The point after which the log is complete.
     pub(super) fn evicted(&self) -> Horizon {
         self.state.lock().evicted
+    }
+
+    /// Whether it has all that was published since it began.
+    pub(super) fn is_whole(&self) -> bool {
+        self.state.lock().is_whole
     }
 
     /// Whether this is the number of an entry here, or the number after which the log is complete.

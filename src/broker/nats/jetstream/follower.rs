@@ -125,6 +125,7 @@ impl Follower {
             let why = self.read(&mut reading, &mut feed, &mut delivered).await?;
             tracing::debug!(filter = %self.filter, stream = reading.stream, why, "continuing with a new consumer");
             drop(feed);
+            self.tell(Event::Interrupted { filters: vec![self.filter.clone()] }).await?;
             let broken = Instant::now();
             backoff.ended(start);
             feed = loop {
@@ -148,6 +149,7 @@ impl Follower {
                 }
                 sleep(backoff.pause()).await;
             };
+            self.tell(Event::Resumed { filters: vec![self.filter.clone()] }).await?;
         }
     }
 

@@ -44,8 +44,14 @@ impl<C: Into<ShardCommand>> Task<C> {
 
     /// Adopts keys that another shard has followed, at the same position.
     fn adopt(&mut self, Adopted { held, lost }: Adopted<(Arc<str>, Key)>) {
+        let filters = held.iter().map(|(_, key)| key.filter().clone()).collect();
         let events = self.following.enter(held, lost.as_deref());
         self.tell(events);
+        if self.context.is_down {
+            self.context.sink.interrupted(filters);
+        } else {
+            self.context.sink.resumed(filters);
+        }
     }
 
     /// Runs the commands of the queue. Returns whether a new key is followed.

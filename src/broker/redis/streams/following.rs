@@ -15,6 +15,7 @@ use super::server::{Session, Waking};
 use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
 use crate::broker::{BrokerError, Event};
+use crate::protocol::topic::Filter;
 
 /// The target size of a read, in bytes, according to the recent size of entries.
 const READ_BYTES: usize = 4 * 1024 * 1024;
@@ -114,6 +115,11 @@ impl FollowedKeys {
 
     pub(super) fn len(&self) -> usize {
         self.keys.len()
+    }
+
+    /// The filters of all keys.
+    pub(super) fn filters(&self) -> Vec<Filter> {
+        self.keys.values().map(|key| key.filter().clone()).collect()
     }
 
     pub(super) fn follow(&mut self, name: &str, key: Key) {

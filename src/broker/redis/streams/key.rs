@@ -55,6 +55,11 @@ pub(in crate::broker::redis) struct Key {
 }
 
 impl Key {
+    /// The filter that it is followed for.
+    pub(super) fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
     /// Starts to follow at `sample`. Also returns the number of its last entry.
     pub(super) fn begin(
         filter: Filter,

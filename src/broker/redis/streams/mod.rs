@@ -113,6 +113,7 @@ pub(super) async fn run<C: Into<ShardCommand>>(
             commands,
             sink: EventSink::new(events, link, WhenFull::Wait),
             shard: shard.map(Arc::new),
+            is_down: false,
         },
     };
     let _ = stay_connected(&mut task).await;
@@ -197,6 +198,9 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
 
     /// What the session leaves behind is answered.
     fn down(&mut self, why: &str) {
+        if !self.context.is_down {
+            self.context.sink.interrupted(self.following.filters());
+        }
         self.context.down(why);
         for lookup in self.lookups.drain(..) {
             lookup.what.fail(BrokerError::Away(why.into()));
@@ -224,6 +228,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         let events = self.following.resume(moved.then_some(why));
         self.tell(events);
         self.context.up();
+        self.context.sink.resumed(self.following.filters());
     }
 
     /// Carries out the queue's orders, and asks and reads what can be now.

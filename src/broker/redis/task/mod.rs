@@ -100,6 +100,10 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
     }
 
     fn down(&mut self, why: &str) {
+        if self.context.is_shard() && !self.context.is_down {
+            let all = self.context.table.channels.values().map(|(filter, _)| filter.clone()).collect();
+            self.context.sink.interrupted(all);
+        }
         self.context.down(why);
     }
 
@@ -130,6 +134,11 @@ impl<C: Into<ShardCommand>> Task<C> {
             self.context.sink.lost(filters, why);
         }
         self.context.up();
+        if self.context.is_shard() {
+            let here = self.context.table.channels.iter().filter(|(channel, _)| !migrating.contains(channel));
+            let here = here.map(|(_, (filter, _))| filter.clone()).collect();
+            self.context.sink.resumed(here);
+        }
         migrating.into_iter().for_each(|channel| self.go_astray(channel));
         for message in held {
             self.route(&message);

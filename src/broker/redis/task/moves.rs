@@ -42,6 +42,8 @@ impl<C: Into<ShardCommand>> Task<C> {
 
     /// Adopts channels from another shard.
     pub(super) fn adopt(&mut self, held: Vec<(String, Filter)>) {
+        // Until the server has confirmed them.
+        self.context.sink.interrupted(held.iter().map(|(_, filter)| filter.clone()).collect());
         for (channel, filter) in held {
             let name = Name::Channel(channel);
             self.context.sink.forget_dropped(&filter);
@@ -92,6 +94,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     pub(super) fn go_astray(&mut self, channel: String) {
         if let Some((filter, _)) = self.context.table.channels.get(&channel) {
             self.context.sink.forget_dropped(filter);
+            self.context.sink.interrupted(vec![filter.clone()]);
             self.channels.go_astray(Name::Channel(channel));
             self.context.refresh_topology();
         }
@@ -104,7 +107,8 @@ impl<C: Into<ShardCommand>> Task<C> {
             arrived.extend(self.context.table.channels.get(name.as_str()).map(|(filter, _)| filter.clone()));
         }
         if !arrived.is_empty() {
-            self.context.sink.lost(Some(arrived), "its slot has moved".into());
+            self.context.sink.lost(Some(arrived.clone()), "its slot has moved".into());
+            self.context.sink.resumed(arrived);
         }
         for (name, fault) in faults {
             let (BrokerError::Refused(why) | BrokerError::Unfit(why) | BrokerError::TooLarge(why)) = fault

@@ -1,0 +1,85 @@
+//! What this process has held: so that a reader who adds a topic to its stream, with the event id of its others, is not
+//! told of a gap in what it never read.
+//!
+//! The id of a reader is from a time when all of its topics were held. A topic that was not held then was not among them.
+//! What was held is remembered roughly, in a table of fixed size: then there may be a gap too many, and never one too few.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::slot::Feed;
+use super::{Inner, Lease, Registry};
+use crate::protocol::seq::Seq;
+use crate::protocol::topic::Filter;
+
+/// The places of the table.
+const PLACES: usize = 4096;
+
+/// The last positions at which topics were held that are held no longer.
+#[derive(Debug)]
+pub(super) struct Departed {
+    topics: Box<[Seq]>,
+    /// That of any pattern.
+    patterns: Seq,
+}
+
+impl Default for Departed {
+    fn default() -> Self {
+        Departed { topics: vec![Seq::START; PLACES].into(), patterns: Seq::START }
+    }
+}
+
+impl Departed {
+    /// A topic or pattern was held up to now.
+    pub(super) fn leave(&mut self, filter: &Filter, head: Seq) {
+        if filter.is_pattern() {
+            self.patterns = head;
+        } else {
+            self.topics[place(filter)] = head;
+        }
+    }
+
+    /// Whether a reader that has this position may have read the topic.
+    fn may_have_read(&self, topic: &Filter, position: Seq) -> bool {
+        self.topics[place(topic)].max(self.patterns) >= position
+    }
+}
+
+fn place(filter: &Filter) -> usize {
+    let mut hasher = DefaultHasher::new();
+    filter.as_str().hash(&mut hasher);
+    hasher.finish() as usize % PLACES
+}
+
+impl Registry {
+    /// A reload has changed where topics come from.
+    pub fn sources_changed(&self) {
+        self.inner.lock().sources_changed = true;
+    }
+}
+
+impl Lease {
+    /// Whether no reader that has this position can have read the log: it is of a topic that was not held then.
+    pub(in crate::log) fn is_new_after(&self, position: Seq) -> bool {
+        let log = self.log();
+        if self.filter().is_pattern() || !log.is_whole() {
+            return false;
+        }
+        let inner = self.registry.inner.lock();
+        let Inner { slots, departed, .. } = &*inner;
+        let is_own = slots.get(self.filter()).is_some_and(|slot| matches!(slot.feed, Feed::Own));
+        is_own && !slots.has_pattern_over(self.filter()) && !departed.may_have_read(self.filter(), position)
+    }
+
+    /// Whether its topics have had the same source for as long as the process runs.
+    pub(in crate::log) fn has_one_source(&self) -> bool {
+        !self.registry.inner.lock().sources_changed
+    }
+
+    /// Whether this part of an event id is a position in another sequence that is followed here.
+    pub(in crate::log) fn is_followed(&self, part: &str) -> bool {
+        let inner = self.registry.inner.lock();
+        let shared = inner.warm.values().filter_map(|warm| inner.slots.get(warm));
+        let mut sequences = shared.filter_map(|slot| slot.log.sequence());
+        self.registry.sequence.has_written(part) || sequences.any(|sequence| sequence.has_written(part))
+    }
+}
