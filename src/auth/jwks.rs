@@ -58,17 +58,23 @@ pub(super) struct Jwks {
 #[derive(Debug, Clone, Default)]
 struct FetchedKeys {
     /// `None` until a fetch has succeeded.
-    keys: Option<Arc<[Key]>>,
+    keys: Option<Arc<[Arc<Key>]>>,
     /// The number of fetches that have begun and ended. They differ while one is in progress.
     begun: u64,
     ended: u64,
     /// Whether the last one failed.
     failed: bool,
+    /// How many of them left out a key that the set had before.
+    withdrawals: u64,
 }
 
 impl FetchedKeys {
     fn names(&self, kid: &str) -> bool {
         self.keys.iter().flat_map(|keys| keys.iter()).any(|key| key.kid() == Some(kid))
+    }
+
+    fn have(&self, key: &Key) -> bool {
+        self.keys.iter().flat_map(|keys| keys.iter()).any(|one| one.is(key))
     }
 }
 
@@ -108,11 +114,21 @@ impl Jwks {
         self.wanted.notify_one();
     }
 
+    /// Whether the set has this key.
+    pub(super) fn have(&self, key: &Key) -> bool {
+        self.held.borrow().have(key)
+    }
+
+    /// How many times a key was withdrawn from the set.
+    pub(super) fn withdrawals(&self) -> u64 {
+        self.held.borrow().withdrawals
+    }
+
     /// The current keys, which contain the key `kid` if it is published at all.
     ///
     /// # Errors
     /// [`AuthError::Unavailable`] if no keys have been fetched yet, or if the endpoint cannot be asked about `kid` now.
-    pub(super) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
+    pub(super) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Arc<Key>]>, AuthError> {
         let mut held = self.held.clone();
         let now = held.borrow_and_update().clone();
         let known = |held: &FetchedKeys| kid.is_none_or(|kid| held.names(kid));
@@ -193,7 +209,9 @@ impl Fetcher {
                 self.metrics.jwks_keys.set(count as i64);
                 self.metrics.jwks_skipped_keys.set(skipped.len() as i64);
                 self.held.send_modify(|held| {
-                    held.keys = Some(keys);
+                    let before = held.keys.replace(keys);
+                    let is_withdrawn = before.iter().flat_map(|keys| keys.iter()).any(|key| !held.have(key));
+                    held.withdrawals += u64::from(is_withdrawn);
                     held.failed = false;
                     held.ended = held.begun;
                 });
@@ -231,7 +249,7 @@ impl Fetcher {
 /// A key set as it was fetched.
 #[derive(Debug)]
 struct Set {
-    keys: Arc<[Key]>,
+    keys: Arc<[Arc<Key>]>,
     /// Why the other keys cannot be used.
     skipped: Vec<String>,
 }
@@ -251,7 +269,7 @@ impl Set {
         let (mut usable, mut skipped) = (vec![], vec![]);
         for (index, jwk) in keys.into_iter().enumerate() {
             match read(jwk, algorithm) {
-                Ok(key) => usable.push(key),
+                Ok(key) => usable.push(Arc::new(key)),
                 Err(why) => skipped.push(format!("#{} {why}", index + 1)),
             }
         }

@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::claims::Claims;
 use super::key::Key;
 use super::keys::Keys;
-use super::{AuthError, Caller, SettingError, crypto};
+use super::{Action, AuthError, Caller, SettingError, crypto};
 use crate::config;
 use crate::metrics::Metrics;
 
@@ -57,6 +57,17 @@ pub(super) struct Jwt {
     /// The checks of the claims. The algorithm is the key's.
     validation: Validation,
     claims: Claims,
+    /// The JSON pointer of the claim that says until when a stream may last.
+    until: String,
+    /// For how long a stream may last by that claim.
+    until_limit: Duration,
+}
+
+/// A token that is valid.
+pub(super) struct Verified {
+    pub(super) caller: Caller,
+    /// The key that signed it, if a stream may outlast it.
+    pub(super) extended_by: Option<Arc<Key>>,
 }
 
 impl Jwt {
@@ -84,14 +95,15 @@ impl Jwt {
         if !settings.issuer.is_empty() {
             validation.set_issuer(&settings.issuer);
         }
-        Ok(Jwt { keys, validation, claims })
+        let (until, until_limit) = (settings.until.clone(), settings.until_limit);
+        Ok(Jwt { keys, validation, claims, until, until_limit })
     }
 
-    /// Checks a token, and returns its caller.
+    /// Checks a token, and returns its caller. The permission of the caller ends when that for `action` does.
     ///
     /// # Errors
     /// [`AuthError::BadToken`], or [`AuthError::Unavailable`] if its key cannot be fetched now.
-    pub(super) async fn read(&self, token: &[u8]) -> Result<Caller, AuthError> {
+    pub(super) async fn read(&self, token: &[u8], action: Action) -> Result<Verified, AuthError> {
         let header = jsonwebtoken::decode_header(token).map_err(|error| why(error.kind()))?;
         // Extensions that must be understood (RFC 7515, section 4.1.11); this gateway supports none.
         if header.crit.is_some() {
@@ -116,7 +128,7 @@ impl Jwt {
                 Ok(claims) if self.validation.aud.is_none() && !claims["aud"].is_null() => {
                     return Err(BadToken::Audience.into());
                 }
-                outcome => return Ok(self.caller(&outcome?)),
+                outcome => return Ok(self.verified(&outcome?, action, key)?),
             }
         }
         Err(problem.into())
@@ -128,18 +140,50 @@ impl Jwt {
         decoded.map(|token| token.claims).map_err(|error| why(error.kind()))
     }
 
-    fn caller(&self, claims: &Value) -> Caller {
-        let leeway = Duration::from_secs(self.validation.leeway);
-        // The claim has been checked: it is a number and not negative. A time out of range counts as no end.
-        let expires = claims["exp"].as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let (subscribe, publish) = self.claims.grants(claims);
-        Caller {
-            subject: claims["sub"].as_str().map(Into::into),
-            subscribe,
-            publish,
-            expires: expires.and_then(|time| SystemTime::UNIX_EPOCH.checked_add(time.checked_add(leeway)?)),
-            voucher: None,
+    fn verified(&self, claims: &Value, action: Action, key: &Arc<Key>) -> Result<Verified, BadToken> {
+        // The claim has been checked: it is a number and not negative.
+        let expires = claims["exp"].as_f64().and_then(|seconds| self.end(seconds));
+        let until = self.until(claims)?;
+        let ends = match until.filter(|_| action == Action::Subscribe) {
+            Some(until) => self.stream_end(expires, until),
+            None => expires,
+        };
+        // Exact to the moment, where the library counts in whole seconds: the streams end by the same clock.
+        let now = SystemTime::now();
+        if [expires, ends].into_iter().flatten().any(|end| end <= now) {
+            return Err(BadToken::Expired);
         }
+        let outlasts = expires.zip(ends).is_some_and(|(expires, ends)| ends > expires);
+        let (subscribe, publish) = self.claims.grants(claims);
+        let subject = claims["sub"].as_str().map(Into::into);
+        let caller = Caller { subject, subscribe, publish, expires: ends, voucher: None };
+        Ok(Verified { caller, extended_by: outlasts.then(|| key.clone()) })
+    }
+
+    /// The claim that says until when a stream may last, in seconds, if the token has it. Anything else than a time is
+    /// refused: whoever signed it meant something that would not happen.
+    fn until(&self, claims: &Value) -> Result<Option<f64>, BadToken> {
+        match claims.pointer(&self.until) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let seconds = value.as_f64().filter(|seconds| *seconds >= 0.0);
+                seconds.map(Some).ok_or(BadToken::Claim("until"))
+            }
+        }
+    }
+
+    /// When a stream ends whose token says `until`. The limit shortens `until`, and never what `exp` alone allows.
+    fn stream_end(&self, expires: Option<SystemTime>, until: f64) -> Option<SystemTime> {
+        let limit = SystemTime::now().checked_add(self.until_limit);
+        let latest = expires.and_then(|expires| Some(expires.max(limit?)));
+        [self.end(until), latest].into_iter().flatten().min()
+    }
+
+    /// The moment at which a claim ends a permission; `None` if it is out of range, which counts as no end.
+    fn end(&self, seconds: f64) -> Option<SystemTime> {
+        let leeway = Duration::from_secs(self.validation.leeway);
+        let time = Duration::try_from_secs_f64(seconds).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(time.checked_add(leeway)?)
     }
 
     /// Whether a token that `other` accepted means the same here. The leeway does not matter: a stream ends at the time
@@ -149,6 +193,21 @@ impl Jwt {
             && self.claims == other.claims
             && self.validation.aud == other.validation.aud
             && self.validation.iss == other.validation.iss
+    }
+
+    /// Whether a stream that outlasts its token by the settings of `other` may do so by these too.
+    pub(super) fn extends_as(&self, other: &Jwt) -> bool {
+        self.until == other.until && self.until_limit >= other.until_limit
+    }
+
+    /// Whether a key is in use.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.keys.have(key)
+    }
+
+    /// How many times a key was withdrawn from the key set.
+    pub(super) fn withdrawals(&self) -> u64 {
+        self.keys.withdrawals()
     }
 }
 

@@ -147,6 +147,14 @@ impl Key {
     }
 }
 
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.kid == other.kid && self.is(other)
+    }
+}
+
+impl Eq for Key {}
+
 /// The length of the key in bytes. For an RSA key, the length of its modulus, or of the DER around it, which is a few
 /// bytes longer.
 fn length(key: &DecodingKey) -> usize {

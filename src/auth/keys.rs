@@ -12,7 +12,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) enum Keys {
     /// The key that the configuration names.
-    Static(Arc<[Key]>),
+    Static(Arc<[Arc<Key>]>),
     /// A key set that is published at a URL.
     Published(Jwks),
 }
@@ -51,7 +51,7 @@ impl Keys {
                     .map_err(|problem| SettingError(format!("auth.jwt.jwks_url {problem}")));
             }
         };
-        Ok(Keys::Static([key?].into()))
+        Ok(Keys::Static([Arc::new(key?)].into()))
     }
 
     /// Whether both are the same key, or come from the same URL.
@@ -65,11 +65,27 @@ impl Keys {
         }
     }
 
+    /// Whether `key` is one of them.
+    pub(crate) fn have(&self, key: &Key) -> bool {
+        match self {
+            Keys::Static(keys) => keys.iter().any(|one| one.is(key)),
+            Keys::Published(keys) => keys.have(key),
+        }
+    }
+
+    /// How many times a key was withdrawn.
+    pub(crate) fn withdrawals(&self) -> u64 {
+        match self {
+            Keys::Static(_) => 0,
+            Keys::Published(keys) => keys.withdrawals(),
+        }
+    }
+
     /// The keys among which a token with this `kid` finds its key.
     ///
     /// # Errors
     /// [`AuthError::Unavailable`] if they cannot be fetched now.
-    pub(crate) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Key]>, AuthError> {
+    pub(crate) async fn find(&self, kid: Option<&str>) -> Result<Arc<[Arc<Key>]>, AuthError> {
         match self {
             Keys::Static(keys) => Ok(keys.clone()),
             Keys::Published(keys) => keys.find(kid).await,

@@ -22,7 +22,8 @@ use thiserror::Error;
 use self::claims::Claims;
 pub use self::claims::Grammar;
 use self::forward::Forward;
-use self::jwt::{BadToken, Jwt};
+use self::jwt::{BadToken, Jwt, Verified};
+use self::key::Key;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::protocol::topic::Filter;
@@ -36,7 +37,7 @@ pub struct Caller {
     pub subscribe: Vec<Filter>,
     /// Filters that the caller may publish to.
     pub publish: Vec<Filter>,
-    /// When the permission expires. The caller's streams end then.
+    /// When the permission for the requested action expires. The caller's streams end then.
     pub expires: Option<SystemTime>,
     /// The source of this identity.
     pub voucher: Option<IdentitySource>,
@@ -44,12 +45,21 @@ pub struct Caller {
 
 /// The source of an identity: the keys of tokens, or the backend. Each has a number, which changes when a reload
 /// replaces the keys or the backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentitySource {
-    /// A token that was signed with one of the keys.
-    Keys(u32),
+    /// A token that was signed with one of the keys, and why its stream may outlast it, if it may.
+    Keys(u32, Option<Extension>),
     /// An answer of the backend.
     Backend(u32),
+}
+
+/// What allows a stream to outlast its token. Unlike a token, which ends within minutes, it can be withdrawn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// The number of the settings of `auth.jwt.until`.
+    settings: u32,
+    /// The key that signed the token.
+    key: Arc<Key>,
 }
 
 impl Caller {
@@ -75,7 +85,7 @@ impl Caller {
             subscribe: granted.cloned().collect(),
             publish: vec![],
             expires: self.expires,
-            voucher: self.voucher,
+            voucher: self.voucher.clone(),
         }
     }
 }
@@ -157,9 +167,10 @@ pub struct Auth {
     grammar: Grammar,
     jwt: Option<Jwt>,
     forward: Option<Arc<Forward>>,
-    /// The current numbers of both identity sources.
+    /// The current numbers of both identity sources, and of the settings by which streams outlast their tokens.
     keys: u32,
     backend: u32,
+    extensions: u32,
 }
 
 impl Auth {
@@ -198,9 +209,14 @@ impl Auth {
             (None, None) => true,
             _ => false,
         };
+        let extends_as_before = match (jwt_before, &jwt) {
+            (Some(before), Some(now)) => now.extends_as(before),
+            _ => true,
+        };
         let url = |settings: &config::Auth| settings.forward.as_ref().map(|forward| forward.url.clone());
         let same_backend = before.is_none_or(|before| url(&before.settings) == url(&settings));
-        let (keys, backend) = before.map_or((0, 0), |before| (before.keys, before.backend));
+        let (keys, backend, extensions) =
+            before.map_or((0, 0, 0), |before| (before.keys, before.backend, before.extensions));
         Ok(Auth {
             settings,
             grammar,
@@ -208,15 +224,34 @@ impl Auth {
             forward,
             keys: keys.wrapping_add(u32::from(!same_keys)),
             backend: backend.wrapping_add(u32::from(!same_backend)),
+            extensions: extensions.wrapping_add(u32::from(!extends_as_before)),
         })
     }
 
     /// Whether the source that identified `caller` is still in force, without asking it again.
     pub fn stands_by(&self, caller: &Caller) -> bool {
-        caller.voucher.is_some_and(|voucher| match voucher {
-            IdentitySource::Keys(number) => self.jwt.is_some() && number == self.keys,
-            IdentitySource::Backend(number) => self.forward.is_some() && number == self.backend,
+        caller.voucher.as_ref().is_some_and(|voucher| match voucher {
+            IdentitySource::Keys(number, extension) => {
+                let extended = |it: &Extension| it.settings == self.extensions && self.has_key(&it.key);
+                self.jwt.is_some() && *number == self.keys && extension.as_ref().is_none_or(extended)
+            }
+            IdentitySource::Backend(number) => self.forward.is_some() && *number == self.backend,
         })
+    }
+
+    /// Whether the stream of `caller` may outlast its token, but no longer does: its key was withdrawn from the key set.
+    pub fn has_withdrawn(&self, caller: &Caller) -> bool {
+        matches!(&caller.voucher, Some(IdentitySource::Keys(number, Some(extension)))
+            if *number == self.keys && !self.has_key(&extension.key))
+    }
+
+    /// How many times a key was withdrawn from the key set. [`Auth::has_withdrawn`] changes only with it.
+    pub fn withdrawals(&self) -> u64 {
+        self.jwt.as_ref().map_or(0, Jwt::withdrawals)
+    }
+
+    fn has_key(&self, key: &Key) -> bool {
+        self.jwt.as_ref().is_some_and(|jwt| jwt.has(key))
     }
 
     /// Identifies the caller of a request. `None` if the request has no credentials that count here, and there is no
@@ -230,12 +265,9 @@ impl Auth {
         if let Some(jwt) = &self.jwt
             && let Some(token) = token::find(&self.settings.token, asked.headers, asked.query)?
         {
-            let caller = jwt.read(&token).await?;
-            // Exact to the moment, where the library counts in whole seconds: the streams end by the same clock.
-            if caller.is_expired() {
-                return Err(BadToken::Expired.into());
-            }
-            return Ok(Some(Caller { voucher: Some(IdentitySource::Keys(self.keys)), ..caller }));
+            let Verified { caller, extended_by } = jwt.read(&token, asked.action).await?;
+            let extension = extended_by.map(|key| Extension { settings: self.extensions, key });
+            return Ok(Some(Caller { voucher: Some(IdentitySource::Keys(self.keys, extension)), ..caller }));
         }
         let Some(forward) = &self.forward else { return Ok(None) };
         let caller = forward.ask(asked).await?;

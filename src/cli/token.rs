@@ -32,6 +32,9 @@ pub struct Mint {
     /// How long the token is valid
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
     pub expires: Duration,
+    /// How long a stream that is opened with the token may last, from now [default: as long as the token]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub until: Option<Duration>,
     /// The private key in PEM, if auth.jwt has a public key. A secret needs no file: it is in the configuration
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,

@@ -109,7 +109,7 @@ impl Config {
         if self.auth.token.query {
             warnings.add(
                 "auth.token.query = true takes tokens from URLs, which browser histories and the logs of proxies keep; \
-                 use a cookie if you can",
+                 use a cookie if you can, or tokens that last for seconds (auth.jwt.until lets their streams last)",
             );
         }
     }

@@ -171,14 +171,19 @@ impl Jwt {
         shapes.extend(self.centrifugo.then(|| "in Centrifugo's channels".to_owned()));
         format!(
             "A token is a JWT that {} holds for ({algorithm}), with an expiry, {} and {}; clocks may differ by {}. Grants are \
-             {}. It comes in Authorization: Bearer, in the cookie {}{}.",
+             {}. It comes in Authorization: Bearer, in the cookie {}{}. A stream may last until {} says, {}.",
             keys,
             one_of("the audience", &self.audience, "no audience"),
             one_of("the issuer", &self.issuer, "any issuer"),
             format_duration(self.leeway),
             shapes.join(", "),
             places.cookie,
-            if places.query { ", or in the query parameter access_token" } else { "" }
+            if places.query { ", or in the query parameter access_token" } else { "" },
+            self.until,
+            match self.until_limit {
+                Duration::ZERO => "but no longer than its token".to_owned(),
+                limit => format!("for at most {}", format_duration(limit)),
+            }
         )
     }
 }

@@ -18,6 +18,7 @@ const JWKS_REFRESH: &str = "auth.jwt.jwks_refresh";
 const ALGORITHM: &str = "auth.jwt.algorithm";
 const LEEWAY: &str = "auth.jwt.leeway";
 const CLAIM: &str = "auth.jwt.claim";
+const UNTIL: &str = "auth.jwt.until";
 
 /// Bytes of a shared secret: as many as HS256's hash has (RFC 7518, section 3.2). With fewer, whoever has one token can
 /// try secrets until one makes its signature, without asking anyone.
@@ -38,6 +39,10 @@ pub struct Jwt {
     pub leeway: Duration,
     /// `claim`: where grants are, as a JSON pointer.
     pub claim: String,
+    /// `until`: where it says until when a stream may last, as a JSON pointer.
+    pub until: String,
+    /// `until_limit`: how long a stream may last by that claim.
+    pub until_limit: Duration,
     /// `mercure`: whether Mercure's claims grant too.
     pub mercure: bool,
     /// `centrifugo`: whether Centrifugo's do.
@@ -69,13 +74,17 @@ impl Jwt {
         if leeway.subsec_nanos() != 0 {
             input.refuse(LEEWAY, "is not a whole number of seconds; write one as in \"30s\"");
         }
+        let claim = claim(input);
+        let until = until(input, &claim);
         Some(Jwt {
             keys,
             algorithm,
             audience: accepted(input, "auth.jwt.audience"),
             issuer: accepted(input, "auth.jwt.issuer"),
             leeway,
-            claim: claim(input),
+            claim,
+            until,
+            until_limit: input.get("auth.jwt.until_limit"),
             mercure: input.get("auth.jwt.mercure"),
             centrifugo: input.get("auth.jwt.centrifugo"),
         })
@@ -169,14 +178,29 @@ fn accepted(input: &mut Input<'_>, path: &str) -> Vec<String> {
 }
 
 fn claim(input: &mut Input<'_>) -> String {
-    let written: String = input.get(CLAIM);
+    let written = input.get(CLAIM);
+    pointer_at(input, CLAIM, written)
+}
+
+/// Beside the grants, unless another place is named.
+fn until(input: &mut Input<'_>, claim: &str) -> String {
+    if let Some(written) = input.get_if_any(UNTIL) {
+        return pointer_at(input, UNTIL, written);
+    }
+    let beside = format!("{claim}/until");
+    input.holds(UNTIL, Some(Given::Text(beside.clone())));
+    beside
+}
+
+/// The claim that the key at `path` names, as a JSON pointer.
+fn pointer_at(input: &mut Input<'_>, path: &str, written: String) -> String {
     let Some(claim) = pointer(&written) else {
         let problem =
             format!("{written:?} names no claim; write a name, or a JSON pointer as in /realm/topicgate");
-        input.refuse(CLAIM, problem);
+        input.refuse(path, problem);
         return written;
     };
-    input.holds(CLAIM, Some(Given::Text(claim.clone())));
+    input.holds(path, Some(Given::Text(claim.clone())));
     claim
 }
 

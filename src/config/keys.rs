@@ -145,6 +145,19 @@ pub(super) const KEYS: &[Key] = &[
     key("auth.jwt.leeway", seconds(0, 300), "How far clocks may differ, in whole seconds.").default("30s"),
     key("auth.jwt.claim", Text, "The claim that holds the grants; a JSON pointer for one further in.")
         .default("topicgate"),
+    key(
+        "auth.jwt.until",
+        Text,
+        "The claim that says until when a stream may last, a JSON pointer for one further in; not set: until, beside the \
+         grants.",
+    ),
+    // A token cannot be revoked one by one, and this is how long it holds.
+    key(
+        "auth.jwt.until_limit",
+        DURATION,
+        "How long a stream may last by that claim; 0s: no longer than exp.",
+    )
+    .default("12h"),
     key("auth.jwt.mercure", Flag, "Whether to read Mercure's grants too.").default("false"),
     key("auth.jwt.centrifugo", Flag, "Whether to read Centrifugo's channels too.").default("false"),
     key("auth.forward.url", Url, "The URL of the backend that is asked about callers without a token."),

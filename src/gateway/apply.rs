@@ -11,6 +11,7 @@ use crate::config::{Config, Rule};
 use crate::metrics::Limit;
 use crate::protocol::topic::Filter;
 use crate::reader::Principal;
+use crate::reader::handle::ReaderHandle;
 
 impl Gateway {
     /// Applies a new configuration, except for listeners and the broker. Ends the streams that it no longer allows, and
@@ -43,6 +44,23 @@ impl Gateway {
             }
         }
         revoked
+    }
+
+    /// Ends the streams that outlast their tokens, if the key set no longer has the keys of these tokens.
+    pub(super) fn revoke_withdrawn(&self) {
+        let current = self.current();
+        let withdrawals = current.auth.withdrawals();
+        if self.withdrawals.swap(withdrawals, Ordering::Relaxed) == withdrawals {
+            return;
+        }
+        let is_withdrawn = |handle: &ReaderHandle| match &handle.reader.principal {
+            Principal::Caller(caller) => current.auth.has_withdrawn(caller),
+            Principal::Anyone | Principal::Operator => false,
+        };
+        let revoked = self.table.find(is_withdrawn).iter().filter(|handle| handle.revoke()).count();
+        if revoked > 0 {
+            tracing::info!(revoked, "auth.jwt.jwks_url: a key was withdrawn; its streams have ended");
+        }
     }
 
     /// Applies the current rules to the logs of these filters, which the old configuration may have created.

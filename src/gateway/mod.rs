@@ -15,7 +15,7 @@ mod warm;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -83,6 +83,8 @@ pub struct Gateway {
     disconnected: Throttle,
     /// The largest message of the broker that was said to be less than `limits.message`.
     told_largest: AtomicUsize,
+    /// [`crate::auth::Auth::withdrawals`] when the open streams were last checked.
+    withdrawals: AtomicU64,
     history: History,
 }
 
@@ -117,6 +119,7 @@ impl Gateway {
             crowded: Throttle::default(),
             disconnected: Throttle::default(),
             told_largest: AtomicUsize::new(usize::MAX),
+            withdrawals: AtomicU64::default(),
             history: History::default(),
         });
         gateway.put_limits(&current.config);
@@ -284,7 +287,7 @@ impl Gateway {
         }
     }
 
-    /// Removes old entries from the logs and updates the gauges. To be called every second.
+    /// Removes old entries from the logs, ends the streams of keys that were withdrawn, and updates the gauges. To be called every second.
     pub fn sweep(&self) {
         let gave_way = self.registry.age();
         if gave_way {
@@ -316,6 +319,7 @@ impl Gateway {
             metrics.set_used(limit, used);
         }
         self.warn_of_small_broker();
+        self.revoke_withdrawn();
         self.history.push(self.sample());
     }
 

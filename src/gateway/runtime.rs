@@ -88,9 +88,9 @@ impl Runtime {
     pub fn still_lets_read(&self, filter: &Filter, principal: &Principal) -> bool {
         let allows = |caller| matches!(self.decide(Action::Subscribe, filter, caller), Verdict::Allowed(_));
         // A backend was asked about certain topics and has not decided about others, whatever the rule requires.
-        let speaks_of_it = |caller: &Caller| match caller.voucher {
+        let speaks_of_it = |caller: &Caller| match &caller.voucher {
             Some(IdentitySource::Backend(_)) => caller.is_granted(Action::Subscribe, filter),
-            Some(IdentitySource::Keys(_)) | None => true,
+            Some(IdentitySource::Keys(..)) | None => true,
         };
         match principal {
             Principal::Operator => true,

@@ -117,7 +117,7 @@ fn no_token() -> Problem {
 
 /// The segment `{sub}` names another subject, or the caller has no subject.
 fn not_theirs(filter: &Filter, caller: &Caller) -> Problem {
-    let detail = match (&caller.subject, caller.voucher) {
+    let detail = match (&caller.subject, &caller.voucher) {
         (Some(_), _) => format!("{filter} belongs, in whole or in part, to other subjects"),
         (None, Some(IdentitySource::Backend(_))) => format!(
             "{filter} belongs to one subject, but the backend of auth.forward named none; its JSON answer needs the \

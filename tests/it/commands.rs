@@ -168,6 +168,27 @@ async fn a_minted_token_lets_in_where_it_grants_and_says_so_itself() {
 }
 
 #[tokio::test]
+async fn a_short_token_for_a_long_stream_is_minted_and_explained() {
+    let until = |time| ["token", "mint", "--subscribe", "orders/*", "--expires", "30s", "--until", time];
+    let token = fine(run(&until("8h"), &WITH_SECRET).await);
+    let words = fine(run(&["token", "inspect", token.trim()], &WITH_SECRET).await);
+    for part in ["\"until\": ", "accepted, for 5", "streams that it opens last for 8h"] {
+        assert!(words.contains(part), "no {part} in\n{words}");
+    }
+    refused(
+        &run(&until("13h"), &WITH_SECRET).await,
+        64,
+        "--until: streams may last for 12h at most, by auth.jwt.until_limit",
+    );
+    let over = signed("HS256", json!({ "exp": seconds(60.0), "topicgate": { "until": seconds(-1000.0) } }));
+    let words = fine(run(&["token", "inspect", &over], &WITH_SECRET).await);
+    assert!(words.contains("refused for reading: the token has expired"), "{words}");
+    let elsewhere = [WITH_SECRET[0], ("TOPICGATE_AUTH__JWT__UNTIL", "/stream/until")];
+    let token = fine(run(&until("8h"), &elsewhere).await);
+    assert!(fine(run(&["token", "inspect", token.trim()], &elsewhere).await).contains("last for 8h"));
+}
+
+#[tokio::test]
 async fn tokens_are_signed_with_the_private_key_of_whatever_kind_and_not_with_another() {
     let public = |name: &str| key(&format!("{name}.pub.pem")).to_str().unwrap().to_owned();
     for (name, algorithm, says) in [

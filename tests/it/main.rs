@@ -43,6 +43,7 @@ mod kubernetes;
 mod kv;
 mod limits;
 mod lists;
+mod long_streams;
 mod metrics;
 mod monitoring;
 mod nats_cluster;

@@ -69,11 +69,20 @@ pub(crate) async fn mint(mint: Mint) -> Result<ExitCode, Failure> {
     }
     if !(mint.subscribe.is_empty() && mint.publish.is_empty()) {
         let grants = json!({ "subscribe": mint.subscribe, "publish": mint.publish });
-        put(&mut claims, &jwt.claim, grants)?;
+        put(&mut claims, ("auth.jwt.claim", &jwt.claim), grants)?;
+    }
+    if let Some(until) = mint.until {
+        if until > jwt.until_limit {
+            let limit = humantime::format_duration(jwt.until_limit);
+            let problem = format!("--until: streams may last for {limit} at most, by auth.jwt.until_limit");
+            return Err(Failure::Usage(problem));
+        }
+        let end = now.saturating_add(until).as_secs();
+        put(&mut claims, ("auth.jwt.until", &jwt.until), end.into())?;
     }
     let token = signed(&signer, &claims)?;
     // A token that the gateway refuses would only mislead.
-    match ask(&config, &token).await? {
+    match ask(&config, &token, Action::Subscribe).await? {
         Ok(_) => print(token + "\n"),
         Err(why) => Err(Failure::Failed(format!("the configuration would not accept this token: {why}"))),
     }
@@ -110,10 +119,16 @@ pub(crate) async fn inspect(inspect: Inspect) -> Result<ExitCode, Failure> {
         page.push_str("not checked: there is no [auth.jwt] in this configuration\n");
         return print(page);
     }
-    match ask(&config, token).await? {
+    let read = ask(&config, token, Action::Subscribe).await?;
+    match ask(&config, token, Action::Publish).await? {
         Ok(caller) => {
             page.push_str(&in_words(&caller));
-            print(page)
+            let streams = match read {
+                Ok(reader) if reader.expires == caller.expires => String::new(),
+                Ok(reader) => format!("streams that it opens last{}\n", left(&reader)),
+                Err(why) => format!("refused for reading: {why}\n"),
+            };
+            print(page + &streams)
         }
         Err(why) => {
             let _ = writeln!(page, "refused: {why}");
@@ -130,14 +145,14 @@ fn jwt(config: &Config) -> Result<&Jwt, Failure> {
 }
 
 /// The caller that a gateway with this configuration would identify by the token.
-async fn ask(config: &Config, token: &str) -> Result<Result<Caller, AuthError>, Failure> {
+async fn ask(config: &Config, token: &str, action: Action) -> Result<Result<Caller, AuthError>, Failure> {
     let auth =
         Auth::new(config, &Arc::new(Metrics::new())).map_err(|error| Failure::Usage(error.to_string()))?;
     let bearer = HeaderValue::try_from(format!("Bearer {token}"));
     let bearer =
         bearer.map_err(|_| Failure::Usage("the token has characters that a token cannot have".into()))?;
     let asked = AccessRequest {
-        action: Action::Subscribe,
+        action,
         filters: &[],
         headers: &HeaderMap::from_iter([(AUTHORIZATION, bearer)]),
         query: None,
@@ -163,13 +178,13 @@ fn decoded(part: &str) -> Option<Value> {
 }
 
 /// Inserts a value at a JSON pointer (RFC 6901), and creates the objects on the way.
-fn put(claims: &mut Value, pointer: &str, value: Value) -> Result<(), Failure> {
+fn put(claims: &mut Value, (key, pointer): (&str, &str), value: Value) -> Result<(), Failure> {
     let mut place = claims;
     for segment in pointer.split('/').skip(1) {
         let name = segment.replace("~1", "/").replace("~0", "~");
         let Some(object) = place.as_object_mut() else {
             return Err(Failure::Usage(format!(
-                "auth.jwt.claim = {pointer:?} leads into a claim that is not an object"
+                "{key} = {pointer:?} leads into a claim that is not an object"
             )));
         };
         place = object.entry(name).or_insert_with(|| Map::new().into());
@@ -178,18 +193,24 @@ fn put(claims: &mut Value, pointer: &str, value: Value) -> Result<(), Failure> {
     Ok(())
 }
 
+/// For how long the permission of the caller lasts.
+fn left(caller: &Caller) -> String {
+    let left = caller.expires.and_then(|expires| expires.duration_since(SystemTime::now()).ok());
+    left.map_or_else(String::new, |left| {
+        let seconds = humantime::format_duration(Duration::from_secs(left.as_secs()));
+        format!(" for {seconds}, including auth.jwt.leeway")
+    })
+}
+
 fn in_words(caller: &Caller) -> String {
     let grants = |filters: &[Filter]| match filters {
         [] => "nothing".to_owned(),
         filters => filters.iter().map(Filter::as_str).collect::<Vec<_>>().join(", "),
     };
-    let left = caller.expires.and_then(|expires| expires.duration_since(SystemTime::now()).ok());
-    let left = left.map_or_else(String::new, |left| {
-        let seconds = humantime::format_duration(Duration::from_secs(left.as_secs()));
-        format!(", for {seconds}, including auth.jwt.leeway")
-    });
+    let left = left(caller);
+    let comma = if left.is_empty() { "" } else { "," };
     format!(
-        "accepted{left}\nsubject: {}\ngranted to read: {}\ngranted to publish: {}\n",
+        "accepted{comma}{left}\nsubject: {}\ngranted to read: {}\ngranted to publish: {}\n",
         caller.subject.as_deref().map_or_else(|| "none".to_owned(), |subject| format!("{subject:?}")),
         grants(&caller.subscribe),
         grants(&caller.publish)
