@@ -106,7 +106,7 @@ pub struct Options {
     /// The address of probes and metrics; never make it public [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<String>,
-    /// The broker: memory: nats:// tls:// redis:// rediss:// [default: memory:]
+    /// The broker: memory: nats:// tls:// redis:// rediss:// redis+unix:// [default: memory:]
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
     /// off, error, warn, info, debug or trace; or a filter such as info,hyper=debug [default: info]

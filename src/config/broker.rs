@@ -10,7 +10,7 @@ use super::url::{self, BrokerKind, Whose, masked};
 /// `[broker]`: where messages come from, and who we are there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
-    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://`; with
+    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://` `redis+unix://`; with
     /// `broker.sentinel`, one or more, which are the sentinels'; with `broker.cluster`, one or more nodes.
     pub url: Secret,
     /// `broker.user`.
@@ -31,8 +31,66 @@ pub struct Broker {
     pub cluster: bool,
     /// `broker.settle`: how long a subscription takes to reach every server of a cluster (NATS).
     pub settle: Duration,
+    /// `broker.jetstream.domain`, or the prefix that `broker.jetstream.prefix` names (NATS).
+    pub jetstream: JetStreamApi,
     /// `[broker.tls]`.
     pub tls: BrokerTls,
+}
+
+/// `[broker.jetstream]`: which JetStream is asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum JetStreamApi {
+    /// That of the server, or of the leaf node's hub if the server has none.
+    #[default]
+    Own,
+    /// `broker.jetstream.domain`: that of this domain.
+    Domain(String),
+    /// `broker.jetstream.prefix`: the one under this prefix, such as one imported from another account.
+    Prefix(String),
+}
+
+impl JetStreamApi {
+    /// The prefix of the subjects of its API.
+    pub fn prefix(&self) -> String {
+        match self {
+            JetStreamApi::Own => "$JS.API".into(),
+            JetStreamApi::Domain(domain) => format!("$JS.{domain}.API"),
+            JetStreamApi::Prefix(prefix) => prefix.clone(),
+        }
+    }
+
+    fn read(input: &mut Input<'_>) -> Self {
+        const DOMAIN: &str = "broker.jetstream.domain";
+        const PREFIX: &str = "broker.jetstream.prefix";
+        let is_token = |token: &str| {
+            !token.is_empty()
+                && !token.contains(|c: char| c.is_whitespace() || c.is_control() || "*>".contains(c))
+        };
+        let (domain, prefix): (Option<String>, Option<String>) =
+            (input.get_if_any(DOMAIN), input.get_if_any(PREFIX));
+        if let Some(domain) = domain.as_deref().filter(|domain| domain.contains('.') || !is_token(domain)) {
+            input
+                .refuse(DOMAIN, format!("{domain:?} is not the name of a domain; write one word, as in hub"));
+        }
+        if let Some(prefix) = prefix.as_deref().filter(|prefix| !prefix.split('.').all(is_token)) {
+            input.refuse(
+                PREFIX,
+                format!("{prefix:?} is not a prefix of subjects; write one as in $JS.hub.API"),
+            );
+        }
+        match (domain, prefix) {
+            (Some(_), Some(_)) => {
+                input.refuse(
+                    "broker.jetstream",
+                    "has a domain and a prefix, which both name an API; keep one",
+                );
+                JetStreamApi::Own
+            }
+            (Some(domain), None) => JetStreamApi::Domain(domain),
+            (None, Some(prefix)) => JetStreamApi::Prefix(prefix),
+            (None, None) => JetStreamApi::Own,
+        }
+    }
 }
 
 /// `[broker.tls]`: beside the system's roots.
@@ -86,6 +144,7 @@ impl Broker {
             sentinel: input.get_if_any("broker.sentinel"),
             cluster: input.get("broker.cluster"),
             settle: input.get("broker.settle"),
+            jetstream: JetStreamApi::read(input),
             tls: BrokerTls {
                 ca: input.get_if_any("broker.tls.ca"),
                 cert: input.get_if_any("broker.tls.cert"),
@@ -130,6 +189,8 @@ impl Broker {
             ("broker.sentinel", self.sentinel.is_some(), &[Redis]),
             ("broker.cluster", self.cluster, &[Redis]),
             ("broker.settle", input.is_set("broker.settle"), &[Nats]),
+            ("broker.jetstream.domain", input.is_set("broker.jetstream.domain"), &[Nats]),
+            ("broker.jetstream.prefix", input.is_set("broker.jetstream.prefix"), &[Nats]),
             ("broker.tls", has_tls, &[Nats, Redis]),
         ] {
             if fits.contains(&kind) {
@@ -144,8 +205,8 @@ impl Broker {
             }
             input.holds(path, None);
         }
-        if self.url.0.starts_with("redis://") && has_tls {
-            input.refuse("broker.tls", "has no effect on redis://; write rediss:// in broker.url");
+        if kind == Redis && !self.url.0.starts_with("rediss://") && has_tls {
+            input.refuse("broker.tls", "has no effect without TLS; write rediss:// in broker.url");
         }
     }
 

@@ -9,7 +9,8 @@ use humantime::format_duration;
 use super::keys;
 use super::settings::table_of;
 use super::{
-    Access, BrokerKind, Config, Cors, Forward, Jwt, JwtKeys, LogFormat, Rule, Setting, TokenPlaces, masked,
+    Access, BrokerKind, Config, Cors, Forward, JetStreamApi, Jwt, JwtKeys, LogFormat, Rule, Setting,
+    TokenPlaces, masked,
 };
 use crate::protocol::source::{Field, Source};
 
@@ -113,7 +114,16 @@ impl Config {
         };
         match broker.kind() {
             BrokerKind::Memory => "the embedded broker (memory:), which has only the messages that are published through this gateway".into(),
-            BrokerKind::Nats => format!("NATS at {}{sign_in}", broker.masked_url()),
+            BrokerKind::Nats => {
+                let api = match &broker.jetstream {
+                    JetStreamApi::Own => String::new(),
+                    JetStreamApi::Domain(domain) => format!("; streams and buckets from the JetStream domain {domain}"),
+                    JetStreamApi::Prefix(prefix) => {
+                        format!("; streams and buckets from the JetStream whose API is {prefix}")
+                    }
+                };
+                format!("NATS at {}{sign_in}{api}", broker.masked_url())
+            }
             BrokerKind::Redis => {
                 let way = match &broker.sentinel {
                     Some(name) => format!("the Redis master {name}, which these sentinels name: "),

@@ -39,7 +39,7 @@ pub(super) const KEYS: &[Key] = &[
     key("admin.hosts", List, "Further host names that a request for /metrics and the console may use.")
         .default(""),
     key("admin.console", Flag, "Whether to serve the console; not set: only on a local address.").restart(),
-    key("broker.url", Url, "The broker: memory:, nats://, tls://, redis:// or rediss://.")
+    key("broker.url", Url, "The broker: memory:, nats://, tls://, redis://, rediss:// or redis+unix:///.")
         .default("memory:")
         .restart(),
     key("broker.user", Text, "The gateway's user at NATS or Redis.").restart(),
@@ -66,6 +66,18 @@ pub(super) const KEYS: &[Key] = &[
         "NATS cluster: how long a subscription may take to reach every server.",
     )
     .default("250ms")
+    .restart(),
+    key(
+        "broker.jetstream.domain",
+        Text,
+        "NATS: the JetStream domain that has the streams and buckets; not set: that of the server.",
+    )
+    .restart(),
+    key(
+        "broker.jetstream.prefix",
+        Text,
+        "NATS, instead of a domain: the prefix of the JetStream API; not set: $JS.API.",
+    )
     .restart(),
     key("broker.tls.ca", Path, "A PEM file with authorities to trust, in addition to those of the system.")
         .restart(),

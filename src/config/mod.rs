@@ -53,7 +53,7 @@ use std::time::Duration;
 pub use self::access::Access;
 pub use self::admin::Admin;
 pub use self::auth::{Auth, TokenPlaces};
-pub use self::broker::{Broker, BrokerTls};
+pub use self::broker::{Broker, BrokerTls, JetStreamApi};
 pub use self::cors::Cors;
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::forward::Forward;

@@ -12,7 +12,7 @@ pub enum BrokerKind {
     Memory,
     /// NATS, `nats://` or `tls://`.
     Nats,
-    /// Redis, `redis://` or `rediss://`.
+    /// Redis, `redis://` or `rediss://`, or over a Unix socket `redis+unix://` or `unix://`.
     Redis,
 }
 
@@ -31,9 +31,15 @@ impl BrokerKind {
             "memory" => Some(BrokerKind::Memory),
             "nats" | "tls" => Some(BrokerKind::Nats),
             "redis" | "rediss" => Some(BrokerKind::Redis),
+            scheme if is_socket(scheme) => Some(BrokerKind::Redis),
             _ => None,
         }
     }
+}
+
+/// Whether a URL of this scheme names a Unix socket.
+fn is_socket(scheme: &str) -> bool {
+    matches!(scheme, "redis+unix" | "unix")
 }
 
 /// Whose addresses stand in a URL of Redis.
@@ -49,8 +55,8 @@ pub(super) enum Whose {
 
 /// Says which broker `text` means, or what is wrong with it without repeating any of it that may be secret.
 pub(super) fn check(text: &str, whose: Whose) -> Result<BrokerKind, String> {
-    const FORMS: &str =
-        "write memory:, nats://host:4222, tls://host:4222, redis://host:6379 or rediss://host:6379";
+    const FORMS: &str = "write memory:, nats://host:4222, tls://host:4222, redis://host:6379, rediss://host:6379 or \
+         redis+unix:///path/of/the.sock";
     if text == "memory:" {
         return Ok(BrokerKind::Memory);
     }
@@ -73,6 +79,13 @@ pub(super) fn check(text: &str, whose: Whose) -> Result<BrokerKind, String> {
         }
         kind = Some(this);
         let url = server(part, this)?;
+        if is_socket(url.scheme()) && whose != Whose::Server {
+            return Err(
+                "names a Unix socket, and sentinels and nodes of a cluster name each other's hosts; write \
+                        redis://host:6379"
+                    .to_owned(),
+            );
+        }
         if this == BrokerKind::Redis && whose == Whose::Nodes {
             node(&url, first.get_or_insert_with(|| url.clone()))?;
         }
@@ -103,6 +116,9 @@ fn server(text: &str, kind: BrokerKind) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| {
         format!("is not a URL ({error}); characters such as @ / # in a password are percent-encoded")
     })?;
+    if is_socket(url.scheme()) {
+        return socket(url);
+    }
     if url.host_str().unwrap_or_default().is_empty() {
         return Err("names no host; write one after the scheme, as in nats://127.0.0.1:4222".to_owned());
     }
@@ -126,6 +142,21 @@ fn server(text: &str, kind: BrokerKind) -> Result<Url, String> {
         }
         _ => Ok(url),
     }
+}
+
+/// The path of a Unix socket, and at most the number of a database.
+fn socket(url: Url) -> Result<Url, String> {
+    if url.host_str().is_some_and(|host| !host.is_empty()) || is_signed_in(&url) || url.path().len() < 2 {
+        return Err("does not name the path of a socket alone; write redis+unix:///run/redis/redis.sock, and the user \
+                    and the password in broker.user and broker.password"
+            .to_owned());
+    }
+    let is_db = |(key, value): (_, std::borrow::Cow<'_, str>)| key == "db" && value.parse::<u32>().is_ok();
+    if !url.query_pairs().all(is_db) || url.fragment().is_some() {
+        return Err("has something after the path other than the number of a database; write none, or ?db=2"
+            .to_owned());
+    }
+    Ok(url)
 }
 
 /// Reads a URL that is asked over HTTP, or says what is wrong with it without repeating any of it that may be secret.
@@ -181,7 +212,11 @@ fn is_signed_in(url: &Url) -> bool {
 pub fn masked(text: &str) -> String {
     let mask = |part: &str| {
         let Ok(url) = Url::parse(part.trim()) else { return "***".to_owned() };
-        let Some(host) = url.host_str() else {
+        let Some(host) = url.host_str().filter(|_| !is_socket(url.scheme())) else {
+            if is_socket(url.scheme()) && !is_signed_in(&url) {
+                let query = if url.query().is_some() { "?***" } else { "" };
+                return format!("{}://{}{query}", url.scheme(), url.path());
+            }
             return if url.scheme() == "memory" { "memory:".to_owned() } else { "***".to_owned() };
         };
         let user = if is_signed_in(&url) { "***@" } else { "" };
@@ -206,6 +241,9 @@ mod tests {
             ("redis://:s3cret@host/2?password=s3cret", "redis://***@host/2?***"),
             ("redis://host/2#s3cret", "redis://host/2"),
             ("nats://me:s3,cret@host", "***,***"),
+            ("redis+unix:///run/redis.sock?pass=s3cret#s3cret", "redis+unix:///run/redis.sock?***"),
+            ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+            ("unix://me:s3cret@host/run/redis.sock", "***"),
             ("s3cret", "***"),
             ("data:s3cret", "***"),
         ] {

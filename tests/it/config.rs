@@ -61,6 +61,7 @@ fn every_configuration_in_the_documents_loads() {
         ("README.md", include_str!("../../README.md")),
         ("docs/security.md", include_str!("../../docs/security.md")),
         ("docs/scaling.md", include_str!("../../docs/scaling.md")),
+        ("docs/brokers.md", include_str!("../../docs/brokers.md")),
     ];
     for (name, text) in documents {
         let blocks = document::blocks(text, "", "toml");

@@ -29,6 +29,8 @@ pub(in crate::broker) struct Settings {
     tls: BrokerTls,
     /// `broker.settle`.
     pub(super) settle: Duration,
+    /// The prefix of the JetStream API: `broker.jetstream`.
+    pub(super) jetstream: Arc<str>,
 }
 
 /// Where a server listens.
@@ -105,7 +107,8 @@ impl Settings {
             servers.push(Server { host: address.host.clone(), address, login });
         }
         let (named, settle) = (servers.len(), config.settle);
-        let settings = Settings { named, servers, tls: config.tls.clone(), settle };
+        let jetstream = config.jetstream.prefix().into();
+        let settings = Settings { named, servers, tls: config.tls.clone(), settle, jetstream };
         tls(&settings.tls)?;
         Ok(settings)
     }

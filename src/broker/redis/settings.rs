@@ -58,9 +58,14 @@ fn client(
     // url::ParseError never quotes the text, which may have a password.
     let url = url::Url::parse(url).map_err(|why| error("broker.url", why.to_string()))?;
     let encrypted = match url.scheme() {
-        "redis" => false,
+        "redis" | "redis+unix" | "unix" => false,
         "rediss" => true,
-        other => return Err(error("broker.url", format!("{other}:// is not redis:// or rediss://"))),
+        other => {
+            return Err(error(
+                "broker.url",
+                format!("{other}:// is not redis://, rediss:// or redis+unix://"),
+            ));
+        }
     };
     if url.fragment().is_some() {
         return Err(error("broker.url", "has a # fragment; certificates are always verified".into()));

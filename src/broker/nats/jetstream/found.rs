@@ -107,6 +107,7 @@ impl Found {
             stream: config.name.clone(),
             tag: self.info.tag(),
             expected,
+            external: config.mirror.as_ref().and_then(|mirror| Some(mirror.external.as_ref()?.api.clone())),
             names: self.names.clone(),
             transform: config.subject_transform.clone(),
             no_ack: config.no_ack,
@@ -122,6 +123,8 @@ pub(super) struct Publishing {
     pub(super) tag: Tag,
     /// The stream that must store the message.
     pub(super) expected: Option<String>,
+    /// The prefix of the API of the account or domain that takes the messages of a mirror, if that is another one.
+    external: Option<String>,
     names: Names,
     transform: Option<Transform>,
     no_ack: bool,
@@ -129,7 +132,7 @@ pub(super) struct Publishing {
 
 impl Publishing {
     /// The subject for a message of a topic; an error if it would not be stored under that subject.
-    pub(super) fn subject(&self, source: &Source, topic: &Topic) -> Result<String, BrokerError> {
+    pub(super) fn subject(&self, api: &Api, source: &Source, topic: &Topic) -> Result<String, BrokerError> {
         check_key(source, topic)?;
         let subject = self.names.subject(topic.as_str())?;
         let stream = &self.stream;
@@ -147,7 +150,11 @@ impl Publishing {
                     transform.dest
                 )))
             }
-            _ => Ok(subject),
+            _ => Ok(match (source, self.external.as_deref().or(api.other())) {
+                // A bucket of another domain has no subjects here but those under its API.
+                (Source::Kv { .. }, Some(prefix)) => format!("{prefix}.{subject}"),
+                _ => subject,
+            }),
         }
     }
 }
@@ -176,7 +183,10 @@ async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, B
                 "the bucket {bucket:?} mirrors the stream {name:?}, which is not a bucket"
             )));
         };
-        // A stream in another account or domain cannot be inspected; then only its name is known.
+        // A stream in another account or domain cannot be inspected: only its name is known.
+        if mirror.external.is_some() {
+            return Ok(own);
+        }
         match look(api, &name).await {
             Ok(Some(origin)) if origin.config.mirror.is_some() && origin.config.name == name => {
                 config = origin.config

@@ -46,8 +46,18 @@ pub(super) struct Config {
 #[serde(default)]
 pub(super) struct Origin {
     pub(super) name: String,
+    /// Where it is, if it is in another account or domain.
+    pub(super) external: Option<External>,
     #[serde(deserialize_with = "list")]
     pub(super) subject_transforms: Vec<Transform>,
+}
+
+/// Another account or domain.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct External {
+    /// The prefix of its JetStream API.
+    pub(super) api: String,
 }
 
 /// Messages are stored under other subjects.

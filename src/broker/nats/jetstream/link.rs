@@ -2,6 +2,7 @@
 //! It tries every server that the cluster announces, also those that `broker.url` does not name.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
@@ -26,9 +27,24 @@ pub(super) enum State {
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) client: Client,
+    /// The prefix of its subjects.
+    prefix: Arc<str>,
 }
 
+/// The prefix of the API of the server's own JetStream.
+const OWN: &str = "$JS.API";
+
 impl Api {
+    /// The subject of a request.
+    pub(super) fn subject(&self, what: &str) -> String {
+        format!("{}.{what}", self.prefix)
+    }
+
+    /// The prefix of the API, unless it is that of the server's own JetStream.
+    pub(super) fn other(&self) -> Option<&str> {
+        Some(&*self.prefix).filter(|prefix| *prefix != OWN)
+    }
+
     /// The current connection, if there is one.
     pub(super) fn now(state: &watch::Receiver<State>) -> Result<Self, BrokerError> {
         match &*state.borrow() {
@@ -84,7 +100,8 @@ impl Connect for Keeper {
         self.sink.up();
         self.until_flushed("").await?;
         let (client, mut task) = client(connection);
-        self.state.send_replace(State::Up(Box::new(Api { client })));
+        let prefix = self.settings.jetstream.clone();
+        self.state.send_replace(State::Up(Box::new(Api { client, prefix })));
         let why = task.run().await;
         self.settings.discovered(self.server, task.servers());
         Some(why)

@@ -5,8 +5,8 @@
 //! first command opens. After a lost connection, reading continues from the last number, so nothing is lost.
 //!
 //! It needs these API requests of NATS: `STREAM.INFO`, `STREAM.NAMES` (for a stream that is not named),
-//! `STREAM.MSG.GET`, `DIRECT.GET`, and `CONSUMER.CREATE`, `.INFO`, `.DELETE` and `.MSG.NEXT`, each under `$JS.API.`,
-//! with answers on `_INBOX.topicgate.>`.
+//! `STREAM.MSG.GET`, `DIRECT.GET`, and `CONSUMER.CREATE`, `.INFO`, `.DELETE` and `.MSG.NEXT`, each under `$JS.API.`
+//! or what `broker.jetstream` says, with answers on `_INBOX.topicgate.>`.
 
 mod client;
 mod consumer;

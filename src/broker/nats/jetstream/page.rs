@@ -137,7 +137,7 @@ impl Look<'_> {
         let client = &self.api.client;
         let mut inbox = client.inbox().await.map_err(lost)?;
         let message = Outgoing {
-            subject: format!("$JS.API.DIRECT.GET.{}", self.stream),
+            subject: self.api.subject(&format!("DIRECT.GET.{}", self.stream)),
             fields: Vec::new(),
             payload: question.to_string().into(),
         };

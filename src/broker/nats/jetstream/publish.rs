@@ -44,7 +44,7 @@ impl Publication {
     /// Sends the message to a known stream.
     pub(super) async fn send(self, api: Api, known: &Publishing) -> Result<Sent, BrokerError> {
         let Publication { topic, source, payload, mut headers } = self;
-        let subject = known.subject(&source, &topic)?;
+        let subject = known.subject(&api, &source, &topic)?;
         if let Some(expected) = &known.expected {
             headers.insert("Nats-Expected-Stream", expected.as_str());
         }

@@ -136,7 +136,7 @@ impl Pull {
             "batch": messages, "max_bytes": bytes, "expires": nanos(EXPIRES), "idle_heartbeat": nanos(HEARTBEAT),
         });
         let message = Outgoing {
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"),
+            subject: api.subject(&format!("CONSUMER.MSG.NEXT.{stream}.{name}")),
             fields: Vec::new(),
             payload: question.to_string().into(),
         };

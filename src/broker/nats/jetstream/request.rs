@@ -44,17 +44,18 @@ pub(super) async fn request<T: DeserializeOwned>(
     what: &str,
     question: &Value,
 ) -> Result<Result<T, ApiError>, BrokerError> {
-    let message = Outgoing {
-        subject: format!("$JS.API.{what}"),
-        fields: Vec::new(),
-        payload: question.to_string().into(),
-    };
+    let message =
+        Outgoing { subject: api.subject(what), fields: Vec::new(), payload: question.to_string().into() };
     let late = |_| BrokerError::Away(format!("no answer to {what} within {} s", LIMIT.as_secs()));
     let answer =
         timeout(LIMIT, api.client.request(message)).await.map_err(late)?.map_err(|error| match error {
-            Failure::NoResponders => {
-                BrokerError::Away("no server answers for JetStream; is it enabled (nats-server -js)?".into())
-            }
+            Failure::NoResponders => BrokerError::Away(match api.other() {
+                None => "no server answers for JetStream; is it enabled (nats-server -js)?".into(),
+                Some(prefix) => format!(
+                    "no server answers for JetStream under {prefix}; check broker.jetstream, and that the leaf node is \
+                     connected"
+                ),
+            }),
             Failure::Denied(words) => BrokerError::Refused(words),
             Failure::Lost => BrokerError::Away("the connection was lost".into()),
         })?;
