@@ -34,7 +34,8 @@ export interface Group {
 
 /**
  * What a leader says: its term, where it was before the rows, whether the stream is open, and the rows. In answer to a
- * member that joins, also what such a member must know.
+ * member that joins, also what such a member must know. A member says hello with the term 0, and with whether a leader that
+ * waits must hurry.
  */
 type Said = [term: number, from: string, open: boolean, rows: Row[], state?: Row[] | undefined];
 
@@ -81,7 +82,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
   const listen = (patience: number) => {
     clearTimeout(timer);
     timer = setTimeout(() => {
-      channel!.postMessage(0);
+      channel!.postMessage([0, !patience]);
       timer = setTimeout(enter, Limit.Answer, true);
     }, patience);
   };
@@ -126,7 +127,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     const read = async (cursor?: string) => {
       const all: Row[] = [];
       for (;;) {
-        const page: Page = await (await ask(waiting.signal, Accept.Page, 0, cursor)).json();
+        const page: Page = await (await ask(waiting.signal, Accept.Page, false, undefined, cursor)).json();
         all.push(...rows(page));
         cursor = page.cursor;
         // All that there was to read is at least all that the leader had read.
@@ -136,13 +137,14 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     try {
       const cursor = member.lastEventId;
       const start = cursor ? [] : await read();
-      const rest = await read(cursor || from);
+      // Between the leader and the start, if the start has anything that may be newer than what the leader passes on.
+      const rest: Row[] = cursor || start[1] ? await read(cursor || from) : [["", , from]];
       if (mine !== term) return;
       for (const [type, , id] of rest) if (type && id) ids.add(id);
       let next = held.length;
       while (next && !ids.has(held[next - 1]![2]!)) next--;
       phase = Phase.Following;
-      take([[OPEN], ...start.filter(([, , id]) => !ids.has(id!)), ...rest, ...held.slice(next)]);
+      take([[OPEN], ...start.filter(([type, , id]) => type && !ids.has(id!)), ...rest, ...held.slice(next)]);
     } catch (error: any) {
       if (mine !== term) return;
       phase = Phase.Waiting;
@@ -150,30 +152,30 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     }
   };
 
-  const heard = ({ data }: MessageEvent<Said | 0>) => {
-    if (!data) {
+  const heard = ({ data: [theirs, from, isOpen, rows, state] }: MessageEvent<Said>) => {
+    if (!theirs) {
       if (line) {
         say([], member._state);
-        line._wake();
+        line._wake(from);
       }
       return;
     }
-    const [theirs, from, isOpen, rows, state] = data;
     if (theirs < term || line) return;
     // A page in sight keeps the time of a leader in the background, whose timers the browser slows down.
-    listen(rows.find(([type]) => type === LOST)?.[1].wait ?? member._heartbeat * 3);
+    const lost = rows.find(([type]) => type === LOST);
+    listen(lost ? lost[1].wait : member._heartbeat * 3);
     if (theirs > term || (state && phase < Phase.Reading)) {
       term = theirs;
       phase = state ? Phase.Holding : Phase.Waiting;
       held = state ?? [];
     }
-    if (phase === Phase.Following) return take(rows);
+    if (lost || phase === Phase.Following) return take(rows);
     if (!phase) return;
     if (held.push(...rows) > Limit.Held) return member._again();
     if (phase === Phase.Reading) return;
-    if (member.lastEventId ? from && member._ids.has(from) : !/[?&](since|last)/i.test(url.search)) {
+    if (from && member._ids.has(from)) {
       phase = Phase.Following;
-      take([...(isOpen ? [[OPEN] as Row] : []), ["", , from], ...held]);
+      take([...(isOpen ? [[OPEN] as Row] : []), ...held]);
     } else {
       const position = from || held.find((row) => row[2])?.[2];
       if (position) catchUp(position);
@@ -193,7 +195,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
       channel?.close();
     },
     _wake() {
-      line ? line._wake() : listen(0);
+      line ? line._wake(true) : listen(0);
     },
   };
   if (name) {

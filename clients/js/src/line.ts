@@ -22,13 +22,13 @@ export interface Page {
   more?: boolean;
 }
 
-/** Sends a request with the cursor. Throws a Refusal. */
-export type Ask = (signal: AbortSignal, accept: Accept, hold?: number, cursor?: string) => Promise<Response>;
+/** Sends a request with the cursor, and calls `begin` when it does. Throws a Refusal. */
+export type Ask = (signal: AbortSignal, accept: Accept, hold?: boolean, begin?: () => void, cursor?: string) => Promise<Response>;
 
 export interface Line {
   _close(): void;
-  /** Ends a wait, and a connection that has been silent for suspiciously long. */
-  _wake(): void;
+  /** Ends a wait that is over, or any, and a connection that has been silent for suspiciously long. */
+  _wake(any: unknown): void;
 }
 
 /** Values of `Accept`. */
@@ -41,8 +41,8 @@ export const enum Accept {
 const enum Time {
   /** The first bytes of a stream take no longer, unless something holds them back. The gateway itself may take 8 s. */
   First = 10000,
-  /** A read is held open for this long if there is nothing to read. */
-  Hold = 20000,
+  /** A read that may be held open for 20 s. */
+  Page = 30000,
   LongestPause = 30000,
 }
 
@@ -61,11 +61,15 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
   let closed = false;
   let attempt: AbortController;
   let last = 0;
+  let due = 0;
   let wake: (() => void) | undefined;
   let soon: boolean;
 
   const pause = (milliseconds: number) =>
-    new Promise<void>((resolve) => setTimeout((wake = resolve), milliseconds)).then(() => (wake = undefined));
+    new Promise<void>((resolve) => {
+      due = Date.now() + milliseconds;
+      setTimeout((wake = resolve), milliseconds);
+    }).then(() => (wake = undefined));
 
   const run = async () => {
     let retry = 3000;
@@ -83,8 +87,9 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
       };
       soon = false;
       try {
-        within(polls > 1 ? Time.Hold + Time.First : Time.First);
-        const response = await ask(signal, polls ? Accept.Page : Accept.Stream, polls > 1 ? Time.Hold : 0);
+        const hold = polls > 1;
+        // Whoever gives a token may take long: it may be a person.
+        const response = await ask(signal, polls ? Accept.Page : Accept.Stream, hold, () => within(hold ? Time.Page : Time.First));
         if (response.status === 204) return end({ status: 204, code: "ended", detail: "" });
         if (polls) {
           const page = rows(await response.json());
@@ -133,8 +138,8 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
       wake?.();
       attempt.abort();
     },
-    _wake() {
-      if (wake) wake();
+    _wake(any) {
+      if (wake) (any || Date.now() >= due) && wake();
       else if (Date.now() - last > heartbeat * 1.5) {
         soon = true;
         attempt.abort();

@@ -2,7 +2,7 @@
 // the other tabs.
 
 import { type Group, isWorker, join, tab } from "./group.js";
-import type { Accept, Refusal } from "./line.js";
+import { Accept, type Refusal } from "./line.js";
 import { LOST, OPEN, type Row } from "./parse.js";
 
 export interface TopicSourceOptions {
@@ -235,15 +235,19 @@ export class TopicSource extends EventTarget implements EventSource {
   }
 
   /** @internal */
-  async _ask(url: URL, signal: AbortSignal, accept: Accept, hold = 0, cursor = this.lastEventId, again?: boolean): Promise<Response> {
+  async _ask(url: URL, signal: AbortSignal, accept: Accept, hold?: boolean, begin?: () => void, cursor = this.lastEventId, again?: boolean): Promise<Response> {
     const { token, shareKey } = this._options;
     const target = new URL(url);
     // In the query, because a header would cost pages of other origins a preflight.
-    if (cursor) target.searchParams.append("last_event_id", cursor);
-    if (hold) target.searchParams.append("wait", hold / 1000 + "s");
+    const { searchParams } = target;
+    if (cursor) searchParams.append("last_event_id", cursor);
+    // A read without a start is a position alone. One of the last 0 has the values of a bucket, as a stream has.
+    else if (accept === Accept.Page && !/[?&](since|last)/i.test(target.search)) searchParams.append("last", "0");
+    if (hold) searchParams.append("wait", "20s");
     const headers: Record<string, string> = { accept };
     const bearer = await token?.();
     if (bearer) headers.authorization = "Bearer " + bearer;
+    begin?.();
     const response = await fetch(target, {
       headers,
       signal,
@@ -254,7 +258,7 @@ export class TopicSource extends EventTarget implements EventSource {
     const field = (name: string) => response.headers.get(name) ?? "";
     if (status === 204 || (status === 200 && field("content-type").startsWith(accept))) return response;
     const { code = "http", detail = `no ${accept}` } = await response.json().catch(() => ({}));
-    if (status === 401 && code === "expired_token" && token && !again) return this._ask(url, signal, accept, hold, cursor, true);
+    if (status === 401 && code === "expired_token" && token && !again) return this._ask(url, signal, accept, hold, begin, cursor, true);
     const after = field("retry-after");
     throw {
       status,

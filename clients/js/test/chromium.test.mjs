@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { counting, launch, leader, pages, tab, windowOf } from "./browser.mjs";
 import { gateway, until } from "./gateway.mjs";
+import { broker } from "./nats.mjs";
 import { JWT, token } from "./tokens.mjs";
 
 let browser;
@@ -225,6 +226,27 @@ test("a tab that reads other topics changes its connection without a loss, whoev
   await gate.publish("change/c", "c");
   for (const page of changed) await until("it has the new topic", async () => (await page.got()).includes("c"));
   await until("there is one for each list", async () => (await streams()) === (changed.length < 3 ? 2 : 1));
+});
+
+test("a tab that joins the readers of a bucket has the value of each key first, and then the changes", async (t) => {
+  const nats = await broker();
+  t.after(nats.stop);
+  await nats.bucket("prices");
+  for (const key of ["a", "b", "c"]) await nats.put("prices", key, `${key}1`);
+  const kv = await gateway(`broker.url = "${nats.url}"\n[cors]\norigins = ["${site.origin}"]\n` +
+    '[[topics]]\nmatch = "prices/*"\nsource = "kv"\nbucket = "prices"\nread = "anyone"\n');
+  t.after(() => kv.stop());
+  const context = await browser.newContext();
+  t.after(() => context.close());
+  const all = [];
+  for (let count = 0; count < 3; count++) {
+    all.push(await tab(context, site.origin, `${kv.url}/topics/prices/*`));
+    await until("it has all values", async () => (await all[count].got()).length === 3);
+    assert.deepEqual((await all[count].got()).sort(), ["a1", "b1", "c1"]);
+  }
+  await nats.put("prices", "b", "b2");
+  for (const page of all) await until("it has the change", async () => (await page.got())[3] === "b2");
+  assert.equal(await kv.metric('topicgate_streams{http="1.1"}'), 1);
 });
 
 test("a SharedWorker reads for all tabs, and stops when the last source is closed", async (t) => {

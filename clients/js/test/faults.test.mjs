@@ -1,12 +1,12 @@
 // What a page shows when something is refused, away, slow or gone: a real gateway, real brokers, Chromium.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createServer, request } from "node:http";
 import { connect, createServer as listen } from "node:net";
 import { after, before, test } from "node:test";
 import { launch, pages, tab } from "./browser.mjs";
 import { gateway, until } from "./gateway.mjs";
+import { broker } from "./nats.mjs";
 import { JWT, token } from "./tokens.mjs";
 
 let browser;
@@ -207,13 +207,14 @@ test("a line that goes dead without an end is noticed, and nothing is lost", asy
 });
 
 test("a broker that is away: the page is told, and gets a gap when it is back", async (t) => {
-  const nats = await broker(t);
+  const nats = await broker();
+  t.after(nats.stop);
   const one = await gate(t, `broker.url = "nats://127.0.0.1:${nats.port}"\n` + cors() + PUBLIC);
   const page = await tab(await context(t), site.origin, `${one.url}/topics/a`);
   await page.opened();
   await one.publish("a", "before");
   await has(page, "before");
-  await nats.stop();
+  await nats.kill();
   await happens(page, "stale", ({ topics }) => topics.includes("a"));
   // One that comes now is told too, whoever reads.
   const late = await tab(page.context(), site.origin, `${one.url}/topics/a`);
@@ -225,32 +226,6 @@ test("a broker that is away: the page is told, and gets a gap when it is back", 
   await has(page, "after");
   await has(late, "after");
 });
-
-async function broker(t) {
-  const program = new URL("../../../.tools/bin/nats-server", import.meta.url).pathname;
-  const free = listen().listen(0, "127.0.0.1");
-  await once(free, "listening");
-  const { port } = free.address();
-  free.close();
-  let child;
-  const it = {
-    port,
-    start: async () => {
-      child = spawn(program, ["-a", "127.0.0.1", "-p", `${port}`], { stdio: "ignore" });
-      await until("the broker listens", () => new Promise((resolve) => {
-        const socket = connect(port, "127.0.0.1").on("connect", () => (socket.destroy(), resolve(true))).on("error", () => resolve(false));
-      }));
-    },
-    stop: async () => {
-      if (child.exitCode !== null || child.signalCode !== null) return;
-      child.kill("SIGKILL");
-      await once(child, "exit");
-    },
-  };
-  await it.start();
-  t.after(it.stop);
-  return it;
-}
 
 test("behind a proxy that buffers, messages come page by page, and none is lost", async (t) => {
   const one = await gate(t, cors() + PUBLIC);
