@@ -107,6 +107,7 @@ impl Logs {
                 id: field("id"),
                 kind: field("type"),
                 data: None,
+                end: Field::Nowhere,
             }),
             payload: vec![b'x'; 200].into(),
         };

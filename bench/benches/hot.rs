@@ -94,6 +94,7 @@ fn lease(registry: &Arc<Registry>, topic: &Topic) -> Lease {
         id: field("Nats-Msg-Id"),
         kind: field("Event-Type"),
         data: None,
+        end: Field::Nowhere,
     });
     let filter = Filter::from(topic.clone());
     let (lease, subscription) = registry.lease(&filter, &bounds, &fields, None).expect("there is room");

@@ -364,6 +364,15 @@ impl Broker {
         call(task, |done| StoredCommand::Locate { filter, source, place, done }).await
     }
 
+    /// The last message that is stored of one topic, if there is one.
+    ///
+    /// # Errors
+    /// [`BrokerError::Away`] or [`BrokerError::Refused`].
+    pub async fn last(&self, topic: Filter, source: Source) -> Result<Option<Message>, BrokerError> {
+        let task = self.stored_task(&source)?;
+        call(task, |done| StoredCommand::Last { topic, source, done }).await
+    }
+
     /// The task that serves a source.
     fn task_of(&self, source: &Source) -> Result<Task<'_>, BrokerError> {
         let refused = |why: &str| BrokerError::Refused(why.into());

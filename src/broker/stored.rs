@@ -13,7 +13,7 @@
 //!   ([`super::Event::Ended`]).
 //! - **Few.** One consumer for each subscribed filter of JetStream and KV, few connections for all keys of Redis.
 //!
-//! `Fetch` and `Locate` only read stored messages. They may run concurrently, also with what is followed, up to a
+//! `Fetch`, `Locate` and `Last` only read stored messages. They may run concurrently, also with what is followed, up to a
 //! bound.
 
 use std::time::SystemTime;
@@ -128,6 +128,15 @@ pub enum StoredCommand {
         place: Seek,
         /// Receives the answer.
         done: oneshot::Sender<Result<SeekResult, BrokerError>>,
+    },
+    /// Read the last message of one topic.
+    Last {
+        /// The topic, which is not a pattern.
+        topic: Filter,
+        /// The source.
+        source: Source,
+        /// Receives the answer; `None`: no message of the topic is stored.
+        done: oneshot::Sender<Result<Option<Message>, BrokerError>>,
     },
 }
 

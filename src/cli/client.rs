@@ -79,6 +79,9 @@ pub struct Publish {
     /// The message's own id
     #[arg(long)]
     pub id: Option<String>,
+    /// The message ends its topic: readers receive it, and then their streams end
+    #[arg(long)]
+    pub end: bool,
 }
 
 fn http_url(text: &str) -> Result<Url, String> {

@@ -72,7 +72,7 @@ impl Config {
                 "{name} and cors.origins = [\"*\"] together let every web page that a visitor opens publish"
             ));
         }
-        for (key, field) in [("id", &rule.id), ("type", &rule.kind)] {
+        for (key, field) in [("id", &rule.id), ("type", &rule.kind), ("end", &rule.end)] {
             if let (BrokerKind::Redis, Field::Header(header)) = (self.broker.kind(), field)
                 && !rule.source.is_stored()
             {

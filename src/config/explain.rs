@@ -282,9 +282,13 @@ impl Rule {
             Some("") => ". The payload is the JSON value of the whole message".to_owned(),
             Some(pointer) => format!(". The payload is in the JSON field {pointer}"),
         };
+        let end = match &self.end {
+            Field::Pointer(pointer) => format!(". The JSON field {pointer} ends a topic"),
+            Field::Header(_) | Field::Nowhere => String::new(),
+        };
         match place(&self.kind) {
-            Some(place) => format!("{ids}, types in {place}{envelope}"),
-            None => format!("{ids}, and no types{envelope}"),
+            Some(place) => format!("{ids}, types in {place}{envelope}{end}"),
+            None => format!("{ids}, and no types{envelope}{end}"),
         }
     }
 }

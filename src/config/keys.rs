@@ -213,6 +213,11 @@ pub(super) const KEYS: &[Key] = &[
         Named(&["pointer"]),
         "Where the payload is in a JSON envelope; an empty pointer: the whole JSON value; not set: no envelope.",
     ),
+    key(
+        "topics.end",
+        FIELD,
+        "Where a message says that it ends its topic; not set: in Topicgate-End, where messages have headers.",
+    ),
     key("topics.replay.messages", COUNT, "Messages of a topic that are held for replay.").default("1000"),
     key(
         "topics.replay.bytes",

@@ -13,6 +13,9 @@ use super::value::Given;
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::{Filter, TopicError};
 
+/// The header field, or the field of an entry, by which a message says that it ends its topic.
+const END: &str = "Topicgate-End";
+
 /// What binds a segment of `match` to the caller's subject.
 const SUBJECT: &str = "{sub}";
 
@@ -38,6 +41,8 @@ pub struct Rule {
     pub kind: Field,
     /// `data`: the JSON pointer to the payload in a message.
     pub data: Option<String>,
+    /// `end`: where a message says that it ends its topic.
+    pub end: Field,
     /// `replay`.
     pub replay: Replay,
 }
@@ -73,8 +78,12 @@ impl Rule {
         let key = |key: &str| format!("{path}.{key}");
         let read = Access::read(input, &key("read"), around.auth);
         let publish = Access::read(input, &key("publish"), around.auth);
-        let id = field(input, &key("id"), "Nats-Msg-Id", around.kind);
-        let kind = field(input, &key("type"), "Event-Type", around.kind);
+        let by_default = |header: &str| match around.kind {
+            Some(BrokerKind::Redis) => Field::Nowhere,
+            _ => Field::Header(header.into()),
+        };
+        let id = field(input, &key("id"), by_default("Nats-Msg-Id"));
+        let kind = field(input, &key("type"), by_default("Event-Type"));
         let data = data(input, &key("data"));
         let replay = Replay::read(input, &key("replay"), around.limits);
         let (filter, subject) = pattern(input, &key("match"), around)?;
@@ -85,8 +94,14 @@ impl Rule {
             );
         }
         let source = source::read(input, path, &filter, around.kind, around.broker.cluster);
+        let end = match source {
+            // A field of the entry, whose name nobody else uses.
+            Source::RedisStream { .. } => Field::Header(END.into()),
+            _ => by_default(END),
+        };
+        let end = field(input, &key("end"), end);
         source::check_warm(input, &key("replay.warm"), &source, &filter, replay.warm);
-        Some(Rule { filter, subject, source, read, publish, id, kind, data, replay })
+        Some(Rule { filter, subject, source, read, publish, id, kind, data, end, replay })
     }
 }
 
@@ -151,13 +166,9 @@ fn bound(input: &mut Input<'_>, path: &str, text: String) -> (String, Option<usi
     (segments.join("/"), subject)
 }
 
-/// Where a message carries its id or its type. The default is a header field of NATS. On Redis there is no header, or it is a
-/// field of an entry, which is the application's to name.
-fn field(input: &mut Input<'_>, path: &str, default: &str, kind: Option<BrokerKind>) -> Field {
-    let default = match kind {
-        Some(BrokerKind::Redis) => Field::Nowhere,
-        _ => Field::Header(default.into()),
-    };
+/// Where a message carries its id, its type or its end. The default is a header field of NATS. On Redis there is no header, or
+/// it is a field of an entry, which is the application's to name.
+fn field(input: &mut Input<'_>, path: &str, default: Field) -> Field {
     let field = match input.get_if_any::<Vec<(&str, String)>>(path).as_deref() {
         None => default,
         Some([("header", header)]) => {

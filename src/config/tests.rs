@@ -53,6 +53,7 @@ fn the_annotated_file_names_every_key() {
         "topics.bucket",
         "topics.payload",
         "topics.payload.field",
+        "topics.end.pointer",
         "topics.data",
         "topics.data.pointer",
     ] {

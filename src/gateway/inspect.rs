@@ -108,9 +108,9 @@ impl Gateway {
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
         let place = self.clients.enter(ticket.handle().clone(), 1)?;
         let (start, format) = (&Start::Last(last), Format::CloudEvents);
-        let options = StreamOptions { start, located: &[], format, expires: None };
+        let options = StreamOptions { start, located: &[], format, expires: None, until_end: false };
         let context = self.current().streams.clone();
-        Ok(Some(Stream::open(context, ticket, place, vec![lease], options)))
+        Ok(Stream::open(context, ticket, place, vec![lease], options))
     }
 
     /// The state of the broker, with the reason if all or part of it is down.

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 pub use self::inspect::{CONSOLE_STREAMS, StreamState, Wanted};
 pub use self::open::{OpenError, Opening};
-pub use self::publish::PublishError;
+pub use self::publish::{PublishError, Said};
 use self::refusals::Refusals;
 use self::runtime::Runtime;
 use self::samples::History;
@@ -353,6 +353,7 @@ fn log_settings(rule: &Rule, metrics: &Metrics) -> (Bounds, Arc<FieldMapping>) {
         id: rule.id.clone(),
         kind: rule.kind.clone(),
         data: rule.data.clone(),
+        end: rule.end.clone(),
     };
     (bounds, Arc::new(fields))
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::refusals::Refusals;
 use super::runtime::Runtime;
@@ -22,6 +22,9 @@ use crate::protocol::topic::Filter;
 use crate::reader::{Principal, Reader};
 use crate::stream::{Stream, StreamOptions};
 use crate::traces;
+
+/// How long a stream waits to learn whether its topics have ended. It matters little, so this is short.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream to open.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +52,8 @@ pub enum OpenError {
     Impossible(String),
     /// Not now: the client should reconnect later.
     ComeBack(CloseCode),
+    /// Every topic has ended, and the client's cursor is at its end or behind it.
+    Ended,
 }
 
 impl Gateway {
@@ -87,8 +92,9 @@ impl Gateway {
         }
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let expires = caller.and_then(|caller| caller.expires);
-        let options = StreamOptions { start, located: &located, format, expires };
+        let options = StreamOptions { start, located: &located, format, expires, until_end: true };
         let stream = Stream::open(current.streams.clone(), ticket, seat, leases, options);
+        let stream = stream.ok_or(OpenError::Ended)?;
         // A reload checks the streams that already read; this one may have been opened too late for that.
         let now = self.current();
         if !filters.iter().all(|filter| now.still_lets_read(filter, &handle.reader.principal)) {
@@ -154,9 +160,31 @@ impl Gateway {
             for lease in leases {
                 lease.ready().await?;
             }
+            self.learn_ends(address, leases, rules, start).await;
             self.seek(address, leases, rules, start).await
         };
         tokio::time::timeout(BROKER_TIMEOUT, located).await.unwrap_or(Err(CloseCode::Unavailable))
+    }
+
+    /// Learns which topics have ended from the broker, where only it knows: their last messages are not in the logs. If it
+    /// does not answer in time, the stream opens, and goes on even if its topics have ended.
+    async fn learn_ends(&self, address: IpAddr, leases: &[Lease], rules: &[&Rule], start: &Start) {
+        let asked = leases.iter().zip(rules).map(async |(lease, rule)| {
+            // A live start waits for what comes, except of a bucket, where it begins with the values.
+            if matches!(start, Start::Now | Start::End) && !matches!(rule.source, Source::Kv { .. }) {
+                return;
+            }
+            let Some(question) = lease.asks_for_end().await else { return };
+            let last = self.lookups.last(address, lease.filter().clone(), rule.source.clone()).await;
+            let Ok(last) = last.inspect_err(|error| {
+                tracing::debug!(topic = lease.filter().as_str(), %error, "the last message was not found");
+            }) else {
+                return;
+            };
+            let ending = last.filter(|last| question.fields().end_of(&last.headers, &last.payload));
+            question.answer(ending.and_then(|last| Some(last.stored?.number)));
+        });
+        let _ = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(asked)).await;
     }
 
     /// Asks the broker where the stream begins in its stored messages, for the logs that do not know it themselves.

@@ -33,6 +33,17 @@ pub enum PublishError {
     Broker(BrokerError),
 }
 
+/// What a publisher says of its message, beside the payload.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// Its id.
+    pub id: Option<PublisherId>,
+    /// Its type.
+    pub kind: Option<EventType>,
+    /// Whether it ends its topic.
+    pub ends: bool,
+}
+
 impl Gateway {
     /// Publishes a message. Returns once the broker has it.
     ///
@@ -43,8 +54,7 @@ impl Gateway {
         topic: &Topic,
         caller: Option<&Caller>,
         payload: Bytes,
-        id: Option<PublisherId>,
-        kind: Option<EventType>,
+        says: Said,
     ) -> Result<Option<String>, PublishError> {
         let filter = topic.clone().into();
         traces::note_topics([&filter].into_iter());
@@ -55,10 +65,9 @@ impl Gateway {
         if caller.is_some_and(Caller::is_expired) {
             return Err(PublishError::Expired);
         }
-        let given = id.as_deref().map(str::to_owned);
         let has_headers = current.config.broker.has_headers();
-        let mut headers =
-            carried(rule, has_headers, id.as_deref(), kind.as_deref()).map_err(PublishError::Unfit)?;
+        let mut headers = carried(rule, has_headers, &says).map_err(PublishError::Unfit)?;
+        let given = says.id.as_deref().map(str::to_owned);
         self.traces.inject(&mut headers);
         let begin = Instant::now();
         let published = async {
@@ -86,13 +95,17 @@ impl Gateway {
     }
 }
 
-/// The header fields that carry a publisher's id and type; for a Redis Stream, fields of the entry.
+/// The header fields that carry what a publisher says of its message; for a Redis Stream, fields of the entry.
 ///
 /// # Errors
 /// One of them has no place in a message of this rule: the reason, and what would be right.
-fn carried(rule: &Rule, has_headers: bool, id: Option<&str>, kind: Option<&str>) -> Result<Headers, String> {
+fn carried(rule: &Rule, has_headers: bool, says: &Said) -> Result<Headers, String> {
     let mut headers = Headers::default();
-    for (what, field, value) in [("id", &rule.id, id), ("type", &rule.kind, kind)] {
+    for (what, field, value) in [
+        ("id", &rule.id, says.id.as_deref()),
+        ("type", &rule.kind, says.kind.as_deref()),
+        ("end", &rule.end, says.ends.then_some("true")),
+    ] {
         let Some(value) = value else { continue };
         match field {
             Field::Header(name) if has_headers || rule.source.is_stored() => headers.insert(name, value),

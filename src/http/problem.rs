@@ -210,7 +210,7 @@ pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode)
     if !Accepted::of(headers).is_event_source() {
         return later(code, retry);
     }
-    let goodbye = frame::stream_close(retry, code.as_str());
+    let goodbye = frame::stream_close(retry, code);
     let mut response = goodbye.bytes(Coding::Plain).into_response();
     super::sse_head::stream_headers(response.headers_mut());
     response.extensions_mut().insert(RefusalNote { code: code.into(), detail: passing(code).1.into() });
@@ -267,6 +267,7 @@ fn passing(code: CloseCode) -> (StatusCode, &'static str) {
         | CloseCode::Expired
         | CloseCode::Restarted
         | CloseCode::Answered
-        | CloseCode::Closed => (OURS, "the stream has ended; open it again"),
+        | CloseCode::Closed
+        | CloseCode::Ended => (OURS, "the stream has ended; open it again"),
     }
 }

@@ -19,10 +19,10 @@ use super::client;
 use super::problem::{Problem, RefusalNote};
 use crate::auth::{AccessRequest, Action};
 use crate::broker::BrokerError;
-use crate::gateway::{Gateway, PublishError};
+use crate::gateway::{Gateway, PublishError, Said};
 use crate::metrics::{Limit, PublishResult};
 use crate::protocol::codes::{CloseCode, Code, RefusalCode};
-use crate::protocol::publisher::{EventType, PublisherId};
+use crate::protocol::publisher::{self, EventType, PublisherId};
 use crate::protocol::topic::{Filter, Topic, TopicError};
 use crate::reader::quota::Publishing;
 
@@ -77,9 +77,9 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         Refusal::Later => later(Problem::passing(CloseCode::AuthUnavailable)),
     };
     let caller = access::authorize(gateway, &asked).await.map_err(not_allowed)?;
-    let (id, kind) = id_and_type(uri, headers).map_err(bad)?;
+    let says = said(uri, headers).map_err(bad)?;
     let payload = payload(gateway, body, &mut publishing).await?;
-    match gateway.publish(&topic, caller.as_ref(), payload, id, kind).await {
+    match gateway.publish(&topic, caller.as_ref(), payload, says).await {
         Ok(id) => {
             #[derive(Serialize)]
             struct Accepted<'a> {
@@ -112,10 +112,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
 ///
 /// # Errors
 /// What is wrong with it.
-fn id_and_type(
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Result<(Option<PublisherId>, Option<EventType>), &'static str> {
+fn said(uri: &Uri, headers: &HeaderMap) -> Result<Said, &'static str> {
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
@@ -130,7 +127,8 @@ fn id_and_type(
     let is_utf8 = |kind: &EventType| !kind.contains(char::REPLACEMENT_CHARACTER);
     let kind = query("type").or_else(|| header("event-type"));
     let kind = kind.map(|kind| EventType::new(kind).filter(is_utf8).ok_or(bad_kind)).transpose()?;
-    Ok((id, kind))
+    let end = query("end").or_else(|| header("topicgate-end"));
+    Ok(Said { id, kind, ends: end.is_some_and(|end| publisher::is_true(&end)) })
 }
 
 /// A temporary refusal. A publisher is not an EventSource and understands 503.

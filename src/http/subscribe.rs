@@ -108,6 +108,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         }
         Err(OpenError::Impossible(why)) => return Err(bad_query(why)),
         Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
+        Err(OpenError::Ended) => return Ok(ended()),
     };
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
     if is_read {
@@ -121,6 +122,12 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
     }
     let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
     Ok(stream_response(body, version))
+}
+
+/// The answer to a client that has received everything of topics that have ended. It is the only status that tells an
+/// EventSource to stop without an error.
+fn ended() -> Response {
+    (StatusCode::NO_CONTENT, [(header::CACHE_CONTROL, "no-store")]).into_response()
 }
 
 /// The HTTP version by which the stream of a request is sent.
@@ -267,7 +274,10 @@ fn since_unix(seconds: u64) -> Result<SystemTime, Problem> {
 }
 
 fn read_last(value: &str) -> Result<Start, Problem> {
-    value.parse().map(Start::Last).map_err(|_| bad_query("last must be a number of messages, such as 10"))
+    let count: Result<usize, _> = value.parse();
+    count
+        .map(|count| if count == 0 { Start::Now } else { Start::Last(count) })
+        .map_err(|_| bad_query("last must be a number of messages, such as 10"))
 }
 
 /// The handler of OPTIONS, which a CORS preflight never reaches.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::encoder::Encoder;
 use super::paced::{self, Look};
-use crate::broker::{Broker, BrokerError, Fetched, Stored};
+use crate::broker::{Broker, BrokerError, Fetched, Message, Stored};
 use crate::log::message::FieldMapping;
 use crate::log::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent, Registry, StoredPosition};
 use crate::metrics::throttle::Throttle;
@@ -57,8 +57,16 @@ pub struct Lookup {
     address: IpAddr,
     filter: Filter,
     source: Source,
-    place: Seek,
-    done: oneshot::Sender<Result<SeekResult, BrokerError>>,
+    what: What,
+}
+
+/// What is looked up, and who is told.
+#[derive(Debug)]
+enum What {
+    /// A position.
+    Place(Seek, oneshot::Sender<Result<SeekResult, BrokerError>>),
+    /// The last message of a topic.
+    Last(oneshot::Sender<Result<Option<Message>, BrokerError>>),
 }
 
 impl Lookups {
@@ -79,12 +87,31 @@ impl Lookups {
         source: Source,
         place: Seek,
     ) -> Result<SeekResult, BrokerError> {
-        let no_place = || BrokerError::Away("too many readers look up stored positions at once".into());
         let (done, found) = oneshot::channel();
-        let lookup = Lookup { address, filter, source, place, done };
+        let lookup = Lookup { address, filter, source, what: What::Place(place, done) };
         self.0.send(lookup).await.map_err(|_| no_place())?;
         found.await.map_err(|_| no_place())?
     }
+
+    /// The last message of the topic `filter` that the broker stores, for a client at `address`.
+    ///
+    /// # Errors
+    /// As [`Broker::last`], and [`BrokerError::Away`] if the queue is full.
+    pub async fn last(
+        &self,
+        address: IpAddr,
+        filter: Filter,
+        source: Source,
+    ) -> Result<Option<Message>, BrokerError> {
+        let (done, found) = oneshot::channel();
+        let lookup = Lookup { address, filter, source, what: What::Last(done) };
+        self.0.send(lookup).await.map_err(|_| no_place())?;
+        found.await.map_err(|_| no_place())?
+    }
+}
+
+fn no_place() -> BrokerError {
+    BrokerError::Away("too many readers look up stored positions at once".into())
 }
 
 impl Look for Lookup {
@@ -95,7 +122,10 @@ impl Look for Lookup {
     }
 
     fn is_wanted(&self) -> bool {
-        !self.done.is_closed()
+        match &self.what {
+            What::Place(_, done) => !done.is_closed(),
+            What::Last(done) => !done.is_closed(),
+        }
     }
 }
 
@@ -179,9 +209,12 @@ async fn fetch(backfill: Arc<Backfill>, failures: Arc<Throttle>, request: Backfi
     })
 }
 
-/// Does one seek.
+/// Looks one thing up.
 async fn find(broker: Broker, lookup: Lookup) -> usize {
-    let Lookup { filter, source, place, done, .. } = lookup;
-    let _ = done.send(broker.locate(filter, source, place).await);
+    let Lookup { filter, source, what, .. } = lookup;
+    match what {
+        What::Place(place, done) => drop(done.send(broker.locate(filter, source, place).await)),
+        What::Last(done) => drop(done.send(broker.last(filter, source).await)),
+    }
     0
 }

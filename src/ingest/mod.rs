@@ -235,7 +235,11 @@ impl Ingest {
                     &message.topic,
                     stored,
                     |sequence, number, time, fields| {
-                        self.encoder.encode(&message, sequence, number, time, fields)
+                        let entry = self.encoder.encode(&message, sequence, number, time, fields);
+                        if entry.ends() {
+                            self.metrics.topics_ended.inc();
+                        }
+                        entry
                     },
                 );
             }
@@ -303,6 +307,7 @@ mod tests {
             id: Field::Header("a".into()),
             kind: Field::Header("b".into()),
             data: None,
+            end: Field::Nowhere,
         });
         let filter = Filter::parse(topic, 9).unwrap();
         let (lease, subscription) = ingest.registry.lease(&filter, &bounds, &fields, None).unwrap();

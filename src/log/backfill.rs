@@ -117,6 +117,8 @@ pub(crate) struct History {
     requests: mpsc::Sender<BackfillRequest>,
     usage: Arc<BufferUsage>,
     state: Mutex<State>,
+    /// Held by the reader that asks the broker whether the topic has ended.
+    pub(super) asking_for_end: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -160,7 +162,13 @@ impl History {
         usage: Arc<BufferUsage>,
     ) -> Arc<Self> {
         let of_values = matches!(fields.source, Source::Kv { .. });
-        Arc::new(History { of_values, filter, fields, numbering, requests, usage, state: Mutex::default() })
+        let (state, asking_for_end) = (Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(History { of_values, filter, fields, numbering, requests, usage, state, asking_for_end })
+    }
+
+    /// Where the fields of its messages are.
+    pub(super) fn fields(&self) -> &FieldMapping {
+        &self.fields
     }
 
     /// The range that contains `position`. `None`: it is being fetched, and `handle` is woken when it is there or must

@@ -37,6 +37,8 @@ pub struct Cursors {
     /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
     /// slow.
     caught_up: bool,
+    /// Whether the stream ends when all its topics have ended.
+    pub ends: bool,
 }
 
 /// What cursors read. Apart from the stream's own phase, because a stream that closes in the middle of a replay still
@@ -45,7 +47,7 @@ pub struct Cursors {
 enum Phase {
     /// Messages from before the opening, up to the end of each cursor.
     Replay,
-    /// New messages. The cursors have no end.
+    /// New messages, without an end.
     Live,
     /// What was published before the order to close, up to the end of each cursor.
     Closing {
@@ -63,7 +65,7 @@ pub(super) struct Cursor {
     pub(super) told_stale: bool,
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
-    /// The end of the current [`Phase`], if that has one.
+    /// The end of the current [`Phase`]. For new messages, where they begin.
     end: Seq,
 }
 
@@ -147,7 +149,7 @@ impl Cursors {
             cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
             cursors = by_sequence(cursors);
         }
-        Cursors { cursors, mixed, phase: Phase::Live, caught_up: false }
+        Cursors { cursors, mixed, phase: Phase::Live, caught_up: false, ends: true }
     }
 
     /// Reads the next events. If they must be fetched, `handle` is woken when they are there.
@@ -180,6 +182,11 @@ impl Cursors {
     /// Whether they have several sequences, of which one may continue while another waits.
     pub fn is_mixed(&self) -> bool {
         self.mixed
+    }
+
+    /// Begins with what comes from now on.
+    pub(super) fn start_live(&mut self) {
+        self.set_phase(Phase::Live, |cursor| cursor.lease.log().newest());
     }
 
     /// Begins a replay, up to `end` of each cursor.
@@ -222,10 +229,24 @@ impl Cursors {
 
     /// Ends the replay: messages from before the opening were read, or count as read.
     pub fn end_replay(&mut self) {
-        self.phase = match self.phase {
-            Phase::Replay | Phase::Live => Phase::Live,
-            Phase::Closing { .. } => Phase::Closing { replays: false },
-        };
+        match self.phase {
+            // A topic that ended before the opening has ended for this reader too: it asked for what was there.
+            Phase::Replay => self.set_phase(Phase::Live, |_| Seq::START),
+            Phase::Live => {}
+            Phase::Closing { .. } => self.phase = Phase::Closing { replays: false },
+        }
+    }
+
+    /// Whether every topic has ended, and everything up to its end was read. After a live start, only ends that came since
+    /// then count: the reader waits for what comes.
+    pub fn have_ended(&self) -> bool {
+        let has_ended = |cursor: &Cursor| cursor.end_read().is_some_and(|end| end > cursor.end);
+        self.ends && self.phase == Phase::Live && self.cursors.iter().all(has_ended)
+    }
+
+    /// Whether they begin where every topic has ended: there is nothing to read.
+    pub(super) fn begin_at_ends(&self) -> bool {
+        self.cursors.iter().all(|cursor| cursor.end_read().is_some())
     }
 
     /// The filters.
@@ -291,6 +312,11 @@ fn by_sequence(mut left: SmallVec<[Cursor; 1]>) -> SmallVec<[Cursor; 1]> {
 }
 
 impl Cursor {
+    /// The number of the message that ended the topic, if it has ended and that message was read.
+    fn end_read(&self) -> Option<Seq> {
+        self.lease.log().end.as_ref()?.at().filter(|end| *end <= self.position)
+    }
+
     /// Whether both have the same sequence.
     fn is_with(&self, other: &Cursor) -> bool {
         Arc::ptr_eq(self.lease.sequence(), other.lease.sequence())

@@ -137,17 +137,18 @@ impl Entry {
         }
     }
 
-    /// The same entry for a log of `filter`: a gap names that filter. `sequence` is the sequence of both logs.
+    /// The same entry for a log of `filter`: a gap names that filter, and the end of a topic is told to readers of a
+    /// pattern. `sequence` is the sequence of both logs.
     pub(super) fn in_log_of(self: &Arc<Self>, filter: &Filter, sequence: &Sequence) -> Arc<Self> {
-        match &self.kind {
-            EntryKind::Message(_) => self.clone(),
+        let kind = match &self.kind {
+            EntryKind::Message(message) => message.for_log_of(filter).map(EntryKind::Message),
             EntryKind::Gap(gap) => {
                 let id = sequence.event_id(self.sequence, None);
-                let gap = Gap::new(&id, filter, gap.reason, gap.topic.clone());
-                let stamp = Stamp::new(self.time(), self.stamp.taken());
-                Entry::new(self.sequence, stamp, EntryKind::Gap(gap), &self.usage)
+                Some(EntryKind::Gap(Gap::new(&id, filter, gap.reason, gap.topic.clone())))
             }
-        }
+        };
+        let Some(kind) = kind else { return self.clone() };
+        Entry::new(self.sequence, Stamp::new(self.time(), self.stamp.taken()), kind, &self.usage)
     }
 }
 

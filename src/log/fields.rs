@@ -1,12 +1,15 @@
-//! What a rule takes out of a broker's message: its id, its type and its payload, from header fields or by JSON pointers.
+//! What a rule takes out of a broker's message: its id, its type, its payload, and whether it ends its topic, from header
+//! fields or by JSON pointers.
 //! It is done once, at intake, and alike for messages that are fetched from the broker later.
 //!
 //! Values that cannot be carried are left out and reported to the caller, so that neither a header nor a payload can
 //! break the framing.
 
+use serde_json::value::RawValue;
+
 use super::json;
 use crate::protocol::headers::Headers;
-use crate::protocol::publisher::{EventType, PublisherId};
+use crate::protocol::publisher::{self, EventType, PublisherId};
 use crate::protocol::source::{Field, Source};
 
 /// The source of a rule's messages, and where in a message the rule's fields are.
@@ -20,6 +23,8 @@ pub struct FieldMapping {
     pub kind: Field,
     /// The JSON pointer to the payload, if the broker's payload is an envelope around it.
     pub data: Option<String>,
+    /// Where a message says that it ends its topic.
+    pub end: Field,
 }
 
 /// The fields that a [`FieldMapping`] found in one message.
@@ -31,6 +36,8 @@ pub struct Extracted {
     pub kind: Option<EventType>,
     /// The payload out of its envelope. `None`: the broker's payload is the payload.
     pub data: Option<String>,
+    /// Whether the message ends its topic.
+    pub ends: bool,
     /// Whether an id was present but not valid.
     pub bad_id: bool,
     /// Whether a type was present but not valid.
@@ -42,13 +49,13 @@ pub struct Extracted {
 impl FieldMapping {
     /// Finds the fields of a message.
     pub fn find(&self, headers: &Headers, payload: &[u8]) -> Extracted {
-        let places = [self.id.pointer(), self.kind.pointer(), self.data.as_deref()];
+        let places = [self.id.pointer(), self.kind.pointer(), self.data.as_deref(), self.end.pointer()];
         // The payload is read at most once, and only if the rule needs it.
-        let [id, kind, data] = match std::str::from_utf8(payload) {
+        let [id, kind, data, end] = match std::str::from_utf8(payload) {
             Ok(text) if places.iter().any(Option::is_some) => json::values(text, places),
-            _ => [None; 3],
+            _ => [None; 4],
         };
-        let word = |field: &Field, found: Option<&serde_json::value::RawValue>| match field {
+        let word = |field: &Field, found: Option<&RawValue>| match field {
             Field::Nowhere => None,
             Field::Header(name) => headers.get(name).map(str::to_owned),
             // Strings and numbers; an invalid string is as good as an empty one.
@@ -64,9 +71,28 @@ impl FieldMapping {
             bad_id: has_id && publisher_id.is_none(),
             bad_kind: has_kind && kind.is_none(),
             bad_data: self.data.is_some() && data.is_none(),
+            ends: self.says_end(headers, end),
             publisher_id,
             kind,
             data,
+        }
+    }
+
+    /// Whether a message ends its topic.
+    pub fn end_of(&self, headers: &Headers, payload: &[u8]) -> bool {
+        let value = match (self.end.pointer(), std::str::from_utf8(payload)) {
+            (Some(pointer), Ok(text)) => json::values(text, [Some(pointer)])[0],
+            _ => None,
+        };
+        self.says_end(headers, value)
+    }
+
+    /// The same, with the value at the pointer.
+    fn says_end(&self, headers: &Headers, value: Option<&RawValue>) -> bool {
+        match &self.end {
+            Field::Nowhere => false,
+            Field::Header(name) => headers.get(name).is_some_and(publisher::is_true),
+            Field::Pointer(_) => value.and_then(json::text).is_some_and(|value| publisher::is_true(&value)),
         }
     }
 }
@@ -76,7 +102,7 @@ mod tests {
     use super::*;
 
     fn fields(id: Field, kind: Field) -> FieldMapping {
-        FieldMapping { source: Source::Pubsub, id, kind, data: None }
+        FieldMapping { source: Source::Pubsub, id, kind, data: None, end: Field::Nowhere }
     }
 
     fn headers(all: &[(&str, &str)]) -> Headers {
@@ -107,6 +133,49 @@ mod tests {
         let by_pointer = fields(Field::Pointer("/id".into()), Field::Pointer("/type".into()));
         let payload = br#"{"id":"\ud800","type":"\ud800"}"#;
         assert_eq!(by_pointer.find(&Headers::default(), payload), bad);
+    }
+
+    #[test]
+    fn a_message_ends_its_topic_if_the_value_there_means_yes() {
+        let by_header = FieldMapping {
+            end: Field::Header("Topicgate-End".into()),
+            ..fields(Field::Nowhere, Field::Nowhere)
+        };
+        let by_pointer =
+            FieldMapping { end: Field::Pointer("/done".into()), ..fields(Field::Nowhere, Field::Nowhere) };
+        for (value, ends) in [
+            ("true", true),
+            ("1", true),
+            (r#""stop""#, true),
+            ("{}", true),
+            ("[]", true),
+            ("-0.5", true),
+            ("false", false),
+            ("null", false),
+            ("0", false),
+            ("-0.0", false),
+            ("0e9", false),
+            (r#""""#, false),
+            (r#"" No ""#, false),
+            (r#""OFF""#, false),
+            (r#""None""#, false),
+            (r#""False""#, false),
+            (r#""\ud800""#, false),
+        ] {
+            let payload = format!(r#"{{"done":{value}}}"#);
+            let found = by_pointer.find(&Headers::default(), payload.as_bytes());
+            assert_eq!(found.ends, ends, "{payload}");
+            assert_eq!(by_pointer.end_of(&Headers::default(), payload.as_bytes()), ends, "{payload}");
+            let header = headers(&[("topicgate-end", value.trim_matches('"'))]);
+            let (found, text) = (by_header.find(&header, b""), value.trim_matches('"'));
+            // As text, half a surrogate pair is a text like others.
+            assert_eq!(found.ends, ends || text.contains("ud800"), "{text}");
+            assert_eq!(by_header.end_of(&header, b""), found.ends);
+        }
+        for nothing in ["", "{", "[1]", r#"{"other":1}"#, "text"] {
+            assert!(!by_pointer.find(&Headers::default(), nothing.as_bytes()).ends);
+        }
+        assert!(!by_header.find(&Headers::default(), br#"{"Topicgate-End":true}"#).ends);
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct LogState {
     pub upstream: UpstreamState,
     /// How long it has had no reader; `None` if it has one.
     pub idle: Option<Duration>,
+    /// Whether its topic has ended.
+    pub ended: bool,
 }
 
 /// The source of a log's messages.
@@ -108,6 +110,7 @@ impl TopicLog {
             oldest: state.entries.front().map(|entry| entry.stamp.taken().elapsed()),
             upstream,
             idle,
+            ended: self.end.as_ref().is_some_and(|end| end.at().is_some()),
         }
     }
 }

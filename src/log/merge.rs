@@ -147,7 +147,8 @@ impl Merge {
     fn only_piece(&self, cursors: &[Cursor], options: ReadOptions) -> Option<SharedBatch> {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
         let cursor = &cursors[*cursor];
-        if cursor.history_until(*through, self.replays).is_some() {
+        let must_tell_end = cursor.lease.log().end.as_ref().is_some_and(|end| end.is_after(*through));
+        if must_tell_end || cursor.history_until(*through, self.replays).is_some() {
             return None;
         }
         cursor.lease.log().shared(*through, self.limit, options.format, options.coding).ok().flatten()
@@ -257,7 +258,16 @@ impl Output<'_, '_> {
             (Item::Evicted(_), Target::Rows(rows)) => rows.push_gap(log.filter(), reason, event_id()),
         }
         match item {
-            Item::Entry(entry) => self.batch.count(log, 1, entry.time()),
+            Item::Entry(entry) => {
+                // A batch of this log alone does not say so, because it may be for a stream of this topic alone.
+                if let Target::Bytes(joined) = &mut *self.target
+                    && log.end.is_some()
+                    && entry.kind.ends()
+                {
+                    joined.extend_from_slice(frame::stream_end(log.filter().as_str()).slice(coding));
+                }
+                self.batch.count(log, 1, entry.time());
+            }
             Item::Evicted(_) => self.batch.count_gap(log, reason),
         }
     }

@@ -16,7 +16,7 @@ use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame::{self, Frame};
 use crate::protocol::publisher::{EventType, PublisherId};
 use crate::protocol::seq::Seq;
-use crate::protocol::topic::Topic;
+use crate::protocol::topic::{Filter, Topic};
 
 /// The format in which a reader receives messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,10 @@ pub struct Message {
     /// The publisher id, if the event id is only the broker's number.
     separate_id: Option<PublisherId>,
     kind: Option<EventType>,
+    /// Whether it ends its topic.
+    ends: bool,
+    /// Whether `stream-end` follows it in its frames.
+    tells_end: bool,
     payload: Bytes,
     raw: Frame,
     /// Created when the first reader needs it.
@@ -70,6 +74,8 @@ impl Message {
             event_id,
             separate_id: None,
             kind: found.kind,
+            ends: found.ends,
+            tells_end: false,
             payload,
             raw,
             cloud_event: OnceLock::new(),
@@ -101,6 +107,40 @@ impl Message {
         &self.event_id
     }
 
+    /// The same message for another kind of log. In that of a pattern, `stream-end` follows a message that ends its
+    /// topic, because the streams of its readers go on. `None`: it needs no change.
+    pub(super) fn for_log_of(&self, filter: &Filter) -> Option<Message> {
+        if !self.ends {
+            return None;
+        }
+        let tells_end = filter.is_pattern();
+        if self.tells_end == tells_end {
+            return None;
+        }
+        let (raw, payload) = frame::message(&self.event_id, self.kind.as_ref(), &self.payload);
+        Some(Message {
+            topic: self.topic.clone(),
+            time: self.time,
+            event_id: self.event_id.clone(),
+            separate_id: self.separate_id.clone(),
+            kind: self.kind.clone(),
+            ends: true,
+            tells_end,
+            payload,
+            raw: if tells_end { self.with_end(raw) } else { raw },
+            cloud_event: OnceLock::new(),
+        })
+    }
+
+    fn with_end(&self, frame: Frame) -> Frame {
+        Frame::concat(&[frame, frame::stream_end(self.topic.as_str())])
+    }
+
+    /// Whether it ends its topic.
+    pub fn ends(&self) -> bool {
+        self.ends
+    }
+
     /// The topic of the message.
     pub fn topic(&self) -> &Topic {
         &self.topic
@@ -118,6 +158,7 @@ impl Message {
             Format::Raw => &self.raw,
             Format::CloudEvents => self.cloud_event.get_or_init(|| {
                 let frame = self.encode_cloud_event();
+                let frame = if self.tells_end { self.with_end(frame) } else { frame };
                 count(frame.weight());
                 frame
             }),

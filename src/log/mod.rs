@@ -12,6 +12,7 @@ mod backfill;
 mod batch_cache;
 mod by_topic;
 mod cursor;
+mod end;
 mod entry;
 mod feeds;
 mod fields;

@@ -28,6 +28,8 @@ pub struct Opened {
     pub id: EventId,
     /// Whether the stream resumes exactly where the client asked, with nothing missing.
     pub resumed: bool,
+    /// Whether every topic has ended, and the client's cursor is at its end or behind it.
+    pub ended: bool,
     /// Filters that miss messages before the first one that will be read, with the reasons.
     pub gaps: Vec<(Filter, GapReason)>,
 }
@@ -122,6 +124,8 @@ impl Cursors {
                 true => cursor.sequence().head(),
                 false => cursor.lease.log().newest(),
             });
+        } else {
+            cursors.start_live();
         }
         let id = match (&*places, &*sequences) {
             ([SequencePosition { position, .. }], [sequence]) => {
@@ -134,7 +138,8 @@ impl Cursors {
                 cursors.cursors.iter().map(|cursor| cursor.lease.log()).find(|log| log.filter == *filter);
             log.inspect(|log| _ = log.rule.gaps.inc());
         }
-        Opened { cursors, id, resumed, gaps }
+        let ended = matches!(start, Start::After(_)) && resumed && gaps.is_empty() && cursors.begin_at_ends();
+        Opened { cursors, id, resumed, ended, gaps }
     }
 }
 

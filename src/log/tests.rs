@@ -95,7 +95,7 @@ fn bounds() -> Bounds {
 
 fn fields() -> Arc<FieldMapping> {
     let (id, kind) = (Field::Header("a".into()), Field::Header("b".into()));
-    Arc::new(FieldMapping { source: Source::Pubsub, id, kind, data: None })
+    Arc::new(FieldMapping { source: Source::Pubsub, id, kind, data: None, end: Field::Nowhere })
 }
 
 /// The memory address of each batch that the reader gets, to the end.

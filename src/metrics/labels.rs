@@ -161,6 +161,8 @@ pub enum ResumeOutcome {
     Exact,
     /// With a gap.
     Gap,
+    /// Not at all: everything was read, and the topics have ended.
+    Ended,
 }
 
 /// How a publish request ended.

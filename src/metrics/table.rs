@@ -122,6 +122,8 @@ metrics! {
 
     gaps: By<GapReason, Counter> = By::all("reason"),
         "Gaps, by reason: one per topic if the broker lost messages, otherwise one per reader";
+    topics_ended: Counter = Counter::default(),
+        "Messages that ended their topic";
     rejected: By<Rejected, Counter> = By::all("what"),
         "Messages, or fields of messages, that could not be carried";
 

@@ -172,6 +172,8 @@ pub enum CloseCode {
     Revoked = 16,
     /// It was a read, and has its answer. It is not sent.
     Answered = 17,
+    /// Every topic of the stream has ended. The only code after which a client does not reconnect.
+    Ended = 18,
 }
 
 impl CloseCode {

@@ -6,7 +6,7 @@
 //! is not dispatched, so an empty payload is an empty `data` line; one space after the colon is taken off, so one is
 //! always written. We send LF only: several clients hold an event back after a lone CR.
 
-use super::codes::GapReason;
+use super::codes::{CloseCode, GapReason};
 use super::event_id::EventId;
 use super::publisher::EventType;
 use std::fmt::Write;
@@ -201,14 +201,25 @@ fn feed(topics: &[&str], name: &str) -> Frame {
     control(None, name, None, &Feed { topics })
 }
 
-/// `stream-close`: the server ends the stream on purpose. It has no id, so the client keeps its cursor.
-pub fn stream_close(retry_ms: u64, code: &str) -> Frame {
+/// `stream-end`: the message before it has ended this topic, and the stream goes on with others. It has no id, because the
+/// message has.
+pub fn stream_end(topic: &str) -> Frame {
     #[derive(Serialize)]
-    struct Close<'a> {
-        code: &'a str,
+    struct End<'a> {
+        topic: &'a str,
+    }
+    control(None, "stream-end", None, &End { topic })
+}
+
+/// `stream-close`: the server ends the stream on purpose. It has no id, so the client keeps its cursor.
+pub fn stream_close(retry_ms: u64, code: CloseCode) -> Frame {
+    #[derive(Serialize)]
+    struct Close {
+        code: &'static str,
         reconnect: bool,
     }
-    control(None, "stream-close", Some(retry_ms), &Close { code, reconnect: true })
+    let close = Close { code: code.as_str(), reconnect: code != CloseCode::Ended };
+    control(None, "stream-close", Some(retry_ms), &close)
 }
 
 fn control(id: Option<&EventId>, name: &str, retry_ms: Option<u64>, data: &impl Serialize) -> Frame {
@@ -323,9 +334,14 @@ mod tests {
             "event: stream-gap\nid: k-1\ndata: {\"topic\":\"a\\\"b\",\"reason\":\"evicted\"}\n\n"
         );
         assert_eq!(
-            text(&stream_close(700, "draining")),
+            text(&stream_close(700, CloseCode::Draining)),
             "event: stream-close\nretry: 700\ndata: {\"code\":\"draining\",\"reconnect\":true}\n\n"
         );
+        assert_eq!(
+            text(&stream_close(700, CloseCode::Ended)),
+            "event: stream-close\nretry: 700\ndata: {\"code\":\"ended\",\"reconnect\":false}\n\n"
+        );
+        assert_eq!(text(&stream_end("jobs/7")), "event: stream-end\ndata: {\"topic\":\"jobs/7\"}\n\n");
     }
 
     proptest! {

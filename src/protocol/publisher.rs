@@ -1,5 +1,5 @@
 //! The id and the type that a publisher gives its message. Both come from outside and go into headers and into the framing, so
-//! neither can be made of text that would break them.
+//! neither can be made of text that would break them. Also the words by which it says that the message ends its topic.
 
 use std::ops::Deref;
 
@@ -57,6 +57,16 @@ impl Deref for EventType {
     fn deref(&self) -> &str {
         &self.0
     }
+}
+
+/// Texts that mean no, in any case.
+const NO: [&str; 6] = ["false", "no", "off", "null", "none", ""];
+
+/// Whether a text means yes: any text but an empty one, a zero, and words for no. Fields of a Redis Stream are texts, so these
+/// are also those that languages make of their values.
+pub fn is_true(text: &str) -> bool {
+    let text = text.trim();
+    !NO.iter().any(|no| text.eq_ignore_ascii_case(no)) && text.parse() != Ok(0.0)
 }
 
 #[cfg(test)]

@@ -71,6 +71,8 @@ pub struct StreamOptions<'a> {
     pub format: Format,
     /// When the reader's permission expires: nothing is delivered from then on.
     pub expires: Option<SystemTime>,
+    /// Whether it ends once all its topics have ended.
+    pub until_end: bool,
 }
 
 /// A stream that is open.
@@ -132,19 +134,28 @@ enum Phase {
 }
 
 impl Stream {
-    /// Opens a stream over `leases`, whose subscriptions are confirmed.
+    /// Opens a stream over `leases`, whose subscriptions are confirmed. `None`: all its topics have ended, and the client
+    /// has received their ends.
     pub fn open(
         shared: Arc<StreamContext>,
         ticket: Ticket,
         seat: Seat,
         leases: Vec<Lease>,
         options: StreamOptions<'_>,
-    ) -> Self {
-        let StreamOptions { start, located, format, expires } = options;
-        let Opened { cursors, id, resumed, gaps } = Cursors::open(leases, ticket.handle(), start, located);
+    ) -> Option<Self> {
+        let StreamOptions { start, located, format, expires, until_end } = options;
+        let Opened { mut cursors, id, resumed, ended, gaps } =
+            Cursors::open(leases, ticket.handle(), start, located);
+        cursors.ends = until_end;
         if matches!(start, Start::After(_)) {
-            let outcome = if resumed { ResumeOutcome::Exact } else { ResumeOutcome::Gap };
-            shared.metrics.resumes.inc(outcome);
+            shared.metrics.resumes.inc(match (ended, resumed) {
+                (true, _) => ResumeOutcome::Ended,
+                (false, true) => ResumeOutcome::Exact,
+                (false, false) => ResumeOutcome::Gap,
+            });
+        }
+        if ended {
+            return None;
         }
         gaps.iter().for_each(|(_, reason)| shared.metrics.gaps(*reason, 1));
         shared.metrics.stream_opened(ticket.handle().reader.http);
@@ -153,7 +164,7 @@ impl Stream {
         let left = |time: SystemTime| time.duration_since(SystemTime::now()).unwrap_or_default();
         let expires = expires.map(|time| now.after(left(time)));
         let aged = shared.max_age.map(|age| now.after(age.mul_f64(fastrand::f64() * 0.2 + 0.9)));
-        Stream {
+        Some(Stream {
             opening: Some(Box::new(Opening { id, resumed, gaps })),
             heartbeat_due: now,
             aged,
@@ -165,7 +176,7 @@ impl Stream {
             format,
             feed_changes: 0,
             phase: Phase::Live,
-        }
+        })
     }
 
     /// Returns the next bytes: whole events, or a heartbeat. `None` once the stream has ended.
@@ -216,6 +227,9 @@ impl Stream {
                     if news.has_live() {
                         let live = frame::stream_live(&self.cursors.tell_live(&news));
                         return Poll::Ready(Some(self.hand_out(live.bytes(coding))));
+                    }
+                    if self.phase == Phase::Live && self.cursors.have_ended() {
+                        return Poll::Ready(Some(self.say_goodbye(CloseCode::Ended, coding)));
                     }
                 }
                 Read::Fetching => again = Some(self.now().after(FETCH_AGAIN)),
@@ -331,7 +345,7 @@ impl Stream {
         self.opening = None; // nothing follows `stream-close`
         // Without an id: the client keeps the id of its last event. That is as good here, and better on another
         // replica, because it may end with a publisher id.
-        let goodbye = frame::stream_close(self.shared.jittered_retry(), code.as_str());
+        let goodbye = frame::stream_close(self.shared.jittered_retry(), code);
         self.hand_out(goodbye.bytes(coding))
     }
 }

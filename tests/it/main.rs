@@ -20,6 +20,7 @@ mod cors;
 mod deploy;
 mod doctor;
 mod documents;
+mod ends;
 mod envelopes;
 mod expiry;
 mod faults;

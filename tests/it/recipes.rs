@@ -72,9 +72,16 @@ struct RedisRecipe {
 impl RedisRecipe {
     async fn start(heading: &'static str) -> Self {
         let server = RedisServer::start();
-        let toml = block(heading, "toml").replace("redis://127.0.0.1:6379", &server.url());
-        let gateway = Gateway::with(&toml).await;
+        let gateway = Gateway::with(&Self::toml(heading, &server)).await;
         RedisRecipe { server, gateway, heading }
+    }
+
+    fn toml(heading: &str, server: &RedisServer) -> String {
+        block(heading, "toml").replace("redis://127.0.0.1:6379", &server.url())
+    }
+
+    async fn another_gateway(&self) -> Gateway {
+        Gateway::with(&Self::toml(self.heading, &self.server)).await
     }
 
     async fn page(&self) -> Page {
@@ -166,4 +173,60 @@ async fn datastar_merges_fragments() {
         recipe.publish("games:7", &payload).await;
         page.shows("#score", score).await;
     }
+}
+
+#[tokio::test]
+async fn a_page_follows_a_job_to_its_end_and_one_that_comes_late_sees_the_end() {
+    let heading = "The progress of a job";
+    let gateway = Gateway::with(&block(heading, "toml")).await;
+    let html = block(heading, "html");
+    let mut page = Page::open(gateway.address, &html).await;
+    let streams = async || gateway.metric("topicgate_streams{http=\"1.1\"}").await;
+    eventually("the page reads", async || streams().await == 1.0).await;
+    gateway.publish("jobs/7", r#"{"done":40,"of":100}"#).await;
+    page.shows("#state", "40 of 100").await;
+    let answer = gateway.post("/topics/jobs/7?end=true", r#"{"done":100,"of":100}"#).await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    page.shows("#state", "100 of 100, complete").await;
+    let mut late = Page::open(gateway.address, &html).await;
+    late.shows("#state", "100 of 100, complete").await;
+    // One that does not look at stream-close: the browser comes back once, and stops.
+    let plain = html.replace("stream-close", "not-listened-to");
+    let mut plain = Page::open(gateway.address, &plain.replace("const source", "var source")).await;
+    plain.shows("#state", "100 of 100").await;
+    eventually("the browser has stopped", async || plain.run("source.readyState").await == 2).await;
+    assert_eq!(gateway.metric("topicgate_resumes_total{outcome=\"ended\"}").await, 1.0);
+}
+
+/// What the function of the recipe writes.
+const ANSWER: &str = "Cold tea is still tea.";
+
+/// The function of the recipe. Its packages are those of tests/clients.
+async fn write_answer(server: &RedisServer, pause: &str) -> tokio::process::Child {
+    let clients = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+    let mut node = Command::new("node");
+    node.args(["--input-type=module", "-", "7"]).current_dir(clients).kill_on_drop(true);
+    node.env("REDIS_URL", server.url()).env("PAUSE", pause).stdin(std::process::Stdio::piped());
+    let mut child = node.spawn().unwrap();
+    let program = block("An AI answer", "js");
+    let mut input = child.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut input, program.as_bytes()).await.unwrap();
+    child
+}
+
+#[tokio::test]
+async fn a_page_that_is_reloaded_in_the_middle_of_an_answer_has_all_of_it() {
+    let recipe = RedisRecipe::start("An AI answer").await;
+    let mut page = recipe.page().await;
+    let mut function = write_answer(&recipe.server, "1500").await;
+    page.shows("#answer", "Cold tea").await;
+    page.reload().await;
+    page.shows("#state", "complete").await;
+    page.shows("#answer", ANSWER).await;
+    assert!(function.wait().await.unwrap().success());
+    // Another gateway, which was not there, and a page that opens after the end.
+    let other = RedisRecipe { gateway: recipe.another_gateway().await, ..recipe };
+    let mut page = other.page().await;
+    page.shows("#state", "complete").await;
+    page.shows("#answer", ANSWER).await;
 }

@@ -26,7 +26,8 @@ async fn a_unix_socket_is_a_redis_like_any_other() {
         assert_eq!(stored.status, 202, "{}", stored.text());
         assert_eq!(jobs.message().await, "2");
         redis.stop();
-        let is_named = async || gateway.ready().await.is_err_and(|why| why.contains(socket.to_str().unwrap()));
+        let is_named =
+            async || gateway.ready().await.is_err_and(|why| why.contains(socket.to_str().unwrap()));
         eventually("the reason names the socket", is_named).await;
         redis.restart();
         orders.expect("stream-gap").await;

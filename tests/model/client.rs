@@ -1,6 +1,6 @@
 //! A client over its whole life, and the check of what it received.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -27,6 +27,26 @@ pub struct Life {
     pub last_id: Option<String>,
     /// Gap events so far.
     pub gaps: usize,
+    /// How its stream ends.
+    ends: Ends,
+}
+
+/// What a client knows of the ends of its stream's topics.
+#[derive(Debug, Default)]
+struct Ends {
+    /// Whether the stream may go on with others when a topic has ended.
+    several: bool,
+    /// Whether it never ends, because it reads a pattern.
+    never: bool,
+    /// Topics whose last message on this stream ended them, with no gap since.
+    ended: BTreeSet<Topic>,
+    /// The last event ended this topic, so that `stream-end` must follow.
+    told_next: Option<Topic>,
+}
+
+/// Whether a message ends its topic, by its payload.
+pub fn is_end(payload: &str) -> bool {
+    payload.ends_with('!')
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +82,13 @@ impl Life {
             told_at_id: Told::default(),
         };
         let topics = topics.into_iter().map(|(topic, least, due)| (topic, seen(least, due))).collect();
-        Life { format, topics, last_id: None, gaps: 0 }
+        Life { format, topics, last_id: None, gaps: 0, ends: Ends::default() }
+    }
+
+    /// A stream over these begins.
+    pub fn open(&mut self, filters: &[Filter]) {
+        let never = filters.iter().any(Filter::is_pattern);
+        self.ends = Ends { several: never || filters.len() > 1, never, ..Ends::default() };
     }
 
     /// The connection is cut: everything since the last id must be sent again.
@@ -72,14 +98,20 @@ impl Life {
 
     /// An event came, when `published` counted what was published. `foreign`: the stream's cursor was not of its process.
     pub fn take(&mut self, event: &Event, foreign: bool, published: impl Fn(&Topic) -> usize) {
+        if let Some(topic) = self.ends.told_next.take() {
+            assert_eq!(event.event, "stream-end", "after the end of {topic}");
+        } else {
+            assert_ne!(event.event, "stream-end");
+        }
         match event.event.as_str() {
-            "stream-open" | "stream-close" => {}
+            "stream-open" | "stream-close" | "stream-end" => {}
             "stream-gap" => {
                 self.gaps += 1;
                 let gap: serde_json::Value = serde_json::from_str(&event.data).unwrap();
                 let filter = Filter::parse(gap["topic"].as_str().unwrap(), 99).unwrap();
                 for (topic, seen) in self.topics.iter_mut().filter(|(topic, _)| filter.matches(topic)) {
                     seen.told = Told { published: published(topic), rewind: foreign || seen.told.rewind };
+                    self.ends.ended.remove(topic);
                 }
             }
             _ => self.message(event),
@@ -101,8 +133,14 @@ impl Life {
             }
         };
         let (topic, number) = payload.split_once('#').unwrap();
-        let number: usize = number.trim_end_matches('.').parse().unwrap();
+        let number: usize = number.trim_end_matches(['.', '!']).parse().unwrap();
         let topic = Topic::parse(topic, 99).unwrap();
+        if is_end(payload) {
+            self.ends.ended.insert(topic.clone());
+            self.ends.told_next = Some(topic.clone()).filter(|_| self.ends.several);
+        } else {
+            self.ends.ended.remove(&topic);
+        }
         let seen = self.topics.get_mut(&topic).expect("a topic that was asked for");
         if seen.told.rewind {
             seen.least = 0;
@@ -114,6 +152,25 @@ impl Life {
             assert!(seen.fresh || seen.told.rewind, "TWICE: {topic} {number}; {seen:?}");
         }
         *seen = Seen { next: number + 1, fresh: false, told: Told::default(), ..*seen };
+    }
+
+    /// The stream has ended because its topics have, or was not opened because they had: the last message of each that
+    /// the client received ended it, or is missing in a gap. `ended`: whether that message of the topic ends it.
+    pub fn all_ended(&self, ended: impl Fn(&Topic, usize) -> bool) {
+        for (topic, seen) in &self.topics {
+            let from = if seen.fresh { seen.least.min(seen.next) } else { seen.next };
+            let is_ended =
+                (from..=seen.next).filter_map(|next| next.checked_sub(1)).any(|at| ended(topic, at));
+            assert!(is_ended || seen.told.published > 0, "ENDED TOO EARLY: {topic}; {seen:?}");
+        }
+    }
+
+    /// Its stream waits for more.
+    pub fn waits(&self, published: impl Fn(&Topic) -> usize) {
+        let is_over = !self.ends.never && self.ends.ended.len() == self.topics.len();
+        // Otherwise it may wait for what is fetched from the broker.
+        let has_all = self.topics.iter().all(|(topic, seen)| seen.next >= published(topic));
+        assert!(!is_over || !has_all, "A STREAM OF ENDED TOPICS STAYS OPEN: {:?}", self.topics);
     }
 
     /// Whether it has everything, or a gap.

@@ -197,7 +197,7 @@ fn since_a_time_before_the_broker_had_confirmed_is_a_gap() {
     let before = SystemTime::now();
     while SystemTime::now() <= before {}
     replica.confirm(subscription);
-    let mut reader = Reader::new(replica.open_leases(vec![fed], &Start::Since(before), Format::Raw));
+    let mut reader = Reader::new(replica.open_leases(vec![fed], &Start::Since(before), Format::Raw).unwrap());
     assert_eq!(told(&reader.read_all()), ["open", "gap w/1 evicted"]);
     assert_eq!(read(&replica, &[WARM], &Start::Since(before)), ["open", "gap w/** evicted"]);
 }
@@ -301,7 +301,7 @@ fn a_stream_that_joins_as_its_subscription_ends_is_told_to_come_back() {
     let lease = replica.lease(&filter("a"));
     assert_eq!(lease.ready().now_or_never(), Some(Ok(())));
     replica.refuse(&filter("a"));
-    let mut reader = Reader::new(replica.open_leases(vec![lease], &Start::Now, Format::Raw));
+    let mut reader = Reader::new(replica.open_leases(vec![lease], &Start::Now, Format::Raw).unwrap());
     assert_eq!(told(&reader.read_all()), ["open", "close refused"]);
 }
 

@@ -24,6 +24,8 @@ use topicgate::internals::reader::quota::Clients;
 use topicgate::internals::stream::table::Table;
 use topicgate::internals::stream::{Stream, StreamContext, StreamOptions};
 
+use crate::client::is_end;
+
 /// The pattern that is held warm.
 pub const WARM: &str = "w/**";
 
@@ -95,6 +97,7 @@ impl Replica {
             id: Field::Header("id".into()),
             kind: Field::Header("type".into()),
             data: None,
+            end: Field::Header("end".into()),
         });
         let subscription = registry.warm(&filter(WARM), &bounds, &fields).unwrap();
         let table = Table::new(1_000);
@@ -140,15 +143,21 @@ impl Replica {
         self.registry.rules_changed();
     }
 
-    pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Stream {
+    /// `None`: its topics have ended, and it was read to their ends.
+    pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Option<Stream> {
         let ticket = self.table.enter(Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
-        let options = StreamOptions { start, located: &[], format, expires: None };
+        let options = StreamOptions { start, located: &[], format, expires: None, until_end: true };
         Stream::open(self.shared.clone(), ticket, place, leases, options)
     }
 
-    /// A stream over `filters`, or `None` if the broker has just ended a subscription of it.
+    /// A stream over `filters`, or `None` if the broker has just ended a subscription of it, or if its topics have ended.
     pub fn open(&self, filters: &[Filter], start: &Start, format: Format) -> Option<Stream> {
+        self.try_open(filters, start, format).flatten()
+    }
+
+    /// The outer `None`: the broker has just ended a subscription. The inner: its topics have ended.
+    pub fn try_open(&self, filters: &[Filter], start: &Start, format: Format) -> Option<Option<Stream>> {
         let leases: Vec<Lease> = filters.iter().map(|filter| self.lease(filter)).collect();
         let ready =
             leases.iter().all(|lease| lease.ready().now_or_never().is_some_and(|ready| ready.is_ok()));
@@ -167,6 +176,9 @@ impl Replica {
             for (payload, publisher_id) in messages {
                 let mut headers = Headers::default();
                 publisher_id.iter().for_each(|id| headers.insert("id", id.as_str()));
+                if is_end(payload) {
+                    headers.insert("end", "true");
+                }
                 let payload = Bytes::from(payload.clone());
                 self.registry.append(&filter, topic, None, |sequence, number, time, fields| {
                     taken = time;

@@ -1,6 +1,6 @@
 //! Random schedules of everything that can happen to a gateway and its clients.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::Poll;
 use std::time::SystemTime;
 
@@ -34,6 +34,8 @@ enum Step {
         count: usize,
         size: usize,
         publisher_id: bool,
+        /// The last of them ends the topic.
+        ends: bool,
     },
     /// The broker loses a message and says so.
     Lose(usize),
@@ -100,6 +102,8 @@ struct World {
     /// The first replica receives each message at once, the second on request, in another order across topics.
     replicas: [Replica; 2],
     published: BTreeMap<Topic, usize>,
+    /// The messages that ended their topics.
+    ends: BTreeSet<(Topic, usize)>,
     /// What the second has still to hear; `None` was lost on its way.
     unheard: BTreeMap<Topic, Unheard>,
     clients: [Option<Client>; CLIENTS],
@@ -111,16 +115,22 @@ impl World {
         World {
             replicas: [(); 2].map(|()| Replica::bounded(bounds.clone(), max_bytes)),
             published: TOPICS.iter().map(|name| (topic(name), 0)).collect(),
+            ends: BTreeSet::new(),
             unheard: TOPICS.iter().map(|name| (topic(name), VecDeque::new())).collect(),
             clients: [const { None }; CLIENTS],
             publisher_ids: 0,
         }
     }
 
-    fn publish(&mut self, topic: &Topic, count: usize, size: usize, publisher_id: bool) {
+    fn publish(&mut self, topic: &Topic, count: usize, size: usize, publisher_id: bool, ends: bool) {
         let number = self.published.get_mut(topic).unwrap();
+        let last = *number + count - 1;
+        if ends {
+            self.ends.insert((topic.clone(), last));
+        }
         let messages = (*number..*number + count).map(|number| {
-            let payload = format!("{topic}#{number}{}", ".".repeat(size));
+            let end = if ends && number == last { "!" } else { "" };
+            let payload = format!("{topic}#{number}{}{end}", ".".repeat(size));
             let publisher_id = publisher_id.then(|| {
                 self.publisher_ids += 1;
                 format!("p-{}", self.publisher_ids)
@@ -157,7 +167,8 @@ impl World {
 
     fn join(&mut self, client: usize, stream: usize, start: Start, replica: usize, format: Format) {
         let filters: Vec<Filter> = STREAMS[stream].iter().map(|name| filter(name)).collect();
-        let life = self.begin(&filters, &start, replica, format);
+        let mut life = self.begin(&filters, &start, replica, format);
+        life.open(&filters);
         let reader = self.replicas[replica].open(&filters, &start, format).map(Reader::new);
         self.clients[client] = Some(Client { filters, start, format, replica, foreign: false, reader, life });
     }
@@ -187,13 +198,18 @@ impl World {
                 client.start.clone()
             }
         };
-        client.reader = replica.open(&client.filters, &start, client.format).map(Reader::new);
+        client.life.open(&client.filters);
+        let opened = replica.try_open(&client.filters, &start, client.format);
+        if let Some(None) = opened {
+            client.life.all_ended(|topic, number| self.ends.contains(&(topic.clone(), number)));
+        }
+        client.reader = opened.flatten().map(Reader::new);
         self.clients[at] = Some(client);
     }
 
     /// Polls up to `polls` times; of the last hand-out only `seen` events arrive, if that is given.
     fn read(&mut self, client: usize, polls: usize, seen: Option<usize>) {
-        let published = &self.published;
+        let (published, ends) = (&self.published, &self.ends);
         let all_heard = self.unheard.values().all(VecDeque::is_empty);
         let Some(client) = &mut self.clients[client] else { return };
         for _ in 0..polls {
@@ -203,12 +219,17 @@ impl World {
                     if client.replica == 0 || all_heard {
                         client.life.caught_up(|topic| published[topic]);
                     }
+                    client.life.waits(|topic| published[topic]);
                     break;
                 }
                 Poll::Ready(None) => client.reader = None,
                 Poll::Ready(Some(events)) => {
                     for event in events.iter().take(seen.unwrap_or(usize::MAX)) {
                         client.life.take(event, client.foreign, |topic| published[topic]);
+                        if event.event == "stream-close" && event.data.contains("ended") {
+                            assert!(event.data.contains("\"reconnect\":false"));
+                            client.life.all_ended(|topic, number| ends.contains(&(topic.clone(), number)));
+                        }
                     }
                 }
             }
@@ -220,8 +241,8 @@ impl World {
 
     fn run(&mut self, step: &Step) {
         match *step {
-            Step::Publish { topic: at, count, size, publisher_id } => {
-                self.publish(&topic(TOPICS[at]), count, size, publisher_id);
+            Step::Publish { topic: at, count, size, publisher_id, ends } => {
+                self.publish(&topic(TOPICS[at]), count, size, publisher_id, ends);
             }
             Step::Lose(at) => {
                 let topic = topic(TOPICS[at]);
@@ -278,8 +299,14 @@ impl World {
 
 fn publish() -> impl Strategy<Value = Step> {
     let size = prop_oneof![6 => Just(0usize), 2 => Just(200), 1 => Just(20_000)];
-    (0..TOPICS.len(), 1..4usize, size, any::<bool>())
-        .prop_map(|(topic, count, size, publisher_id)| Step::Publish { topic, count, size, publisher_id })
+    let steps = (0..TOPICS.len(), 1..4usize, size, any::<bool>(), prop::bool::weighted(0.3));
+    steps.prop_map(|(topic, count, size, publisher_id, ends)| Step::Publish {
+        topic,
+        count,
+        size,
+        publisher_id,
+        ends,
+    })
 }
 
 fn client() -> std::ops::Range<usize> {

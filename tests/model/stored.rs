@@ -1,7 +1,7 @@
 //! Random schedules of two gateways over one broker that keeps what passes, and of a reader that is moved between them:
 //! every message in order and once, or a gap in its place, whatever is trimmed, recreated, fetched late or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -28,7 +28,7 @@ use topicgate::internals::reader::quota::Clients;
 use topicgate::internals::stream::table::Table;
 use topicgate::internals::stream::{Stream, StreamContext, StreamOptions};
 
-use crate::client::{Life, Reader};
+use crate::client::{Life, Reader, is_end};
 use crate::replica::{ample, at_most, filter, topic};
 
 /// When the clocks of the brokers start, in milliseconds. They have nothing to do with the gateways' clock.
@@ -56,6 +56,8 @@ enum Step {
         count: usize,
         left_out: u64,
         milliseconds: u64,
+        /// The last of them ends the topic.
+        ends: bool,
     },
     /// The clock of the broker that keeps a history is set back. The ids of a Redis Stream rise all the same.
     SetBack {
@@ -229,7 +231,13 @@ impl Gateway {
 
     fn fields(source: &Source) -> Arc<FieldMapping> {
         let field = |name: &str| Field::Header(name.into());
-        Arc::new(FieldMapping { source: source.clone(), id: field("id"), kind: field("type"), data: None })
+        Arc::new(FieldMapping {
+            source: source.clone(),
+            id: field("id"),
+            kind: field("type"),
+            data: None,
+            end: field("end"),
+        })
     }
 
     fn begin(&mut self, history: &History) {
@@ -262,6 +270,15 @@ impl Gateway {
         lease
     }
 
+    /// What the model's messages carry beside their payload.
+    fn headers(payload: &str) -> Headers {
+        let mut headers = Headers::default();
+        if is_end(payload) {
+            headers.insert("end", "true");
+        }
+        headers
+    }
+
     fn append(&self, followed: &Filter, topic: &Topic, payload: &str, position: Option<StoredPosition>) {
         let stored = position.map(|StoredPosition { number, time }| Stored {
             number,
@@ -272,7 +289,7 @@ impl Gateway {
             filter: followed.clone(),
             topic: topic.clone(),
             payload: payload.to_owned().into(),
-            headers: Headers::default(),
+            headers: Self::headers(payload),
             stored,
         };
         self.registry.append(followed, topic, position, |sequence, number, time, fields| {
@@ -323,8 +340,8 @@ impl Gateway {
             let message = topicgate::internals::broker::Message {
                 filter: ask.filter().clone(),
                 topic,
+                headers: Self::headers(&payload),
                 payload: payload.into(),
-                headers: Headers::default(),
                 stored: Some(Stored { number, time: now, change: topicgate::internals::broker::Change::Put }),
             };
             (
@@ -337,15 +354,23 @@ impl Gateway {
         true
     }
 
-    fn open(&mut self, filters: &[Filter], start: &Start, histories: &[History]) -> Stream {
+    /// `None`: its topics have ended, and it was read to their ends.
+    fn open(&mut self, filters: &[Filter], start: &Start, histories: &[History]) -> Option<Stream> {
         let of = |filter: &Filter| histories.iter().find(|history| history.followed.covers(filter));
         let leases: Vec<Lease> = filters.iter().map(|filter| self.lease(filter, of(filter))).collect();
+        for lease in leases.iter().filter(|_| *start != Start::Now) {
+            let Some(question) = lease.asks_for_end().now_or_never().flatten() else { continue };
+            let held = of(lease.filter()).unwrap().held.iter();
+            let last = held.rev().find(|held| lease.filter().matches(&held.topic));
+            question.answer(last.filter(|last| is_end(&last.payload)).map(|last| last.number));
+        }
         let answers = seeks_needed(&leases, start).into_iter().zip(filters);
         let located: Vec<Option<SeekResult>> =
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
         let ticket = self.table.enter(topicgate::internals::reader::Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
-        let options = StreamOptions { start, located: &located, format: Format::Raw, expires: None };
+        let options =
+            StreamOptions { start, located: &located, format: Format::Raw, expires: None, until_end: true };
         Stream::open(self.shared.clone(), ticket, place, leases, options)
     }
 }
@@ -354,12 +379,16 @@ struct World {
     gateways: [Gateway; 2],
     histories: Vec<History>,
     published: BTreeMap<Topic, usize>,
+    /// The messages that ended their topics.
+    ends: BTreeSet<(Topic, usize)>,
     /// When each message came, by the clock of its broker.
     times: BTreeMap<Topic, Vec<u64>>,
     filters: Vec<Filter>,
     reader: Option<Reader>,
     life: Life,
     gaps: usize,
+    /// The gateway said that its topics have ended.
+    is_over: bool,
 }
 
 impl World {
@@ -380,11 +409,13 @@ impl World {
             gateways,
             histories,
             published: TOPICS.iter().map(|text| (topic(text), 0)).collect(),
+            ends: BTreeSet::new(),
             times: TOPICS.iter().map(|text| (topic(text), Vec::new())).collect(),
             filters: STREAMS[stream].iter().map(|text| filter(text)).collect(),
             reader: None,
             life: Life::begin(Format::Raw, []),
             gaps: 0,
+            is_over: false,
         };
         world.life = world.new_life();
         world.join(0, start);
@@ -402,14 +433,22 @@ impl World {
     }
 
     fn join(&mut self, gateway: usize, start: &Start) {
+        self.life.open(&self.filters);
         let stream = self.gateways[gateway].open(&self.filters, start, &self.histories);
-        self.reader = Some(Reader::new(stream));
+        self.is_over = stream.is_none();
+        if self.is_over {
+            self.life.all_ended(|topic, number| self.ends.contains(&(topic.clone(), number)));
+        }
+        self.reader = stream.map(Reader::new);
     }
 
-    fn publish(&mut self, name: &str, left_out: u64, milliseconds: u64) {
+    fn publish(&mut self, name: &str, left_out: u64, milliseconds: u64, ends: bool) {
         let topic = topic(name);
         let number = self.published.get_mut(&topic).unwrap();
-        let payload = format!("{topic}#{number}");
+        let payload = format!("{topic}#{number}{}", if ends { "!" } else { "" });
+        if ends {
+            self.ends.insert((topic.clone(), *number));
+        }
         *number += 1;
         let filter = Filter::from(topic.clone());
         match self.histories.iter_mut().find(|history| history.followed.covers(&filter)) {
@@ -437,6 +476,10 @@ impl World {
                         && ["restarted", "unknown_id"].iter().any(|reason| event.data.contains(reason));
                     self.gaps += usize::from(event.event == "stream-gap");
                     self.life.take(event, rewinds, |topic| self.published[topic]);
+                    if event.event == "stream-close" && event.data.contains("ended") {
+                        self.is_over = true;
+                        self.life.all_ended(|topic, number| self.ends.contains(&(topic.clone(), number)));
+                    }
                 }
                 true
             }
@@ -444,14 +487,18 @@ impl World {
                 self.reader = None;
                 false
             }
-            Poll::Pending => false,
+            Poll::Pending => {
+                self.life.waits(|topic| self.published[topic]);
+                false
+            }
         }
     }
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Publish { topic, count, left_out, milliseconds } => {
-                (0..count).for_each(|_| self.publish(TOPICS[topic], left_out, milliseconds));
+            Step::Publish { topic, count, left_out, milliseconds, ends } => {
+                (1..=count)
+                    .for_each(|at| self.publish(TOPICS[topic], left_out, milliseconds, ends && at == count));
             }
             Step::SetBack { history, milliseconds } => {
                 let history = &mut self.histories[history];
@@ -552,7 +599,7 @@ impl World {
                 self.step(&Step::Resume { replica: 1 });
             }
             if !self.poll(usize::MAX)
-                && self.reader.is_some()
+                && (self.reader.is_some() || self.is_over)
                 && self.gateways.iter().all(|g| g.asks.is_empty())
             {
                 return;
@@ -565,9 +612,9 @@ impl World {
 fn step() -> impl Strategy<Value = Step> {
     let (history, replica) = (0..4_usize, 0..2_usize);
     prop_oneof![
-        6 => (0..TOPICS.len(), 1..6_usize, 0..3_u64, prop_oneof![Just(0_u64), 1..4_000_u64])
-            .prop_map(|(topic, count, left_out, milliseconds)| {
-                Step::Publish { topic, count, left_out, milliseconds }
+        6 => (0..TOPICS.len(), 1..6_usize, 0..3_u64, prop_oneof![Just(0_u64), 1..4_000_u64], prop::bool::weighted(0.3))
+            .prop_map(|(topic, count, left_out, milliseconds, ends)| {
+                Step::Publish { topic, count, left_out, milliseconds, ends }
             }),
         1 => (history.clone(), prop_oneof![1..900_u64, 1_000..20_000_u64])
             .prop_map(|(history, milliseconds)| Step::SetBack { history, milliseconds }),

@@ -91,7 +91,8 @@ impl World {
         self.model.entry(filter.clone()).or_insert_with(|| {
             // What the warm log holds after the last gap in all its topics, by a look at all of it.
             let warm = self.replica.lease(&crate::replica::filter(WARM));
-            let mut reader = Reader::new(self.replica.open_leases(vec![warm], &Start::All, Format::Raw));
+            let mut reader =
+                Reader::new(self.replica.open_leases(vec![warm], &Start::All, Format::Raw).unwrap());
             let items = items(&mut reader);
             assert_eq!(items.len(), self.topics.len());
             let whole = self.topics.iter().rposition(Option::is_none).map_or(0, |gap| gap + 1);
@@ -148,7 +149,8 @@ impl World {
     fn check(&self) {
         for (filter, expected) in &self.model {
             let lease = self.lease(filter);
-            let mut reader = Reader::new(self.replica.open_leases(vec![lease], &Start::All, Format::Raw));
+            let mut reader =
+                Reader::new(self.replica.open_leases(vec![lease], &Start::All, Format::Raw).unwrap());
             assert_eq!(items(&mut reader), *expected, "{filter}");
         }
     }

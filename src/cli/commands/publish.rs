@@ -21,7 +21,8 @@ const MAX_ANSWER: usize = 64 * 1024;
 /// Reads the message, posts it and waits for the answer.
 pub(crate) async fn publish(options: Publish) -> Result<ExitCode, Failure> {
     let mut url = options.target.url.clone();
-    for (name, value) in [("type", &options.kind), ("id", &options.id)] {
+    let end = options.end.then(|| "true".to_owned());
+    for (name, value) in [("type", &options.kind), ("id", &options.id), ("end", &end)] {
         if let Some(value) = value {
             http::set_parameter(&mut url, name, value);
         }

@@ -85,7 +85,7 @@ impl Follower {
             StatusCode::OK => {}
             // In the standard, this is the only status that tells an EventSource not to reconnect.
             StatusCode::NO_CONTENT => {
-                say("204 No Content: the server tells clients not to reconnect");
+                say("204 No Content: everything was read, and the topic has ended");
                 return Ok(Disconnect::Final);
             }
             status if http::passes(status) => {
@@ -134,6 +134,7 @@ impl Follower {
                 say(&format!("stale: nothing of {} arrives now", words(&told(event)["topics"])))
             }
             "stream-live" => say(&format!("live: {} arrive again", words(&told(event)["topics"]))),
+            "stream-end" => say(&format!("{} has ended", word(&told(event)["topic"]))),
             "stream-close" => say(&format!("closed by the gateway ({})", word(&told(event)["code"]))),
             _ => {}
         }

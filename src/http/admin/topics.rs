@@ -30,6 +30,7 @@ struct Topic {
     oldest_ms: Option<u64>,
     idle_ms: Option<u64>,
     upstream: &'static str,
+    ended: bool,
 }
 
 impl From<LogState> for Topic {
@@ -43,6 +44,7 @@ impl From<LogState> for Topic {
             oldest_ms: log.oldest.map(|oldest| oldest.as_millis() as u64),
             idle_ms: log.idle.map(|idle| idle.as_millis() as u64),
             upstream: log.upstream.as_str(),
+            ended: log.ended,
         }
     }
 }

@@ -11,10 +11,12 @@ use tokio::time::Instant;
 
 use super::Registry;
 use super::slot::{Feed, Slot, Subscribed};
+use crate::log::backfill::History;
 use crate::log::message::FieldMapping;
 use crate::log::{Bounds, TopicLog};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::event_id::Sequence;
+use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
 
 /// Why a log cannot be leased.
@@ -156,6 +158,39 @@ impl Lease {
             yield_now().await; // let other tasks run
         }
         Ok(())
+    }
+}
+
+impl Lease {
+    /// The question whether the topic has ended, if only the broker can answer it. Readers ask it one after the other:
+    /// usually the answer to the first is enough for all.
+    pub async fn asks_for_end(&self) -> Option<EndQuestion<'_>> {
+        if !self.log.must_ask_for_end() {
+            return None;
+        }
+        let history = self.log.history.as_deref()?;
+        let turn = history.asking_for_end.lock().await;
+        self.log.must_ask_for_end().then_some(EndQuestion { log: &self.log, history, _turn: turn })
+    }
+}
+
+/// The question whether the last message of a topic in the broker ended the topic.
+#[derive(Debug)]
+pub struct EndQuestion<'a> {
+    log: &'a TopicLog,
+    history: &'a History,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl EndQuestion<'_> {
+    /// Where messages of the topic say so.
+    pub fn fields(&self) -> &FieldMapping {
+        self.history.fields()
+    }
+
+    /// `end` is the number of the message that ended the topic. `None`: it has not ended.
+    pub fn answer(self, end: Option<Seq>) {
+        self.log.learn_end(end);
     }
 }
 

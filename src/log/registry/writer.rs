@@ -68,11 +68,11 @@ impl Registry {
         let entry = Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage);
         if let Feed::Warm(fed) = &slot.feed {
             fed.matching(topic, |log| {
-                log.append(entry.clone());
+                log.append(entry.in_log_of(&log.filter, &sequence));
                 log.queue_wake(waking);
             });
         }
-        slot.log.append(entry);
+        slot.log.append(entry.in_log_of(filter, &sequence));
         slot.log.queue_wake(waking);
         sequence.publish(number);
     }
@@ -120,6 +120,7 @@ impl Registry {
         messages: impl IntoIterator<Item = (StoredPosition, EntryKind)>,
     ) {
         let entries = messages.into_iter().map(|(StoredPosition { number, time }, kind)| {
+            let kind = kind.in_log_of(request.filter());
             Entry::new(number, Stamp::new(time, Instant::now()), kind, &self.usage)
         });
         self.ranges.keep(request, extent, entries.collect(), self.max_bytes.load(Ordering::Relaxed));

@@ -15,6 +15,7 @@ use self::past::Past;
 use super::backfill::History;
 use super::batch_cache::{BatchCache, SharedBatch};
 use super::by_topic::{self, ByTopic};
+use super::end::TopicEnd;
 use super::message::{Format, Message};
 use super::numbering::Numbering;
 use super::readers::Readers;
@@ -40,6 +41,8 @@ pub struct TopicLog {
     /// The last number of the log: of its newest entry, or where it began. Stored after the entry is inserted and
     /// before it is published.
     pub(super) newest: AtomicSeq,
+    /// The end of its topic; `None` for a pattern, which never ends.
+    pub(super) end: Option<TopicEnd>,
     pub(super) state: Mutex<State>,
     /// The older messages that it must still take over from the log that feeds it. Locked before `state`.
     past: Mutex<Option<Box<Past>>>,
@@ -103,6 +106,7 @@ impl TopicLog {
             taking_over: false,
         };
         TopicLog {
+            end: if filter.is_pattern() { None } else { Some(TopicEnd::unknown()) },
             filter,
             rule,
             usage,
@@ -156,12 +160,27 @@ impl TopicLog {
             let gaps = state.entries.iter().rev().take_while(|entry| entry.message().is_none());
             gaps.for_each(|gap| gap.stamp.bring_back(entry.time()));
         }
+        if let Some(end) = &self.end {
+            end.take(&entry);
+        }
         state.entries.push_back(entry);
         state.bytes += weight;
         self.usage.0.fetch_add(weight, Ordering::Relaxed);
         self.evict_surplus(&mut state);
         self.evict_aged(&mut state, now);
         self.newest.store(sequence);
+    }
+
+    /// Whether only the broker knows if its topic has ended: it stores the topic's last message, and this log does not
+    /// have it.
+    pub(super) fn must_ask_for_end(&self) -> bool {
+        self.history.is_some() && self.end.as_ref().is_some_and(TopicEnd::is_unknown)
+    }
+
+    /// The last message of its topic in the broker ended the topic, with this number. `None`: it did not.
+    pub(super) fn learn_end(&self, end: Option<Seq>) {
+        let _state = self.state.lock(); // like every other change of it
+        self.end.iter().for_each(|topic| topic.learn_of_broker(end));
     }
 
     /// Changes its bounds.

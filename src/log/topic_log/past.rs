@@ -121,6 +121,9 @@ impl TopicLog {
                 begin = Some(Horizon { number: entry.sequence, time: entry.time() });
                 break;
             }
+            if let Some(end) = &self.end {
+                end.take_older(&entry);
+            }
             if let Some(publisher_id) = entry.message().and_then(Message::publisher_id) {
                 let known = state.publisher_ids.entry(publisher_id.into());
                 let known = known.or_insert(Holders { first: entry.sequence, entries: 0 });

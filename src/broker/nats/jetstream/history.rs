@@ -7,7 +7,7 @@ use super::names::Names;
 use super::page::{First, Look};
 use super::raw_message::{Meaning, RawMessage};
 use super::stream::Holes;
-use crate::broker::{BrokerError, Change, Fetched};
+use crate::broker::{BrokerError, Change, Fetched, Message};
 use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
@@ -112,6 +112,15 @@ impl HistoryQuery {
     async fn is_kept(&self, look: &Look<'_>, after: Seq) -> Result<bool, BrokerError> {
         Ok(!self.filter.is_pattern()
             && look.next(Seq::new(1)).await?.is_some_and(|oldest| oldest.number <= after))
+    }
+
+    /// The last message of the topic, according to the leader.
+    pub(super) async fn last_message(&self, look: &Look<'_>) -> Result<Option<Message>, BrokerError> {
+        let held = look.last().await?;
+        Ok(held.and_then(|held| match held.read(&self.filter, &self.names, &self.source) {
+            Meaning::Message(message) => Some(message),
+            Meaning::Unnameable | Meaning::Other => None,
+        }))
     }
 
     /// Finds a position. `info` is the leader's.

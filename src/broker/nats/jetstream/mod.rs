@@ -40,7 +40,7 @@ use self::link::{Api, State};
 use self::page::{Look, consumers};
 use self::publish::Publication;
 use super::Settings;
-use crate::broker::{BrokerError, Event, Fetched, StoredCommand};
+use crate::broker::{BrokerError, Event, Fetched, Message, StoredCommand};
 use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
@@ -155,6 +155,16 @@ impl JetStream {
                     let _ = done.send(answer);
                 });
             }
+            StoredCommand::Last { topic, source, done } => {
+                let question = self.question(topic, source);
+                tasks.spawn(async move {
+                    let answer = match question {
+                        Ok(question) => question.last().await,
+                        Err(error) => Err(error),
+                    };
+                    let _ = done.send(answer);
+                });
+            }
         }
     }
 
@@ -235,6 +245,10 @@ impl Question {
 
     async fn locate(&self, place: Seek) -> Result<SeekResult, BrokerError> {
         self.look(async |asked, look, info| asked.locate(look, info, place).await).await
+    }
+
+    async fn last(&self) -> Result<Option<Message>, BrokerError> {
+        self.look(async |asked, look, _| asked.last_message(look).await).await
     }
 
     async fn look<T>(

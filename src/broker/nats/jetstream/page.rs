@@ -9,7 +9,7 @@ use super::consumer::{Consumer, From, bytes_at_once};
 use super::link::Api;
 use super::pull::Pull;
 use super::raw_message::RawMessage;
-use super::request::next_of;
+use super::request::{last_of, next_of};
 use crate::broker::nats::headers::{last_field, parse_headers};
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
 use crate::protocol::seq::Seq;
@@ -108,6 +108,11 @@ impl Look<'_> {
     /// The next message of the subject from `first` on, according to the leader.
     pub(super) async fn next(&self, first: Seq) -> Result<Option<RawMessage>, BrokerError> {
         next_of(self.api, self.stream, self.subject, first).await
+    }
+
+    /// The last message of the subject, according to the leader.
+    pub(super) async fn last(&self) -> Result<Option<RawMessage>, BrokerError> {
+        last_of(self.api, self.stream, self.subject).await
     }
 
     /// The last message of each of these subjects up to the number `until`, as many as fit; requires Direct Get.

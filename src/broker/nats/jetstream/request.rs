@@ -134,3 +134,12 @@ pub(super) async fn next_of(
 ) -> Result<Option<RawMessage>, BrokerError> {
     message(api, stream, &json!({ "seq": first, "next_by_subj": subject })).await
 }
+
+/// The last message of `subject`, which has no wildcard.
+pub(super) async fn last_of(
+    api: &Api,
+    stream: &str,
+    subject: &str,
+) -> Result<Option<RawMessage>, BrokerError> {
+    message(api, stream, &json!({ "last_by_subj": subject })).await
+}

@@ -87,6 +87,9 @@ impl<C: Into<ShardCommand>> Task<C> {
                 StoredCommand::Locate { filter, source, place, done } => {
                     self.look_up(&filter, source, What::Locate { place, done });
                 }
+                StoredCommand::Last { topic, source, done } => {
+                    self.look_up(&topic, source, What::Last { done });
+                }
             }
         }
         Ok(is_new)

@@ -191,7 +191,7 @@ pub(super) fn fields(
     for (name, value) in headers.iter() {
         if fields.iter().any(|(field, _)| field == name.as_bytes()) {
             let why = format!(
-                "the payload already has the field {name:?}, from which the topic's rule takes the id or the type; \
+                "the payload already has the field {name:?}, from which the topic's rule takes the id, the type or the end; \
                  send it only once"
             );
             return Err(unfit(why));

@@ -13,7 +13,7 @@ use super::sample::Sample;
 use super::server::ANSWER_LIMIT;
 use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
-use crate::broker::{Acknowledgement, BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched};
+use crate::broker::{Acknowledgement, BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched, Message};
 use crate::protocol::event_id::{entry_event_id, pack_entry_id};
 use crate::protocol::headers::Headers;
 use crate::protocol::seek::{Seek, SeekResult};
@@ -40,6 +40,7 @@ pub(super) struct Lookup {
 pub(super) enum What {
     Fetch { after: Seq, until: Seq, done: Done<Fetched> },
     Locate { place: Seek, done: Done<SeekResult> },
+    Last { done: Done<Option<Message>> },
     Publish { payload: Bytes, headers: Headers, done: Done<Acknowledgement> },
 }
 
@@ -80,6 +81,7 @@ impl Lookup {
                 answer(done, asked.fetch(&topic, payload.as_deref(), after, until)).await
             }
             What::Locate { place, done } => answer(done, asked.locate(place)).await,
+            What::Last { done } => answer(done, asked.last_message(&topic, payload.as_deref())).await,
             What::Publish { payload: body, headers, done } => {
                 let stored = async {
                     let number = asked.publish(&body, &headers, payload.as_deref()).await?;
@@ -97,6 +99,7 @@ impl What {
         match self {
             What::Fetch { done, .. } => drop(done.send(Err(why))),
             What::Locate { done, .. } => drop(done.send(Err(why))),
+            What::Last { done } => drop(done.send(Err(why))),
             What::Publish { done, .. } => drop(done.send(Err(why))),
         }
     }
@@ -163,7 +166,7 @@ impl KeyLookup<'_> {
         let was_trimmed = !is_joined && sample.last > EntryId::of(after);
         let mut gone = (empty_to > after && (was_deleted || was_trimmed)).then_some(empty_to);
 
-        let mut messages: Vec<crate::broker::Message> = Vec::with_capacity(entries.len());
+        let mut messages: Vec<Message> = Vec::with_capacity(entries.len());
         let filter = Filter::from(topic.clone());
         let mut is_cut = false;
         for entry in entries {
@@ -222,6 +225,17 @@ impl KeyLookup<'_> {
                 None => SeekResult::Evicted(oldest),
             },
         })
+    }
+
+    async fn last_message(mut self, topic: &Topic, payload: Option<&str>) -> Result<Option<Message>, Fault> {
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(self.range("XREVRANGE", "+", "-", 1));
+        let [found] = self.ask(pipeline).await?;
+        let last = entries_of(found)?.into_iter().next();
+        Ok(last.and_then(|entry| {
+            let number = entry.id.number()?;
+            Some(entry.into_message(number, &Filter::from(topic.clone()), topic, payload))
+        }))
     }
 
     /// Whether `number` was given by a server that was replaced by one that lacks the entry. The new server may have

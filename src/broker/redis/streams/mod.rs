@@ -64,7 +64,8 @@ impl Routed for StoredCommand {
             StoredCommand::Subscribe { filter, .. }
             | StoredCommand::Unsubscribe { filter }
             | StoredCommand::Fetch { filter, .. }
-            | StoredCommand::Locate { filter, .. } => filter.clone(),
+            | StoredCommand::Locate { filter, .. }
+            | StoredCommand::Last { topic: filter, .. } => filter.clone(),
             StoredCommand::Publish { topic, .. } => Filter::from(topic.clone()),
         }
     }
@@ -81,6 +82,7 @@ impl Routed for StoredCommand {
             StoredCommand::Publish { done, .. } => drop(done.send(Err(why))),
             StoredCommand::Fetch { done, .. } => drop(done.send(Err(why))),
             StoredCommand::Locate { done, .. } => drop(done.send(Err(why))),
+            StoredCommand::Last { done, .. } => drop(done.send(Err(why))),
         }
     }
 

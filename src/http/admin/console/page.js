@@ -301,7 +301,7 @@ const topics = lister("topics", "topics", () => ({ prefix: $("prefix").value.tri
     { text: ({ messages }) => whole.format(messages), look: "n" },
     { text: (topic) => bytes(topic.bytes), look: "n" },
     { text: ({ oldest_ms }) => span(oldest_ms), look: "n s" },
-    { text: ({ upstream, idle_ms }) => upstream + (idle_ms === null ? "" : ", idle " + span(idle_ms)), look: "s" },
+    { text: ({ upstream, ended, idle_ms }) => upstream + (ended ? ", ended" : "") + (idle_ms === null ? "" : ", idle " + span(idle_ms)), look: "s" },
   ]);
   $("topics-none").hidden = page.topics.length > 0;
 });
