@@ -347,12 +347,14 @@ fn a_way_in_leads_to_the_readers_port_and_cuts_no_stream() {
     let port = list(service, "/spec/ports").iter().find(|port| port["name"] == backend["port"]["name"]);
     assert_eq!(port.unwrap()["targetPort"], "http");
     assert_eq!(at(rule, "/http/paths/0/path"), "/topics");
+    assert_eq!(at(rule, "/http/paths/1/path"), "/topicgate.js", "the browser module");
     assert_eq!(at(ingress.one("Ingress"), "/spec/tls/0/hosts/0"), at(rule, "/host"));
 
     let gateway = with_component("gateway-api");
     let route = gateway.one("HTTPRoute");
     assert_eq!(at(route, "/spec/rules/0/timeouts/request"), "0s", "a stream has no end");
     assert_eq!(at(route, "/spec/rules/0/matches/0/path/value"), "/topics");
+    assert_eq!(at(route, "/spec/rules/0/matches/1/path/value"), "/topicgate.js", "the browser module");
     let backend = at(route, "/spec/rules/0/backendRefs/0");
     let service =
         gateway.services().into_iter().find(|one| one["metadata"]["name"] == backend["name"]).unwrap();

@@ -48,6 +48,15 @@ async fn the_first_event_and_every_message_come_at_once() {
 }
 
 #[tokio::test]
+async fn the_browser_module_comes_through() {
+    each(async |kind| {
+        let (front, _gateway) = behind(kind, "").await;
+        assert_eq!(front.status("GET", "/topicgate.js").await, Some(200), "{kind:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn http_2_in_front_carries_many_streams_on_one_connection() {
     each(async |kind| {
         let (front, _gateway) = behind(kind, "").await;
