@@ -9,7 +9,7 @@ import { until } from "./gateway.mjs";
 
 const program = new URL("../../../.tools/bin/nats-server", import.meta.url).pathname;
 
-export async function broker() {
+export async function broker(more = []) {
   const free = createServer().listen(0, "127.0.0.1");
   await once(free, "listening");
   const { port } = free.address();
@@ -20,7 +20,7 @@ export async function broker() {
     port,
     url: `nats://127.0.0.1:${port}`,
     start: async () => {
-      child = spawn(program, ["-js", "-sd", folder, "-a", "127.0.0.1", "-p", `${port}`], { stdio: "ignore" });
+      child = spawn(program, ["-js", "-sd", folder, "-a", "127.0.0.1", "-p", `${port}`, ...more], { stdio: "ignore" });
       await until("the broker listens", () => new Promise((resolve) => {
         const socket = connect(port, "127.0.0.1").on("connect", () => (socket.destroy(), resolve(true))).on("error", () => resolve(false));
       }));
