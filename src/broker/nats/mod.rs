@@ -1,6 +1,7 @@
 //! NATS: plain publish/subscribe, with our own implementation of the client protocol.
 //!
-//! It is a loop of sessions, each with one connection (`session`, opened by `handshake`, encoded by `wire`).
+//! It is a loop of sessions, each with one connection (`session`, opened by `handshake`, encoded by `wire`, its bytes
+//! moved by `transport`).
 //! Subscriptions outlive the sessions (`table`). A session after the first subscribes to all of them, sends
 //! [`Event::Lost`] and [`Event::Up`], and only then passes messages on. When it ends, messages that have arrived are
 //! delivered, [`Event::Down`] is sent, and the next server is tried, including those that the cluster has announced.
@@ -18,6 +19,7 @@ mod session;
 mod settings;
 mod subjects;
 mod table;
+mod transport;
 mod wire;
 
 use std::sync::Arc;
@@ -34,7 +36,6 @@ use self::table::Table;
 use super::reconnect::{Connect, stay_connected};
 use super::sink::{EventSink, WhenFull};
 use super::{BrokerError, Command, Event, Link};
-use crate::metrics::throttle::Throttle;
 use crate::net::reason::{LATE, Peer, sentence};
 
 /// The timeout for all addresses of a server, name resolution included.
@@ -124,14 +125,6 @@ fn open(settings: &Settings, index: usize) -> impl Future<Output = Result<Connec
         let late =
             |_| format!("cannot connect: {}:{}: {}", target.host, target.port, sentence(LATE, Peer::Nats));
         timeout(OPEN_LIMIT, handshake::connect(&target)).await.map_err(late)?
-    }
-}
-
-/// Logs an error that the server reports. A publisher can cause the same one again and again.
-fn report(words: &str, reports: &Throttle) {
-    match reports.turn() {
-        Some(others) => tracing::warn!(words, others, "NATS reports an error"),
-        None => tracing::debug!(words, "NATS reports an error"),
     }
 }
 

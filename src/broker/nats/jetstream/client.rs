@@ -9,16 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use crate::broker::nats::handshake::{Connection, Socket};
-use crate::broker::nats::report;
-use crate::broker::nats::wire::{self, Delivered, Info, Operation, PING, PONG, Reader};
-use crate::metrics::throttle::Throttle;
-use crate::net::reason::{Peer, sentence};
+use crate::broker::nats::handshake::Connection;
+use crate::broker::nats::transport::Transport;
+use crate::broker::nats::wire::{self, Delivered, Operation, PING, PONG};
 
 /// The prefix of the subjects for answers, so that a restricted user can be granted `_INBOX.topicgate.>`.
 const INBOX: &str = "_INBOX.topicgate";
@@ -31,9 +28,6 @@ const INBOX_CAPACITY: usize = 4096;
 
 /// The most orders that wait. If the queue is full, senders wait.
 const ORDERS: usize = 1024;
-
-/// The most bytes that wait to be sent. Beyond it, orders wait.
-const OUT_LIMIT: usize = 256 * 1024;
 
 /// A PING is sent after this much silence of the server; if the silence continues, the connection is given up.
 const PING_AFTER: Duration = Duration::from_secs(4);
@@ -151,35 +145,25 @@ impl Client {
 
 /// Creates a handle to a connection, and the task to run for it.
 pub(super) fn client(connection: Connection) -> (Client, Task) {
-    let Connection { socket, reader, info } = connection;
+    let mut transport = Transport::new(connection);
     let (orders, receiver) = mpsc::channel(ORDERS);
     let prefix = format!("{INBOX}.{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-    let (read, write) = split(socket);
-    let mut out = BytesMut::new();
-    wire::write_subscribe(&mut out, &format!("{prefix}.r.*"), ANSWERS);
+    wire::write_subscribe(&mut transport.out, &format!("{prefix}.r.*"), ANSWERS);
     let shared = Shared {
         orders,
         prefix: prefix.clone(),
         last_sid: AtomicU64::new(ANSWERS),
-        max_payload: info.max_payload,
-        version: info.version.clone(),
+        max_payload: transport.info.max_payload,
+        version: transport.info.version.clone(),
     };
     let task = Task {
         orders: receiver,
-        read,
-        write,
-        reader,
-        out,
-        is_flushed: true,
-        info,
+        transport,
         prefix,
         inboxes: HashMap::new(),
         asked: HashMap::new(),
         last_asked: 0,
-        heard: Instant::now(),
-        is_pinged: false,
-        words: None,
-        reports: Throttle::default(),
+        pinged: None,
     };
     (Client(Arc::new(shared)), task)
 }
@@ -187,26 +171,15 @@ pub(super) fn client(connection: Connection) -> (Client, Task) {
 /// The task that reads and writes.
 pub(super) struct Task {
     orders: mpsc::Receiver<Order>,
-    read: ReadHalf<Box<dyn Socket>>,
-    write: WriteHalf<Box<dyn Socket>>,
-    reader: Reader,
-    /// Bytes to send.
-    out: BytesMut,
-    is_flushed: bool,
-    info: Info,
+    transport: Transport,
     prefix: String,
     inboxes: HashMap<u64, mpsc::Sender<Delivered>>,
     /// Requests that wait for an answer, with their subjects: the server names the subject if it refuses the
     /// permission.
     asked: HashMap<u64, (String, oneshot::Sender<Result<Delivered, Failure>>)>,
     last_asked: u64,
-    /// When the server last sent anything.
-    heard: Instant,
-    is_pinged: bool,
-    /// The server's last error text.
-    words: Option<String>,
-    /// Of the lines that repeat what it says.
-    reports: Throttle,
+    /// When a PING was last sent.
+    pinged: Option<Instant>,
 }
 
 impl Task {
@@ -222,41 +195,33 @@ impl Task {
         self.inboxes.clear();
         self.asked.clear();
         self.orders.close();
-        self.words.take().map_or(why, |words| sentence(&words, Peer::Nats))
+        self.transport.end(why)
     }
 
     /// Other addresses of its cluster.
     pub(super) fn servers(&self) -> &[String] {
-        &self.info.connect_urls
+        self.transport.servers()
     }
 
     async fn step(&mut self) -> Result<(), String> {
-        while let Some(operation) = self.reader.next().map_err(|error| error.to_string())? {
+        while let Some(operation) = self.transport.next()? {
             self.take(operation);
         }
-        let due = self.heard + if self.is_pinged { SILENCE_LIMIT } else { PING_AFTER };
-        let has_room = self.out.len() < OUT_LIMIT;
+        let is_pinged = self.pinged.is_some_and(|pinged| pinged >= self.transport.heard);
+        let due = self.transport.heard + if is_pinged { SILENCE_LIMIT } else { PING_AFTER };
+        let has_room = self.transport.has_room();
         tokio::select! {
-            read = self.read.read_buf(self.reader.space()) => match read {
-                Ok(1..) => (self.heard, self.is_pinged) = (Instant::now(), false),
-                Ok(0) => return Err("the server closed the connection".into()),
-                Err(error) => return Err(format!("the connection was lost: {error}")),
-            },
-            written = write(&mut self.write, &mut self.out, &mut self.is_flushed),
-                if !(self.out.is_empty() && self.is_flushed) =>
-            {
-                written.map_err(|error| format!("the connection was lost: {error}"))?;
-            }
+            exchanged = self.transport.exchange(true) => exchanged?,
             order = self.orders.recv(), if has_room => match order {
                 Some(order) => self.carry_out(order),
                 None => return Err("it is no longer needed".into()),
             },
             () = sleep_until(due) => {
-                if self.is_pinged {
+                if is_pinged {
                     return Err(format!("the server was silent for {} s", SILENCE_LIMIT.as_secs()));
                 }
-                self.out.extend_from_slice(PING);
-                self.is_pinged = true;
+                self.transport.out.extend_from_slice(PING);
+                self.pinged = Some(Instant::now());
                 self.forget_unwanted();
             }
         }
@@ -275,8 +240,8 @@ impl Task {
             }
             // The receiver sees that no answer came.
             Operation::TooLarge { sid, .. } => self.unsubscribe(sid),
-            Operation::Ping => self.out.extend_from_slice(PONG),
-            Operation::Info(info) => self.info = *info,
+            Operation::Ping => self.transport.out.extend_from_slice(PONG),
+            Operation::Info(info) => self.transport.info = *info,
             Operation::Error(words) => self.refused(words),
             Operation::Pong | Operation::Ok => {}
         }
@@ -310,17 +275,14 @@ impl Task {
                 }
                 tracing::debug!(%words, "NATS refuses a request");
             }
-            None => {
-                report(&words, &self.reports);
-                self.words = Some(words);
-            }
+            None => self.transport.report(words),
         }
     }
 
     fn carry_out(&mut self, order: Order) {
         match order {
             Order::Subscribe { sid, subject, inbox } => {
-                wire::write_subscribe(&mut self.out, &subject, sid);
+                wire::write_subscribe(&mut self.transport.out, &subject, sid);
                 self.inboxes.insert(sid, inbox);
             }
             Order::Unsubscribe(sid) => self.unsubscribe(sid),
@@ -339,12 +301,12 @@ impl Task {
 
     fn send(&mut self, message: &Outgoing, reply: &str) {
         let Outgoing { subject, fields, payload } = message;
-        wire::write_request(&mut self.out, subject, reply, fields, payload);
+        wire::write_request(&mut self.transport.out, subject, reply, fields, payload);
     }
 
     fn unsubscribe(&mut self, sid: u64) {
         if self.inboxes.remove(&sid).is_some() {
-            wire::write_unsubscribe(&mut self.out, sid);
+            wire::write_unsubscribe(&mut self.transport.out, sid);
         }
     }
 
@@ -355,21 +317,4 @@ impl Task {
             self.inboxes.iter().filter(|(_, inbox)| inbox.is_closed()).map(|(sid, _)| *sid).collect();
         unwanted.into_iter().for_each(|sid| self.unsubscribe(sid));
     }
-}
-
-/// Sends some of the bytes. Cancel-safe.
-async fn write(
-    socket: &mut WriteHalf<Box<dyn Socket>>,
-    out: &mut BytesMut,
-    is_flushed: &mut bool,
-) -> std::io::Result<()> {
-    while !out.is_empty() {
-        *is_flushed = false;
-        if socket.write_buf(out).await? == 0 {
-            return Err(std::io::ErrorKind::WriteZero.into());
-        }
-    }
-    socket.flush().await?;
-    *is_flushed = true;
-    Ok(())
 }

@@ -10,24 +10,20 @@
 mod pending;
 
 use std::collections::VecDeque;
-use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use self::pending::{Batch, PendingCommand};
-use super::handshake::{Connection, Socket};
+use super::handshake::Connection;
 use super::subjects::{received, subject};
 use super::table::Table;
-use super::wire::{self, Info, Operation, PONG, Reader};
+use super::transport::Transport;
+use super::wire::{self, Info, Operation, PONG};
 use crate::broker::sink::EventSink;
 use crate::broker::{BrokerError, Command};
-use crate::metrics::throttle::Throttle;
-use crate::net::reason::{Peer, sentence};
 
 /// How long the server may be silent while it owes an answer.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
@@ -45,20 +41,10 @@ const SETTLING: usize = 64 * 1024;
 /// The longest time that [`Session::settled`] adds to `broker.settle`.
 const SETTLE_MORE: Duration = Duration::from_secs(2);
 
-/// The most bytes that wait to be sent. Beyond it, commands wait.
-const OUT_LIMIT: usize = 256 * 1024;
-
 /// The state of one session.
 pub(super) struct Session {
-    read: ReadHalf<Box<dyn Socket>>,
-    write: WriteHalf<Box<dyn Socket>>,
-    reader: Reader,
-    /// Bytes to send.
-    out: BytesMut,
-    /// Whether all written bytes are flushed.
-    is_flushed: bool,
-    /// The last `INFO`; its addresses are sorted, so that servers that join or leave are noticed.
-    info: Info,
+    /// The addresses of its `INFO` are sorted, so that servers that join or leave are noticed.
+    transport: Transport,
     settle: Duration,
     stage: Stage,
     /// One for each unanswered PING, in the order sent.
@@ -67,13 +53,7 @@ pub(super) struct Session {
     settling: VecDeque<(Instant, PendingCommand)>,
     /// Whether it was told that the connection is up.
     is_up: bool,
-    /// When the server last sent anything, or when reading was last paused.
-    heard: Instant,
     pinged: Instant,
-    /// The server's last error text, for the reason of the end.
-    words: Option<String>,
-    /// Of the lines that repeat what it says.
-    reports: Throttle,
 }
 
 /// How messages are handled.
@@ -90,32 +70,22 @@ impl Session {
     /// Begins a session, and subscribes to all filters of the table. `settle` is for a server in a cluster. `was_up`:
     /// there was a session before, so messages may be missing in between.
     pub(super) fn new(connection: Connection, settle: Duration, was_up: bool, table: &Table) -> Self {
-        let Connection { socket, reader, mut info } = connection;
-        let (read, write) = split(socket);
-        let now = Instant::now();
-        info.connect_urls.sort();
-        let settle = if info.cluster.is_some() { settle } else { Duration::ZERO };
+        let mut transport = Transport::new(connection);
+        transport.info.connect_urls.sort();
+        let settle = if transport.info.cluster.is_some() { settle } else { Duration::ZERO };
         let mut session = Session {
-            read,
-            write,
-            reader,
-            out: BytesMut::new(),
-            is_flushed: true,
-            info,
+            transport,
             settle,
             stage: Stage::Open,
             batches: VecDeque::new(),
             settling: VecDeque::new(),
             is_up: false,
-            heard: now,
-            pinged: now,
-            words: None,
-            reports: Throttle::default(),
+            pinged: Instant::now(),
         };
         if was_up {
             session.stage = Stage::Restoring;
             for (filter, sid) in table.iter() {
-                wire::write_subscribe(&mut session.out, &subject(filter), sid);
+                wire::write_subscribe(&mut session.transport.out, &subject(filter), sid);
             }
             session.ping(Vec::new());
         }
@@ -124,7 +94,7 @@ impl Session {
 
     /// Other addresses of its cluster.
     pub(super) fn servers(&self) -> &[String] {
-        &self.info.connect_urls
+        self.transport.servers()
     }
 
     /// Serves until the connection ends; returns the reason. `None` once one of the channels has closed.
@@ -138,7 +108,7 @@ impl Session {
             self.up(sink);
         }
         let why = self.work(table, commands, sink).await?;
-        let why = self.words.take().map_or(why, |words| sentence(&words, Peer::Nats));
+        let why = self.transport.end(why);
         let settling = self.settling.drain(..).map(|(_, asked)| asked);
         for asked in self.batches.drain(..).flat_map(|batch| batch.asked).chain(settling) {
             asked.fail(BrokerError::Away(why.clone()), table);
@@ -155,40 +125,30 @@ impl Session {
         let mut timer = pin!(sleep_until(self.next_time(sink)));
         loop {
             while self.is_reading(sink) {
-                match self.reader.next() {
+                match self.transport.next() {
                     Ok(Some(operation)) => {
                         if let Err(why) = self.take(operation, table, sink) {
                             return Some(why);
                         }
                     }
                     Ok(None) => break,
-                    Err(error) => return Some(error.to_string()),
+                    Err(why) => return Some(why),
                 }
             }
             let is_reading = self.is_reading(sink);
             if !is_reading {
-                self.heard = Instant::now(); // reading was paused, so nothing else is known
+                self.transport.heard = Instant::now(); // reading was paused, so nothing else is known
             }
             let next = self.next_time(sink);
             if next < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(next);
             }
             let has_room =
-                self.out.len() < OUT_LIMIT && self.batches.len() < BATCHES && self.settling.len() < SETTLING;
+                self.transport.has_room() && self.batches.len() < BATCHES && self.settling.len() < SETTLING;
             tokio::select! {
-                read = self.read.read_buf(self.reader.space()), if is_reading => match read {
-                    Ok(1..) => self.heard = Instant::now(),
-                    Ok(0) => return Some("the server closed the connection".into()),
-                    Err(error) => return Some(format!("the connection was lost: {error}")),
+                exchanged = self.transport.exchange(is_reading) => if let Err(why) = exchanged {
+                    return Some(why);
                 },
-                sent = send(&mut self.write, &mut self.out, &mut self.is_flushed),
-                    if !(self.out.is_empty() && self.is_flushed) =>
-                {
-                    if sent.is_err() {
-                        // Data that has arrived is still read: the end of the connection follows it.
-                        (self.out, self.is_flushed) = (BytesMut::new(), true);
-                    }
-                }
                 command = commands.recv(), if has_room => self.carry_out(command?, table, commands),
                 () = &mut timer => if let Err(why) = self.on_time(table, sink) {
                     return Some(why);
@@ -228,7 +188,7 @@ impl Session {
                 }
             }
             Operation::Pong => return self.answered(table, sink),
-            Operation::Ping => self.out.extend_from_slice(PONG),
+            Operation::Ping => self.transport.out.extend_from_slice(PONG),
             Operation::Error(words) => self.refused(words, table, sink),
             Operation::Info(info) => self.informed(*info),
             Operation::Ok => {}
@@ -238,11 +198,11 @@ impl Session {
 
     fn informed(&mut self, mut info: Info) {
         info.connect_urls.sort();
-        let is_changed = info.connect_urls != self.info.connect_urls;
-        self.info = info;
+        let is_changed = info.connect_urls != self.transport.info.connect_urls;
+        self.transport.info = info;
         // Messages from a server that was away never arrived here; a server that joins does not know the subscriptions
         // yet.
-        if is_changed && self.info.cluster.is_some() && matches!(self.stage, Stage::Open) {
+        if is_changed && self.transport.info.cluster.is_some() && matches!(self.stage, Stage::Open) {
             self.settle(Instant::now(), "servers joined or left the cluster");
         }
     }
@@ -262,8 +222,9 @@ impl Session {
     /// When the next timeout is due.
     fn next_time(&self, sink: &EventSink) -> Instant {
         let front = self.batches.front();
-        let silent =
-            front.filter(|_| self.is_reading(sink)).map(|batch| self.heard.max(batch.sent) + SILENCE_LIMIT);
+        let silent = front
+            .filter(|_| self.is_reading(sink))
+            .map(|batch| self.transport.heard.max(batch.sent) + SILENCE_LIMIT);
         let late =
             self.batches.iter().find(|batch| !batch.asked.is_empty()).map(|batch| batch.sent + ANSWER_LIMIT);
         let quiet = front.is_none().then(|| self.pinged + PING_AFTER);
@@ -296,28 +257,10 @@ impl Session {
             }
             return Ok(());
         };
-        if self.is_reading(sink) && self.heard.max(front.sent) + SILENCE_LIMIT <= now {
+        if self.is_reading(sink) && self.transport.heard.max(front.sent) + SILENCE_LIMIT <= now {
             return Err(format!("no confirmation within {} s", SILENCE_LIMIT.as_secs()));
         }
         self.fail_late(now, table);
         Ok(())
     }
-}
-
-/// Sends and flushes the bytes. Cancel-safe.
-async fn send(
-    write: &mut (impl AsyncWrite + Unpin),
-    out: &mut BytesMut,
-    is_flushed: &mut bool,
-) -> io::Result<()> {
-    while !out.is_empty() {
-        *is_flushed = false;
-        write.write_buf(out).await?;
-    }
-    if out.capacity() > 2 * OUT_LIMIT {
-        *out = BytesMut::new();
-    }
-    write.flush().await?;
-    *is_flushed = true;
-    Ok(())
 }

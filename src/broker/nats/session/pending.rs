@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{ANSWER_LIMIT, OUT_LIMIT, Session, Stage};
+use super::{ANSWER_LIMIT, Session, Stage};
+use crate::broker::nats::above_max_payload;
 use crate::broker::nats::subjects::{filter_of, speakable, subject, unquote};
 use crate::broker::nats::table::Table;
 use crate::broker::nats::wire::{self, PING};
-use crate::broker::nats::{above_max_payload, report};
 use crate::broker::sink::EventSink;
 use crate::broker::{BrokerError, Command, Event};
 use crate::protocol::headers::Headers;
@@ -72,7 +72,7 @@ impl PendingCommand {
 
 impl Session {
     pub(crate) fn ping(&mut self, asked: Vec<PendingCommand>) {
-        self.out.extend_from_slice(PING);
+        self.transport.out.extend_from_slice(PING);
         self.batches.push_back(Batch::new(asked));
         self.pinged = Instant::now();
     }
@@ -94,7 +94,7 @@ impl Session {
                 },
                 Command::Unsubscribe { filter } => {
                     if let Some(sid) = table.remove(&filter) {
-                        wire::write_unsubscribe(&mut self.out, sid);
+                        wire::write_unsubscribe(&mut self.transport.out, sid);
                     }
                 }
                 Command::Publish { topic, payload, headers, done } => {
@@ -104,7 +104,7 @@ impl Session {
                     }
                 }
             }
-            let has_room = asked.len() < BATCH && self.out.len() < OUT_LIMIT;
+            let has_room = asked.len() < BATCH && self.transport.has_room();
             next = if has_room { commands.try_recv().ok() } else { None };
         }
         if !asked.is_empty() {
@@ -116,7 +116,7 @@ impl Session {
         speakable(filter.as_str())?;
         let (sid, is_new) = table.add(filter);
         if is_new {
-            wire::write_subscribe(&mut self.out, &subject(filter), sid);
+            wire::write_subscribe(&mut self.transport.out, &subject(filter), sid);
         }
         Ok(sid)
     }
@@ -124,16 +124,16 @@ impl Session {
     fn publish(&mut self, topic: &Topic, payload: &[u8], headers: &Headers) -> Result<String, BrokerError> {
         speakable(topic.as_str())?;
         let fields = wire::header_block(headers).map_err(BrokerError::Refused)?;
-        if !fields.is_empty() && !self.info.headers {
+        if !fields.is_empty() && !self.transport.info.headers {
             return Err(BrokerError::Refused("the server does not support header fields".into()));
         }
-        let (bytes, most) = (fields.len() + payload.len(), self.info.max_payload);
+        let (bytes, most) = (fields.len() + payload.len(), self.transport.info.max_payload);
         if bytes > most {
             // For a larger message, the server would end the connection.
             return Err(above_max_payload(bytes, most));
         }
         let subject = topic.to_subject('.');
-        wire::write_publish(&mut self.out, &subject, &fields, payload);
+        wire::write_publish(&mut self.transport.out, &subject, &fields, payload);
         Ok(subject)
     }
 
@@ -145,7 +145,7 @@ impl Session {
                 (Some(filter), Some(batch)) => drop(batch.filters.insert(filter, words)),
                 (Some(filter), None) => self.withdrawn(filter, words, table, sink),
                 (None, Some(batch)) => batch.doubt = Some(words),
-                (None, None) => report(&words, &self.reports),
+                (None, None) => self.transport.log(&words),
             }
             return;
         }
@@ -154,11 +154,10 @@ impl Session {
             batch.subjects.insert(subject, words);
             return;
         }
-        report(&words, &self.reports);
         if let Some(batch) = self.batches.front_mut() {
             batch.doubt = Some(words.clone());
         }
-        self.words = Some(words);
+        self.transport.report(words);
     }
 
     /// The server ended a confirmed subscription.
@@ -190,7 +189,7 @@ impl Session {
             self.withdrawn(filter, why, table, sink);
         }
         if batch.doubt.is_none() {
-            self.words = None;
+            self.transport.forget_words();
         }
         if matches!(self.stage, Stage::Restoring) {
             if let Some(why) = batch.doubt {
@@ -203,7 +202,7 @@ impl Session {
 
     fn fail(&mut self, asked: PendingCommand, why: BrokerError, table: &mut Table) {
         if let Some(sid) = asked.fail(why, table) {
-            wire::write_unsubscribe(&mut self.out, sid);
+            wire::write_unsubscribe(&mut self.transport.out, sid);
         }
     }
 
