@@ -376,3 +376,60 @@ fn a_forbidden_import_is_found() {
     let in_tests = with("protocol::codes", "#[cfg(test)]\nmod tests {\n    use crate::broker;\n}\n");
     assert!(!in_tests.iter().any(|line| line.contains("broker")), "{in_tests:?}");
 }
+
+/// How many public items the library has: the types that `lib.rs` exports, with their public fields, variants and
+/// functions. Each is a promise to programs that embed the gateway, so this number only gets lower.
+const PUBLIC_ITEMS: usize = 27;
+
+/// The names that `lib.rs` exports to everybody.
+fn exported() -> BTreeSet<String> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let code = without_tests(&text);
+    let (public, _) = code.split_once("#[doc(hidden)]\npub mod internals {").unwrap();
+    assert!(!public.contains("pub mod") && !public.contains("pub fn") && !public.contains('*'), "{public}");
+    let exports = public.split(';').filter_map(|statement| statement.trim().strip_prefix("pub use "));
+    exports.flat_map(leaves).map(|path| path.rsplit("::").next().unwrap().to_owned()).collect()
+}
+
+/// The public fields, variants and functions of a type, in the text of one file. What is hidden from the documentation is
+/// no promise.
+fn members(code: &str, name: &str) -> usize {
+    let (mut count, mut inside, mut is_hidden) = (0, false, false);
+    for line in code.lines() {
+        let is_enum = line.starts_with(&format!("pub enum {name} {{"));
+        if is_enum || line.starts_with(&format!("pub struct {name} {{")) || line == format!("impl {name} {{")
+        {
+            inside = true;
+        } else if line.starts_with(&format!("pub struct {name}(pub ")) {
+            count += 1;
+        } else if line == "}" {
+            inside = false;
+        } else if inside && let Some(item) = line.strip_prefix("    ") {
+            let is_variant = item.starts_with(|letter: char| letter.is_ascii_uppercase());
+            match item {
+                "#[doc(hidden)]" => is_hidden = true,
+                _ if item.starts_with("pub ") || is_variant => {
+                    count += usize::from(!std::mem::take(&mut is_hidden));
+                }
+                _ => {}
+            }
+        }
+    }
+    count
+}
+
+#[test]
+fn the_library_promises_no_more_than_before() {
+    let exported = exported();
+    let mut count = exported.len();
+    // The folders in which they are defined; elsewhere there are other types of the same names.
+    for folder in ["app", "config"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(folder);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let code = without_tests(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
+            count += exported.iter().map(|name| members(&code, name)).sum::<usize>();
+        }
+    }
+    assert!(exported.contains("Config") && exported.contains("Server"), "{exported:?}");
+    assert_eq!(count, PUBLIC_ITEMS, "lower the number, or keep what is new inside: {exported:?}");
+}

@@ -151,6 +151,20 @@ fn the_documented_table_of_keys_is_the_one_in_the_code() {
     assert!(rows == table, "write this into docs/configuration.md:\n{table}");
 }
 
+/// The examples in TOML of a document.
+fn examples(page: &str) -> impl Iterator<Item = &str> {
+    page.split("\n```toml\n").skip(1).map(|rest| rest.split_once("\n```").unwrap().0)
+}
+
+#[test]
+fn the_example_for_production_is_a_configuration() {
+    let page = document("docs/configuration.md");
+    let [example] = *examples(&page).collect::<Vec<_>>() else { panic!("one example") };
+    let config = Config::from_toml(example).unwrap();
+    assert_eq!((config.broker.kind(), config.topics.len()), (BrokerKind::Nats, 1));
+    assert!(config.tls.is_some() && !config.proxies.trusted.is_empty() && !config.cors.origins.is_empty());
+}
+
 #[test]
 fn the_documents_name_every_key_that_needs_a_restart_and_no_other() {
     let table = |key: &'static str| key.split_once('.').map_or(key, |(table, _)| table);
