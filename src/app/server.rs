@@ -28,7 +28,7 @@ use crate::ingest::status::Upstreams;
 use crate::ingest::{Ingest, Throttles};
 use crate::log::{BACKFILL_CAPACITY, Registry};
 use crate::metrics::{Limit, Metrics};
-use crate::net::tls::{LOOK, Tls};
+use crate::net::tls::{CERTIFICATE_CHECK, Tls};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::event_id::{Epoch, Sequence};
 use crate::reader::clock::TICK;
@@ -184,7 +184,7 @@ impl Server {
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
         if let Some(tls) = &tls {
-            tasks.spawn(every(LOOK, tls.clone(), Tls::look));
+            tasks.spawn(every(CERTIFICATE_CHECK, tls.clone(), Tls::reload_if_changed));
         }
         Ok(Server { gateway, public, admin, connections, tls, tasks, export })
     }

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn that_nobody_may_outweighs_that_it_must_be_said_who_asks() {
+    fn a_rule_for_nobody_outweighs_a_missing_token() {
         let rules = rules(&[("a/*", "token"), ("*/secret", "nobody"), ("**", "anyone")]);
         let verdict = |text| decide(&rules, Action::Subscribe, &filter(text), None);
         assert_eq!(verdict("**"), Verdict::NotExposed);

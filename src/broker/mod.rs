@@ -358,10 +358,10 @@ impl Broker {
         &self,
         filter: Filter,
         source: Source,
-        place: Seek,
+        seek: Seek,
     ) -> Result<SeekResult, BrokerError> {
         let task = self.stored_task(&source)?;
-        call(task, |done| StoredCommand::Locate { filter, source, place, done }).await
+        call(task, |done| StoredCommand::Locate { filter, source, seek, done }).await
     }
 
     /// The last message that is stored of one topic, if there is one.

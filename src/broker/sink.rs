@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_wait_is_told_in_its_order_and_what_follows_it_done_behind_it() {
+    async fn events_that_wait_are_sent_in_order_and_actions_follow_them() {
         let (mut sink, mut events) = sink(WhenFull::Wait);
         let done = Arc::new(Mutex::new(false));
         for text in ["a", "b", "c"] {
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_dropped_is_told_as_lost_before_what_follows_it() {
+    async fn dropped_messages_are_a_loss_before_the_next_message() {
         let (mut sink, mut events) = sink(WhenFull::Drop);
         for text in ["a", "b", "b", "c"] {
             sink.message(&filter(text), || message(text));
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_ends_leaves_no_mark_and_tells_a_reason_once() {
+    async fn a_connection_that_ends_leaves_no_mark_and_reports_each_reason_once() {
         let (mut sink, mut events) = sink(WhenFull::Drop);
         for text in ["a", "b"] {
             sink.message(&filter(text), || message(text));

@@ -125,7 +125,7 @@ pub enum StoredCommand {
         /// The source.
         source: Source,
         /// The position to find.
-        place: Seek,
+        seek: Seek,
         /// Receives the answer.
         done: oneshot::Sender<Result<SeekResult, BrokerError>>,
     },

@@ -47,14 +47,14 @@ impl Proxies {
             return "Client addresses come from the TCP connection; no proxy is trusted (proxies.trusted is empty).".into();
         }
         let networks: Vec<String> = self.trusted.iter().map(IpNet::to_string).collect();
-        let told = match self.address {
+        let how = match self.address {
             AddressSource::XForwardedFor => "in X-Forwarded-For",
             AddressSource::Forwarded => "in Forwarded",
             AddressSource::ProxyProtocol => {
                 "by the PROXY protocol, with which each of their connections must begin"
             }
         };
-        format!("Proxies in {} are trusted; they name the address of a client {told}.", networks.join(", "))
+        format!("Proxies in {} are trusted; they name the address of a client {how}.", networks.join(", "))
     }
 }
 

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_url_is_told_without_repeating_it() {
+    fn an_error_in_a_url_is_explained_without_repeating_the_url() {
         for url in
             ["s3cret", "s3cret://h", "nats://s3cret@", "nats://a:s3cret/x", "redis://s3cret@h/s3cret", ""]
         {

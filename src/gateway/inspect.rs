@@ -56,7 +56,7 @@ pub struct StreamState {
 impl Gateway {
     /// The states of up to `limit` topics whose names begin with `prefix`, after the topic `after`.
     pub fn topics(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
-        self.registry.look(prefix, after, limit)
+        self.registry.log_states(prefix, after, limit)
     }
 
     /// The states of the first `limit` selected streams with an id greater than `after`, and whether there are more.
@@ -106,11 +106,11 @@ impl Gateway {
         }
         let reader = Reader { address, principal: Principal::Operator, http };
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
-        let place = self.clients.enter(ticket.handle().clone(), 1)?;
+        let seat = self.clients.enter(ticket.handle().clone(), 1)?;
         let (start, format) = (&Start::Last(last), Format::CloudEvents);
         let options = StreamOptions { start, located: &[], format, expires: None, until_end: false };
         let context = self.current().streams.clone();
-        Ok(Stream::open(context, ticket, place, vec![lease], options))
+        Ok(Stream::open(context, ticket, seat, vec![lease], options))
     }
 
     /// The state of the broker, with the reason if all or part of it is down.

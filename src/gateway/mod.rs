@@ -82,7 +82,7 @@ pub struct Gateway {
     /// Of those that say that one of its connections was closed.
     disconnected: Throttle,
     /// The largest message of the broker that was said to be less than `limits.message`.
-    told_largest: AtomicUsize,
+    reported_largest: AtomicUsize,
     /// [`crate::auth::Auth::withdrawals`] when the open streams were last checked.
     withdrawals: AtomicU64,
     history: History,
@@ -118,7 +118,7 @@ impl Gateway {
             denied: Arc::default(),
             crowded: Throttle::default(),
             disconnected: Throttle::default(),
-            told_largest: AtomicUsize::new(usize::MAX),
+            reported_largest: AtomicUsize::new(usize::MAX),
             withdrawals: AtomicU64::default(),
             history: History::default(),
         });
@@ -327,8 +327,8 @@ impl Gateway {
     fn warn_of_small_broker(&self) {
         let (largest, message) = (self.broker.largest_message(), self.current().config.limits.message);
         let is_less = (largest as u64) < message;
-        let told = if is_less { largest } else { usize::MAX };
-        if self.told_largest.swap(told, Ordering::Relaxed) != told && is_less {
+        let now = if is_less { largest } else { usize::MAX };
+        if self.reported_largest.swap(now, Ordering::Relaxed) != now && is_less {
             tracing::warn!(
                 largest,
                 message,

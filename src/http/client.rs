@@ -58,10 +58,10 @@ fn behind(proxies: &Proxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     };
     // Several lines form one list. A comma inside a quoted string also ends an element: then both halves are malformed.
     let lines = headers.get_all(name).iter().rev();
-    let mut told = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    let mut elements = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     let mut client = peer;
     while proxies.trusts(client)
-        && let Some(element) = told.next()
+        && let Some(element) = elements.next()
         // A trusted proxy wrote this element, but it cannot be parsed, so nothing beyond it is known.
         && let Some(address) = std::str::from_utf8(element).ok().and_then(read)
     {

@@ -168,10 +168,10 @@ async fn serve_http1<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         .max_buf_size(settings.max_head)
         .serve_connection(TokioIo::new(transport), service);
     let mut closing = std::pin::pin!(settings.closing.cancelled());
-    let mut told = false;
+    let mut is_closing = false;
     let stream = std::future::poll_fn(|cx| {
-        if !told && closing.as_mut().poll(cx).is_ready() {
-            told = true;
+        if !is_closing && closing.as_mut().poll(cx).is_ready() {
+            is_closing = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
         let ended = connection.poll_without_shutdown(cx);
@@ -244,7 +244,7 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let mut connection = std::pin::pin!(connection);
     let step = settings.write_timeout.min(settings.head_timeout) / 4;
     let mut busy = clock.now();
-    let mut told = false;
+    let mut is_closing = false;
     loop {
         tokio::select! {
             ended = tokio::time::timeout(step, connection.as_mut()) => {
@@ -252,8 +252,8 @@ async fn serve_http2<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                     return;
                 }
             }
-            () = settings.closing.cancelled(), if !told => {
-                told = true;
+            () = settings.closing.cancelled(), if !is_closing => {
+                is_closing = true;
                 connection.as_mut().graceful_shutdown();
             }
         }

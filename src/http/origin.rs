@@ -189,15 +189,15 @@ impl<'a> Allowed<'a> {
         if preflight && let Ok(allowed) = HeaderValue::try_from(self.allowed_headers()) {
             headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
         }
-        let mut tell = |name, value| headers.insert(name, HeaderValue::from_static(value));
+        let mut add = |name, value| headers.insert(name, HeaderValue::from_static(value));
         if self.cors.credentials {
-            tell(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true");
+            add(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true");
         }
         if preflight {
-            tell(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOWED_METHODS);
-            tell(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE);
+            add(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOWED_METHODS);
+            add(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE);
         } else {
-            tell(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
+            add(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
         }
         headers
     }
@@ -268,7 +268,7 @@ fn vary_by_origin(headers: &mut HeaderMap) {
 /// embeds also navigate, but not at the top level; a prefetch is the page's own doing; and a form that posts is not a
 /// link.
 fn is_followed_link(method: &Method, headers: &HeaderMap) -> bool {
-    let says = |name: &str, value: &str| headers.get(name).is_some_and(|told| told == value);
+    let says = |name: &str, value: &str| headers.get(name).is_some_and(|found| found == value);
     (method == Method::GET || method == Method::HEAD)
         && says("sec-fetch-mode", "navigate")
         && says("sec-fetch-dest", "document")

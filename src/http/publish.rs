@@ -41,8 +41,8 @@ const TOO_MUCH: &str = "too much is being published at once (limits.bodies); try
 pub(super) async fn publish(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let result = publish_message(&gateway, &head, body).await;
-    let told = result.as_ref().err().and_then(|response| response.extensions().get());
-    gateway.metrics().publishes.inc(match (&result, told.map(|told: &RefusalNote| told.code)) {
+    let note = result.as_ref().err().and_then(|response| response.extensions().get());
+    gateway.metrics().publishes.inc(match (&result, note.map(|note: &RefusalNote| note.code)) {
         (Ok(_), _) => PublishResult::Accepted,
         (_, Some(Code::Refused(RefusalCode::BrokerAway))) => PublishResult::BrokerAway,
         (_, Some(Code::Refused(RefusalCode::BrokerRefused))) => PublishResult::BrokerRefused,

@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::encoder::Encoder;
-use super::paced::{self, Look};
+use super::paced::{self, PacedRequest};
 use crate::broker::{Broker, BrokerError, Fetched, Message, Stored};
 use crate::log::message::FieldMapping;
 use crate::log::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent, Registry, StoredPosition};
@@ -85,12 +85,12 @@ impl Lookups {
         address: IpAddr,
         filter: Filter,
         source: Source,
-        place: Seek,
+        seek: Seek,
     ) -> Result<SeekResult, BrokerError> {
         let (done, found) = oneshot::channel();
-        let lookup = Lookup { address, filter, source, what: What::Place(place, done) };
-        self.0.send(lookup).await.map_err(|_| no_place())?;
-        found.await.map_err(|_| no_place())?
+        let lookup = Lookup { address, filter, source, what: What::Place(seek, done) };
+        self.0.send(lookup).await.map_err(|_| too_many())?;
+        found.await.map_err(|_| too_many())?
     }
 
     /// The last message of the topic `filter` that the broker stores, for a client at `address`.
@@ -105,17 +105,17 @@ impl Lookups {
     ) -> Result<Option<Message>, BrokerError> {
         let (done, found) = oneshot::channel();
         let lookup = Lookup { address, filter, source, what: What::Last(done) };
-        self.0.send(lookup).await.map_err(|_| no_place())?;
-        found.await.map_err(|_| no_place())?
+        self.0.send(lookup).await.map_err(|_| too_many())?;
+        found.await.map_err(|_| too_many())?
     }
 }
 
-fn no_place() -> BrokerError {
+fn too_many() -> BrokerError {
     BrokerError::Away("too many readers look up stored positions at once".into())
 }
 
-impl Look for Lookup {
-    const KIND: quota::Look = quota::Look::Locate;
+impl PacedRequest for Lookup {
+    const KIND: quota::StoredRead = quota::StoredRead::Locate;
 
     fn address(&self) -> IpAddr {
         self.address
@@ -129,8 +129,8 @@ impl Look for Lookup {
     }
 }
 
-impl Look for BackfillRequest {
-    const KIND: quota::Look = quota::Look::Fetch;
+impl PacedRequest for BackfillRequest {
+    const KIND: quota::StoredRead = quota::StoredRead::Fetch;
 
     fn address(&self) -> IpAddr {
         self.address
@@ -213,7 +213,7 @@ async fn fetch(backfill: Arc<Backfill>, failures: Arc<Throttle>, request: Backfi
 async fn find(broker: Broker, lookup: Lookup) -> usize {
     let Lookup { filter, source, what, .. } = lookup;
     match what {
-        What::Place(place, done) => drop(done.send(broker.locate(filter, source, place).await)),
+        What::Place(seek, done) => drop(done.send(broker.locate(filter, source, seek).await)),
         What::Last(done) => drop(done.send(broker.last(filter, source).await)),
     }
     0

@@ -150,14 +150,14 @@ impl Ingest {
                 if link == Link::Pubsub {
                     self.registry.feeds_back(None);
                 }
-                self.tell_of(link, Upstream::Up);
+                self.set_link(link, Upstream::Up);
             }
-            Event::Partly { link, why } => self.tell_of(link, Upstream::Partly(why)),
+            Event::Partly { link, why } => self.set_link(link, Upstream::Partly(why)),
             Event::Down { link, why } => {
                 if link == Link::Pubsub {
                     self.registry.feeds_lost(None);
                 }
-                self.tell_of(link, Upstream::Down(why));
+                self.set_link(link, Upstream::Down(why));
             }
             Event::Interrupted { filters } => self.registry.feeds_lost(Some(filters)),
             Event::Resumed { filters } => self.registry.feeds_back(Some(&filters)),
@@ -193,7 +193,7 @@ impl Ingest {
         }
     }
 
-    fn tell_of(&self, link: Link, state: Upstream) {
+    fn set_link(&self, link: Link, state: Upstream) {
         let was_up = *self.upstream.borrow().all() == Upstream::Up;
         let mut is_new = false;
         self.upstream.send_modify(|all| {
@@ -341,7 +341,7 @@ mod tests {
             lease(&ingest, "e", Source::RedisStream { payload: None }),
         ];
         let named = |names: &[&str]| names.iter().map(|name| Filter::parse(name, 9).unwrap()).collect();
-        let mut told = 0;
+        let mut sum = 0;
         for (filters, gaps) in [
             (None, 2),
             (Some(named(&["c", "d", "unheard"])), 2),
@@ -349,9 +349,9 @@ mod tests {
             (Some(named(&["a"])), 1),
         ] {
             ingest.take(Event::Lost { filters, why: String::new() });
-            told += gaps;
+            sum += gaps;
             let broker = ingest.metrics.gaps.counts().find(|(reason, _)| *reason == "broker");
-            assert_eq!(broker, Some(("broker", told)));
+            assert_eq!(broker, Some(("broker", sum)));
         }
     }
 

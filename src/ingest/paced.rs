@@ -17,9 +17,9 @@ use crate::reader::quota::{self, Clients};
 const PACE_STEP: Duration = Duration::from_millis(20);
 
 /// A request for the broker's stored messages.
-pub trait Look: Send + 'static {
+pub trait PacedRequest: Send + 'static {
     /// The kind of the request, which determines its pace.
-    const KIND: quota::Look;
+    const KIND: quota::StoredRead;
 
     /// The client address that it is for.
     fn address(&self) -> IpAddr;
@@ -36,8 +36,8 @@ pub trait Look: Send + 'static {
 
 /// Runs requests, `at_once` at a time: addresses take turns, each no faster than its pace. `work` returns the bytes
 /// that the broker sent. Requests that do not fit into the queue, or that no reader waits for any more, are dropped.
-pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
-    mut asked: mpsc::Receiver<T>,
+pub async fn serve<T: PacedRequest, F: Future<Output = usize> + Send + 'static>(
+    mut requests: mpsc::Receiver<T>,
     most: usize,
     at_once: usize,
     clients: Arc<Clients>,
@@ -50,11 +50,11 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
     let mut paced = false;
     loop {
         while running.len() < at_once
-            && let Some(look) = turns.pop(|address| clients.look_due(T::KIND, address).is_none())
+            && let Some(request) = turns.pop(|address| clients.read_due(T::KIND, address).is_none())
         {
-            if look.begin() {
-                let (address, clients, work) = (look.address(), clients.clone(), work(look));
-                running.spawn(async move { clients.looked(T::KIND, address, work.await) });
+            if request.begin() {
+                let (address, clients, work) = (request.address(), clients.clone(), work(request));
+                running.spawn(async move { clients.record_read(T::KIND, address, work.await) });
             }
         }
         // If there is a free slot, the remaining addresses wait for their pace.
@@ -64,15 +64,15 @@ pub async fn serve<T: Look, F: Future<Output = usize> + Send + 'static>(
         }
         paced = waits;
         tokio::select! {
-            look = asked.recv() => {
-                let Some(look) = look else { return };
-                if turns.push(counted_as(look.address()), look).is_some() {
+            request = requests.recv() => {
+                let Some(request) = request else { return };
+                if turns.push(counted_as(request.address()), request).is_some() {
                     metrics.hit(Limit::Lookups);
                 }
             }
             Some(_) = running.join_next() => {}
             // Requests without a waiting reader take no place in the queue.
-            () = tokio::time::sleep(PACE_STEP), if waits => turns.retain(Look::is_wanted),
+            () = tokio::time::sleep(PACE_STEP), if waits => turns.retain(PacedRequest::is_wanted),
         }
         // Others add to it too.
         waiting.inc_by(turns.len() as i64 - shown);

@@ -9,7 +9,7 @@ use super::time::Horizon;
 use crate::protocol::topic::Topic;
 
 /// Counts appended entries, from 1, so evictions do not change it.
-pub(super) type Place = NonZeroU64;
+pub(super) type Position = NonZeroU64;
 
 /// Its approximate memory per entry, in bytes.
 pub(super) const WEIGHT: usize = 64;
@@ -17,11 +17,11 @@ pub(super) const WEIGHT: usize = 64;
 /// The index.
 #[derive(Debug)]
 pub(super) struct ByTopic {
-    /// The place of the oldest entry in the log.
-    first: Place,
-    /// For each entry, the place of the previous entry of its topic, if it is known.
-    before: VecDeque<Option<Place>>,
-    newest: HashMap<Topic, Place>,
+    /// The position of the oldest entry in the log.
+    first: Position,
+    /// For each entry, the position of the previous entry of its topic, if it is known.
+    before: VecDeque<Option<Position>>,
+    newest: HashMap<Topic, Position>,
     /// Up to here, messages of any topic may be missing: where the index begins, or the last gap that is not of a single
     /// topic.
     pub(super) whole_from: Horizon,
@@ -32,7 +32,7 @@ impl ByTopic {
     /// `whole_from`.
     pub(super) fn new(entries: usize, whole_from: Horizon) -> Self {
         ByTopic {
-            first: Place::MIN,
+            first: Position::MIN,
             before: std::iter::repeat_n(None, entries).collect(),
             newest: HashMap::new(),
             whole_from,
@@ -40,9 +40,9 @@ impl ByTopic {
     }
 
     pub(super) fn append(&mut self, entry: &Entry) {
-        let place = self.end();
+        let position = self.end();
         let before = match entry.topic() {
-            Some(topic) => self.newest.insert(topic.clone(), place),
+            Some(topic) => self.newest.insert(topic.clone(), position),
             None => {
                 self.whole_from = Horizon { number: entry.sequence, time: entry.time() };
                 None
@@ -70,33 +70,33 @@ impl ByTopic {
         }
     }
 
-    /// The place after the newest entry.
-    fn end(&self) -> Place {
+    /// The position after the newest entry.
+    fn end(&self) -> Position {
         self.first.saturating_add(self.before.len() as u64)
     }
 
-    /// The place of the newest entry.
-    pub(super) fn last(&self) -> Option<Place> {
+    /// The position of the newest entry.
+    pub(super) fn last(&self) -> Option<Position> {
         if self.before.is_empty() { None } else { previous(self.end()) }
     }
 
-    /// The place of the newest entry of `topic`.
-    pub(super) fn newest(&self, topic: &Topic) -> Option<Place> {
+    /// The position of the newest entry of `topic`.
+    pub(super) fn newest(&self, topic: &Topic) -> Option<Position> {
         self.newest.get(topic).copied()
     }
 
-    /// The place of the previous entry of the same topic before `place`, which must be in the log.
-    pub(super) fn before(&self, place: Place) -> Option<Place> {
-        self.before.get(self.index(place)?).copied().flatten()
+    /// The position of the previous entry of the same topic before `position`, which must be in the log.
+    pub(super) fn before(&self, position: Position) -> Option<Position> {
+        self.before.get(self.index(position)?).copied().flatten()
     }
 
-    /// The index of the entry at `place`, if it was not evicted.
-    pub(super) fn index(&self, place: Place) -> Option<usize> {
-        place.get().checked_sub(self.first.get()).and_then(|index| usize::try_from(index).ok())
+    /// The index of the entry at `position`, if it was not evicted.
+    pub(super) fn index(&self, position: Position) -> Option<usize> {
+        position.get().checked_sub(self.first.get()).and_then(|index| usize::try_from(index).ok())
     }
 }
 
-/// The place before that one, whatever is there.
-pub(super) fn previous(place: Place) -> Option<Place> {
-    Place::new(place.get() - 1)
+/// The position before that one, whatever is there.
+pub(super) fn previous(position: Position) -> Option<Position> {
+    Position::new(position.get() - 1)
 }

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_carried_is_left_out_and_told() {
+    fn fields_that_cannot_be_carried_are_dropped_and_reported() {
         let by_header = fields(Field::Header("id".into()), Field::Header("type".into()));
         let bad = Extracted { bad_id: true, bad_kind: true, ..Extracted::default() };
         for (id, kind) in [("1\r2", "message\nevent: admin"), ("1\0", "a\0"), ("a b", "stream-close")] {

@@ -9,7 +9,7 @@ use crate::protocol::codes::CloseCode;
 use crate::reader::handle::ReaderHandle;
 
 /// How many readers are visited for each reader that may be woken at once.
-const LOOKS: usize = 16;
+const VISITS: usize = 16;
 
 /// The readers of one log.
 #[derive(Debug, Default)]
@@ -32,9 +32,9 @@ impl Readers {
         self.0.lock().handles.iter().map(|(_, handle)| handle.clone()).collect()
     }
 
-    /// Calls `look` with the handle of each of them.
-    pub(super) fn for_each(&self, mut look: impl FnMut(&ReaderHandle)) {
-        self.0.lock().handles.iter().for_each(|(_, handle)| look(handle));
+    /// Calls `work` with the handle of each of them.
+    pub(super) fn for_each(&self, mut work: impl FnMut(&ReaderHandle)) {
+        self.0.lock().handles.iter().for_each(|(_, handle)| work(handle));
     }
 
     /// Closes their streams; the readers then reconnect.
@@ -83,7 +83,7 @@ impl Readers {
         let mut woken = 0;
         let first = state.waking.unwrap_or_default();
         let mut key = first;
-        while woken < limit && key - first < limit.saturating_mul(LOOKS) {
+        while woken < limit && key - first < limit.saturating_mul(VISITS) {
             if key >= state.handles.capacity() {
                 state.waking = std::mem::take(&mut state.again).then_some(0);
                 return (woken, state.waking.is_some());

@@ -20,26 +20,26 @@ use crate::reader::handle::ReaderHandle;
 const MESSAGES: u64 = 2_000;
 
 thread_local! {
-    static LOOKED_AT: Cell<usize> = const { Cell::new(0) };
+    static VISITED: Cell<usize> = const { Cell::new(0) };
     static PARTS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Counts an entry that is visited.
-pub(super) fn look_at_entry() {
-    LOOKED_AT.set(LOOKED_AT.get() + 1);
+pub(super) fn count_visit() {
+    VISITED.set(VISITED.get() + 1);
 }
 
 /// Counts a part of the slots that is visited while the lock is held once.
-pub(super) fn go_through_part() {
+pub(super) fn count_part() {
     PARTS.set(PARTS.get() + 1);
 }
 
 /// How many entries and parts `work` visits.
 fn steps(work: impl FnOnce()) -> (usize, usize) {
-    LOOKED_AT.set(0);
+    VISITED.set(0);
     PARTS.set(0);
     work();
-    (LOOKED_AT.get(), PARTS.get())
+    (VISITED.get(), PARTS.get())
 }
 
 fn full_registry() -> (Arc<Registry>, Lease) {
@@ -107,7 +107,7 @@ fn places(registry: &Arc<Registry>, start: &Start) -> Vec<(*const u8, usize)> {
 }
 
 #[test]
-fn readers_who_go_through_the_same_places_share_every_piece() {
+fn readers_at_the_same_positions_share_every_batch() {
     let (registry, _lease) = full_registry();
     let first = places(&registry, &Start::All);
     assert!(first.len() > 4, "{}", first.len());
@@ -115,7 +115,7 @@ fn readers_who_go_through_the_same_places_share_every_piece() {
 }
 
 #[test]
-fn a_reader_who_starts_elsewhere_comes_to_the_places_of_the_others() {
+fn a_reader_that_starts_elsewhere_comes_to_share_the_batches_of_the_others() {
     let (registry, _lease) = full_registry();
     let middle = Start::After(Some(registry.sequence().event_id(Seq::new(MESSAGES / 2), None).into()));
     // The one that starts later builds one batch of its own, whichever of the two it is.
@@ -133,7 +133,7 @@ fn reader(registry: &Arc<Registry>, start: &Start) -> Cursors {
 }
 
 #[test]
-fn who_is_served_late_reads_what_came_meanwhile_in_one_piece_and_the_early_ones_share_the_rest() {
+fn late_readers_read_new_entries_in_one_batch_and_early_readers_share_the_rest() {
     let (registry, _lease) = full_registry();
     let mut readers: Vec<_> = (0..4).map(|_| reader(&registry, &Start::Now)).collect();
     let mut read = |index: usize| {
@@ -153,7 +153,7 @@ fn who_is_served_late_reads_what_came_meanwhile_in_one_piece_and_the_early_ones_
 }
 
 #[test]
-fn a_piece_is_not_built_anew_for_a_little_more() {
+fn a_batch_is_not_rebuilt_for_a_few_more_entries() {
     let (registry, _lease) = full_registry();
     let mut readers: Vec<_> = (0..2).map(|_| reader(&registry, &Start::Now)).collect();
     let mut entries = |index: usize| read(&mut readers[index]).unwrap().entries;
@@ -198,7 +198,7 @@ fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
 }
 
 #[test]
-fn pieces_count_among_the_bytes_that_are_held_and_go_with_the_next_sweep() {
+fn batches_count_among_the_held_bytes_until_the_next_sweep() {
     let (registry, _lease) = full_registry();
     let before = registry.bytes();
     let batches = places(&registry, &Start::All);
@@ -218,8 +218,8 @@ fn warm_registry() -> (Arc<Registry>, Filter) {
 }
 
 #[test]
-fn a_new_topic_in_a_warm_rule_looks_at_its_own_messages_only() {
-    let looked_at = |topics: usize| {
+fn a_new_topic_in_a_warm_rule_visits_only_its_own_messages() {
+    let visited = |topics: usize| {
         let (registry, warm) = warm_registry();
         for _ in 0..10 {
             (0..topics).for_each(|topic| append_by(&registry, &warm, &format!("w/{topic}"), 1));
@@ -229,7 +229,7 @@ fn a_new_topic_in_a_warm_rule_looks_at_its_own_messages_only() {
         assert_eq!(held, 10);
         steps
     };
-    assert_eq!((looked_at(10), looked_at(1_000)), (10, 10));
+    assert_eq!((visited(10), visited(1_000)), (10, 10));
 }
 
 #[test]
@@ -253,8 +253,8 @@ fn where_topics_are_found_is_forgotten_with_their_messages() {
 }
 
 #[test]
-fn a_catch_up_over_many_topics_looks_at_little_more_than_it_sends() {
-    let looked_at = |topics: usize| {
+fn a_catch_up_over_many_topics_visits_few_more_entries_than_it_sends() {
+    let visited = |topics: usize| {
         let (registry, _) = warm_registry();
         let names: Vec<String> = (0..topics).map(|topic| format!("t/{topic}")).collect();
         let leases = || names.iter().map(|name| lease_of(&registry, name)).collect();
@@ -275,7 +275,7 @@ fn a_catch_up_over_many_topics_looks_at_little_more_than_it_sends() {
         steps
     };
     for topics in [2, 10, 100] {
-        let steps = looked_at(topics);
+        let steps = visited(topics);
         assert!((5_000..10_000).contains(&steps), "{steps} for {topics}");
     }
 }
@@ -299,7 +299,7 @@ fn a_message_that_comes_is_shared_by_the_streams_of_many_topics() {
 }
 
 #[test]
-fn whoever_waits_for_the_lock_has_it_while_thousands_of_logs_are_gone_through() {
+fn work_on_thousands_of_logs_releases_the_lock_in_between() {
     const LOGS: usize = 3_000;
     let (registry, warm) = warm_registry();
     let lease = |topic: usize| lease_in(&registry, &format!("w/{topic}/*"), Some(&warm));
@@ -315,7 +315,7 @@ fn whoever_waits_for_the_lock_has_it_while_thousands_of_logs_are_gone_through() 
 }
 
 #[test]
-fn who_comes_while_what_a_warm_log_fed_is_given_up_gets_a_log_that_lives() {
+fn a_reader_that_arrives_while_a_warm_log_ends_gets_a_live_log() {
     let (registry, warm) = warm_registry();
     let old = lease_in(&registry, "w/1", Some(&warm));
     // The state between the end of the warm log and the end of the others.

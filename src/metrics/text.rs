@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_asks_for_open_metrics_gets_it() {
+    fn openmetrics_is_sent_only_on_request() {
         for (accept, kind) in [
             ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2", OPEN_METRICS),
             ("text/plain", PROMETHEUS),

@@ -25,12 +25,12 @@ impl Throttle {
 
     /// If it is to be said this time: how many were held back since the last.
     pub fn turn(&self) -> Option<u64> {
-        let mut told = self.0.lock();
-        if told.last.is_some_and(|last| last.elapsed() < Self::PAUSE) {
-            told.others += 1;
+        let mut state = self.0.lock();
+        if state.last.is_some_and(|last| last.elapsed() < Self::PAUSE) {
+            state.others += 1;
             return None;
         }
-        told.last = Some(Instant::now());
-        Some(std::mem::take(&mut told.others))
+        state.last = Some(Instant::now());
+        Some(std::mem::take(&mut state.others))
     }
 }

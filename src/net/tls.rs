@@ -23,7 +23,7 @@ use crate::config;
 use crate::metrics::{Listener, Metrics, ReloadResult};
 
 /// How often the files are read. A change is applied once two reads in a row are equal.
-pub const LOOK: Duration = Duration::from_secs(2);
+pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
 
 /// The protocols that we offer, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -115,8 +115,8 @@ impl Tls {
         self.take(&files, config, expires);
     }
 
-    /// Applies the pair if it has changed. To be called every [`LOOK`].
-    pub fn look(&self) {
+    /// Applies the pair if it has changed. To be called every [`CERTIFICATE_CHECK`].
+    pub fn reload_if_changed(&self) {
         let files = self.files.read().clone();
         let pair = Pair::read(&files);
         let seen = digest(&pair);

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_asks_for_little_waits_for_one_of_each_other_however_much_they_ask_for() {
+    fn an_address_with_few_requests_waits_for_one_request_of_each_other_address() {
         let mut turns = Turns::new(100);
         for n in 0..90 {
             assert_eq!(turns.push(address(1), (1, n)), None);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_has_had_its_pace_holds_up_no_other_and_keeps_its_place() {
+    fn a_request_beyond_its_pace_delays_no_other_and_keeps_its_turn() {
         let mut turns = Turns::new(100);
         for n in 0..2 {
             turns.push(address(1), (1, n));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn permits_go_in_turns_to_those_who_still_wait_and_come_back() {
+    async fn permits_go_in_turns_to_waiting_requests_and_are_returned() {
         let permits = Permits::new(1, 3);
         let held = permits.acquire(address(1)).await.unwrap();
         let mut waiting: Vec<_> =

@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_has_the_same_ids_in_every_process_and_others_when_it_is_made_anew() {
+    fn a_stored_stream_has_the_same_ids_in_every_process_and_other_ids_once_it_is_created_again() {
         let tag = |made: &[u8]| Tag::of(&[b"ORDERS", made]);
         let [one, other] = [0, 9].map(|head| Sequence::stored(tag(b"monday"), Seq::new(head)));
         let anew = Sequence::stored(tag(b"tuesday"), Seq::START);
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_the_broker_has_given_twice_is_no_place() {
+    fn a_number_that_the_broker_has_given_twice_is_no_position() {
         let tag = || Tag::of(&[b"ORDERS"]);
         let sequence =
             Sequence::stored(tag(), Seq::new(5)).in_place_of(&Sequence::stored(tag(), Seq::new(9)));
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_places_of_as_many_sequences_as_may_be_fit_into_an_id() {
+    fn the_largest_positions_of_the_most_sequences_fit_into_an_id() {
         let process = sequence(u64::MAX);
         let history = Sequence::stored(Tag::of(&[b"x"]), Seq::START);
         let parts = std::iter::once(&process).chain(std::iter::repeat_n(&history, MAX_SEQUENCES - 1));

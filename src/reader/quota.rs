@@ -30,7 +30,7 @@ const FETCH: usize = 16 * 1024;
 
 /// A kind of request for the broker's stored messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum StoredRead {
     /// Fetching a range. Paced like replay, by its bytes.
     Fetch,
     /// Finding where a stream begins. Paced like new topics, so that a client that has fetched much can still
@@ -200,26 +200,26 @@ impl Clients {
     }
 
     /// When this address may request more stored messages, in milliseconds of the clock of all streams; `None`: now.
-    pub fn look_due(&self, look: Look, address: IpAddr) -> Option<Millis> {
+    pub fn read_due(&self, read: StoredRead, address: IpAddr) -> Option<Millis> {
         let now = self.clock.now();
         let counts = self.counts.lock();
         let address = counts.addresses.get(&counted_as(address))?;
-        match look {
-            Look::Fetch => address.fetches.in_debt_until(now),
-            Look::Locate => address.lookups.in_debt_until(now),
+        match read {
+            StoredRead::Fetch => address.fetches.in_debt_until(now),
+            StoredRead::Locate => address.lookups.in_debt_until(now),
         }
     }
 
     /// Records that the broker returned `bytes` of stored messages for this address.
-    pub fn looked(&self, look: Look, address: IpAddr, bytes: usize) {
+    pub fn record_read(&self, read: StoredRead, address: IpAddr, bytes: usize) {
         let now = self.clock.now();
         let mut counts = self.counts.lock();
         let Counts { shares, addresses, .. } = &mut *counts;
         // If there is no room to remember the address, it has no stream and gets none.
         if let Ok(address) = entry(addresses, shares.max_addresses, counted_as(address)) {
-            match look {
-                Look::Fetch => address.fetches.owe(bytes.max(FETCH) as u64, shares.resume_bytes, now),
-                Look::Locate => address.lookups.owe(1, shares.new_topics, now),
+            match read {
+                StoredRead::Fetch => address.fetches.owe(bytes.max(FETCH) as u64, shares.resume_bytes, now),
+                StoredRead::Locate => address.lookups.owe(1, shares.new_topics, now),
             }
         }
     }

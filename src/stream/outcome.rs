@@ -61,8 +61,8 @@ pub struct OutcomeLog(HashMap<Code, Throttle>);
 impl Default for OutcomeLog {
     fn default() -> Self {
         let is_normal = |code: &Code| matches!(code, Code::Closed(CloseCode::Gone | CloseCode::Answered));
-        let told = Code::all().filter(|code| !is_normal(code));
-        OutcomeLog(told.map(|code| (code, Throttle::default())).collect())
+        let logged = Code::all().filter(|code| !is_normal(code));
+        OutcomeLog(logged.map(|code| (code, Throttle::default())).collect())
     }
 }
 

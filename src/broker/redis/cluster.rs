@@ -24,13 +24,13 @@ use super::client::client_at;
 const SLOTS: u16 = 16384;
 
 /// How often a node is asked. This detects moves that no redirect shows, such as for a key that does not exist yet.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
 /// The shortest time between two refreshes, however many redirects there are.
-const LOOK_AFTER: Duration = Duration::from_millis(50);
+const REFRESH_AFTER: Duration = Duration::from_millis(50);
 
 /// How long a node may take to connect and to answer.
-const LOOK_LIMIT: Duration = Duration::from_secs(2);
+const REFRESH_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the node that answered last may take to answer again. After that, all nodes are asked at once,
 const AGAIN_LIMIT: Duration = Duration::from_millis(500);
@@ -211,25 +211,25 @@ impl Watcher {
     async fn run(mut self, elsewhere: Arc<Notify>) {
         loop {
             let begun = Instant::now();
-            let told = self.look().await;
-            self.publish(told);
+            let view = self.node_view().await;
+            self.publish(view);
             tokio::select! {
-                () = sleep_until(begun + LOOK_EVERY) => {}
-                () = elsewhere.notified() => sleep_until(begun + LOOK_AFTER).await,
+                () = sleep_until(begun + REFRESH_EVERY) => {}
+                () = elsewhere.notified() => sleep_until(begun + REFRESH_AFTER).await,
                 () = self.view.closed() => return,
             }
         }
     }
 
     /// Asks the node that answered last; if it does not answer or reports a failure, asks all others.
-    async fn look(&mut self) -> Result<NodeView, String> {
+    async fn node_view(&mut self) -> Result<NodeView, String> {
         if let Some((client, connection)) = self.asked.take()
-            && let Ok(Ok((told, connection))) = timeout(AGAIN_LIMIT, ask(&client, Some(connection))).await
-            && told.is_well
-            && told.epoch >= self.epoch
+            && let Ok(Ok((view, connection))) = timeout(AGAIN_LIMIT, ask(&client, Some(connection))).await
+            && view.is_well
+            && view.epoch >= self.epoch
         {
             self.asked = Some((client, connection));
-            return Ok(told);
+            return Ok(view);
         }
         let slots = self.view.borrow().slots.clone();
         let settings = self.like.get_connection_info().redis_settings();
@@ -239,38 +239,38 @@ impl Watcher {
         let asking = clients.iter().map(async |client| (client, ask(client, None).await));
         let mut asking: FuturesUnordered<_> = asking.collect();
         let mut best: Option<(NodeView, Client, MultiplexedConnection)> = None;
-        let (mut until, mut why) = (Instant::now() + LOOK_LIMIT * 2, None);
+        let (mut until, mut why) = (Instant::now() + REFRESH_LIMIT * 2, None);
         while let Ok(Some((client, answer))) = timeout_at(until, asking.next()).await {
             match answer {
-                Ok((told, connection)) => {
-                    if told.is_well {
+                Ok((view, connection)) => {
+                    if view.is_well {
                         until = until.min(Instant::now() + BETTER_LIMIT);
                     }
-                    let rank = |told: &NodeView| (told.is_well, told.epoch);
-                    if best.as_ref().is_none_or(|(best, ..)| rank(&told) > rank(best)) {
-                        best = Some((told, client.clone(), connection));
+                    let rank = |view: &NodeView| (view.is_well, view.epoch);
+                    if best.as_ref().is_none_or(|(best, ..)| rank(&view) > rank(best)) {
+                        best = Some((view, client.clone(), connection));
                     }
                 }
                 Err(error) => why = Some(error),
             }
         }
-        let Some((told, client, connection)) = best else {
+        let Some((view, client, connection)) = best else {
             return Err(why.unwrap_or_else(|| "no node of the cluster is known".into()));
         };
         self.asked = Some((client, connection));
-        Ok(told)
+        Ok(view)
     }
 
-    fn publish(&mut self, told: Result<NodeView, String>) {
+    fn publish(&mut self, found: Result<NodeView, String>) {
         self.view.send_if_modified(|view| {
-            let trouble = match &told {
-                Ok(told) if told.is_well => None,
+            let trouble = match &found {
+                Ok(node) if node.is_well => None,
                 Ok(_) => Some("the cluster is down: its nodes say cluster_state:fail".to_owned()),
                 Err(why) => Some(why.clone()),
             };
             let mut is_new = view.trouble != trouble;
             view.trouble = trouble;
-            if let Ok(NodeView { slots, epoch, .. }) = told
+            if let Ok(NodeView { slots, epoch, .. }) = found
                 && (epoch >= self.epoch || self.heard.elapsed() > OLD_LIMIT)
             {
                 (self.epoch, self.heard) = (epoch, Instant::now());
@@ -298,7 +298,7 @@ async fn ask(
             None => {
                 let settings = AsyncConnectionConfig::new()
                     .set_connection_timeout(Some(CONNECT_LIMIT))
-                    .set_response_timeout(Some(LOOK_LIMIT));
+                    .set_response_timeout(Some(REFRESH_LIMIT));
                 client.get_multiplexed_async_connection_with_config(&settings).await?
             }
         };
@@ -307,8 +307,9 @@ async fn ask(
         let answers = pipeline.ignore_errors().query_async::<[Result<Value, RedisError>; 2]>(&mut connection);
         Ok::<_, RedisError>((answers.await?, connection))
     };
-    let answer = timeout(LOOK_LIMIT, asking).await;
-    let answer = answer.map_err(|_| format!("cannot connect: {address}: no answer within {LOOK_LIMIT:?}"))?;
+    let answer = timeout(REFRESH_LIMIT, asking).await;
+    let answer =
+        answer.map_err(|_| format!("cannot connect: {address}: no answer within {REFRESH_LIMIT:?}"))?;
     let ([info, slots], connection) =
         answer.map_err(|why| format!("cannot connect: {address}: {}", words(&why)))?;
     let slots = slots.map_err(|why| match why.detail() {

@@ -98,14 +98,14 @@ pub(super) fn start(
     events: mpsc::Sender<Event>,
 ) {
     if let Servers::Cluster(cluster) = &servers {
-        let told = events.clone();
+        let sender = events.clone();
         let serve = move |node, shard, orders| {
-            tokio::spawn(streams::run(node, Some(shard), separator, orders, told.clone()));
+            tokio::spawn(streams::run(node, Some(shard), separator, orders, sender.clone()));
         };
-        let (cluster, told) = (cluster.clone(), events.clone());
-        tokio::spawn(route(cluster.clone(), Link::Stored, separator, stored, told.clone(), serve));
+        let (cluster, sender) = (cluster.clone(), events.clone());
+        tokio::spawn(route(cluster.clone(), Link::Stored, separator, stored, sender.clone(), serve));
         let serve = move |node, shard, orders| {
-            tokio::spawn(run(node, Some(shard), separator, orders, told.clone()));
+            tokio::spawn(run(node, Some(shard), separator, orders, sender.clone()));
         };
         tokio::spawn(route(cluster, Link::Sharded, separator, sharded, events.clone(), serve));
     } else {

@@ -125,7 +125,7 @@ pub(super) async fn route<C: Routed>(
         serve,
     };
     let mut first = Some(first);
-    let mut told: Option<Standing> = None;
+    let mut last: Option<Standing> = None;
     loop {
         let known = view.borrow_and_update().clone();
         let is_known = known.is_known();
@@ -135,7 +135,7 @@ pub(super) async fn route<C: Routed>(
         }
         if is_known {
             let now = router.standing(trouble.as_deref(), &news.borrow_and_update());
-            if told.as_ref() != Some(&now) {
+            if last.as_ref() != Some(&now) {
                 let event = match now.clone() {
                     Standing::Up => Event::Up(link),
                     Standing::Partly(why) => Event::Partly { link, why },
@@ -144,7 +144,7 @@ pub(super) async fn route<C: Routed>(
                 if events.send(event).await.is_err() {
                     return;
                 }
-                told = Some(now);
+                last = Some(now);
             }
             if let Some(command) = first.take() {
                 router.hand_over(command, &trouble).await;

@@ -18,7 +18,7 @@ pub(crate) fn page(sources: &Sources) -> Result<String, Failure> {
     server::check(config.clone())?;
     drop(within);
     let mut page = config.explain();
-    for warning in Machine::look().warnings(&config) {
+    for warning in Machine::inspect().warnings(&config) {
         let _ = writeln!(page, "warning: {warning}"); // writing to a String does not fail
     }
     Ok(page)

@@ -33,7 +33,7 @@ struct Memory {
 
 impl Machine {
     /// Reads the current limits of this process.
-    pub(crate) fn look() -> Self {
+    pub(crate) fn inspect() -> Self {
         let bounds = [
             available().map(|bytes| Memory { bytes, whose: "this machine has" }),
             control_group().map(|bytes| Memory { bytes, whose: "the control group of this process allows" }),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_the_machine_cannot_keep_is_told_with_what_would_be_right() {
+    fn a_limit_that_the_machine_cannot_keep_is_reported_with_a_value_that_works() {
         const PLENTY: u64 = 1 << 40;
         let file = "limits = { streams = 1000, connections = 1000, buffer = \"100MiB\" }";
         assert_eq!(words(1128, PLENTY, file), Vec::<String>::new());

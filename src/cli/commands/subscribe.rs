@@ -109,7 +109,7 @@ impl Follower {
                 Ok(Some(Item::Event(event))) => {
                     self.id.clone_from(&event.id);
                     if !self.show(&event)?
-                        || event.kind == "stream-close" && told(&event)["reconnect"] == false
+                        || event.kind == "stream-close" && data_of(&event)["reconnect"] == false
                     {
                         return Ok(Disconnect::Final);
                     }
@@ -126,16 +126,16 @@ impl Follower {
     fn show(&self, event: &Event) -> Result<bool, Failure> {
         match event.kind.as_str() {
             "stream-gap" => {
-                let told = told(event);
-                let (topic, reason) = (word(&told["topic"]), word(&told["reason"]));
+                let data = data_of(event);
+                let (topic, reason) = (word(&data["topic"]), word(&data["reason"]));
                 say(&format!("gap: messages of {topic} are missing here ({reason})"));
             }
             "stream-stale" => {
-                say(&format!("stale: nothing of {} arrives now", words(&told(event)["topics"])))
+                say(&format!("stale: nothing of {} arrives now", words(&data_of(event)["topics"])))
             }
-            "stream-live" => say(&format!("live: {} arrive again", words(&told(event)["topics"]))),
-            "stream-end" => say(&format!("{} has ended", word(&told(event)["topic"]))),
-            "stream-close" => say(&format!("closed by the gateway ({})", word(&told(event)["code"]))),
+            "stream-live" => say(&format!("live: {} arrive again", words(&data_of(event)["topics"]))),
+            "stream-end" => say(&format!("{} has ended", word(&data_of(event)["topic"]))),
+            "stream-close" => say(&format!("closed by the gateway ({})", word(&data_of(event)["code"]))),
             _ => {}
         }
         let mut out = stdout().lock();
@@ -157,7 +157,7 @@ pub(crate) fn is_event_stream(kind: &[u8]) -> bool {
 }
 
 /// The data of a control event as JSON; null if it cannot be parsed.
-pub(crate) fn told(event: &Event) -> Value {
+pub(crate) fn data_of(event: &Event) -> Value {
     serde_json::from_str(&event.data).unwrap_or_default()
 }
 

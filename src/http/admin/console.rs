@@ -53,14 +53,14 @@ pub(super) fn file(content_type: &'static str, text: &'static str) -> Response {
 }
 
 /// `GET /console/events`: the last minutes, then the current state every second, until the process ends. At most as many at
-/// once as there are `places`.
+/// once as there are `permits`.
 pub(super) async fn events(
     gateway: Arc<Gateway>,
     headers: HeaderMap,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     closing: CancellationToken,
 ) -> Response {
-    let Ok(place) = places.try_acquire_owned() else {
+    let Ok(permit) = permits.try_acquire_owned() else {
         gateway.metrics().hit(Limit::ConsoleStreams);
         return come_back(&gateway, &headers, CloseCode::Overloaded);
     };
@@ -68,9 +68,9 @@ pub(super) async fn events(
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let states =
-        stream::unfold((ticks, gateway, closing, place), async |(mut ticks, gateway, closing, place)| {
+        stream::unfold((ticks, gateway, closing, permit), async |(mut ticks, gateway, closing, permit)| {
             closing.run_until_cancelled(ticks.tick()).await?;
-            Some((event("state", &Standing::of(&gateway)), (ticks, gateway, closing, place)))
+            Some((event("state", &Standing::of(&gateway)), (ticks, gateway, closing, permit)))
         });
     let events = stream::once(async { past }).chain(states).map(Ok::<_, Infallible>);
     let mut response = Response::new(Body::from_stream(events));

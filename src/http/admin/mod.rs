@@ -42,7 +42,7 @@ pub(super) fn router(gateway: Arc<Gateway>, closing: CancellationToken) -> Route
 
 /// The routes for operators. They show what clients and publishers wrote, and can end streams.
 fn people(gateway: Arc<Gateway>, closing: CancellationToken) -> Router<Arc<Gateway>> {
-    let places = Arc::new(Semaphore::new(CONSOLE_STREAMS));
+    let permits = Arc::new(Semaphore::new(CONSOLE_STREAMS));
     let mut router = Router::new()
         .route("/topics", get(topics::topics))
         .route("/streams", get(streams::list).delete(streams::close))
@@ -52,7 +52,7 @@ fn people(gateway: Arc<Gateway>, closing: CancellationToken) -> Router<Arc<Gatew
         .route(
             "/console/events",
             get(move |State(gateway): State<Arc<Gateway>>, headers: HeaderMap| {
-                console::events(gateway, headers, places.clone(), closing.clone())
+                console::events(gateway, headers, permits.clone(), closing.clone())
             }),
         )
         .method_not_allowed_fallback(|| async {

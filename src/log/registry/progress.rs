@@ -25,7 +25,7 @@ pub struct ReaderProgress {
 
 impl Registry {
     /// The states of up to `limit` logs whose names begin with `prefix`, ordered by name, after `after`.
-    pub fn look(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
+    pub fn log_states(&self, prefix: &str, after: &str, limit: usize) -> Vec<LogState> {
         let named = |slot: &&Slot| {
             let name = slot.log.filter.as_str();
             name.starts_with(prefix) && name > after

@@ -43,7 +43,7 @@ impl Registry {
             busy.extend(read);
         }
         // Cached batches can be rebuilt, so dropping them loses no message.
-        idle.iter().chain(&busy).for_each(|(_, _, log)| log.clear_pieces());
+        idle.iter().chain(&busy).for_each(|(_, _, log)| log.clear_batches());
         idle.sort_unstable_by_key(|(_, since, _)| *since);
         for (_, _, log) in &idle {
             if self.usage.bytes() <= target {

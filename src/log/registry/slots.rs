@@ -94,7 +94,7 @@ impl Registry {
             return None;
         }
         #[cfg(test)]
-        super::super::tests::go_through_part();
+        super::super::tests::count_part();
         let next = end.min(at + PART);
         let done = work(&mut inner, at..next);
         MutexGuard::unlock_fair(inner);

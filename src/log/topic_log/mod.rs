@@ -245,7 +245,7 @@ impl TopicLog {
     }
 
     /// Drops the cached batches.
-    pub(super) fn clear_pieces(&self) {
+    pub(super) fn clear_batches(&self) {
         self.state.lock().batches.clear();
     }
 
@@ -338,7 +338,7 @@ impl TopicLog {
         let mut left = count;
         for entry in state.entries.range(index..).take_while(|entry| entry.sequence <= head) {
             #[cfg(test)]
-            super::tests::look_at_entry();
+            super::tests::count_visit();
             items.push_back(Item::Entry(entry.clone()));
             left -= 1;
             if left == 0 {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::{Holders, TopicLog};
 use crate::log::backfill::History;
-use crate::log::by_topic::{self, ByTopic, Place};
+use crate::log::by_topic::{self, ByTopic, Position};
 use crate::log::message::Message;
 use crate::log::time::Horizon;
 use crate::log::{Bounds, Entry};
@@ -23,8 +23,8 @@ pub(super) struct Past {
     source: Arc<TopicLog>,
     /// The topic, if the filter is a single topic.
     topic: Option<Topic>,
-    /// The place of the next entry to visit in the warm log; `None` if the last one was the oldest known.
-    next: Option<Place>,
+    /// The position of the next entry to visit in the warm log; `None` if the last one was the oldest known.
+    next: Option<Position>,
     /// The warm log has all messages of the filter after this, except evicted ones.
     whole_from: Horizon,
 }
@@ -153,15 +153,15 @@ impl Past {
         let begin = self.whole_from.later(state.evicted);
         let mut entries = Vec::new();
         for _ in 0..PART {
-            let found = self.next.zip(state.by_topic.as_deref()).and_then(|(place, by_topic)| {
-                Some((place, by_topic, state.entries.get(by_topic.index(place)?)?))
+            let found = self.next.zip(state.by_topic.as_deref()).and_then(|(position, by_topic)| {
+                Some((position, by_topic, state.entries.get(by_topic.index(position)?)?))
             });
-            let Some((place, by_topic, entry)) = found.filter(|(.., entry)| entry.sequence > begin.number)
+            let Some((position, by_topic, entry)) = found.filter(|(.., entry)| entry.sequence > begin.number)
             else {
                 return Part { entries, begin: Some(begin) };
             };
             #[cfg(test)]
-            crate::log::tests::look_at_entry();
+            crate::log::tests::count_visit();
             let is_of_filter = match &self.topic {
                 Some(_) => true,
                 None => entry.topic().is_some_and(|topic| filter.matches(topic)),
@@ -171,8 +171,8 @@ impl Past {
                 entries.push(entry.in_log_of(filter, sequence));
             }
             self.next = match &self.topic {
-                Some(_) => by_topic.before(place),
-                None => by_topic::previous(place),
+                Some(_) => by_topic.before(position),
+                None => by_topic::previous(position),
             };
         }
         Part { entries, begin: None }

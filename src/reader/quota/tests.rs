@@ -33,7 +33,7 @@ fn an_address_of_ipv6_stands_for_its_64_and_one_of_ipv4_for_itself() {
 }
 
 #[test]
-fn a_subject_has_so_many_streams_from_wherever_and_is_forgotten_with_the_last() {
+fn the_streams_of_a_subject_are_limited_across_addresses_and_forgotten_with_the_last() {
     let limits = Limits { streams_per_subject: 2, opens_per_second: 1_000, ..Config::default().limits };
     let clients = clients(limits);
     let enter = |address, subject| clients.enter(stream(address, Some(subject)), 1);
@@ -50,7 +50,7 @@ fn a_subject_has_so_many_streams_from_wherever_and_is_forgotten_with_the_last() 
 }
 
 #[test]
-fn beyond_the_bound_nobody_new_is_let_in_and_who_is_known_still_is() {
+fn beyond_the_bound_only_known_addresses_are_let_in() {
     let clients = clients(Limits { streams: 1, ..Config::default().limits });
     let admit = |n: u32| clients.admit(std::net::Ipv4Addr::from_bits(n).into());
     for n in 0..=IDLE_ADDRESSES as u32 {

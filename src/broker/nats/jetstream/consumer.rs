@@ -97,7 +97,7 @@ impl Consumer {
     }
 
     /// Its current progress.
-    pub(super) async fn look(&self) -> Result<State, BrokerError> {
+    pub(super) async fn state(&self) -> Result<State, BrokerError> {
         let what = format!("CONSUMER.INFO.{}.{}", self.stream, self.name);
         request(&self.api, &what, &json!({})).await?.map_err(said)
     }

@@ -21,7 +21,7 @@ use super::pull::{Delivered, Pull};
 use super::raw_message::{Meaning, RawMessage};
 use super::reading::{Extent, LastRead, ReadPosition};
 use super::request::{message, next_of};
-use super::stream::{Holes, look};
+use super::stream::{self, Holes};
 use crate::broker::backoff::Backoff;
 use crate::broker::{BrokerError, Event};
 use crate::protocol::seq::Seq;
@@ -125,7 +125,7 @@ impl Follower {
             let why = self.read(&mut reading, &mut feed, &mut delivered).await?;
             tracing::debug!(filter = %self.filter, stream = reading.stream, why, "continuing with a new consumer");
             drop(feed);
-            self.tell(Event::Interrupted { filters: vec![self.filter.clone()] }).await?;
+            self.send(Event::Interrupted { filters: vec![self.filter.clone()] }).await?;
             let broken = Instant::now();
             backoff.ended(start);
             feed = loop {
@@ -139,23 +139,23 @@ impl Follower {
                     }
                     Ok(Again::Ended(why)) => {
                         self.stage.send_replace(Stage::Over);
-                        return self.tell(Event::Ended { filter: self.filter.clone(), why }).await;
+                        return self.send(Event::Ended { filter: self.filter.clone(), why }).await;
                     }
                     Err(BrokerError::Refused(why)) if broken.elapsed() > GRACE => {
                         self.stage.send_replace(Stage::Over);
-                        return self.tell(Event::Refused { filter: self.filter.clone(), why }).await;
+                        return self.send(Event::Refused { filter: self.filter.clone(), why }).await;
                     }
                     Err(error) => tracing::debug!(filter = %self.filter, %error, "no new consumer yet"),
                 }
                 sleep(backoff.pause()).await;
             };
-            self.tell(Event::Resumed { filters: vec![self.filter.clone()] }).await?;
+            self.send(Event::Resumed { filters: vec![self.filter.clone()] }).await?;
         }
     }
 
     /// Creates a new consumer after the last number, if the stream is still the same.
     async fn again(&self, api: Api, reading: &mut ReadPosition) -> Result<Again, BrokerError> {
-        let Some(info) = look(&api, &reading.stream).await? else {
+        let Some(info) = stream::info(&api, &reading.stream).await? else {
             return Ok(Again::Ended(format!("the stream {:?} was deleted", reading.stream)));
         };
         if info.tag() != reading.tag {
@@ -242,12 +242,12 @@ impl Follower {
     ) -> Option<Result<(), String>> {
         let mut holes = None;
         for message in chunk {
-            let place = message.place;
-            if place.delivery != *delivered + 1 {
+            let info = message.info;
+            if info.delivery != *delivered + 1 {
                 return Some(Err(format!("delivery {} did not arrive", *delivered + 1)));
             }
-            *delivered = place.delivery;
-            reading.before(place.pending);
+            *delivered = info.delivery;
+            reading.before(info.pending);
             let held = RawMessage::from(message);
             let number = held.number;
             if number <= reading.last_emitted {
@@ -275,9 +275,9 @@ impl Follower {
                 Meaning::Other => None,
             };
             if let Some(event) = event {
-                self.tell(event).await?;
+                self.send(event).await?;
             }
-            reading.after(place.pending, *delivered);
+            reading.after(info.pending, *delivered);
         }
         Some(Ok(()))
     }
@@ -311,7 +311,7 @@ impl Follower {
     ) -> Result<Option<Seq>, String> {
         // First the size of the stream, then the progress, so that the progress is not ahead.
         let api = &feed.consumer.api;
-        let info = match look(api, &reading.stream).await {
+        let info = match stream::info(api, &reading.stream).await {
             Ok(Some(info)) => info,
             Ok(None) => return Err("the stream was deleted".into()),
             Err(error) => return Err(error.to_string()),
@@ -321,7 +321,7 @@ impl Follower {
         if reading.extent != before {
             return Err("the configuration of the stream has changed".into());
         }
-        let state = feed.consumer.look().await.map_err(|error| error.to_string())?;
+        let state = feed.consumer.state().await.map_err(|error| error.to_string())?;
         if state.num_pending > 0 {
             return Ok(None);
         }
@@ -355,10 +355,10 @@ impl Follower {
 
     async fn gone(&self, reading: &mut ReadPosition, through: Seq, why: String) -> Option<()> {
         (reading.last_emitted, reading.verified_through) = (through, through);
-        self.tell(Event::Gone { filter: self.filter.clone(), through, why }).await
+        self.send(Event::Gone { filter: self.filter.clone(), through, why }).await
     }
 
-    async fn tell(&self, event: Event) -> Option<()> {
+    async fn send(&self, event: Event) -> Option<()> {
         self.events.send(event).await.ok()
     }
 }

@@ -9,7 +9,7 @@ use super::info::{Info, Transform};
 use super::link::Api;
 use super::names::{Names, check_key, covers, overlap};
 use super::request::{request, said};
-use super::stream::look;
+use super::stream;
 use crate::broker::BrokerError;
 use crate::protocol::event_id::Tag;
 use crate::protocol::source::Source;
@@ -46,7 +46,9 @@ impl Found {
             Some(name) => name,
             None => find(api, source, &subject).await?,
         };
-        let Some(info) = look(api, &name).await? else { return Err(missing(api, &name, &subject).await) };
+        let Some(info) = stream::info(api, &name).await? else {
+            return Err(missing(api, &name, &subject).await);
+        };
         let names = match source {
             Source::Kv { bucket, .. } => names.stored_as(&stored_bucket(api, bucket, &info).await?),
             _ => names,
@@ -187,7 +189,7 @@ async fn stored_bucket(api: &Api, bucket: &str, info: &Info) -> Result<String, B
         if mirror.external.is_some() {
             return Ok(own);
         }
-        match look(api, &name).await {
+        match stream::info(api, &name).await {
             Ok(Some(origin)) if origin.config.mirror.is_some() && origin.config.name == name => {
                 config = origin.config
             }

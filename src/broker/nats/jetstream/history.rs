@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::info::Info;
 use super::names::Names;
-use super::page::{First, Look};
+use super::page::{First, StreamReader};
 use super::raw_message::{Meaning, RawMessage};
 use super::stream::Holes;
 use crate::broker::{BrokerError, Change, Fetched, Message};
@@ -31,7 +31,7 @@ impl HistoryQuery {
     /// The stored messages after `after`, up to `until` at most. `info` was read before.
     pub(super) async fn fetch(
         &self,
-        look: &Look<'_>,
+        stream: &StreamReader<'_>,
         info: &Info,
         after: Seq,
         until: Seq,
@@ -39,14 +39,14 @@ impl HistoryQuery {
         if until <= after {
             return Ok(Fetched { through: after, gone: None, torn: false, messages: Vec::new() });
         }
-        let mut page = look.page(after.next()).await?;
+        let mut page = stream.page(after.next()).await?;
         let mut part = match page.messages.last().map(|last| last.number) {
             Some(last) if last >= until => PartialFetch::of(page.messages, until),
             Some(last) if page.more > 0 => PartialFetch::of(page.messages, last),
             last => {
                 // The end, according to the replica that answered; the leader knows what a lagging replica does not
                 // have yet.
-                let missed = look.next(last.unwrap_or(after).next()).await?;
+                let missed = stream.next(last.unwrap_or(after).next()).await?;
                 match missed.filter(|missed| missed.number <= until) {
                     Some(missed) => {
                         let number = missed.number;
@@ -58,14 +58,14 @@ impl HistoryQuery {
             }
         };
         if self.is_kv() {
-            self.values(look, info, &mut part, until).await?;
+            self.values(stream, info, &mut part, until).await?;
         } else if !part.is_unbroken(after) {
-            let holes = Holes::of(look.api, look.stream).await?;
+            let holes = Holes::of(stream.api, stream.name).await?;
             let (holes, _) = holes.ok_or_else(|| BrokerError::Refused("the stream is no more".into()))?;
             part.drop_evicted(&holes, after, until);
             if part.gone.is_none()
                 && let Some(hole) = part.hole(&holes, after)
-                && !self.is_kept(look, after).await?
+                && !self.is_kept(stream, after).await?
             {
                 part.stop_before(hole);
             }
@@ -84,7 +84,7 @@ impl HistoryQuery {
     /// the new value is in this range, in a later one, or among the followed messages.
     async fn values(
         &self,
-        look: &Look<'_>,
+        stream: &StreamReader<'_>,
         info: &Info,
         part: &mut PartialFetch,
         until: Seq,
@@ -95,7 +95,8 @@ impl HistoryQuery {
         }
         if info.config.max_msgs_per_subject != 1 {
             let subjects: Vec<&str> = last.keys().map(String::as_str).collect();
-            let newest = if subjects.is_empty() { None } else { Some(look.last_of(&subjects, until).await?) };
+            let newest =
+                if subjects.is_empty() { None } else { Some(stream.last_of(&subjects, until).await?) };
             for held in newest.into_iter().flat_map(|page| page.messages) {
                 last.insert(held.subject, held.number);
             }
@@ -109,14 +110,17 @@ impl HistoryQuery {
     /// Whether nothing of the filter after `after` can have been dropped: limits drop the oldest message of a subject
     /// first, and the stream still has one that is not younger. Works for a single subject only. (A message that is
     /// deleted by its number, or has its own time to live, is meant to be gone.)
-    async fn is_kept(&self, look: &Look<'_>, after: Seq) -> Result<bool, BrokerError> {
+    async fn is_kept(&self, stream: &StreamReader<'_>, after: Seq) -> Result<bool, BrokerError> {
         Ok(!self.filter.is_pattern()
-            && look.next(Seq::new(1)).await?.is_some_and(|oldest| oldest.number <= after))
+            && stream.next(Seq::new(1)).await?.is_some_and(|oldest| oldest.number <= after))
     }
 
     /// The last message of the topic, according to the leader.
-    pub(super) async fn last_message(&self, look: &Look<'_>) -> Result<Option<Message>, BrokerError> {
-        let held = look.last().await?;
+    pub(super) async fn last_message(
+        &self,
+        stream: &StreamReader<'_>,
+    ) -> Result<Option<Message>, BrokerError> {
+        let held = stream.last().await?;
         Ok(held.and_then(|held| match held.read(&self.filter, &self.names, &self.source) {
             Meaning::Message(message) => Some(message),
             Meaning::Unnameable | Meaning::Other => None,
@@ -126,13 +130,13 @@ impl HistoryQuery {
     /// Finds a position. `info` is the leader's.
     pub(super) async fn locate(
         &self,
-        look: &Look<'_>,
+        stream: &StreamReader<'_>,
         info: &Info,
-        place: Seek,
+        seek: Seek,
     ) -> Result<SeekResult, BrokerError> {
         let state = &info.state;
         let oldest = state.first_seq.previous();
-        Ok(match place {
+        Ok(match seek {
             Seek::After(number) if number > state.last_seq => SeekResult::Unknown(oldest),
             // A bucket drops old values, which is not a loss.
             Seek::After(number) if number < oldest && !self.is_kv() => SeekResult::Evicted(oldest),
@@ -143,15 +147,15 @@ impl HistoryQuery {
             Seek::Since(_) if state.messages == 0 && !oldest.is_start() && !self.is_kv() => {
                 SeekResult::Evicted(oldest)
             }
-            Seek::Since(time) if time >= state.first_ts => SeekResult::At(look.before(time).await?),
+            Seek::Since(time) if time >= state.first_ts => SeekResult::At(stream.before(time).await?),
             Seek::Since(_) if !oldest.is_start() && !self.is_kv() => SeekResult::Evicted(oldest),
             Seek::Since(_) => SeekResult::At(oldest),
-            Seek::Last(count) => SeekResult::At(self.last(look, info, count as u64).await?),
+            Seek::Last(count) => SeekResult::At(self.last(stream, info, count as u64).await?),
         })
     }
 
     /// The number before the last `count` messages, found by a binary search for how many follow a number.
-    async fn last(&self, look: &Look<'_>, info: &Info, count: u64) -> Result<Seq, BrokerError> {
+    async fn last(&self, stream: &StreamReader<'_>, info: &Info, count: u64) -> Result<Seq, BrokerError> {
         let oldest = info.state.first_seq.get().max(1);
         // Once `back` is `None`, at least `count` follow from `low` on, and fewer from `high` on.
         let (mut low, mut high) = (oldest, info.state.last_seq.get() + 1);
@@ -166,7 +170,7 @@ impl HistoryQuery {
                 None if low + 1 < high => low + (high - low) / 2,
                 None => break,
             };
-            match look.first(Seq::new(guess)).await? {
+            match stream.first(Seq::new(guess)).await? {
                 Some(First { number, more }) if more + 1 == count => return Ok(number.previous()),
                 Some(First { number, more }) if more + 1 > count => (low, back) = (number.get(), None),
                 _ if guess == oldest => break, // there are fewer messages

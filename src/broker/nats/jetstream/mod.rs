@@ -37,7 +37,7 @@ use self::found::{Found, Publishing};
 use self::history::HistoryQuery;
 use self::info::Info;
 use self::link::{Api, State};
-use self::page::{Look, consumers};
+use self::page::{StreamReader, consumers};
 use self::publish::Publication;
 use super::Settings;
 use crate::broker::{BrokerError, Event, Fetched, Message, StoredCommand};
@@ -50,7 +50,7 @@ use crate::protocol::topic::Filter;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The most concurrent fetches and seeks; more wait for their turn.
-const LOOKS: usize = 16;
+const QUERIES: usize = 16;
 
 /// The most commands in progress; more wait in their channel.
 const ANSWERING: usize = 4096;
@@ -70,7 +70,7 @@ pub(in crate::broker) async fn run(
     tasks.spawn(link::keep(settings, events.clone(), opened));
     let _ = state.wait_for(|state| !matches!(state, State::Opening)).await;
     let client = format!("{:08x}", fastrand::u32(..));
-    let past = Arc::new(Past { client, looks: Semaphore::new(LOOKS), consumers: consumers() });
+    let past = Arc::new(Past { client, queries: Semaphore::new(QUERIES), consumers: consumers() });
     let mut jetstream = JetStream { state, events, past, followed: HashMap::new() };
     while let Some(command) = next {
         jetstream.take(command, &mut tasks).await;
@@ -94,7 +94,7 @@ struct JetStream {
 struct Past {
     /// The name of this process on the server.
     client: String,
-    looks: Semaphore,
+    queries: Semaphore,
     consumers: Semaphore,
 }
 
@@ -145,11 +145,11 @@ impl JetStream {
                     let _ = done.send(answer);
                 });
             }
-            StoredCommand::Locate { filter, source, place, done } => {
+            StoredCommand::Locate { filter, source, seek, done } => {
                 let question = self.question(filter, source);
                 tasks.spawn(async move {
                     let answer = match question {
-                        Ok(question) => question.locate(place).await,
+                        Ok(question) => question.locate(seek).await,
                         Err(error) => Err(error),
                     };
                     let _ = done.send(answer);
@@ -240,30 +240,31 @@ struct Question {
 
 impl Question {
     async fn fetch(&self, after: Seq, until: Seq) -> Result<Fetched, BrokerError> {
-        self.look(async |asked, look, info| asked.fetch(look, info, after, until).await).await
+        self.query(async |query, stream, info| query.fetch(stream, info, after, until).await).await
     }
 
-    async fn locate(&self, place: Seek) -> Result<SeekResult, BrokerError> {
-        self.look(async |asked, look, info| asked.locate(look, info, place).await).await
+    async fn locate(&self, seek: Seek) -> Result<SeekResult, BrokerError> {
+        self.query(async |query, stream, info| query.locate(stream, info, seek).await).await
     }
 
     async fn last(&self) -> Result<Option<Message>, BrokerError> {
-        self.look(async |asked, look, _| asked.last_message(look).await).await
+        self.query(async |asked, look, _| asked.last_message(look).await).await
     }
 
-    async fn look<T>(
+    async fn query<T>(
         &self,
-        ask: impl AsyncFnOnce(&HistoryQuery, &Look<'_>, &Info) -> Result<T, BrokerError>,
+        ask: impl AsyncFnOnce(&HistoryQuery, &StreamReader<'_>, &Info) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
-        let _turn = self.past.looks.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))?;
-        let looking = async {
+        let _turn =
+            self.past.queries.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))?;
+        let querying = async {
             let known = self.known.clone();
             let found = Found::of(&self.api, &self.source, self.filter.as_str(), known).await?;
             found.readable()?;
             let Found { info, names, subject } = found;
-            let look = Look {
+            let stream = StreamReader {
                 api: &self.api,
-                stream: &info.config.name,
+                name: &info.config.name,
                 subject: &subject,
                 direct: info.config.allow_direct,
                 client: &self.past.client,
@@ -271,12 +272,12 @@ impl Question {
             };
             ask(
                 &HistoryQuery { filter: self.filter.clone(), source: self.source.clone(), names },
-                &look,
+                &stream,
                 &info,
             )
             .await
         };
         let late = |_| BrokerError::Away(format!("JetStream did not answer within {} s", LIMIT.as_secs()));
-        timeout(LIMIT, looking).await.map_err(late)?
+        timeout(LIMIT, querying).await.map_err(late)?
     }
 }

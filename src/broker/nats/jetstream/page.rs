@@ -18,9 +18,9 @@ use crate::protocol::seq::Seq;
 const CONSUMERS: usize = 8;
 
 /// A stream to read from, and the subject to read.
-pub(super) struct Look<'a> {
+pub(super) struct StreamReader<'a> {
     pub(super) api: &'a Api,
-    pub(super) stream: &'a str,
+    pub(super) name: &'a str,
     pub(super) subject: &'a str,
     /// Whether the stream allows Direct Get.
     pub(super) direct: bool,
@@ -48,7 +48,7 @@ pub(super) fn consumers() -> Semaphore {
     Semaphore::new(CONSUMERS)
 }
 
-impl Look<'_> {
+impl StreamReader<'_> {
     /// Whether Direct Get answers in batches here.
     pub(super) fn is_direct(&self) -> bool {
         self.direct && self.api.client.is_at_least(2, 11)
@@ -76,7 +76,7 @@ impl Look<'_> {
         let mut held = 0;
         while page.more > 0 && page.messages.len() < FETCH_MESSAGES && held < FETCH_BYTES {
             for delivered in pull.next(FETCH_MESSAGES - page.messages.len()).await.map_err(away)? {
-                (page.more, held) = (delivered.place.pending, held + delivered.bytes);
+                (page.more, held) = (delivered.info.pending, held + delivered.bytes);
                 page.messages.push(RawMessage::from(delivered));
             }
         }
@@ -107,12 +107,12 @@ impl Look<'_> {
 
     /// The next message of the subject from `first` on, according to the leader.
     pub(super) async fn next(&self, first: Seq) -> Result<Option<RawMessage>, BrokerError> {
-        next_of(self.api, self.stream, self.subject, first).await
+        next_of(self.api, self.name, self.subject, first).await
     }
 
     /// The last message of the subject, according to the leader.
     pub(super) async fn last(&self) -> Result<Option<RawMessage>, BrokerError> {
-        last_of(self.api, self.stream, self.subject).await
+        last_of(self.api, self.name, self.subject).await
     }
 
     /// The last message of each of these subjects up to the number `until`, as many as fit; requires Direct Get.
@@ -129,7 +129,7 @@ impl Look<'_> {
     }
 
     async fn consumer(&self, from: From) -> Result<Consumer, BrokerError> {
-        Consumer::create(self.api, self.stream, self.client, Some(self.subject), from).await
+        Consumer::create(self.api, self.name, self.client, Some(self.subject), from).await
     }
 
     /// One Direct Get request. Its answers arrive one by one in their own inbox; a status ends them.
@@ -142,7 +142,7 @@ impl Look<'_> {
         let client = &self.api.client;
         let mut inbox = client.inbox().await.map_err(lost)?;
         let message = Outgoing {
-            subject: self.api.subject(&format!("DIRECT.GET.{}", self.stream)),
+            subject: self.api.subject(&format!("DIRECT.GET.{}", self.name)),
             fields: Vec::new(),
             payload: question.to_string().into(),
         };

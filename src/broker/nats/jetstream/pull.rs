@@ -38,18 +38,18 @@ pub(super) struct Pull {
 /// A message that a consumer has delivered.
 pub(super) struct Delivered {
     pub(super) message: wire::Delivered,
-    pub(super) place: DeliveryInfo,
+    pub(super) info: DeliveryInfo,
     /// Its size as the server counts it.
     pub(super) bytes: usize,
 }
 
 impl From<Delivered> for RawMessage {
     fn from(delivered: Delivered) -> Self {
-        let Delivered { message, place, .. } = delivered;
+        let Delivered { message, info, .. } = delivered;
         RawMessage {
             subject: text(&message.subject),
-            number: place.number,
-            time: UNIX_EPOCH + Duration::from_nanos(place.nanos),
+            number: info.number,
+            time: UNIX_EPOCH + Duration::from_nanos(info.nanos),
             payload: message.payload,
             headers: message.headers.map(|block| parse_headers(&block).headers).unwrap_or_default(),
         }
@@ -148,12 +148,12 @@ impl Pull {
     /// Reads a message, or a status of the server. An error is the reason why no more will arrive.
     fn read(&mut self, message: wire::Delivered) -> Result<Option<Delivered>, String> {
         let reply = message.reply.as_deref().unwrap_or_default();
-        if let Some(place) = DeliveryInfo::read(reply) {
+        if let Some(info) = DeliveryInfo::read(reply) {
             let fields = message.headers.as_ref().map_or(0, Bytes::len);
             let bytes = message.subject.len() + reply.len() + fields + message.payload.len();
             self.due_messages = self.due_messages.saturating_sub(1);
             self.due_bytes = if self.due_messages == 0 { 0 } else { self.due_bytes.saturating_sub(bytes) };
-            return Ok(Some(Delivered { message, place, bytes }));
+            return Ok(Some(Delivered { message, info, bytes }));
         }
         let block = message.headers.as_deref().unwrap_or_default();
         let said = parse_headers(block);
@@ -186,16 +186,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_read_in_both_forms() {
-        let place = Some(DeliveryInfo {
+    fn delivery_information_is_read_in_both_forms() {
+        let info = Some(DeliveryInfo {
             number: Seq::new(7),
             delivery: 3,
             nanos: 1_700_000_000_000_000_001,
             pending: 9,
         });
-        assert_eq!(DeliveryInfo::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), place);
-        assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), place);
-        assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), place);
+        assert_eq!(DeliveryInfo::read(b"$JS.ACK.S.C.1.7.3.1700000000000000001.9"), info);
+        assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9"), info);
+        assert_eq!(DeliveryInfo::read(b"$JS.ACK.D.H.S.C.1.7.3.1700000000000000001.9.x"), info);
         for reply in [&b""[..], b"_INBOX.a", b"$JS.ACK.S.C.1.7.3.x.9", b"$JS.ACK.S.C.1.7.3.9", b"\xff"] {
             assert_eq!(DeliveryInfo::read(reply), None);
         }

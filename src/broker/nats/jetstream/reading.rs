@@ -117,7 +117,7 @@ impl ReadPosition {
         // If fewer messages wait than before, minus those that arrived, some were dropped: before the next one, or
         // before this one.
         let is_all = pending == 0 && self.pending <= 1;
-        if is_all || self.caught_up.is_some_and(|place| place <= delivered) {
+        if is_all || self.caught_up.is_some_and(|all| all <= delivered) {
             (self.behind, self.caught_up) = (false, None);
         }
         self.pending = pending;
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_wider_stream_a_place_is_suspicious_where_messages_of_the_filter_waited() {
+    fn in_a_wider_stream_a_missing_number_is_suspicious_if_messages_of_the_filter_waited() {
         let mut reading = reading(Extent::PartialFetch);
         let mut is_suspicious = |pending, number| {
             let number = Seq::new(number);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_all_suspects_every_number_that_does_not_come_and_who_reads_values_none() {
+    fn a_follower_of_a_whole_stream_suspects_every_missing_number_and_one_of_values_none() {
         for (extent, expected) in
             [(Extent::Whole, true), (Extent::Beyond("max_msgs"), true), (Extent::Values, false)]
         {

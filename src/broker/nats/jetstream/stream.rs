@@ -14,11 +14,11 @@ use crate::protocol::seq::Seq;
 const HOLES: u64 = 10_000;
 
 /// The leader's information about a stream; `None` if there is none of that name.
-pub(super) async fn look(api: &Api, name: &str) -> Result<Option<Info>, BrokerError> {
-    info(api, name, false).await
+pub(super) async fn info(api: &Api, name: &str) -> Result<Option<Info>, BrokerError> {
+    read_info(api, name, false).await
 }
 
-async fn info(api: &Api, name: &str, holes: bool) -> Result<Option<Info>, BrokerError> {
+async fn read_info(api: &Api, name: &str, holes: bool) -> Result<Option<Info>, BrokerError> {
     let question = json!({ "deleted_details": holes });
     match request(api, &format!("STREAM.INFO.{name}"), &question).await? {
         Ok(info) => Ok(Some(info)),
@@ -68,11 +68,11 @@ pub(super) struct Holes {
 impl Holes {
     /// Asks the leader. `None` if the stream was deleted.
     pub(super) async fn of(api: &Api, name: &str) -> Result<Option<(Self, Info)>, BrokerError> {
-        let Some(mut info) = look(api, name).await? else { return Ok(None) };
+        let Some(mut info) = info(api, name).await? else { return Ok(None) };
         let single = match info.state.num_deleted {
             0 => Some(Vec::new()),
             1..=HOLES => {
-                let Some(detailed) = self::info(api, name, true).await? else { return Ok(None) };
+                let Some(detailed) = read_info(api, name, true).await? else { return Ok(None) };
                 info = detailed;
                 info.state.deleted.take()
             }

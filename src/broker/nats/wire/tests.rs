@@ -149,7 +149,7 @@ fn what_a_client_writes() {
 
 proptest! {
     #[test]
-    fn any_bytes_in_any_pieces_end_as_an_operation_or_an_error(
+    fn any_bytes_in_any_parts_end_as_an_operation_or_an_error(
         bytes in prop::collection::vec(any::<u8>(), 0..400),
         lines in prop::collection::vec(
             "(MSG|HMSG|INFO|PING|-ERR|\\+OK)( [a{}\"0-9:.>-]{0,9}){0,6}\r?\n?[a-z\r\n]{0,12}",

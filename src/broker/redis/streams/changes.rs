@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 /// The changed keys. Bounded by the number of followed keys.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    told: Mutex<ChangedKeys>,
+    changed: Mutex<ChangedKeys>,
     news: Notify,
 }
 
@@ -40,27 +40,27 @@ impl Changes {
     }
 
     fn add(&self, data: Vec<Value>) {
-        let mut told = self.told.lock();
+        let mut changed = self.changed.lock();
         for value in data {
             match value {
-                Value::Array(keys) => told.keys.extend(keys.into_iter().filter_map(|key| match key {
+                Value::Array(keys) => changed.keys.extend(keys.into_iter().filter_map(|key| match key {
                     Value::BulkString(key) => Some(key),
                     _ => None,
                 })),
-                _ => told.all = true,
+                _ => changed.all = true,
             }
         }
-        drop(told);
+        drop(changed);
         self.news.notify_one();
     }
 
     /// Takes the keys that were reported since the last call.
     pub(super) fn take(&self) -> ChangedKeys {
-        std::mem::take(&mut *self.told.lock())
+        std::mem::take(&mut *self.changed.lock())
     }
 
     /// Waits until a change is reported. Cancel-safe.
-    pub(super) async fn told(&self) {
+    pub(super) async fn changed(&self) {
         self.news.notified().await;
     }
 }

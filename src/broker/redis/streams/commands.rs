@@ -46,7 +46,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     fn adopt(&mut self, Adopted { held, lost }: Adopted<(Arc<str>, Key)>) {
         let filters = held.iter().map(|(_, key)| key.filter().clone()).collect();
         let events = self.following.enter(held, lost.as_deref());
-        self.tell(events);
+        self.emit(events);
         if self.context.is_down {
             self.context.sink.interrupted(filters);
         } else {
@@ -84,8 +84,8 @@ impl<C: Into<ShardCommand>> Task<C> {
                 StoredCommand::Fetch { filter, source, after, until, done } => {
                     self.look_up(&filter, source, What::Fetch { after, until, done });
                 }
-                StoredCommand::Locate { filter, source, place, done } => {
-                    self.look_up(&filter, source, What::Locate { place, done });
+                StoredCommand::Locate { filter, source, seek, done } => {
+                    self.look_up(&filter, source, What::Locate { seek, done });
                 }
                 StoredCommand::Last { topic, source, done } => {
                     self.look_up(&topic, source, What::Last { done });

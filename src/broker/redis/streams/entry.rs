@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_no_number_says_has_the_last_of_its_millisecond() {
+    fn an_entry_id_without_a_number_has_the_last_number_of_its_millisecond() {
         let id = |ms, seq| EntryId { ms, seq };
         assert_eq!(id(7, 3).number_at_most(), id(7, 3).number());
         assert_eq!(id(7, 1 << 20).number(), None);

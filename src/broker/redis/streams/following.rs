@@ -231,9 +231,9 @@ impl FollowedKeys {
         match waking {
             Waking::ChangedKeys(changes) => {
                 self.waiting_at = now + SWEEP_EVERY; // waiting brought nothing
-                let told = changes.take();
-                all = told.all;
-                for name in &told.keys {
+                let changed = changes.take();
+                all = changed.all;
+                for name in &changed.keys {
                     if let Ok(name) = std::str::from_utf8(name) {
                         self.read_on(name, now + PROMPT);
                     }

@@ -39,7 +39,7 @@ pub(super) struct Lookup {
 /// The kind of the command.
 pub(super) enum What {
     Fetch { after: Seq, until: Seq, done: Done<Fetched> },
-    Locate { place: Seek, done: Done<SeekResult> },
+    Locate { seek: Seek, done: Done<SeekResult> },
     Last { done: Done<Option<Message>> },
     Publish { payload: Bytes, headers: Headers, done: Done<Acknowledgement> },
 }
@@ -75,16 +75,16 @@ impl Lookup {
         size: &EntrySize,
     ) -> Result<Option<BrokerError>, String> {
         let Lookup { key: KeyOf { name, topic, payload }, what } = self;
-        let asked = KeyLookup { connection, name, size };
+        let lookup = KeyLookup { connection, name, size };
         match what {
             What::Fetch { after, until, done } => {
-                answer(done, asked.fetch(&topic, payload.as_deref(), after, until)).await
+                answer(done, lookup.fetch(&topic, payload.as_deref(), after, until)).await
             }
-            What::Locate { place, done } => answer(done, asked.locate(place)).await,
-            What::Last { done } => answer(done, asked.last_message(&topic, payload.as_deref())).await,
+            What::Locate { seek, done } => answer(done, lookup.locate(seek)).await,
+            What::Last { done } => answer(done, lookup.last_message(&topic, payload.as_deref())).await,
             What::Publish { payload: body, headers, done } => {
                 let stored = async {
-                    let number = asked.publish(&body, &headers, payload.as_deref()).await?;
+                    let number = lookup.publish(&body, &headers, payload.as_deref()).await?;
                     Ok(Acknowledgement { number, event_id: entry_event_id(number) })
                 };
                 answer(done, stored).await
@@ -194,9 +194,9 @@ impl KeyLookup<'_> {
         Ok(Fetched { through, gone, torn: false, messages })
     }
 
-    async fn locate(mut self, place: Seek) -> Result<SeekResult, Fault> {
+    async fn locate(mut self, seek: Seek) -> Result<SeekResult, Fault> {
         let sample = Sample::read(Sample::command(&self.name).query_async(&mut self.connection).await)?;
-        if let Seek::After(number) = place
+        if let Seek::After(number) = seek
             && self.is_of_another_history(number, &sample).await?
         {
             return Ok(SeekResult::Evicted(number));
@@ -207,7 +207,7 @@ impl KeyLookup<'_> {
         let found = |number: Seq| {
             if number >= oldest { SeekResult::At(number) } else { SeekResult::Evicted(oldest) }
         };
-        Ok(match place {
+        Ok(match seek {
             Seek::After(number) if number > head => SeekResult::Unknown(oldest),
             // Only from the start: a complete stream may be another one than the one that gave a higher number.
             Seek::After(Seq::START) if sample.is_whole() => SeekResult::At(Seq::START),

@@ -172,7 +172,7 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
                     service.interrupting = None;
                     let Some((round, _)) = service.reading.take() else { continue };
                     match self.following.take(round, answer) {
-                        Ok(events) => self.tell(events),
+                        Ok(events) => self.emit(events),
                         Err(why) => return Some(why),
                     }
                     if self.following.is_misplaced() {
@@ -228,7 +228,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         let moved = before.is_some_and(|before| !session.server.continues(&before));
         let why = "the Redis server was restarted or replaced, and may lack the latest entries";
         let events = self.following.resume(moved.then_some(why));
-        self.tell(events);
+        self.emit(events);
         self.context.up();
         self.context.sink.resumed(self.following.filters());
     }
@@ -254,7 +254,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         Ok(())
     }
 
-    fn tell(&mut self, events: Vec<Event>) {
+    fn emit(&mut self, events: Vec<Event>) {
         events.into_iter().for_each(|event| self.context.sink.push(event));
     }
 

@@ -107,7 +107,7 @@ impl Session {
             ));
         }
         let reading = if servers.is_cluster() {
-            told(&client, &settings).await
+            tracked(&client, &settings).await
         } else {
             match open().await {
                 Ok(reads) => waiting(reads).await,
@@ -134,7 +134,7 @@ impl Session {
     /// Waits until the server reports changed keys; for ever if it does not support that. Cancel-safe.
     pub(super) async fn changed(&self) {
         match &self.waking {
-            Waking::ChangedKeys(changes) => changes.told().await,
+            Waking::ChangedKeys(changes) => changes.changed().await,
             Waking::Unblock(_) | Waking::ShortBlock | Waking::Poll => pending().await,
         }
     }
@@ -151,7 +151,7 @@ async fn waiting(mut reads: MultiplexedConnection) -> Result<(MultiplexedConnect
 
 /// A connection on which the server reports changes of the keys that were read, or a plain one if the user has no
 /// permission for that (`HELLO`, `CLIENT TRACKING`).
-async fn told(
+async fn tracked(
     client: &Client,
     settings: &AsyncConnectionConfig,
 ) -> Result<(MultiplexedConnection, Waking), RedisError> {
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_told_from_one_that_took_its_place() {
+    fn a_server_is_distinguished_from_one_that_took_its_place() {
         let server = |run: &str, history: &str, continued: &str, aof: &str| {
             Server::read(
                 "h:1",

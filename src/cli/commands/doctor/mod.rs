@@ -23,7 +23,7 @@ use super::Failure;
 use super::events::{Event, Item};
 use super::http::{self, Client, Versions};
 use super::stream::EventStream;
-use super::subscribe::{is_event_stream, told, word};
+use super::subscribe::{data_of, is_event_stream, word};
 use crate::cli::Doctor;
 
 /// How long an answer or a written event may take to arrive. A gateway waits for its broker for 8 seconds.
@@ -137,7 +137,8 @@ impl Examination {
             }
             "stream-open" => self.report.fine(ABOUT, &words),
             "stream-close" => {
-                let words = format!("the gateway refuses streams for now ({})", word(&told(&first)["code"]));
+                let words =
+                    format!("the gateway refuses streams for now ({})", word(&data_of(&first)["code"]));
                 self.report.found(ABOUT, &words, Cause::None);
                 return None;
             }
@@ -249,21 +250,21 @@ impl Examination {
                 return self.report.found("resume", &format!("the second stream: {why}"), Cause::None);
             }
         };
-        if told(&first)["resumed"] == true {
+        if data_of(&first)["resumed"] == true {
             return self.report.fine("resume", "Last-Event-ID is understood");
         }
         // A gateway that receives a cursor and cannot resume from it says so at once.
         if let Ok(Ok(event)) = timeout(PROMPT, first_event(&mut stream)).await
             && event.kind == "stream-gap"
         {
-            let reason = word(&told(&event)["reason"]);
+            let reason = word(&data_of(&event)["reason"]);
             let cause = if reason == "restarted" { Cause::OtherReplica } else { Cause::None };
             let words = format!("the second stream does not resume: stream-gap {reason}");
             return self.report.found("resume", &words, cause);
         }
         let mut url = self.url.clone();
         http::set_parameter(&mut url, "last_event_id", id);
-        let by_query = self.begin(&url, "").await.is_ok_and(|(_, first)| told(&first)["resumed"] == true);
+        let by_query = self.begin(&url, "").await.is_ok_and(|(_, first)| data_of(&first)["resumed"] == true);
         let words = match by_query {
             true => "Last-Event-ID does not reach the gateway; last_event_id in the query does",
             false => "the second stream starts live, without a stream-gap",
@@ -286,7 +287,7 @@ impl Examination {
         match first.kind.as_str() {
             "stream-open" => Ok((stream, first)),
             "stream-close" => {
-                Err(format!("the gateway refuses it for now ({})", word(&told(&first)["code"])))
+                Err(format!("the gateway refuses it for now ({})", word(&data_of(&first)["code"])))
             }
             _ => Err("it begins without stream-open".into()),
         }

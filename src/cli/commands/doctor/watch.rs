@@ -11,7 +11,7 @@ use super::{Examination, PATIENCE, PROMPT};
 use crate::cli::commands::events::Item;
 use crate::cli::commands::http;
 use crate::cli::commands::stream::EventStream;
-use crate::cli::commands::subscribe::{told, word};
+use crate::cli::commands::subscribe::{data_of, word};
 
 /// The number of messages to publish, and the time between them, which is longer than any delay that is not caused by
 /// buffering.
@@ -105,7 +105,7 @@ impl Examination {
                             bunched |= heartbeats > 0 && since < BUNCHED;
                             heartbeats += 1;
                         }
-                        Item::Event(event) if event.kind == "stream-close" => closed = Some(told(&event)),
+                        Item::Event(event) if event.kind == "stream-close" => closed = Some(data_of(&event)),
                         Item::Event(_) => {}
                     }
                     longest = longest.max(since);
@@ -121,8 +121,8 @@ impl Examination {
             self.report.found("buffering", words, Cause::Buffering);
         }
         match (end, closed) {
-            (Some(_), Some(told)) => {
-                let words = format!("the gateway closed the stream after {age} s ({})", word(&told["code"]));
+            (Some(_), Some(data)) => {
+                let words = format!("the gateway closed the stream after {age} s ({})", word(&data["code"]));
                 self.report.note("idle", &words, Cause::None)
             }
             (Some(how), None) if heartbeats > 0 && silence < longest => {
