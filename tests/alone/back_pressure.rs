@@ -279,14 +279,14 @@ async fn a_crowd_that_comes_back_at_once_shares_what_is_fetched() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_that_comes_back_to_places_of_their_own_has_fair_shares() {
+async fn a_crowd_that_returns_to_different_positions_has_fair_shares() {
     let _alone = ALONE.lock().await;
     let places: Vec<u64> = (0..60).map(|reader| reader * 97).collect();
     a_crowd_replays(12_000, &places, 500.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_that_stop_in_the_middle_of_a_replay_cost_no_more_than_a_piece_each() {
+async fn readers_that_stop_in_the_middle_of_a_replay_cost_no_more_than_a_batch_each() {
     const READERS: usize = 200;
     let _alone = ALONE.lock().await;
     let scene = Scene::with(20_000).await;

@@ -29,7 +29,7 @@ async fn total_streams(gateway: &Gateway) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalled_readers_hold_no_more_than_a_piece_each() {
+async fn stalled_readers_hold_no_more_than_a_batch_each() {
     const READERS: usize = 200;
     let _alone = ALONE.lock().await;
     let gateway = Gateway::start().await;

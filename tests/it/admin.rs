@@ -25,7 +25,7 @@ fn texts(list: &Value, key: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_console_has_so_many_streams_however_many_one_connection_could_carry() {
+async fn the_streams_of_the_console_are_limited_across_its_connections() {
     let gateway = Gateway::start().await;
     gateway.open("/topics/a").await.expect("stream-open").await; // it lingers
     for path in ["/console/events", "/console/messages?topic=a"] {

@@ -95,7 +95,7 @@ static CALLERS: LazyLock<[(&str, Option<String>); 5]> = LazyLock::new(|| {
 });
 
 #[tokio::test]
-async fn each_rule_lets_read_whom_it_says() {
+async fn each_rule_decides_who_reads() {
     const OK: (u16, &str) = (200, "");
     const NO_TOKEN: (u16, &str) = (401, "no_token");
     const EXPIRED: (u16, &str) = (401, "expired_token");
@@ -142,7 +142,7 @@ async fn each_rule_lets_read_whom_it_says() {
 }
 
 #[tokio::test]
-async fn each_rule_lets_publish_whom_it_says() {
+async fn each_rule_decides_who_publishes() {
     let gateway = gateway(JWT).await;
     for (path, expected) in [
         ("/topics/public/a", ["", "", "", "", ""]),
@@ -441,7 +441,7 @@ async fn expiry_audience_and_issuer_are_held_to_within_the_leeway() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_what_is_missing_in_the_words_of_rfc_6750() {
+async fn a_refusal_names_what_is_missing_as_rfc_6750_defines() {
     let gateway = gateway(JWT).await;
     let none = gateway.get("/topics/granted/a").await;
     assert_eq!((none.status, none.header("www-authenticate")), (401, "Bearer realm=\"topicgate\""));

@@ -320,7 +320,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn subjects_that_the_grammar_has_no_name_for_are_dropped_and_told() {
+    async fn subjects_that_are_no_topics_are_dropped_and_reported() {
         let mut broker = Fixture::nats().await;
         broker.subscribe("**").await;
         let Server::Real(Upstream::Nats { client, .. }) = &broker.server else { panic!() };
@@ -334,7 +334,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_killed_server_is_a_loss_told_before_what_comes_after() {
+    async fn a_killed_server_is_a_loss_before_the_next_message() {
         let mut broker = Fixture::nats().await;
         broker.subscribe("count").await;
         broker.subscribe("other/**").await;
@@ -501,7 +501,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_permission_that_is_withdrawn_later_is_told() {
+    async fn a_permission_that_is_withdrawn_later_is_reported() {
         let server = NatsServer::with(NARROW);
         let url = server.url().replace("//", "//gate:pass@");
         let (broker, mut events) = connect(&broker_config(&url));
@@ -779,7 +779,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_the_server_drops_because_it_is_not_taken_is_a_loss_in_its_place() {
+    async fn messages_that_the_server_drops_for_a_slow_gateway_are_a_loss_in_their_place() {
         // It gives a reader up that takes nothing for a second, or lets a megabyte wait.
         let server = NatsServer::with("max_payload: 1000000\nmax_pending: 1000000\nwrite_deadline: \"1s\"");
         let client = async_nats::connect(server.url()).await.unwrap();

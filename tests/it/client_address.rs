@@ -78,7 +78,7 @@ async fn a_client_cannot_choose_its_address_by_what_it_sends_the_proxy() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_believed_of_nobody_and_counts_as_the_proxy() {
+async fn an_unreadable_client_address_counts_as_the_proxy() {
     for (address, header, malformed) in [
         ("x-forwarded-for", "X-Forwarded-For", ["unknown", "", "1.2.3", "203.0.113.1;", "localhost"]),
         ("forwarded", "Forwarded", ["for=unknown", "", "for=_hidden", "203.0.113.1", "for=\"[::1\""]),
@@ -150,7 +150,7 @@ async fn gateway_of_proxies() -> Gateway {
 }
 
 #[tokio::test]
-async fn a_proxy_header_tells_the_client_and_a_local_one_leaves_the_proxy_itself() {
+async fn a_proxy_header_names_the_client_and_a_local_one_means_the_proxy_itself() {
     let gateway = gateway_of_proxies().await;
     let address = gateway.address;
     let mut held = vec![];

@@ -65,7 +65,7 @@ async fn closed(gateway: &Gateway, code: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_streams_and_a_place_again_once_one_has_left() {
+async fn the_streams_of_an_address_are_limited_until_one_has_left() {
     let gateway = Gateway::with("limits = { streams_per_address = 2 }").await;
     let mut held = vec![];
     for path in ["/topics/a", "/topics/b"] {
@@ -106,7 +106,7 @@ async fn is_closed_at_once(address: SocketAddr) -> bool {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_connections_and_all_others_still_get_in() {
+async fn the_connections_of_an_address_are_limited_and_others_still_get_in() {
     let toml = |most: usize| format!("limits = {{ connections_per_address = {most} }}");
     let gateway = Gateway::with(&toml(3)).await;
     let mut held = vec![];
@@ -203,7 +203,7 @@ async fn an_address_that_opens_streams_too_fast_is_slowed_down_and_others_are_no
 }
 
 #[tokio::test]
-async fn the_streams_of_an_address_have_so_many_topics_together() {
+async fn the_topics_of_an_address_are_limited_across_its_streams() {
     let gateway = Gateway::with("limits = { topics_per_address = 4, topics_per_stream = 4 }").await;
     let held = gateway.open("/topics?topic=a&topic=b&topic=c/*").await;
     told_to_come_back(&gateway, "/topics?topic=a&topic=d", "too_many_topics").await;
@@ -217,7 +217,7 @@ async fn the_streams_of_an_address_have_so_many_topics_together() {
 }
 
 #[tokio::test]
-async fn a_fault_that_passes_is_503_to_who_does_not_ask_for_an_event_stream_by_name() {
+async fn a_temporary_fault_is_503_for_clients_that_do_not_ask_for_an_event_stream() {
     let gateway = Gateway::with("limits = { streams = 1 }").await;
     let _held = gateway.open("/topics/a").await;
     told_to_come_back(&gateway, "/topics/a", "overloaded").await;
@@ -226,7 +226,7 @@ async fn a_fault_that_passes_is_503_to_who_does_not_ask_for_an_event_stream_by_n
 }
 
 #[tokio::test]
-async fn a_place_is_free_again_when_the_open_fails_or_its_request_is_dropped_in_the_middle() {
+async fn a_failed_or_abandoned_open_gives_its_place_back() {
     let mut upstream = Upstream::redis().await;
     let gateway = Gateway::with(&format!("limits.streams_per_address = 1\n{}", upstream.toml())).await;
     let before = upstream.subscriptions().await;
@@ -254,7 +254,7 @@ async fn a_place_is_free_again_when_the_open_fails_or_its_request_is_dropped_in_
 }
 
 #[tokio::test]
-async fn a_subject_has_so_many_streams_from_wherever_it_comes() {
+async fn the_streams_of_a_subject_are_limited_across_addresses() {
     let rules =
         "[[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\n[[topics]]\nmatch = \"**\"\nread = \"token\"\n";
     let gateway = Gateway::with(&format!("limits.streams_per_subject = 2\n{JWT}{rules}")).await;
@@ -433,7 +433,7 @@ async fn coming_back_again_and_again_with_an_old_cursor_brings_no_more_than_the_
 }
 
 #[tokio::test]
-async fn a_replay_that_waits_is_told_of_the_drain_and_goes_on_elsewhere_from_where_it_was() {
+async fn a_waiting_replay_ends_with_the_drain_and_continues_on_another_replica() {
     let mut gateway = paced_gateway(60).await;
     let mut wire = Wire::open(gateway.address, "/topics/a?since=all").await;
     let reading = tokio::spawn(async move {
@@ -526,7 +526,7 @@ async fn pass_through(gateway: &Gateway, streams: std::ops::Range<usize>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn topics_that_linger_count_for_who_asked_last_and_its_oldest_give_way() {
+async fn lingering_topics_count_for_their_last_address_and_its_oldest_are_released() {
     let upstream = Upstream::nats().await;
     let limits = "limits = { topics_per_address = 100, opens_per_second = 1000 }\n";
     let gateway = Gateway::with(&format!("{limits}{}", upstream.toml())).await;

@@ -291,7 +291,7 @@ async fn a_stream_that_is_cut_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_gap_and_a_close_are_told_beside_the_messages() {
+async fn a_gap_and_a_close_are_printed_beside_the_messages() {
     let process = Process::start(&[("TOPICGATE_DRAIN", "1s")]).await;
     let url = format!("http://{}/topics/a", process.address);
     let mut reader = Running::start(&["sub", &url, "--last-event-id", "elsewhere-7"]);

@@ -329,7 +329,7 @@ fn check_names_no_header_for_the_ids_of_a_source_that_has_its_own() {
 }
 
 #[test]
-fn a_misspelt_variable_is_told_the_near_one() {
+fn a_misspelt_variable_gets_a_suggestion() {
     for (wrong, right) in [
         ("TOPICGATE_LOG_LEVEL", "TOPICGATE_LOG__LEVEL"),
         ("TOPICGATE_LIMITS__STREAM", "TOPICGATE_LIMITS__STREAMS"),
@@ -426,7 +426,7 @@ fn a_secret_is_masked_however_it_is_shown() {
 }
 
 #[test]
-fn check_says_who_may_and_what_a_token_must_be() {
+fn check_explains_who_is_allowed_and_what_a_token_needs() {
     let file = fs::read_to_string("tests/config/valid/every_key_auth.toml").unwrap();
     let page = Config::from_toml(&file).unwrap().explain();
     for part in [

@@ -178,7 +178,7 @@ async fn listed_pages_may_read_streams_and_refusals_with_their_cookies() {
 }
 
 #[tokio::test]
-async fn every_answer_varies_by_origin_whoever_asks_and_whatever_is_configured() {
+async fn every_answer_varies_by_origin_for_every_caller_and_configuration() {
     for rules in ["", CORS, "[cors]\norigins = [\"*\"]\n"] {
         let gateway = Gateway::with(&format!("{rules}{RULES}")).await;
         for origin in ["", "Origin: http://localhost\r\n"] {
@@ -368,7 +368,7 @@ async fn a_preflight_allows_what_pages_send_on_any_path_and_does_nothing_else() 
 }
 
 #[tokio::test]
-async fn a_preflight_of_a_page_that_may_not_ask_is_refused_and_tells_nothing() {
+async fn a_preflight_of_a_page_that_is_not_allowed_is_refused_and_reveals_nothing() {
     let asked = "Access-Control-Request-Method: GET\r\nAccess-Control-Request-Headers: last-event-id\r\n";
     for (rules, origin) in [(CORS, "https://evil.example"), (CORS, "null"), ("", "https://app.example.com")] {
         let gateway = Gateway::with(&format!("{rules}{RULES}")).await;
@@ -384,7 +384,7 @@ async fn a_preflight_of_a_page_that_may_not_ask_is_refused_and_tells_nothing() {
 }
 
 #[tokio::test]
-async fn an_options_that_is_no_preflight_is_told_the_methods() {
+async fn an_options_request_that_is_no_preflight_gets_the_methods() {
     let gateway = Gateway::with(&format!("{CORS}{RULES}")).await;
     for fields in [
         "",

@@ -141,7 +141,7 @@ async fn a_read_timeout_that_is_shorter_than_the_heartbeat_is_found() {
 }
 
 #[tokio::test]
-async fn a_limit_on_the_whole_is_told_from_one_on_silence() {
+async fn a_limit_on_the_whole_response_is_distinguished_from_a_limit_on_silence() {
     let gateway = Gateway::with(HEARTBEAT).await;
     let proxy = cutting_after(gateway.address, std::time::Duration::from_millis(3500)).await;
     let ended = examined(&format!("http://{proxy}/topics/a"), &["--idle", "10s"]).await;

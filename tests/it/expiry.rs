@@ -186,7 +186,7 @@ async fn a_cursor_of_a_topic_that_one_may_not_read_gives_nothing_away() {
 }
 
 #[tokio::test]
-async fn a_page_that_renews_its_cookie_misses_nothing_and_one_that_does_not_is_told_so() {
+async fn a_page_that_renews_its_cookie_misses_nothing_and_one_that_does_not_is_closed_with_the_reason() {
     // Long enough for a busy machine to set the cookie before the browser comes back.
     let gateway = Gateway::with(&format!("streams.retry = \"3s\"\n{JWT}{RULES}")).await;
     let url = format!("http://{}/topics/members/a", gateway.address);

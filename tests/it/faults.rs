@@ -307,7 +307,7 @@ async fn a_reader_with_publisher_ids_goes_on_at_another_replica_after_a_planned_
 /// The broker withdraws the permission to read from a warm rule: its readers are closed with a code, and none is left
 /// silent.
 #[tokio::test]
-async fn readers_of_a_warm_rule_are_told_when_the_broker_withdraws_it() {
+async fn readers_of_a_warm_rule_are_closed_when_the_broker_withdraws_it() {
     let users = |deny: &str| {
         format!(
             "authorization {{ users = [ {{ user: gate, password: pass, permissions: {{ subscribe: {{ allow: [\">\"], deny: [{deny}] }} }} }} ] }}"

@@ -67,7 +67,7 @@ async fn a_cursor_of_a_topics_own_numbers_means_nothing_to_the_rule_that_has_bec
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_another_warm_rule_takes_over_resumes_nobody_at_a_place_of_the_first() {
+async fn a_topic_that_another_warm_rule_takes_over_resumes_nobody_at_a_position_of_the_first() {
     let warm =
         |pattern: &str| rule(&format!("match = \"{pattern}\"\nreplay = {{ warm = true, linger = \"0s\" }}"));
     let (narrow, wide) = (format!("{}{}", warm("a/*"), warm("**")), warm("**"));

@@ -555,7 +555,7 @@ async fn a_reader_that_leaves_takes_its_question_along_unless_another_waits_for_
 }
 
 #[tokio::test]
-async fn no_more_questions_are_asked_at_once_than_allowed_and_who_waits_too_long_comes_back() {
+async fn the_questions_to_a_backend_are_limited_and_a_long_wait_is_a_temporary_refusal() {
     let backend = Backend::start(|_| Reply::status(200).held()).await;
     let gateway = gateway(&backend.url("/"), "concurrency = 2\ntimeout = \"2s\"").await;
     // Two are asked, thirty-two wait for their turn, six find no place to wait.

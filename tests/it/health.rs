@@ -43,7 +43,7 @@ async fn a_listener_on_every_address_is_asked_on_loopback() {
 }
 
 #[tokio::test]
-async fn a_gateway_without_its_broker_is_alive_and_says_what_it_lacks() {
+async fn a_gateway_without_its_broker_is_alive_and_names_the_reason() {
     let gateway = Gateway::unready("broker.url = \"nats://127.0.0.1:1\"").await;
     let why = async || gateway.ready().await.unwrap_err();
     eventually("it has tried", async || why().await.contains("refused")).await;
@@ -74,7 +74,7 @@ async fn nobody_there_is_not_alive_and_the_key_is_named() {
 }
 
 #[tokio::test]
-async fn who_accepts_and_is_silent_or_no_gateway_is_not_alive() {
+async fn a_silent_server_and_one_that_is_no_gateway_are_not_alive() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let begin = Instant::now();
     let (code, line) = health(&silent.local_addr().unwrap().to_string()).await;

@@ -308,7 +308,7 @@ async fn beyond_the_limit_on_connections_the_next_one_waits_until_one_leaves() {
 }
 
 #[tokio::test]
-async fn beyond_the_limit_on_streams_the_next_one_is_told_to_come_back() {
+async fn beyond_the_limit_on_streams_the_next_one_is_closed_to_reconnect() {
     let gateway = Gateway::with("limits = { streams = 2 }\n").await;
     let held = [gateway.open("/topics/a").await, gateway.open("/topics/b").await];
     for topic in ["a", "c"] {

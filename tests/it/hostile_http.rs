@@ -17,7 +17,7 @@ fn without_date(reply: &Reply) -> (String, String) {
 }
 
 #[tokio::test]
-async fn other_methods_are_refused_and_told_which_would_do() {
+async fn other_methods_are_refused_with_the_methods_that_work() {
     let gateway = Gateway::start().await;
     for method in ["PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND", "get"] {
         for (target, allowed) in [

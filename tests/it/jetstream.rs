@@ -44,7 +44,7 @@ async fn messages_have_the_numbers_and_times_of_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_replica_tells_the_same() {
+async fn every_replica_sends_the_same_ids() {
     let (server, admin, mut one) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     let mut two = Kept::connect(&server.url());
@@ -130,7 +130,7 @@ async fn what_was_followed_goes_on_after_the_server_was_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_connection_tells_when_it_comes_and_goes() {
+async fn the_connection_reports_when_it_is_up_and_down() {
     let (mut server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     kept.broker.subscribe(filter("orders/**"), stream("ORDERS")).await.unwrap();
@@ -153,7 +153,7 @@ async fn the_connection_tells_when_it_comes_and_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_purge_takes_nothing_from_who_has_read_everything() {
+async fn a_purge_takes_nothing_from_a_reader_that_has_read_everything() {
     let (_server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
     for text in ["orders/**", "**"] {
@@ -179,7 +179,7 @@ async fn a_purge_takes_nothing_from_who_has_read_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_purged_before_it_is_read_is_told_in_its_place() {
+async fn messages_purged_before_they_are_read_are_a_gap_in_their_place() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
@@ -253,7 +253,7 @@ impl Door {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_purged_of_one_subject_while_the_connection_is_away_is_told() {
+async fn messages_of_one_subject_purged_during_an_outage_are_a_gap() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
@@ -281,7 +281,7 @@ async fn what_is_purged_of_one_subject_while_the_connection_is_away_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_falls_behind_the_limits_of_the_stream_is_told_what_it_missed() {
+async fn a_reader_that_falls_behind_the_limits_of_the_stream_receives_a_gap() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({"max_msgs": 500})).await;
@@ -318,7 +318,7 @@ async fn a_stream_that_is_deleted_ends_what_follows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_made_anew_is_another_one() {
+async fn a_stream_that_is_created_again_has_another_tag() {
     let (mut server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     let (tag, _) = kept.follow("orders/**", &stream("ORDERS")).await;
@@ -362,7 +362,7 @@ async fn what_is_no_longer_followed_is_silent_and_leaves_no_consumer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subject_without_a_name_is_told_and_counted_as_read() {
+async fn a_subject_that_is_no_topic_is_reported_and_counted_as_read() {
     let (_server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     kept.follow("orders/**", &stream("ORDERS")).await;
@@ -375,7 +375,7 @@ async fn a_subject_without_a_name_is_told_and_counted_as_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn publishing_gives_the_number_or_says_why_not() {
+async fn publishing_returns_the_number_or_the_reason() {
     let server = NatsServer::jetstream_with("max_payload: 2048");
     let (admin, mut kept) = (Admin::connect(&server.url()).await, Kept::connect(&server.url()));
     admin.stream("ORDERS", &["orders.>"], json!({"max_msg_size": 1024})).await;
@@ -473,7 +473,7 @@ async fn a_narrow_user_is_enough() {
 const BOTH: [bool; 2] = [true, false];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_past_is_read_in_parts_as_it_was_told_live() {
+async fn the_past_is_read_in_parts_exactly_as_it_was_delivered_live() {
     let (_server, admin, mut kept) = start().await;
     for direct in BOTH {
         let name = if direct { "DIRECT" } else { "OLD" };
@@ -511,7 +511,7 @@ async fn the_past_is_read_in_parts_as_it_was_told_live() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_stream_no_longer_holds_is_told_before_what_it_does() {
+async fn messages_that_the_stream_no_longer_holds_are_a_gap_before_those_it_holds() {
     let (_server, admin, kept) = start().await;
     for direct in BOTH {
         let name = if direct { "DIRECT" } else { "OLD" };

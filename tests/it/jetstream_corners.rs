@@ -173,7 +173,7 @@ async fn read_until(reader: &mut crate::common::client::Reader, last: u64) -> (V
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_stream_drops_early_is_told_though_it_is_wider_than_the_rule() {
+async fn a_loss_of_a_stream_that_drops_early_is_noticed_by_a_narrower_rule() {
     for settings in [
         json!({"max_msgs_per_subject": 1}),
         json!({"max_msgs_per_subject": 5}),

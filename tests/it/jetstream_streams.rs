@@ -160,7 +160,7 @@ async fn a_purge_under_a_live_reader_is_no_gap_and_under_an_absent_one_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_deleted_and_made_anew_is_told_as_another() {
+async fn a_stream_that_is_deleted_and_created_again_is_another_one() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
@@ -189,7 +189,7 @@ async fn a_stream_that_is_deleted_and_made_anew_is_told_as_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn single_messages_that_are_gone_are_told_to_each_reader_who_comes_through_them() {
+async fn single_deleted_messages_are_a_gap_for_every_reader_that_passes_them() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;

@@ -127,7 +127,7 @@ async fn a_new_key_is_fetched_when_a_token_names_it_and_an_old_one_is_given_up()
 }
 
 #[tokio::test]
-async fn keys_are_fetched_anew_after_a_while_though_nobody_asks() {
+async fn keys_are_fetched_again_after_a_while_without_any_request() {
     let signer = Signer::new("1", "EdDSA");
     let (backend, gateway) = with_keys(&[signer.jwk()], "jwks_refresh = \"10s\"").await;
     let begin = Instant::now();

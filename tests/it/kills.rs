@@ -430,12 +430,12 @@ async fn of_jetstream_nothing_is_missing_and_nothing_comes_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_plain_nats_whatever_is_missing_is_told() {
+async fn every_loss_of_plain_nats_is_reported() {
     nats(ONCE("nats")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_plain_redis_whatever_is_missing_is_told() {
+async fn every_loss_of_plain_redis_is_reported() {
     redis(ONCE("redis")).await;
 }
 

@@ -24,7 +24,7 @@ fn change(message: &Message) -> (String, Change) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_are_topics_and_changes_are_told_as_what_they_are() {
+async fn keys_are_topics_and_each_change_has_its_kind() {
     let (_server, admin, mut kept) = start().await;
     admin.bucket("PRICES", json!({})).await;
     let source = bucket("PRICES", 1);
@@ -41,7 +41,7 @@ async fn keys_are_topics_and_changes_are_told_as_what_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_whose_time_is_over_is_told_as_deleted() {
+async fn a_key_that_expires_is_a_deletion() {
     let (_server, admin, mut kept) = start().await;
     let second = 1_000_000_000u64;
     let limits = json!({"max_age": second, "allow_msg_ttl": true, "subject_delete_marker_ttl": 60 * second});

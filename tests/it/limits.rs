@@ -19,7 +19,7 @@ async fn total_streams(gateway: &Gateway) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_costs_the_fast_ones_nothing_and_is_told_what_it_missed() {
+async fn a_slow_reader_costs_the_fast_ones_nothing_and_receives_a_gap() {
     const MESSAGES: usize = 10_000;
     // Slow, and never so slow on a busy machine that it counts as gone.
     let gateway = Gateway::with("[streams]\nwrite_timeout = \"5m\"").await;
@@ -165,7 +165,7 @@ async fn an_old_stream_is_asked_to_come_back_and_misses_nothing() {
 }
 
 #[tokio::test]
-async fn one_topic_too_many_is_told_to_come_back_and_works_when_others_have_left() {
+async fn one_topic_too_many_is_a_temporary_refusal_until_others_have_left() {
     let gateway = Gateway::with("[limits]\ntopics = 2").await;
     let mut a = gateway.open("/topics/a").await;
     let mut b = gateway.open("/topics/b").await;

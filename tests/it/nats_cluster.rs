@@ -30,7 +30,7 @@ fn numbers(admin: Admin, going: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_goes_on_without_a_gap_whatever_node_is_killed_and_whoever_leads() {
+async fn a_stream_continues_without_a_gap_whichever_node_is_killed_or_leads() {
     let mut cluster = NatsCluster::start().await;
     let admin = cluster.admin().await;
     admin.stream("ORDERS", &["orders.>"], json!({"num_replicas": 3})).await;

@@ -102,7 +102,7 @@ async fn readers_that_take_nothing_do_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn streams_of_http_2_are_told_too_and_an_open_connection_does_not_hold_up_the_end() {
+async fn streams_over_http_2_are_drained_too_and_an_open_connection_does_not_delay_the_end() {
     let process = Process::start(&[]).await;
     let socket = TokioIo::new(TcpStream::connect(process.address).await.unwrap());
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
@@ -232,7 +232,7 @@ async fn an_address_in_use_ends_with_1_and_names_the_key() {
 }
 
 #[tokio::test]
-async fn after_a_kill_an_old_cursor_is_told_of_the_restart_before_anything_else() {
+async fn after_a_kill_an_old_cursor_gets_a_restart_gap_before_anything_else() {
     let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
     let rule =
         "[[topics]]\nmatch = \"a\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { warm = true }\n";

@@ -122,7 +122,7 @@ fn bad_certificates(authority: &Authority) -> Vec<([PathBuf; 2], bool, [&'static
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_nats_server_that_cannot_be_used_is_told_in_words_with_the_key_to_change() {
+async fn a_nats_server_that_cannot_be_used_is_explained_with_the_key_to_change() {
     let nowhere = free_port();
     let why = not_ready(&broker(&format!("nats://127.0.0.1:{nowhere}"), "")).await;
     says(
@@ -171,7 +171,7 @@ async fn a_nats_server_that_cannot_be_used_is_told_in_words_with_the_key_to_chan
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_server_that_cannot_be_used_is_told_in_words_with_the_key_to_change() {
+async fn a_redis_server_that_cannot_be_used_is_explained_with_the_key_to_change() {
     let nowhere = free_port();
     for more in ["", "source = \"redis-stream\""] {
         let why = not_ready(&(broker(&format!("redis://127.0.0.1:{nowhere}"), "") + more)).await;

@@ -285,7 +285,7 @@ async fn a_user_confined_to_some_channels_is_refused_beyond_them_and_only_there(
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_the_reason_told_until_it_is_right() {
+async fn a_wrong_password_is_the_reported_reason_until_it_is_right() {
     let server = RedisServer::start_with(&["user gate on >right allcommands allchannels"]);
     let config = config::Broker {
         user: Some("gate".into()),
@@ -303,7 +303,7 @@ async fn a_wrong_password_is_the_reason_told_until_it_is_right() {
 }
 
 #[tokio::test]
-async fn a_missing_password_is_the_reason_told() {
+async fn a_missing_password_is_the_reported_reason() {
     let server = RedisServer::start_with(&["requirepass secret"]);
     let mut gate = start_with(&broker_config(&server.url()), EVENT_CAPACITY);
     let why = gate.until_down(LIMIT).await;

@@ -572,7 +572,7 @@ async fn a_cluster_that_is_not_there_yet_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_no_cluster_is_told_as_the_reason() {
+async fn a_server_that_is_no_cluster_is_the_reported_reason() {
     let server = RedisServer::start();
     let (sender, mut events) = mpsc::channel(EVENT_CAPACITY);
     let config = config::Broker { cluster: true, ..broker_config(&server.url()) };
@@ -653,7 +653,7 @@ async fn many_topics_need_few_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_who_may_not_be_told_of_changes_gets_everything() {
+async fn a_user_without_client_tracking_gets_everything() {
     let user = "user gate on >secret ~* &* +@all -client|tracking";
     let cluster = RedisCluster::start_with(3, 0, &[user]).await;
     let login = "broker.user = \"gate\"\nbroker.password = \"secret\"";

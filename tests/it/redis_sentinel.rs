@@ -224,7 +224,7 @@ async fn deliver_after_gap(broker: &Broker, events: &mut mpsc::Receiver<Event>, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_no_sentinel_knows_is_told_as_the_reason() {
+async fn a_master_name_that_no_sentinel_knows_is_the_reported_reason() {
     let cluster = cluster().await;
     let (sender, mut events) = mpsc::channel(EVENT_CAPACITY);
     let config = config::Broker { sentinel: Some("other".into()), ..broker_config(&cluster.sentinel.url()) };

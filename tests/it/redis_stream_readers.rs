@@ -196,7 +196,7 @@ async fn entry(redis: &mut MultiplexedConnection, key: &str) -> (String, Vec<Str
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_published_has_its_event_id_also_where_nobody_reads() {
+async fn a_published_message_has_its_event_id_without_any_reader() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     for toml in [toml(&server), objects(&server, "")] {

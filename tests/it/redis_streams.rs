@@ -382,7 +382,7 @@ async fn nothing_is_connected_before_it_is_needed_and_then_two_connections_do() 
 }
 
 #[tokio::test]
-async fn a_key_that_is_followed_anew_is_read_at_once_though_others_are_silent() {
+async fn a_key_that_is_followed_again_is_read_at_once_while_other_keys_are_silent() {
     // The least that docs/security.md says, and without what it says may be left out.
     let least = "+info +client|id +client|unblock +xread +xrange +xrevrange +xinfo|stream (%W~* +xadd)";
     for (user, limit) in [(least, 400), ("+xread +xinfo|stream", 700)] {
@@ -460,7 +460,7 @@ async fn what_was_trimmed_or_deleted_is_a_gap_in_its_place_of_the_past() {
 }
 
 #[tokio::test]
-async fn places_in_the_past_are_found_or_said_to_be_gone() {
+async fn positions_in_the_past_are_found_or_reported_gone() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gate = start(&server);
@@ -646,7 +646,7 @@ async fn a_key_that_is_no_stream_any_more_is_refused_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn an_id_that_no_number_can_say_is_a_gap_or_refused() {
+async fn an_entry_id_that_has_no_number_is_a_gap_or_refused() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start(&server);
@@ -664,7 +664,7 @@ async fn an_id_that_no_number_can_say_is_a_gap_or_refused() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_loses_nothing_and_tells_no_gap() {
+async fn a_lost_connection_loses_nothing_and_causes_no_gap() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start(&server);
@@ -709,7 +709,7 @@ async fn a_server_that_comes_back_with_its_file_has_lost_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_without_what_it_had_is_told() {
+async fn a_server_that_returns_without_its_entries_is_noticed() {
     let mut server = RedisServer::start();
     let mut gate = start(&server);
     let mut redis = server.connect().await;

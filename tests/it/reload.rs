@@ -107,7 +107,7 @@ async fn a_topic_that_is_withdrawn_ends_its_readers_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_rule_that_comes_to_ask_who_reads_lets_those_go_on_whom_it_allows() {
+async fn a_rule_that_becomes_restricted_keeps_the_readers_that_it_still_allows() {
     let own = "[[topics]]\nmatch = \"a/{sub}\"\nread = \"token\"\n";
     let gateway = Gateway::with(&format!("{JWT}{own}{}", rule("a/*", "token"))).await;
     let mine = token(json!({"sub": "me", "topicgate": {"subscribe": ["a/b"]}}));
@@ -208,7 +208,7 @@ async fn a_key_that_is_replaced_ends_the_streams_of_its_tokens_and_of_no_others(
 }
 
 #[tokio::test]
-async fn what_tokens_must_say_is_asked_again_and_how_clocks_differ_is_not() {
+async fn a_reload_applies_to_what_tokens_need_but_not_to_the_clock_tolerance() {
     let rules = rule("members", "token");
     let jwt = |more: &str| format!("{JWT}{more}\n{rules}");
     let gateway = Gateway::with(&jwt("issuer = \"https://one.example\"")).await;
@@ -223,7 +223,7 @@ async fn what_tokens_must_say_is_asked_again_and_how_clocks_differ_is_not() {
 }
 
 #[tokio::test]
-async fn who_was_let_in_by_a_backend_is_asked_about_again_where_there_is_another() {
+async fn a_caller_admitted_by_a_backend_is_checked_again_by_a_new_backend() {
     let yes = || Backend::start(|_| Reply::json(json!({"subject": "me"})));
     let (one, two) = (yes().await, Backend::start(|_| Reply::status(403)).await);
     let toml = |backend: &Backend, more: &str, rules: &str| {
@@ -248,7 +248,7 @@ async fn who_was_let_in_by_a_backend_is_asked_about_again_where_there_is_another
 }
 
 #[tokio::test]
-async fn limits_are_raised_and_lowered_and_take_nothing_from_who_has_it() {
+async fn limits_are_raised_and_lowered_without_closing_open_streams() {
     let toml = |limits: &str| format!("limits = {{ {limits} }}\n{}", rule("**", "anyone"));
     let gateway = Gateway::with(&toml("streams = 1")).await;
     let refused = async || gateway.open("/topics/a").await.control("stream-close").await["code"].clone();
@@ -365,7 +365,7 @@ async fn warm_rules_begin_and_end_to_be_warm() {
 }
 
 #[tokio::test]
-async fn whose_pages_may_ask_changes_on_connections_that_are_open() {
+async fn allowed_origins_change_on_open_connections() {
     let toml = |more: &str| format!("{more}\n{}", rule("a", "anyone"));
     let gateway = Gateway::with(&toml("")).await;
     const LISTED: &str = "cors.origins = [\"https://app.example.com\"]";
@@ -427,7 +427,7 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
 }
 
 #[tokio::test]
-async fn who_looks_on_from_the_admin_listener_is_left_alone() {
+async fn a_stream_of_the_console_survives_a_reload() {
     let gateway = Gateway::with(&format!("{}{}", rule("a", "anyone"), rule("b", "anyone"))).await;
     let mut reader = opened(&gateway, "/topics/a").await;
     let mut onlooker = Reader::open(gateway.admin, "/console/messages?topic=a", &[]).await;

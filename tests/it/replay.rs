@@ -139,7 +139,7 @@ async fn the_largest_message_is_delivered_whatever_the_buffer_makes_of_it() {
 }
 
 #[tokio::test]
-async fn who_comes_back_within_the_linger_time_finds_the_buffer_and_after_it_a_gap() {
+async fn a_reader_that_returns_within_the_linger_time_resumes_and_later_gets_a_gap() {
     let gateway = gateway("linger = \"1s\"").await;
     let (ids, reader) = publish(&gateway, "a", &["1"]).await;
     drop(reader);

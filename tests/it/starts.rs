@@ -184,7 +184,7 @@ async fn since_compares_the_times_of_a_redis_stream_with_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_id_that_another_redis_server_has_given_is_no_place_among_those_of_the_one_that_replaced_it() {
+async fn an_id_of_another_redis_server_is_no_position_in_the_server_that_replaced_it() {
     let mut server = RedisServer::start();
     let mut redis = server.connect().await;
     let base = 1_700_000_000_000_u64;
@@ -231,7 +231,7 @@ async fn an_id_that_another_redis_server_has_given_is_no_place_among_those_of_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_that_a_stream_gives_again_after_a_loss_is_no_place() {
+async fn a_number_that_a_stream_gives_again_after_a_loss_is_no_position() {
     let copy = |from: &std::path::Path, to: &std::path::Path| {
         let _ = std::fs::remove_dir_all(to);
         assert!(std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());

@@ -71,7 +71,7 @@ async fn streams_over_http_1_1_and_http_2_are_delivered_and_resumed() {
 }
 
 #[tokio::test]
-async fn the_version_is_agreed_on_by_alpn_and_told_by_the_first_bytes_without() {
+async fn the_http_version_is_agreed_on_by_alpn_or_read_from_the_first_bytes() {
     let files = Files::new();
     let gateway = gateway(&files, "").await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -193,7 +193,7 @@ async fn sighup_swaps_the_certificate_and_ends_no_stream() {
 }
 
 #[tokio::test]
-async fn a_new_pair_that_cannot_be_used_changes_nothing_and_is_told_once() {
+async fn a_new_certificate_that_cannot_be_used_changes_nothing_and_is_logged_once() {
     let files = Files::new();
     let process = start(&files).await;
     let mut reader = tls::open(process.address, &files.pair, "/topics/a").await;
@@ -313,7 +313,7 @@ async fn handshakes_count_as_connections_from_the_first_byte() {
 }
 
 #[tokio::test]
-async fn http_without_tls_is_told_so_and_tls_where_there_is_none_fails_at_once() {
+async fn plain_http_to_a_tls_port_gets_an_explanation_and_tls_to_a_plain_port_fails_at_once() {
     let files = Files::new();
     let secure = gateway(&files, "").await;
     for (method, path) in [("GET", "/topics/a"), ("POST", "/topics/a"), ("GET", "/")] {

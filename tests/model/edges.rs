@@ -51,7 +51,7 @@ fn read(replica: &Replica, names: &[&str], start: &Start) -> Vec<String> {
 }
 
 #[test]
-fn a_cursor_at_each_edge_of_the_log_is_served_or_told() {
+fn a_cursor_at_each_edge_of_the_log_resumes_or_gets_a_gap() {
     let replica = Replica::new(at_most(3));
     let mut witness = open(&replica, &["a"], &Start::Now);
     witness.read_all();
@@ -80,7 +80,7 @@ fn a_cursor_at_each_edge_of_the_log_is_served_or_told() {
 }
 
 #[test]
-fn two_logs_that_lost_the_same_number_are_both_told_even_if_the_client_is_cut_between() {
+fn two_logs_that_lost_the_same_number_both_get_a_gap_even_if_the_client_is_cut_off_between() {
     let replica = Replica::new(at_most(2));
     let id = open(&replica, &["b"], &Start::Now).read_all()[0].id.clone();
     publish(&replica, "w/1", 0..3);
@@ -111,7 +111,7 @@ fn a_hand_out_that_is_full_does_not_end_between_two_that_lost_the_same_number() 
 }
 
 #[test]
-fn a_client_that_is_cut_before_the_last_gap_is_told_of_each_again() {
+fn a_client_that_is_cut_off_before_the_last_gap_receives_every_gap_again() {
     let replica = Replica::new(ample());
     let foreign = after("00000000-7");
     let events = open(&replica, &["a", "b"], &foreign).read_all();
@@ -143,7 +143,7 @@ fn of_equal_publisher_ids_none_is_resumed_too_late() {
 }
 
 #[test]
-fn a_publisher_id_tells_no_place_within_a_pattern() {
+fn a_publisher_id_is_no_position_within_a_pattern() {
     let (here, there) = (Replica::new(ample()), Replica::new(ample()));
     let mut reader = open(&here, &["a/*"], &Start::Now);
     let _warm = open(&there, &["a/*"], &Start::Now);
@@ -203,7 +203,7 @@ fn since_a_time_before_the_broker_had_confirmed_is_a_gap() {
 }
 
 #[test]
-fn the_last_so_many_are_counted_for_each_topic_and_pattern() {
+fn last_counts_messages_for_each_topic_and_pattern() {
     let replica = Replica::new(ample());
     let _reader = open(&replica, &["a", "b", "c/*"], &Start::Now);
     publish(&replica, "a", 0..2);
@@ -251,7 +251,7 @@ fn a_gap_of_one_topic_takes_nothing_from_the_others_that_a_warm_log_feeds() {
 }
 
 #[test]
-fn who_has_seen_one_gap_of_a_loss_is_told_the_others_though_the_topics_are_fed_anew() {
+fn a_reader_that_has_seen_one_gap_of_a_loss_receives_the_others_from_a_new_feed() {
     // The order of the topics is by chance.
     for lost in std::iter::repeat_n([None, Some(topic("w/1"))], 20).flatten() {
         let replica = Replica::new(ample());
@@ -279,7 +279,7 @@ fn what_was_published_while_there_was_no_log_is_a_gap_though_nothing_else_was_pu
 }
 
 #[test]
-fn when_a_warm_subscription_ends_the_readers_of_its_topics_are_told_to_come_back() {
+fn when_a_warm_subscription_ends_the_readers_of_its_topics_are_closed_to_reconnect() {
     let replica = Replica::new(ample());
     let mut readers = [WARM, "w/1"].map(|name| open(&replica, &[name], &Start::Now));
     let ids: Vec<String> = readers.iter_mut().map(|reader| reader.read_all()[0].id.clone()).collect();
@@ -296,7 +296,7 @@ fn when_a_warm_subscription_ends_the_readers_of_its_topics_are_told_to_come_back
 }
 
 #[test]
-fn a_stream_that_joins_as_its_subscription_ends_is_told_to_come_back() {
+fn a_stream_that_joins_as_its_subscription_ends_is_closed_to_reconnect() {
     let replica = Replica::new(ample());
     let lease = replica.lease(&filter("a"));
     assert_eq!(lease.ready().now_or_never(), Some(Ok(())));

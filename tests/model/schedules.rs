@@ -385,7 +385,7 @@ fn config(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(config(1_500))]
     #[test]
-    fn whatever_happens_each_message_comes_in_order_and_once_or_a_gap_tells(
+    fn whatever_happens_each_message_arrives_in_order_and_once_or_a_gap_replaces_it(
         (stream, steps) in schedule(step()),
         bounds in 0..4usize,
     ) {
@@ -402,7 +402,7 @@ proptest! {
 proptest! {
     #![proptest_config(config(400))]
     #[test]
-    fn a_client_that_misses_nothing_is_never_told_of_a_gap((stream, steps) in schedule(calm_step())) {
+    fn a_client_that_misses_nothing_never_receives_a_gap((stream, steps) in schedule(calm_step())) {
         let world = run(&ample(), usize::MAX, stream, &steps);
         for client in world.clients.iter().flatten() {
             prop_assert_eq!(client.life.gaps, 0);

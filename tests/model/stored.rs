@@ -660,7 +660,7 @@ proptest! {
     }
 
     #[test]
-    fn a_reader_of_histories_that_nobody_trims_is_never_told_of_a_gap(
+    fn a_reader_of_untrimmed_stored_sources_never_receives_a_gap(
         bounds in bounds(),
         stream in 0..STREAMS.len() - 1,
         steps in proptest::collection::vec(step(), 1..60),
