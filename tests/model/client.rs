@@ -91,6 +91,19 @@ impl Life {
         self.ends = Ends { several: never || filters.len() > 1, never, ..Ends::default() };
     }
 
+    /// The client goes on with these topics, of which so much was published. Of those that are new to it, it must receive
+    /// what comes from now on.
+    pub fn change(&mut self, topics: impl IntoIterator<Item = (Topic, usize)>) {
+        let before = std::mem::take(&mut self.topics);
+        let (told, told_at_id) = (Told::default(), Told::default());
+        let new = |published| Seen { next: published, fresh: true, least: 0, told, told_at_id };
+        let seen = |(topic, published)| {
+            let seen = before.get(&topic).copied().unwrap_or(new(published));
+            (topic, seen)
+        };
+        self.topics = topics.into_iter().map(seen).collect();
+    }
+
     /// The connection is cut: everything since the last id must be sent again.
     pub fn cut(&mut self) {
         self.topics.values_mut().for_each(|seen| seen.told = seen.told_at_id);

@@ -35,8 +35,8 @@ use crate::replica::{ample, at_most, filter, topic};
 const START: u64 = 1_000_000;
 
 /// Of one JetStream rule, of another, of Redis Streams, and of plain publish/subscribe.
-const TOPICS: [&str; 7] = ["j/1", "j/2", "j/3", "k/1", "r/1", "r/2", "p/1"];
-const STREAMS: [&[&str]; 9] = [
+const TOPICS: [&str; 8] = ["j/1", "j/2", "j/3", "k/1", "r/1", "r/2", "p/1", "p/2"];
+const STREAMS: [&[&str]; 12] = [
     &["j/1"],
     &["j/*"],
     &["j/1", "j/2"],
@@ -46,7 +46,13 @@ const STREAMS: [&[&str]; 9] = [
     &["j/**", "k/**", "r/1"],
     &["r/2", "j/2", "j/3"],
     &["j/1", "k/1", "r/1", "p/1"],
+    &["p/1"],
+    &["p/1", "p/2"],
+    &["k/1", "p/2"],
 ];
+
+/// The first of these are of what the brokers keep.
+const STORED_STREAMS: usize = 8;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -98,6 +104,11 @@ enum Step {
     },
     Resume {
         replica: usize,
+    },
+    /// Opens another list of topics with the last id, and closes the old stream.
+    Change {
+        replica: usize,
+        stream: usize,
     },
     Sweep(usize),
 }
@@ -160,8 +171,10 @@ impl History {
         self.held.push(Held { number: self.last, time: self.clock, topic, payload });
     }
 
+    /// That of a Redis Stream is made of the name of its key alone.
     fn tag(&self) -> Tag {
-        Tag::of(&[self.followed.as_str().as_bytes(), &[self.incarnation]])
+        let incarnation = if self.source.is_shared() { self.incarnation } else { 0 };
+        Tag::of(&[self.followed.as_str().as_bytes(), &[incarnation]])
     }
 
     fn locate(&self, filter: &Filter, place: Seek) -> SeekResult {
@@ -577,6 +590,17 @@ impl World {
                     self.join(replica, &start);
                 }
             }
+            Step::Change { replica, stream } => {
+                let Some(id) = self.life.last_id.clone().filter(|_| self.reader.is_some()) else { return };
+                self.life.cut();
+                self.filters = STREAMS[stream].iter().map(|text| filter(text)).collect();
+                let topics: Vec<_> =
+                    self.asked().map(|(topic, published)| (topic.clone(), *published)).collect();
+                self.life.change(topics);
+                self.join(replica, &Start::After(Some(id)));
+                // It keeps the old stream until it has what the new one begins with.
+                self.poll(usize::MAX);
+            }
             Step::Sweep(replica) => {
                 let gateway = &mut self.gateways[replica];
                 let heard = &mut gateway.heard;
@@ -628,6 +652,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (1..5_usize).prop_map(|polls| Step::Read { polls }),
         3 => (0..4_usize).prop_map(|seen| Step::Cut { seen }),
         5 => replica.clone().prop_map(|replica| Step::Resume { replica }),
+        2 => (replica.clone(), 0..STREAMS.len())
+            .prop_map(|(replica, stream)| Step::Change { replica, stream }),
         1 => replica.prop_map(Step::Sweep),
     ]
 }
@@ -662,11 +688,15 @@ proptest! {
     #[test]
     fn a_reader_of_untrimmed_stored_sources_never_receives_a_gap(
         bounds in bounds(),
-        stream in 0..STREAMS.len() - 1,
+        stream in 0..STORED_STREAMS,
         steps in proptest::collection::vec(step(), 1..60),
     ) {
         let mut world = World::new(&bounds, stream, &Start::All);
-        let harmless = |step: &&Step| !matches!(step, Step::Trim { .. } | Step::Recreate(_));
+        let harmless = |step: &&Step| match step {
+            Step::Trim { .. } | Step::Recreate(_) => false,
+            Step::Change { stream, .. } => *stream < STORED_STREAMS,
+            _ => true,
+        };
         steps.iter().filter(harmless).for_each(|step| world.step(step));
         world.settle();
         world.life.caught_up(|topic| world.published[topic]);
