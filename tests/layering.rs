@@ -71,7 +71,8 @@ fn files() -> Vec<File> {
             {
                 let relative = path.strip_prefix(&root).unwrap().with_extension("");
                 let module: Vec<_> = relative.iter().map(|part| part.to_str().unwrap()).collect();
-                let module = module.join("::").replace("::mod", "");
+                let module = module.join("::");
+                let module = module.strip_suffix("::mod").map_or(module.clone(), str::to_owned);
                 let module = if module == "lib" { String::new() } else { module };
                 files.push(File::read(module, &std::fs::read_to_string(&path).unwrap()));
             }

@@ -41,7 +41,7 @@ pub fn seeks_needed(leases: &[Lease], start: &Start) -> Vec<Option<Seek>> {
         return vec![None; leases.len()];
     }
     let groups = groups(leases.iter());
-    let ids = start_ids(start, &groups, &[]);
+    let ids = start_ids(start, &groups, None);
     leases
         .iter()
         .map(|lease| {
@@ -93,7 +93,7 @@ impl Cursors {
         let mut cursors = Cursors::new(leases, handle);
         let ranges = cursors.sequences();
         let groups = groups(cursors.cursors.iter().map(|cursor| &cursor.lease));
-        let ids = start_ids(start, &groups, &answers);
+        let ids = start_ids(start, &groups, Some(&answers));
         let sequences: SmallVec<[Arc<Sequence>; 1]> =
             groups.into_iter().map(|group| group.sequence).collect();
         let mut places = Vec::with_capacity(ranges.len());

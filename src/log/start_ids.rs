@@ -34,12 +34,12 @@ pub(super) fn groups<'a>(leases: impl Iterator<Item = &'a Lease>) -> SmallVec<[G
     groups
 }
 
-/// The positions of the client's event id in each group; `None` if the client sent none. `answers` are those of the broker, as
-/// far as they are known.
+/// The positions of the client's event id in each group; `None` if the client sent none. `answers` are those of the broker;
+/// `None`: it was not asked yet.
 pub(super) fn start_ids<'a>(
     start: &'a Start,
     groups: &[Group<'_>],
-    answers: &[(Filter, SeekResult)],
+    answers: Option<&[(Filter, SeekResult)]>,
 ) -> Vec<Option<ParsedEventId<'a>>> {
     let text = match start {
         Start::After(Some(text)) => text,
@@ -57,11 +57,12 @@ pub(super) fn start_ids<'a>(
 fn of_one<'a>(
     text: &'a str,
     groups: &[Group<'_>],
-    answers: &[(Filter, SeekResult)],
+    answers: Option<&[(Filter, SeekResult)]>,
 ) -> Vec<ParsedEventId<'a>> {
     let mut ids: Vec<_> = groups.iter().map(|group| group.sequence.read_event_id(text)).collect();
     // The id of an entry of a Redis Stream does not name its key: it is of the key that has the entry.
     let is_of = |group: &Group<'_>, number| {
+        let answers = answers.unwrap_or_default();
         !group.sequence.is_shuffled() || group.leases.iter().all(|lease| has(lease, number, answers))
     };
     let of: Vec<bool> = groups
@@ -71,7 +72,9 @@ fn of_one<'a>(
         .collect();
     if of.contains(&true) {
         for ((id, _), group) in ids.iter_mut().zip(&of).zip(groups).filter(|((_, is_of), _)| !**is_of) {
-            if group.leases.iter().all(|lease| lease.has_one_source()) {
+            // Another key may have the entry too: only the broker knows.
+            let is_open = answers.is_none() && matches!(id, ParsedEventId::Own { .. });
+            if !is_open && group.leases.iter().all(|lease| lease.has_one_source()) {
                 *id = ParsedEventId::Absent;
             }
         }
