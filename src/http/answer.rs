@@ -38,11 +38,13 @@ pub(super) fn answer_response(answer: Answer) -> Response {
         more: bool,
         #[serde(skip_serializing_if = "Vec::is_empty")]
         stale: Vec<&'a str>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        ended: bool,
     }
-    let Answer { mut messages, gaps, cursor, more, stale } = answer;
+    let Answer { mut messages, gaps, cursor, more, stale, ended } = answer;
     let gaps = gaps.iter().map(|(filter, reason)| Gap { topic: filter.as_str(), reason: reason.as_str() });
     let stale = stale.iter().map(Filter::as_str).collect();
-    let rest = Rest { gaps: gaps.collect(), cursor: &cursor, more, stale };
+    let rest = Rest { gaps: gaps.collect(), cursor: &cursor, more, stale, ended };
     // Strings and booleans always serialize.
     let rest = serde_json::to_string(&rest).unwrap_or_default();
     messages.splice(..0, *br#"{"messages":["#);

@@ -192,6 +192,8 @@ impl Message {
             data: Option<&'a str>,
             #[serde(skip_serializing_if = "Option::is_none")]
             data_base64: Option<String>,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            ended: bool,
         }
         if format == Format::CloudEvents {
             return out.extend_from_slice(&self.cloud_event_json());
@@ -204,6 +206,7 @@ impl Message {
             time: humantime::format_rfc3339_millis(self.time).to_string(),
             data,
             data_base64: data.is_none().then(|| STANDARD.encode(&self.payload)),
+            ended: self.ends,
         };
         // Strings always serialize, and writing to a Vec cannot fail.
         let _ = serde_json::to_writer(out, &row);

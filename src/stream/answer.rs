@@ -35,6 +35,8 @@ pub struct Answer {
     pub more: bool,
     /// The topics that are stale.
     pub stale: Vec<Filter>,
+    /// Every topic has ended, and this is the last answer.
+    pub ended: bool,
 }
 
 /// The state of one read.
@@ -77,7 +79,8 @@ impl Stream {
         self.shared.metrics.sent_bytes.inc_by(messages.len() as u64);
         self.ticket.handle().advance(messages.len(), self.cursors.position());
         let stale = self.cursors.stale().cloned().collect();
-        Answer { messages, gaps, cursor: last_id.unwrap_or(id), more, stale }
+        let ended = !more && self.cursors.have_ended();
+        Answer { messages, gaps, cursor: last_id.unwrap_or(id), more, stale, ended }
     }
 
     /// Reads until there is something to answer, or the time is over.
@@ -111,7 +114,10 @@ impl Stream {
         };
         reading.more = !caught_up;
         let has_gaps = !reading.opening.gaps.is_empty();
-        if is_closing || !reading.rows.is_empty() || caught_up && (has_gaps || reading.feeds_changed) {
+        if is_closing
+            || !reading.rows.is_empty()
+            || caught_up && (has_gaps || reading.feeds_changed || self.cursors.have_ended())
+        {
             return Poll::Ready(Ok(()));
         }
         let until = if caught_up { reading.wait } else { reading.patience };

@@ -273,6 +273,21 @@ async fn the_end_of_a_permission_ends_a_wait_with_a_status() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_topic_ends_the_reads_of_it() {
+    let gateway = Gateway::start().await;
+    let position = cursor(&read(&gateway, "/topics/a").await).to_owned();
+    gateway.publish("a", "1").await;
+    assert_eq!(gateway.post("/topics/a?end=true", "2").await.status, 202);
+    let path = "/topics/a?wait=20s&last_event_id=";
+    let answer = read(&gateway, &format!("{path}{position}&limit=1")).await;
+    assert_eq!((data(&answer), &answer["ended"], &answer["more"]), (vec!["1"], &Value::Null, &json!(true)));
+    let answer = read(&gateway, &format!("{path}{}", cursor(&answer))).await;
+    assert_eq!((data(&answer), &answer["ended"]), (vec!["2"], &json!(true)));
+    assert_eq!(answer["messages"][0]["ended"], true);
+    assert_eq!(ask(&gateway, &format!("{path}{}", cursor(&answer))).await.status, 204);
+}
+
+#[tokio::test]
 async fn a_parameter_that_is_not_valid_is_named_and_a_stream_ignores_it() {
     let gateway = Gateway::start().await;
     for (query, word) in [
