@@ -32,6 +32,10 @@ WORKDIR /etc/topicgate
 # Being an environment variable, this wins over `listen` in topicgate.toml. The admin listener stays on the container's own
 # loopback, where the health check asks it; TOPICGATE_ADMIN__LISTEN=0.0.0.0:9090 lets others in the network ask as well.
 ENV TOPICGATE_LISTEN=0.0.0.0:8080
+# Without a file, a broker, a rule or [auth], everyone who reaches the container may use its embedded broker, which holds nothing
+# but what they send; the page and the log say that it is the demo. It is a variable, so that the same binary on a machine never
+# opens itself to a network.
+ENV TOPICGATE_DEMO=true
 EXPOSE 8080
 
 # Any id but root's; there is no /etc/passwd to name it in.

@@ -2,6 +2,7 @@
 
 mod client;
 pub mod commands;
+mod settings;
 mod token;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::client::{Doctor, Publish, Subscribe, Target};
+pub use self::settings::Settings;
 pub use self::token::{Inspect, Mint, Token};
 
 use crate::config::{ConfigErrors, Sources};
@@ -68,8 +70,9 @@ pub struct Cli {
 pub enum Command {
     /// Check the configuration, and explain what it would do, without starting anything
     Check(Options),
-    /// Print every setting with its origin, as TOML; secrets are masked
-    Config(Options),
+    /// Print every setting with its origin, as TOML; secrets are masked. Or print a file to begin with, or the schema of
+    /// the file
+    Config(Settings),
     /// Check at admin.listen whether the gateway with this configuration is alive: one line, and exit code 0 or 1. A
     /// gateway that is not ready, because its broker is away or it drains, is alive
     Health(Options),

@@ -18,6 +18,16 @@ impl Config {
                 "the environment variable {variable} is empty and counts as not set; give it a value, or remove it"
             ));
         }
+        for sentence in &self.overridden {
+            warnings.add(sentence.clone());
+        }
+        if self.is_demo && !self.listen.ip().is_loopback() {
+            warnings.add(format!(
+                "this is the demo: everyone who reaches {} may read and publish every topic of the embedded broker, which keeps \
+                 nothing. A configuration file, broker.url, a [[topics]] rule or [auth] ends it",
+                self.listen
+            ));
+        }
         let is_open = |rule: &Rule| admits(rule.read) || admits(rule.publish);
         if !self.topics.iter().any(is_open) {
             warnings.add(
@@ -50,7 +60,7 @@ impl Config {
                 earlier.pattern()
             ));
         }
-        if public && rule.publish == Access::Anyone {
+        if public && !self.is_demo && rule.publish == Access::Anyone {
             warnings.add(format!(
                 "{name} lets anyone who reaches {} publish; is publish = \"nobody\" meant?",
                 self.listen

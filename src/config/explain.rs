@@ -31,6 +31,9 @@ impl Config {
         line(format!("Probes and metrics are on {}{console}.", self.admin.listen));
         line(format!("Messages come from {}.", self.broker_in_words()));
         line(String::new());
+        if self.is_demo {
+            line("This is the demo: nobody wrote a rule, so everyone may use every topic of the embedded broker.".into());
+        }
         line("Topics (the first rule that matches decides; every other topic is answered with 404):".into());
         for (index, rule) in self.topics.iter().enumerate() {
             line(format!("  {}. {}", index + 1, rule.in_words(self.broker.kind())));

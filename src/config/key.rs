@@ -97,6 +97,11 @@ impl Key {
         Key { default: Some(default), ..self }
     }
 
+    /// Whether its value has parts: a list, or a table.
+    pub(super) fn holds_several(&self) -> bool {
+        matches!(self.kind, Kind::List | Kind::Named(_))
+    }
+
     pub(super) const fn restart(self) -> Self {
         Key { needs_restart: true, ..self }
     }

@@ -32,6 +32,12 @@ pub(super) const KEYS: &[Key] = &[
         Text,
         "The path below which browsers reach the gateway, if a proxy in front does not remove it: /events.",
     ),
+    key(
+        "demo",
+        Flag,
+        "Whether the embedded broker is open to everyone on any address, as long as no file, broker, rule or [auth] is set.",
+    )
+    .default("false"),
     key("drain", DURATION, "The time over which open streams are closed after SIGTERM.").default("10s"),
     key("admin.listen", Address, "The address of the probes, the metrics and the console.")
         .default("127.0.0.1:9090")
@@ -240,6 +246,12 @@ pub(super) fn at(path: &str) -> Option<&'static Key> {
         Some((_, rest)) => key.path.strip_prefix("topics.") == Some(rest),
         None => key.path == path,
     })
+}
+
+/// Whether there is a table at `path`, outside of rules.
+pub(super) fn is_table(path: &str) -> bool {
+    let within = |key: &Key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+    path != "topics" && KEYS.iter().any(within)
 }
 
 /// The names of the keys and tables in a table, in their order. The outermost table has no name.

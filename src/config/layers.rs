@@ -1,7 +1,7 @@
 //! Gathers what was set where, lays it in layers and remembers the origin of every value: built-in defaults, a file,
 //! the environment, flags; later wins.
 //!
-//! Nothing here knows what a value means. The environment is an argument, so that tests need not change that of the process.
+//! Nothing here knows what a value means, only which keys may hold several: their variables may be written in TOML. The environment is an argument, so that tests need not change that of the process.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,6 +11,8 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::error::{ConfigError, ConfigErrors};
+use super::key::Key;
+use super::keys;
 
 /// The file that is read from the working directory if no other is named.
 pub(super) const FILE: &str = "topicgate.toml";
@@ -80,24 +82,32 @@ pub(super) struct Layers {
     pub(super) values: Value,
     /// Environment variables that are set and empty.
     pub(super) unset: Vec<String>,
+    /// The name of the file, and what it alone sets.
+    file: Option<(String, Dict)>,
 }
 
 impl Layers {
     /// Nothing is set.
     pub(super) fn none() -> Self {
-        Layers { figment: Figment::new(), values: Value::from(Dict::new()), unset: vec![] }
+        Layers { figment: Figment::new(), values: Value::from(Dict::new()), unset: vec![], file: None }
     }
 
     pub(super) fn of(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut figment = Figment::new();
-        let (mut errors, mut unset) = (vec![], vec![]);
+        let (mut errors, mut unset, mut file) = (vec![], vec![], None);
         if let Some((name, text)) = &sources.file {
             match toml(text) {
-                Ok(values) => figment = figment.merge(Layer { name: name.clone(), values }),
+                Ok(values) => {
+                    file = Some((name.clone(), values.clone()));
+                    figment = figment.merge(Layer { name: name.clone(), values });
+                }
                 Err(problem) => errors.push(ConfigError::at("", name.clone(), problem)),
             }
         }
-        for (variable, text) in &sources.environment {
+        // A variable of a whole table comes before those of its keys.
+        let mut environment: Vec<&(String, String)> = sources.environment.iter().collect();
+        environment.sort();
+        for (variable, text) in environment {
             let Some(name) = variable.strip_prefix(PREFIX) else { continue };
             if variable == CLIENT_TOKEN || is_service_link(name, text) {
                 continue;
@@ -110,17 +120,18 @@ impl Layers {
             let origin = format!("environment variable {variable}");
             match of_variable(name, text) {
                 Ok(values) => figment = figment.merge(Layer { name: origin, values }),
-                Err(problem) => errors.push(ConfigError::at("topics", origin, problem)),
+                Err(problem) => errors.push(ConfigError::at(&path_of(name), origin, problem)),
             }
         }
         for (path, flag, text) in &sources.flags {
-            figment = figment.merge(Layer { name: format!("flag {flag}"), values: nested(path, text) });
+            figment =
+                figment.merge(Layer { name: format!("flag {flag}"), values: nested(path, text.as_str()) });
         }
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));
         }
         match figment.find_value("") {
-            Ok(values) => Ok(Layers { figment, values, unset }),
+            Ok(values) => Ok(Layers { figment, values, unset, file }),
             // Our own layers do not fail; figment's signature allows it.
             Err(error) => Err(ConfigError::at("", "configuration".into(), error.to_string()).into()),
         }
@@ -135,6 +146,21 @@ impl Layers {
     /// Where the value at `path` came from, if it was set.
     pub(super) fn origin_of_set(&self, path: &str) -> Option<String> {
         self.way(path).nth(path.split('.').count() - 1).and_then(|value| self.name(value))
+    }
+
+    /// Whether there is a file.
+    pub(super) fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The name of the file and what it sets at `path`, if a later source sets something else there.
+    pub(super) fn overridden(&self, path: &str) -> Option<(&str, &Value)> {
+        let (name, values) = self.file.as_ref()?;
+        let mut segments = path.split('.');
+        let first = values.get(segments.next()?)?;
+        let written = segments.try_fold(first, |value, segment| value.as_dict()?.get(segment))?;
+        let in_force = self.way(path).nth(path.split('.').count() - 1)?;
+        (in_force != written).then_some((name, written))
     }
 
     /// The values on the way to `path`, as far as there are any.
@@ -181,21 +207,49 @@ fn toml(text: &str) -> Result<Dict, String> {
     })
 }
 
-/// The tree with the one value that a variable sets; `name` is without the prefix.
-fn of_variable(name: &str, text: &str) -> Result<Dict, &'static str> {
-    let path = name.to_lowercase().replace("__", ".");
-    if path != "topics" {
-        return Ok(nested(&path, text));
-    }
-    toml(&format!("topics = {text}")).map_err(|_| {
-        "cannot be read; write the whole list in TOML on one line, such as [{ match = \"orders/**\", read = \"anyone\" }]"
-    })
+/// The key that a variable sets; `name` is without the prefix.
+fn path_of(name: &str) -> String {
+    name.to_lowercase().replace("__", ".")
 }
 
-fn nested(path: &str, text: &str) -> Dict {
+/// The tree with what a variable sets: lists and tables may be written as in a file. `name` is without the prefix.
+fn of_variable(name: &str, text: &str) -> Result<Dict, &'static str> {
+    let path = path_of(name);
+    let is_table = path == "topics" || keys::is_table(&path);
+    if is_table || keys::at(&path).is_some_and(Key::holds_several) {
+        let first = text.trim_start().chars().next();
+        let is_toml = if path == "topics" { true } else { matches!(first, Some('[' | '{')) };
+        let value = toml(&format!("it = {text}")).ok().and_then(|mut values| values.remove("it"));
+        match value.filter(|_| is_toml) {
+            // One rule needs no brackets.
+            Some(rule @ Value::Dict(..)) if path == "topics" => return Ok(nested(&path, vec![rule])),
+            Some(value) => return Ok(nested(&path, value)),
+            None if path == "topics" => return rules(text),
+            None if is_table => {
+                return Err(
+                    "is a table; write it in TOML on one line, such as { streams = 1000 }, or set its keys one by one",
+                );
+            }
+            // An IPv6 address in brackets is a text.
+            None => {}
+        }
+    }
+    Ok(nested(&path, text))
+}
+
+/// Rules as they stand in a file, each under its heading.
+fn rules(text: &str) -> Result<Dict, &'static str> {
+    let values =
+        toml(text).ok().filter(|values| values.keys().all(|key| key == "topics") && !values.is_empty());
+    values.ok_or(
+        "cannot be read; write the whole list in TOML on one line, such as [{ match = \"orders/**\", read = \"anyone\" }]",
+    )
+}
+
+fn nested(path: &str, value: impl Into<Value>) -> Dict {
     let mut segments: Vec<&str> = path.split('.').collect();
     let last = segments.pop().unwrap_or_default();
-    let leaf = Dict::from([(last.to_owned(), Value::from(text))]);
+    let leaf = Dict::from([(last.to_owned(), value.into())]);
     segments.into_iter().rev().fold(leaf, |inner, key| Dict::from([(key.to_owned(), Value::from(inner))]))
 }
 

@@ -10,7 +10,7 @@
 //!   and `forward.rs`), `cors.rs`, `tls.rs`, `log.rs`, `traces.rs`, `rule.rs` (with `access.rs`, `source.rs` and `replay.rs`): the type,
 //!   and the checks that need more than one value. `parse.rs` puts them together.
 //! - `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would happen, `settings.rs` lists every value
-//!   with its origin, `restart.rs` keeps what cannot change while it runs.
+//!   with its origin, `schema.rs` describes the file to editors, `restart.rs` keeps what cannot change while it runs.
 //!
 //! Nothing here opens a file that a setting names, or a socket.
 
@@ -37,6 +37,7 @@ mod proxies;
 mod replay;
 mod restart;
 mod rule;
+mod schema;
 mod secret;
 mod settings;
 mod source;
@@ -66,6 +67,7 @@ pub use self::proxies::{AddressSource, Proxies};
 pub use self::replay::Replay;
 pub use self::restart::NeedsRestart;
 pub use self::rule::Rule;
+pub(crate) use self::schema::schema;
 pub use self::secret::Secret;
 pub use self::settings::{Origins, Setting};
 pub use self::streams::Streams;
@@ -88,6 +90,9 @@ pub struct Config {
     /// `base_path`: the path below which browsers reach the gateway, without a slash at its end. Empty: none.
     #[doc(hidden)]
     pub base_path: String,
+    /// Whether nobody wrote a rule, and everyone may use the embedded broker all the same: on a loopback address, or by `demo`.
+    #[doc(hidden)]
+    pub is_demo: bool,
     /// `drain`: how long open streams are given to be closed in batches after SIGTERM.
     #[doc(hidden)]
     pub drain: Duration,
@@ -127,6 +132,9 @@ pub struct Config {
     /// Environment variables that are there and empty, and so count as not set.
     #[doc(hidden)]
     pub unset: Vec<String>,
+    /// Addresses of the file that a later source overrides, each in a sentence.
+    #[doc(hidden)]
+    pub overridden: Vec<String>,
     /// All of it once more, with where each value came from, for people.
     #[doc(hidden)]
     pub origins: Origins,

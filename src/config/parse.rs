@@ -1,11 +1,15 @@
 //! From what was set to a [`Config`] that cannot be wrong. Each table is read by its own file; what needs two tables is here.
 
+use std::net::SocketAddr;
+
 use super::admin::Admin;
 use super::auth::Auth;
 use super::broker::Broker;
 use super::cors::Cors;
 use super::error::{ConfigError, ConfigErrors};
 use super::input::Input;
+use super::key::Kind;
+use super::keys::KEYS;
 use super::layers::{FILE, Layers, Sources};
 use super::limits::Limits;
 use super::log::Log;
@@ -84,13 +88,30 @@ fn read(layers: &Layers) -> (Config, Vec<ConfigError>) {
             "is empty; name the broker, as in nats://host:4222, or write memory: for the embedded one",
         );
     }
-    let mut config = tables(&mut input);
+    let has_file = layers.has_file();
+    let mut config = tables(&mut input, has_file);
+    config.overridden = overridden(layers);
     config.unset.clone_from(&layers.unset);
     config.origins = Origins(Settings::of(&input).into());
     (config, input.into_errors())
 }
 
-fn tables(input: &mut Input<'_>) -> Config {
+/// The addresses that a file sets and a later source sets otherwise, as the image's variable does: nothing would listen where
+/// the file says, and nobody would know why.
+fn overridden(layers: &Layers) -> Vec<String> {
+    let addresses = KEYS.iter().filter(|key| key.kind == Kind::Address).map(|key| key.path);
+    let of = |path| {
+        let (file, written) = layers.overridden(path)?;
+        let (written, origin) = (written.as_str()?, layers.origin(path));
+        // A flag was typed by somebody who knows.
+        origin.starts_with("environment").then(||format!(
+            "{path} = {written:?} in {file} has no effect: the {origin} overrides it; unset that, or remove the key from the file"
+        ))
+    };
+    addresses.filter_map(of).collect()
+}
+
+fn tables(input: &mut Input<'_>, has_file: bool) -> Config {
     let listen = input.address("listen");
     let admin = Admin::read(input, listen);
     let hosts = hosts(input, "hosts");
@@ -98,7 +119,8 @@ fn tables(input: &mut Input<'_>) -> Config {
     let (broker, kind) = Broker::read(input);
     let limits = Limits::read(input);
     let auth = Auth::read(input);
-    if input.rules().is_none() && kind == Some(BrokerKind::Memory) && listen.ip().is_loopback() {
+    let is_demo = is_demo(input, has_file, kind, listen);
+    if is_demo {
         open_everything(input);
     }
     let topics = Rule::read_all(input, Around { broker: &broker, kind, limits: &limits, auth: &auth });
@@ -106,6 +128,7 @@ fn tables(input: &mut Input<'_>) -> Config {
         listen,
         hosts,
         base_path,
+        is_demo,
         drain: input.get("drain"),
         admin,
         broker,
@@ -119,11 +142,26 @@ fn tables(input: &mut Input<'_>) -> Config {
         log: Log::read(input),
         traces: Traces::read(input),
         unset: vec![],
+        overridden: vec![],
         origins: Origins::default(),
     }
 }
 
-/// With nothing to leak from and nobody to leak to, a newcomer's first try should just work.
+/// Whether everyone may use the embedded broker though nobody wrote a rule: on a loopback address, or if `demo` asks for it and
+/// nothing else was set that says whom to let in, or where messages come from.
+fn is_demo(input: &mut Input<'_>, has_file: bool, kind: Option<BrokerKind>, listen: SocketAddr) -> bool {
+    const DEMO: &str = "demo";
+    let is_asked_for: bool = input.get(DEMO);
+    if is_asked_for && has_file && input.origin(DEMO) != "environment variable TOPICGATE_DEMO" {
+        input.refuse(DEMO, "has no effect in a file, which ends the demo; write rules, or remove it");
+    }
+    let is_bare = !has_file && !["broker", "auth"].into_iter().any(|table| input.has_table(table));
+    let is_for_this_machine = listen.ip().is_loopback();
+    let is_embedded = input.rules().is_none() && kind == Some(BrokerKind::Memory);
+    is_embedded && (is_for_this_machine || is_asked_for && is_bare)
+}
+
+/// With nothing to leak from, a newcomer's first try should just work.
 fn open_everything(input: &mut Input<'_>) {
     input.set_rules(1);
     for (key, text) in [("match", EVERYTHING), ("read", "anyone"), ("publish", "anyone")] {

@@ -121,5 +121,5 @@ fn is_absent(group: &Group<'_>, parts: &[&str]) -> bool {
         let is_other = group.leases.iter().any(|lease| lease.is_followed(part));
         group.sequence.may_have_replaced(part) && (!is_other || group.sequence.has_written(part))
     };
-    !parts.iter().any(|part| is_before(&part)) && group.leases.iter().all(|lease| lease.has_one_source())
+    !parts.iter().any(is_before) && group.leases.iter().all(|lease| lease.has_one_source())
 }

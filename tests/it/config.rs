@@ -14,6 +14,8 @@ use topicgate::internals::config::{Access, Config, ConfigErrors, Sources};
 fn files(folder: &str) -> BTreeMap<PathBuf, String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let paths = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    // An editor's schema may lie beside them.
+    let paths = paths.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
     let files: BTreeMap<_, _> = paths.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect();
     assert!(!files.is_empty(), "{} has no files", folder.display());
     files
@@ -180,6 +182,121 @@ fn the_environment_holds_every_type_as_text() {
     assert!(config.cors.credentials);
     assert_eq!(config.topics[0].replay.messages, 5);
     assert_eq!(config.listen, Config::default().listen);
+}
+
+#[test]
+fn a_variable_holds_text_or_toml_and_both_say_the_same() {
+    let rule = |text: &str| {
+        load(&[("TOPICGATE_TOPICS", text), ("TOPICGATE_BROKER__URL", "nats://h")], "").unwrap().topics
+    };
+    let list = rule("[{ match = \"orders/**\", read = \"anyone\" }]");
+    assert_eq!((list.len(), list[0].pattern()), (1, "orders/**".to_owned()));
+    for same in [
+        "{ match = \"orders/**\", read = \"anyone\" }",
+        "[[topics]]\nmatch = \"orders/**\"\nread = \"anyone\"\n",
+        "[\n  { match = \"orders/**\", read = \"anyone\" },\n]\n",
+    ] {
+        assert_eq!(rule(same), list, "{same}");
+    }
+    for (variable, text, toml) in [
+        ("TOPICGATE_HOSTS", "a.example,b.example", "[\"a.example\", \"b.example\"]"),
+        ("TOPICGATE_CORS__ORIGINS", "https://a.example", "[\"https://a.example\"]"),
+        ("TOPICGATE_PROXIES__TRUSTED", "10.0.0.0/8, ::1", " [ '10.0.0.0/8', '::1' ]\n"),
+        ("TOPICGATE_ADMIN__HOSTS", "[::1],a", "[\"[::1]\", \"a\"]"),
+    ] {
+        assert_eq!(
+            load(&[(variable, text)], "").unwrap(),
+            load(&[(variable, toml)], "").unwrap(),
+            "{variable}"
+        );
+    }
+    // Whole tables too; the keys of one come after it.
+    let environment =
+        [("TOPICGATE_LIMITS__STREAMS", "7"), ("TOPICGATE_LIMITS", "{ streams = 5, topics = 9 }")];
+    let config = load(&environment, "").unwrap();
+    assert_eq!((config.limits.streams, config.limits.topics), (7, 9));
+    // What looks like TOML in a text is a text.
+    let environment = [("TOPICGATE_BROKER__URL", "redis://h"), ("TOPICGATE_BROKER__PASSWORD", "[\"a\"]")];
+    assert_eq!(load(&environment, "").unwrap().broker.password.unwrap().0, "[\"a\"]");
+    for (variable, text, words) in [
+        ("TOPICGATE_TOPICS", "orders/**", "cannot be read; write the whole list in TOML"),
+        ("TOPICGATE_TOPICS", "[[topics]]\nmatch = \"a\"\n[limits]\nstreams = 1", "cannot be read"),
+        ("TOPICGATE_LIMITS", "many", "is a table; write it in TOML on one line"),
+        ("TOPICGATE_HOSTS", "[1, 2]", "a list that holds something else"),
+        ("TOPICGATE_LIMITS", "{ streems = 5 }", "no such key; did you mean"),
+    ] {
+        let refused = load(&[(variable, text)], "").unwrap_err().to_string();
+        assert!(refused.contains(words) && refused.contains(variable), "{variable}={text}: {refused}");
+    }
+}
+
+#[test]
+fn a_container_without_a_configuration_is_a_demo_and_anything_that_says_more_ends_it() {
+    let image = [("TOPICGATE_LISTEN", "0.0.0.0:8080"), ("TOPICGATE_DEMO", "true")];
+    let bare = |more: &[(&str, &str)], file: Option<&str>| {
+        let is_kept = |kept: &&(&str, &str)| more.iter().all(|(name, _)| *name != kept.0);
+        let all = image.iter().filter(is_kept).chain(more);
+        let environment = all.map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let file = file.map(|text| ("topicgate.toml".to_owned(), text.to_owned()));
+        Config::load(&Sources { file, environment, flags: vec![] }).unwrap()
+    };
+    for settings in [&[][..], &[("TOPICGATE_LIMITS__STREAMS", "5")], &[("TOPICGATE_LOG__LEVEL", "debug")]] {
+        let demo = bare(settings, None);
+        assert!(demo.is_demo && demo.topics.len() == 1 && demo.topics[0].read == Access::Anyone);
+        let warnings = demo.warnings();
+        assert!(
+            warnings.len() == 1
+                && warnings[0].starts_with("this is the demo: everyone who reaches 0.0.0.0:8080"),
+            "{warnings:?}"
+        );
+        assert!(demo.explain().contains("This is the demo"));
+    }
+    for (more, file) in [
+        (&[][..], Some("")),
+        (&[][..], Some("[limits]\nstreams = 5")),
+        (&[("TOPICGATE_BROKER__URL", "memory:")], None),
+        (&[("TOPICGATE_BROKER__URL", "nats://h")], None),
+        (&[("TOPICGATE_TOPICS", "[]")], None),
+        (&[("TOPICGATE_TOPICS", "[{ match = \"a\" }]")], None),
+        (&[("TOPICGATE_AUTH__JWT__PUBLIC_KEY", "k")], None),
+        (&[("TOPICGATE_AUTH__FORWARD__URL", "http://127.0.0.1:1/")], None),
+        (&[("TOPICGATE_DEMO", "false")], None),
+    ] {
+        let config = bare(more, file);
+        assert!(
+            !config.is_demo && config.topics.iter().all(|rule| rule.read == Access::Nobody),
+            "{more:?} {file:?}"
+        );
+    }
+    // Without the image's variable, the same binary opens itself to no network. In a file the switch would be its own end.
+    assert!(
+        !Config::load(&Sources {
+            environment: vec![(image[0].0.into(), image[0].1.into())],
+            ..Sources::default()
+        })
+        .unwrap()
+        .is_demo
+    );
+    assert!(refusal("demo = true").starts_with("demo (topicgate.toml): has no effect in a file"));
+    assert!(load(&image, "").is_ok());
+}
+
+#[test]
+fn an_address_of_the_file_that_a_variable_overrides_is_warned_of() {
+    let file = "listen = \"127.0.0.1:9000\"\n[admin]\nlisten = \"127.0.0.1:9001\"\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"";
+    let warnings = load(&[("TOPICGATE_LISTEN", "0.0.0.0:8080")], file).unwrap().warnings();
+    let expected = "listen = \"127.0.0.1:9000\" in topicgate.toml has no effect: the environment variable TOPICGATE_LISTEN overrides it";
+    assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
+    let admin = load(&[("TOPICGATE_ADMIN__LISTEN", "127.0.0.1:9002")], file).unwrap().warnings();
+    assert!(admin[0].starts_with("admin.listen = \"127.0.0.1:9001\" in topicgate.toml"), "{admin:?}");
+    assert_eq!(
+        load(&[("TOPICGATE_LISTEN", "127.0.0.1:9000")], file).unwrap().warnings(),
+        Vec::<String>::new()
+    );
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("topicgate.toml"), file).unwrap();
+    let page = stdout(&topicgate(directory.path(), &[("TOPICGATE_LISTEN", "0.0.0.0:8080")], &["check"]));
+    assert!(page.contains(&format!("warning: {expected}")), "{page}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 #![cfg(unix)]
 
 use std::collections::HashSet;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,35 @@ async fn sigterm_ends_a_thousand_streams_within_the_window_each_at_an_event_boun
     assert!(spread > Duration::from_millis(800), "all at once: {spread:?}");
     // Ten batches of the smallest size within a tenth of a second would not be spread.
     assert!(times.windows(320).all(|part| part[319] - part[0] > Duration::from_millis(100)));
+}
+
+#[tokio::test]
+async fn the_container_without_a_configuration_shows_the_demo_and_says_so() {
+    let image = [("TOPICGATE_DEMO", "true")];
+    let process = Process::with(&["--listen", "0.0.0.0:0"], &image).await;
+    assert!(
+        process.log().contains("this is the demo: everyone who reaches 0.0.0.0:0 may read and publish"),
+        "{}",
+        process.log()
+    );
+    let address = SocketAddr::from(([127, 0, 0, 1], process.address.port()));
+    let page = client::request(address, "GET", "/", &[], b"").await.text();
+    assert!(page.contains("<strong>This is the demo.</strong>"), "{page}");
+    let mut reader = Reader::open(address, "/topics/hello", &[]).await;
+    reader.expect("stream-open").await;
+    let published = client::request(address, "POST", "/topics/hello", &[], b"it works").await;
+    assert_eq!((published.status, reader.message().await), (202, "it works".to_owned()));
+    process.kill().await;
+
+    // With a rule, it is none.
+    let rules = ("TOPICGATE_TOPICS", "[{ match = \"a\", read = \"anyone\" }]");
+    let process = Process::with(&["--listen", "0.0.0.0:0"], &[image[0], rules]).await;
+    assert!(!process.log().contains("demo"), "{}", process.log());
+    let address = SocketAddr::from(([127, 0, 0, 1], process.address.port()));
+    let page = client::request(address, "GET", "/", &[], b"").await.text();
+    assert!(!page.contains("This is the demo"), "{page}");
+    assert_eq!(client::request(address, "POST", "/topics/a", &[], b"x").await.status, 404);
+    process.kill().await;
 }
 
 #[tokio::test]

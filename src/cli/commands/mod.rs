@@ -21,9 +21,9 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use super::{Command, Options, Token};
+use super::{Command, Options, Settings, Token};
 use crate::app::server::BuildError;
-use crate::config::{Config, ConfigErrors};
+use crate::config::{self, Config, ConfigErrors};
 
 /// `EX_USAGE` of sysexits: the configuration or the command line must be corrected first.
 pub const BAD_USAGE: u8 = 64;
@@ -72,7 +72,9 @@ impl From<BuildError> for Failure {
 pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check(options) => print(check::page(&options.sources()?)?),
-        Command::Config(options) => print(Config::load(&options.sources()?)?.origins.0.to_string()),
+        Command::Config(Settings { schema: true, .. }) => print(config::schema()),
+        Command::Config(Settings { init: Some(template), .. }) => print(template.text()),
+        Command::Config(settings) => print(Config::load(&settings.options.sources()?)?.origins.0.to_string()),
         Command::Health(options) => wait(health(options)),
         Command::Completions { shell } => print(pages::completions(shell)),
         Command::Man { command } => print(pages::man(command.as_deref())?),
