@@ -108,7 +108,14 @@ impl Gateway {
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
         let seat = self.clients.enter(ticket.handle().clone(), 1)?;
         let (start, format) = (&Start::Last(last), Format::CloudEvents);
-        let options = StreamOptions { start, located: &[], format, expires: None, until_end: false };
+        let options = StreamOptions {
+            start,
+            located: &[],
+            format,
+            expires: None,
+            until_end: false,
+            without_control: false,
+        };
         let context = self.current().streams.clone();
         Ok(Stream::open(context, ticket, seat, vec![lease], options))
     }

@@ -35,6 +35,8 @@ pub struct Opening<'a> {
     pub start: &'a Start,
     /// The format of its messages.
     pub format: Format,
+    /// Whether the gateway's own events are comments.
+    pub without_control: bool,
     /// The HTTP version by which it is sent.
     pub http: HttpVersion,
     /// The client's address.
@@ -63,7 +65,7 @@ impl Gateway {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(&self, opening: Opening<'_>) -> Result<Stream, OpenError> {
-        let Opening { filters, start, format, http, address, caller } = opening;
+        let Opening { filters, start, format, without_control, http, address, caller } = opening;
         traces::note_topics(filters.iter());
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
@@ -92,7 +94,8 @@ impl Gateway {
         }
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let expires = caller.and_then(|caller| caller.expires);
-        let options = StreamOptions { start, located: &located, format, expires, until_end: true };
+        let options =
+            StreamOptions { start, located: &located, format, expires, until_end: true, without_control };
         let stream = Stream::open(current.streams.clone(), ticket, seat, leases, options);
         let stream = stream.ok_or(OpenError::Ended)?;
         // A reload checks the streams that already read; this one may have been opened too late for that.

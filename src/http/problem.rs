@@ -15,6 +15,7 @@ use crate::auth::Action;
 use crate::gateway::Gateway;
 use crate::metrics::Limit;
 use crate::protocol::codes::{CloseCode, Code, RefusalCode};
+use crate::protocol::comments;
 use crate::protocol::frame::{self, Coding};
 use crate::protocol::topic::{self, Filter, TopicError};
 use crate::stream::outcome;
@@ -203,15 +204,23 @@ impl IntoResponse for Problem {
 }
 
 /// The answer for a temporary fault or a limit: a stream that closes at once and asks the client to reconnect. A client
-/// that does not ask for `text/event-stream` is not an EventSource and receives a status instead.
-pub(super) fn come_back(gateway: &Gateway, headers: &HeaderMap, code: CloseCode) -> Response {
+/// that does not ask for `text/event-stream` is not an EventSource and receives a status instead. `without_control`: the
+/// event is a comment.
+pub(super) fn come_back(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    without_control: bool,
+    code: CloseCode,
+) -> Response {
     gateway.metrics().streams_closed.inc(code);
     let retry = gateway.jittered_retry();
     if !Accepted::of(headers).is_event_source() {
         return later(code, retry);
     }
     let goodbye = frame::stream_close(retry, code);
-    let mut response = goodbye.bytes(Coding::Plain).into_response();
+    let goodbye = goodbye.bytes(Coding::Plain);
+    let quiet = if without_control { comments::without_control(&goodbye, Coding::Plain) } else { None };
+    let mut response = quiet.unwrap_or(goodbye).into_response();
     super::sse_head::stream_headers(response.headers_mut());
     response.extensions_mut().insert(RefusalNote { code: code.into(), detail: passing(code).1.into() });
     response

@@ -37,6 +37,7 @@ struct StreamRequest {
     filters: Vec<Filter>,
     start: Start,
     format: Format,
+    without_control: bool,
     read: ReadParameters,
 }
 
@@ -54,7 +55,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
     // Before any other work: even parsing the topics is work.
     let address = client::address(request.extensions());
     if let Err(code) = gateway.admit(address) {
-        return Ok(come_back(&gateway, request.headers(), code));
+        return Ok(come_back(&gateway, request.headers(), names_no_control(request.uri()), code));
     }
     let is_read = match Accepted::of(request.headers()) {
         Accepted::Stream { .. } => false,
@@ -82,7 +83,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
     };
     let caller = match access::authorize(&gateway, &access).await {
         Ok(caller) => caller,
-        Err(refusal) => return not_allowed(&gateway, request.headers(), refusal),
+        Err(refusal) => return not_allowed(&gateway, &request, refusal),
     };
     if request.method() == Method::HEAD {
         // Without a length, like the stream's: an empty body would announce a length of 0.
@@ -97,6 +98,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         filters: &asked.filters,
         start: &asked.start,
         format: asked.format,
+        without_control: asked.without_control,
         http: version,
         address: access.client,
         caller: caller.as_ref(),
@@ -104,10 +106,12 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
     let stream = match gateway.open(opening).await {
         Ok(stream) => stream,
         Err(OpenError::Expired) => {
-            return not_allowed(&gateway, request.headers(), Refusal::expired());
+            return not_allowed(&gateway, &request, Refusal::expired());
         }
         Err(OpenError::Impossible(why)) => return Err(bad_query(why)),
-        Err(OpenError::ComeBack(code)) => return Ok(come_back(&gateway, request.headers(), code)),
+        Err(OpenError::ComeBack(code)) => {
+            return Ok(come_back(&gateway, request.headers(), names_no_control(request.uri()), code));
+        }
         Err(OpenError::Ended) => return Ok(ended()),
     };
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
@@ -115,7 +119,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         let _busy = stalls.map(Stalls::enter);
         return match stream.answer(limit, wait).await {
             Ok(answer) => Ok(answer_response(answer)),
-            Err(CloseCode::Expired) => not_allowed(&gateway, request.headers(), Refusal::expired()),
+            Err(CloseCode::Expired) => not_allowed(&gateway, &request, Refusal::expired()),
             // Its stream was counted when it ended.
             Err(code) => Ok(later(code, gateway.jittered_retry())),
         };
@@ -154,11 +158,20 @@ pub(super) fn stream_response(body: StreamBody, version: HttpVersion) -> Respons
     response
 }
 
-fn not_allowed(gateway: &Gateway, headers: &HeaderMap, refusal: Refusal) -> Result<Response, Problem> {
+fn not_allowed(gateway: &Gateway, request: &Request, refusal: Refusal) -> Result<Response, Problem> {
     match refusal {
         Refusal::No(problem) => Err(problem),
-        Refusal::Later => Ok(come_back(gateway, headers, CloseCode::AuthUnavailable)),
+        Refusal::Later => {
+            let without_control = names_no_control(request.uri());
+            Ok(come_back(gateway, request.headers(), without_control, CloseCode::AuthUnavailable))
+        }
     }
+}
+
+/// Whether the query says so, for an answer before it is read as a whole.
+fn names_no_control(uri: &Uri) -> bool {
+    let mut query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    query.any(|(name, value)| name == "control" && value == "none")
 }
 
 impl StreamRequest {
@@ -174,6 +187,7 @@ impl StreamRequest {
         let mut since = None;
         let mut last = None;
         let mut format = Format::Raw;
+        let mut without_control = false;
         let mut read = ReadParameters::default();
         for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             match &*name {
@@ -186,6 +200,12 @@ impl StreamRequest {
                 }
                 "since" => since = Some(read_since(&value)?),
                 "last" => last = Some(read_last(&value)?),
+                "control" if value == "none" => without_control = true,
+                "control" => {
+                    return Err(bad_query(
+                        "control must be none, which turns the gateway's own events into comments",
+                    ));
+                }
                 "format" => {
                     format = match &*value {
                         "raw" => Format::Raw,
@@ -218,7 +238,7 @@ impl StreamRequest {
             (None, None, Some(last)) => last,
             (None, None, None) => Start::Now,
         };
-        Ok(StreamRequest { filters, start, format, read })
+        Ok(StreamRequest { filters, start, format, without_control, read })
     }
 }
 

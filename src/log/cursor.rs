@@ -33,7 +33,7 @@ pub struct Cursors {
     /// Whether they have several sequences.
     pub(super) mixed: bool,
     /// What is read, and so what the ends of the cursors are.
-    phase: Phase,
+    pub(super) phase: Phase,
     /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
     /// slow.
     caught_up: bool,
@@ -44,7 +44,7 @@ pub struct Cursors {
 /// What cursors read. Apart from the stream's own phase, because a stream that closes in the middle of a replay still
 /// finishes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// Messages from before the opening, up to the end of each cursor.
     Replay,
     /// New messages, without an end.
@@ -66,7 +66,7 @@ pub(super) struct Cursor {
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
     /// The end of the current [`Phase`]. For new messages, where they begin.
-    end: Seq,
+    pub(super) end: Seq,
 }
 
 impl Drop for Cursor {
@@ -237,18 +237,6 @@ impl Cursors {
         }
     }
 
-    /// Whether every topic has ended, and everything up to its end was read. After a live start, only ends that came since
-    /// then count: the reader waits for what comes.
-    pub fn have_ended(&self) -> bool {
-        let has_ended = |cursor: &Cursor| cursor.end_read().is_some_and(|end| end > cursor.end);
-        self.ends && self.phase == Phase::Live && self.cursors.iter().all(has_ended)
-    }
-
-    /// Whether they begin where every topic has ended: there is nothing to read.
-    pub(super) fn begin_at_ends(&self) -> bool {
-        self.cursors.iter().all(|cursor| cursor.end_read().is_some())
-    }
-
     /// The filters.
     pub fn filters(&self) -> impl Iterator<Item = &Filter> {
         self.cursors.iter().map(|cursor| cursor.lease.filter())
@@ -312,11 +300,6 @@ fn by_sequence(mut left: SmallVec<[Cursor; 1]>) -> SmallVec<[Cursor; 1]> {
 }
 
 impl Cursor {
-    /// The number of the message that ended the topic, if it has ended and that message was read.
-    fn end_read(&self) -> Option<Seq> {
-        self.lease.log().end.as_ref()?.at().filter(|end| *end <= self.position)
-    }
-
     /// Whether both have the same sequence.
     fn is_with(&self, other: &Cursor) -> bool {
         Arc::ptr_eq(self.lease.sequence(), other.lease.sequence())

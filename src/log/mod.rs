@@ -13,6 +13,7 @@ mod batch_cache;
 mod by_topic;
 mod cursor;
 mod end;
+mod ended;
 mod entry;
 mod feeds;
 mod fields;

@@ -46,7 +46,7 @@ pub struct Frame {
 
 impl Frame {
     /// Frames the bytes that `write` appends. `capacity` is the expected number of bytes, ideally exact.
-    fn build(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+    pub(super) fn build(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = Vec::with_capacity(CHUNK_HEAD + capacity + 2);
         buffer.resize(CHUNK_HEAD, b' ');
         write(&mut buffer);
@@ -152,7 +152,7 @@ pub fn event(id: &EventId, kind: Option<&EventType>, data: &[u8]) -> Frame {
     })
 }
 
-fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(super) fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);

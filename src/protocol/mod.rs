@@ -2,6 +2,7 @@
 //! streams, codes and frames. It imports no other folder, does no I/O, and knows no broker.
 
 pub mod codes;
+pub mod comments;
 pub mod event_id;
 pub mod filter_index;
 pub mod frame;

@@ -18,6 +18,7 @@ use crate::log::message::Format;
 use crate::log::{Batch, Cursors, FeedNews, Lease, Opened, Read, Registry};
 use crate::metrics::{Limit, Metrics, ResumeOutcome};
 use crate::protocol::codes::{CloseCode, GapReason};
+use crate::protocol::comments;
 use crate::protocol::event_id::EventId;
 use crate::protocol::frame::{self, Coding, Frame};
 use crate::protocol::seek::{SeekResult, Start};
@@ -73,6 +74,8 @@ pub struct StreamOptions<'a> {
     pub expires: Option<SystemTime>,
     /// Whether it ends once all its topics have ended.
     pub until_end: bool,
+    /// Whether the gateway's own events are comments.
+    pub without_control: bool,
 }
 
 /// A stream that is open.
@@ -95,6 +98,8 @@ pub struct Stream {
     expires: Option<Millis>,
     /// [`Registry::feed_changes`] as its reader knows them.
     feed_changes: u32,
+    /// Whether the gateway's own events are comments.
+    without_control: bool,
     phase: Phase,
 }
 
@@ -143,7 +148,7 @@ impl Stream {
         leases: Vec<Lease>,
         options: StreamOptions<'_>,
     ) -> Option<Self> {
-        let StreamOptions { start, located, format, expires, until_end } = options;
+        let StreamOptions { start, located, format, expires, until_end, without_control } = options;
         let Opened { mut cursors, id, resumed, ended, gaps } =
             Cursors::open(leases, ticket.handle(), start, located);
         cursors.ends = until_end;
@@ -175,6 +180,7 @@ impl Stream {
             cursors,
             format,
             feed_changes: 0,
+            without_control,
             phase: Phase::Live,
         })
     }
@@ -193,7 +199,7 @@ impl Stream {
         if let Some(opening) = self.opening.take() {
             let topics: Vec<&str> = self.cursors.filters().map(|filter| filter.as_str()).collect();
             let opening = opening.frame(self.shared.jittered_retry(), &topics);
-            return Poll::Ready(Some(self.hand_out(opening.bytes(coding))));
+            return Poll::Ready(Some(self.hand_out(opening.bytes(coding), coding)));
         }
         if self.phase == Phase::Live
             && let Some(code) = self.ticket.handle().closing()
@@ -212,7 +218,7 @@ impl Stream {
         let (changes, news) = self.feed_news();
         if news.has_stale() {
             let stale = frame::stream_stale(&self.cursors.tell_stale(&news));
-            return Poll::Ready(Some(self.hand_out(stale.bytes(coding))));
+            return Poll::Ready(Some(self.hand_out(stale.bytes(coding), coding)));
         }
         // While it waits for its pace, it holds only its position, and entries do not wake it.
         let turn = self.turn();
@@ -220,13 +226,13 @@ impl Stream {
         if turn.is_none() {
             let format = self.format;
             match self.read(|cursors, handle| cursors.read(format, coding, handle)) {
-                Read::Batch(batch) => return Poll::Ready(Some(self.deliver(batch))),
+                Read::Batch(batch) => return Poll::Ready(Some(self.deliver(batch, coding))),
                 Read::Nothing => {
                     self.feed_changes = changes;
                     // Behind the gap.
                     if news.has_live() {
                         let live = frame::stream_live(&self.cursors.tell_live(&news));
-                        return Poll::Ready(Some(self.hand_out(live.bytes(coding))));
+                        return Poll::Ready(Some(self.hand_out(live.bytes(coding), coding)));
                     }
                     if self.phase == Phase::Live && self.cursors.have_ended() {
                         return Poll::Ready(Some(self.say_goodbye(CloseCode::Ended, coding)));
@@ -241,7 +247,7 @@ impl Stream {
             return Poll::Ready(Some(self.say_goodbye(code, coding)));
         }
         if self.now() >= self.heartbeat_due {
-            return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding))));
+            return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding), coding)));
         }
         if turn.is_some() {
             self.shared.metrics.hit(Limit::ResumeBytes);
@@ -283,9 +289,9 @@ impl Stream {
         read
     }
 
-    fn deliver(&mut self, batch: Batch) -> Bytes {
+    fn deliver(&mut self, batch: Batch, coding: Coding) -> Bytes {
         self.count(&batch, batch.bytes.len());
-        self.hand_out(batch.bytes)
+        self.hand_out(batch.bytes, coding)
     }
 
     /// Counts what was read, and its bytes against the pace of its replay.
@@ -333,7 +339,9 @@ impl Stream {
         if self.cursors.goes_on_replaying() { self.seat.replay_due() } else { None }
     }
 
-    fn hand_out(&mut self, bytes: Bytes) -> Bytes {
+    fn hand_out(&mut self, bytes: Bytes, coding: Coding) -> Bytes {
+        let quiet = if self.without_control { comments::without_control(&bytes, coding) } else { None };
+        let bytes = quiet.unwrap_or(bytes);
         self.shared.metrics.sent_bytes.inc_by(bytes.len() as u64);
         self.ticket.handle().advance(bytes.len(), self.cursors.position());
         self.heartbeat_due = self.now().after(self.shared.heartbeat);
@@ -346,7 +354,7 @@ impl Stream {
         // Without an id: the client keeps the id of its last event. That is as good here, and better on another
         // replica, because it may end with a publisher id.
         let goodbye = frame::stream_close(self.shared.jittered_retry(), code);
-        self.hand_out(goodbye.bytes(coding))
+        self.hand_out(goodbye.bytes(coding), coding)
     }
 }
 

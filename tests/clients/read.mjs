@@ -16,7 +16,7 @@
 //                    page of another origin, so that the server has to allow it
 import { createServer } from "node:http";
 
-const TYPES = ["message", "stream-open", "stream-gap", "stream-close"];
+const TYPES = ["message", "stream-open", "stream-gap", "stream-end", "stream-close"];
 
 // With an icon of its own: the browser would ask the server for one, on the connection that the stream then uses.
 const BLANK = '<!doctype html><link rel="icon" href="data:,">';

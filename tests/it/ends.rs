@@ -3,13 +3,14 @@
 
 use crate::common::client::{Reader, Response};
 use crate::common::command::run;
-use crate::common::eventually;
 use crate::common::gateway::Gateway;
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
 use crate::common::redis::RedisServer;
 use crate::common::upstream::Upstream;
+use crate::common::{LIMIT, eventually, within};
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
 const OPEN: &str = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n";
 
@@ -432,4 +433,61 @@ async fn the_commands_publish_an_end_and_end_with_it() {
     let after = run(&["sub", &several, "--last-event-id", id], &[]).await;
     assert_eq!((after.code, &*after.out), (0, ""), "{after:?}");
     assert!(after.err.contains("the topic has ended"), "{after:?}");
+}
+
+/// The lines of a stream, until it ends or has this line.
+async fn lines(gateway: &Gateway, path: &str, until: &str) -> Vec<String> {
+    let mut socket = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let request =
+        format!("GET {path} HTTP/1.0\r\nHost: {}\r\nAccept: text/event-stream\r\n\r\n", gateway.address);
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut lines = tokio::io::BufReader::new(socket).lines();
+    let mut found = Vec::new();
+    within("the stream", LIMIT, async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let is_last = line == until;
+            found.push(line);
+            if is_last {
+                break;
+            }
+        }
+    })
+    .await;
+    let head = found.iter().position(String::is_empty).unwrap();
+    found.split_off(head + 1)
+}
+
+#[tokio::test]
+async fn without_control_events_their_words_are_comments_and_ids_remain() {
+    let gateway = Gateway::with(&format!("{OPEN}replay = {{ messages = 2, warm = true }}\n")).await;
+    for number in 0..4 {
+        gateway.publish("jobs/7", number.to_string()).await;
+    }
+    gateway.post("/topics/jobs/7?end=true&type=last", "done").await;
+    for (path, ends) in [
+        ("/topics/jobs/7?control=none&since=2020-01-01T00:00:00Z", "stream-close"),
+        ("/topics?topic=jobs/7&topic=jobs/8&control=none&since=2020-01-01T00:00:00Z", "stream-end"),
+        ("/topics/jobs/*?control=none&since=2020-01-01T00:00:00Z&format=cloudevents", "stream-end"),
+    ] {
+        let last =
+            format!(": stream-{}", if ends == "stream-end" { "end {\"topic\":\"jobs/7\"}" } else { "" });
+        let all = lines(&gateway, path, &last).await;
+        let has = |start: &str| all.iter().filter(|line| line.starts_with(start)).count();
+        assert_eq!(has("event: stream-"), 0, "{path}: {all:?}");
+        assert_eq!((has(": stream-open {"), has(&format!(": {ends} {{"))), (1, 1), "{path}: {all:?}");
+        assert!(has(": stream-gap {\"topic\":\"jobs/") >= 1, "{path}: {all:?}");
+        assert_eq!(has("data: "), 2, "{path}: {all:?}");
+        // An id that is not of a message makes no event, and counts.
+        let gap = all.iter().rposition(|line| line.starts_with(": stream-gap")).unwrap();
+        assert!(all[gap - 1].starts_with("id: ") && all[gap + 1].is_empty(), "{path}: {all:?}");
+        if ends == "stream-close" {
+            assert_eq!(all.last().unwrap(), ": stream-close {\"code\":\"ended\",\"reconnect\":false}");
+        }
+    }
+    let limited = Gateway::with(&format!("{OPEN}[limits]\nstreams = 1\n")).await;
+    let _one = open(&limited, "/topics/a").await;
+    let all = lines(&limited, "/topics/b?control=none", "to its end").await;
+    assert_eq!(all.last().unwrap(), ": stream-close {\"code\":\"overloaded\",\"reconnect\":true}", "{all:?}");
+    let wrong = gateway.get("/topics/a?control=all").await;
+    assert_eq!((wrong.status, &wrong.json()["code"]), (400, &json!("bad_query")));
 }

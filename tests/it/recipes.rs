@@ -230,3 +230,27 @@ async fn a_page_that_is_reloaded_in_the_middle_of_an_answer_has_all_of_it() {
     page.shows("#state", "complete").await;
     page.shows("#answer", ANSWER).await;
 }
+
+#[tokio::test]
+async fn the_ai_sdk_reads_an_answer_while_it_is_written_and_afterwards() {
+    let recipe = RedisRecipe::start("An AI answer").await;
+    let html = block("An AI answer with the AI SDK", "html");
+    let mut page = Page::open(recipe.gateway.address, &html).await;
+    let mut function = write_answer(&recipe.server, "300").await;
+    page.shows("#state", "complete").await;
+    page.shows("#answer", ANSWER).await;
+    assert!(function.wait().await.unwrap().success());
+    page.reload().await;
+    page.shows("#state", "complete").await;
+    page.shows("#answer", ANSWER).await;
+    // It takes the answer to a cursor at the end for "there is nothing to resume".
+    let number = {
+        let mut last = redis::cmd("XREVRANGE");
+        last.arg("answers:7").arg("+").arg("-").arg("COUNT").arg(1);
+        let found: Vec<(String, Vec<String>)> =
+            last.query_async(&mut recipe.server.connect().await).await.unwrap();
+        found[0].0.clone()
+    };
+    let path = format!("/topics/answers/7?control=none&last_event_id={number}");
+    assert_eq!(recipe.gateway.get(&path).await.status, 204);
+}

@@ -147,7 +147,14 @@ impl Replica {
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Option<Stream> {
         let ticket = self.table.enter(Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
-        let options = StreamOptions { start, located: &[], format, expires: None, until_end: true };
+        let options = StreamOptions {
+            start,
+            located: &[],
+            format,
+            expires: None,
+            until_end: true,
+            without_control: false,
+        };
         Stream::open(self.shared.clone(), ticket, place, leases, options)
     }
 

@@ -391,8 +391,14 @@ impl Gateway {
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
         let ticket = self.table.enter(topicgate::internals::reader::Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
-        let options =
-            StreamOptions { start, located: &located, format: Format::Raw, expires: None, until_end: true };
+        let options = StreamOptions {
+            start,
+            located: &located,
+            format: Format::Raw,
+            expires: None,
+            until_end: true,
+            without_control: false,
+        };
         Stream::open(self.shared.clone(), ticket, place, leases, options)
     }
 }

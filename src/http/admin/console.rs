@@ -62,7 +62,7 @@ pub(super) async fn events(
 ) -> Response {
     let Ok(permit) = permits.try_acquire_owned() else {
         gateway.metrics().hit(Limit::ConsoleStreams);
-        return come_back(&gateway, &headers, CloseCode::Overloaded);
+        return come_back(&gateway, &headers, false, CloseCode::Overloaded);
     };
     let past = event("history", &gateway.history().samples());
     let mut ticks = interval(TICK);
@@ -96,7 +96,7 @@ pub(super) async fn messages(
             let detail = format!("{topic} is not held: it has had no reader for a while");
             return Err(Problem::new(RefusalCode::NotFound, detail));
         }
-        Err(code) => return Ok(come_back(&gateway, request.headers(), code)),
+        Err(code) => return Ok(come_back(&gateway, request.headers(), false, code)),
     };
     let (handoff, stalls) = (request.extensions().get::<Handoff>(), request.extensions().get::<Stalls>());
     let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);

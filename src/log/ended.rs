@@ -1,0 +1,25 @@
+//! Whether a stream ends because its topics have ended ([`super::end`]).
+
+use super::cursor::{Cursor, Cursors, Phase};
+use crate::protocol::seq::Seq;
+
+impl Cursors {
+    /// Whether every topic has ended, and everything up to its end was read. After a live start, only ends that came since
+    /// then count: the reader waits for what comes.
+    pub fn have_ended(&self) -> bool {
+        let has_ended = |cursor: &Cursor| cursor.end_read().is_some_and(|end| end > cursor.end);
+        self.ends && self.phase == Phase::Live && self.cursors.iter().all(has_ended)
+    }
+
+    /// Whether they begin where every topic has ended: there is nothing to read.
+    pub(super) fn begin_at_ends(&self) -> bool {
+        self.cursors.iter().all(|cursor| cursor.end_read().is_some())
+    }
+}
+
+impl Cursor {
+    /// The number of the message that ended the topic, if it has ended and that message was read.
+    fn end_read(&self) -> Option<Seq> {
+        self.lease.log().end.as_ref()?.at().filter(|end| *end <= self.position)
+    }
+}
