@@ -117,6 +117,9 @@ pub mod internals {
         pub mod publisher {
             pub use crate::protocol::publisher::PublisherId;
         }
+        pub mod view {
+            pub use crate::protocol::view::{Interval, View};
+        }
         pub mod seek {
             pub use crate::protocol::seek::{Seek, SeekResult, Start};
         }

@@ -37,6 +37,12 @@ pub fn all(report: &Report) -> Vec<Bar> {
         (Some(during), Some(before)) => Some(during / before),
         _ => None,
     };
+    let every = Scenario::Every(5_000).name();
+    let conflated =
+        match (of(&every, "1000 per second", "server_core"), of(&every, "1 per second", "server_core")) {
+            (Some(busy), Some(quiet)) => Some(busy / quiet),
+            _ => None,
+        };
     let apart = report.ratio((&each, "w16 200 B", gateway), (&together, "w1 200 B", gateway), "cpu_us");
     let bars = [
         (
@@ -58,6 +64,7 @@ pub fn all(report: &Report) -> Vec<Bar> {
         ("10,000 topics: KiB each, without the stream's", 4.0, per_topic),
         ("a new connection: CPU, × nchan", 2.0, against(&small, "connect", Target::Nchan, "connect_us")),
         ("storm: p99 of the other readers, × before", 2.0, alarm),
+        ("5,000 readers with every=1s: CPU at 1000 messages per second, × 1 per second", 1.5, conflated),
         ("idle crowd: % of a core", 3.0, of(&idle, "idle", "server_core")),
     ];
     let bar = |(what, limit, measured): (&str, f64, Option<f64>)| {

@@ -71,6 +71,8 @@ pub enum Scenario {
     Idle(u32),
     /// Streams of HTTP/2, a hundred to a connection.
     Http2(u32),
+    /// So many want the newest message of one topic once per second, however many there are.
+    Every(u32),
 }
 
 /// A step that was measured.
@@ -84,7 +86,7 @@ pub struct Step {
 
 impl Scenario {
     /// Those of a run, in order.
-    pub const ALL: [Scenario; 12] = [
+    pub const ALL: [Scenario; 13] = [
         Scenario::OneTopic(2_000),
         Scenario::OneTopic(15_000),
         Scenario::OneTopicBriefly(10_000),
@@ -97,6 +99,7 @@ impl Scenario {
         Scenario::SlowTenth(1_000),
         Scenario::Idle(15_000),
         Scenario::Http2(2_000),
+        Scenario::Every(5_000),
     ];
 
     /// As on the command line.
@@ -113,6 +116,7 @@ impl Scenario {
             Scenario::SlowTenth(readers) => format!("slow-tenth-{readers}"),
             Scenario::Idle(readers) => format!("idle-{readers}"),
             Scenario::Http2(readers) => format!("http2-{readers}"),
+            Scenario::Every(readers) => format!("every-{readers}"),
         }
     }
 
@@ -139,6 +143,7 @@ impl Scenario {
             Scenario::SlowTenth(readers) => format!("A slow tenth among {readers} readers"),
             Scenario::Idle(readers) => format!("Idle crowd: {readers} streams with heartbeats"),
             Scenario::Http2(readers) => format!("HTTP/2: {readers} streams, 100 to a connection"),
+            Scenario::Every(readers) => format!("{readers} readers of one topic with every=1s"),
         }
     }
 
@@ -151,6 +156,7 @@ impl Scenario {
             Scenario::ResumeCrowd(_) => Need::HistoryForMany,
             Scenario::Idle(_) => Need::Heartbeat,
             Scenario::Http2(_) => Need::Http2,
+            Scenario::Every(_) => Need::Interval,
             Scenario::OneTopic(_)
             | Scenario::OneTopicBriefly(_)
             | Scenario::TopicEach(_)
@@ -175,6 +181,7 @@ impl Scenario {
             Scenario::SlowTenth(readers) => slow_tenth(&running, scaled(readers), scale),
             Scenario::Idle(readers) => idle(&running, scaled(readers), scale),
             Scenario::Http2(readers) => http2(&running, scaled(readers), scale),
+            Scenario::Every(readers) => every(&running, scaled(readers), scale),
         }
     }
 }
@@ -411,6 +418,28 @@ fn idle(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     session.load.rest(scale.idle)?;
     let cpu = running.server.cpu()? - cpu;
     session.note("idle", [("server_core", 100.0 * cpu.as_secs_f64() / scale.idle.as_secs_f64())]);
+    session.finish()
+}
+
+/// What a topic costs at one message per second and at a thousand, if its readers want one per second.
+fn every(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
+    // A message is done once it is published: nobody waits for each of them.
+    let work = Work { topics: topics("one", 1), readers: 0, size: 200 };
+    let load = running.load(work.clone(), true)?;
+    let path = format!("{}?every=1s", work.topics[0]);
+    let spec = Spec { counted: false, ..Spec::new(running.stages(&[path], None).into()) };
+    let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
+    for (name, rate) in [("1 per second", 1.0), ("1000 per second", 1_000.0)] {
+        let (cpu, begin) = (running.server.cpu()?, Instant::now());
+        let outcome = session.load.paced(rate, scale.time * 2, |_| false).with_context(|| name.to_owned())?;
+        let (cpu, wall) = (running.server.cpu()? - cpu, begin.elapsed().as_secs_f64());
+        let values = [
+            ("server_core", 100.0 * cpu.as_secs_f64() / wall),
+            ("per_second", outcome.deliveries as f64 / wall),
+            ("load_core", 100.0 * outcome.load),
+        ];
+        session.note(name, values);
+    }
     session.finish()
 }
 

@@ -48,6 +48,8 @@ pub enum Need {
     Http2,
     /// A sign of life on an idle stream.
     Heartbeat,
+    /// Only the newest message, once per interval.
+    Interval,
     /// To read what a broker keeps.
     History(History),
     /// The same, of JetStream, for many at once.
@@ -119,6 +121,7 @@ impl Target {
                 matches!(self, Target::Gateway | Target::Embedded | Target::Afternoon | Target::Nchan)
             }
             Need::Heartbeat => self != Target::Bound,
+            Need::Interval => matches!(self, Target::Gateway | Target::Embedded),
         }
     }
 

@@ -182,6 +182,10 @@ impl Server {
         tasks.spawn(backfill.run(asks_receiver, lookups_receiver));
         tasks.spawn(gateway.clone().give_up_idle());
         tasks.spawn(every(TICK, gateway.clone(), |gateway| gateway.table().tick()));
+        tasks.spawn({
+            let gateway = gateway.clone();
+            async move { gateway.table().ticks().run().await }
+        });
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
         if let Some(tls) = &tls {
             tasks.spawn(every(CERTIFICATE_CHECK, tls.clone(), Tls::reload_if_changed));

@@ -60,6 +60,15 @@ pub struct Subscribe {
     /// Resume after the event with this id
     #[arg(long, value_name = "ID")]
     pub last_event_id: Option<String>,
+    /// Receive messages of these types only, such as price,trade; message stands for messages without a type
+    #[arg(long = "type", value_name = "TYPES")]
+    pub kind: Option<String>,
+    /// Receive messages without their types
+    #[arg(long)]
+    pub no_events: bool,
+    /// Of each topic and type, receive the newest message at most once in this time, such as 500ms
+    #[arg(long, value_name = "TIME")]
+    pub every: Option<String>,
     /// Print one JSON object per line, for the gateway's own events (stream-open and others) too
     #[arg(long)]
     pub json: bool,

@@ -104,7 +104,7 @@ impl Gateway {
             self.metrics().hit(Limit::ConsoleStreams);
             return Err(CloseCode::Overloaded);
         }
-        let reader = Reader { address, principal: Principal::Operator, http };
+        let reader = Reader { address, principal: Principal::Operator, http, view: None };
         let ticket = self.table.enter(reader).ok_or(CloseCode::Overloaded)?;
         let seat = self.clients.enter(ticket.handle().clone(), 1)?;
         let (start, format) = (&Start::Last(last), Format::CloudEvents);

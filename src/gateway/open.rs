@@ -19,6 +19,7 @@ use crate::protocol::event_id::MAX_SEQUENCES;
 use crate::protocol::seek::{SeekResult, Start};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
+use crate::protocol::view::View;
 use crate::reader::{Principal, Reader};
 use crate::stream::{Stream, StreamOptions};
 use crate::traces;
@@ -37,6 +38,8 @@ pub struct Opening<'a> {
     pub format: Format,
     /// Whether the gateway's own events are comments.
     pub without_control: bool,
+    /// What the reader asks of its messages; `None`: all of them, as they are.
+    pub view: Option<&'a Arc<View>>,
     /// The HTTP version by which it is sent.
     pub http: HttpVersion,
     /// The client's address.
@@ -65,7 +68,7 @@ impl Gateway {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(&self, opening: Opening<'_>) -> Result<Stream, OpenError> {
-        let Opening { filters, start, format, without_control, http, address, caller } = opening;
+        let Opening { filters, start, format, without_control, view, http, address, caller } = opening;
         traces::note_topics(filters.iter());
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
@@ -76,7 +79,7 @@ impl Gateway {
             .map_or(Principal::Anyone, |caller| Principal::Caller(Arc::new(caller.as_reader_of(filters))));
         let ticket = self
             .table
-            .enter(Reader { address, principal, http })
+            .enter(Reader { address, principal, http, view: view.cloned() })
             .ok_or_else(|| self.overloaded(Limit::Streams))?;
         let handle = ticket.handle().clone();
         let seat = self.clients.enter(handle.clone(), filters.len()).map_err(|code| {

@@ -26,6 +26,7 @@ use crate::protocol::codes::{CloseCode, HttpVersion, RefusalCode};
 use crate::protocol::event_id::MAX_EVENT_ID;
 use crate::protocol::seek::Start;
 use crate::protocol::topic::{Filter, TopicError};
+use crate::protocol::view::{Interval, View, ViewError};
 use crate::stream::outcome;
 
 /// The query parameters that may carry a cursor: ours and Mercure's, and those of the polyfills.
@@ -39,6 +40,7 @@ struct StreamRequest {
     format: Format,
     without_control: bool,
     read: ReadParameters,
+    view: Option<Arc<View>>,
 }
 
 /// The handler of GET and HEAD.
@@ -99,6 +101,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         start: &asked.start,
         format: asked.format,
         without_control: asked.without_control,
+        view: asked.view.as_ref(),
         http: version,
         address: access.client,
         caller: caller.as_ref(),
@@ -189,6 +192,7 @@ impl StreamRequest {
         let mut format = Format::Raw;
         let mut without_control = false;
         let mut read = ReadParameters::default();
+        let mut view = View::default();
         for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             match &*name {
                 "topic" => {
@@ -215,6 +219,9 @@ impl StreamRequest {
                 }
                 "limit" => read.limit = Some(value.into_owned()),
                 "wait" => read.wait = Some(value.into_owned()),
+                "type" => view.add_types(&value)?,
+                "every" => view.every = Some(Interval::read(&value)?),
+                "event" => view.read_event(&value)?,
                 name if CURSOR_NAMES.contains(&name) => cursor = Some(value.into_owned()),
                 _ => {} // pages and proxies may add parameters
             }
@@ -238,7 +245,8 @@ impl StreamRequest {
             (None, None, Some(last)) => last,
             (None, None, None) => Start::Now,
         };
-        Ok(StreamRequest { filters, start, format, without_control, read })
+        let view = if view.is_all() { None } else { Some(Arc::new(view)) };
+        Ok(StreamRequest { filters, start, format, without_control, read, view })
     }
 }
 
@@ -247,6 +255,12 @@ pub(super) fn topics(uri: &Uri) -> String {
     let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let topics: Vec<_> = query.filter(|(name, _)| name == "topic").map(|(_, topic)| topic).collect();
     outcome::quoted(&topics.join(" ")).to_owned()
+}
+
+impl From<ViewError> for Problem {
+    fn from(error: ViewError) -> Self {
+        bad_query(error.to_string())
+    }
 }
 
 fn bad_query(detail: impl Into<String>) -> Problem {

@@ -14,12 +14,13 @@ use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc;
 
-use super::batch_cache::{BatchCache, SharedBatch};
-use super::message::{FieldMapping, Format};
+use super::batch_cache::SharedBatch;
+use super::batches::Batches;
+use super::message::FieldMapping;
 use super::numbering::Numbering;
+use super::variant::Variant;
 use super::{BufferUsage, Entry};
 use crate::protocol::event_id::Sequence;
-use crate::protocol::frame::Coding;
 use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
@@ -80,7 +81,7 @@ pub(crate) struct BackfillRange {
     /// The entries by number.
     pub(crate) entries: VecDeque<Arc<Entry>>,
     /// Batches for its readers. A crowd that resumes together reads the same positions.
-    batches: Mutex<BatchCache>,
+    batches: Mutex<Batches>,
     /// Whether it was read since the last sweep.
     was_read: AtomicBool,
     bytes: usize,
@@ -89,8 +90,8 @@ pub(crate) struct BackfillRange {
 
 impl BackfillRange {
     /// The batch that follows `position` in it; `None` if nothing does.
-    pub(crate) fn shared(&self, position: Seq, format: Format, coding: Coding) -> Option<SharedBatch> {
-        self.batches.lock().of(&self.entries, position, self.through, format, coding)
+    pub(crate) fn shared(&self, position: Seq, variant: Variant<'_>) -> Option<SharedBatch> {
+        self.batches.lock().of(&self.entries, position, self.through, variant)
     }
 
     /// Whether it can serve a reader at `position`. A torn range serves only readers that start at its beginning,
@@ -286,7 +287,7 @@ impl BackfillRanges {
             gone,
             torn,
             entries: entries.into(),
-            batches: Mutex::new(BatchCache::new(usage.clone())),
+            batches: Mutex::new(Batches::new(usage.clone())),
             was_read: AtomicBool::new(true), // its readers are about to read it
             bytes,
             usage,

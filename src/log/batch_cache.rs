@@ -2,21 +2,27 @@
 //! same position a moment later. If each reader of a crowd built its own, each would cost a copy, and the memory of
 //! that copy until the socket has taken it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::message::Format;
+use super::variant::Variant;
 use super::{BATCH_BYTES, BufferUsage, Entry};
-use crate::protocol::frame::Coding;
+use crate::protocol::frame::{Coding, Frame};
 use crate::protocol::seq::Seq;
 
 /// The most batches that a log caches. If it were fewer than a crowd reads at once, each reader would build all of them
 /// again.
 pub(crate) const CACHED_BATCHES: usize = 32;
+
+/// The most entries of which a view chooses at once, under the lock of the log. More than a batch of the shortest messages has.
+const MOST_ENTRIES: usize = 4096;
 
 /// Consecutive entries, as they are written to a socket.
 #[derive(Debug, Clone)]
@@ -25,17 +31,38 @@ pub(crate) struct SharedBatch {
     pub(crate) last: Seq,
     /// The time of the first entry.
     pub(crate) time: SystemTime,
+    /// The entries in its bytes.
     pub(crate) entries: usize,
+    /// The messages that the view left out.
+    pub(crate) left_out: usize,
+    /// Whether the last entry was left out, so that no id in its bytes says how far it goes.
+    pub(crate) ends_left_out: bool,
     pub(crate) format: Format,
     pub(crate) coding: Coding,
     pub(crate) bytes: Bytes,
 }
 
 impl SharedBatch {
+    /// The batch of a single entry: its own bytes.
+    fn single(entry: &Entry, format: Format, coding: Coding) -> Self {
+        SharedBatch {
+            first: entry.sequence,
+            last: entry.sequence,
+            time: entry.time(),
+            entries: 1,
+            left_out: 0,
+            ends_left_out: false,
+            format,
+            coding,
+            bytes: entry.frame(format).bytes(coding),
+        }
+    }
+
     /// Whether a batch of `entries` should replace it. Only if that is a quarter more: so it is rebuilt a few times at
     /// most, however often something is appended while a crowd reads this position.
     fn is_outgrown_by(&self, entries: usize) -> bool {
-        4 * entries >= 5 * self.entries && self.bytes.len() < BATCH_BYTES
+        let own = self.entries + self.left_out;
+        4 * entries >= 5 * own && own < MOST_ENTRIES && self.bytes.len() < BATCH_BYTES
     }
 }
 
@@ -50,8 +77,8 @@ enum CachePosition {
     Within { until: Seq },
 }
 
-/// The cached batches of a log or of a backfill range, oldest first. Batches of one format and coding never overlap.
-/// They count among the bytes of all logs, and are dropped by the next sweep.
+/// The cached batches of one view of a log or of a backfill range, oldest first. Batches of one format and coding never
+/// overlap. They count among the bytes of all logs, and are dropped by the next sweep.
 #[derive(Debug)]
 pub(crate) struct BatchCache {
     kept: VecDeque<SharedBatch>,
@@ -73,9 +100,9 @@ impl BatchCache {
         entries: &VecDeque<Arc<Entry>>,
         position: Seq,
         head: Seq,
-        format: Format,
-        coding: Coding,
+        variant: Variant<'_>,
     ) -> Option<SharedBatch> {
+        let Variant { format, coding, view } = variant;
         let index = entries.partition_point(|entry| entry.sequence <= position);
         let first = entries.get(index).filter(|entry| entry.sequence <= head)?;
         let place = self.find(first.sequence, head, format, coding);
@@ -89,6 +116,14 @@ impl BatchCache {
             }
             CachePosition::Free { until } | CachePosition::Within { until } => *until,
         };
+        if view.is_some() {
+            let chosen = entries.range(index..).take_while(|entry| entry.sequence <= until);
+            let (shared, is_copy) = Self::choose(chosen, first, variant);
+            if is_copy {
+                self.keep(shared.clone(), &place);
+            }
+            return Some(shared);
+        }
         // The size is measured first: a buffer that grows while it is filled would be copied, and take up to twice its
         // size.
         let mut length = first.frame(format).slice(coding).len();
@@ -103,17 +138,57 @@ impl BatchCache {
         }
         if count == 1 {
             // A single entry is shared as it is, without a copy.
-            let (first, time, bytes) = (first.sequence, first.time(), first.frame(format).bytes(coding));
-            return Some(SharedBatch { first, last: first, time, entries: count, format, coding, bytes });
+            return Some(SharedBatch::single(first, format, coding));
         }
-        let (first, time, last) = (first.sequence, first.time(), entries[index + count - 1].sequence);
+        let last = entries[index + count - 1].sequence;
         let mut joined = Vec::with_capacity(length);
         for entry in entries.range(index..index + count) {
             joined.extend_from_slice(entry.frame(format).slice(coding));
         }
-        let shared = SharedBatch { first, last, time, entries: count, format, coding, bytes: joined.into() };
+        let shared = SharedBatch {
+            last,
+            entries: count,
+            bytes: joined.into(),
+            ..SharedBatch::single(first, format, coding)
+        };
         self.keep(shared.clone(), &place);
         Some(shared)
+    }
+
+    /// The batch of those of `entries` that the view admits; the first of all is `first`. Also returns whether it took
+    /// work or memory of its own, so that it is worth keeping.
+    fn choose<'a>(
+        entries: impl Iterator<Item = &'a Arc<Entry>>,
+        first: &Entry,
+        variant: Variant<'_>,
+    ) -> (SharedBatch, bool) {
+        let Variant { format, coding, .. } = variant;
+        let mut chosen: SmallVec<[Cow<'_, Frame>; 4]> = SmallVec::new();
+        let (mut length, mut left_out, mut ends_left_out, mut last) = (0, 0, false, first.sequence);
+        for entry in entries.take(MOST_ENTRIES) {
+            (last, ends_left_out) = (entry.sequence, !variant.admits(entry));
+            left_out += usize::from(ends_left_out);
+            if !ends_left_out {
+                let frame = variant.frame(entry);
+                length += frame.slice(coding).len();
+                chosen.push(frame);
+            }
+            if length >= BATCH_BYTES {
+                break;
+            }
+        }
+        let bytes = match &*chosen {
+            [] => Bytes::new(),
+            [frame] => frame.bytes(coding),
+            frames => {
+                let mut joined = Vec::with_capacity(length);
+                frames.iter().for_each(|frame| joined.extend_from_slice(frame.slice(coding)));
+                joined.into()
+            }
+        };
+        let is_copy = chosen.len() + left_out > 1 || matches!(&*chosen, [Cow::Owned(_)]);
+        let (first, time, entries) = (first.sequence, first.time(), chosen.len());
+        (SharedBatch { first, last, time, entries, left_out, ends_left_out, format, coding, bytes }, is_copy)
     }
 
     /// The position of a reader whose next entry is `first`; it reads no further than `head`.

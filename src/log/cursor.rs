@@ -5,21 +5,24 @@
 //! order: each is read as far as it goes, and an event id has a position for each.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::backfill::BackfillRange;
+use super::batch::{Batch, Read};
 use super::batch_cache::SharedBatch;
 use super::inspect::Lag;
 use super::message::Format;
+use super::paced::Paced;
+use super::readers::ReaderKey;
 use super::registry::Lease;
 use super::rows::Rows;
+use super::variant::Variant;
 use super::{Item, TopicLog};
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::{Sequence, join_components};
+use crate::protocol::event_id::{EventId, Sequence, join_components};
 use crate::protocol::frame::{self, Coding};
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
@@ -39,6 +42,10 @@ pub struct Cursors {
     caught_up: bool,
     /// Whether the stream ends when all its topics have ended.
     pub ends: bool,
+    /// Whether they are beyond the last id that was sent, because the last messages were left out.
+    beyond_id: bool,
+    /// If the reader has an interval.
+    pub(super) paced: Option<Box<Paced>>,
 }
 
 /// What cursors read. Apart from the stream's own phase, because a stream that closes in the middle of a replay still
@@ -60,7 +67,7 @@ pub(super) enum Phase {
 pub(super) struct Cursor {
     pub(super) lease: Lease,
     /// The key of the stream's handle in the log.
-    reader: u32,
+    reader: ReaderKey,
     /// The reader was sent that the topic is stale.
     pub(super) told_stale: bool,
     /// Everything up to this number was read or sent as a gap.
@@ -71,60 +78,15 @@ pub(super) struct Cursor {
 
 impl Drop for Cursor {
     fn drop(&mut self) {
-        self.lease.log().readers.leave(self.reader);
-    }
-}
-
-/// The result of a read.
-#[derive(Debug)]
-pub enum Read {
-    /// Events to send.
-    Batch(Batch),
-    /// Nothing: the stream has read everything.
-    Nothing,
-    /// Nothing yet: the next messages are being fetched from the broker.
-    Fetching,
-}
-
-/// Some whole events, in order.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// Their bytes for the socket.
-    pub bytes: Bytes,
-    /// The number of entries.
-    pub entries: usize,
-    /// The time of the oldest entry.
-    pub oldest: Option<SystemTime>,
-    /// Gaps that only this reader has.
-    pub gaps: SmallVec<[GapReason; 1]>,
-}
-
-impl Batch {
-    /// Counts `entries` of `log`, the first of them with that time.
-    pub(super) fn count(&mut self, log: &TopicLog, entries: usize, time: SystemTime) {
-        self.entries += entries;
-        self.oldest = Some(self.oldest.map_or(time, |oldest| oldest.min(time)));
-        log.rule.events.inc_by(entries as u64);
-    }
-
-    /// Whether nothing was read.
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries == 0 && self.gaps.is_empty()
-    }
-
-    /// Counts a gap in `log`.
-    pub(super) fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
-        self.gaps.push(reason);
-        log.rule.gaps.inc();
+        self.lease.log().leave(self.reader);
     }
 }
 
 /// How cursors are read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReadOptions<'a> {
-    pub(super) format: Format,
-    pub(super) coding: Coding,
-    handle: &'a Arc<ReaderHandle>,
+    pub(super) variant: Variant<'a>,
+    pub(super) handle: &'a Arc<ReaderHandle>,
     /// The reason of a gap if entries were evicted.
     pub(super) reason: GapReason,
 }
@@ -135,7 +97,7 @@ impl Cursors {
         let mut cursors: SmallVec<[Cursor; 1]> = leases
             .into_iter()
             .map(|lease| Cursor {
-                reader: lease.log().readers.join(handle.clone()),
+                reader: lease.log().join(handle),
                 lease,
                 told_stale: false,
                 position: Seq::START,
@@ -149,34 +111,45 @@ impl Cursors {
             cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
             cursors = by_sequence(cursors);
         }
-        Cursors { cursors, mixed, phase: Phase::Live, caught_up: false, ends: true }
+        let (ends, beyond_id, paced) = (true, false, None);
+        Cursors { cursors, mixed, phase: Phase::Live, caught_up: false, ends, beyond_id, paced }
     }
 
     /// Reads the next events. If they must be fetched, `handle` is woken when they are there.
     pub fn read(&mut self, format: Format, coding: Coding, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
-        let options = ReadOptions { format, coding, handle, reason };
+        let variant = Variant { format, coding, view: handle.reader.view.as_deref() };
+        let options = ReadOptions { variant, handle, reason };
         let replays = self.is_replaying();
         let read = match &mut *self.cursors {
+            _ if self.paced.is_some() => self.read_newest(options, None),
             [cursor] => cursor.read(options, replays),
             _ => self.merge(options, None),
         };
         self.caught_up |= matches!(read, Read::Nothing);
+        if let Read::Batch(batch) = &read {
+            self.beyond_id = batch.ends_left_out;
+        }
         read
     }
 
     /// As [`Cursors::read`], but into `rows`, as far as they take it. The batch has no bytes.
     pub fn read_rows(&mut self, rows: &mut Rows, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
-        let options = ReadOptions { format: rows.format, coding: Coding::Plain, handle, reason };
-        let read = self.merge(options, Some(rows));
+        let variant =
+            Variant { format: rows.format, coding: Coding::Plain, view: handle.reader.view.as_deref() };
+        let options = ReadOptions { variant, handle, reason };
+        let read = match self.paced {
+            Some(_) => self.read_newest(options, Some(rows)),
+            None => self.merge(options, Some(rows)),
+        };
         self.caught_up |= matches!(read, Read::Nothing);
         read
     }
 
     /// Whether there may be more to read now.
     pub fn has_more(&self) -> bool {
-        self.cursors.iter().any(|cursor| cursor.has_news(self.is_replaying()))
+        self.has_backlog() || self.cursors.iter().any(|cursor| cursor.has_news(self.is_replaying()))
     }
 
     /// Whether they have several sequences, of which one may continue while another waits.
@@ -211,7 +184,7 @@ impl Cursors {
     }
 
     fn are_at_end(&self) -> bool {
-        self.cursors.iter().all(|cursor| cursor.position >= cursor.end)
+        self.cursors.iter().all(|cursor| cursor.position >= cursor.end) && !self.has_backlog()
     }
 
     /// Whether messages from before the opening may still be read.
@@ -255,8 +228,8 @@ impl Cursors {
     }
 
     /// The range of cursors of each sequence.
-    pub(super) fn sequences(&self) -> SmallVec<[std::ops::Range<usize>; 1]> {
-        let mut ranges: SmallVec<[std::ops::Range<usize>; 1]> = SmallVec::new();
+    pub(super) fn sequences(&self) -> SmallVec<[Range<usize>; 1]> {
+        let mut ranges: SmallVec<[Range<usize>; 1]> = SmallVec::new();
         for (index, cursor) in self.cursors.iter().enumerate() {
             match ranges.last_mut() {
                 Some(range) if cursor.is_with(&self.cursors[range.start]) => range.end = index + 1,
@@ -275,6 +248,30 @@ impl Cursors {
             })
             .collect();
         join_components(components.iter().map(String::as_str))
+    }
+
+    /// The event id of the current position, if it is beyond the last id that was sent. Then that is sent now.
+    pub fn take_unsent_id(&mut self) -> Option<EventId> {
+        // A backlog is from before the position.
+        if self.has_backlog() || !std::mem::take(&mut self.beyond_id) {
+            return None;
+        }
+        let positions = self.positions(&self.sequences());
+        let [SequencePosition { cursor, position }] = *positions else {
+            return Some(EventId::of_components([&*self.components(&positions)]));
+        };
+        // With the publisher id of the message that was left out: another replica may find the place by it.
+        let known = self.cursors.iter().find_map(|cursor| cursor.lease.log().event_id(position));
+        Some(known.unwrap_or_else(|| self.cursors[cursor].sequence().event_id(position, None)))
+    }
+
+    /// The position in each of these sequences.
+    pub(super) fn positions(&self, ranges: &[Range<usize>]) -> Vec<SequencePosition> {
+        let position = |range: &Range<usize>| {
+            let positions = self.cursors[range.clone()].iter().map(|cursor| cursor.position);
+            SequencePosition { cursor: range.start, position: positions.min().unwrap_or_default() }
+        };
+        ranges.iter().map(position).collect()
     }
 }
 
@@ -316,7 +313,7 @@ impl Cursor {
             if let Some(gone) = range.gone.filter(|gone| *gone > self.position) {
                 return self.told(gone, options);
             }
-            match range.shared(self.position, options.format, options.coding) {
+            match range.shared(self.position, options.variant) {
                 Some(shared) => {
                     let read = self.taken(shared);
                     if range.entries.back().is_some_and(|last| last.sequence == self.position) {
@@ -327,7 +324,7 @@ impl Cursor {
                 None => self.position = range.through, // the range has no entries there
             }
         }
-        match self.lease.log().shared(self.position, head, options.format, options.coding) {
+        match self.lease.log().shared(self.position, head, options.variant) {
             Ok(None) => Read::Nothing,
             Ok(Some(shared)) => self.taken(shared),
             // Evicted since the check above.
@@ -338,20 +335,21 @@ impl Cursor {
 
     fn taken(&mut self, shared: SharedBatch) -> Read {
         self.position = shared.last;
-        let mut batch = Batch { bytes: shared.bytes, ..Batch::default() };
-        batch.count(self.lease.log(), shared.entries, shared.time);
+        let mut batch = Batch::default();
+        batch.take(self.lease.log(), shared);
         Read::Batch(batch)
     }
 
     fn told(&mut self, through: Seq, options: ReadOptions) -> Read {
-        let mut batch = Batch { bytes: self.gap(through, options).bytes(options.coding), ..Batch::default() };
+        let mut batch =
+            Batch { bytes: self.gap(through, options).bytes(options.variant.coding), ..Batch::default() };
         batch.count_gap(self.lease.log(), options.reason);
         self.position = through;
         Read::Batch(batch)
     }
 
     /// The backfill range that contains `from`. `None`: it is being fetched.
-    fn range(&self, from: Seq, until: Seq, options: ReadOptions) -> Option<Arc<BackfillRange>> {
+    pub(super) fn range(&self, from: Seq, until: Seq, options: ReadOptions) -> Option<Arc<BackfillRange>> {
         let log = self.lease.log();
         log.history.as_ref()?.read(from, until, options.handle)
     }
@@ -363,6 +361,16 @@ impl Cursor {
 
     /// If the entries after `from` must be backfilled because the log begins later: up to which number.
     pub(super) fn history_until(&self, from: Seq, replays: bool) -> Option<Seq> {
+        self.history_before(|log| log.evicted().number, from, replays)
+    }
+
+    /// The same, if the log has everything that the reader wants after `begin`.
+    pub(super) fn history_before(
+        &self,
+        begin: impl FnOnce(&TopicLog) -> Seq,
+        from: Seq,
+        replays: bool,
+    ) -> Option<Seq> {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {
@@ -370,7 +378,7 @@ impl Cursor {
             // because values alone do not show which keys were deleted.
             return (replays && from < self.end).then_some(self.end);
         }
-        let begin = log.evicted().number;
+        let begin = begin(log);
         (from < begin).then_some(begin)
     }
 

@@ -18,6 +18,11 @@ impl Cursors {
 }
 
 impl Cursor {
+    /// Whether a message that ended the topic is still to be read.
+    pub(super) fn must_tell_end(&self) -> bool {
+        self.lease.log().end.as_ref().is_some_and(|end| end.is_after(self.position))
+    }
+
     /// The number of the message that ended the topic, if it has ended and that message was read.
     fn end_read(&self) -> Option<Seq> {
         self.lease.log().end.as_ref()?.at().filter(|end| *end <= self.position)

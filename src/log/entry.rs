@@ -13,6 +13,7 @@ use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame::{self, Frame};
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
+use crate::protocol::view::View;
 
 /// The bounds of a log, from its rule. The first bound that is reached counts.
 #[derive(Debug, Clone)]
@@ -74,6 +75,11 @@ impl Gap {
     pub fn new(id: &EventId, filter: &Filter, reason: GapReason, topic: Option<Topic>) -> Self {
         Gap { reason, topic, frame: frame::stream_gap(Some(id), filter.as_str(), reason) }
     }
+
+    /// The event with another id, for a reader of several sequences. `filter` is the filter of its log.
+    pub(super) fn frame_with_id(&self, filter: &Filter, id: &EventId) -> Frame {
+        frame::stream_gap(Some(id), filter.as_str(), self.reason)
+    }
 }
 
 impl Entry {
@@ -98,14 +104,6 @@ impl Entry {
         }
     }
 
-    /// The event with another id, for a reader of several sequences. `filter` is the filter of its log.
-    pub(super) fn frame_with_id(&self, format: Format, filter: &Filter, id: &EventId) -> Frame {
-        match &self.kind {
-            EntryKind::Message(_) => self.frame(format).with_id(id),
-            EntryKind::Gap(gap) => frame::stream_gap(Some(id), filter.as_str(), gap.reason),
-        }
-    }
-
     pub(super) fn weight(&self) -> usize {
         size_of::<Self>()
             + match &self.kind {
@@ -127,6 +125,11 @@ impl Entry {
             EntryKind::Message(_) => None,
             EntryKind::Gap(gap) => Some(gap.reason),
         }
+    }
+
+    /// Whether a reader with that view receives it. Gaps and the ends of topics come whatever it asks for.
+    pub(super) fn is_in(&self, view: &View) -> bool {
+        self.message().is_none_or(|message| view.admits(message.kind()) || message.ends())
     }
 
     /// The topic that it concerns. `None`: a gap in all topics of its log.

@@ -3,13 +3,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::ops::Range;
 
 use bytes::BytesMut;
 use smallvec::{SmallVec, smallvec};
 
+use super::batch::{Batch, Read};
 use super::batch_cache::SharedBatch;
-use super::cursor::{Batch, Cursor, Cursors, Read, ReadOptions, SequencePosition};
+use super::cursor::{Cursor, Cursors, ReadOptions, SequencePosition};
 use super::entry::ItemPosition;
 use super::rows::Rows;
 use super::{BATCH_BYTES, Item};
@@ -38,11 +38,9 @@ impl Cursors {
                 && let Some(shared) = merge.only_piece(&self.cursors, options)
             {
                 merge.limit = shared.last;
-                let log = self.cursors[merge.ahead[0].cursor].lease.log();
-                batch.count(log, shared.entries, shared.time);
-                batch.bytes = shared.bytes;
+                batch.take(self.cursors[merge.ahead[0].cursor].lease.log(), shared);
             } else if !merge.ahead.is_empty() {
-                let around = self.mixed.then(|| self.around(&ranges, index));
+                let around = self.mixed.then(|| self.around(&self.positions(&ranges), index));
                 let output = Output { options, around, target: &mut target, batch: &mut batch };
                 merge.write(&self.cursors[range.clone()], BATCH_BYTES / ranges.len(), output);
             }
@@ -63,28 +61,22 @@ impl Cursors {
         }
     }
 
-    /// The parts of an event id before and after the position in the sequence `index`.
-    fn around(&self, ranges: &[Range<usize>], index: usize) -> OtherParts {
-        let components = |ranges: &[Range<usize>]| {
-            let position = |range: &Range<usize>| {
-                let positions = self.cursors[range.clone()].iter().map(|cursor| cursor.position);
-                SequencePosition { cursor: range.start, position: positions.min().unwrap_or_default() }
-            };
-            self.components(&ranges.iter().map(position).collect::<Vec<_>>())
-        };
-        OtherParts { before: components(&ranges[..index]), after: components(&ranges[index + 1..]) }
+    /// The parts of an event id before and after the position in the sequence `index` of these.
+    pub(super) fn around(&self, positions: &[SequencePosition], index: usize) -> OtherParts {
+        let (before, after) = (&positions[..index], &positions[index + 1..]);
+        OtherParts { before: self.components(before), after: self.components(after) }
     }
 }
 
 /// The parts of an event id for several sequences, except that of one sequence.
 #[derive(Debug)]
-struct OtherParts {
+pub(super) struct OtherParts {
     before: String,
     after: String,
 }
 
 /// What a merge fills.
-enum Target<'a> {
+pub(super) enum Target<'a> {
     /// Events for a socket.
     Bytes(BytesMut),
     /// Messages and gaps of one read.
@@ -92,12 +84,12 @@ enum Target<'a> {
 }
 
 /// What a merge writes to.
-struct Output<'a, 'b> {
-    options: ReadOptions<'a>,
+pub(super) struct Output<'a, 'b> {
+    pub(super) options: ReadOptions<'a>,
     /// The other parts of its ids, if the stream reads several sequences.
-    around: Option<OtherParts>,
-    target: &'a mut Target<'b>,
-    batch: &'a mut Batch,
+    pub(super) around: Option<OtherParts>,
+    pub(super) target: &'a mut Target<'b>,
+    pub(super) batch: &'a mut Batch,
 }
 
 /// The next items of one log.
@@ -147,11 +139,10 @@ impl Merge {
     fn only_piece(&self, cursors: &[Cursor], options: ReadOptions) -> Option<SharedBatch> {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
         let cursor = &cursors[*cursor];
-        let must_tell_end = cursor.lease.log().end.as_ref().is_some_and(|end| end.is_after(*through));
-        if must_tell_end || cursor.history_until(*through, self.replays).is_some() {
+        if cursor.must_tell_end() || cursor.history_until(*through, self.replays).is_some() {
             return None;
         }
-        cursor.lease.log().shared(*through, self.limit, options.format, options.coding).ok().flatten()
+        cursor.lease.log().shared(*through, self.limit, options.variant).ok().flatten()
     }
 
     /// Takes more items of one log.
@@ -201,14 +192,14 @@ impl Merge {
 
 impl Output<'_, '_> {
     /// How much was written: bytes, or messages.
-    fn written(&self) -> usize {
+    pub(super) fn written(&self) -> usize {
         match &self.target {
             Target::Bytes(joined) => joined.len(),
             Target::Rows(rows) => rows.count(),
         }
     }
 
-    fn is_full(&self, begin: usize, budget: usize) -> bool {
+    pub(super) fn is_full(&self, begin: usize, budget: usize) -> bool {
         match &self.target {
             Target::Bytes(joined) => joined.len() - begin >= budget,
             Target::Rows(rows) => rows.is_full(),
@@ -216,7 +207,7 @@ impl Output<'_, '_> {
     }
 
     /// Ends rows that have messages of this sequence, because a gap follows.
-    fn ends_before_gap(&mut self, begin: usize) -> bool {
+    pub(super) fn ends_before_gap(&mut self, begin: usize) -> bool {
         match &mut self.target {
             Target::Rows(rows) if rows.count() > begin => {
                 rows.end();
@@ -228,9 +219,9 @@ impl Output<'_, '_> {
 
     /// Appends one item of `cursor`. Its id is the one of the position `told`, which is not its own if `another` item
     /// follows at the same position.
-    fn write(&mut self, item: Item, cursor: &Cursor, told: Seq, another: bool) {
+    pub(super) fn write(&mut self, item: Item, cursor: &Cursor, told: Seq, another: bool) {
         let (log, sequence): (_, &Sequence) = (cursor.lease.log(), cursor.sequence());
-        let ReadOptions { format, coding, reason, .. } = self.options;
+        let ReadOptions { variant, reason, .. } = self.options;
         let event_id = || match &self.around {
             Some(OtherParts { before, after }) => {
                 EventId::of_components([before.as_str(), &sequence.component(told), after.as_str()])
@@ -238,13 +229,16 @@ impl Output<'_, '_> {
             None => sequence.event_id(told, None),
         };
         let keeps_id = !another && self.around.is_none();
+        self.batch.ends_left_out = matches!(&item, Item::Entry(entry) if !variant.admits(entry));
         match (&item, &mut *self.target) {
+            (Item::Entry(_), Target::Bytes(_)) if self.batch.ends_left_out => {}
+            (Item::Entry(_), Target::Rows(rows)) if self.batch.ends_left_out => rows.skip(event_id()),
             (Item::Entry(entry), Target::Bytes(joined)) if keeps_id => {
-                joined.extend_from_slice(entry.frame(format).slice(coding));
+                joined.extend_from_slice(variant.frame(entry).slice(variant.coding));
             }
             (Item::Entry(entry), Target::Bytes(joined)) => {
-                let frame = entry.frame_with_id(format, log.filter(), &event_id());
-                joined.extend_from_slice(frame.slice(coding));
+                let frame = variant.frame_with_id(entry, log.filter(), &event_id());
+                joined.extend_from_slice(frame.slice(variant.coding));
             }
             (Item::Entry(entry), Target::Rows(rows)) => match (entry.message(), entry.gap()) {
                 (Some(message), _) if keeps_id => rows.push(message, message.event_id().clone()),
@@ -253,18 +247,19 @@ impl Output<'_, '_> {
             },
             (Item::Evicted(_), Target::Bytes(joined)) => {
                 let gap = frame::stream_gap(Some(&event_id()), log.filter().as_str(), reason);
-                joined.extend_from_slice(gap.slice(coding));
+                joined.extend_from_slice(gap.slice(variant.coding));
             }
             (Item::Evicted(_), Target::Rows(rows)) => rows.push_gap(log.filter(), reason, event_id()),
         }
         match item {
+            Item::Entry(_) if self.batch.ends_left_out => self.batch.filtered += 1,
             Item::Entry(entry) => {
                 // A batch of this log alone does not say so, because it may be for a stream of this topic alone.
                 if let Target::Bytes(joined) = &mut *self.target
                     && log.end.is_some()
                     && entry.kind.ends()
                 {
-                    joined.extend_from_slice(frame::stream_end(log.filter().as_str()).slice(coding));
+                    joined.extend_from_slice(frame::stream_end(log.filter().as_str()).slice(variant.coding));
                 }
                 self.batch.count(log, 1, entry.time());
             }

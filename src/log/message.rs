@@ -17,6 +17,7 @@ use crate::protocol::frame::{self, Frame};
 use crate::protocol::publisher::{EventType, PublisherId};
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
+use crate::protocol::view::is_control;
 
 /// The format in which a reader receives messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +145,16 @@ impl Message {
     /// The topic of the message.
     pub fn topic(&self) -> &Topic {
         &self.topic
+    }
+
+    /// The type of the event.
+    pub fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
+    }
+
+    /// Whether it is one of our own events, as the deletion of a key is.
+    pub fn is_control(&self) -> bool {
+        self.kind().is_some_and(is_control)
     }
 
     /// The publisher id with which its event id ends.

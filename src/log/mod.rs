@@ -9,7 +9,9 @@
 //! no brokers, no HTTP and no configuration.
 
 mod backfill;
+mod batch;
 mod batch_cache;
+mod batches;
 mod by_topic;
 mod cursor;
 mod end;
@@ -21,7 +23,10 @@ mod inspect;
 mod json;
 mod merge;
 pub mod message;
+mod newest;
+mod newest_batch;
 mod numbering;
+mod paced;
 mod readers;
 mod registry;
 mod rows;
@@ -31,9 +36,11 @@ mod start_ids;
 mod tests;
 mod time;
 mod topic_log;
+mod variant;
 
 pub use self::backfill::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent};
-pub use self::cursor::{Batch, Cursors, Read};
+pub use self::batch::{Batch, Read};
+pub use self::cursor::Cursors;
 use self::entry::Item;
 pub use self::entry::{Bounds, BufferUsage, Entry, EntryKind, Gap, StoredPosition};
 pub use self::feeds::FeedNews;

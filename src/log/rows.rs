@@ -68,6 +68,11 @@ impl Rows {
         self.last_id = Some(id);
     }
 
+    /// The cursor moves past a message that the view leaves out.
+    pub(super) fn skip(&mut self, id: EventId) {
+        self.last_id = Some(id);
+    }
+
     pub(super) fn push_gap(&mut self, filter: &Filter, reason: GapReason, id: EventId) {
         self.gaps.push((filter.clone(), reason));
         self.last_id = Some(id);

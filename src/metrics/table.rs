@@ -95,6 +95,10 @@ metrics! {
         "Payload bytes from the broker";
     events_sent: Counter = Counter::default(),
         "Messages and broker gaps handed to readers";
+    filtered_messages: Counter = Counter::default(),
+        "Messages that were left out for a reader because of their type";
+    conflated_messages: Counter = Counter::default(),
+        "Messages that were left out for a reader because a newer one followed within its interval";
     sent_bytes: Counter = Counter::default(),
         "Bytes handed to readers";
     replayed_bytes: Counter = Counter::default(),

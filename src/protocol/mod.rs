@@ -12,3 +12,4 @@ pub mod seek;
 pub mod seq;
 pub mod source;
 pub mod topic;
+pub mod view;

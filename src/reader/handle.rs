@@ -8,6 +8,7 @@ use super::Reader;
 use super::clock::{AtomicMillis, Millis};
 use crate::protocol::codes::CloseCode;
 use crate::protocol::seq::{AtomicOptionSeq, Seq};
+use crate::protocol::view::Interval;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
 
@@ -40,6 +41,11 @@ impl ReaderHandle {
     /// The handle of a new stream.
     pub fn new(id: u64, reader: Reader, opened: Millis) -> Self {
         ReaderHandle { id, reader, opened, ..ReaderHandle::default() }
+    }
+
+    /// The shortest time between two messages of one topic and type, if its reader wants one.
+    pub fn every(&self) -> Option<Interval> {
+        self.reader.view.as_ref()?.every
     }
 
     /// Stores the waker.

@@ -6,9 +6,11 @@ pub mod clock;
 pub mod connections;
 pub mod handle;
 pub mod quota;
+pub mod ticks;
 
 use crate::auth::Caller;
 use crate::protocol::codes::HttpVersion;
+use crate::protocol::view::View;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ pub struct Reader {
     pub principal: Principal,
     /// The HTTP version by which the stream is sent.
     pub http: HttpVersion,
+    /// What it asks of its messages; `None`: all of them, as they are.
+    pub view: Option<Arc<View>>,
 }
 
 impl Default for Reader {
@@ -31,6 +35,7 @@ impl Default for Reader {
             address: Ipv4Addr::UNSPECIFIED.into(),
             principal: Principal::Anyone,
             http: HttpVersion::Http11,
+            view: None,
         }
     }
 }

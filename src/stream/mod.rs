@@ -30,6 +30,9 @@ use crate::reader::quota::Seat;
 /// How long a stream waits for a backfill before it requests it again.
 const FETCH_AGAIN: Duration = Duration::from_secs(1);
 
+/// How many batches of which the reader's view leaves everything out are read at once.
+const EMPTY_BATCHES: usize = 16;
+
 /// The shortest reconnection delay: with less, browsers reconnect in a loop that harms both sides.
 const MIN_RETRY_MS: u64 = 500;
 
@@ -152,6 +155,9 @@ impl Stream {
         let Opened { mut cursors, id, resumed, ended, gaps } =
             Cursors::open(leases, ticket.handle(), start, located);
         cursors.ends = until_end;
+        if let Some(every) = ticket.handle().every() {
+            cursors.pace(every, ticket.clock());
+        }
         if matches!(start, Start::After(_)) {
             shared.metrics.resumes.inc(match (ended, resumed) {
                 (true, _) => ResumeOutcome::Ended,
@@ -223,9 +229,17 @@ impl Stream {
         // While it waits for its pace, it holds only its position, and entries do not wake it.
         let turn = self.turn();
         let mut again = turn;
-        if turn.is_none() {
-            let format = self.format;
-            match self.read(|cursors, handle| cursors.read(format, coding, handle)) {
+        // A reader with an interval does not wait to be sent that a topic is live again, or that all have ended.
+        let is_paused = self.is_paused() && !news.has_live() && !self.cursors.have_ended();
+        if turn.is_none() && !is_paused {
+            match self.read_events(coding) {
+                Read::Batch(batch) if batch.bytes.is_empty() => {
+                    if !self.is_paused() {
+                        // There is more. Other streams have their turn first.
+                        self.ticket.handle().wake();
+                        return Poll::Pending;
+                    }
+                }
                 Read::Batch(batch) => return Poll::Ready(Some(self.deliver(batch, coding))),
                 Read::Nothing => {
                     self.feed_changes = changes;
@@ -247,12 +261,16 @@ impl Stream {
             return Poll::Ready(Some(self.say_goodbye(code, coding)));
         }
         if self.now() >= self.heartbeat_due {
-            return Poll::Ready(Some(self.hand_out(frame::heartbeat(coding), coding)));
+            let heartbeat = match self.cursors.take_unsent_id() {
+                Some(id) => frame::position(&id).bytes(coding),
+                None => frame::heartbeat(coding),
+            };
+            return Poll::Ready(Some(self.hand_out(heartbeat, coding)));
         }
         if turn.is_some() {
             self.shared.metrics.hit(Limit::ResumeBytes);
         }
-        let others = [self.aged, self.expires, again].into_iter().flatten();
+        let others = [self.aged, self.expires, again, self.cursors.due()].into_iter().flatten();
         self.ticket.handle().wake_at(others.fold(self.heartbeat_due, Millis::min));
         Poll::Pending
     }
@@ -271,6 +289,30 @@ impl Stream {
     /// Whether that time has come. The clock is read only if there is one.
     fn is_over(&self, time: Option<Millis>) -> bool {
         time.is_some_and(|time| self.now() >= time)
+    }
+
+    /// Whether its reader has an interval and waits for its tick.
+    fn is_paused(&self) -> bool {
+        self.phase == Phase::Live && self.cursors.is_paused()
+    }
+
+    /// Reads the next events. If all of them are left out, it reads on, but not for ever.
+    fn read_events(&mut self, coding: Coding) -> Read {
+        let format = self.format;
+        let mut read = Read::Nothing;
+        for _ in 0..EMPTY_BATCHES {
+            read = self.read(|cursors, handle| cursors.read(format, coding, handle));
+            let Read::Batch(batch) = &read else { break };
+            if !batch.bytes.is_empty() {
+                break;
+            }
+            self.count(batch, 0);
+            self.ticket.handle().advance(0, self.cursors.position());
+            if self.is_paused() {
+                break;
+            }
+        }
+        read
     }
 
     /// Reads what comes next in its logs.
@@ -297,6 +339,8 @@ impl Stream {
     /// Counts what was read, and its bytes against the pace of its replay.
     fn count(&mut self, batch: &Batch, bytes: usize) {
         self.shared.metrics.events_sent.inc_by(batch.entries as u64);
+        self.shared.metrics.filtered_messages.inc_by(batch.filtered as u64);
+        self.shared.metrics.conflated_messages.inc_by(batch.conflated as u64);
         batch.gaps.iter().for_each(|reason| self.shared.metrics.gaps(*reason, 1));
         if self.cursors.is_replaying() {
             self.seat.replayed(bytes);

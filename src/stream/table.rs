@@ -13,12 +13,14 @@ use crate::protocol::codes::CloseCode;
 use crate::reader::Reader;
 use crate::reader::clock::Clock;
 use crate::reader::handle::ReaderHandle;
+use crate::reader::ticks::Ticks;
 
 /// The open streams by id.
 #[derive(Debug)]
 pub struct Table {
     limit: AtomicUsize,
     clock: Clock,
+    ticks: Ticks,
     streams: Mutex<Streams>,
 }
 
@@ -33,7 +35,8 @@ impl Table {
     /// An empty table for at most `limit` streams.
     pub fn new(limit: usize) -> Arc<Self> {
         let limit = AtomicUsize::new(limit);
-        Arc::new(Table { limit, clock: Clock::start(), streams: Mutex::default() })
+        let clock = Clock::start();
+        Arc::new(Table { limit, clock, ticks: Ticks::new(clock), streams: Mutex::default() })
     }
 
     /// Changes the limit. Streams beyond a lower limit stay open.
@@ -44,6 +47,11 @@ impl Table {
     /// The clock of all streams.
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// The ticks of streams whose readers have an interval.
+    pub fn ticks(&self) -> &Ticks {
+        &self.ticks
     }
 
     /// Open streams.
@@ -65,6 +73,9 @@ impl Table {
         }
         streams.last += 1;
         let handle = Arc::new(ReaderHandle::new(streams.last, reader, opened));
+        if let Some(every) = handle.every() {
+            self.ticks.join(every, &handle);
+        }
         Some(Ticket { key: streams.handles.insert(handle.clone()), table: self.clone(), handle })
     }
 
@@ -114,6 +125,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        if let Some(every) = self.handle.every() {
+            self.table.ticks.leave(every, self.handle.id);
+        }
         let mut streams = self.table.streams.lock();
         streams.handles.try_remove(self.key);
         if streams.handles.is_empty() {

@@ -221,6 +221,15 @@ impl Reader {
         all
     }
 
+    /// The data of the next events, which must be of these types.
+    pub async fn messages_of(&mut self, kinds: &[&str]) -> Vec<String> {
+        let mut all = Vec::with_capacity(kinds.len());
+        for kind in kinds {
+            all.push(self.expect(kind).await.data);
+        }
+        all
+    }
+
     /// Insists that nothing comes for a while.
     pub async fn quiet(&mut self, time: Duration) {
         let begin = tokio::time::Instant::now();

@@ -22,6 +22,7 @@ pub mod redis_cluster;
 pub mod signer;
 pub mod site;
 pub mod slow;
+pub mod sources;
 pub mod tls;
 pub mod token;
 pub mod upstream;

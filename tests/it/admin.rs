@@ -119,6 +119,8 @@ async fn streams_are_listed_and_ended_by_topic_address_subject_and_id_and_the_ot
         (&json!("127.0.0.1"), &json!(["orders/eu"]), &json!("1.1"))
     );
     assert_eq!((&first["lag_messages"], &first["closing"]), (&json!(0), &Value::Null));
+    let view = (&first["types"], &first["without_types"], &first["every_ms"]);
+    assert_eq!(view, (&json!([]), &json!(false), &Value::Null));
     assert!(first["sent_bytes"].as_u64().unwrap() > 50, "{first}");
     assert_eq!(all["streams"][2]["topic_count"], 2);
     let subjects =

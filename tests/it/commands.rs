@@ -238,6 +238,25 @@ async fn inspect_says_why_a_token_is_refused() {
 }
 
 #[tokio::test]
+async fn sub_asks_for_the_types_and_the_interval_that_its_flags_name() {
+    let gateway = Gateway::start().await;
+    let url = url(&gateway, "a");
+    let flags = ["sub", &url, "--type", "price,trade", "--no-events", "--every", "100ms", "--json"];
+    let mut reader = Running::start(&flags);
+    assert_eq!(json_line(&reader.line().await)["event"], "stream-open");
+    let asked = &gateway.ask_admin("GET", "/streams", &[]).await.json()["streams"][0];
+    let view = (&asked["types"], &asked["without_types"], &asked["every_ms"]);
+    assert_eq!(view, (&json!(["price", "trade"]), &json!(true), &json!(100)));
+    for (kind, message) in [("news", "1"), ("price", "2")] {
+        fine(run(&["pub", &url, message, "--type", kind], &[]).await);
+    }
+    let line = json_line(&reader.line().await);
+    assert_eq!((&line["event"], &line["data"]), (&json!("message"), &json!("2")));
+    refused(&run(&["sub", &url, "--every", "1ms"], &[]).await, 1, "every must be a duration");
+    refused(&run(&["sub", &url, "--type", ""], &[]).await, 1, "type must be a list");
+}
+
+#[tokio::test]
 async fn what_is_published_is_printed_with_id_and_type() {
     let gateway = Gateway::start().await;
     let url = url(&gateway, "orders/eu");

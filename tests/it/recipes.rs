@@ -254,3 +254,27 @@ async fn the_ai_sdk_reads_an_answer_while_it_is_written_and_afterwards() {
     let path = format!("/topics/answers/7?control=none&last_event_id={number}");
     assert_eq!(recipe.gateway.get(&path).await.status, 204);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dashboard_shows_a_thousand_sensors_and_skips_what_nobody_can_read() {
+    let recipe = RedisRecipe::start("A dashboard of 1,000 sensors").await;
+    eventually("the rule is warm", async || recipe.server.patterns().await == 1).await;
+    let mut redis = recipe.server.connect().await;
+    let mut page = recipe.page().await;
+    let mut measure = async |celsius: usize| {
+        let mut all = redis::pipe();
+        for sensor in 0..1_000 {
+            let payload = format!(r#"{{"sensor":{sensor},"celsius":{celsius}}}"#);
+            all.publish(format!("sensors:{sensor}"), payload);
+        }
+        all.exec_async(&mut redis).await.unwrap();
+    };
+    for celsius in 0..20 {
+        measure(celsius).await;
+    }
+    page.shows("#sensors tr:nth-child(1000) td:nth-child(2)", "19").await;
+    page.shows("#sensors tr:nth-child(1) td:nth-child(2)", "19").await;
+    let conflated = recipe.gateway.metric("topicgate_conflated_messages_total").await;
+    assert!(conflated > 5_000.0, "{conflated} of 20,000 messages were left out");
+    assert_eq!(recipe.gateway.metric("topicgate_gaps_total{reason=\"slow\"}").await, 0.0);
+}

@@ -230,6 +230,11 @@ impl Reader {
 
     /// The events of one hand-out. `Ready(None)` at the end; a stream that slept and has something must have been woken.
     pub fn poll(&mut self) -> Poll<Option<Vec<Event>>> {
+        self.poll_bytes().map(|bytes| bytes.map(|bytes| parse(&bytes)))
+    }
+
+    /// As [`Reader::poll`], as bytes.
+    pub fn poll_bytes(&mut self) -> Poll<Option<Bytes>> {
         self.polls += 1;
         assert!(self.polls < 5_000, "a stream without end");
         let woken = self.flag.is_raised();
@@ -238,7 +243,7 @@ impl Reader {
         let polled = self.stream.poll_next(&mut Context::from_waker(&waker), Coding::Plain);
         assert!(!self.asleep || woken || polled.is_pending(), "a stream sleeps with something to read");
         self.asleep = polled.is_pending();
-        polled.map(|bytes| bytes.map(|bytes| parse(&bytes)))
+        polled
     }
 
     /// Everything there is to read.

@@ -8,6 +8,7 @@ mod replica;
 mod schedules;
 mod stored;
 mod threads;
+mod view;
 mod warm;
 
 /// How many schedules are tried; the environment variable `SCHEDULES` multiplies it.

@@ -19,6 +19,7 @@ use topicgate::internals::protocol::headers::Headers;
 use topicgate::internals::protocol::seek::Start;
 use topicgate::internals::protocol::source::{Field, Source};
 use topicgate::internals::protocol::topic::{Filter, Topic};
+use topicgate::internals::protocol::view::View;
 use topicgate::internals::reader::Reader;
 use topicgate::internals::reader::quota::Clients;
 use topicgate::internals::stream::table::Table;
@@ -145,7 +146,18 @@ impl Replica {
 
     /// `None`: its topics have ended, and it was read to their ends.
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Option<Stream> {
-        let ticket = self.table.enter(Reader::default()).unwrap();
+        self.open_with(leases, start, format, None)
+    }
+
+    pub fn open_with(
+        &self,
+        leases: Vec<Lease>,
+        start: &Start,
+        format: Format,
+        view: Option<View>,
+    ) -> Option<Stream> {
+        let reader = Reader { view: view.map(Arc::new), ..Reader::default() };
+        let ticket = self.table.enter(reader).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
         let options = StreamOptions {
             start,
@@ -196,6 +208,26 @@ impl Replica {
         }
         while self.registry.wake(1) {}
         taken
+    }
+
+    /// As [`Replica::deliver`], with a type.
+    pub fn deliver_typed(&self, topic: &Topic, kind: Option<&str>, payload: &str) {
+        for filter in self.matching(topic) {
+            let mut headers = Headers::default();
+            kind.iter().for_each(|kind| headers.insert("type", *kind));
+            self.registry.append(&filter, topic, None, |sequence, number, time, fields| {
+                let found = fields.find(&headers, payload.as_bytes());
+                EntryKind::Message(Message::new(
+                    topic.clone(),
+                    time,
+                    sequence,
+                    number,
+                    found,
+                    payload.as_bytes(),
+                ))
+            });
+        }
+        while self.registry.wake(1) {}
     }
 
     /// The broker says that it may have lost messages of each subscription that matches `topic`; of all, for `None`.

@@ -8,10 +8,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use eventsource_stream::Event;
+use topicgate::internals::log::Lease;
 use topicgate::internals::log::message::Format;
 use topicgate::internals::protocol::frame::Coding;
 use topicgate::internals::protocol::seek::Start;
 use topicgate::internals::protocol::topic::{Filter, Topic};
+use topicgate::internals::protocol::view::{Interval, View};
 use topicgate::internals::stream::Stream;
 
 use crate::client::{Life, parse};
@@ -216,4 +218,69 @@ async fn a_message_that_comes_as_its_reader_falls_asleep_wakes_it() {
     let ended = writer.await;
     reader.abort();
     ended.unwrap();
+}
+
+/// A reader with an interval, until it has the last message of each of its topics.
+async fn see_the_newest(world: Arc<World>, names: &'static [&'static str]) {
+    let filters: Vec<Filter> = names.iter().map(|name| filter(name)).collect();
+    let mut view = View::default();
+    view.every = Some(Interval::read("100ms").unwrap());
+    // Others may have begun the same subscriptions a moment ago.
+    let leases: Vec<Lease> = filters.iter().map(|filter| world.replica.lease(filter)).collect();
+    for lease in &leases {
+        lease.ready().await.unwrap();
+    }
+    let mut stream = world.replica.open_with(leases, &Start::Now, Format::Raw, Some(view)).unwrap();
+    let mut seen: BTreeMap<Topic, usize> = BTreeMap::new();
+    let is_mine = |topic: &Topic| filters.iter().any(|filter| filter.matches(topic));
+    let last = |topic: &Topic| world.started(topic) - 1;
+    loop {
+        let bytes = poll_fn(|cx| stream.poll_next(cx, Coding::Plain)).await.unwrap();
+        for event in parse(&bytes).iter().filter(|event| event.event != "stream-open") {
+            assert_eq!(event.event, "message", "{event:?}");
+            let (name, number) = event.data.split_once('#').unwrap();
+            let number = number.parse().unwrap();
+            let before = seen.insert(topic(name), number);
+            assert!(before.is_none_or(|before| before < number), "{name} {number} after {before:?}");
+        }
+        if world.stopped.load(Ordering::SeqCst)
+            && world
+                .started
+                .keys()
+                .filter(|topic| is_mine(topic))
+                .all(|topic| seen.get(topic) == Some(&last(topic)))
+        {
+            return;
+        }
+    }
+}
+
+/// The pauses are about as long as the interval, so that readers fall asleep and are woken by messages and by ticks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_with_an_interval_sleeps_through_the_last_message() {
+    let world = Arc::new(World::new());
+    let table = world.replica.table.clone();
+    let ticks = tokio::spawn(async move { table.ticks().run().await });
+    let mut tasks = tokio::task::JoinSet::new();
+    for names in STREAMS.iter().cycle().take(21) {
+        tasks.spawn(see_the_newest(world.clone(), names));
+    }
+    let writer = world.clone();
+    let writer = tokio::task::spawn_blocking(move || {
+        let topics: Vec<Topic> = TOPICS.iter().map(|name| topic(name)).collect();
+        for _ in 0..30 {
+            for _ in 0..fastrand::usize(1..40) {
+                writer.publish(&topics[fastrand::usize(..topics.len())], false);
+            }
+            std::thread::sleep(Duration::from_millis(fastrand::u64(..200)));
+        }
+        // Known to be over before the last word, which wakes everyone.
+        writer.stopped.store(true, Ordering::SeqCst);
+        topics.iter().for_each(|topic| writer.publish(topic, false));
+    });
+    writer.await.unwrap();
+    while let Some(ended) = tokio::time::timeout(LIMIT, tasks.join_next()).await.expect("somebody sleeps") {
+        ended.unwrap();
+    }
+    ticks.abort();
 }

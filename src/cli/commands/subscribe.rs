@@ -38,7 +38,15 @@ enum Disconnect {
 pub(crate) async fn follow(options: Subscribe) -> Result<ExitCode, Failure> {
     let mut url = options.target.url.clone();
     let last = options.last.map(|last| last.to_string());
-    for (name, value) in [("since", &options.since), ("last", &last)] {
+    let event = options.no_events.then(|| "none".to_owned());
+    let parameters = [
+        ("since", &options.since),
+        ("last", &last),
+        ("type", &options.kind),
+        ("event", &event),
+        ("every", &options.every),
+    ];
+    for (name, value) in parameters {
         if let Some(value) = value {
             http::set_parameter(&mut url, name, value);
         }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::query::{LONGEST_PAGE, Query, bad_query};
 use crate::gateway::{Gateway, StreamState, Wanted};
 use crate::http::problem::Problem;
+use crate::protocol::view::Interval;
 use crate::stream::outcome;
 
 /// Topics that the list names for one stream.
@@ -34,6 +35,12 @@ struct StreamView {
     topics: Vec<String>,
     /// The total number; `topics` has the first ones.
     topic_count: usize,
+    /// The types that it wants; empty: all.
+    types: Vec<String>,
+    /// Whether it wants no `event:` lines.
+    without_types: bool,
+    /// The shortest time between two messages of one topic and type.
+    every_ms: Option<u64>,
     http: &'static str,
     age_ms: u64,
     sent_bytes: u64,
@@ -45,12 +52,16 @@ struct StreamView {
 impl From<StreamState> for StreamView {
     fn from(stream: StreamState) -> Self {
         let topics = &stream.reading.topics;
+        let view = stream.reader.view.as_deref().cloned().unwrap_or_default();
         StreamView {
             id: stream.id,
             address: stream.reader.address.to_string(),
             subject: stream.reader.subject().map(|subject| subject.to_string()),
             topics: topics.iter().take(NAMED_TOPICS).map(ToString::to_string).collect(),
             topic_count: topics.len(),
+            types: view.types().iter().map(ToString::to_string).collect(),
+            without_types: view.without_types,
+            every_ms: view.every.map(Interval::as_millis),
             http: stream.reader.http.as_str(),
             age_ms: stream.age.as_millis() as u64,
             sent_bytes: stream.sent,

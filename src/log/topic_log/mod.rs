@@ -1,6 +1,7 @@
 //! The log of one filter: its newest entries, bounded by count, bytes and age, and the reads and searches on them. The
 //! registry decides which logs exist.
 
+mod newest;
 mod past;
 
 use std::collections::{HashMap, VecDeque};
@@ -11,19 +12,21 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::newest::Retained;
 use self::past::Past;
 use super::backfill::History;
-use super::batch_cache::{BatchCache, SharedBatch};
+use super::batch_cache::SharedBatch;
+use super::batches::Batches;
 use super::by_topic::{self, ByTopic};
 use super::end::TopicEnd;
-use super::message::{Format, Message};
+use super::message::Message;
 use super::numbering::Numbering;
 use super::readers::Readers;
 use super::time::Horizon;
+use super::variant::Variant;
 use super::{Bounds, BufferUsage, Entry, Item};
 use crate::metrics::RuleMetrics;
-use crate::protocol::event_id::Sequence;
-use crate::protocol::frame::Coding;
+use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::seq::{AtomicSeq, Seq};
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
@@ -65,7 +68,9 @@ pub(super) struct State {
     /// after the first is evicted; a resume then has a gap.
     pub(super) publisher_ids: HashMap<Box<str>, Holders>,
     /// Batches for readers at the same positions.
-    batches: BatchCache,
+    batches: Batches,
+    /// What was evicted and is still wanted by readers with an interval, while there are any.
+    retained: Option<Box<Retained>>,
     /// The index by topic, in a log that feeds others.
     pub(super) by_topic: Option<Box<ByTopic>>,
     /// Nothing was evicted since it began.
@@ -100,7 +105,8 @@ impl TopicLog {
             bytes: 0,
             evicted,
             publisher_ids: HashMap::new(),
-            batches: BatchCache::new(usage.clone()),
+            batches: Batches::new(usage.clone()),
+            retained: None,
             by_topic: None,
             is_whole: true,
             taking_over: false,
@@ -135,6 +141,7 @@ impl TopicLog {
         let head = sequence.head();
         let begin = Horizon { number: head, time };
         state.evicted = begin;
+        self.forget_retained(&mut state);
         state.taking_over = false;
         if let Some(by_topic) = &mut state.by_topic {
             by_topic.whole_from = begin;
@@ -215,6 +222,9 @@ impl TopicLog {
         state.bytes -= weight;
         self.usage.0.fetch_sub(weight, Ordering::Relaxed);
         state.evicted = Horizon { number: entry.sequence, time: entry.time() };
+        if let Some(retained) = &mut state.retained {
+            retained.insert(&entry, state.bounds.bytes);
+        }
         if let Some(publisher_id) = entry.message().and_then(Message::publisher_id)
             && let Some(holders) = state.publisher_ids.get_mut(publisher_id)
         {
@@ -256,6 +266,7 @@ impl TopicLog {
         while state.entries.front().is_some_and(|entry| entry.sequence <= sequence) {
             self.evict_oldest(&mut state);
         }
+        self.forget_retained(&mut state);
     }
 
     /// Evicts every entry.
@@ -283,6 +294,13 @@ impl TopicLog {
     /// Whether it has all that was published since it began.
     pub(super) fn is_whole(&self) -> bool {
         self.state.lock().is_whole
+    }
+
+    /// The event id of the message with this number, with its publisher id, if the message is here.
+    pub(super) fn event_id(&self, number: Seq) -> Option<EventId> {
+        let state = self.state.lock();
+        let index = state.entries.binary_search_by_key(&number, |entry| entry.sequence).ok()?;
+        state.entries[index].message().map(|message| message.event_id().clone())
     }
 
     /// Whether this is the number of an entry here, or the number after which the log is complete.
@@ -353,8 +371,7 @@ impl TopicLog {
         &self,
         position: Seq,
         head: Seq,
-        format: Format,
-        coding: Coding,
+        variant: Variant<'_>,
     ) -> Result<Option<SharedBatch>, Seq> {
         if self.has_nothing_after(position) {
             return Ok(None);
@@ -364,7 +381,7 @@ impl TopicLog {
             return Err(state.evicted.number);
         }
         let State { entries, batches, .. } = &mut *state;
-        Ok(batches.of(entries, position, head, format, coding))
+        Ok(batches.of(entries, position, head, variant))
     }
 
     /// Checks without the lock whether nothing follows `position`. A reader that has caught up asks this after each
@@ -389,6 +406,7 @@ impl TopicLog {
         };
         let Horizon { number: before, time: before_time } = state.evicted;
         state.evicted = Horizon { number: before.max(number), time: before_time.max(time) };
+        self.forget_retained(&mut state);
         self.newest.raise(state.evicted.number);
     }
 

@@ -319,6 +319,7 @@ const streams = lister("streams", "streams", filters, (page, fault) => {
     { text: ({ address }) => address, look: "m" },
     { text: ({ subject }) => subject ?? "–", look: "m" },
     { text: named, look: "m" },
+    { text: view, look: "m" },
     { text: ({ http }) => http, look: "s" },
     { text: ({ age_ms }) => span(age_ms), look: "n" },
     { text: ({ sent_bytes }) => bytes(sent_bytes), look: "n" },
@@ -331,6 +332,11 @@ const streams = lister("streams", "streams", filters, (page, fault) => {
 
 const named = ({ topics: some, topic_count }) =>
   some.join(", ") + (topic_count > some.length ? " and " + (topic_count - some.length) + " more" : "");
+
+// What a stream asked for, as in its query.
+const view = ({ types, without_types, every_ms }) =>
+  [types.length > 0 && "type=" + types.join(","), without_types && "event=none", every_ms && "every=" + every_ms + "ms"]
+    .filter(Boolean).join(" ") || "all";
 
 const behind = ({ lag_messages, lag_ms }) =>
   lag_messages === null ? "unknown" : lag_messages === 0 ? "–" : whole.format(lag_messages) + (lag_messages === 1 ? " message, " : " messages, ") + span(lag_ms);

@@ -1,0 +1,70 @@
+//! A batch: the events that one stream is handed at once, and what was counted of them.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::TopicLog;
+use super::batch_cache::SharedBatch;
+use crate::protocol::codes::GapReason;
+
+/// The result of a read.
+#[derive(Debug)]
+pub enum Read {
+    /// Events to send.
+    Batch(Batch),
+    /// Nothing: the stream has read everything.
+    Nothing,
+    /// Nothing yet: the next messages are being fetched from the broker.
+    Fetching,
+}
+
+/// Some whole events, in order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Their bytes for the socket.
+    pub bytes: Bytes,
+    /// The number of entries.
+    pub entries: usize,
+    /// The time of the oldest entry.
+    pub oldest: Option<SystemTime>,
+    /// The messages that were left out because of their type. A batch of which everything was left out has no bytes.
+    pub filtered: usize,
+    /// The messages that were left out because a newer one followed.
+    pub conflated: usize,
+    /// Whether no id in its bytes says how far it goes, because the last messages were left out.
+    pub(super) ends_left_out: bool,
+    /// Gaps that only this reader has.
+    pub gaps: SmallVec<[GapReason; 1]>,
+}
+
+impl Batch {
+    /// Counts `entries` of `log`, the first of them with that time.
+    pub(super) fn count(&mut self, log: &TopicLog, entries: usize, time: SystemTime) {
+        if entries > 0 {
+            self.entries += entries;
+            self.oldest = Some(self.oldest.map_or(time, |oldest| oldest.min(time)));
+        }
+        log.rule.events.inc_by(entries as u64);
+    }
+
+    /// Takes over a batch of `log`.
+    pub(super) fn take(&mut self, log: &TopicLog, shared: SharedBatch) {
+        self.bytes = shared.bytes;
+        self.filtered += shared.left_out;
+        self.ends_left_out = shared.ends_left_out;
+        self.count(log, shared.entries, shared.time);
+    }
+
+    /// Whether nothing was read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries == 0 && self.gaps.is_empty() && self.filtered == 0
+    }
+
+    /// Counts a gap in `log`.
+    pub(super) fn count_gap(&mut self, log: &TopicLog, reason: GapReason) {
+        self.gaps.push(reason);
+        log.rule.gaps.inc();
+    }
+}
