@@ -238,7 +238,8 @@ fn what_the_table_of_keys_says_needs_a_restart_keeps_its_value() {
     let mut kept = vec![];
     for broker in [
         format!("url = \"nats://i\", user = \"u\", password = \"p\", settle = \"1s\", {tls}"),
-        "url = \"nats://i\", token = \"t\"".to_owned(),
+        "url = \"nats://i\", token = \"t\", jetstream = { domain = \"d\" }".to_owned(),
+        "url = \"nats://i\", jetstream = { prefix = \"p\" }".to_owned(),
         format!("url = \"nats://i\", nkey = \"SU{}\"", "A".repeat(56)),
         "url = \"nats://i\", credentials = \"f\"".to_owned(),
     ] {
