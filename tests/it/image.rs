@@ -1,5 +1,6 @@
 //! The image, built and run by a container engine. `make image` runs this; the other tests do without an engine.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -20,14 +21,32 @@ fn engine() -> (&'static str, &'static [&'static str]) {
     all.into_iter().find(|(name, _)| answers(name)).expect("an engine that answers: docker or podman")
 }
 
-/// A container that runs; removed with this.
-struct Container(&'static str);
+/// A container that runs, and where its port is on this machine; removed with this.
+struct Container(&'static str, SocketAddr);
 
 impl Container {
     fn start(engine: &'static str, options: &[&str]) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let run = ["run", "--detach", "--read-only", "--cap-drop", "ALL", "--name", NAME];
-        content(command(engine).args(run).args(options).arg(NAME));
-        Container(engine)
+        let publish = ["--publish", &format!("{address}:8080")];
+        content(command(engine).args(run).args(publish).args(options).arg(NAME));
+        Container(engine, address)
+    }
+
+    /// Waits until the gateway says so: an engine accepts connections before it does.
+    async fn listens(&self) -> SocketAddr {
+        within("it listens", STARTED, async {
+            while !self.logs().contains("topicgate is listening") {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        self.1
+    }
+
+    /// The status of a message that somebody publishes.
+    async fn publish(&self) -> u16 {
+        client::request(self.1, "POST", "/topics/demo/hello", &[], b"it works").await.status
     }
 
     fn inspect(&self, format: &str) -> String {
@@ -60,19 +79,11 @@ impl Drop for Container {
 async fn the_image_serves_its_page_is_healthy_and_ends_in_order() {
     let (engine, options) = engine();
     content(command(engine).args(["build", "--tag", NAME]).args(options).arg("."));
-    let port = free_port();
-    let container = Container::start(engine, &["--publish", &format!("127.0.0.1:{port}:8080")]);
-    let address = ([127, 0, 0, 1], port).into();
-    within("the page", STARTED, async {
-        loop {
-            let socket = tokio::net::TcpStream::connect(address).await;
-            if socket.is_ok() && client::request(address, "GET", "/", &[], b"").await.status == 200 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    })
-    .await;
+    let container = Container::start(engine, &[]);
+    let page = client::request(container.listens().await, "GET", "/", &[], b"").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(container.publish().await, 202, "without any configuration it is a demo");
+    assert!(container.logs().contains("demo"), "and says so: {}", container.logs());
     assert_ne!(content(command(engine).args(["inspect", "--format", "{{.Config.User}}", NAME])).trim(), "");
     within("healthy", STARTED, async {
         while !container.is_healthy() {
@@ -82,4 +93,10 @@ async fn the_image_serves_its_page_is_healthy_and_ends_in_order() {
     .await;
     content(command(engine).args(["stop", "-t", "20", NAME]));
     assert_eq!(container.inspect("{{.State.ExitCode}}"), "0", "{}", container.logs());
+    drop(container);
+
+    let rules = "TOPICGATE_TOPICS=[{ match = \"orders/**\", read = \"anyone\" }]";
+    let container = Container::start(engine, &["--env", rules]);
+    container.listens().await;
+    assert_eq!(container.publish().await, 404, "a rule ends the demo");
 }
