@@ -90,7 +90,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
   const lead = async () => {
     if (left || line) return;
     clearTimeout(timer);
-    term = Math.max(Date.now(), term + 1);
+    term = Math.max(Date.now() + Math.random(), term + 1);
     held = [];
     say([], member._state);
     line = connect(
@@ -136,15 +136,18 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     };
     try {
       const cursor = member.lastEventId;
-      const start = cursor ? [] : await read();
-      // Between the leader and the start, if the start has anything that may be newer than what the leader passes on.
+      // What the leader has not passed on yet. With a cursor it may be behind the member: that must be skipped. Without
+      // one, the start of the URL, and then what may be newer than the start.
+      const start = await read(cursor ? from : undefined);
       const rest: Row[] = cursor || start[1] ? await read(cursor || from) : [["", , from]];
       if (mine !== term) return;
-      for (const [type, , id] of rest) if (type && id) ids.add(id);
+      for (const [type, , id] of cursor ? [...start, ...rest] : rest) if (type && id) ids.add(id);
       let next = held.length;
       while (next && !ids.has(held[next - 1]![2]!)) next--;
       phase = Phase.Following;
-      take([[OPEN], ...start.filter(([type, , id]) => type && !ids.has(id!)), ...rest, ...held.slice(next)]);
+      take([[OPEN], ...start.filter(([type, , id]) => !cursor && type && !ids.has(id!)), ...rest]);
+      for (const id of ids) member._ids.add(id);
+      take(held.slice(next));
     } catch (error: any) {
       if (mine !== term) return;
       phase = Phase.Waiting;
@@ -177,8 +180,9 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
       phase = Phase.Following;
       take([...(isOpen ? [[OPEN] as Row] : []), ...held]);
     } else {
-      const position = from || held.find((row) => row[2])?.[2];
-      if (position) catchUp(position);
+      const position = from || held.find((row) => row[2])?.[2] || "";
+      // An open stream without a position has passed nothing on: it has no events of the gateway (`control=none`).
+      if (position || isOpen) catchUp(position);
     }
   };
 
@@ -200,7 +204,6 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
   };
   if (name) {
     channel = new BroadcastChannel(name);
-    (channel as any).unref?.();
     channel.onmessage = heard;
     listen(0);
     enter(isWorker);

@@ -1,8 +1,5 @@
-import { isWorker } from "./group.js";
-import { serve } from "./worker.js";
+import "./worker.js";
 
 export { follow, type FollowOptions } from "./follow.js";
 export type { Refusal } from "./line.js";
 export { type Gap, TopicSource, type TopicSourceEventMap, type TopicSourceOptions } from "./source.js";
-
-if (isWorker) serve();

@@ -154,7 +154,7 @@ export class TopicSource extends EventTarget implements EventSource {
     on(globalThis.document, "visibilitychange", wake);
     on(options.signal, "abort", () => this.close());
     if (options.signal?.aborted) this.close();
-    else this._again();
+    this._again();
   }
 
   get url() {
@@ -259,14 +259,13 @@ export class TopicSource extends EventTarget implements EventSource {
     if (status === 204 || (status === 200 && field("content-type").startsWith(accept))) return response;
     const { code = "http", detail = `no ${accept}` } = await response.json().catch(() => ({}));
     if (status === 401 && code === "expired_token" && token && !again) return this._ask(url, signal, accept, hold, begin, cursor, true);
-    const after = field("retry-after");
     throw {
       status,
       code,
       detail,
       // The others may be different the next time.
       final: !/408|42[59]|5../.test(`${status}`),
-      wait: +after * 1000 || Date.parse(after) - Date.now() || 0,
+      wait: +field("retry-after") * 1000 || 0,
     };
   }
 

@@ -1,10 +1,11 @@
 // This module as a SharedWorker: it reads what pages ask for, and is the leader of their group.
 
+import { isWorker } from "./group.js";
 import { TopicSource } from "./source.js";
 
 const sources: Record<string, [source: TopicSource, pages: number]> = {};
 
-export const serve = () => {
+if (isWorker) {
   (globalThis as any).onconnect = ({ ports: [port] }: MessageEvent) => {
     port!.onmessage = ({ data: [name, by, url, options] }) => {
       const entry = (sources[name] ??= [new TopicSource(url, options), 0]);
@@ -13,4 +14,4 @@ export const serve = () => {
       delete sources[name];
     };
   };
-};
+}

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { createServer, request } from "node:http";
 import { connect, createServer as listen } from "node:net";
 import { after, before, test } from "node:test";
-import { launch, pages, tab } from "./browser.mjs";
+import { launch, pages, tab, windowOf } from "./browser.mjs";
 import { gateway, until } from "./gateway.mjs";
 import { broker } from "./nats.mjs";
 import { JWT, token } from "./tokens.mjs";
@@ -225,6 +225,43 @@ test("a broker that is away: the page is told, and gets a gap when it is back", 
   await one.publish("a", "after");
   await has(page, "after");
   await has(late, "after");
+});
+
+test("a page that becomes visible again does not wait any longer", async (t) => {
+  let refusals = 0;
+  const server = createServer((_, response) => {
+    refusals++;
+    response.writeHead(503, { "access-control-allow-origin": "*", "access-control-expose-headers": "retry-after", "retry-after": "600" });
+    response.end();
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => (server.closeAllConnections(), server.close()));
+  const open = await windowOf(browser);
+  const page = await open(site.origin, `http://127.0.0.1:${server.address().port}/topics/a`);
+  const other = await open(site.origin);
+  t.after(() => Promise.all([page.close(), other.close()]));
+  await other.show();
+  await happens(page, "error", ({ wait }) => wait >= 600_000);
+  const before = refusals;
+  await page.show();
+  await until("it tries again", () => refusals > before);
+});
+
+test("a topic that has ended closes every tab for good", async (t) => {
+  const one = await gate(t, cors() + PUBLIC);
+  const shared = await context(t);
+  const url = `${one.url}/topics/job`;
+  const tabs = [await tab(shared, site.origin, url), await tab(shared, site.origin, url)];
+  for (const page of tabs) await page.opened();
+  await one.publish("job", "half");
+  const answer = await fetch(`${url}?end=true`, { method: "POST", body: "whole" });
+  assert.equal(answer.status, 202);
+  for (const page of tabs) {
+    assert.equal((await happens(page, "closed"))[1].code, "ended");
+    assert.deepEqual(await page.got(), ["half", "whole"]);
+    assert.equal(await page.evaluate(() => window.source.readyState), 2);
+  }
+  await until("nobody reads", async () => (await count(one, STREAMS)) === 0);
 });
 
 test("behind a proxy that buffers, messages come page by page, and none is lost", async (t) => {

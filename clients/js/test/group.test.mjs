@@ -74,3 +74,111 @@ test("where what is shared is refused, each tries with its cookies by itself, an
   assert.deepEqual(codes, ["no_token", "no_token"]);
   assert.equal(requests.length, 4);
 });
+
+test("a stream without events of the gateway is joined too, and nothing is lost", async (t) => {
+  let feed;
+  const { url, requests } = await serving(t, (request, response) => {
+    if (!position(request, response)) stream((feed = response), ": open\n\n");
+  });
+  const first = new TopicSource(`${url}?control=none`);
+  await next(first, "open");
+  const second = new TopicSource(`${url}?control=none`);
+  t.after(() => (first.close(), second.close()));
+  await next(second, "open");
+  feed.write("id: e-1\ndata: one\n\n");
+  const [one, two] = await Promise.all([next(first, "message"), next(second, "message")]);
+  assert.deepEqual([one.data, two.data], ["one", "one"]);
+  assert.equal(streams(requests).length, 1);
+});
+
+/** Numbers that look random and are the same in every run. */
+function random(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+/** A gateway of one topic that keeps all messages, answers when it likes, and cuts streams inside of events. */
+function logging(next) {
+  const log = [];
+  const streams = new Set();
+  const event = (number) => `id: e-${number}\ndata: ${number}\n\n`;
+  const answer = (request, response) => {
+    const { searchParams } = new URL(request.url, "http://a");
+    const cursor = searchParams.get("last_event_id");
+    const last = searchParams.get("last");
+    const from = cursor ? Number(cursor.slice(2)) : last ? Math.max(0, log.length - Number(last)) : log.length;
+    setTimeout(() => {
+      if (request.headers.accept === "application/json") {
+        const messages = log.slice(from, from + 5).map((data, at) => ({ id: `e-${from + at + 1}`, topic: "a", data }));
+        const end = from + messages.length;
+        response.writeHead(200, { "content-type": "application/json" });
+        return response.end(JSON.stringify({ messages, gaps: [], cursor: `e-${end}`, more: end < log.length || undefined }));
+      }
+      // Where a live stream begins, it begins when it is answered.
+      const start = cursor || last ? from : log.length;
+      stream(response, `event: stream-open\nid: e-${start}\nretry: 1\ndata: {"topics":["a"]}\n\n`);
+      for (let number = start + 1; number <= log.length; number++) response.write(event(number));
+      response.since = Date.now();
+      streams.add(response);
+      response.on("close", () => streams.delete(response));
+    }, next() * 8);
+  };
+  return {
+    log,
+    answer,
+    publish() {
+      log.push(`${log.length + 1}`);
+      for (const response of streams) response.write(event(log.length));
+    },
+    cut() {
+      for (const response of streams) {
+        // Not before the page knows how long to wait.
+        if (Date.now() - response.since < 20) continue;
+        response.write(`id: e-${log.length + 1}\ndata: ${log.length + 1}\n`);
+        response.destroy();
+      }
+    },
+  };
+}
+
+test("whatever joins, leaves and breaks, every source has every message once and in order", { timeout: 120_000 }, async (t) => {
+  for (let round = 0; round < 8; round++) {
+    const next = random(round);
+    const gate = logging(next);
+    const { url } = await serving(t, gate.answer);
+    const sources = [];
+    const open = () => {
+      const kind = next();
+      const options = kind < 0.3 && gate.log.length ? { lastEventId: `e-${Math.max(0, gate.log.length - Math.floor(next() * 12))}` } : {};
+      const source = new TopicSource(kind > 0.7 ? `${url}?last=3` : url, options);
+      const entry = { source, got: [], from: options.lastEventId && Number(options.lastEventId.slice(2)) };
+      source.onmessage = ({ data }) => entry.got.push(Number(data));
+      sources.push(entry);
+    };
+    for (let step = 0; step < 150; step++) {
+      const what = next();
+      if (what < 0.6) gate.publish();
+      else if (what < 0.75) await new Promise((resolve) => setTimeout(resolve, next() * 20));
+      else if (what < 0.85 && sources.length < 12) open();
+      else if (what < 0.92) gate.cut();
+      // As a page that is frozen, and thaws at once.
+      else if (what < 0.96) sources[Math.floor(next() * sources.length)]?.source._again();
+      else sources[Math.floor(next() * sources.length)]?.source.close();
+    }
+    const living = sources.filter(({ source }) => source.readyState < 2);
+    await until("all are open", () => living.every(({ source }) => source.readyState === 1));
+    gate.publish();
+    await until("all have the last message", () => living.every(({ got }) => got.at(-1) === gate.log.length), 20_000).catch((error) => {
+      throw new Error(`round ${round}: ${error.message} ${JSON.stringify(living.map(({ got }) => got.slice(-5)))} of ${gate.log.length}`);
+    });
+    for (const { got, from, source } of sources) {
+      const start = from === undefined ? got[0] : from + 1;
+      assert.deepEqual(got, got.map((_, at) => start + at), `round ${round}`);
+      source.close();
+    }
+  }
+});
