@@ -189,7 +189,7 @@ export class TopicSource extends EventTarget implements EventSource {
       if (types[0] && !types.includes(detail.type)) return;
       if (queue.push(detail) > Limit.Waiting) {
         queue.length = 0;
-        this._fire("gap", { topic: this._url.pathname, reason: "slow" });
+        this._fire("gap", { topic: "", reason: "slow" });
       }
       wake();
     };
@@ -241,8 +241,8 @@ export class TopicSource extends EventTarget implements EventSource {
     // In the query, because a header would cost pages of other origins a preflight.
     const { searchParams } = target;
     if (cursor) searchParams.append("last_event_id", cursor);
-    // A read without a start is a position alone. One of the last 0 has the values of a bucket, as a stream has.
-    else if (accept === Accept.Page && !/[?&](since|last)/i.test(target.search)) searchParams.append("last", "0");
+    // A read without a start is a position alone. One since a time to come has the values of a bucket, as a stream has.
+    else if (accept === Accept.Page && !/[?&](since|last)/i.test(target.search)) searchParams.append("since", "9999999999");
     if (hold) searchParams.append("wait", "20s");
     const headers: Record<string, string> = { accept };
     const bearer = await token?.();
