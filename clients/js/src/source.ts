@@ -122,7 +122,7 @@ export class TopicSource extends EventTarget implements EventSource {
 
   constructor(url: string | URL, options: TopicSourceOptions = {}) {
     super();
-    this._url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
+    this._url = new URL(url, globalThis.document?.baseURI ?? (globalThis.location as unknown as URL));
     this._options = options;
     this._heartbeat = options.heartbeat ?? 15000;
     this.lastEventId = options.lastEventId ?? "";
@@ -138,10 +138,7 @@ export class TopicSource extends EventTarget implements EventSource {
 
     const on = (target: any, type: string, listener: (event: any) => void) =>
       target?.addEventListener?.(type, listener, { signal: this._off.signal });
-    const pause = () => {
-      this._leave();
-      this.readyState = 0;
-    };
+    const pause = () => this._leave();
     const wake = () => globalThis.document?.hidden || (this._group?._wake(), this._next?._wake());
     // A page that holds no connection, channel or lock stays in the back/forward cache; one that is frozen would hold up
     // the other tabs.
