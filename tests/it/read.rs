@@ -273,6 +273,28 @@ async fn the_end_of_a_permission_ends_a_wait_with_a_status() {
 }
 
 #[tokio::test]
+async fn a_read_of_some_types_waits_for_one_and_moves_past_the_others() {
+    let gateway = Gateway::start().await;
+    let position = cursor(&read(&gateway, "/topics/a").await).to_owned();
+    for number in 0..3 {
+        gateway.post("/topics/a?type=other", number.to_string()).await;
+    }
+    let waiting = format!("/topics/a?type=price&wait=20s&last_event_id={position}");
+    let (answer, ()) = tokio::join!(read(&gateway, &waiting), async {
+        let open = async || gateway.metric("topicgate_streams{http=\"1.1\"}").await == 1.0;
+        eventually("it waits", open).await;
+        gateway.post("/topics/a?type=other", "3").await;
+        gateway.post("/topics/a?type=price", "4").await;
+    });
+    assert_eq!(data(&answer), ["4"]);
+    gateway.post("/topics/a?type=other", "5").await;
+    let past = read(&gateway, &format!("/topics/a?type=price&last_event_id={}", cursor(&answer))).await;
+    assert_eq!((&past["messages"], past.get("more")), (&json!([]), None));
+    assert_ne!(cursor(&past), cursor(&answer), "the cursor is past what was left out");
+    assert_eq!(data(&read(&gateway, &format!("/topics/a?last_event_id={}", cursor(&past))).await), [""; 0]);
+}
+
+#[tokio::test]
 async fn the_end_of_a_topic_ends_the_reads_of_it() {
     let gateway = Gateway::start().await;
     let position = cursor(&read(&gateway, "/topics/a").await).to_owned();
