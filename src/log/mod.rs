@@ -29,6 +29,7 @@ mod numbering;
 mod paced;
 mod readers;
 mod registry;
+mod rounds;
 mod rows;
 mod start;
 mod start_ids;
