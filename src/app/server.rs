@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::descriptors;
+use super::first_look;
 use super::reload::Reloader;
 use crate::auth::Auth;
 use crate::broker::{Broker, EVENT_CAPACITY, Event};
@@ -187,6 +188,9 @@ impl Server {
             async move { gateway.table().ticks().run().await }
         });
         tasks.spawn(every(SWEEP, gateway.clone(), Gateway::sweep));
+        if gateway.current().config.has_first_look {
+            tasks.spawn(first_look::run(gateway.clone()));
+        }
         if let Some(tls) = &tls {
             tasks.spawn(every(CERTIFICATE_CHECK, tls.clone(), Tls::reload_if_changed));
         }

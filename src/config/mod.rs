@@ -93,6 +93,9 @@ pub struct Config {
     /// Whether nobody wrote a rule, and everyone may use the embedded broker all the same: on a loopback address, or by `demo`.
     #[doc(hidden)]
     pub is_demo: bool,
+    /// Whether it is the demo, and there is no file and nothing of `[broker]` or `[auth]` either: the page shows five uses live.
+    #[doc(hidden)]
+    pub has_first_look: bool,
     /// `drain`: how long open streams are given to be closed in batches after SIGTERM.
     #[doc(hidden)]
     pub drain: Duration,

@@ -119,7 +119,8 @@ fn tables(input: &mut Input<'_>, has_file: bool) -> Config {
     let (broker, kind) = Broker::read(input);
     let limits = Limits::read(input);
     let auth = Auth::read(input);
-    let is_demo = is_demo(input, has_file, kind, listen);
+    let is_bare = !has_file && !["broker", "auth"].into_iter().any(|table| input.has_table(table));
+    let is_demo = is_demo(input, has_file, is_bare, kind, listen);
     if is_demo {
         open_everything(input);
     }
@@ -129,6 +130,7 @@ fn tables(input: &mut Input<'_>, has_file: bool) -> Config {
         hosts,
         base_path,
         is_demo,
+        has_first_look: is_demo && is_bare,
         drain: input.get("drain"),
         admin,
         broker,
@@ -149,13 +151,18 @@ fn tables(input: &mut Input<'_>, has_file: bool) -> Config {
 
 /// Whether everyone may use the embedded broker though nobody wrote a rule: on a loopback address, or if `demo` asks for it and
 /// nothing else was set that says whom to let in, or where messages come from.
-fn is_demo(input: &mut Input<'_>, has_file: bool, kind: Option<BrokerKind>, listen: SocketAddr) -> bool {
+fn is_demo(
+    input: &mut Input<'_>,
+    has_file: bool,
+    is_bare: bool,
+    kind: Option<BrokerKind>,
+    listen: SocketAddr,
+) -> bool {
     const DEMO: &str = "demo";
     let is_asked_for: bool = input.get(DEMO);
     if is_asked_for && has_file && input.origin(DEMO) != "environment variable TOPICGATE_DEMO" {
         input.refuse(DEMO, "has no effect in a file, which ends the demo; write rules, or remove it");
     }
-    let is_bare = !has_file && !["broker", "auth"].into_iter().any(|table| input.has_table(table));
     let is_for_this_machine = listen.ip().is_loopback();
     let is_embedded = input.rules().is_none() && kind == Some(BrokerKind::Memory);
     is_embedded && (is_for_this_machine || is_asked_for && is_bare)

@@ -75,6 +75,11 @@ impl Gateway {
         (found.iter().map(state).collect(), more)
     }
 
+    /// How many streams read topics of `filter`.
+    pub fn readers(&self, filter: &Filter) -> usize {
+        self.registry.readers_of(filter).len()
+    }
+
     /// Ends up to `limit` of the selected streams with `stream-close`, after which their readers reconnect. Returns how
     /// many it ended, and whether there are more.
     pub fn end(&self, wanted: &Wanted, limit: usize) -> (usize, bool) {

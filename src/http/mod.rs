@@ -69,7 +69,9 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
             )
         });
     if gateway.current().config.broker.kind() == BrokerKind::Memory {
-        router = router.route("/", get(page::page));
+        // A reload can end the first look, but not begin it: its back end starts with the process.
+        let has_first_look = gateway.current().config.has_first_look;
+        router = router.route("/", get(async move |gateway| page::page(gateway, has_first_look)));
     }
     router = router
         .layer(middleware::map_response_with_state(gateway.clone(), keep_url_private))

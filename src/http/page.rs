@@ -1,55 +1,101 @@
-//! The try page at `/`, which is served only with the embedded broker (`memory:`), so that a newcomer sees topicgate
-//! work at once.
+//! The page at `/`, which is served only with the embedded broker (`memory:`), so that a newcomer sees topicgate work at
+//! once. People read and publish there. Without a configuration it also has the first look: five uses, live.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::gateway::Gateway;
 
-const PAGE: &str = include_str!("page.html");
+const PAGE: &str = include_str!("page/page.html");
 
-/// The Content-Security-Policy of the page: its own style and script, named by their hashes, and requests to its own
-/// origin.
-const POLICY: &str = "default-src 'none'; style-src 'sha256-ZTqowbZMbPtZ4QyYqxvsX7n7uKMfa/AWf456lTZ3HAE='; script-src 'sha256-bJTK0b5XwlniLgjgHA4r00kUYxporOl3UAYLDw8VaXY='; connect-src 'self'; \
-                      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// The first look: its cards, its style and its script.
+const CARDS: &str = include_str!("page/look.html");
+const STYLE: &str = include_str!("page/look.css");
+const SCRIPT: &str = include_str!("page/look.js");
 
-/// Where the page says that it is the demo.
-const PLACE: &str = "<!-- demo -->";
+/// Where the page says that it is the demo, and where it has the first look.
+const DEMO_PLACE: &str = "<!-- demo -->\n";
+const STYLE_PLACE: &str = "<!-- style of the first look -->\n";
+const CARDS_PLACE: &str = "<!-- first look -->\n";
 
 /// What it says then.
 const DEMO: &str = "<section class=\"wide\"><strong>This is the demo.</strong> Everyone who reaches this address can read and \
-                    publish every topic, and nothing is kept. A broker or a rule in the configuration ends it.</section>";
+                    publish every topic, and nothing is kept. A broker or a rule in the configuration ends it.</section>\n";
 
-/// The handler of `GET /`.
-pub(super) async fn page(State(gateway): State<Arc<Gateway>>) -> Response {
+static PLAIN: LazyLock<Page> = LazyLock::new(|| Page::new("", "", ""));
+static WITH_DEMO: LazyLock<Page> = LazyLock::new(|| Page::new(DEMO, "", ""));
+static WITH_FIRST_LOOK: LazyLock<Page> = LazyLock::new(|| {
+    let style = format!("<style>\n{STYLE}</style>\n");
+    Page::new(DEMO, &style, &format!("{CARDS}<script type=\"module\">\n{SCRIPT}</script>\n"))
+});
+
+/// One version of the page.
+#[derive(Debug)]
+struct Page {
+    html: String,
+    /// Its Content-Security-Policy: its own styles and scripts, named by their hashes, the browser module, and requests to its
+    /// own origin.
+    policy: String,
+}
+
+impl Page {
+    fn new(demo: &str, style: &str, cards: &str) -> Self {
+        let html = PAGE.replace(DEMO_PLACE, demo).replace(STYLE_PLACE, style).replace(CARDS_PLACE, cards);
+        let (styles, scripts) = (hashes(&html, "style"), hashes(&html, "script"));
+        let policy = format!(
+            "default-src 'none'; style-src{styles}; script-src 'self'{scripts}; connect-src 'self'; img-src data:; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        );
+        Page { html, policy }
+    }
+}
+
+/// The hashes of what stands in the elements of this name, as a policy has them.
+fn hashes(html: &str, element: &str) -> String {
+    let (begin, end) = (format!("\n<{element}"), format!("</{element}>"));
+    let inner = html.split(&begin).skip(1).filter_map(|rest| {
+        let (_, rest) = rest.split_once('>')?;
+        rest.split_once(&end).map(|(inner, _)| inner)
+    });
+    let hash = |inner: &str| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, inner.as_bytes()));
+    inner.map(|inner| format!(" 'sha256-{}'", hash(inner))).collect()
+}
+
+/// The answer to `GET /`. `has_first_look`: whether the process started with its back end.
+pub(super) fn page(State(gateway): State<Arc<Gateway>>, has_first_look: bool) -> Response {
+    let current = gateway.current();
+    let page = match current.config.is_demo {
+        true if has_first_look && current.config.has_first_look => &WITH_FIRST_LOOK,
+        true => &WITH_DEMO,
+        false => &PLAIN,
+    };
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_SECURITY_POLICY, page.policy.as_str()),
         (header::CACHE_CONTROL, "no-cache"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    let demo = if gateway.current().config.is_demo { DEMO } else { "" };
-    (headers, PAGE.replace(PLACE, demo)).into_response()
+    (headers, page.html.as_str()).into_response()
 }
 
 #[cfg(test)]
 mod tests {
-    use base64::Engine;
-    use base64::engine::general_purpose::STANDARD;
-
     use super::*;
 
     #[test]
-    fn the_policy_names_the_style_and_the_script_that_the_page_has() {
-        for (element, directive) in [("style", "style-src"), ("script", "script-src")] {
-            let inner = PAGE.split_once(&format!("<{element}>")).unwrap().1;
-            let inner = inner.split_once(&format!("</{element}>")).unwrap().0;
-            let hash = STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, inner.as_bytes()));
-            let expected = format!("{directive} 'sha256-{hash}'");
-            assert!(POLICY.contains(&expected), "the page has changed; the policy must say {expected}");
+    fn every_place_is_filled_and_every_style_and_script_has_a_hash() {
+        for (page, blocks) in [(&PLAIN, 2), (&WITH_DEMO, 2), (&WITH_FIRST_LOOK, 4)] {
+            assert_eq!(page.policy.matches("'sha256-").count(), blocks);
+            let elements = page.html.matches("<style").count() + page.html.matches("<script").count();
+            // Those in the code that is shown are text.
+            assert_eq!(elements, blocks);
+            assert!(![DEMO_PLACE, STYLE_PLACE, CARDS_PLACE].iter().any(|place| page.html.contains(place)));
+            assert!(!page.html.contains(" style=\""), "the policy allows no style in an attribute");
         }
     }
 }

@@ -26,6 +26,7 @@ mod every;
 mod expiry;
 mod faults;
 mod feeds;
+mod first_look;
 mod forward_auth;
 mod health;
 mod hostile_connections;
