@@ -8,14 +8,18 @@ SHELL := bash
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-# The tests proper come last, so that cargo's `test result:` lines end the output, and doc tests before them,
-# since there may be none. The browser module is tested with the binary that the tests proper have built. A thousand streams need more descriptors than the usual soft limit of 1024.
+# What is shipped has jemalloc, and a test holds that it gives memory back.
+TESTED := --locked --features jemalloc
+
+# The tests proper come last, so that cargo's `test result:` lines end the output, and doc tests before them, since there
+# may be none. The browser module is tested with the binary that the tests proper have built. A thousand streams need more
+# descriptors than the usual soft limit of 1024.
 test: lint ## install what the tests need; formatting, clippy, documentation, every test
 	npm test --silent --prefix tests/clients
-	cargo test --locked --no-run --lib --bins --tests
+	cargo test $(TESTED) --no-run --lib --bins --tests
 	npm test --silent --prefix clients/js
-	cargo test --locked --doc
-	ulimit -S -n "$$(ulimit -H -n)" || true; cargo test --locked --no-fail-fast --lib --bins --tests
+	cargo test $(TESTED) --doc
+	ulimit -S -n "$$(ulimit -H -n)" || true; cargo test $(TESTED) --no-fail-fast --lib --bins --tests
 
 # Clippy also refuses what the oldest Rust that Cargo.toml names does not have (incompatible_msrv). Advisories are not
 # checked here: their database is on a forge, and a test must pass without it. `cargo deny check` does all. The

@@ -151,10 +151,12 @@ async fn a_topic_of_nats_costs_little_and_gives_it_back() {
     );
     assert!(both.saturating_sub(stream) < 2 * 1024 + 512, "{both} {stream}");
     assert_eq!(nats.subscriptions(), [TOPICS as u64 + 1]);
+    #[cfg(feature = "jemalloc")]
     let held = gateway.resident();
     drop(topics);
     eventually("they are unsubscribed", async || nats.subscriptions() == [1]).await;
-    // With the next sweep the allocator has given back what it gives back.
+    // With the next sweep the allocator has given back what it gives back. glibc's gives back nothing here.
+    #[cfg(feature = "jemalloc")]
     eventually("memory is given back", async || held.saturating_sub(gateway.resident()) / TOPICS > both / 2)
         .await;
 }
