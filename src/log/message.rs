@@ -206,17 +206,22 @@ impl Message {
             #[serde(skip_serializing_if = "std::ops::Not::not")]
             ended: bool,
         }
-        if format == Format::CloudEvents {
-            return out.extend_from_slice(&self.cloud_event_json());
-        }
-        let data = std::str::from_utf8(&self.payload).ok();
+        let envelope;
+        let data = match format {
+            Format::Raw => &self.payload[..],
+            Format::CloudEvents => {
+                envelope = self.cloud_event_json();
+                &envelope
+            }
+        };
+        let text = std::str::from_utf8(data).ok();
         let row = Row {
             id,
             topic: self.topic.as_str(),
             r#type: self.kind.as_deref(),
             time: humantime::format_rfc3339_millis(self.time).to_string(),
-            data,
-            data_base64: data.is_none().then(|| STANDARD.encode(&self.payload)),
+            data: text,
+            data_base64: text.is_none().then(|| STANDARD.encode(data)),
             ended: self.ends,
         };
         // Strings always serialize, and writing to a Vec cannot fail.

@@ -199,6 +199,21 @@ test("tabs with last= share a connection, and each has the last messages first",
   await until("there is one connection, beside the reader's", async () => (await streams()) === 2);
 });
 
+test("tabs that read envelopes share a connection, and a later one has the last messages first", async (t) => {
+  const reader = await fetch(`${gate.url}/topics/envelopes`);
+  t.after(() => reader.body.cancel());
+  for (let count = 0; count < 30; count++) await gate.publish("envelopes", count);
+  const context = await browser.newContext();
+  t.after(() => context.close());
+  for (let count = 0; count < 2; count++) {
+    const page = await tab(context, site.origin, `${gate.url}/topics/envelopes?last=20&format=cloudevents`);
+    await until("it has the last", async () => (await page.got()).length >= 20);
+    const numbers = (await page.got()).map((text) => JSON.parse(text).data);
+    assert.deepEqual(numbers, Array.from({ length: 20 }, (_, at) => 10 + at));
+  }
+  await until("there is one connection, beside the reader's", async () => (await streams()) === 2);
+});
+
 test("a tab that reads other topics changes its connection without a loss, whoever leads", async (t) => {
   const context = await browser.newContext();
   t.after(() => context.close());
