@@ -111,6 +111,9 @@ pub mod internals {
         pub mod frame {
             pub use crate::protocol::frame::{Coding, message};
         }
+        pub mod gzip {
+            pub use crate::protocol::gzip::Content;
+        }
         pub mod headers {
             pub use crate::protocol::headers::Headers;
         }

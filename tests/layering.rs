@@ -47,6 +47,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     // The configuration names algorithms, and two commands make and read tokens.
     ("jsonwebtoken", &["auth", "config::jwt", "cli::commands::signer", "cli::commands::token"]),
     ("opentelemetry", &["traces", "http::trace"]),
+    ("zlib_rs", &["protocol::gzip"]),
 ];
 
 /// A file of `src/`: the path of its module, and each path that it names outside of its tests.

@@ -44,6 +44,10 @@ pub fn all(report: &Report) -> Vec<Bar> {
             _ => None,
         };
     let apart = report.ratio((&each, "w16 200 B", gateway), (&together, "w1 200 B", gateway), "cpu_us");
+    let (plain, compressed) = (Scenario::Json(2_000, false).name(), Scenario::Json(2_000, true).name());
+    let saving = |step: &str, measure: &str| {
+        report.ratio((&compressed, step, gateway), (&plain, step, gateway), measure)
+    };
     let bars = [
         (
             "2,000 readers, 1 in flight: CPU per delivery, × bound",
@@ -66,6 +70,17 @@ pub fn all(report: &Report) -> Vec<Bar> {
         ("storm: p99 of the other readers, × before", 2.0, alarm),
         ("5,000 readers with every=1s: CPU at 1000 messages per second, × 1 per second", 1.5, conflated),
         ("idle crowd: % of a core", 3.0, of(&idle, "idle", "server_core")),
+        ("JSON of 200 B, compressed, 1 in flight: bytes, × plain", 0.3333, saving("w1 200 B", "wire_bytes")),
+        ("the same: CPU per delivery, × plain", 1.1, saving("w1 200 B", "cpu_us")),
+        ("16 in flight: CPU per delivery, × plain", 1.0, saving("w16 200 B", "cpu_us")),
+        ("200 in flight: CPU per delivery, × plain", 1.0, saving("w200 200 B", "cpu_us")),
+        ("p99, × plain", 1.2, saving("steady 200 B", "p99_ms")),
+        ("KiB each, after traffic, × plain", 1.05, saving("memory", "traffic_kib")),
+        ("JSON of 1 KiB, compressed, 1 in flight: bytes, × plain", 0.3333, saving("w1 1 KiB", "wire_bytes")),
+        ("the same: CPU per delivery, × plain", 1.1, saving("w1 1 KiB", "cpu_us")),
+        ("16 in flight: CPU per delivery, × plain", 1.0, saving("w16 1 KiB", "cpu_us")),
+        ("200 in flight: CPU per delivery, × plain", 1.0, saving("w200 1 KiB", "cpu_us")),
+        ("p99, × plain", 1.2, saving("steady 1 KiB", "p99_ms")),
     ];
     let bar = |(what, limit, measured): (&str, f64, Option<f64>)| {
         measured.map(|measured| Bar { what: what.to_owned(), limit, measured })

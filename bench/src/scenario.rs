@@ -73,6 +73,8 @@ pub enum Scenario {
     Http2(u32),
     /// So many want the newest message of one topic once per second, however many there are.
     Every(u32),
+    /// One topic of JSON, so many subscribers, and whether they accept compression.
+    Json(u32, bool),
 }
 
 /// A step that was measured.
@@ -86,7 +88,7 @@ pub struct Step {
 
 impl Scenario {
     /// Those of a run, in order.
-    pub const ALL: [Scenario; 13] = [
+    pub const ALL: [Scenario; 15] = [
         Scenario::OneTopic(2_000),
         Scenario::OneTopic(15_000),
         Scenario::OneTopicBriefly(10_000),
@@ -100,6 +102,8 @@ impl Scenario {
         Scenario::Idle(15_000),
         Scenario::Http2(2_000),
         Scenario::Every(5_000),
+        Scenario::Json(2_000, false),
+        Scenario::Json(2_000, true),
     ];
 
     /// As on the command line.
@@ -117,6 +121,8 @@ impl Scenario {
             Scenario::Idle(readers) => format!("idle-{readers}"),
             Scenario::Http2(readers) => format!("http2-{readers}"),
             Scenario::Every(readers) => format!("every-{readers}"),
+            Scenario::Json(readers, false) => format!("json-{readers}"),
+            Scenario::Json(readers, true) => format!("compressed-json-{readers}"),
         }
     }
 
@@ -144,6 +150,8 @@ impl Scenario {
             Scenario::Idle(readers) => format!("Idle crowd: {readers} streams with heartbeats"),
             Scenario::Http2(readers) => format!("HTTP/2: {readers} streams, 100 to a connection"),
             Scenario::Every(readers) => format!("{readers} readers of one topic with every=1s"),
+            Scenario::Json(readers, false) => format!("JSON, {readers} readers"),
+            Scenario::Json(readers, true) => format!("The same JSON, {readers} readers, compressed"),
         }
     }
 
@@ -157,6 +165,7 @@ impl Scenario {
             Scenario::Idle(_) => Need::Heartbeat,
             Scenario::Http2(_) => Need::Http2,
             Scenario::Every(_) => Need::Interval,
+            Scenario::Json(_, compressed) => Need::Json { compressed },
             Scenario::OneTopic(_)
             | Scenario::OneTopicBriefly(_)
             | Scenario::TopicEach(_)
@@ -182,6 +191,7 @@ impl Scenario {
             Scenario::Idle(readers) => idle(&running, scaled(readers), scale),
             Scenario::Http2(readers) => http2(&running, scaled(readers), scale),
             Scenario::Every(readers) => every(&running, scaled(readers), scale),
+            Scenario::Json(readers, compressed) => json(&running, scaled(readers), scale, compressed),
         }
     }
 }
@@ -230,6 +240,7 @@ impl<'a> Session<'a> {
     fn closed_loop(&mut self, window: u32, work: Work) -> Result<()> {
         let name = format!("w{window} {}", bytes(work.size));
         self.load.set_work(work);
+        let received = self.load.bytes();
         let cpu = self.running.server.cpu()?;
         let outcome = self.load.closed_loop(window, self.scale.time).with_context(|| name.clone())?;
         let cpu = self.running.server.cpu()? - cpu;
@@ -238,6 +249,7 @@ impl<'a> Session<'a> {
         let values = [
             ("cpu_us", micros(cpu) / deliveries),
             ("per_second", deliveries / wall),
+            ("wire_bytes", (self.load.bytes() - received) as f64 / deliveries),
             ("server_core", 100.0 * cpu.as_secs_f64() / wall),
             ("load_core", 100.0 * outcome.load),
         ];
@@ -321,7 +333,7 @@ fn one_topic(
     sizes: &[usize],
     windows: &[u32],
 ) -> Result<Vec<Step>> {
-    let work = |size| Work { topics: topics("one", 1), readers, size };
+    let work = |size| Work { topics: topics("one", 1), readers, size, json: false };
     let load = running.load(work(200), true)?;
     let spec = Spec::new(running.stages(&work(200).topics, None).into());
     let specs = vec![spec; readers as usize];
@@ -335,8 +347,22 @@ fn one_topic(
     session.finish()
 }
 
+fn json(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Result<Vec<Step>> {
+    let work = |size| Work { topics: topics("one", 1), readers, size, json: true };
+    let load = running.load(work(200), true)?;
+    let spec = Spec { gzip: compressed, ..Spec::new(running.stages(&work(200).topics, None).into()) };
+    let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
+    for size in [200, 1024] {
+        for window in [1, 16, 200] {
+            session.closed_loop(window, work(size))?;
+        }
+        session.steady(&format!("steady {}", bytes(size)), work(size), |_| false)?;
+    }
+    session.finish()
+}
+
 fn topic_each(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
-    let work = Work { topics: topics("user", readers), readers: 1, size: 200 };
+    let work = Work { topics: topics("user", readers), readers: 1, size: 200, json: false };
     let load = running.load(work.clone(), false)?;
     let spec = |topic: &String| Spec::new(running.stages(std::slice::from_ref(topic), None).into());
     let specs = work.topics.iter().map(spec).collect();
@@ -359,7 +385,7 @@ fn topic_each(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>
 }
 
 fn hundred_topics(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
-    let work = Work { topics: topics("many", 100), readers, size: 200 };
+    let work = Work { topics: topics("many", 100), readers, size: 200, json: false };
     let load = running.load(work.clone(), true)?;
     let spec = Spec { topics: 100, ..Spec::new(running.stages(&work.topics, None).into()) };
     let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
@@ -373,7 +399,7 @@ fn http2(running: &Running, streams: u32, scale: Scale) -> Result<Vec<Step>> {
     let per_connection = 100.min(streams);
     let connections = streams / per_connection;
     let streams = connections * per_connection;
-    let work = Work { topics: topics("one", 1), readers: streams, size: 200 };
+    let work = Work { topics: topics("one", 1), readers: streams, size: 200, json: false };
     let load = running.load(work.clone(), true)?;
     let stages = running.http2_stages(&work.topics[0], per_connection);
     let spec = Spec { streams: per_connection, ..Spec::new(stages.into()) };
@@ -388,7 +414,7 @@ fn slow_tenth(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>
     let slow = readers / 10;
     let fast = readers - slow;
     // One size, and large: what the slow ones leave must be more than the system's buffers hold for them.
-    let work = Work { topics: topics("one", 1), readers: fast, size: 4096 };
+    let work = Work { topics: topics("one", 1), readers: fast, size: 4096, json: false };
     let load = running.load(work.clone(), true)?;
     let spec = Spec::new(running.stages(&work.topics, None).into());
     let sleeper = Spec { counted: false, asleep: true, ..spec.clone() };
@@ -410,7 +436,7 @@ fn slow_tenth(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>
 }
 
 fn idle(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
-    let work = Work { topics: topics("one", 1), readers, size: 200 };
+    let work = Work { topics: topics("one", 1), readers, size: 200, json: false };
     let load = running.load(work.clone(), true)?;
     let spec = Spec::new(running.stages(&work.topics, None).into());
     let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
@@ -447,8 +473,8 @@ fn every(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
 /// there are [`RESUMED`] more.
 fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     let steady = (returning / 10).max(10);
-    let old = Work { topics: topics("old", 1), readers: 1, size: 200 };
-    let live = Work { topics: topics("live", 1), readers: steady, size: 200 };
+    let old = Work { topics: topics("old", 1), readers: 1, size: 200, json: false };
+    let live = Work { topics: topics("live", 1), readers: steady, size: 200, json: false };
     let load = running.load(old.clone(), false)?;
     let probe = Spec { record: true, ..Spec::new(running.stages(&old.topics, None).into()) };
     let mut session = Session::open(running, load, scale, 1, vec![probe])?;
@@ -480,7 +506,8 @@ fn resume(running: &Running, history: History, messages: u32, scale: Scale) -> R
     std::thread::sleep(scale.settle);
     let server = &running.server;
     let base = server.pss_kib()?;
-    let work = Work { topics: [history::TOPIC.to_owned()].into(), readers: 0, size: history::SIZE };
+    let work =
+        Work { topics: [history::TOPIC.to_owned()].into(), readers: 0, size: history::SIZE, json: false };
     let resident = server.begin_peak()?;
     let (cpu, begin) = (server.cpu()?, Instant::now());
     let bytes = if running.is_direct() {
@@ -513,7 +540,7 @@ fn resume(running: &Running, history: History, messages: u32, scale: Scale) -> R
 /// there when it started every few seconds only.
 fn follow(running: &Running) -> Result<()> {
     let other = ["kept/other".to_owned()];
-    let work = Work { topics: other.clone().into(), readers: 0, size: history::SIZE };
+    let work = Work { topics: other.clone().into(), readers: 0, size: history::SIZE, json: false };
     let spec = Spec { counted: false, ..Spec::new(running.stages(&other, None).into()) };
     running.load(work, true)?.open([spec], 1)
 }
@@ -522,7 +549,8 @@ fn follow(running: &Running) -> Result<()> {
 fn resume_crowd(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     running.fill(History::Jetstream, KEPT)?;
     let steady = (returning / 10).max(10);
-    let live = Work { topics: ["kept/live".to_owned()].into(), readers: steady, size: history::SIZE };
+    let live =
+        Work { topics: ["kept/live".to_owned()].into(), readers: steady, size: history::SIZE, json: false };
     let load = running.load(live.clone(), true)?;
     let reader = Spec::new(running.stages(&live.topics, None).into());
     let mut session = Session::open(running, load, scale, steady, vec![reader; steady as usize])?;

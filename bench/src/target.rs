@@ -54,6 +54,8 @@ pub enum Need {
     History(History),
     /// The same, of JetStream, for many at once.
     HistoryForMany,
+    /// To compress a stream once for all its readers, for those who accept that.
+    Json { compressed: bool },
 }
 
 /// What is needed to start servers.
@@ -112,7 +114,7 @@ impl Target {
     pub fn can(self, need: Need) -> bool {
         match need {
             Need::History(_) => matches!(self, Target::Direct | Target::Gateway),
-            Need::HistoryForMany => self == Target::Gateway,
+            Need::HistoryForMany | Need::Json { .. } => self == Target::Gateway,
             _ if self == Target::Direct => false,
             Need::Nothing => true,
             Need::ManyTopics => self != Target::Afternoon,
@@ -207,7 +209,8 @@ impl Target {
                     _ => (format!("nats://{publish}"), ""),
                 };
                 let config = path("topicgate.toml");
-                fs::write(&config, gateway_config(address, free_address()?, &url, source, setup.files))?;
+                let settings = gateway_config(address, free_address()?, &url, source, setup.files, need);
+                fs::write(&config, settings)?;
                 vec![text(setup.gateway.clone()), "--config".into(), text(config)]
             }
             Target::Nchan => {
@@ -281,6 +284,9 @@ impl Running {
         }
         let mut request =
             format!("GET {} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n", self.path(topics));
+        if self.need == (Need::Json { compressed: true }) {
+            request.push_str("Accept-Encoding: gzip\r\n");
+        }
         if let Some(cursor) = cursor {
             // Writing to a String cannot fail.
             let _ = write!(request, "Last-Event-ID: {cursor}\r\n");
@@ -365,7 +371,16 @@ fn broker_command(
     Ok(("nats-server", vec![program("nats-server")?, "-c".into(), config]))
 }
 
-fn gateway_config(listen: SocketAddr, admin: SocketAddr, broker: &str, source: &str, files: u64) -> String {
+fn gateway_config(
+    listen: SocketAddr,
+    admin: SocketAddr,
+    broker: &str,
+    source: &str,
+    files: u64,
+    need: Need,
+) -> String {
+    // The plain stream too, which is to be compared: only its readers do not accept it.
+    let compress = matches!(need, Need::Json { .. });
     // A stream is found by its subjects, which are not all there are.
     let pattern = if source.is_empty() { "**" } else { "kept/**" };
     format!(
@@ -374,6 +389,7 @@ admin.listen = "{admin}"
 broker.url = "{broker}"
 limits = {{ streams = {files}, connections = {files}, streams_per_address = {files}, topics_per_address = 1000000, opens_per_second = {files}, resume_bytes = "1TiB" }}
 log.level = "warn"
+streams.compress = {compress}
 [[topics]]
 match = "{pattern}"
 {source}

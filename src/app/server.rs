@@ -145,6 +145,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// For tests: sets by how many readers a batch must be read before a topic is compressed.
+    #[doc(hidden)]
+    pub fn set_crowd(&self, readers: u32) {
+        self.gateway.set_crowd(readers);
+    }
+
     /// Binds the listeners and starts to connect to the broker. A broker that is away is not an error.
     /// Call it within a tokio runtime.
     ///

@@ -100,6 +100,12 @@ pub(super) const KEYS: &[Key] = &[
     key("streams.write_timeout", SECONDS, "How long a reader may take nothing before it is cut off.")
         .default("30s"),
     key("streams.max_age", SECONDS, "The age at which a stream is asked to reconnect; not set: never."),
+    key(
+        "streams.compress",
+        Flag,
+        "Whether streams are compressed (gzip) for readers that accept it, where a rule says nothing else.",
+    )
+    .default("false"),
     key("limits.streams", COUNT, "Streams open at once.").default("10000"),
     key("limits.streams_per_address", COUNT, "Streams open at once per client address; for IPv6, per /64.")
         .default("1000"),
@@ -223,6 +229,11 @@ pub(super) const KEYS: &[Key] = &[
         "topics.end",
         FIELD,
         "Where a message says that it ends its topic; not set: in Topicgate-End, where messages have headers.",
+    ),
+    key(
+        "topics.compress",
+        Flag,
+        "Whether streams of these topics are compressed for readers that accept it; not set: streams.compress.",
     ),
     key("topics.replay.messages", COUNT, "Messages of a topic that are held for replay.").default("1000"),
     key(

@@ -124,7 +124,9 @@ fn tables(input: &mut Input<'_>, has_file: bool) -> Config {
     if is_demo {
         open_everything(input);
     }
-    let topics = Rule::read_all(input, Around { broker: &broker, kind, limits: &limits, auth: &auth });
+    let streams = Streams::read(input);
+    let around = Around { broker: &broker, kind, limits: &limits, streams: &streams, auth: &auth };
+    let topics = Rule::read_all(input, around);
     Config {
         listen,
         hosts,
@@ -135,7 +137,7 @@ fn tables(input: &mut Input<'_>, has_file: bool) -> Config {
         admin,
         broker,
         topics,
-        streams: Streams::read(input),
+        streams,
         limits,
         proxies: Proxies::read(input),
         auth,

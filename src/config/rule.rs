@@ -8,6 +8,7 @@ use super::limits::Limits;
 use super::names::{is_pointer, is_token, not_a_pointer};
 use super::replay::Replay;
 use super::source;
+use super::streams::Streams;
 use super::url::BrokerKind;
 use super::value::Given;
 use crate::protocol::source::{Field, Source};
@@ -43,6 +44,8 @@ pub struct Rule {
     pub data: Option<String>,
     /// `end`: where a message says that it ends its topic.
     pub end: Field,
+    /// `compress`, or `streams.compress`: whether its messages may be sent compressed.
+    pub compress: bool,
     /// `replay`.
     pub replay: Replay,
 }
@@ -54,6 +57,7 @@ pub(super) struct Around<'a> {
     /// `None` if `broker.url` does not tell.
     pub(super) kind: Option<BrokerKind>,
     pub(super) limits: &'a Limits,
+    pub(super) streams: &'a Streams,
     pub(super) auth: &'a Auth,
 }
 
@@ -85,6 +89,8 @@ impl Rule {
         let id = field(input, &key("id"), by_default("Nats-Msg-Id"));
         let kind = field(input, &key("type"), by_default("Event-Type"));
         let data = data(input, &key("data"));
+        let compress = input.get_if_any(&key("compress")).unwrap_or(around.streams.compress);
+        input.holds(&key("compress"), Some(Given::Flag(compress)));
         let replay = Replay::read(input, &key("replay"), around.limits);
         let (filter, subject) = pattern(input, &key("match"), around)?;
         if subject.is_some() && (read == Access::Anyone || publish == Access::Anyone) {
@@ -101,7 +107,7 @@ impl Rule {
         };
         let end = field(input, &key("end"), end);
         source::check_warm(input, &key("replay.warm"), &source, &filter, replay.warm);
-        Some(Rule { filter, subject, source, read, publish, id, kind, data, end, replay })
+        Some(Rule { filter, subject, source, read, publish, id, kind, data, end, compress, replay })
     }
 }
 

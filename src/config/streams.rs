@@ -15,6 +15,8 @@ pub struct Streams {
     pub write_timeout: Duration,
     /// Age at which a stream is asked to reconnect, 90 % to 110 % of it. `None`: never.
     pub max_age: Option<Duration>,
+    /// Whether streams may be compressed, where a rule says nothing else.
+    pub compress: bool,
 }
 
 impl Streams {
@@ -24,6 +26,7 @@ impl Streams {
             retry: input.get("streams.retry"),
             write_timeout: input.get("streams.write_timeout"),
             max_age: input.get_if_any("streams.max_age"),
+            compress: input.get("streams.compress"),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::log::message::Format;
 use crate::log::{LogState, ReaderProgress};
 use crate::metrics::Limit;
 use crate::protocol::codes::{CloseCode, HttpVersion};
+use crate::protocol::gzip::Content;
 use crate::protocol::seek::Start;
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
@@ -117,6 +118,7 @@ impl Gateway {
             start,
             located: &[],
             format,
+            content: Content::Identity,
             expires: None,
             until_end: false,
             without_control: false,

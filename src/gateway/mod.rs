@@ -253,6 +253,11 @@ impl Gateway {
         }
     }
 
+    /// See [`Registry::set_crowd`].
+    pub fn set_crowd(&self, readers: u32) {
+        self.registry.set_crowd(readers);
+    }
+
     /// From now on, no stream is opened.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
@@ -299,6 +304,7 @@ impl Gateway {
         metrics.sweep_rules();
         metrics.topics.set(topics as i64);
         metrics.buffer_bytes.set(bytes as i64);
+        metrics.compressors.set(self.registry.compressors() as i64);
         metrics.addresses.set(usage.addresses as i64);
         metrics.subjects.set(usage.subjects as i64);
         metrics.topics_stale.set(self.registry.stale_topics() as i64);

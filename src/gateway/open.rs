@@ -16,6 +16,7 @@ use crate::log::{self, Lease, LeaseError, Subscription};
 use crate::metrics::Limit;
 use crate::protocol::codes::{CloseCode, HttpVersion};
 use crate::protocol::event_id::MAX_SEQUENCES;
+use crate::protocol::gzip::Content;
 use crate::protocol::seek::{SeekResult, Start};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
@@ -36,6 +37,8 @@ pub struct Opening<'a> {
     pub start: &'a Start,
     /// The format of its messages.
     pub format: Format,
+    /// The content coding of its body.
+    pub content: Content,
     /// Whether the gateway's own events are comments.
     pub without_control: bool,
     /// What the reader asks of its messages; `None`: all of them, as they are.
@@ -68,7 +71,8 @@ impl Gateway {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(&self, opening: Opening<'_>) -> Result<Stream, OpenError> {
-        let Opening { filters, start, format, without_control, view, http, address, caller } = opening;
+        let Opening { filters, start, format, content, without_control, view, http, address, caller } =
+            opening;
         traces::note_topics(filters.iter());
         if self.is_draining() {
             return Err(OpenError::ComeBack(CloseCode::Draining));
@@ -97,8 +101,15 @@ impl Gateway {
         }
         self.metrics().open_seconds.observe(begin.elapsed().as_secs_f64());
         let expires = caller.and_then(|caller| caller.expires);
-        let options =
-            StreamOptions { start, located: &located, format, expires, until_end: true, without_control };
+        let options = StreamOptions {
+            start,
+            located: &located,
+            format,
+            content,
+            expires,
+            until_end: true,
+            without_control,
+        };
         let stream = Stream::open(current.streams.clone(), ticket, seat, leases, options);
         let stream = stream.ok_or(OpenError::Ended)?;
         // A reload checks the streams that already read; this one may have been opened too late for that.
@@ -110,6 +121,11 @@ impl Gateway {
             self.renew_logs(&now, filters);
         }
         Ok(stream)
+    }
+
+    /// Whether the rules let a stream of these topics be compressed: only if each of them does.
+    pub fn compresses(&self, filters: &[Filter], caller: Option<&Caller>) -> bool {
+        rules_of(&self.current(), filters, caller).is_ok_and(|rules| rules.iter().all(|rule| rule.compress))
     }
 
     /// Counts the topics that are not held yet: each costs the broker a subscription.

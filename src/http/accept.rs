@@ -1,6 +1,9 @@
-//! What a request for topics accepts (RFC 9110, section 12.5.1): an event stream, or one answer as JSON.
+//! What a request for topics accepts (RFC 9110, section 12.5): an event stream or one answer as JSON, and in which content
+//! coding.
 
 use axum::http::{HeaderMap, header};
+
+use crate::protocol::gzip::Content;
 
 /// The answer that the `Accept` of a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,32 @@ fn wish(ranges: &[(String, u16)], name: &str, group: &str) -> Option<Wish> {
     (weight > 0).then_some((weight, precision))
 }
 
+/// The content coding that a request prefers (RFC 9110, section 12.5.3). Without the field, a client may know none.
+pub(super) fn preferred_content(headers: &HeaderMap) -> Content {
+    let (mut gzip, mut identity, mut any) = (None, None, None);
+    for value in headers.get_all(header::ACCEPT_ENCODING) {
+        for range in value.to_str().unwrap_or_default().split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let weight = match parts.next().map(str::to_ascii_lowercase).as_deref() {
+                Some("gzip" | "x-gzip") => &mut gzip,
+                Some("identity") => &mut identity,
+                Some("*") => &mut any,
+                _ => continue,
+            };
+            *weight = Some(parts.find_map(quality).unwrap_or(1.0));
+        }
+    }
+    // A client that names no weight for `identity` prefers what it names.
+    let (gzip, identity) = (gzip.or(any).unwrap_or(0.0), identity.unwrap_or(0.0));
+    if gzip > 0.0 && gzip >= identity { Content::Gzip } else { Content::Identity }
+}
+
+/// The weight in a parameter `q=…`. If it cannot be read, the client does not accept it for sure.
+fn quality(parameter: &str) -> Option<f32> {
+    let (name, value) = parameter.split_once('=')?;
+    name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse().unwrap_or(0.0))
+}
+
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
@@ -115,5 +144,44 @@ mod tests {
         for nothing in ["text/html", "*/*;q=0", "text/event-streams", "application/jsonx", "image/*"] {
             assert_eq!(accepted(nothing), Accepted::Nothing, "{nothing}");
         }
+    }
+
+    fn content(fields: &[&'static str]) -> Content {
+        let field = |value: &&'static str| (header::ACCEPT_ENCODING, HeaderValue::from_static(value));
+        let mut headers = HeaderMap::new();
+        fields.iter().map(field).for_each(|(name, value)| _ = headers.append(name, value));
+        preferred_content(&headers)
+    }
+
+    #[test]
+    fn gzip_is_for_those_who_accept_it_and_do_not_prefer_the_identity() {
+        for yes in [
+            "gzip",
+            "gzip, deflate, br, zstd",
+            "deflate, GZIP;q=0.001",
+            "x-gzip",
+            "br;q=1.0, gzip ; q=0.8, *;q=0.1",
+            "*",
+            "gzip;q=0.5, identity;q=0.5",
+            "identity;q=0, gzip;q=0.1",
+        ] {
+            assert_eq!(content(&[yes]), Content::Gzip, "{yes}");
+        }
+        assert_eq!(content(&["br", "gzip"]), Content::Gzip);
+        for no in [
+            "",
+            "br, deflate",
+            "gzip;q=0",
+            "gzip;q=0.000, *",
+            "gzip; Q=0",
+            "*;q=0",
+            "identity",
+            "identity, gzip;q=0.5",
+            "gzip;q=zero",
+            "gzipped",
+        ] {
+            assert_eq!(content(&[no]), Content::Identity, "{no}");
+        }
+        assert_eq!(content(&[]), Content::Identity);
     }
 }

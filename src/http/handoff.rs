@@ -28,7 +28,7 @@ use crate::stream::Stream;
 
 /// Bytes that a client may send after its request. A browser sends none. They are read, to notice the end of the
 /// connection, and discarded.
-const MAX_STRAY_BYTES: usize = 64 * 1024;
+const MAX_STRAY_BYTES: u32 = 64 * 1024;
 
 /// The place where a stream waits for its socket. There is one per HTTP/1 connection, in the extensions of its
 /// requests.
@@ -176,7 +176,7 @@ pub(super) struct Delivery<I, P> {
     pending: Bytes,
     /// Since when the socket has taken nothing.
     blocked_since: Option<Millis>,
-    stray_bytes: usize,
+    stray_bytes: u32,
     ended: bool,
     /// Held for as long as the connection is open.
     _permit: P,
@@ -236,7 +236,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: Unpin> Delivery<I, P> {
                     return true;
                 }
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => return true,
-                Poll::Ready(Ok(())) => self.stray_bytes += buffer.filled().len(),
+                Poll::Ready(Ok(())) => self.stray_bytes += buffer.filled().len() as u32, // at most 512
             }
             if self.stray_bytes > MAX_STRAY_BYTES {
                 return true;

@@ -11,19 +11,20 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, heade
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
-use super::accept::Accepted;
+use super::accept::{Accepted, preferred_content};
 use super::access::{self, Refusal};
 use super::answer::{ReadParameters, answer_headers, answer_response};
 use super::client;
 use super::handoff::{Handoff, Stalls, StreamBody};
 use super::problem::{NO_TOPIC, Problem, come_back, later};
-use super::sse_head::stream_headers;
+use super::sse_head::{coding_headers, stream_headers};
 use super::topics::Topics;
 use crate::auth::{self, Action};
 use crate::gateway::{Gateway, OpenError, Opening};
 use crate::log::message::Format;
 use crate::protocol::codes::{CloseCode, HttpVersion, RefusalCode};
 use crate::protocol::event_id::MAX_EVENT_ID;
+use crate::protocol::gzip::Content;
 use crate::protocol::seek::Start;
 use crate::protocol::topic::{Filter, TopicError};
 use crate::protocol::view::{Interval, View, ViewError};
@@ -87,12 +88,18 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         Ok(caller) => caller,
         Err(refusal) => return not_allowed(&gateway, &request, refusal),
     };
+    let may_compress = !is_read && !asked.without_control && asked.view.is_none();
+    let compresses = may_compress && gateway.compresses(&asked.filters, caller.as_ref());
+    let content = if compresses { preferred_content(request.headers()) } else { Content::Identity };
     if request.method() == Method::HEAD {
         // Without a length, like the stream's: an empty body would announce a length of 0.
         let empty = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
         let mut response = Response::new(empty);
         let set_headers = if is_read { answer_headers } else { stream_headers };
         set_headers(response.headers_mut());
+        if compresses {
+            coding_headers(response.headers_mut(), content);
+        }
         return Ok(response);
     }
     let version = http_version(&request);
@@ -100,6 +107,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         filters: &asked.filters,
         start: &asked.start,
         format: asked.format,
+        content,
         without_control: asked.without_control,
         view: asked.view.as_ref(),
         http: version,
@@ -128,7 +136,11 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         };
     }
     let body = StreamBody::new(stream, handoff.cloned(), stalls.cloned(), version);
-    Ok(stream_response(body, version))
+    let mut response = stream_response(body, version);
+    if compresses {
+        coding_headers(response.headers_mut(), content);
+    }
+    Ok(response)
 }
 
 /// The answer to a client that has received everything of topics that have ended. It is the only status that tells an

@@ -103,7 +103,7 @@ impl BackfillRange {
 
 impl Drop for BackfillRange {
     fn drop(&mut self) {
-        self.usage.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.usage.sub(self.bytes);
     }
 }
 
@@ -279,7 +279,7 @@ impl BackfillRanges {
         let RangeExtent { through, gone, torn } = extent;
         let usage = request.history.usage.clone();
         let bytes = entries.iter().map(|entry| entry.weight()).sum();
-        usage.0.fetch_add(bytes, Ordering::Relaxed);
+        usage.add(bytes);
         let range = Arc::new(BackfillRange {
             after: request.after,
             until: request.until,

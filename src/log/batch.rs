@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::TopicLog;
 use super::batch_cache::SharedBatch;
 use crate::protocol::codes::GapReason;
+use crate::protocol::gzip::Checksum;
 
 /// The result of a read.
 #[derive(Debug)]
@@ -23,8 +24,10 @@ pub enum Read {
 /// Some whole events, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Their bytes for the socket.
+    /// Their bytes: of the body, or of a gzip body without a checksum, the events that are still to be stored in it.
     pub bytes: Bytes,
+    /// If these are bytes of a gzip body: the checksum of the events in them.
+    pub checksum: Option<Checksum>,
     /// The number of entries.
     pub entries: usize,
     /// The time of the oldest entry.
@@ -51,7 +54,7 @@ impl Batch {
 
     /// Takes over a batch of `log`.
     pub(super) fn take(&mut self, log: &TopicLog, shared: SharedBatch) {
-        self.bytes = shared.bytes;
+        (self.bytes, self.checksum) = (shared.bytes, shared.checksum);
         self.filtered += shared.left_out;
         self.ends_left_out = shared.ends_left_out;
         self.count(log, shared.entries, shared.time);

@@ -1,11 +1,10 @@
-//! Shared batches: consecutive entries in one allocation, built for one reader and cached for others that reach the
-//! same position a moment later. If each reader of a crowd built its own, each would cost a copy, and the memory of
-//! that copy until the socket has taken it.
+//! Shared batches: consecutive parts of a log in one allocation, built for one reader and cached for others that reach
+//! the same position a moment later. If each reader of a crowd built its own, each would cost a copy, and the memory of
+//! that copy until the socket has taken it. A part is an entry, or a piece of several entries that is already compressed.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use super::message::Format;
 use super::variant::Variant;
 use super::{BATCH_BYTES, BufferUsage, Entry};
 use crate::protocol::frame::{Coding, Frame};
+use crate::protocol::gzip::{self, Checksum, Content};
 use crate::protocol::seq::Seq;
 
 /// The most batches that a log caches. If it were fewer than a crowd reads at once, each reader would build all of them
@@ -39,31 +39,148 @@ pub(crate) struct SharedBatch {
     pub(crate) ends_left_out: bool,
     pub(crate) format: Format,
     pub(crate) coding: Coding,
+    pub(crate) content: Content,
     pub(crate) bytes: Bytes,
+    /// In a gzip body: the checksum of its events.
+    pub(crate) checksum: Option<Checksum>,
+    /// The parts of which it was made, those that the view left out included.
+    pub(crate) parts: usize,
 }
 
-impl SharedBatch {
-    /// The batch of a single entry: its own bytes.
-    fn single(entry: &Entry, format: Format, coding: Coding) -> Self {
-        SharedBatch {
-            first: entry.sequence,
-            last: entry.sequence,
-            time: entry.time(),
-            entries: 1,
+/// A part of a log, of which batches consist: an entry, or a compressed piece of several.
+pub(crate) trait Part {
+    /// The number of its first entry.
+    fn first(&self) -> Seq;
+    /// The number of its last entry.
+    fn last(&self) -> Seq;
+    /// The batch of the first of these parts and as many others as it takes, and whether it took work or memory of its own,
+    /// so that it is worth keeping. There is at least one.
+    fn batch<'a>(
+        first: &'a Self,
+        parts: impl Iterator<Item = &'a Self> + Clone,
+        variant: Variant<'_>,
+    ) -> (SharedBatch, bool);
+}
+
+impl Part for Arc<Entry> {
+    fn first(&self) -> Seq {
+        self.sequence
+    }
+
+    fn last(&self) -> Seq {
+        self.sequence
+    }
+
+    fn batch<'a>(
+        first: &'a Self,
+        parts: impl Iterator<Item = &'a Self> + Clone,
+        variant: Variant<'_>,
+    ) -> (SharedBatch, bool) {
+        if variant.view.is_some() {
+            return choose(parts, first, variant);
+        }
+        let Variant { format, coding, content, .. } = variant;
+        let slice = |entry: &'a Self| entry.frame(format).slice(variant.own().coding);
+        // The size is measured first: a buffer that grows while it is filled would be copied, and take up to twice its
+        // size.
+        let (mut length, mut count, mut last) = (0, 0, first.sequence);
+        for entry in parts.clone() {
+            if length >= BATCH_BYTES {
+                break;
+            }
+            (length, count, last) = (length + slice(entry).len(), count + 1, entry.sequence);
+        }
+        let slices = parts.take(count).map(slice);
+        let (bytes, checksum) = match content {
+            // A single entry is shared as it is, without a copy.
+            Content::Identity if count == 1 => (first.frame(format).bytes(coding), None),
+            Content::Identity => {
+                let mut joined = Vec::with_capacity(length);
+                slices.for_each(|slice| joined.extend_from_slice(slice));
+                (joined.into(), None)
+            }
+            Content::Gzip => {
+                let gzip::Piece { frame, checksum } = gzip::stored(slices, length);
+                (frame.bytes(coding), Some(checksum))
+            }
+        };
+        let is_copy = count > 1 || content == Content::Gzip;
+        let (time, first) = (first.time(), first.sequence);
+        let batch = SharedBatch {
+            first,
+            last,
+            time,
+            entries: count,
             left_out: 0,
             ends_left_out: false,
             format,
             coding,
-            bytes: entry.frame(format).bytes(coding),
+            content,
+            bytes,
+            checksum,
+            parts: count,
+        };
+        (batch, is_copy)
+    }
+}
+
+impl SharedBatch {
+    /// Whether a batch of `parts` should replace it. Only if that is a quarter more: so it is rebuilt a few times at
+    /// most, however often something is appended while a crowd reads this position.
+    fn is_outgrown_by(&self, parts: usize) -> bool {
+        4 * parts >= 5 * self.parts && self.parts < MOST_ENTRIES && self.bytes.len() < BATCH_BYTES
+    }
+}
+
+/// The batch of those of `entries` that the view admits; the first of all is `first`. Also returns whether it took
+/// work or memory of its own, so that it is worth keeping.
+fn choose<'a>(
+    entries: impl Iterator<Item = &'a Arc<Entry>>,
+    first: &Entry,
+    variant: Variant<'_>,
+) -> (SharedBatch, bool) {
+    let Variant { format, coding, .. } = variant;
+    let mut chosen: SmallVec<[Cow<'_, Frame>; 4]> = SmallVec::new();
+    let (mut length, mut left_out, mut ends_left_out, mut last) = (0, 0, false, first.sequence);
+    for entry in entries.take(MOST_ENTRIES) {
+        (last, ends_left_out) = (entry.sequence, !variant.admits(entry));
+        left_out += usize::from(ends_left_out);
+        if !ends_left_out {
+            let frame = variant.frame(entry);
+            length += frame.slice(coding).len();
+            chosen.push(frame);
+        }
+        if length >= BATCH_BYTES {
+            break;
         }
     }
-
-    /// Whether a batch of `entries` should replace it. Only if that is a quarter more: so it is rebuilt a few times at
-    /// most, however often something is appended while a crowd reads this position.
-    fn is_outgrown_by(&self, entries: usize) -> bool {
-        let own = self.entries + self.left_out;
-        4 * entries >= 5 * own && own < MOST_ENTRIES && self.bytes.len() < BATCH_BYTES
-    }
+    let bytes = match &*chosen {
+        [] => Bytes::new(),
+        [frame] => frame.bytes(coding),
+        frames => {
+            let mut joined = Vec::with_capacity(length);
+            frames.iter().for_each(|frame| joined.extend_from_slice(frame.slice(coding)));
+            joined.into()
+        }
+    };
+    let is_copy = chosen.len() + left_out > 1 || matches!(&*chosen, [Cow::Owned(_)]);
+    let (first, time, entries) = (first.sequence, first.time(), chosen.len());
+    let parts = entries + left_out;
+    let batch = SharedBatch {
+        first,
+        last,
+        time,
+        entries,
+        left_out,
+        ends_left_out,
+        format,
+        coding,
+        content: Content::Identity,
+        bytes,
+        checksum: None,
+        parts,
+    };
+    (batch, is_copy)
 }
 
 /// A reader's position among the cached batches.
@@ -94,21 +211,21 @@ impl BatchCache {
         BatchCache { kept: VecDeque::new(), inner: None, usage }
     }
 
-    /// The entries after `position` up to `head`: a cached batch, or a new one.
-    pub(crate) fn of(
+    /// The parts after `position` up to `head`: a cached batch, or a new one. `None` if the next part does not end by
+    /// then.
+    pub(crate) fn of<P: Part>(
         &mut self,
-        entries: &VecDeque<Arc<Entry>>,
+        parts: &VecDeque<P>,
         position: Seq,
         head: Seq,
         variant: Variant<'_>,
     ) -> Option<SharedBatch> {
-        let Variant { format, coding, view } = variant;
-        let index = entries.partition_point(|entry| entry.sequence <= position);
-        let first = entries.get(index).filter(|entry| entry.sequence <= head)?;
-        let place = self.find(first.sequence, head, format, coding);
+        let index = parts.partition_point(|part| part.last() <= position);
+        let first = parts.get(index).filter(|part| part.last() <= head)?;
+        let place = self.find(first.first(), head, variant);
         let until = match &place {
             CachePosition::Kept { shared, until } => {
-                let end = entries.partition_point(|entry| entry.sequence <= *until);
+                let end = parts.partition_point(|part| part.last() <= *until);
                 if !shared.is_outgrown_by(end - index) {
                     return Some(shared.clone());
                 }
@@ -116,88 +233,26 @@ impl BatchCache {
             }
             CachePosition::Free { until } | CachePosition::Within { until } => *until,
         };
-        if view.is_some() {
-            let chosen = entries.range(index..).take_while(|entry| entry.sequence <= until);
-            let (shared, is_copy) = Self::choose(chosen, first, variant);
-            if is_copy {
-                self.keep(shared.clone(), &place);
-            }
-            return Some(shared);
+        let (shared, is_copy) =
+            P::batch(first, parts.range(index..).take_while(|part| part.last() <= until), variant);
+        if is_copy {
+            self.keep(shared.clone(), &place);
         }
-        // The size is measured first: a buffer that grows while it is filled would be copied, and take up to twice its
-        // size.
-        let mut length = first.frame(format).slice(coding).len();
-        let more = entries.range(index + 1..).take_while(|entry| entry.sequence <= until);
-        let mut count = 1;
-        for entry in more {
-            if length >= BATCH_BYTES {
-                break;
-            }
-            length += entry.frame(format).slice(coding).len();
-            count += 1;
-        }
-        if count == 1 {
-            // A single entry is shared as it is, without a copy.
-            return Some(SharedBatch::single(first, format, coding));
-        }
-        let last = entries[index + count - 1].sequence;
-        let mut joined = Vec::with_capacity(length);
-        for entry in entries.range(index..index + count) {
-            joined.extend_from_slice(entry.frame(format).slice(coding));
-        }
-        let shared = SharedBatch {
-            last,
-            entries: count,
-            bytes: joined.into(),
-            ..SharedBatch::single(first, format, coding)
-        };
-        self.keep(shared.clone(), &place);
         Some(shared)
     }
 
-    /// The batch of those of `entries` that the view admits; the first of all is `first`. Also returns whether it took
-    /// work or memory of its own, so that it is worth keeping.
-    fn choose<'a>(
-        entries: impl Iterator<Item = &'a Arc<Entry>>,
-        first: &Entry,
-        variant: Variant<'_>,
-    ) -> (SharedBatch, bool) {
-        let Variant { format, coding, .. } = variant;
-        let mut chosen: SmallVec<[Cow<'_, Frame>; 4]> = SmallVec::new();
-        let (mut length, mut left_out, mut ends_left_out, mut last) = (0, 0, false, first.sequence);
-        for entry in entries.take(MOST_ENTRIES) {
-            (last, ends_left_out) = (entry.sequence, !variant.admits(entry));
-            left_out += usize::from(ends_left_out);
-            if !ends_left_out {
-                let frame = variant.frame(entry);
-                length += frame.slice(coding).len();
-                chosen.push(frame);
-            }
-            if length >= BATCH_BYTES {
-                break;
-            }
-        }
-        let bytes = match &*chosen {
-            [] => Bytes::new(),
-            [frame] => frame.bytes(coding),
-            frames => {
-                let mut joined = Vec::with_capacity(length);
-                frames.iter().for_each(|frame| joined.extend_from_slice(frame.slice(coding)));
-                joined.into()
-            }
-        };
-        let is_copy = chosen.len() + left_out > 1 || matches!(&*chosen, [Cow::Owned(_)]);
-        let (first, time, entries) = (first.sequence, first.time(), chosen.len());
-        (SharedBatch { first, last, time, entries, left_out, ends_left_out, format, coding, bytes }, is_copy)
-    }
-
     /// The position of a reader whose next entry is `first`; it reads no further than `head`.
-    fn find(&self, first: Seq, head: Seq, format: Format, coding: Coding) -> CachePosition {
-        let is_fit = |shared: &&SharedBatch| (shared.format, shared.coding) == (format, coding);
+    fn find(&self, first: Seq, head: Seq, variant: Variant<'_>) -> CachePosition {
+        let Variant { format, coding, content, .. } = variant;
+        let is_fit = |shared: &&SharedBatch| {
+            (shared.format, shared.coding, shared.content) == (format, coding, content)
+        };
         let (mut until, mut within, mut found) = (head, false, None);
         for shared in self.kept.iter().filter(is_fit) {
-            if shared.first == first {
+            if shared.first == first && shared.last <= head {
                 found = Some(shared);
+            } else if shared.first == first {
+                within = true; // it was built for a reader that reads further
             } else if shared.first > first {
                 until = until.min(shared.first.previous());
             } else if shared.last >= first {
@@ -230,15 +285,15 @@ impl BatchCache {
                 if self.kept.len() > CACHED_BATCHES { self.kept.pop_front() } else { None }
             }
         };
-        self.usage.0.fetch_add(added, Ordering::Relaxed);
-        self.usage.0.fetch_sub(replaced.map_or(0, |shared| shared.bytes.len()), Ordering::Relaxed);
+        self.usage.add(added);
+        self.usage.sub(replaced.map_or(0, |shared| shared.bytes.len()));
     }
 
     /// Drops all batches, and frees the memory.
     pub(crate) fn clear(&mut self) {
         let given_up = std::mem::take(&mut self.kept).into_iter().chain(self.inner.take());
         let bytes: usize = given_up.map(|shared| shared.bytes.len()).sum();
-        self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.usage.sub(bytes);
     }
 }
 

@@ -19,11 +19,13 @@ use super::paced::Paced;
 use super::readers::ReaderKey;
 use super::registry::Lease;
 use super::rows::Rows;
+use super::topic_log::Place;
 use super::variant::Variant;
 use super::{Item, TopicLog};
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::{EventId, Sequence, join_components};
 use crate::protocol::frame::{self, Coding};
+use crate::protocol::gzip::Content;
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
 use crate::reader::handle::ReaderHandle;
@@ -46,6 +48,43 @@ pub struct Cursors {
     beyond_id: bool,
     /// If the reader has an interval.
     pub(super) paced: Option<Box<Paced>>,
+    content: Content,
+    /// The two fields of [`Run`], apart because they take less so.
+    run_cursor: u8,
+    run_since: Seq,
+}
+
+/// In a gzip body: what the reader has received last, which compressed pieces may refer to. Every entry of one log after
+/// a number, and nothing else since then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    /// The index of that log's cursor, or [`NO_CURSOR`].
+    cursor: u8,
+    since: Seq,
+}
+
+/// No cursor, or one that has no number here. It has no run: a stream of so many topics seldom does.
+const NO_CURSOR: u8 = u8::MAX;
+
+impl Run {
+    /// The last bytes were of no single log.
+    pub(super) const NONE: Run = Run { cursor: NO_CURSOR, since: Seq::START };
+
+    /// The number after which it has received every entry of the cursor's log, which is now at `position`.
+    pub(super) fn since(self, cursor: usize, position: Seq) -> Seq {
+        if self.is_of(cursor) { self.since } else { position }
+    }
+
+    /// It receives entries of that log after `position`.
+    pub(super) fn extend(&mut self, cursor: usize, position: Seq) {
+        if !self.is_of(cursor) {
+            *self = Run { cursor: u8::try_from(cursor).unwrap_or(NO_CURSOR), since: position };
+        }
+    }
+
+    fn is_of(self, cursor: usize) -> bool {
+        self.cursor != NO_CURSOR && usize::from(self.cursor) == cursor
+    }
 }
 
 /// What cursors read. Apart from the stream's own phase, because a stream that closes in the middle of a replay still
@@ -85,7 +124,10 @@ impl Drop for Cursor {
 /// How cursors are read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReadOptions<'a> {
+    /// The variant of events that are for this reader alone.
     pub(super) variant: Variant<'a>,
+    /// The variant of shared batches.
+    pub(super) shared: Variant<'a>,
     pub(super) handle: &'a Arc<ReaderHandle>,
     /// The reason of a gap if entries were evicted.
     pub(super) reason: GapReason,
@@ -112,18 +154,48 @@ impl Cursors {
             cursors = by_sequence(cursors);
         }
         let (ends, beyond_id, paced) = (true, false, None);
-        Cursors { cursors, mixed, phase: Phase::Live, caught_up: false, ends, beyond_id, paced }
+        let (content, phase, caught_up) = (Content::Identity, Phase::Live, false);
+        let Run { cursor: run_cursor, since: run_since } = Run::NONE;
+        Cursors { cursors, mixed, phase, caught_up, ends, beyond_id, paced, content, run_cursor, run_since }
+    }
+
+    pub(super) fn run(&self) -> Run {
+        Run { cursor: self.run_cursor, since: self.run_since }
+    }
+
+    pub(super) fn set_run(&mut self, run: Run) {
+        (self.run_cursor, self.run_since) = (run.cursor, run.since);
+    }
+
+    /// From now on, they are read for a body of this content coding.
+    pub fn set_content(&mut self, content: Content) {
+        self.content = content;
+    }
+
+    /// The content coding of the body for which they are read.
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
+    /// Something else is sent to the reader between two batches.
+    pub fn interrupt(&mut self) {
+        self.set_run(Run::NONE);
     }
 
     /// Reads the next events. If they must be fetched, `handle` is woken when they are there.
     pub fn read(&mut self, format: Format, coding: Coding, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
-        let variant = Variant { format, coding, view: handle.reader.view.as_deref() };
-        let options = ReadOptions { variant, handle, reason };
+        let shared = Variant { format, coding, content: self.content, view: handle.reader.view.as_deref() };
+        let options = ReadOptions { variant: shared.own(), shared, handle, reason };
         let replays = self.is_replaying();
+        let mut run = self.run();
         let read = match &mut *self.cursors {
             _ if self.paced.is_some() => self.read_newest(options, None),
-            [cursor] => cursor.read(options, replays),
+            [cursor] => {
+                let read = cursor.read(options, replays, &mut run);
+                self.set_run(run);
+                read
+            }
             _ => self.merge(options, None),
         };
         self.caught_up |= matches!(read, Read::Nothing);
@@ -136,9 +208,9 @@ impl Cursors {
     /// As [`Cursors::read`], but into `rows`, as far as they take it. The batch has no bytes.
     pub fn read_rows(&mut self, rows: &mut Rows, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
-        let variant =
-            Variant { format: rows.format, coding: Coding::Plain, view: handle.reader.view.as_deref() };
-        let options = ReadOptions { variant, handle, reason };
+        let (format, coding, content) = (rows.format, Coding::Plain, Content::Identity);
+        let variant = Variant { format, coding, content, view: handle.reader.view.as_deref() };
+        let options = ReadOptions { variant, shared: variant, handle, reason };
         let read = match self.paced {
             Some(_) => self.read_newest(options, Some(rows)),
             None => self.merge(options, Some(rows)),
@@ -306,14 +378,15 @@ impl Cursor {
         self.lease.sequence()
     }
 
-    fn read(&mut self, options: ReadOptions, replays: bool) -> Read {
-        let head = self.sequence().head();
+    /// As [`Cursors::read`], for a stream of this log alone.
+    fn read(&mut self, options: ReadOptions, replays: bool, run: &mut Run) -> Read {
         while let Some(until) = self.history_until(self.position, replays) {
             let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
+            *run = Run::NONE;
             if let Some(gone) = range.gone.filter(|gone| *gone > self.position) {
                 return self.told(gone, options);
             }
-            match range.shared(self.position, options.variant) {
+            match range.shared(self.position, options.shared) {
                 Some(shared) => {
                     let read = self.taken(shared);
                     if range.entries.back().is_some_and(|last| last.sequence == self.position) {
@@ -324,12 +397,21 @@ impl Cursor {
                 None => self.position = range.through, // the range has no entries there
             }
         }
-        match self.lease.log().shared(self.position, head, options.variant) {
+        let since = run.since(0, self.position);
+        match self.lease.log().shared(Place { position: self.position, since, until: None }, options.shared) {
             Ok(None) => Read::Nothing,
-            Ok(Some(shared)) => self.taken(shared),
+            Ok(Some(shared)) => {
+                run.extend(0, self.position);
+                self.taken(shared)
+            }
             // Evicted since the check above.
-            Err(_) if self.history_until(self.position, replays).is_some() => self.read(options, replays),
-            Err(through) => self.told(through, options),
+            Err(_) if self.history_until(self.position, replays).is_some() => {
+                self.read(options, replays, run)
+            }
+            Err(through) => {
+                *run = Run::NONE;
+                self.told(through, options)
+            }
         }
     }
 

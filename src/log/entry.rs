@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use super::compressors::Compressors;
 use super::message::{Format, Message};
 use super::time::Stamp;
 use crate::metrics::RuleMetrics;
@@ -86,7 +87,7 @@ impl Entry {
     pub(super) fn new(sequence: Seq, stamp: Stamp, kind: EntryKind, usage: &Arc<BufferUsage>) -> Arc<Self> {
         let entry = Entry { sequence, stamp, kind, usage: usage.clone() };
         let envelope = entry.message().map_or(0, Message::envelope_weight);
-        usage.0.fetch_add(envelope, Ordering::Relaxed);
+        usage.add(envelope);
         Arc::new(entry)
     }
 
@@ -97,9 +98,7 @@ impl Entry {
 
     pub(super) fn frame(&self, format: Format) -> &Frame {
         match &self.kind {
-            EntryKind::Message(message) => {
-                message.frame(format, |weight| _ = self.usage.0.fetch_add(weight, Ordering::Relaxed))
-            }
+            EntryKind::Message(message) => message.frame(format, |weight| _ = self.usage.add(weight)),
             EntryKind::Gap(gap) => &gap.frame,
         }
     }
@@ -158,7 +157,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let envelope = self.message().map_or(0, Message::envelope_weight);
-        self.usage.0.fetch_sub(envelope, Ordering::Relaxed);
+        self.usage.sub(envelope);
     }
 }
 
@@ -198,13 +197,24 @@ pub(super) struct ItemPosition {
     is_entry: bool,
 }
 
-/// The bytes that all logs hold together.
+/// The bytes that all logs hold together, and the compressors among them.
 #[derive(Debug, Default)]
-pub struct BufferUsage(pub(super) AtomicUsize);
+pub struct BufferUsage {
+    bytes: AtomicUsize,
+    pub(super) compressors: Compressors,
+}
 
 impl BufferUsage {
     /// The current bytes.
     pub fn bytes(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn sub(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

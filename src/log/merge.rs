@@ -9,9 +9,10 @@ use smallvec::{SmallVec, smallvec};
 
 use super::batch::{Batch, Read};
 use super::batch_cache::SharedBatch;
-use super::cursor::{Cursor, Cursors, ReadOptions, SequencePosition};
+use super::cursor::{Cursor, Cursors, ReadOptions, Run, SequencePosition};
 use super::entry::ItemPosition;
 use super::rows::Rows;
+use super::topic_log::Place;
 use super::{BATCH_BYTES, Item};
 use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame;
@@ -35,10 +36,14 @@ impl Cursors {
             let mut merge = Merge::new(&self.cursors[range.clone()], self.is_replaying());
             if !self.mixed
                 && matches!(target, Target::Bytes(_))
-                && let Some(shared) = merge.only_piece(&self.cursors, options)
+                && let Some(shared) = merge.only_piece(&self.cursors, options, self.run())
             {
                 merge.limit = shared.last;
-                batch.take(self.cursors[merge.ahead[0].cursor].lease.log(), shared);
+                let Ahead { cursor, through, .. } = merge.ahead[0];
+                let mut run = self.run();
+                run.extend(cursor, through);
+                self.set_run(run);
+                batch.take(self.cursors[cursor].lease.log(), shared);
             } else if !merge.ahead.is_empty() {
                 let around = self.mixed.then(|| self.around(&self.positions(&ranges), index));
                 let output = Output { options, around, target: &mut target, batch: &mut batch };
@@ -52,6 +57,7 @@ impl Cursors {
         if let Target::Bytes(joined) = target
             && !joined.is_empty()
         {
+            self.set_run(Run::NONE);
             batch.bytes = joined.freeze();
         }
         match batch.is_empty() {
@@ -136,13 +142,15 @@ impl Merge {
 
     /// If only one log has new entries, as is usual when a message arrives: the batch that the readers of that log
     /// share.
-    fn only_piece(&self, cursors: &[Cursor], options: ReadOptions) -> Option<SharedBatch> {
+    fn only_piece(&self, cursors: &[Cursor], options: ReadOptions, run: Run) -> Option<SharedBatch> {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
+        let since = run.since(*cursor, *through);
         let cursor = &cursors[*cursor];
         if cursor.must_tell_end() || cursor.history_until(*through, self.replays).is_some() {
             return None;
         }
-        cursor.lease.log().shared(*through, self.limit, options.variant).ok().flatten()
+        let place = Place { position: *through, since, until: Some(self.limit) };
+        cursor.lease.log().shared(place, options.shared).ok().flatten()
     }
 
     /// Takes more items of one log.

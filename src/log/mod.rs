@@ -13,6 +13,8 @@ mod batch;
 mod batch_cache;
 mod batches;
 mod by_topic;
+mod compression;
+mod compressors;
 mod cursor;
 mod end;
 mod ended;

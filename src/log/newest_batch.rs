@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -131,11 +130,11 @@ impl NewestBatches {
             time: chosen.entries.first().map_or(SystemTime::UNIX_EPOCH, |entry| entry.time()),
             bytes,
         };
-        self.usage.0.fetch_add(batch.bytes.len(), Ordering::Relaxed);
+        self.usage.add(batch.bytes.len());
         self.kept.push_back(batch.clone());
         if self.kept.len() > CACHED {
             let given_up = self.kept.pop_front();
-            self.usage.0.fetch_sub(given_up.map_or(0, |batch| batch.bytes.len()), Ordering::Relaxed);
+            self.usage.sub(given_up.map_or(0, |batch| batch.bytes.len()));
         }
         batch
     }
@@ -144,6 +143,6 @@ impl NewestBatches {
 impl Drop for NewestBatches {
     fn drop(&mut self) {
         let bytes: usize = self.kept.iter().map(|batch| batch.bytes.len()).sum();
-        self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.usage.sub(bytes);
     }
 }

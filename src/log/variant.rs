@@ -7,6 +7,7 @@ use super::message::Format;
 use super::{Entry, EntryKind};
 use crate::protocol::event_id::EventId;
 use crate::protocol::frame::{Coding, Frame};
+use crate::protocol::gzip::Content;
 use crate::protocol::topic::Filter;
 use crate::protocol::view::View;
 
@@ -15,11 +16,19 @@ use crate::protocol::view::View;
 pub(crate) struct Variant<'a> {
     pub(crate) format: Format,
     pub(crate) coding: Coding,
+    /// The content coding of the body. In a gzip body, shared batches are stored or compressed; readers with a view have none.
+    pub(crate) content: Content,
     /// `None`: all messages, as they are.
     pub(crate) view: Option<&'a View>,
 }
 
 impl Variant<'_> {
+    /// The variant of events for one reader alone. In a gzip body they are stored by its stream.
+    pub(super) fn own(self) -> Self {
+        let coding = if self.content == Content::Gzip { Coding::Plain } else { self.coding };
+        Variant { coding, content: Content::Identity, ..self }
+    }
+
     /// Whether the view lets `entry` pass.
     pub(super) fn admits(self, entry: &Entry) -> bool {
         self.view.is_none_or(|view| entry.is_in(view))

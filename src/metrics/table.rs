@@ -101,6 +101,10 @@ metrics! {
         "Messages that were left out for a reader because a newer one followed within its interval";
     sent_bytes: Counter = Counter::default(),
         "Bytes handed to readers";
+    saved_bytes: Counter = Counter::default(),
+        "Bytes that readers did not have to receive, because they were compressed";
+    compressors: Gauge = Gauge::default(),
+        "Topics and patterns that are compressed once for all their readers";
     replayed_bytes: Counter = Counter::default(),
         "Bytes of replay handed to readers";
     delivery_seconds: Histogram = Histogram::new(DELIVERIES),

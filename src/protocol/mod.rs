@@ -6,6 +6,7 @@ pub mod comments;
 pub mod event_id;
 pub mod filter_index;
 pub mod frame;
+pub mod gzip;
 pub mod headers;
 pub mod publisher;
 pub mod seek;

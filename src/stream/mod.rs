@@ -2,6 +2,7 @@
 //! HTTP and no brokers. Its state is a few machine words and no message.
 
 mod answer;
+mod body;
 pub mod outcome;
 pub mod table;
 
@@ -21,6 +22,7 @@ use crate::protocol::codes::{CloseCode, GapReason};
 use crate::protocol::comments;
 use crate::protocol::event_id::EventId;
 use crate::protocol::frame::{self, Coding, Frame};
+use crate::protocol::gzip::{Content, Total};
 use crate::protocol::seek::{SeekResult, Start};
 use crate::protocol::topic::Filter;
 use crate::reader::clock::Millis;
@@ -73,6 +75,9 @@ pub struct StreamOptions<'a> {
     pub located: &'a [Option<SeekResult>],
     /// The format of its messages.
     pub format: Format,
+    /// The content coding of its body. gzip only if its reader has no view and it has control events: both change what others
+    /// receive.
+    pub content: Content,
     /// When the reader's permission expires: nothing is delivered from then on.
     pub expires: Option<SystemTime>,
     /// Whether it ends once all its topics have ended.
@@ -90,6 +95,8 @@ pub struct Stream {
     seat: Box<Seat>,
     cursors: Cursors,
     format: Format,
+    /// In a gzip body: the checksum of everything that was sent.
+    total: Total,
     /// What it says before the first message, until that is sent. Boxed, because it is empty for most of a stream's
     /// life.
     opening: Option<Box<Opening>>,
@@ -151,10 +158,11 @@ impl Stream {
         leases: Vec<Lease>,
         options: StreamOptions<'_>,
     ) -> Option<Self> {
-        let StreamOptions { start, located, format, expires, until_end, without_control } = options;
+        let StreamOptions { start, located, format, content, expires, until_end, without_control } = options;
         let Opened { mut cursors, id, resumed, ended, gaps } =
             Cursors::open(leases, ticket.handle(), start, located);
         cursors.ends = until_end;
+        cursors.set_content(content);
         if let Some(every) = ticket.handle().every() {
             cursors.pace(every, ticket.clock());
         }
@@ -187,6 +195,7 @@ impl Stream {
             format,
             feed_changes: 0,
             without_control,
+            total: Total::default(),
             phase: Phase::Live,
         })
     }
@@ -205,7 +214,7 @@ impl Stream {
         if let Some(opening) = self.opening.take() {
             let topics: Vec<&str> = self.cursors.filters().map(|filter| filter.as_str()).collect();
             let opening = opening.frame(self.shared.jittered_retry(), &topics);
-            return Poll::Ready(Some(self.hand_out(opening.bytes(coding), coding)));
+            return Poll::Ready(Some(self.begin(&opening, coding)));
         }
         if self.phase == Phase::Live
             && let Some(code) = self.ticket.handle().closing()
@@ -224,7 +233,7 @@ impl Stream {
         let (changes, news) = self.feed_news();
         if news.has_stale() {
             let stale = frame::stream_stale(&self.cursors.tell_stale(&news));
-            return Poll::Ready(Some(self.hand_out(stale.bytes(coding), coding)));
+            return Poll::Ready(Some(self.say(&stale, coding)));
         }
         // While it waits for its pace, it holds only its position, and entries do not wake it.
         let turn = self.turn();
@@ -246,7 +255,7 @@ impl Stream {
                     // Behind the gap.
                     if news.has_live() {
                         let live = frame::stream_live(&self.cursors.tell_live(&news));
-                        return Poll::Ready(Some(self.hand_out(live.bytes(coding), coding)));
+                        return Poll::Ready(Some(self.say(&live, coding)));
                     }
                     if self.phase == Phase::Live && self.cursors.have_ended() {
                         return Poll::Ready(Some(self.say_goodbye(CloseCode::Ended, coding)));
@@ -262,10 +271,10 @@ impl Stream {
         }
         if self.now() >= self.heartbeat_due {
             let heartbeat = match self.cursors.take_unsent_id() {
-                Some(id) => frame::position(&id).bytes(coding),
-                None => frame::heartbeat(coding),
+                Some(id) => self.say(&frame::position(&id), coding),
+                None => self.heartbeat(coding),
             };
-            return Poll::Ready(Some(self.hand_out(heartbeat, coding)));
+            return Poll::Ready(Some(heartbeat));
         }
         if turn.is_some() {
             self.shared.metrics.hit(Limit::ResumeBytes);
@@ -332,8 +341,9 @@ impl Stream {
     }
 
     fn deliver(&mut self, batch: Batch, coding: Coding) -> Bytes {
-        self.count(&batch, batch.bytes.len());
-        self.hand_out(batch.bytes, coding)
+        let bytes = self.encode(batch.bytes.clone(), batch.checksum, coding);
+        self.count(&batch, bytes.len());
+        self.hand_out(bytes, coding)
     }
 
     /// Counts what was read, and its bytes against the pace of its replay.
@@ -394,11 +404,11 @@ impl Stream {
 
     fn say_goodbye(&mut self, code: CloseCode, coding: Coding) -> Bytes {
         self.phase = Phase::StreamEnded(code);
-        self.opening = None; // nothing follows `stream-close`
+        let begun = self.opening.take().is_none(); // nothing follows `stream-close`
         // Without an id: the client keeps the id of its last event. That is as good here, and better on another
         // replica, because it may end with a publisher id.
         let goodbye = frame::stream_close(self.shared.jittered_retry(), code);
-        self.hand_out(goodbye.bytes(coding), coding)
+        self.end(goodbye, begun, coding)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use eventsource_stream::{Event, Eventsource};
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1;
@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::LIMIT;
+use super::gunzip::Gunzip;
 
 /// A whole response.
 #[derive(Debug)]
@@ -68,6 +69,9 @@ async fn send_over(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
+    if super::are_all_compressed() && !headers.iter().any(|(name, _)| *name == "accept-encoding") {
+        request = request.header("accept-encoding", "gzip");
+    }
     let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
     tokio::time::timeout(LIMIT, sender.send_request(request)).await.expect("no response")
 }
@@ -100,12 +104,33 @@ async fn whole(response: hyper::Response<hyper::body::Incoming>) -> Response {
         .expect("the response has no end")
         .unwrap()
         .to_bytes();
+    let body = if is_gzip(&head.headers) { Gunzip::default().feed(&body).into() } else { body };
     Response { status: head.status.as_u16(), headers: head.headers, body }
 }
 
 /// Whether an event says that topics are stale or live.
 fn is_of_feeds(kind: &str) -> bool {
     matches!(kind, "stream-stale" | "stream-live")
+}
+
+fn is_gzip(headers: &HeaderMap) -> bool {
+    headers.get("content-encoding").is_some_and(|coding| coding == "gzip")
+}
+
+/// The same body, inflated if it is compressed. A clean end must be the end of what is compressed, too.
+fn inflated(
+    body: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
+    is_gzip: bool,
+) -> Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>> {
+    if !is_gzip {
+        return Box::pin(body);
+    }
+    Box::pin(stream::unfold((Box::pin(body), Gunzip::default()), async |(mut body, mut gunzip)| {
+        let next = body.next().await;
+        assert!(next.is_some() || gunzip.is_whole(), "a clean end of a body that is not whole");
+        let next = next?.map(|bytes| gunzip.feed(&bytes).into());
+        Some((next, (body, gunzip)))
+    }))
 }
 
 /// A subscriber.
@@ -168,6 +193,7 @@ impl Reader {
         assert_eq!(head.status, 200);
         assert_eq!(head.headers["content-type"], "text/event-stream; charset=utf-8");
         let bytes = body.into_data_stream().map_err(|error| error.to_string());
+        let bytes = inflated(bytes, is_gzip(&head.headers));
         let events = bytes.eventsource().map_err(|error| error.to_string());
         Reader { headers: head.headers, events: Box::pin(events), last_id: String::new(), feeds: false }
     }

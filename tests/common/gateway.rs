@@ -48,9 +48,23 @@ impl Gateway {
         gateway
     }
 
+    /// As [`Gateway::with`], with streams that are compressed for each number of readers, however small.
+    pub async fn compressing(toml: &str) -> Self {
+        let gateway = Self::run_as(&Self::file(&compress(toml)), true).await;
+        super::eventually("the gateway is ready", async || gateway.ready().await.is_ok()).await;
+        gateway
+    }
+
     async fn run(text: &str) -> Self {
+        Self::run_as(text, super::are_all_compressed()).await
+    }
+
+    async fn run_as(text: &str, compressing: bool) -> Self {
         let config = Config::from_toml(text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
         let server = Server::build(config).await.unwrap();
+        if compressing {
+            server.set_crowd(1);
+        }
         let (address, admin) = (server.address().unwrap(), server.admin_address().unwrap());
         let reloader = Arc::new(server.reloader());
         let (stop, stopped) = oneshot::channel();
@@ -61,6 +75,7 @@ impl Gateway {
     }
 
     fn file(toml: &str) -> String {
+        let toml = if super::are_all_compressed() { compress(toml) } else { toml.into() };
         format!("listen = \"127.0.0.1:0\"\n{toml}\n[admin]\nlisten = \"127.0.0.1:0\"\n")
     }
 
@@ -140,6 +155,16 @@ impl Gateway {
         let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {sample} in\n{text}")).trim().parse().unwrap()
     }
+}
+
+/// The same configuration, with `streams.compress`.
+fn compress(toml: &str) -> String {
+    for (table, more) in [("[streams]\n", "compress = true\n"), ("streams = {", " compress = true,")] {
+        if let Some((before, after)) = toml.split_once(table) {
+            return format!("{before}{table}{more}{after}");
+        }
+    }
+    format!("streams.compress = true\n{toml}")
 }
 
 impl Drop for Gateway {

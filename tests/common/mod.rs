@@ -10,6 +10,7 @@ pub mod deploy;
 pub mod document;
 pub mod front;
 pub mod gateway;
+pub mod gunzip;
 pub mod jetstream;
 pub mod nats;
 pub mod nats_cluster;
@@ -39,6 +40,11 @@ pub fn broker_config(url: &str) -> config::Broker {
 
 /// How long anything may take before a test says that it never will.
 pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Whether every gateway of a test compresses and every reader accepts that: with COMPRESSED=1 in the environment.
+pub fn are_all_compressed() -> bool {
+    std::env::var_os("COMPRESSED").is_some()
+}
 
 /// Waits until `condition` holds, looking every few milliseconds; fails after [`LIMIT`] with `what`.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {

@@ -39,8 +39,20 @@ impl Wire {
     }
 
     pub async fn over(socket: TcpSocket, address: SocketAddr, path: &str, version: &str) -> Self {
+        Self::ask(socket, address, path, version, "").await
+    }
+
+    /// A compressed stream over HTTP/1.1, to a client with a receive buffer of this size if one is given.
+    pub async fn gzip(address: SocketAddr, path: &str, buffer: Option<u32>) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        buffer.into_iter().for_each(|bytes| socket.set_recv_buffer_size(bytes).unwrap());
+        Self::ask(socket, address, path, "1.1", "Accept-Encoding: gzip\r\n").await
+    }
+
+    /// `fields` are whole lines.
+    async fn ask(socket: TcpSocket, address: SocketAddr, path: &str, version: &str, fields: &str) -> Self {
         let mut socket = timeout(LIMIT, socket.connect(address)).await.unwrap().unwrap();
-        let request = format!("GET {path} HTTP/{version}\r\nHost: {address}\r\n\r\n");
+        let request = format!("GET {path} HTTP/{version}\r\nHost: {address}\r\n{fields}\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut wire = Wire { socket, head: String::new(), body: Vec::new() };
         wire.until(b"\r\n\r\n").await;
@@ -80,6 +92,18 @@ impl Wire {
     pub fn reset(self) {
         self.socket.set_zero_linger().unwrap();
     }
+}
+
+/// The content of the whole chunks at the beginning of a body.
+pub fn begun(mut coded: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    while let Some(line) = coded.windows(2).position(|two| two == b"\r\n") {
+        let length = usize::from_str_radix(std::str::from_utf8(&coded[..line]).unwrap(), 16).unwrap();
+        let Some(chunk) = coded.get(line + 2..line + 2 + length) else { break };
+        plain.extend_from_slice(chunk);
+        coded = coded.get(line + 2 + length + 2..).unwrap_or_default();
+    }
+    plain
 }
 
 /// The content of a chunked body that is whole: every chunk of its length, and the last of length 0.

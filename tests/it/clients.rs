@@ -47,12 +47,18 @@ impl Text {
     }
 }
 
-async fn every_client_gets_hard_payloads(upstream: Upstream) {
+/// With these settings; compressed, if that is so.
+async fn gateway(settings: &str, is_compressed: bool) -> Gateway {
+    if is_compressed { Gateway::compressing(settings).await } else { Gateway::with(settings).await }
+}
+
+async fn every_client_gets_hard_payloads(upstream: Upstream, is_compressed: bool) {
     let text = include_str!("../clients/payloads.json");
     let Payloads { payloads } = serde_json::from_str(text).unwrap();
     assert!(payloads.len() >= 22, "{}", payloads.len());
     // 256 KiB payloads of many lines grow as frames; the buffer is no part of this test.
-    let gateway = Gateway::with(&format!("{}replay = {{ bytes = \"64MiB\" }}\n", upstream.toml())).await;
+    let settings = format!("{}replay = {{ bytes = \"64MiB\" }}\n", upstream.toml());
+    let gateway = gateway(&settings, is_compressed).await;
     let mut clients = Vec::new();
     for name in CLIENTS {
         clients.push((name, Client::open(name, gateway.address, "/topics/hard").await));
@@ -70,16 +76,23 @@ async fn every_client_gets_hard_payloads(upstream: Upstream) {
     for (_, client) in clients {
         client.close().await;
     }
+    let saved = gateway.metric("topicgate_saved_bytes_total").await;
+    assert_eq!(saved > 0.0, is_compressed, "all of them accept gzip");
 }
 
 #[tokio::test]
 async fn chromium_and_two_libraries_get_hard_payloads_from_nats() {
-    every_client_gets_hard_payloads(Upstream::nats().await).await;
+    every_client_gets_hard_payloads(Upstream::nats().await, false).await;
 }
 
 #[tokio::test]
 async fn chromium_and_two_libraries_get_hard_payloads_from_redis() {
-    every_client_gets_hard_payloads(Upstream::redis().await).await;
+    every_client_gets_hard_payloads(Upstream::redis().await, false).await;
+}
+
+#[tokio::test]
+async fn chromium_and_two_libraries_get_hard_payloads_that_are_compressed() {
+    every_client_gets_hard_payloads(Upstream::nats().await, true).await;
 }
 
 /// Where the first connections of a client are cut: within `stream-open`, and at and inside messages, and one within the
@@ -88,9 +101,10 @@ fn cut_after(connection: usize) -> usize {
     [521, 40, 330, 700, 903, 1117][connection]
 }
 
-async fn clients_that_are_cut_off_resume(upstream: Upstream) {
+async fn clients_that_are_cut_off_resume(upstream: Upstream, is_compressed: bool) {
     const MESSAGES: usize = 400;
-    let gateway = Gateway::with(&format!("{}[streams]\nretry = \"500ms\"\n", upstream.toml())).await;
+    let settings = format!("{}[streams]\nretry = \"500ms\"\n", upstream.toml());
+    let gateway = gateway(&settings, is_compressed).await;
     let mut readers = Vec::new();
     for name in CLIENTS {
         // The first of all connections brings the client up; those after it are cut.
@@ -119,12 +133,17 @@ async fn clients_that_are_cut_off_resume(upstream: Upstream) {
 
 #[tokio::test]
 async fn chromium_and_two_libraries_lose_nothing_of_nats_when_cut_off() {
-    clients_that_are_cut_off_resume(Upstream::nats().await).await;
+    clients_that_are_cut_off_resume(Upstream::nats().await, false).await;
 }
 
 #[tokio::test]
 async fn chromium_and_two_libraries_lose_nothing_of_redis_when_cut_off() {
-    clients_that_are_cut_off_resume(Upstream::redis().await).await;
+    clients_that_are_cut_off_resume(Upstream::redis().await, false).await;
+}
+
+#[tokio::test]
+async fn chromium_and_two_libraries_lose_nothing_that_is_compressed_when_cut_off() {
+    clients_that_are_cut_off_resume(Upstream::nats().await, true).await;
 }
 
 #[tokio::test]

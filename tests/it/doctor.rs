@@ -165,6 +165,19 @@ async fn cutting_after(gateway: SocketAddr, limit: std::time::Duration) -> Socke
 }
 
 #[tokio::test]
+async fn what_the_gateway_compresses_itself_disturbs_nothing_and_nginx_does_not_compress_it_again() {
+    let gateway = Gateway::compressing(HEARTBEAT).await;
+    let gzip =
+        "proxy_buffering off; gzip on; gzip_types text/event-stream; gzip_proxied any; gzip_min_length 0;";
+    let nginx = Nginx::start(gateway.address, gzip).await;
+    for address in [gateway.address, nginx.address] {
+        let ended = examined(&format!("http://{address}/topics/a"), &["--idle", "2s"]).await;
+        assert!(ended.out.contains("ok     compression: gzip, by the gateway"), "{}", ended.out);
+        assert!(ended.out.contains("ok     first event"), "{}", ended.out);
+    }
+}
+
+#[tokio::test]
 async fn compression_is_found() {
     let gateway = Gateway::with(HEARTBEAT).await;
     let gzip = "proxy_buffering off; gzip on; gzip_types text/event-stream; gzip_proxied any;";

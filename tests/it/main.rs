@@ -14,6 +14,7 @@ mod client_limits;
 mod clients;
 mod clocks;
 mod commands;
+mod compression;
 mod config;
 mod console;
 mod cors;

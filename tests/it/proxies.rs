@@ -57,6 +57,32 @@ async fn the_browser_module_comes_through() {
 }
 
 #[tokio::test]
+async fn what_the_gateway_compresses_passes_through_each_of_them_at_once_and_once() {
+    each(async |kind| {
+        let gateway = Gateway::compressing(&kind.gateway_toml()).await;
+        // nginx compresses such streams itself where it is told to, but not what is compressed already.
+        let compress =
+            ("gzip off;", "gzip on; gzip_proxied any; gzip_min_length 0; gzip_types text/event-stream;");
+        let changes: &[_] = if kind == Kind::Nginx { &[compress] } else { &[] };
+        let front = Front::start_changed(kind, &[gateway.address], "/topics/up", changes).await;
+        let mut reader = front.open("/topics/a", &[("accept-encoding", "gzip, br")]).await;
+        let codings: Vec<_> = reader.headers.get_all("content-encoding").iter().collect();
+        assert_eq!(codings, ["gzip"], "{kind:?}");
+        eprintln!("{kind:?}, compressed");
+        follows_at_once(kind, &front, &mut reader, "a").await;
+        // A proxy may ask for compression itself and inflate it for a client that knows none.
+        let mut plain = front.open("/topics/a", &[]).await;
+        assert_eq!(plain.headers.get("content-encoding"), None, "{kind:?}");
+        eprintln!("{kind:?}, plain");
+        follows_at_once(kind, &front, &mut plain, "a").await;
+        for payload in ["one", "two", "three"] {
+            assert_eq!(reader.message().await, payload, "{kind:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn http_2_in_front_carries_many_streams_on_one_connection() {
     each(async |kind| {
         let (front, _gateway) = behind(kind, "").await;

@@ -10,11 +10,14 @@ use eventsource_stream::{Event, Eventsource};
 use futures_util::{FutureExt, StreamExt};
 use topicgate::internals::log::message::Format;
 use topicgate::internals::protocol::frame::Coding;
+use topicgate::internals::protocol::gzip::Content;
 use topicgate::internals::protocol::topic::{Filter, Topic};
 use topicgate::internals::stream::Stream;
 
+use crate::gunzip::Gunzip;
+
 /// Events as an independent parser reads them. One without an id of its own has the id of the one before it, or none.
-pub fn parse(bytes: &Bytes) -> Vec<Event> {
+fn parse(bytes: &Bytes) -> Vec<Event> {
     let chunks = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.to_vec())]);
     chunks.eventsource().map(|event| event.unwrap()).collect().now_or_never().unwrap()
 }
@@ -214,9 +217,46 @@ impl Wake for Flag {
     }
 }
 
+/// An open stream, and what its body gives.
+pub struct Body {
+    stream: Stream,
+    /// If it is compressed.
+    gunzip: Option<Gunzip>,
+    /// Bytes that came, and the bytes of the events in them.
+    pub received: (usize, usize),
+}
+
+impl Body {
+    pub fn new(stream: Stream) -> Self {
+        let gunzip = (stream.content() == Content::Gzip).then(Gunzip::default);
+        Body { stream, gunzip, received: (0, 0) }
+    }
+
+    /// The events of one hand-out, which are whole. `Ready(None)` at the end.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Vec<Event>>> {
+        self.poll_bytes(cx).map(|bytes| bytes.map(|bytes| parse(&bytes)))
+    }
+
+    /// The same as bytes.
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let bytes = std::task::ready!(self.stream.poll_next(cx, Coding::Plain));
+        let Some(bytes) = bytes else {
+            assert!(self.gunzip.as_ref().is_none_or(Gunzip::is_whole), "the body has no end");
+            return Poll::Ready(None);
+        };
+        let events = match &mut self.gunzip {
+            Some(gunzip) => gunzip.feed(&bytes).into(),
+            None => bytes.clone(),
+        };
+        self.received = (self.received.0 + bytes.len(), self.received.1 + events.len());
+        assert!(events.ends_with(b"\n"), "a hand-out ends within an event");
+        Poll::Ready(Some(events))
+    }
+}
+
 /// An open stream, polled by hand.
 pub struct Reader {
-    pub stream: Stream,
+    pub body: Body,
     pub flag: Arc<Flag>,
     /// It slept when it was last polled.
     pub asleep: bool,
@@ -225,7 +265,7 @@ pub struct Reader {
 
 impl Reader {
     pub fn new(stream: Stream) -> Self {
-        Reader { stream, flag: Arc::default(), asleep: false, polls: 0 }
+        Reader { body: Body::new(stream), flag: Arc::default(), asleep: false, polls: 0 }
     }
 
     /// The events of one hand-out. `Ready(None)` at the end; a stream that slept and has something must have been woken.
@@ -240,7 +280,7 @@ impl Reader {
         let woken = self.flag.is_raised();
         self.flag.0.store(false, Ordering::SeqCst);
         let waker = Waker::from(self.flag.clone());
-        let polled = self.stream.poll_next(&mut Context::from_waker(&waker), Coding::Plain);
+        let polled = self.body.poll_bytes(&mut Context::from_waker(&waker));
         assert!(!self.asleep || woken || polled.is_pending(), "a stream sleeps with something to read");
         self.asleep = polled.is_pending();
         polled

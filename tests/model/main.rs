@@ -4,6 +4,9 @@
 
 mod client;
 mod edges;
+#[path = "../common/gunzip.rs"]
+mod gunzip;
+mod gzip;
 mod replica;
 mod schedules;
 mod stored;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use topicgate::internals::log::{Bounds, EntryKind, Lease, Registry, Subscription
 use topicgate::internals::metrics::Metrics;
 use topicgate::internals::protocol::codes::GapReason;
 use topicgate::internals::protocol::event_id::{Epoch, Sequence};
+use topicgate::internals::protocol::gzip::Content;
 use topicgate::internals::protocol::headers::Headers;
 use topicgate::internals::protocol::seek::Start;
 use topicgate::internals::protocol::source::{Field, Source};
@@ -63,6 +64,8 @@ pub struct Replica {
     fields: Arc<FieldMapping>,
     /// Whether the rule of [`WARM`] is warm now.
     is_warm: AtomicBool,
+    /// Streams opened so far. Two of three are compressed, and each log for any number of readers.
+    opened: AtomicUsize,
     /// What the broker has subscribed. Never locked while the registry is called, which locks it in a sweep.
     subscribed: Mutex<BTreeSet<Filter>>,
 }
@@ -83,6 +86,7 @@ impl Replica {
     pub fn before_warm(bounds: Bounds, max_bytes: usize) -> (Self, Subscription) {
         let epoch = Epoch::random();
         let registry = Registry::new(Sequence::new(epoch.clone()), 1_000, max_bytes, mpsc::channel(1).0);
+        registry.set_crowd(1);
         let hour = Duration::from_secs(3_600);
         let shared = Arc::new(StreamContext {
             registry: registry.clone(),
@@ -113,6 +117,7 @@ impl Replica {
             bounds,
             fields,
             is_warm: true.into(),
+            opened: AtomicUsize::new(0),
             subscribed: Mutex::default(),
         };
         (replica, subscription)
@@ -146,7 +151,20 @@ impl Replica {
 
     /// `None`: its topics have ended, and it was read to their ends.
     pub fn open_leases(&self, leases: Vec<Lease>, start: &Start, format: Format) -> Option<Stream> {
-        self.open_with(leases, start, format, None)
+        let is_plain = self.opened.fetch_add(1, Ordering::Relaxed) % 3 == 2;
+        let content = if is_plain { Content::Identity } else { Content::Gzip };
+        self.open_as(leases, start, format, content)
+    }
+
+    /// As [`Replica::open_leases`], with this content coding.
+    pub fn open_as(
+        &self,
+        leases: Vec<Lease>,
+        start: &Start,
+        format: Format,
+        content: Content,
+    ) -> Option<Stream> {
+        self.open_for(leases, start, format, content, None)
     }
 
     pub fn open_with(
@@ -156,6 +174,17 @@ impl Replica {
         format: Format,
         view: Option<View>,
     ) -> Option<Stream> {
+        self.open_for(leases, start, format, Content::Identity, view)
+    }
+
+    fn open_for(
+        &self,
+        leases: Vec<Lease>,
+        start: &Start,
+        format: Format,
+        content: Content,
+        view: Option<View>,
+    ) -> Option<Stream> {
         let reader = Reader { view: view.map(Arc::new), ..Reader::default() };
         let ticket = self.table.enter(reader).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
@@ -163,6 +192,7 @@ impl Replica {
             start,
             located: &[],
             format,
+            content,
             expires: None,
             until_end: true,
             without_control: false,

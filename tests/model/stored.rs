@@ -19,6 +19,7 @@ use topicgate::internals::log::{
 use topicgate::internals::metrics::Metrics;
 use topicgate::internals::protocol::codes::GapReason;
 use topicgate::internals::protocol::event_id::{Epoch, Sequence, Tag};
+use topicgate::internals::protocol::gzip::Content;
 use topicgate::internals::protocol::headers::Headers;
 use topicgate::internals::protocol::seek::{Seek, SeekResult, Start};
 use topicgate::internals::protocol::seq::Seq;
@@ -219,12 +220,15 @@ struct Gateway {
     bounds: Bounds,
     /// The last number that was heard of each subscription that is followed.
     heard: BTreeMap<Filter, Seq>,
+    /// Streams opened so far. Two of three are compressed, and each log for any number of readers.
+    opened: usize,
 }
 
 impl Gateway {
     fn new(bounds: &Bounds) -> Self {
         let (asks, receiver) = mpsc::channel(BACKFILL_CAPACITY);
         let registry = Registry::new(Sequence::new(Epoch::random()), 1_000, usize::MAX, asks);
+        registry.set_crowd(1);
         let hour = Duration::from_secs(3_600);
         let metrics = Arc::new(Metrics::new());
         let shared = Arc::new(StreamContext {
@@ -248,6 +252,7 @@ impl Gateway {
             encoder: Encoder::new(metrics, Arc::new((1 << 20).into())),
             bounds: bounds.clone(),
             heard: BTreeMap::new(),
+            opened: 0,
         }
     }
 
@@ -391,10 +396,13 @@ impl Gateway {
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
         let ticket = self.table.enter(topicgate::internals::reader::Reader::default()).unwrap();
         let place = self.clients.enter(ticket.handle().clone(), leases.len()).unwrap();
+        self.opened += 1;
+        let content = if self.opened % 3 == 2 { Content::Identity } else { Content::Gzip };
         let options = StreamOptions {
             start,
             located: &located,
             format: Format::Raw,
+            content,
             expires: None,
             until_end: true,
             without_control: false,

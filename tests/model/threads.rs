@@ -10,13 +10,11 @@ use std::time::{Duration, Instant};
 use eventsource_stream::Event;
 use topicgate::internals::log::Lease;
 use topicgate::internals::log::message::Format;
-use topicgate::internals::protocol::frame::Coding;
 use topicgate::internals::protocol::seek::Start;
 use topicgate::internals::protocol::topic::{Filter, Topic};
 use topicgate::internals::protocol::view::{Interval, View};
-use topicgate::internals::stream::Stream;
 
-use crate::client::{Life, parse};
+use crate::client::{Body, Life};
 use crate::replica::{Replica, at_most, filter, topic};
 
 const TOPICS: [&str; 6] = ["a", "b", "w/1", "w/2", "w/a/1", "w/a/2"];
@@ -97,17 +95,17 @@ impl World {
     }
 
     /// A stream, once the subscriptions that others have just begun are confirmed.
-    fn open(&self, filters: &[Filter], start: &Start) -> Stream {
+    fn open(&self, filters: &[Filter], start: &Start) -> Body {
         loop {
             if let Some(stream) = self.replica.open(filters, start, Format::Raw) {
-                return stream;
+                return Body::new(stream);
             }
             std::thread::yield_now();
         }
     }
 
     /// A new client's stream, and what it is promised.
-    fn join(&self, filters: &[Filter]) -> (Stream, Life) {
+    fn join(&self, filters: &[Filter]) -> (Body, Life) {
         let topics = self.started.keys().filter(|topic| filters.iter().any(|filter| filter.matches(topic)));
         let topics: Vec<(Topic, usize)> =
             topics.map(|topic| (topic.clone(), self.done[topic].load(Ordering::SeqCst))).collect();
@@ -121,9 +119,9 @@ impl World {
 }
 
 /// What there is to read now.
-fn read(stream: &mut Stream) -> Option<Vec<Event>> {
-    match stream.poll_next(&mut Context::from_waker(Waker::noop()), Coding::Plain) {
-        Poll::Ready(bytes) => bytes.map(|bytes| parse(&bytes)),
+fn read(stream: &mut Body) -> Option<Vec<Event>> {
+    match stream.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(events) => events,
         Poll::Pending => None,
     }
 }
@@ -168,8 +166,8 @@ async fn stay(world: Arc<World>, names: &'static [&'static str]) {
     let filters: Vec<Filter> = names.iter().map(|name| filter(name)).collect();
     let (mut stream, mut life) = world.join(&filters);
     loop {
-        let bytes = poll_fn(|cx| stream.poll_next(cx, Coding::Plain)).await.unwrap();
-        parse(&bytes).iter().for_each(|event| life.take(event, false, |topic| world.started(topic)));
+        let events = poll_fn(|cx| stream.poll(cx)).await.unwrap();
+        events.iter().for_each(|event| life.take(event, false, |topic| world.started(topic)));
         if world.stopping.load(Ordering::SeqCst) && life.is_whole(|topic| world.started(topic)) {
             return;
         }
@@ -210,8 +208,8 @@ async fn a_message_that_comes_as_its_reader_falls_asleep_wakes_it() {
     });
     let reader = tokio::spawn(async move {
         while world.read.load(Ordering::SeqCst) < ROUNDS {
-            let bytes = poll_fn(|cx| stream.poll_next(cx, Coding::Plain)).await.unwrap();
-            let messages = parse(&bytes).iter().filter(|event| event.event == "message").count();
+            let events = poll_fn(|cx| stream.poll(cx)).await.unwrap();
+            let messages = events.iter().filter(|event| event.event == "message").count();
             world.read.fetch_add(messages, Ordering::SeqCst);
         }
     });
@@ -230,13 +228,14 @@ async fn see_the_newest(world: Arc<World>, names: &'static [&'static str]) {
     for lease in &leases {
         lease.ready().await.unwrap();
     }
-    let mut stream = world.replica.open_with(leases, &Start::Now, Format::Raw, Some(view)).unwrap();
+    let mut stream =
+        Body::new(world.replica.open_with(leases, &Start::Now, Format::Raw, Some(view)).unwrap());
     let mut seen: BTreeMap<Topic, usize> = BTreeMap::new();
     let is_mine = |topic: &Topic| filters.iter().any(|filter| filter.matches(topic));
     let last = |topic: &Topic| world.started(topic) - 1;
     loop {
-        let bytes = poll_fn(|cx| stream.poll_next(cx, Coding::Plain)).await.unwrap();
-        for event in parse(&bytes).iter().filter(|event| event.event != "stream-open") {
+        let events = poll_fn(|cx| stream.poll(cx)).await.unwrap();
+        for event in events.iter().filter(|event| event.event != "stream-open") {
             assert_eq!(event.event, "message", "{event:?}");
             let (name, number) = event.data.split_once('#').unwrap();
             let number = number.parse().unwrap();

@@ -1,6 +1,7 @@
 //! The load: thousands of subscribers and one publisher, in one thread on one epoll. Every message is stamped
 //! with its number and its time, and each subscriber checks that it gets every one, once and in order.
 
+mod gzip;
 mod http2;
 mod publisher;
 mod reader;
@@ -33,6 +34,9 @@ const RING: usize = 1 << 16;
 const CONNECTS: usize = 16;
 
 const READ_BUFFER: usize = 256 * 1024;
+
+/// For what a compressed stream gives, a part at a time.
+const INFLATE_BUFFER: usize = 64 * 1024;
 const PUBLISHER: Token = Token(usize::MAX);
 
 /// Connections from one local address: well below the 28,000 ports that the system gives out.
@@ -76,12 +80,23 @@ pub struct Spec {
     pub asleep: bool,
     /// Keeps everything that comes.
     pub record: bool,
+    /// Its body is compressed.
+    pub gzip: bool,
 }
 
 impl Spec {
     /// One stream that counts.
     pub fn new(stages: Rc<[Stage]>) -> Self {
-        Spec { stages, streams: 1, counted: true, first: 0, topics: 1, asleep: false, record: false }
+        Spec {
+            stages,
+            streams: 1,
+            counted: true,
+            first: 0,
+            topics: 1,
+            asleep: false,
+            record: false,
+            gzip: false,
+        }
     }
 }
 
@@ -93,6 +108,7 @@ struct Connection {
     first_reader: usize,
     streams: u32,
     http2: Option<Box<http2::Http2>>,
+    gunzip: Option<Box<gzip::Gunzip>>,
     asleep: bool,
     slow: bool,
     record: Option<Vec<u8>>,
@@ -160,6 +176,8 @@ pub struct Work {
     pub readers: u32,
     /// Bytes of a payload.
     pub size: usize,
+    /// JSON as applications send it, instead of one character again and again.
+    pub json: bool,
 }
 
 /// See the module.
@@ -169,6 +187,7 @@ pub struct Load {
     events: Events,
     epoch: Instant,
     buffer: Vec<u8>,
+    inflated: Vec<u8>,
     address: SocketAddr,
     source: u32,
     connections: Vec<Connection>,
@@ -213,6 +232,7 @@ impl Load {
             events: Events::with_capacity(1024),
             epoch: Instant::now(),
             buffer: vec![0; READ_BUFFER],
+            inflated: vec![0; INFLATE_BUFFER],
             address: subscribe,
             source: 0,
             connections: Vec::new(),
@@ -398,6 +418,7 @@ impl Load {
                 first_reader: self.readers.len(),
                 streams: spec.streams,
                 http2: is_http2.then(Box::default),
+                gunzip: spec.gzip.then(Box::default),
                 asleep: spec.asleep,
                 slow: spec.asleep,
                 record: spec.record.then(Vec::new),
@@ -522,6 +543,13 @@ impl Load {
         }
         let readers =
             &mut self.readers[connection.first_reader..connection.first_reader + connection.streams as usize];
+        if let Some(gunzip) = &mut connection.gunzip {
+            let mut feed =
+                |bytes: &[u8]| readers[0].feed(bytes, size, |reader, found| tally.found(reader, found, now));
+            let is_gzip = gunzip.feed(bytes, &mut self.inflated, &mut feed);
+            tally.faults.torn += u64::from(!is_gzip);
+            return;
+        }
         match &mut connection.http2 {
             None => readers[0].feed(bytes, size, |reader, found| tally.found(reader, found, now)),
             Some(http2) => {
@@ -599,7 +627,8 @@ impl Load {
         let number = self.tally.published;
         let topic = &self.work.topics[number as usize % self.work.topics.len()];
         let nanos = due.duration_since(self.epoch).as_nanos() as u64;
-        self.publisher.push(topic, &reader::payload(number, nanos, self.work.size));
+        let payload = if self.work.json { reader::json } else { reader::payload };
+        self.publisher.push(topic, &payload(number, nanos, self.work.size));
         self.tally.waiting[number as usize % RING] = self.work.readers;
         self.tally.published += 1;
         if self.work.readers == 0 {

@@ -23,6 +23,37 @@ pub fn payload(number: u32, nanos: u64, size: usize) -> String {
     text
 }
 
+/// The payload of message `number` with JSON in it: the names stay, the values change.
+pub fn json(number: u32, nanos: u64, size: usize) -> String {
+    let mut random = number.wrapping_mul(0x9e37_79b9) | 1;
+    let mut next = |below: u32| {
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        random % below
+    };
+    let mut text = String::with_capacity(size + 160);
+    // Writing to a String cannot fail.
+    let _ = write!(text, "{}{number:08x}{nanos:016x}[", MARK as char);
+    while text.len() < size {
+        let symbol = ["EURUSD", "GBPUSD", "USDJPY", "AUDCAD", "BTCEUR", "XAUUSD"][next(6) as usize];
+        let _ = write!(
+            text,
+            "{{\"symbol\":\"{symbol}\",\"bid\":1.{:05},\"ask\":1.{:05},\"volume\":{},\"venue\":\"XETRA\",\
+             \"time\":\"2026-11-28T23:{:02}:{:02}.{:03}Z\",\"status\":\"open\"}},",
+            next(100_000),
+            next(100_000),
+            next(100_000),
+            next(60),
+            next(60),
+            next(1000)
+        );
+    }
+    text.truncate(size - 1); // all of it is ASCII
+    text.push(END as char);
+    text
+}
+
 /// What a reader found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -175,6 +206,14 @@ mod tests {
         assert_eq!(two.advance(10), Some(1));
         assert_eq!(two.advance(8), None);
         assert_eq!(two.received, 3);
+    }
+
+    #[test]
+    fn json_is_found_like_any_payload() {
+        for size in [200, 1024] {
+            let stream = format!("data: {}\n\n", json(7, 9, size));
+            assert_eq!(read(stream.as_bytes(), size, 50), [Found::Message { number: 7, nanos: 9 }]);
+        }
     }
 
     #[test]

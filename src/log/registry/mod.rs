@@ -100,9 +100,11 @@ impl Registry {
         max_bytes: usize,
         requests: mpsc::Sender<BackfillRequest>,
     ) -> Arc<Self> {
+        let usage = Arc::<BufferUsage>::default();
+        usage.compressors.set_bound(max_bytes);
         Arc::new(Registry {
             sequence: Arc::new(sequence),
-            usage: Arc::default(),
+            usage,
             ranges: BackfillRanges::default(),
             requests,
             max_topics: AtomicUsize::new(max_topics),
@@ -116,6 +118,7 @@ impl Registry {
     pub fn set_bounds(&self, max_topics: usize, max_bytes: usize) {
         self.max_topics.store(max_topics, Ordering::Relaxed);
         self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.usage.compressors.set_bound(max_bytes);
         self.keep_bound();
     }
 
@@ -188,6 +191,16 @@ impl Registry {
     /// The bytes that all logs hold.
     pub fn bytes(&self) -> usize {
         self.usage.bytes()
+    }
+
+    /// The number of logs that are compressed now; a log counts once for each format.
+    pub fn compressors(&self) -> usize {
+        self.usage.compressors.count()
+    }
+
+    /// Sets by how many readers a batch must be read before a log is compressed; for tests and benchmarks.
+    pub fn set_crowd(&self, readers: u32) {
+        self.usage.compressors.set_crowd(readers);
     }
 
     /// Ends [`Registry::warm`]: the log is released once it has no readers, and the logs that it feeds have none.

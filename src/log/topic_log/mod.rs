@@ -3,10 +3,10 @@
 
 mod newest;
 mod past;
+mod shared;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -14,16 +14,16 @@ use tokio::time::Instant;
 
 use self::newest::Retained;
 use self::past::Past;
+pub(super) use self::shared::Place;
 use super::backfill::History;
-use super::batch_cache::SharedBatch;
 use super::batches::Batches;
 use super::by_topic::{self, ByTopic};
+use super::compression::Compression;
 use super::end::TopicEnd;
 use super::message::Message;
 use super::numbering::Numbering;
 use super::readers::Readers;
 use super::time::Horizon;
-use super::variant::Variant;
 use super::{Bounds, BufferUsage, Entry, Item};
 use crate::metrics::RuleMetrics;
 use crate::protocol::event_id::{EventId, Sequence};
@@ -47,6 +47,8 @@ pub struct TopicLog {
     /// The end of its topic; `None` for a pattern, which never ends.
     pub(super) end: Option<TopicEnd>,
     pub(super) state: Mutex<State>,
+    /// Apart from `state`, so that the writer does not wait while entries are compressed. Locked before `state`.
+    compression: Mutex<Compression>,
     /// The older messages that it must still take over from the log that feeds it. Locked before `state`.
     past: Mutex<Option<Box<Past>>>,
     /// Apart from `state`, so that waking thousands does not block the first of them in reading.
@@ -60,6 +62,8 @@ pub(super) struct State {
     /// The entries by number.
     pub(super) entries: VecDeque<Arc<Entry>>,
     pub(super) bytes: usize,
+    /// Counts the entries that were appended, around at the end of its range.
+    appended: u32,
     /// Entries up to here were evicted, or were published before the log began: the log is incomplete up to it. The time is
     /// by the broker's clock for a stored source.
     pub(super) evicted: Horizon,
@@ -103,6 +107,7 @@ impl TopicLog {
             bounds,
             entries: VecDeque::new(),
             bytes: 0,
+            appended: 0,
             evicted,
             publisher_ids: HashMap::new(),
             batches: Batches::new(usage.clone()),
@@ -120,6 +125,7 @@ impl TopicLog {
             history,
             newest: AtomicSeq::new(evicted.number),
             state: Mutex::new(state),
+            compression: Mutex::default(),
             past: Mutex::default(),
             readers: Readers::default(),
         }
@@ -172,7 +178,8 @@ impl TopicLog {
         }
         state.entries.push_back(entry);
         state.bytes += weight;
-        self.usage.0.fetch_add(weight, Ordering::Relaxed);
+        state.appended = state.appended.wrapping_add(1);
+        self.usage.add(weight);
         self.evict_surplus(&mut state);
         self.evict_aged(&mut state, now);
         self.newest.store(sequence);
@@ -220,7 +227,7 @@ impl TopicLog {
             by_topic.evict(&entry);
         }
         state.bytes -= weight;
-        self.usage.0.fetch_sub(weight, Ordering::Relaxed);
+        self.usage.sub(weight);
         state.evicted = Horizon { number: entry.sequence, time: entry.time() };
         if let Some(retained) = &mut state.retained {
             retained.insert(&entry, state.bounds.bytes);
@@ -245,6 +252,7 @@ impl TopicLog {
 
     /// Drops entries that are too old, and memory that quiet logs no longer need.
     pub(super) fn sweep(&self, now: Instant) {
+        self.compression.lock().sweep(self.state.lock().appended, &self.usage);
         let mut state = self.state.lock();
         state.batches.clear();
         self.evict_aged(&mut state, now);
@@ -254,8 +262,9 @@ impl TopicLog {
         state.by_topic.iter_mut().for_each(|by_topic| by_topic.shrink());
     }
 
-    /// Drops the cached batches.
+    /// Drops the cached batches and the compressors.
     pub(super) fn clear_batches(&self) {
+        self.compression.lock().clear();
         self.state.lock().batches.clear();
     }
 
@@ -366,24 +375,6 @@ impl TopicLog {
         head
     }
 
-    /// The entries after `position` up to `head`, as a batch that readers at the same position share.
-    pub(super) fn shared(
-        &self,
-        position: Seq,
-        head: Seq,
-        variant: Variant<'_>,
-    ) -> Result<Option<SharedBatch>, Seq> {
-        if self.has_nothing_after(position) {
-            return Ok(None);
-        }
-        let mut state = self.state.lock();
-        if state.evicted.number > position {
-            return Err(state.evicted.number);
-        }
-        let State { entries, batches, .. } = &mut *state;
-        Ok(batches.of(entries, position, head, variant))
-    }
-
     /// Checks without the lock whether nothing follows `position`. A reader that has caught up asks this after each
     /// event, and a reader of many topics for every quiet topic.
     pub(super) fn has_nothing_after(&self, position: Seq) -> bool {
@@ -432,6 +423,6 @@ impl State {
 
 impl Drop for TopicLog {
     fn drop(&mut self) {
-        self.usage.0.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
+        self.usage.sub(self.state.get_mut().bytes);
     }
 }

@@ -2,7 +2,6 @@
 //! the newest of each topic and type, so that what they have not read yet is no gap.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{State, TopicLog};
 use crate::log::newest::{Chosen, Newest};
@@ -37,14 +36,14 @@ impl Retained {
         {
             self.since = oldest;
         }
-        self.usage.0.fetch_add(self.newest.bytes(), Ordering::Relaxed);
-        self.usage.0.fetch_sub(before, Ordering::Relaxed);
+        self.usage.add(self.newest.bytes());
+        self.usage.sub(before);
     }
 }
 
 impl Drop for Retained {
     fn drop(&mut self) {
-        self.usage.0.fetch_sub(self.newest.bytes(), Ordering::Relaxed);
+        self.usage.sub(self.newest.bytes());
     }
 }
 

@@ -3,7 +3,6 @@
 //! a single topic, only its own messages are visited.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::{Holders, TopicLog};
@@ -50,7 +49,7 @@ impl TopicLog {
         let entries = state.entries.len();
         state.by_topic = Some(Box::new(ByTopic::new(entries, whole_from)));
         state.bytes += entries * by_topic::WEIGHT;
-        self.usage.0.fetch_add(entries * by_topic::WEIGHT, Ordering::Relaxed);
+        self.usage.add(entries * by_topic::WEIGHT);
     }
 
     /// Creates a log of `filter`, which this log covers, and feeds it from now on. Called under the writer's lock. The
@@ -130,7 +129,7 @@ impl TopicLog {
                 *known = Holders { first: entry.sequence, entries: known.entries + 1 };
             }
             state.bytes += weight;
-            self.usage.0.fetch_add(weight, Ordering::Relaxed);
+            self.usage.add(weight);
             state.entries.push_front(entry);
         }
         let Some(begin) = begin.filter(|_| state.taking_over) else { return !state.taking_over };

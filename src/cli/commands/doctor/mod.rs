@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::{HeaderMap, Method, Response, StatusCode, Version};
@@ -25,6 +26,7 @@ use super::http::{self, Client, Versions};
 use super::stream::EventStream;
 use super::subscribe::{data_of, is_event_stream, word};
 use crate::cli::Doctor;
+use crate::protocol::gzip;
 
 /// How long an answer or a written event may take to arrive. A gateway waits for its broker for 8 seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -91,7 +93,7 @@ impl Examination {
         }
         self.version(response.version());
         self.caching(response.headers());
-        if self.compression(response.headers()) {
+        if self.compression(&mut response).await {
             // A compressed stream cannot be read here; the other checks use one that is not compressed.
             begin = Instant::now();
             let request = self.client.stream(&self.url, "").header(ACCEPT_ENCODING, "identity");
@@ -227,11 +229,19 @@ impl Examination {
         self.report.fine("caching", &said);
     }
 
-    fn compression(&mut self, headers: &HeaderMap) -> bool {
-        let Some(coding) = headers.get(CONTENT_ENCODING).filter(|coding| *coding != "identity") else {
+    /// Whether the stream is compressed, by whomever.
+    async fn compression(&mut self, response: &mut Response<Incoming>) -> bool {
+        let coding = response.headers().get(CONTENT_ENCODING).filter(|coding| *coding != "identity").cloned();
+        let Some(coding) = coding else {
             self.report.fine("compression", "none");
             return false;
         };
+        let begin = timeout(PATIENCE, response.body_mut().frame()).await;
+        let begin = begin.ok().flatten().and_then(Result::ok).and_then(|frame| frame.into_data().ok());
+        if coding == "gzip" && begin.is_some_and(|begin| gzip::begins_as_a_stream(&begin)) {
+            self.report.fine("compression", "gzip, by the gateway, which completes each event");
+            return true;
+        }
         let words = format!(
             "{:?}: a compressor that does not flush each event holds small events back, and it takes memory for each \
             stream",
