@@ -450,7 +450,7 @@ fn idle(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
 /// What a topic costs at one message per second and at a thousand, if its readers want one per second.
 fn every(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     // A message is done once it is published: nobody waits for each of them.
-    let work = Work { topics: topics("one", 1), readers: 0, size: 200 };
+    let work = Work { topics: topics("one", 1), readers: 0, size: 200, json: false };
     let load = running.load(work.clone(), true)?;
     let path = format!("{}?every=1s", work.topics[0]);
     let spec = Spec { counted: false, ..Spec::new(running.stages(&[path], None).into()) };

@@ -98,7 +98,7 @@ impl Entry {
 
     pub(super) fn frame(&self, format: Format) -> &Frame {
         match &self.kind {
-            EntryKind::Message(message) => message.frame(format, |weight| _ = self.usage.add(weight)),
+            EntryKind::Message(message) => message.frame(format, |weight| self.usage.add(weight)),
             EntryKind::Gap(gap) => &gap.frame,
         }
     }

@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn checksums_add_up() {
-        let bytes: Vec<u8> = (0..10_000u32).map(|at| (at * at >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..10_000u32).map(|at| ((at * at) >> 3) as u8).collect();
         for cut in [0, 1, 17, 9_999, 10_000] {
             let (a, b) = bytes.split_at(cut);
             assert_eq!(Checksum::of(a).and(Checksum::of(b)), Checksum::of(&bytes));
