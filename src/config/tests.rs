@@ -36,7 +36,7 @@ fn paths(value: &Value, prefix: &str, found: &mut BTreeSet<String>) {
 
 #[test]
 fn the_annotated_file_says_the_defaults() {
-    assert_eq!(Config::from_toml(ANNOTATED).unwrap(), Config::default());
+    assert_eq!(Config::from_toml(ANNOTATED).unwrap(), defaults_of_a_file());
 }
 
 #[test]
@@ -195,9 +195,15 @@ fn every_default_is_a_value_that_its_key_takes() {
     }
 }
 
+/// The defaults, as a file has them: a file, even an empty one, ends the first look.
+fn defaults_of_a_file() -> Config {
+    Config { has_first_look: false, ..Config::default() }
+}
+
 #[test]
 fn nothing_is_wrong_where_nothing_is_set() {
-    assert_eq!(Config::from_toml("").unwrap(), Config::default());
+    assert!(Config::default().has_first_look);
+    assert_eq!(Config::from_toml("").unwrap(), defaults_of_a_file());
 }
 
 #[test]
