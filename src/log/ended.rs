@@ -1,6 +1,7 @@
 //! Whether a stream ends because its topics have ended ([`super::end`]).
 
-use super::cursor::{Cursor, Cursors, Phase};
+use super::cursor::Cursor;
+use super::cursors::{Cursors, Phase};
 use crate::protocol::seq::Seq;
 
 impl Cursors {

@@ -1,7 +1,7 @@
 //! What a stream says about its feeds: topics that are stale, because the broker or their part of it is away, and live
 //! again. The marks are in the numberings; each cursor remembers what its reader was sent.
 
-use super::cursor::Cursors;
+use super::cursors::Cursors;
 use crate::protocol::topic::Filter;
 
 /// The feeds of a stream that are not as its reader was sent last.

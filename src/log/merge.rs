@@ -9,10 +9,12 @@ use smallvec::{SmallVec, smallvec};
 
 use super::batch::{Batch, Read};
 use super::batch_cache::SharedBatch;
-use super::cursor::{Cursor, Cursors, ReadOptions, Run, SequencePosition};
+use super::cursor::{Cursor, ReadOptions};
+use super::cursors::{Cursors, SequencePosition};
 use super::entry::ItemPosition;
 use super::rows::Rows;
 use super::topic_log::Place;
+use super::window::Window;
 use super::{BATCH_BYTES, Item};
 use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame;
@@ -36,13 +38,13 @@ impl Cursors {
             let mut merge = Merge::new(&self.cursors[range.clone()], self.is_replaying());
             if !self.mixed
                 && matches!(target, Target::Bytes(_))
-                && let Some(shared) = merge.only_piece(&self.cursors, options, self.run())
+                && let Some(shared) = merge.only_piece(&self.cursors, options, self.window())
             {
                 merge.limit = shared.last;
                 let Ahead { cursor, through, .. } = merge.ahead[0];
-                let mut run = self.run();
-                run.extend(cursor, through);
-                self.set_run(run);
+                let mut window = self.window();
+                window.extend(cursor, through);
+                self.set_window(window);
                 batch.take(self.cursors[cursor].lease.log(), shared);
             } else if !merge.ahead.is_empty() {
                 let around = self.mixed.then(|| self.around(&self.positions(&ranges), index));
@@ -57,7 +59,7 @@ impl Cursors {
         if let Target::Bytes(joined) = target
             && !joined.is_empty()
         {
-            self.set_run(Run::NONE);
+            self.set_window(Window::NONE);
             batch.bytes = joined.freeze();
         }
         match batch.is_empty() {
@@ -142,9 +144,9 @@ impl Merge {
 
     /// If only one log has new entries, as is usual when a message arrives: the batch that the readers of that log
     /// share.
-    fn only_piece(&self, cursors: &[Cursor], options: ReadOptions, run: Run) -> Option<SharedBatch> {
+    fn only_piece(&self, cursors: &[Cursor], options: ReadOptions, window: Window) -> Option<SharedBatch> {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
-        let since = run.since(*cursor, *through);
+        let since = window.since(*cursor, *through);
         let cursor = &cursors[*cursor];
         if cursor.must_tell_end() || cursor.history_until(*through, self.replays).is_some() {
             return None;

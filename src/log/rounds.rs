@@ -13,7 +13,8 @@ use bytes::BytesMut;
 use smallvec::smallvec;
 
 use super::batch::{Batch, Read};
-use super::cursor::{Cursor, Cursors, ReadOptions, SequencePosition};
+use super::cursor::{Cursor, ReadOptions};
+use super::cursors::{Cursors, SequencePosition};
 use super::merge::{Output, Target};
 use super::newest_batch::Round;
 use super::paced::{Paced, PacedCursor};

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::cursor::{Cursor, Cursors, SequencePosition};
+use super::cursor::Cursor;
+use super::cursors::{Cursors, SequencePosition};
 use super::registry::Lease;
 use super::start_ids::{groups, start_ids};
 use crate::protocol::codes::GapReason;

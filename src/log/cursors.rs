@@ -1,0 +1,311 @@
+//! Cursors: the positions of one stream in its logs.
+//!
+//! Logs of one sequence are read in order up to one head, so the number of the last event is the position in all of them.
+//! Between sequences there is no order: each is read as far as it goes, and an event id has a position for each.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::batch::Read;
+use super::cursor::{Cursor, ReadOptions};
+use super::inspect::Lag;
+use super::message::Format;
+use super::paced::Paced;
+use super::registry::Lease;
+use super::rows::Rows;
+use super::variant::Variant;
+use super::window::Window;
+use crate::protocol::codes::GapReason;
+use crate::protocol::event_id::{EventId, join_components};
+use crate::protocol::frame::Coding;
+use crate::protocol::gzip::Content;
+use crate::protocol::seq::Seq;
+use crate::protocol::topic::Filter;
+use crate::reader::handle::ReaderHandle;
+
+/// The cursors of one stream. Dropping them releases the logs.
+#[derive(Debug)]
+pub struct Cursors {
+    /// Cursors of one sequence are next to each other.
+    pub(super) cursors: SmallVec<[Cursor; 1]>,
+    /// Whether they have several sequences.
+    pub(super) mixed: bool,
+    /// What is read, and so what the ends of the cursors are.
+    pub(super) phase: Phase,
+    /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
+    /// slow.
+    caught_up: bool,
+    /// Whether the stream ends when all its topics have ended.
+    pub ends: bool,
+    /// Whether they are beyond the last id that was sent, because the last messages were left out.
+    beyond_id: bool,
+    /// If the reader has an interval.
+    pub(super) paced: Option<Box<Paced>>,
+    content: Content,
+    /// The two fields of [`Window`], apart because they take less so.
+    window_cursor: u8,
+    window_since: Seq,
+}
+
+/// What cursors read. Apart from the stream's own phase, because a stream that closes in the middle of a replay still
+/// finishes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Messages from before the opening, up to the end of each cursor.
+    Replay,
+    /// New messages, without an end.
+    Live,
+    /// What was published before the order to close, up to the end of each cursor.
+    Closing {
+        /// Whether messages from before the opening may be among it.
+        replays: bool,
+    },
+}
+
+impl Cursors {
+    /// Creates cursors over `leases`, grouped by sequence. From here on, new entries wake `handle`.
+    pub(super) fn new(leases: Vec<Lease>, handle: &Arc<ReaderHandle>) -> Self {
+        let mut cursors: SmallVec<[Cursor; 1]> = leases
+            .into_iter()
+            .map(|lease| Cursor {
+                reader: lease.log().join(handle),
+                lease,
+                told_stale: false,
+                position: Seq::START,
+                end: Seq::START,
+            })
+            .collect();
+        let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
+        if mixed {
+            // Sorted by the first filter of each sequence, so that the same topics have the same order in every
+            // replica.
+            cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
+            cursors = by_sequence(cursors);
+        }
+        let (ends, beyond_id, paced) = (true, false, None);
+        let (content, phase, caught_up) = (Content::Identity, Phase::Live, false);
+        let Window { cursor: window_cursor, since: window_since } = Window::NONE;
+        Cursors {
+            cursors,
+            mixed,
+            phase,
+            caught_up,
+            ends,
+            beyond_id,
+            paced,
+            content,
+            window_cursor,
+            window_since,
+        }
+    }
+
+    pub(super) fn window(&self) -> Window {
+        Window { cursor: self.window_cursor, since: self.window_since }
+    }
+
+    pub(super) fn set_window(&mut self, window: Window) {
+        (self.window_cursor, self.window_since) = (window.cursor, window.since);
+    }
+
+    /// From now on, they are read for a body of this content coding.
+    pub fn set_content(&mut self, content: Content) {
+        self.content = content;
+    }
+
+    /// The content coding of the body for which they are read.
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
+    /// Something else is sent to the reader between two batches.
+    pub fn interrupt(&mut self) {
+        self.set_window(Window::NONE);
+    }
+
+    /// Reads the next events. If they must be fetched, `handle` is woken when they are there.
+    pub fn read(&mut self, format: Format, coding: Coding, handle: &Arc<ReaderHandle>) -> Read {
+        let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
+        let shared = Variant { format, coding, content: self.content, view: handle.reader.view.as_deref() };
+        let options = ReadOptions { variant: shared.own(), shared, handle, reason };
+        let replays = self.is_replaying();
+        let mut window = self.window();
+        let read = match &mut *self.cursors {
+            _ if self.paced.is_some() => self.read_newest(options, None),
+            [cursor] => {
+                let read = cursor.read(options, replays, &mut window);
+                self.set_window(window);
+                read
+            }
+            _ => self.merge(options, None),
+        };
+        self.caught_up |= matches!(read, Read::Nothing);
+        if let Read::Batch(batch) = &read {
+            self.beyond_id = batch.ends_left_out;
+        }
+        read
+    }
+
+    /// As [`Cursors::read`], but into `rows`, as far as they take it. The batch has no bytes.
+    pub fn read_rows(&mut self, rows: &mut Rows, handle: &Arc<ReaderHandle>) -> Read {
+        let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
+        let (format, coding, content) = (rows.format, Coding::Plain, Content::Identity);
+        let variant = Variant { format, coding, content, view: handle.reader.view.as_deref() };
+        let options = ReadOptions { variant, shared: variant, handle, reason };
+        let read = match self.paced {
+            Some(_) => self.read_newest(options, Some(rows)),
+            None => self.merge(options, Some(rows)),
+        };
+        self.caught_up |= matches!(read, Read::Nothing);
+        read
+    }
+
+    /// Whether there may be more to read now.
+    pub fn has_more(&self) -> bool {
+        self.has_backlog() || self.cursors.iter().any(|cursor| cursor.has_news(self.is_replaying()))
+    }
+
+    /// Whether they have several sequences, of which one may continue while another waits.
+    pub fn is_mixed(&self) -> bool {
+        self.mixed
+    }
+
+    /// Begins with what comes from now on.
+    pub(super) fn start_live(&mut self) {
+        self.set_phase(Phase::Live, |cursor| cursor.lease.log().newest());
+    }
+
+    /// Begins a replay, up to `end` of each cursor.
+    pub(super) fn replay(&mut self, end: impl Fn(&Cursor) -> Seq) {
+        self.set_phase(Phase::Replay, end);
+    }
+
+    /// Begins to close: nothing is read beyond the current heads.
+    pub fn close(&mut self) {
+        let replays = self.is_replaying();
+        self.set_phase(Phase::Closing { replays }, |cursor| cursor.sequence().head());
+    }
+
+    fn set_phase(&mut self, phase: Phase, end: impl Fn(&Cursor) -> Seq) {
+        self.phase = phase;
+        self.cursors.iter_mut().for_each(|cursor| cursor.end = end(cursor));
+    }
+
+    /// Whether a stream that closes has read everything that it still sends.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. }) && self.are_at_end()
+    }
+
+    fn are_at_end(&self) -> bool {
+        self.cursors.iter().all(|cursor| cursor.position >= cursor.end) && !self.has_backlog()
+    }
+
+    /// Whether messages from before the opening may still be read.
+    pub fn is_replaying(&self) -> bool {
+        matches!(self.phase, Phase::Replay | Phase::Closing { replays: true })
+    }
+
+    /// Ends the replay if each cursor has come to its end. Returns whether it goes on.
+    pub fn goes_on_replaying(&mut self) -> bool {
+        if self.is_replaying() && self.are_at_end() {
+            self.end_replay();
+        }
+        self.is_replaying()
+    }
+
+    /// Ends the replay: messages from before the opening were read, or count as read.
+    pub fn end_replay(&mut self) {
+        match self.phase {
+            // A topic that ended before the opening has ended for this reader too: it asked for what was there.
+            Phase::Replay => self.set_phase(Phase::Live, |_| Seq::START),
+            Phase::Live => {}
+            Phase::Closing { .. } => self.phase = Phase::Closing { replays: false },
+        }
+    }
+
+    /// The filters.
+    pub fn filters(&self) -> impl Iterator<Item = &Filter> {
+        self.cursors.iter().map(|cursor| cursor.lease.filter())
+    }
+
+    /// The position up to which it has read. `None` with several sequences: there is no single position.
+    pub fn position(&self) -> Option<Seq> {
+        let positions = self.cursors.iter().map(|cursor| cursor.position);
+        if self.mixed { None } else { Some(positions.min().unwrap_or_default()) }
+    }
+
+    /// The unread entries of all logs.
+    pub fn lag(&self) -> Lag {
+        let lags = self.cursors.iter().map(|cursor| cursor.lease.log().lag(cursor.position));
+        lags.fold(Lag::default(), Lag::and)
+    }
+
+    /// The range of cursors of each sequence.
+    pub(super) fn sequences(&self) -> SmallVec<[Range<usize>; 1]> {
+        let mut ranges: SmallVec<[Range<usize>; 1]> = SmallVec::new();
+        for (index, cursor) in self.cursors.iter().enumerate() {
+            match ranges.last_mut() {
+                Some(range) if cursor.is_with(&self.cursors[range.start]) => range.end = index + 1,
+                _ => ranges.push(index..index + 1),
+            }
+        }
+        ranges
+    }
+
+    /// The components of an event id for these positions, joined.
+    pub(super) fn components(&self, positions: &[SequencePosition]) -> String {
+        let components: Vec<String> = positions
+            .iter()
+            .map(|SequencePosition { cursor, position }| {
+                self.cursors[*cursor].sequence().component(*position)
+            })
+            .collect();
+        join_components(components.iter().map(String::as_str))
+    }
+
+    /// The event id of the current position, if it is beyond the last id that was sent. Then that is sent now.
+    pub fn take_unsent_id(&mut self) -> Option<EventId> {
+        // A backlog is from before the position.
+        if self.has_backlog() || !std::mem::take(&mut self.beyond_id) {
+            return None;
+        }
+        let positions = self.positions(&self.sequences());
+        let [SequencePosition { cursor, position }] = *positions else {
+            return Some(EventId::of_components([&*self.components(&positions)]));
+        };
+        // With the publisher id of the message that was left out: another replica may find the place by it.
+        let known = self.cursors.iter().find_map(|cursor| cursor.lease.log().event_id(position));
+        Some(known.unwrap_or_else(|| self.cursors[cursor].sequence().event_id(position, None)))
+    }
+
+    /// The position in each of these sequences.
+    pub(super) fn positions(&self, ranges: &[Range<usize>]) -> Vec<SequencePosition> {
+        let position = |range: &Range<usize>| {
+            let positions = self.cursors[range.clone()].iter().map(|cursor| cursor.position);
+            SequencePosition { cursor: range.start, position: positions.min().unwrap_or_default() }
+        };
+        ranges.iter().map(position).collect()
+    }
+}
+
+/// A position in one of the sequences of a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SequencePosition {
+    /// The index of a cursor with that sequence.
+    pub(super) cursor: usize,
+    pub(super) position: Seq,
+}
+
+/// The same cursors, with those of one sequence together, in the order in which the first of each comes.
+fn by_sequence(mut left: SmallVec<[Cursor; 1]>) -> SmallVec<[Cursor; 1]> {
+    let mut grouped = SmallVec::with_capacity(left.len());
+    while let Some(first) = left.first() {
+        let sequence = first.sequence().clone();
+        let (same, others): (SmallVec<_>, SmallVec<_>) =
+            left.into_iter().partition(|cursor: &Cursor| Arc::ptr_eq(cursor.sequence(), &sequence));
+        grouped.extend(same);
+        left = others;
+    }
+    grouped
+}
