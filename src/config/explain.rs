@@ -247,12 +247,13 @@ impl Rule {
         };
         let r = &self.replay;
         let linger = match r.linger {
+            _ if r.warm => "subscribed from the start".into(),
             Duration::ZERO => "unsubscribed as soon as its last reader leaves".into(),
             linger => format!("unsubscribed {} after its last reader left", format_duration(linger)),
         };
         format!(
             "{}{}: {} may read, {} may publish. Each topic holds up to {} messages, {} and {} for replay; it is \
-             {linger}{}. {}.",
+             {linger}. {}.",
             self.pattern(),
             self.source.in_words(),
             who(self.read),
@@ -260,7 +261,6 @@ impl Rule {
             r.messages,
             ByteSize(r.bytes),
             format_duration(r.age),
-            if r.warm { ", and subscribed from the start" } else { "" },
             self.fields_in_words(broker)
         )
     }

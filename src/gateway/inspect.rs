@@ -135,8 +135,8 @@ impl Gateway {
     /// A sample of the current state.
     pub fn sample(&self) -> Sample {
         let metrics = self.metrics();
-        let gone = CloseCode::Gone.as_str();
-        let turned_away = metrics.streams_closed.counts().filter(|(code, _)| *code != gone);
+        let expected = [CloseCode::Gone, CloseCode::Answered, CloseCode::Ended].map(CloseCode::as_str);
+        let turned_away = metrics.streams_closed.counts().filter(|(code, _)| !expected.contains(code));
         Sample {
             time: unix_ms(),
             streams: self.table.len(),

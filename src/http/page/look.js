@@ -120,6 +120,7 @@ async function tell(source) {
   const held = (await navigator.locks?.query())?.held ?? [];
   const tabs = held.filter(({ name }) => name === LOCK).length;
   const live = look.isPaused ? "Paused: nobody reads, so the back end is quiet." : source.readyState === 1 ? "● " : "Connecting";
+  $("look-line").classList.toggle("waits", look.isPaused || source.readyState !== 1);
   const silent = [...tiles.values()].filter(({ item, seen }) => item.classList.toggle("silent", Date.now() - seen > SILENT)).length;
   $("look-silent").textContent = tiles.size ? tiles.size + " sensors, " + (silent ? silent + " silent" : "none silent") : "";
   if (live !== "● ") return ($("look-line").textContent = live);
@@ -138,7 +139,7 @@ const look = {
     past.searchParams.set("last", "20");
     for (const topic of TOPICS) past.searchParams.append("topic", topic);
     const answer = await fetch(past, { headers: { accept: "application/json" }, cache: "no-store" });
-    if (answer.ok) (await answer.json()).messages.forEach(take);
+    if (answer.ok) for (const { data } of (await answer.json()).messages) take(JSON.parse(data));
   },
   apply: ({ data }) => take(JSON.parse(data)),
   /** The page has opened a source. */

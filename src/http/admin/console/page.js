@@ -226,7 +226,7 @@ function show(state) {
   });
   const all = [["refused", "request refused"], ["closed", "stream ended"], ["gaps", "gap"]].flatMap(([key, what]) =>
     Object.entries(state[key]).map(([code, times]) => ({ code, what, times })));
-  const told = all.filter(({ code }) => code !== "gone").sort((a, b) => b.times - a.times || (a.code < b.code ? -1 : 1));
+  const told = all.filter(({ code }) => !["gone", "answered", "ended"].includes(code)).sort((a, b) => b.times - a.times || (a.code < b.code ? -1 : 1));
   fill($("why"), told, ({ code, what }) => what + code, [
     { text: ({ code }) => code, look: "m" },
     { text: ({ what }) => what, look: "s" },
