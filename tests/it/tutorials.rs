@@ -156,7 +156,7 @@ async fn is_followed(document: &'static str, broker: Broker) {
     std::fs::write(tutorial.config(), tutorial.block(heading, "toml")).unwrap();
     gateway.signal("HUP");
     // Its stream ends, and what it asks for then is refused for good.
-    shows(&mut page, "cut off", |text| text.lines().any(|line| line == "reconnecting")).await;
+    shows(&mut page, "cut off", |text| text.lines().any(|line| line == "refused")).await;
     let commands = blocks(document, heading, "");
     let mint = commands[0].lines().next().unwrap();
     let mint = mint.replacen("topicgate", env!("CARGO_BIN_EXE_topicgate"), 1);
