@@ -32,6 +32,9 @@ const KEPT: u32 = 10_000;
 /// How long a crowd that comes back may take until it has all.
 const RETURN: Duration = Duration::from_secs(60);
 
+/// One in so many readers of JSON looks at what it receives while latency is measured.
+const LOOKED_AT: u32 = 20;
+
 /// How long a turn of the load may wait for something to read.
 const TURN: Duration = Duration::from_millis(20);
 
@@ -356,9 +359,39 @@ fn json(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Resu
         for window in [1, 16, 200] {
             session.closed_loop(window, work(size))?;
         }
-        session.steady(&format!("steady {}", bytes(size)), work(size), |_| false)?;
     }
-    session.finish()
+    let streams = std::mem::take(&mut session.steps);
+    let mut steps = session.finish()?;
+    steps.splice(0..0, streams);
+    steps.extend(json_latency(running, readers, scale, compressed)?);
+    Ok(steps)
+}
+
+/// The latency of a few among the crowd. The others are other machines in real life: this one must not inflate for them all.
+fn json_latency(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Result<Vec<Step>> {
+    let watched = readers.div_ceil(LOOKED_AT);
+    let work = |size| Work { topics: topics("one", 1), readers: watched, size, json: true };
+    let mut load = running.load(work(200), true)?;
+    let seen = Spec { gzip: compressed, ..Spec::new(running.stages(&work(200).topics, None).into()) };
+    let unseen = Spec { blind: true, counted: false, gzip: false, ..seen.clone() };
+    let spec = |index| if index % LOOKED_AT == 0 { seen.clone() } else { unseen.clone() };
+    load.open((0..readers).map(spec), CONCURRENCY)?;
+    let mut steps = Vec::new();
+    for size in [200, 1024] {
+        load.set_work(work(size));
+        let cpu = running.server.cpu()?;
+        let outcome = load.paced(STEADY / f64::from(readers), scale.time * 4, |_| false)?;
+        let cpu = running.server.cpu()? - cpu;
+        let deliveries = outcome.deliveries as f64 * f64::from(readers) / f64::from(watched);
+        let values = [
+            ("p50_ms", outcome.latency.quantile_ms(0.5)),
+            ("p99_ms", outcome.latency.quantile_ms(0.99)),
+            ("cpu_us", micros(cpu) / deliveries),
+            ("load_core", 100.0 * outcome.load),
+        ];
+        steps.push(Step { name: format!("steady {}", bytes(size)), values: values.into() });
+    }
+    Ok(steps)
 }
 
 fn topic_each(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {

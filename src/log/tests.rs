@@ -8,9 +8,12 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
 use super::message::{Extracted, FieldMapping, Format, Message};
+use super::topic_log::Place;
+use super::variant::Variant;
 use super::*;
 use crate::protocol::event_id::{Epoch, Sequence};
 use crate::protocol::frame::Coding;
+use crate::protocol::gzip::Content;
 use crate::protocol::seek::Start;
 use crate::protocol::seq::Seq;
 use crate::protocol::source::{Field, Source};
@@ -327,4 +330,21 @@ fn a_reader_that_arrives_while_a_warm_log_ends_gets_a_live_log() {
     drop(old);
     append(&registry, "w/1", 1);
     assert_eq!(new.log().state.lock().entries.len(), 1);
+}
+
+#[test]
+fn a_batch_that_others_share_never_goes_beyond_where_a_reader_may_read() {
+    let (registry, lease) = full_registry();
+    let log = lease.log();
+    let variant =
+        Variant { format: Format::Raw, coding: Coding::Chunked, content: Content::Identity, view: None };
+    let place = |position: Seq, until| Place { position, since: position, until };
+    let begin = log.evicted().number;
+    let long = log.shared(place(begin, None), variant).unwrap().unwrap();
+    // A reader of several logs that had read its head before, and must not skip what others received meanwhile.
+    let until = begin.next().next();
+    assert!(long.last > until);
+    let short = log.shared(place(begin, Some(until)), variant).unwrap().unwrap();
+    assert_eq!((short.first, short.last), (long.first, until));
+    drop(registry);
 }

@@ -82,6 +82,8 @@ pub struct Spec {
     pub record: bool,
     /// Its body is compressed.
     pub gzip: bool,
+    /// Reads what comes and does not look at it.
+    pub blind: bool,
 }
 
 impl Spec {
@@ -96,6 +98,7 @@ impl Spec {
             asleep: false,
             record: false,
             gzip: false,
+            blind: false,
         }
     }
 }
@@ -109,6 +112,7 @@ struct Connection {
     streams: u32,
     http2: Option<Box<http2::Http2>>,
     gunzip: Option<Box<gzip::Gunzip>>,
+    blind: bool,
     asleep: bool,
     slow: bool,
     record: Option<Vec<u8>>,
@@ -419,6 +423,7 @@ impl Load {
                 streams: spec.streams,
                 http2: is_http2.then(Box::default),
                 gunzip: spec.gzip.then(Box::default),
+                blind: spec.blind,
                 asleep: spec.asleep,
                 slow: spec.asleep,
                 record: spec.record.then(Vec::new),
@@ -538,6 +543,9 @@ impl Load {
         let now = if self.tally.latency.is_some() { self.epoch.elapsed().as_nanos() as u64 } else { 0 };
         let (tally, size) = (&mut self.tally, self.work.size);
         tally.bytes += length as u64;
+        if connection.blind {
+            return;
+        }
         if connection.slow {
             tally.told += memchr::memmem::find_iter(bytes, b"event: stream-gap").count() as u64;
         }

@@ -32,7 +32,7 @@ pub fn json(number: u32, nanos: u64, size: usize) -> String {
         random ^= random << 5;
         random % below
     };
-    let mut text = String::with_capacity(size + 160);
+    let mut text = String::with_capacity(size + 200);
     // Writing to a String cannot fail.
     let _ = write!(text, "{}{number:08x}{nanos:016x}[", MARK as char);
     while text.len() < size {
@@ -40,13 +40,10 @@ pub fn json(number: u32, nanos: u64, size: usize) -> String {
         let _ = write!(
             text,
             "{{\"symbol\":\"{symbol}\",\"bid\":1.{:05},\"ask\":1.{:05},\"volume\":{},\"venue\":\"XETRA\",\
-             \"time\":\"2026-11-28T23:{:02}:{:02}.{:03}Z\",\"status\":\"open\"}},",
+             \"currency\":\"EUR\",\"status\":\"open\",\"session\":\"continuous\",\"source\":\"matching\"}},",
             next(100_000),
             next(100_000),
-            next(100_000),
-            next(60),
-            next(60),
-            next(1000)
+            next(100_000)
         );
     }
     text.truncate(size - 1); // all of it is ASCII
