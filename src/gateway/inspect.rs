@@ -121,6 +121,7 @@ impl Gateway {
             content: Content::Identity,
             expires: None,
             until_end: false,
+            may_have_ended: true,
             without_control: false,
         };
         let context = self.current().streams.clone();

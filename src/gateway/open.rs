@@ -96,6 +96,7 @@ impl Gateway {
         self.ask_for_new_topics(address, filters)?;
         let leases = self.lease(address, filters, &rules)?;
         let located = self.locate(address, &leases, &rules, start).await.map_err(OpenError::ComeBack)?;
+        let may_have_ended = self.confirm_ends(address, &leases, &rules, start).await;
         if caller.is_some_and(Caller::is_expired) {
             return Err(OpenError::Expired);
         }
@@ -108,6 +109,7 @@ impl Gateway {
             content,
             expires,
             until_end: true,
+            may_have_ended,
             without_control,
         };
         let stream = Stream::open(current.streams.clone(), ticket, seat, leases, options);
@@ -207,6 +209,25 @@ impl Gateway {
             question.answer(ending.and_then(|last| Some(last.stored?.number)));
         });
         let _ = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(asked)).await;
+    }
+
+    /// Whether the messages that ended all topics are still the last ones in the broker. A newer one may be on its way
+    /// here, and whoever hears of the end never comes back. If the broker does not answer in time, the stream opens.
+    async fn confirm_ends(&self, address: IpAddr, leases: &[Lease], rules: &[&Rule], start: &Start) -> bool {
+        if !matches!(start, Start::After(_)) || leases.iter().any(|lease| lease.end().is_none()) {
+            return true; // it does not begin at ends
+        }
+        let asked = leases.iter().zip(rules).map(async |(lease, rule)| {
+            if !rule.source.is_stored() || matches!(rule.source, Source::Kv { .. }) {
+                return true; // what is published here has arrived
+            }
+            let last = self.lookups.last(address, lease.filter().clone(), rule.source.clone()).await;
+            last.is_ok_and(|last| {
+                last.and_then(|last| last.stored).map(|stored| stored.number) == lease.end()
+            })
+        });
+        let confirmed = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(asked)).await;
+        confirmed.is_ok_and(|confirmed| confirmed.into_iter().all(|is_last| is_last))
     }
 
     /// Asks the broker where the stream begins in its stored messages, for the logs that do not know it themselves.

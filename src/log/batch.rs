@@ -60,6 +60,11 @@ impl Batch {
         self.count(log, shared.entries, shared.time);
     }
 
+    /// Whether there is something for the reader in it: it is not only of messages that its view leaves out.
+    pub(super) fn has_events(&self) -> bool {
+        self.entries > 0 || !self.gaps.is_empty()
+    }
+
     /// Whether nothing was read.
     pub(super) fn is_empty(&self) -> bool {
         self.entries == 0 && self.gaps.is_empty() && self.filtered == 0

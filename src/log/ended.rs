@@ -12,9 +12,12 @@ impl Cursors {
         self.ends && self.phase == Phase::Live && self.cursors.iter().all(has_ended)
     }
 
-    /// Whether they begin where every topic has ended: there is nothing to read.
+    /// Whether they begin where every topic has ended: there is nothing to read. Not while the broker is away: a message
+    /// that opened a topic again may not have arrived, and a reader that hears of the end never comes back.
     pub(super) fn begin_at_ends(&self) -> bool {
-        self.cursors.iter().all(|cursor| cursor.end_read().is_some())
+        let has_ended =
+            |cursor: &Cursor| cursor.end_read().is_some() && !cursor.lease.log().numbering.has_lost_feed();
+        self.cursors.iter().all(has_ended)
     }
 }
 

@@ -52,6 +52,11 @@ impl Numbering {
         self.outage.swap(0, Ordering::AcqRel) & 1 == 1
     }
 
+    /// Whether the broker, or its part that feeds the subscription, is away, even if only since a moment ago.
+    pub(super) fn has_lost_feed(&self) -> bool {
+        self.outage.load(Ordering::Acquire) != 0
+    }
+
     /// Whether the subscription has received nothing for so long that readers must know.
     pub(super) fn is_stale(&self) -> bool {
         self.outage.load(Ordering::Acquire) & 1 == 1

@@ -72,7 +72,8 @@ impl Cursors {
             self.cursors.iter().for_each(|cursor| cursor.lease.log().readers.await_paced());
             read = paced.read(self, options, view, rows);
         }
-        if matches!(read, Read::Batch(_)) {
+        // What its types leave out begins no interval: its own first message after it comes at once.
+        if matches!(&read, Read::Batch(batch) if batch.has_events()) {
             options.handle.ignore_entries();
             let between_rounds =
                 paced.cursors.iter().all(|cursor| cursor.until.is_none() && !cursor.has_backlog());

@@ -74,7 +74,9 @@ fn of_one<'a>(
         for ((id, _), group) in ids.iter_mut().zip(&of).zip(groups).filter(|((_, is_of), _)| !**is_of) {
             // Another key may have the entry too: only the broker knows.
             let is_open = answers.is_none() && matches!(id, ParsedEventId::Own { .. });
-            if !is_open && group.leases.iter().all(|lease| lease.has_one_source()) {
+            // The position in an empty key names no entry: it may be of this key, which has been created again since.
+            let is_vague = matches!(id, ParsedEventId::Own { number, .. } if number.is_start());
+            if !is_open && !is_vague && group.leases.iter().all(|lease| lease.has_one_source()) {
                 *id = ParsedEventId::Absent;
             }
         }

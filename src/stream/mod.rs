@@ -82,6 +82,8 @@ pub struct StreamOptions<'a> {
     pub expires: Option<SystemTime>,
     /// Whether it ends once all its topics have ended.
     pub until_end: bool,
+    /// Whether its topics may have ended before it opened, as their logs have it. Not if the broker has newer messages.
+    pub may_have_ended: bool,
     /// Whether the gateway's own events are comments.
     pub without_control: bool,
 }
@@ -158,9 +160,19 @@ impl Stream {
         leases: Vec<Lease>,
         options: StreamOptions<'_>,
     ) -> Option<Self> {
-        let StreamOptions { start, located, format, content, expires, until_end, without_control } = options;
+        let StreamOptions {
+            start,
+            located,
+            format,
+            content,
+            expires,
+            until_end,
+            may_have_ended,
+            without_control,
+        } = options;
         let Opened { mut cursors, id, resumed, ended, gaps } =
             Cursors::open(leases, ticket.handle(), start, located);
+        let ended = ended && may_have_ended;
         cursors.ends = until_end;
         cursors.set_content(content);
         if let Some(every) = ticket.handle().every() {

@@ -195,6 +195,7 @@ impl Replica {
             content,
             expires: None,
             until_end: true,
+            may_have_ended: true,
             without_control: false,
         };
         Stream::open(self.shared.clone(), ticket, place, leases, options)

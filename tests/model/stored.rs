@@ -385,12 +385,19 @@ impl Gateway {
     fn open(&mut self, filters: &[Filter], start: &Start, histories: &[History]) -> Option<Stream> {
         let of = |filter: &Filter| histories.iter().find(|history| history.followed.covers(filter));
         let leases: Vec<Lease> = filters.iter().map(|filter| self.lease(filter, of(filter))).collect();
+        let last = |lease: &Lease| {
+            let held = of(lease.filter())?.held.iter();
+            held.rev().find(|held| lease.filter().matches(&held.topic))
+        };
         for lease in leases.iter().filter(|_| *start != Start::Now) {
             let Some(question) = lease.asks_for_end().now_or_never().flatten() else { continue };
-            let held = of(lease.filter()).unwrap().held.iter();
-            let last = held.rev().find(|held| lease.filter().matches(&held.topic));
-            question.answer(last.filter(|last| is_end(&last.payload)).map(|last| last.number));
+            question.answer(last(lease).filter(|last| is_end(&last.payload)).map(|last| last.number));
         }
+        // As the gateway asks before it says that everything has ended.
+        let is_last = |lease: &Lease| {
+            of(lease.filter()).is_none() || last(lease).map(|last| last.number) == lease.end()
+        };
+        let may_have_ended = leases.iter().all(|lease| lease.end().is_none() || is_last(lease));
         let answers = seeks_needed(&leases, start).into_iter().zip(filters);
         let located: Vec<Option<SeekResult>> =
             answers.map(|(question, filter)| Some(of(filter)?.locate(filter, question?))).collect();
@@ -405,6 +412,7 @@ impl Gateway {
             content,
             expires: None,
             until_end: true,
+            may_have_ended,
             without_control: false,
         };
         Stream::open(self.shared.clone(), ticket, place, leases, options)

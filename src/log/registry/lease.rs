@@ -162,6 +162,11 @@ impl Lease {
 }
 
 impl Lease {
+    /// The number of the message that ended the topic, if it has ended as far as the log knows.
+    pub fn end(&self) -> Option<Seq> {
+        self.log.end.as_ref()?.at()
+    }
+
     /// The question whether the topic has ended, if only the broker can answer it. Readers ask it one after the other:
     /// usually the answer to the first is enough for all.
     pub async fn asks_for_end(&self) -> Option<EndQuestion<'_>> {
