@@ -123,6 +123,25 @@ async fn a_topic_of_nats_ends_by_the_header_of_a_message() {
 }
 
 #[tokio::test]
+async fn nobody_is_told_of_an_end_while_the_broker_is_away() {
+    let mut upstream = Upstream::nats().await;
+    let gateway = Gateway::with(&upstream.toml()).await;
+    let path = "/topics/jobs/7";
+    let mut reader = open(&gateway, path).await;
+    let end = [("topicgate-end", "true")];
+    assert_eq!(
+        crate::common::client::request(gateway.address, "POST", path, &end, b"last").await.status,
+        202
+    );
+    let id = reader.next().await.unwrap().id;
+    assert_ends(&mut reader).await;
+    assert_over(&gateway, path, &id).await;
+    // A message that opened the topic again may be missed now, and whoever got 204 would never come back.
+    upstream.stop();
+    eventually("the stream opens", async || resume(&gateway, path, &id).await.is_ok()).await;
+}
+
+#[tokio::test]
 async fn a_topic_of_nats_ends_by_a_post_that_carries_the_header() {
     let upstream = Upstream::nats().await;
     let gateway = Gateway::with(&upstream.toml()).await;

@@ -18,6 +18,7 @@ const FEW: &str = "messages = 3";
 
 crate::on_each_source!(
     the_first_comes_at_once_and_then_only_the_newest,
+    the_first_of_its_types_comes_at_once_after_others,
     of_each_topic_and_type_the_newest_comes,
     a_reader_that_resumes_or_replays_receives_only_the_newest,
     a_reader_that_is_closed_receives_the_last_state,
@@ -71,6 +72,16 @@ async fn the_first_comes_at_once_and_then_only_the_newest(at: OnSource) {
     for n in 0..=60 {
         assert_eq!(next(&mut all).await.1, n);
     }
+}
+
+async fn the_first_of_its_types_comes_at_once_after_others(at: OnSource) {
+    let mut all = open(&at, "/topics/s/a").await;
+    let mut reader = open(&at, "/topics/s/a?every=1m&type=q").await;
+    at.publish("s/a", "other", 0).await;
+    assert_eq!(next(&mut all).await.1, 0);
+    at.publish("s/a", "q", 1).await;
+    // With a limit far below the interval.
+    assert_eq!(next(&mut reader).await, ("q".to_owned(), 1));
 }
 
 async fn of_each_topic_and_type_the_newest_comes(at: OnSource) {
