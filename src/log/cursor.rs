@@ -30,7 +30,7 @@ pub(super) struct Cursor {
     pub(super) told_stale: bool,
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
-    /// The end of the current [`Phase`]. For new messages, where they begin.
+    /// The end of the current [`super::cursors::Phase`]. For new messages, where they begin.
     pub(super) end: Seq,
 }
 
@@ -62,7 +62,7 @@ impl Cursor {
         self.lease.sequence()
     }
 
-    /// As [`Cursors::read`], for a stream of this log alone.
+    /// As [`super::cursors::Cursors::read`], for a stream of this log alone.
     pub(super) fn read(&mut self, options: ReadOptions, replays: bool, window: &mut Window) -> Read {
         while let Some(until) = self.history_until(self.position, replays) {
             let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
