@@ -3,6 +3,7 @@
 
 mod answer;
 mod body;
+mod context;
 pub mod outcome;
 pub mod table;
 
@@ -13,17 +14,18 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 pub use self::answer::{Answer, LONGEST_WAIT, MOST_MESSAGES};
-use self::outcome::{OutcomeLog, StreamEnded};
+pub use self::context::{StreamContext, StreamOptions};
+use self::outcome::StreamEnded;
 use self::table::Ticket;
 use crate::log::message::Format;
-use crate::log::{Batch, Cursors, FeedNews, Lease, Opened, Read, Registry};
-use crate::metrics::{Limit, Metrics, ResumeOutcome};
+use crate::log::{Batch, Cursors, FeedNews, Lease, Opened, Read};
+use crate::metrics::{Limit, ResumeOutcome};
 use crate::protocol::codes::{CloseCode, GapReason};
 use crate::protocol::comments;
 use crate::protocol::event_id::EventId;
 use crate::protocol::frame::{self, Coding, Frame};
-use crate::protocol::gzip::{Content, Total};
-use crate::protocol::seek::{SeekResult, Start};
+use crate::protocol::gzip::Total;
+use crate::protocol::seek::Start;
 use crate::protocol::topic::Filter;
 use crate::reader::clock::Millis;
 use crate::reader::handle::ReaderHandle;
@@ -34,59 +36,6 @@ const FETCH_AGAIN: Duration = Duration::from_secs(1);
 
 /// How many batches of which the reader's view leaves everything out are read at once.
 const EMPTY_BATCHES: usize = 16;
-
-/// The shortest reconnection delay: with less, browsers reconnect in a loop that harms both sides.
-const MIN_RETRY_MS: u64 = 500;
-
-/// The settings and services that all streams share.
-#[derive(Debug)]
-pub struct StreamContext {
-    /// The logs.
-    pub registry: Arc<Registry>,
-    /// The metrics of the gateway.
-    pub metrics: Arc<Metrics>,
-    /// The silence after which a heartbeat is sent.
-    pub heartbeat: Duration,
-    /// The mean reconnection delay that clients receive.
-    pub retry: Duration,
-    /// The age at which a stream ends so that its reader reconnects, within 10 %.
-    pub max_age: Option<Duration>,
-    /// How long a reader may take no bytes.
-    pub write_timeout: Duration,
-    /// Writes the log lines about ended streams.
-    pub why: Arc<OutcomeLog>,
-}
-
-impl StreamContext {
-    /// A reconnection delay in milliseconds, different for each stream: with the same delay, all would reconnect at
-    /// once.
-    pub fn jittered_retry(&self) -> u64 {
-        let middle = self.retry.as_millis() as u64;
-        fastrand::u64(middle / 2..=middle + middle / 2).max(MIN_RETRY_MS)
-    }
-}
-
-/// The options of one stream.
-#[derive(Debug, Clone, Copy)]
-pub struct StreamOptions<'a> {
-    /// Where the stream begins.
-    pub start: &'a Start,
-    /// The broker's answers to [`crate::log::seeks_needed`], one place for each lease.
-    pub located: &'a [Option<SeekResult>],
-    /// The format of its messages.
-    pub format: Format,
-    /// The content coding of its body. gzip only if its reader has no view and it has control events: both change what others
-    /// receive.
-    pub content: Content,
-    /// When the reader's permission expires: nothing is delivered from then on.
-    pub expires: Option<SystemTime>,
-    /// Whether it ends once all its topics have ended.
-    pub until_end: bool,
-    /// Whether its topics may have ended before it opened, as their logs have it. Not if the broker has newer messages.
-    pub may_have_ended: bool,
-    /// Whether the gateway's own events are comments.
-    pub without_control: bool,
-}
 
 /// A stream that is open.
 #[derive(Debug)]
@@ -108,7 +57,7 @@ pub struct Stream {
     aged: Option<Millis>,
     /// When the reader's permission expires.
     expires: Option<Millis>,
-    /// [`Registry::feed_changes`] as its reader knows them.
+    /// [`crate::log::Registry::feed_changes`] as its reader knows them.
     feed_changes: u32,
     /// Whether the gateway's own events are comments.
     without_control: bool,

@@ -1,0 +1,124 @@
+use super::*;
+
+fn sequence(head: u64) -> Sequence {
+    let sequence = Sequence::new(Epoch("k3x9q2m7".into()));
+    sequence.publish(Seq::new(head));
+    sequence
+}
+
+#[test]
+fn what_this_process_wrote_is_read_back() {
+    let sequence = sequence(57);
+    assert_eq!(&*sequence.event_id(Seq::new(57), None), "k3x9q2m7-57");
+    let own = |number, publisher_id| ParsedEventId::Own { number: Seq::new(number), publisher_id };
+    assert_eq!(sequence.read_event_id("k3x9q2m7-57"), own(57, None));
+    assert_eq!(sequence.read_event_id("k3x9q2m7-0"), own(0, None));
+    let id = sequence.event_id(Seq::new(12), Some("order-7-b"));
+    assert_eq!(&*id, "k3x9q2m7-12-order-7-b");
+    assert_eq!(id.publisher_id(), Some("order-7-b"));
+    assert_eq!(sequence.read_event_id(&id), own(12, Some("order-7-b")));
+}
+
+#[test]
+fn what_it_did_not_write_is_never_taken_for_its_own() {
+    let sequence = sequence(57);
+    assert_eq!(sequence.read_event_id("k3x9q2m7-58"), ParsedEventId::Unknown);
+    assert_eq!(sequence.read_event_id("aaaaaaaa-3"), ParsedEventId::Foreign { publisher_id: None });
+    assert_eq!(
+        sequence.read_event_id("aaaaaaaa-3-x-1"),
+        ParsedEventId::Foreign { publisher_id: Some("x-1") }
+    );
+    for other in [
+        "order-7",
+        "",
+        "k3x9q2m7",
+        "k3x9q2m7-",
+        "k3x9q2m7--1",
+        "k3x9q2m7-+5",
+        "k3x9q2m7-99999999999999999999",
+    ] {
+        assert_eq!(sequence.read_event_id(other), ParsedEventId::Publisher(other), "{other:?}");
+    }
+}
+
+#[test]
+fn epochs_differ_and_have_the_form_that_is_read_back() {
+    let (a, b) = (Epoch::random(), Epoch::random());
+    assert_ne!(a, b);
+    let id = format!("{a}-0");
+    assert_eq!(
+        Sequence::new(a).read_event_id(&id),
+        ParsedEventId::Own { number: Seq::START, publisher_id: None }
+    );
+}
+
+#[test]
+fn a_stored_stream_has_the_same_ids_in_every_process_and_other_ids_once_it_is_created_again() {
+    let tag = |made: &[u8]| Tag::of(&[b"ORDERS", made]);
+    let [one, other] = [0, 9].map(|head| Sequence::stored(tag(b"monday"), Seq::new(head)));
+    let anew = Sequence::stored(tag(b"tuesday"), Seq::START);
+    let id = one.event_id(Seq::new(41), Some("x"));
+    assert_eq!(other.read_event_id(&id), ParsedEventId::Own { number: Seq::new(41), publisher_id: None });
+    assert_eq!(anew.read_event_id(&id), ParsedEventId::Foreign { publisher_id: None });
+    for bad in ["", "k3x9q2m7-41", "41", "1700000000000-0", &format!("{id}x"), &format!("{id}-1")] {
+        assert_eq!(one.read_event_id(bad), ParsedEventId::Unknown, "{bad:?}");
+    }
+}
+
+#[test]
+fn a_number_that_the_broker_has_given_twice_is_no_position() {
+    let tag = || Tag::of(&[b"ORDERS"]);
+    let sequence = Sequence::stored(tag(), Seq::new(5)).in_place_of(&Sequence::stored(tag(), Seq::new(9)));
+    let is_own = |number| {
+        let number = Seq::new(number);
+        let (id, part) = (sequence.event_id(number, None), sequence.component(number));
+        let own = ParsedEventId::Own { number, publisher_id: None };
+        let is_own = sequence.read_event_id(&id) == own;
+        assert_eq!(sequence.read_component(&part).is_some(), is_own);
+        is_own
+    };
+    assert_eq!([0, 1, 6, 9, 10].map(is_own), [true, false, false, false, true]);
+    // The broker has lost that message, and has not given that number again yet.
+    let again = Sequence::stored(tag(), Seq::new(7)).in_place_of(&sequence);
+    assert_eq!(again.given_before, Some(Seq::new(9)));
+    let other = Sequence::stored(Tag::of(&[b"PRICES"]), Seq::new(5)).in_place_of(&sequence);
+    assert_eq!(other.given_before, None);
+}
+
+#[test]
+fn the_id_of_an_entry_of_a_redis_stream_is_its_own() {
+    let sequence = Sequence::of_entry_ids(Tag::of(&[b"orders"]), Seq::START);
+    let number = pack_entry_id(1_700_000_000_000, 7).unwrap();
+    assert_eq!(&*sequence.event_id(number, None), "1700000000000-7");
+    let own = ParsedEventId::Own { number, publisher_id: None };
+    assert_eq!(sequence.read_event_id("1700000000000-7"), own);
+    assert!(
+        pack_entry_id(1_700_000_000_000, 8) > Some(number)
+            && pack_entry_id(1_700_000_000_001, 0) > Some(number)
+    );
+    for bad in ["1700000000000", "-", "a-1", "1-", "+1-1", "99999999999999999-0", "1-9999999"] {
+        assert_eq!(sequence.read_event_id(bad), ParsedEventId::Unknown, "{bad:?}");
+    }
+}
+
+#[test]
+fn the_largest_positions_of_the_most_sequences_fit_into_an_id() {
+    let process = sequence(u64::MAX);
+    let history = Sequence::stored(Tag::of(&[b"x"]), Seq::START);
+    let parts = std::iter::once(&process).chain(std::iter::repeat_n(&history, MAX_SEQUENCES - 1));
+    let id = parts.map(|part| part.component(Seq::MAX)).collect::<Vec<_>>().join(".");
+    assert!(id.len() <= MAX_EVENT_ID, "{}", id.len());
+    for number in [0, 1, 61, 62, 12_345_678, u64::MAX].map(Seq::new) {
+        assert_eq!(history.read_component(&history.component(number)), Some(number));
+    }
+    for bad in [
+        "",
+        "abcdef1",
+        &format!("{}-", history.name),
+        &history.name,
+        &format!("{}zzzzzzzzzzzzzz", history.name),
+    ] {
+        assert_eq!(history.read_component(bad), None, "{bad:?}");
+    }
+    assert_eq!(sequence(5).read_component("k3x9q2m76"), None, "beyond what was published");
+}
