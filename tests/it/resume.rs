@@ -86,7 +86,9 @@ async fn readers_lose_nothing(upstream: Upstream) {
         for (topic, numbers) in seen {
             assert!(numbers.into_iter().eq(0..MESSAGES), "{topic}");
         }
-        assert!(proxy.cuts() >= 10, "{}", proxy.cuts());
+        // A compressed stream has fewer bytes to be cut in.
+        let least = if crate::common::are_all_compressed() { 3 } else { 10 };
+        assert!(proxy.cuts() >= least, "{}", proxy.cuts());
     }
     assert_eq!(gateway.metric("topicgate_resumes_total{outcome=\"gap\"}").await, 0.0);
 }
