@@ -524,7 +524,7 @@ impl World {
                     self.gaps += usize::from(event.event == "stream-gap");
                     self.life.take(event, rewinds, |topic| self.published[topic]);
                     if event.event == "stream-close" && event.data.contains("ended") {
-                        self.is_over = true;
+                        // An EventSource asks once more: only 204 is the end of it.
                         self.life.all_ended(|topic, number| self.ends.contains(&(topic.clone(), number)));
                     }
                 }
