@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_ascend_and_hold_what_they_say() {
+    fn buckets_ascend_and_each_value_lies_within_the_bounds_of_its_bucket() {
         for nanos in [0, 1, 31, 32, 33, 63, 64, 65, 1000, 123_456_789, u64::MAX / 2] {
             let bucket = Histogram::bucket(nanos);
             assert!(Histogram::upper(bucket) <= nanos && nanos < Histogram::upper(bucket + 1), "{nanos}");

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_descriptors_are_spared_however_few_there_are() {
+    fn some_descriptors_are_kept_in_reserve_even_if_few_are_allowed() {
         for (allowed, spare, expected) in [(65_536, 128, 65_408), (256, 128, 128), (64, 128, 32), (0, 128, 1)]
         {
             assert_eq!(at_most(allowed, spare), expected, "{allowed}");

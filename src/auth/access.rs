@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn one_grant_must_cover_all_that_is_asked() {
+    fn a_single_grant_must_cover_the_whole_requested_filter() {
         let rules = rules(&[("**", "granted")]);
         let me = caller(None, &["a/*", "a/*/**", "b/c"]);
         for (text, allowed) in [

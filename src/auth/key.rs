@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_out_of_a_set_is_taken_for_one_algorithm_or_not_at_all() {
+    fn a_key_of_a_set_is_accepted_for_one_algorithm_or_rejected() {
         use Algorithm::{ES256, ES384, EdDSA, HS256, PS256, RS256};
         // Only their lengths are checked.
         let (bytes, short) = (|count: usize| "A".repeat(count.div_ceil(3) * 4 - 1), "A".repeat(170));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_picks_among_keys_and_its_absence_excludes_none() {
+    fn a_key_id_selects_a_key_and_a_missing_id_excludes_none() {
         let key = |kid: Option<&str>| Key {
             kid: kid.map(str::to_owned),
             ..Key::from_secret("0123456789abcdef0123456789abcdef", Algorithm::HS256).unwrap()

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_below_a_domain_are_admitted_and_nothing_that_only_looks_so() {
+    fn a_wildcard_origin_admits_subdomains_and_no_lookalikes() {
         let plain = Origin::parse("https://*.example.com").unwrap();
         for origin in
             ["https://a.example.com", "https://a.b.example.com", "https://xn--bcher-kva.example.com"]

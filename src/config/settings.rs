@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_the_same_configuration() {
+    fn printed_settings_are_read_back_as_the_same_configuration() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config/valid");
         let mut compared = 0;
         for file in std::fs::read_dir(folder).unwrap() {

@@ -72,7 +72,7 @@ fn the_rule_in_the_annotated_file_says_the_defaults_of_a_rule() {
 }
 
 #[test]
-fn the_optional_settings_in_the_annotated_file_fit_the_brokers_they_are_said_for() {
+fn the_optional_settings_in_the_annotated_file_are_valid_when_uncommented() {
     for keep in ["user password", "token", "credentials"] {
         let switched_on = |line: &str| {
             line.strip_prefix('#')
@@ -201,13 +201,13 @@ fn defaults_of_a_file() -> Config {
 }
 
 #[test]
-fn nothing_is_wrong_where_nothing_is_set() {
+fn an_empty_file_is_the_default_configuration() {
     assert!(Config::default().has_first_look);
     assert_eq!(Config::from_toml("").unwrap(), defaults_of_a_file());
 }
 
 #[test]
-fn every_word_that_a_key_takes_means_something_else() {
+fn every_word_that_a_key_accepts_has_its_own_meaning() {
     let rest = |path: &str| match path {
         "proxies.address" => "proxies.trusted = [\"10.0.0.0/8\"]\n",
         _ => "broker = { url = \"redis://h\", cluster = true }\nauth.jwt.public_key = \"k\"\n",
@@ -236,7 +236,7 @@ fn every_word_that_a_key_takes_means_something_else() {
 }
 
 #[test]
-fn what_the_table_of_keys_says_needs_a_restart_keeps_its_value() {
+fn keys_that_the_table_marks_as_needing_a_restart_keep_their_values() {
     let running = Config::from_toml("broker.url = \"nats://h\"").unwrap();
     let file = "listen = \"127.0.0.1:1\"\nadmin = { listen = \"127.0.0.1:2\", console = false, hosts = [\"a\"] }\nlimits.connections = 20000\n\
                 log.format = \"json\"\ntraces = { endpoint = \"http://h\", sample = 0.5 }\nstreams.retry = \"4s\"\n";
@@ -270,7 +270,7 @@ fn what_the_table_of_keys_says_needs_a_restart_keeps_its_value() {
 }
 
 #[test]
-fn a_secret_that_changes_needs_a_restart_though_both_are_shown_alike() {
+fn a_changed_secret_needs_a_restart_although_both_secrets_are_masked() {
     let file = |secret: &str| format!("broker = {{ url = \"redis://h\", password = \"{secret}\" }}");
     let running = Config::from_toml(&file("one")).unwrap();
     let mut config = Config::from_toml(&file("two")).unwrap();

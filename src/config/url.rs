@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broker_url_is_shown_without_what_is_secret_in_it() {
+    fn a_broker_url_is_shown_without_its_secrets() {
         for (url, shown) in [
             ("memory:", "memory:"),
             ("nats://host:4222", "nats://host:4222"),

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_reason_of_each_filter_is_remembered_and_the_oldest_go() {
+    fn the_last_reason_of_each_filter_is_remembered_until_newer_filters_replace_it() {
         let refusals = Refusals::default();
         let filter = |number: usize| Filter::parse(&format!("a/{number}"), 99).unwrap();
         assert!(refusals.note(&filter(0), "x"));

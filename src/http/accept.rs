@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_answered_only_to_those_who_prefer_it() {
+    fn only_clients_that_prefer_json_are_answered_with_json() {
         for json in [
             "application/json",
             "application/*",
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_for_those_who_accept_it_and_do_not_prefer_the_identity() {
+    fn only_clients_that_accept_gzip_and_do_not_prefer_identity_get_gzip() {
         for yes in [
             "gzip",
             "gzip, deflate, br, zstd",

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_paths_have_a_hint() {
+    fn unusual_paths_get_a_hint() {
         assert!(hint("//topics/a").unwrap().contains("2 slashes"));
         assert!(hint("/events/topics/a").unwrap().contains("base_path"));
         assert!(

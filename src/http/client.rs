@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn x_forwarded_for_is_believed_up_to_the_first_that_is_no_trusted_proxy() {
+    fn x_forwarded_for_is_trusted_up_to_the_first_address_that_is_no_trusted_proxy() {
         for (line, expected) in [
             ("203.0.113.9", "203.0.113.9"),
             ("6.6.6.6, 203.0.113.9", "203.0.113.9"),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_believed_likewise_whatever_it_quotes() {
+    fn forwarded_is_trusted_in_the_same_way_with_every_kind_of_quoting() {
         for (line, expected) in [
             ("for=203.0.113.9", "203.0.113.9"),
             ("For=6.6.6.6, FOR=\"203.0.113.9:4711\";proto=https;by=10.0.0.2", "203.0.113.9"),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_believed_of_a_peer_that_is_not_trusted() {
+    fn the_header_fields_of_an_untrusted_peer_are_ignored() {
         let headers = HeaderMap::from_iter([(
             HeaderName::from_static("x-forwarded-for"),
             HeaderValue::from_static("6.6.6.6"),
@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_left_of_an_untrusted_hop_is_ever_believed(
+        fn addresses_left_of_an_untrusted_hop_are_never_trusted(
             elements in proptest::collection::vec(element(), 0..8),
             lines in any::<u8>(),
         ) {
@@ -257,7 +257,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_are_too_odd_to_be_read(
+        fn any_bytes_in_the_header_fields_are_read_without_a_panic(
             lines in proptest::collection::vec(
                 proptest::collection::vec(prop_oneof![Just(b'\t'), 32..=126_u8, 128_u8..], 0..60),
                 0..4,

@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn a_subscriber_stays_within_the_size_class_of_its_task() {
+    fn a_delivery_task_stays_within_its_size_class() {
         // tokio adds 96 bytes, and 8 for the stage of the task.
         assert!(
             size_of::<Delivery<TcpStream, Open>>() <= 384 - 96 - 8,

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn by_an_address_everyone_may_ask_for_what_is_for_people() {
+    fn pages_for_people_are_served_under_any_address_and_under_no_foreign_name() {
         for host in ["localhost:9090", "127.0.0.1", "10.0.0.5:9090", "[2001:db8::1]:9090", "[::1]"] {
             assert!(verdict(&Allowed::addresses(&[]), host), "{host}");
         }
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_answer_addresses_and_names_without_a_dot_and_what_is_listed() {
+    fn metrics_are_served_under_addresses_names_without_a_dot_and_listed_hosts() {
         let listed = ["topicgate.monitoring.svc".to_owned()];
         let allowed = Allowed::local(&listed, false, false);
         for host in [

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_place_is_filled_and_every_style_and_script_has_a_hash() {
+    fn every_placeholder_is_filled_and_every_style_and_script_has_a_hash() {
         for (page, blocks) in [(&PLAIN, 2), (&WITH_DEMO, 2), (&WITH_FIRST_LOOK, 4)] {
             assert_eq!(page.policy.matches("'sha256-").count(), blocks);
             let elements = page.html.matches("<style").count() + page.html.matches("<script").count();

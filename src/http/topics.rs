@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_topic_covers_is_dropped_and_half_overlaps_are_refused() {
+    fn topics_that_another_topic_covers_are_dropped_and_partial_overlaps_are_refused() {
         assert_eq!(settle(&["a/b", "a/**", "a/*", "a/b"], 3).unwrap(), ["a/**"]);
         assert_eq!(settle(&["a", "b", "a"], 3).unwrap(), ["a", "b"]);
         assert!(settle(&["a/*", "*/b"], 3).is_err());
@@ -230,13 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn the_number_is_bounded_before_any_two_are_compared_and_a_repeat_is_none_more() {
+    fn the_number_of_topics_is_checked_before_they_are_compared_and_a_repeated_topic_counts_once() {
         assert!(settle(&["a/1", "a/2", "a/3", "a/*"], 3).is_err());
         assert_eq!(settle(&["a/1", "a/2", "a/1", "a/2", "a/1"], 2).unwrap(), ["a/1", "a/2"]);
     }
 
     #[test]
-    fn a_topic_of_very_many_segments_is_no_danger_to_the_stack() {
+    fn a_topic_of_very_many_segments_does_not_overflow_the_stack() {
         let long = vec!["a"; 300_000].join("/");
         let filters = [long.clone() + "/*", long.clone() + "/b", long + "/**"];
         let mut topics = Topics::new(3);
@@ -261,7 +261,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_index_finds_what_comparing_each_with_each_finds(
+        fn the_index_finds_the_same_overlaps_as_comparing_all_pairs(
             filters in proptest::collection::hash_set(filter(), 1..12),
         ) {
             let filters: Vec<Filter> = filters.into_iter().collect();

@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_concerns_what_it_names_or_all_of_plain_publish_subscribe() {
+    fn a_loss_concerns_the_filters_that_it_names_or_all_of_plain_publish_subscribe() {
         let ingest = ingest();
         let _leases = [
             lease(&ingest, "a", Source::Pubsub),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_broker_is_away_while_one_of_its_connections_is_and_a_part_hides_no_whole() {
+    fn the_broker_is_down_while_any_of_its_connections_is_down_completely() {
         let ingest = ingest();
         let is_up = || *ingest.upstream.borrow().all() == Upstream::Up;
         assert!(!is_up(), "nothing is connected yet");

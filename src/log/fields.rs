@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_ends_its_topic_if_the_value_there_means_yes() {
+    fn a_message_ends_its_topic_if_the_value_of_the_end_field_is_true() {
         let by_header = FieldMapping {
             end: Field::Header("Topicgate-End".into()),
             ..fields(Field::Nowhere, Field::Nowhere)

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_a_strings_text_or_compact_json_with_every_digit() {
+    fn a_value_is_the_text_of_a_string_or_compact_json_with_every_digit() {
         let document = r#" {"a" : {"n" : 12345678901234567890123.10, "s" : "x y\"", "l" : [ 1e999 , -0.0 ]} , "s" : "caf\u00e9\n", "no" : null} "#;
         assert_eq!(
             found(document, ["/a", "/s", "/a/n", "/a/l/1", "/no", "/a/l/2", "/a/s/x", "/x"]),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_found_in_what_is_not_json() {
+    fn no_value_is_found_in_invalid_json() {
         for bad in
             ["", "{", r#"{"a":1}}"#, r#"{"a":1,}"#, "{a:1}", "\u{feff}{\"a\":1}", r#"{"a":1} x"#, "nul"]
         {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_surrogate_pair_has_no_text_and_hurts_nothing_beside_it() {
+    fn half_a_surrogate_pair_has_no_text_and_does_not_affect_other_values() {
         assert_eq!(at(r#""\ud800""#, ""), None);
         let document = r#"{"bad":"\ud800","good":1,"in":{"a":"\udfff x"},"pair":"\ud83d\ude00"}"#;
         let [bad, good, within, pair] = found(document, ["/bad", "/good", "/in", "/pair"]);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_may_be_as_deep_as_a_message_is_long() {
+    fn a_document_of_any_depth_is_read_without_overflowing_the_stack() {
         let deep = format!("{}{}", "[".repeat(500_000), "]".repeat(500_000));
         assert_eq!(at(&format!(r#"{{"a":{deep},"b":1}}"#), "/b").as_deref(), Some("1"));
         assert_eq!(at(&format!(r#"{{"a":{deep}}}"#), "/a").unwrap(), deep);
@@ -276,7 +276,7 @@ mod tests {
     proptest! {
         /// Against the document as a tree.
         #[test]
-        fn it_finds_what_a_tree_of_the_document_has(
+        fn values_are_the_same_as_in_a_parsed_tree_of_the_document(
             document in proptest::collection::vec(prop_oneof![
                 Just("{"), Just("}"), Just("["), Just("]"), Just(","), Just(":"), Just("\"a\""), Just("\"b\""),
                 Just("1"), Just("null"), Just("\"a\":"), Just("{\"a\":"), Just(" "), Just("[1,"), Just("\"b\":2"),

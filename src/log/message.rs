@@ -300,7 +300,7 @@ mod tests {
     use crate::protocol::frame::Coding;
 
     #[test]
-    fn a_payload_that_is_held_beside_its_frame_has_its_weight() {
+    fn a_payload_that_is_stored_beside_its_frame_counts_in_the_weight() {
         let weight = |payload: Vec<u8>| {
             let topic = Topic::parse("a", 9).unwrap();
             let payload = Bytes::from(payload);

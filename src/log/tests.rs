@@ -118,7 +118,7 @@ fn readers_at_the_same_positions_share_every_batch() {
 }
 
 #[test]
-fn a_reader_that_starts_elsewhere_comes_to_share_the_batches_of_the_others() {
+fn a_reader_that_starts_elsewhere_soon_shares_the_batches_of_the_others() {
     let (registry, _lease) = full_registry();
     let middle = Start::After(Some(registry.sequence().event_id(Seq::new(MESSAGES / 2), None).into()));
     // The one that starts later builds one batch of its own, whichever of the two it is.
@@ -167,7 +167,7 @@ fn a_batch_is_not_rebuilt_for_a_few_more_entries() {
 }
 
 #[test]
-fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
+fn readers_are_woken_in_groups_and_again_for_messages_that_came_in_between() {
     let (registry, _lease) = full_registry();
     while registry.wake(usize::MAX) {}
     let (crowd, other) = (lease(&registry), lease_of(&registry, "b"));
@@ -201,7 +201,7 @@ fn readers_are_woken_in_parts_all_of_them_and_again_for_what_came_between() {
 }
 
 #[test]
-fn batches_count_among_the_held_bytes_until_the_next_sweep() {
+fn cached_batches_count_in_the_buffered_bytes_until_the_next_sweep() {
     let (registry, _lease) = full_registry();
     let before = registry.bytes();
     let batches = places(&registry, &Start::All);
@@ -236,7 +236,7 @@ fn a_new_topic_in_a_warm_rule_visits_only_its_own_messages() {
 }
 
 #[test]
-fn where_topics_are_found_is_forgotten_with_their_messages() {
+fn the_index_of_topics_forgets_evicted_messages() {
     let (registry, warm) = warm_registry();
     (0..100).for_each(|topic| append_by(&registry, &warm, &format!("w/{}", topic % 30), 1));
     let log = lease_in(&registry, "w/**", None).log().clone();
@@ -284,7 +284,7 @@ fn a_catch_up_over_many_topics_visits_few_more_entries_than_it_sends() {
 }
 
 #[test]
-fn a_message_that_comes_is_shared_by_the_streams_of_many_topics() {
+fn streams_of_the_same_topics_share_the_batch_of_a_new_message() {
     let (registry, _) = warm_registry();
     let names: Vec<String> = (0..100).map(|topic| format!("t/{topic}")).collect();
     let open = || {

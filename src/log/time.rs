@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_waits_for_a_clock_that_is_a_little_behind_and_goes_back_with_one_that_is_set_back() {
+    fn times_never_decrease_for_a_clock_that_lags_and_go_back_with_a_clock_that_is_set_back() {
         let mut line = Line::default();
         assert_eq!(line.next(at(10_000)), (at(10_000), false));
         assert_eq!(line.next(at(9_000)), (at(10_000), false));
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_only_ever_brought_back() {
+    fn a_time_is_only_ever_moved_back() {
         let stamp = Stamp::new(at(5), Instant::now());
         stamp.bring_back(at(7));
         assert_eq!(stamp.time(), at(5));

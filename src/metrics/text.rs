@@ -56,7 +56,7 @@ mod tests {
         # HELP e Version.\n# TYPE e info\ne_info{v=\"1\"} 1\n# EOF\n";
 
     #[test]
-    fn the_older_text_has_the_same_samples_under_names_that_are_theirs() {
+    fn the_older_text_format_has_the_same_samples_under_its_own_names() {
         assert_eq!(
             prometheus(OPEN),
             "# HELP a_total Requests.\n# TYPE a_total counter\na_total{b=\"# HELP c\"} 1\n# HELP d Depth.\n# TYPE d gauge\nd 2\n\

@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_known_is_a_sentence_and_anything_else_is_passed_on() {
+    fn known_errors_become_a_sentence_and_others_are_passed_on() {
         let told = sentence("authorization violation: nats: authorization violation", Peer::Nats);
         assert_eq!(told.matches("authorization violation").count(), 1, "{told}");
         assert!(sentence("x: Connection refused (os error 111)", Peer::Keys).contains("auth.jwt.jwks_url"));
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_its_error_has_repeated_is_said_once() {
+    fn a_source_that_its_error_repeats_is_printed_once() {
         let inner = std::io::Error::other("no cheese");
         let outer = std::io::Error::other(inner);
         assert_eq!(chain(&outer), "no cheese");

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_beyond_its_pace_delays_no_other_and_keeps_its_turn() {
+    fn a_request_that_exceeds_its_pace_delays_no_other_and_keeps_its_turn() {
         let mut turns = Turns::new(100);
         for n in 0..2 {
             turns.push(address(1), (1, n));

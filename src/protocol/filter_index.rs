@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_leaves_no_node_behind() {
+    fn a_removed_filter_leaves_no_node_behind() {
         let all = ["a", "a/b", "a/*", "a/*/c", "a/**", "**", "*", "*/b/**"];
         let mut index = index(&all);
         for text in all {
@@ -267,7 +267,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
         #[test]
-        fn it_finds_what_filters_match_and_cover_whatever_came_and_went(
+        fn the_index_agrees_with_a_plain_map_after_any_insertions_and_removals(
             steps in proptest::collection::vec((filters(), any::<bool>()), 0..40),
             asked in proptest::collection::vec(filters(), 1..10),
         ) {

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_utf8_is_marked_and_in_base64() {
+    fn a_payload_that_is_not_utf8_is_sent_as_a_base64_data_url() {
         let (frame, payload) = message(&"1".into(), EventType::new("blob").as_ref(), b"\xff\xfe\0A");
         assert_eq!(
             text(&frame),
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_a_payload_does_not_keep_the_buffer_that_it_was_read_into() {
+    fn a_stored_payload_does_not_keep_its_read_buffer_alive() {
         let read = Bytes::from(vec![b'\n'; 8192]);
         for payload in [read.slice(..10), Bytes::from(vec![0xff; 8192]).slice(..10)] {
             let (_, kept) = message(&"1".into(), None, &payload);

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_gives_its_burst_at_once_and_then_its_rate() {
+    fn a_bucket_gives_its_burst_at_once_and_then_its_rate() {
         let (mut bucket, rate) = (Bucket::default(), Rate::per_second(100));
         let mut taken = |now| (0..).take_while(|_| bucket.take(1, rate, Millis::at(now))).count();
         assert_eq!(taken(0), 500);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_costs_nothing_and_what_is_owed_is_waited_for() {
+    fn a_refused_amount_costs_nothing_and_a_debt_must_be_waited_for() {
         let (mut bucket, rate) = (Bucket::default(), Rate::per_second(1_000));
         let at = Millis::at;
         assert!(!bucket.take(5_001, rate, at(0)) && bucket.is_full(at(0)));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn no_rate_and_no_amount_is_too_large_for_it() {
+    fn a_bucket_takes_any_rate_and_any_amount() {
         let mut bucket = Bucket::default();
         bucket.owe(u64::MAX, Rate::per_second(0), Millis::at(u64::MAX / NANOS_PER_MS));
         assert!(bucket.in_debt_until(Millis::at(0)).is_some());

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_has_as_many_as_it_may_gets_no_more_until_one_ends_and_is_forgotten_with_the_last() {
+    fn an_address_at_its_limit_gets_no_more_connections_until_one_ends_and_is_forgotten_with_the_last() {
         let connections = Connections::default();
         connections.set_limit(2);
         let enter = |address: &str| connections.enter(address.parse().unwrap()).is_some();

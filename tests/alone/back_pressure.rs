@@ -141,7 +141,7 @@ impl Checker {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_replay_takes_no_memory_and_what_is_published_meanwhile_comes_in_its_place() {
+async fn a_long_replay_takes_no_memory_and_messages_published_meanwhile_come_in_their_place() {
     const MESSAGES: u64 = 100_000;
     let _alone = ALONE.lock().await;
     let scene = Scene::with(MESSAGES).await;
@@ -273,13 +273,13 @@ async fn a_crowd_replays(messages: u64, places: &[u64], fetches: f64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_that_comes_back_at_once_shares_what_is_fetched() {
+async fn readers_that_reconnect_at_once_share_the_messages_that_are_fetched() {
     let _alone = ALONE.lock().await;
     a_crowd_replays(5_000, &[0; 200], 60.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_that_returns_to_different_positions_has_fair_shares() {
+async fn readers_that_reconnect_at_different_positions_get_fair_shares() {
     let _alone = ALONE.lock().await;
     let places: Vec<u64> = (0..60).map(|reader| reader * 97).collect();
     a_crowd_replays(12_000, &places, 500.0).await;

@@ -53,7 +53,7 @@ async fn the_streams_of_the_console_are_limited_across_its_connections() {
 }
 
 #[tokio::test]
-async fn topics_are_listed_with_what_they_hold_in_pages_by_name_and_by_prefix() {
+async fn topics_are_listed_with_their_message_counts_in_pages_by_name_and_by_prefix() {
     let gateway = Gateway::start().await;
     let mut readers = Vec::new();
     for topic in ["b", "a/2", "a/1", "a/3", "a/1"] {
@@ -161,7 +161,7 @@ async fn streams_are_listed_and_ended_by_topic_address_subject_and_id_and_the_ot
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_is_seen_to_fall_behind() {
+async fn a_reader_that_reads_nothing_is_shown_to_fall_behind() {
     let gateway = Gateway::start().await;
     let _stuck = Wire::narrow(gateway.address, "/topics/a").await;
     let text = "x".repeat(100 * 1024);
@@ -174,7 +174,7 @@ async fn a_reader_that_takes_nothing_is_seen_to_fall_behind() {
 }
 
 #[tokio::test]
-async fn a_topic_is_watched_whatever_its_rule_says_and_nothing_is_subscribed_for_it() {
+async fn the_console_shows_any_topic_that_is_held_and_subscribes_to_nothing_for_it() {
     let gateway = Gateway::with(&with_tokens()).await;
     let path = "/console/messages?topic=orders/eu";
     assert_eq!(gateway.ask_admin("GET", path, &[]).await.status, 404, "it is not held");
@@ -196,7 +196,7 @@ async fn a_topic_is_watched_whatever_its_rule_says_and_nothing_is_subscribed_for
 }
 
 #[tokio::test]
-async fn settings_are_listed_with_where_they_came_from_and_secrets_are_not() {
+async fn settings_are_listed_with_their_origin_and_without_secrets() {
     let gateway = Gateway::with(&with_tokens()).await;
     let settings = get(&gateway, "/config").await;
     let of = |key: &str| {
@@ -221,7 +221,7 @@ const PATHS: [(&str, &str); 9] = [
 ];
 
 #[tokio::test]
-async fn pages_of_others_can_neither_look_nor_end_anything() {
+async fn pages_of_other_origins_can_neither_read_nor_end_anything() {
     let gateway = Gateway::start().await;
     let mut reader = gateway.open("/topics/a").await;
     reader.expect("stream-open").await;
@@ -264,7 +264,7 @@ async fn pages_of_others_can_neither_look_nor_end_anything() {
 }
 
 #[tokio::test]
-async fn where_others_reach_the_listener_the_console_is_there_only_if_it_was_asked_for() {
+async fn on_a_public_address_the_console_is_served_only_if_it_is_configured() {
     let gateway = Gateway::with_admin("0.0.0.0", "").await;
     for (method, path) in PATHS {
         assert_eq!(gateway.ask_admin(method, path, &[]).await.status, 404, "{method} {path}");

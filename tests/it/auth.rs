@@ -95,7 +95,7 @@ static CALLERS: LazyLock<[(&str, Option<String>); 5]> = LazyLock::new(|| {
 });
 
 #[tokio::test]
-async fn each_rule_decides_who_reads() {
+async fn each_rule_decides_which_callers_can_read() {
     const OK: (u16, &str) = (200, "");
     const NO_TOKEN: (u16, &str) = (401, "no_token");
     const EXPIRED: (u16, &str) = (401, "expired_token");
@@ -142,7 +142,7 @@ async fn each_rule_decides_who_reads() {
 }
 
 #[tokio::test]
-async fn each_rule_decides_who_publishes() {
+async fn each_rule_decides_which_callers_can_publish() {
     let gateway = gateway(JWT).await;
     for (path, expected) in [
         ("/topics/public/a", ["", "", "", "", ""]),
@@ -169,7 +169,7 @@ async fn each_rule_decides_who_publishes() {
 }
 
 #[tokio::test]
-async fn a_token_is_found_where_it_may_be_and_several_must_agree() {
+async fn a_token_is_read_from_each_permitted_place_and_several_tokens_must_agree() {
     let (good, other) = (token(json!({"sub": "me"})), token(json!({"sub": "you"})));
     let default = gateway(JWT).await;
     let switched = gateway(&format!("{JWT}[auth.token]\ncookie = \"session\"\nquery = true\n")).await;
@@ -232,7 +232,7 @@ async fn a_token_is_found_where_it_may_be_and_several_must_agree() {
 }
 
 #[tokio::test]
-async fn grants_are_read_where_they_may_be() {
+async fn grants_are_read_from_each_configured_claim() {
     let own = gateway(JWT).await;
     let nested = gateway(&format!("{JWT}claim = \"/realm/topics~1x\"\n")).await;
     let mercure = gateway(&format!("{JWT}mercure = true\n")).await;
@@ -355,7 +355,7 @@ async fn a_subject_that_is_no_segment_reads_nothing() {
 }
 
 #[tokio::test]
-async fn every_algorithm_holds_with_its_key_and_no_other() {
+async fn a_token_is_accepted_only_with_the_algorithm_of_its_key() {
     let rsa = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"];
     let public = |file: &str| format!("[auth.jwt]\npublic_key = {:?}\n", key(file).to_str().unwrap());
     let mut settings: Vec<(String, Option<&str>, &str)> = vec![
@@ -381,7 +381,7 @@ async fn every_algorithm_holds_with_its_key_and_no_other() {
 }
 
 #[tokio::test]
-async fn expiry_audience_and_issuer_are_held_to_within_the_leeway() {
+async fn expiry_audience_and_issuer_are_enforced_within_the_leeway() {
     let plain = gateway(JWT).await;
     let strict = gateway(&format!(
         "{JWT}leeway = \"0s\"\naudience = [\"gate\", \"door\"]\nissuer = \"https://login.example.com\"\n"
@@ -441,7 +441,7 @@ async fn expiry_audience_and_issuer_are_held_to_within_the_leeway() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_what_is_missing_as_rfc_6750_defines() {
+async fn a_refusal_names_the_missing_grant_as_rfc_6750_defines() {
     let gateway = gateway(JWT).await;
     let none = gateway.get("/topics/granted/a").await;
     assert_eq!((none.status, none.header("www-authenticate")), (401, "Bearer realm=\"topicgate\""));

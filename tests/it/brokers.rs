@@ -141,7 +141,7 @@ macro_rules! contract_of_all {
 }
 
 contract_of_all!(
-    what_is_published_after_the_confirmation_arrives,
+    messages_that_are_published_after_the_confirmation_arrive,
     messages_keep_their_order,
     wildcards_match_as_the_grammar_says,
     filters_that_overlap_get_a_message_once_each,
@@ -153,10 +153,10 @@ contract_of_all!(
 );
 
 // Redis has no header fields: what it says to them stands in tests/it/redis_broker.rs.
-contract!(memory_headers, memory: what_is_published_through_the_broker_arrives_with_its_headers);
-contract!(nats_headers, nats: what_is_published_through_the_broker_arrives_with_its_headers);
+contract!(memory_headers, memory: messages_that_are_published_through_the_broker_arrive_with_their_headers);
+contract!(nats_headers, nats: messages_that_are_published_through_the_broker_arrive_with_their_headers);
 
-async fn what_is_published_after_the_confirmation_arrives(mut broker: Fixture) {
+async fn messages_that_are_published_after_the_confirmation_arrive(mut broker: Fixture) {
     for round in 0..200 {
         let name = format!("orders/{round}");
         broker.subscribe(&name).await;
@@ -239,7 +239,7 @@ async fn a_filter_can_be_subscribed_again_right_after_it_was_unsubscribed(mut br
     }
 }
 
-async fn what_is_published_through_the_broker_arrives_with_its_headers(mut broker: Fixture) {
+async fn messages_that_are_published_through_the_broker_arrive_with_their_headers(mut broker: Fixture) {
     broker.subscribe("orders").await;
     let mut headers = Headers::default();
     headers.insert("Nats-Msg-Id", "42");
@@ -320,7 +320,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn subjects_that_are_no_topics_are_dropped_and_reported() {
+    async fn messages_whose_subject_is_no_topic_are_dropped_and_reported() {
         let mut broker = Fixture::nats().await;
         broker.subscribe("**").await;
         let Server::Real(Upstream::Nats { client, .. }) = &broker.server else { panic!() };
@@ -462,7 +462,7 @@ mod nats_server {
     ] }"#;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn permissions_for_nothing_but_the_topics_are_enough() {
+    async fn permissions_for_the_topics_alone_are_enough() {
         let server = NatsServer::with(NARROW);
         let url = server.url().replace("//", "//gate:pass@");
         let (broker, mut events) = connect(&broker_config(&url));
@@ -473,7 +473,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_permissions_forbid_is_refused_for_that_command_alone() {
+    async fn a_command_that_permissions_forbid_is_refused_alone() {
         let server = NatsServer::with(NARROW);
         let url = server.url().replace("//", "//gate:pass@");
         let (broker, mut events) = connect(&broker_config(&url));
@@ -628,7 +628,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_wrong_password_stays_down_and_says_why_without_it() {
+    async fn a_wrong_password_is_reported_as_the_reason_and_not_repeated_in_it() {
         let server = NatsServer::with("authorization { user: gate, password: right }");
         let url = server.url().replace("//", "//gate:wrong@");
         let (broker, mut events) = connect(&broker_config(&url));
@@ -670,7 +670,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn tls_with_an_own_authority_and_a_client_certificate_works() {
+    async fn tls_with_a_private_authority_and_a_client_certificate_works() {
         use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
         let authority_key = KeyPair::generate().unwrap();
         let mut authority = CertificateParams::default();
@@ -740,7 +740,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_message_that_is_larger_than_can_be_held_is_a_loss_of_its_filter_alone() {
+    async fn a_message_that_is_too_large_for_memory_is_a_loss_of_its_filter_alone() {
         let server = NatsServer::with("max_payload: 67108865\nmax_pending: 268435456");
         let client = async_nats::connect(server.url()).await.unwrap();
         let (broker, mut events) = connect(&broker_config(&server.url()));
@@ -761,7 +761,7 @@ mod nats_server {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_not_taken_waits_at_the_server() {
+    async fn messages_that_are_not_read_wait_at_the_server() {
         let server = NatsServer::start();
         let client = async_nats::connect(server.url()).await.unwrap();
         let (sender, mut events) = mpsc::channel(16);

@@ -61,7 +61,7 @@ async fn behind_a_trusted_proxy_each_client_counts_by_itself() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_choose_its_address_by_what_it_sends_the_proxy() {
+async fn a_client_cannot_choose_its_address_by_the_header_fields_that_it_sends_to_the_proxy() {
     let gateway = Gateway::with(&behind(TRUSTED)).await;
     let _held = open(&gateway, "X-Forwarded-For: 203.0.113.1\r\n").await.unwrap();
     for lines in [
@@ -94,7 +94,7 @@ async fn an_unreadable_client_address_counts_as_the_proxy() {
 }
 
 #[tokio::test]
-async fn an_untrusted_peer_counts_as_itself_whatever_it_claims() {
+async fn an_untrusted_peer_counts_as_itself_with_any_header_fields() {
     for proxies in [
         "",
         "trusted = [\"10.0.0.0/8\", \"127.0.0.2\"]",

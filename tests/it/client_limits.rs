@@ -226,7 +226,7 @@ async fn a_temporary_fault_is_503_for_clients_that_do_not_ask_for_an_event_strea
 }
 
 #[tokio::test]
-async fn a_failed_or_abandoned_open_gives_its_place_back() {
+async fn a_stream_that_fails_to_open_or_is_abandoned_no_longer_counts() {
     let mut upstream = Upstream::redis().await;
     let gateway = Gateway::with(&format!("limits.streams_per_address = 1\n{}", upstream.toml())).await;
     let before = upstream.subscriptions().await;
@@ -406,7 +406,7 @@ async fn a_replay_beyond_its_pace_waits_its_turn_loses_nothing_and_holds_up_nobo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn coming_back_again_and_again_with_an_old_cursor_brings_no_more_than_the_pace() {
+async fn reconnecting_repeatedly_with_an_old_cursor_brings_no_more_than_the_pace() {
     let gateway = paced_gateway(60).await;
     let (begin, address) = (Instant::now(), gateway.address);
     let sent = async || gateway.metric("topicgate_replayed_bytes_total").await;
@@ -472,7 +472,7 @@ async fn a_replay_that_waits_still_sends_heartbeats() {
 }
 
 #[tokio::test]
-async fn the_log_says_which_key_to_set_where_all_clients_may_be_one_proxy() {
+async fn the_log_names_the_key_to_set_if_all_clients_may_be_behind_one_proxy() {
     let limit = ("TOPICGATE_LIMITS__STREAMS_PER_ADDRESS", "1");
     let trusted = ("TOPICGATE_PROXIES__TRUSTED", "10.0.0.0/8");
     for (environment, said) in [(&[limit][..], true), (&[limit, trusted], false)] {
@@ -493,7 +493,7 @@ async fn the_log_says_which_key_to_set_where_all_clients_may_be_one_proxy() {
 
 /// A request that is refused for its own sake, as often as it takes until the pace of its address is met.
 #[tokio::test]
-async fn the_pace_of_an_address_is_asked_before_its_topics_are_read() {
+async fn the_pace_of_an_address_is_checked_before_its_topics_are_parsed() {
     let gateway = Gateway::with("limits = { opens_per_second = 1 }").await;
     let all: String = (0..101).map(|n| format!("&topic=a/{n}")).collect();
     for path in
@@ -509,7 +509,7 @@ async fn the_pace_of_an_address_is_asked_before_its_topics_are_read() {
 }
 
 #[tokio::test]
-async fn a_topic_that_is_named_again_and_again_is_one() {
+async fn a_topic_that_is_named_repeatedly_counts_once() {
     let gateway = Gateway::start().await;
     let path = format!("/topics?{}topic=b", "topic=a&".repeat(1_500));
     let mut reader = gateway.open(&path).await;
@@ -548,7 +548,7 @@ async fn lingering_topics_count_for_their_last_address_and_its_oldest_are_releas
 }
 
 #[tokio::test]
-async fn new_topics_have_a_pace_for_an_address_and_those_that_are_held_have_none() {
+async fn new_topics_have_a_pace_for_an_address_and_topics_in_memory_have_none() {
     let gateway = Gateway::with("limits = { new_topics_per_second = 1 }").await;
     // Five at once; a stream may go over it, and then it is made up for.
     let many: String = (0..60).map(|n| format!("&topic=many/{n}")).collect();
@@ -563,7 +563,7 @@ async fn new_topics_have_a_pace_for_an_address_and_those_that_are_held_have_none
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn giving_topics_up_keeps_up_with_taking_them_in() {
+async fn topics_are_released_as_fast_as_they_are_opened() {
     // More than one sweep a second could give up within the limit of a test, with the 1024 that fit into its way to the broker.
     const STREAMS: usize = 300;
     let limits = "limits = { topics_per_address = 1000000, topics = 1000000, new_topics_per_second = 1000000, \
@@ -593,7 +593,7 @@ async fn post_from(gateway: &Gateway, last: u8, length: usize, sent: usize) -> R
 }
 
 #[tokio::test]
-async fn bodies_under_way_are_bounded_for_an_address_and_in_all_and_free_again() {
+async fn the_bytes_of_unfinished_bodies_are_limited_for_an_address_and_in_total() {
     // An address may have 32 KiB and a head of 16: one message, and half of a second one.
     let limits = "limits = { message = \"32KiB\", bodies = \"64KiB\", head_timeout = \"1m\" }\n";
     let rule = "[[topics]]\nmatch = \"**\"\npublish = \"anyone\"\n";
@@ -623,7 +623,7 @@ async fn bodies_under_way_are_bounded_for_an_address_and_in_all_and_free_again()
 }
 
 #[tokio::test]
-async fn publishing_has_a_pace_for_an_address_asked_before_anything_else() {
+async fn the_publishing_pace_of_an_address_is_checked_before_anything_else() {
     let gateway = Gateway::with("limits = { publishes_per_second = 1 }").await;
     let mut accepted = 0;
     let begin = Instant::now();

@@ -147,7 +147,7 @@ async fn chromium_and_two_libraries_lose_nothing_that_is_compressed_when_cut_off
 }
 
 #[tokio::test]
-async fn the_page_of_the_embedded_broker_publishes_and_shows_what_arrives() {
+async fn the_page_of_the_embedded_broker_publishes_and_shows_the_messages() {
     let gateway = Gateway::start().await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/page.mjs");
     let url = format!("http://{}/", gateway.address);

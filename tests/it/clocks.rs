@@ -114,7 +114,7 @@ async fn resumed(gateway: &Process, path: &str, last: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn since_goes_by_the_clock_of_the_stream_whatever_the_gateways_says() {
+async fn since_uses_the_clock_of_the_stream_and_not_that_of_the_gateway() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
@@ -151,7 +151,7 @@ async fn since_goes_by_the_clock_of_the_stream_whatever_the_gateways_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_jumps_ahead_and_back_is_soon_believed_again() {
+async fn a_clock_that_jumps_ahead_and_back_is_soon_trusted_again() {
     let clock = Clock::ahead_by(0);
     let rule =
         "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { age = \"10s\" }\n";

@@ -37,7 +37,7 @@ fn refused(ended: &Ended, code: i32, words: &str) {
 }
 
 #[tokio::test]
-async fn check_says_what_this_machine_cannot_keep_and_what_would_be_right() {
+async fn check_reports_limits_that_this_machine_cannot_keep_and_suggests_values() {
     let few = "ulimit -n 256 && exec \"$0\" check";
     let mut shell = tokio::process::Command::new("sh");
     shell.args(["-c", few, env!("CARGO_BIN_EXE_topicgate")]).env_clear();
@@ -139,7 +139,7 @@ async fn a_token_may_come_from_a_file_or_the_environment() {
 }
 
 #[tokio::test]
-async fn a_minted_token_lets_in_where_it_grants_and_says_so_itself() {
+async fn a_minted_token_admits_to_the_topics_that_it_grants_and_inspect_lists_them() {
     let rule = "[[topics]]\nmatch = \"**\"\nread = \"granted\"\npublish = \"granted\"\n";
     let gateway = Gateway::with(&format!("{JWT}claim = \"/realm/topics\"\n{rule}")).await;
     let environment = [WITH_SECRET[0], ("TOPICGATE_AUTH__JWT__CLAIM", "/realm/topics")];
@@ -189,7 +189,7 @@ async fn a_short_token_for_a_long_stream_is_minted_and_explained() {
 }
 
 #[tokio::test]
-async fn tokens_are_signed_with_the_private_key_of_whatever_kind_and_not_with_another() {
+async fn tokens_are_signed_with_private_keys_of_every_kind_and_not_with_a_key_that_does_not_match() {
     let public = |name: &str| key(&format!("{name}.pub.pem")).to_str().unwrap().to_owned();
     for (name, algorithm, says) in [
         ("p256", None, "ES256"),
@@ -257,7 +257,7 @@ async fn sub_asks_for_the_types_and_the_interval_that_its_flags_name() {
 }
 
 #[tokio::test]
-async fn what_is_published_is_printed_with_id_and_type() {
+async fn published_messages_are_printed_with_id_and_type() {
     let gateway = Gateway::start().await;
     let url = url(&gateway, "orders/eu");
     let mut plain = Running::start(&["sub", &url]);
@@ -321,7 +321,7 @@ async fn a_gap_and_a_close_are_printed_beside_the_messages() {
 }
 
 #[tokio::test]
-async fn what_will_never_work_ends_at_once_and_says_why() {
+async fn commands_that_can_never_work_end_at_once_with_the_reason() {
     let gateway = Gateway::with("[[topics]]\nmatch = \"open/**\"\nread = \"anyone\"\n").await;
     refused(&run(&["sub", &url(&gateway, "shut")], &[]).await, 1, "404 not_found: ");
     refused(&run(&["sub", &url(&gateway, "a//b")], &[]).await, 1, "400 bad_topic: ");
@@ -334,7 +334,7 @@ async fn what_will_never_work_ends_at_once_and_says_why() {
 }
 
 #[tokio::test]
-async fn over_tls_an_authority_is_trusted_that_is_named_and_no_other() {
+async fn over_tls_only_the_authority_that_is_named_is_trusted() {
     let files = Files::new();
     let gateway = Gateway::with(&files.toml()).await;
     let url = format!("https://localhost:{}/topics/a", gateway.address.port());
@@ -347,7 +347,7 @@ async fn over_tls_an_authority_is_trusted_that_is_named_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_output_that_leaves_ends_it_without_a_word() {
+async fn the_command_ends_silently_when_its_output_is_closed() {
     let gateway = Gateway::start().await;
     let url = url(&gateway, "a");
     let mut child = topicgate(&["sub", &url, "--json"], &[]).stderr(Stdio::piped()).spawn().unwrap();
@@ -360,7 +360,7 @@ async fn a_reader_of_the_output_that_leaves_ends_it_without_a_word() {
 }
 
 #[tokio::test]
-async fn shells_complete_what_the_manual_describes() {
+async fn shells_complete_the_commands_that_the_manual_describes() {
     let script = "eval \"$(\"$0\" completions bash)\"; COMP_WORDS=(topicgate do); COMP_CWORD=1; \
                   _topicgate topicgate do topicgate; echo \"${COMPREPLY[@]}\"";
     let mut bash = tokio::process::Command::new("bash");

@@ -99,7 +99,7 @@ fn invalid_files_are_refused_in_the_words_of_their_first_line() {
 }
 
 #[test]
-fn nothing_set_is_the_default_and_opens_the_embedded_broker_on_loopback() {
+fn without_settings_the_defaults_open_the_embedded_broker_on_loopback() {
     // A file, even an empty one, ends the first look; nothing else differs.
     let config = Config { has_first_look: true, ..Config::from_toml("").unwrap() };
     assert_eq!(config, Config::default());
@@ -110,7 +110,7 @@ fn nothing_set_is_the_default_and_opens_the_embedded_broker_on_loopback() {
 }
 
 #[test]
-fn nothing_is_exposed_by_itself_on_a_real_broker_or_a_public_listener() {
+fn without_rules_nothing_is_exposed_on_a_real_broker_or_a_public_listener() {
     for file in [
         "broker = { url = \"nats://h\" }",
         "broker = { url = \"redis://h\" }",
@@ -124,7 +124,7 @@ fn nothing_is_exposed_by_itself_on_a_real_broker_or_a_public_listener() {
 }
 
 #[test]
-fn a_rule_lets_nobody_in_until_it_says_so() {
+fn a_rule_admits_nobody_unless_it_says_otherwise() {
     let config = Config::from_toml("[[topics]]\nmatch = \"a\"").unwrap();
     assert_eq!((config.topics[0].read, config.topics[0].publish), (Access::Nobody, Access::Nobody));
 }
@@ -283,7 +283,7 @@ fn a_container_without_a_configuration_is_a_demo_and_anything_that_says_more_end
 }
 
 #[test]
-fn an_address_of_the_file_that_a_variable_overrides_is_warned_of() {
+fn an_address_in_the_file_that_a_variable_overrides_gets_a_warning() {
     let file = "listen = \"127.0.0.1:9000\"\n[admin]\nlisten = \"127.0.0.1:9001\"\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"";
     let warnings = load(&[("TOPICGATE_LISTEN", "0.0.0.0:8080")], file).unwrap().warnings();
     let expected = "listen = \"127.0.0.1:9000\" in topicgate.toml has no effect: the environment variable TOPICGATE_LISTEN overrides it";
@@ -301,7 +301,7 @@ fn an_address_of_the_file_that_a_variable_overrides_is_warned_of() {
 }
 
 #[test]
-fn white_space_around_a_setting_does_not_change_what_it_means() {
+fn white_space_around_a_setting_does_not_change_its_meaning() {
     let file = "broker.url = \" nats://h:4222, nats://i:4222 \"\nlisten = \"127.0.0.1:1\\n\"\nhosts = [\" a.example\"]\n\
                 [[topics]]\nmatch = \" orders/**\"\nread = \"anyone \"";
     let config = Config::from_toml(file).unwrap();
@@ -336,7 +336,7 @@ fn a_broker_url_that_is_not_memory_never_means_the_embedded_broker() {
 }
 
 #[test]
-fn an_empty_variable_is_warned_of_and_an_empty_broker_is_refused() {
+fn an_empty_variable_gets_a_warning_and_an_empty_broker_is_refused() {
     let config = load(&[("TOPICGATE_HOSTS", ""), ("TOPICGATE_LOG__LEVEL", " ")], "").unwrap();
     let warnings = config.warnings();
     for variable in ["TOPICGATE_HOSTS", "TOPICGATE_LOG__LEVEL"] {
@@ -357,7 +357,7 @@ fn an_empty_variable_is_warned_of_and_an_empty_broker_is_refused() {
 }
 
 #[test]
-fn a_configuration_that_is_a_link_to_nowhere_is_not_taken_for_none() {
+fn a_configuration_file_that_is_a_dangling_link_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("gone.toml", directory.path().join("topicgate.toml")).unwrap();
     let output = topicgate(directory.path(), &[], &["check"]);
@@ -412,7 +412,7 @@ fn check_and_the_start_find_the_same_faults_with_the_same_exit_code() {
 }
 
 #[test]
-fn check_names_no_header_for_the_ids_of_a_source_that_has_its_own() {
+fn check_names_no_id_header_for_a_source_with_ids_of_its_own() {
     for (url, source, ids) in [
         (
             "nats://h",
@@ -460,7 +460,7 @@ fn a_misspelt_variable_gets_a_suggestion() {
 }
 
 #[test]
-fn what_kubernetes_says_of_a_service_called_topicgate_is_not_ours() {
+fn variables_that_kubernetes_sets_for_a_service_called_topicgate_are_ignored() {
     let config = load(
         &[
             ("TOPICGATE_SERVICE_HOST", "10.0.0.1"),
@@ -478,7 +478,7 @@ fn what_kubernetes_says_of_a_service_called_topicgate_is_not_ours() {
 }
 
 #[test]
-fn a_rule_that_an_earlier_one_covers_is_warned_of() {
+fn a_rule_that_an_earlier_rule_covers_gets_a_warning() {
     let config = Config::from_toml(
         "[[topics]]\nmatch = \"a/**\"\nread = \"anyone\"\n[[topics]]\nmatch = \"a/b\"\nread = \"nobody\"",
     )
@@ -488,7 +488,7 @@ fn a_rule_that_an_earlier_one_covers_is_warned_of() {
 }
 
 #[test]
-fn what_is_allowed_but_unwise_is_warned_of() {
+fn settings_that_are_valid_but_unwise_get_a_warning() {
     for (file, phrase) in [
         ("listen = \"0.0.0.0:80\"\n[[topics]]\nmatch = \"a\"\npublish = \"anyone\"", "publish"),
         (
@@ -526,7 +526,7 @@ fn what_is_allowed_but_unwise_is_warned_of() {
 }
 
 #[test]
-fn a_secret_is_masked_however_it_is_shown() {
+fn a_secret_is_masked_in_every_output() {
     let config = Config::from_toml(
         "broker = { url = \"nats://me:s3cret@h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"",
     )
@@ -544,7 +544,7 @@ fn a_secret_is_masked_however_it_is_shown() {
 }
 
 #[test]
-fn check_explains_who_is_allowed_and_what_a_token_needs() {
+fn check_explains_which_callers_are_allowed_and_the_claims_that_a_token_needs() {
     let file = fs::read_to_string("tests/config/valid/every_key_auth.toml").unwrap();
     let page = Config::from_toml(&file).unwrap().explain();
     for part in [
@@ -559,7 +559,7 @@ fn check_explains_who_is_allowed_and_what_a_token_needs() {
 }
 
 #[test]
-fn the_name_of_a_claim_is_a_name_and_a_pointer_leads_further_in() {
+fn a_claim_is_set_by_its_name_or_by_a_json_pointer() {
     for (claim, place) in [
         ("topicgate", "/topicgate"),
         ("a.b", "/a.b"),
@@ -585,7 +585,7 @@ fn flags_win_over_the_environment_over_the_file() {
 }
 
 #[test]
-fn check_says_what_is_wrong_and_where_it_came_from_with_code_64() {
+fn check_names_each_error_with_its_origin_and_exits_with_64() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("mine.toml"), "[limits]\nstreams = 0\n").unwrap();
     let output = topicgate(

@@ -14,7 +14,7 @@ const HOSTILE: &str = "<b/onmouseover=boom()/x='";
 const PAYLOAD: &str = "</td><script>boom()</script><img src=x onerror=boom()>";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_console_shows_what_there_is_ends_streams_and_runs_nothing_that_was_published() {
+async fn the_console_shows_topics_and_streams_ends_streams_and_runs_no_published_script() {
     let gateway = Gateway::start().await;
     let hostile = HOSTILE.replace('<', "%3C").replace('\'', "%27");
     let mut reader = gateway.open(&format!("/topics/{TOPIC}")).await;

@@ -51,7 +51,7 @@ fn varies_by_origin(reply: &Reply) -> bool {
 }
 
 #[tokio::test]
-async fn without_credentials_a_page_of_another_origin_does_nothing_with_its_visitor_s_cookies() {
+async fn without_credentials_a_page_of_another_origin_cannot_use_its_visitors_cookies() {
     let rules = "[[topics]]\nmatch = \"**\"\nread = \"token\"\npublish = \"token\"\n";
     let cookie = format!("Cookie: topicgate={}\r\n", token(json!({ "sub": "ann" })));
     let body = "Content-Length: 1\r\n\r\nx";
@@ -202,7 +202,7 @@ async fn every_answer_varies_by_origin_for_every_caller_and_configuration() {
 }
 
 #[tokio::test]
-async fn any_page_may_read_where_any_is_listed_and_none_with_cookies() {
+async fn if_all_origins_are_listed_any_page_can_read_but_not_with_cookies() {
     let gateway = Gateway::with(&format!("[cors]\norigins = [\"*\"]\n{RULES}")).await;
     for origin in ["https://evil.example", "null"] {
         let reply = head(&gateway, "GET", "/topics/open/alive", &format!("Origin: {origin}\r\n")).await;
@@ -212,7 +212,7 @@ async fn any_page_may_read_where_any_is_listed_and_none_with_cookies() {
 }
 
 #[tokio::test]
-async fn what_browsers_write_of_a_request_counts_before_its_host() {
+async fn the_sec_fetch_fields_of_a_request_are_checked_before_its_host() {
     let gateway = Gateway::with(RULES).await;
     for (fields, status) in [
         // What <img src> and <script src> send, and what a link sends that a person follows.
@@ -273,7 +273,7 @@ async fn a_post_from_another_site_is_refused_whether_it_names_its_origin_or_not(
 }
 
 #[tokio::test]
-async fn without_credentials_no_authorization_that_a_browser_adds_counts_and_a_bearer_does() {
+async fn without_credentials_authorization_that_a_browser_adds_is_ignored_and_a_bearer_token_is_not() {
     let backend = Backend::start(|_| Answer::json(json!({ "subject": "ann" }))).await;
     let rules = "[[topics]]\nmatch = \"**\"\nread = \"token\"\n";
     let forward = format!("[auth.forward]\nurl = \"{}\"\ncache = \"0s\"\n", backend.url("/"));
@@ -331,7 +331,7 @@ async fn a_preflight_allows_the_request_headers_that_the_configuration_adds() {
 }
 
 #[tokio::test]
-async fn a_preflight_allows_what_pages_send_on_any_path_and_does_nothing_else() {
+async fn a_preflight_allows_the_methods_and_fields_that_pages_send_on_any_path_and_does_nothing_else() {
     let gateway = Gateway::with(&format!("{CORS}{RULES}")).await;
     let origin = "Origin: https://app.example.com\r\n";
     for target in
@@ -384,7 +384,7 @@ async fn a_preflight_of_a_page_that_is_not_allowed_is_refused_and_reveals_nothin
 }
 
 #[tokio::test]
-async fn an_options_request_that_is_no_preflight_gets_the_methods() {
+async fn an_options_request_that_is_no_preflight_is_answered_with_the_methods() {
     let gateway = Gateway::with(&format!("{CORS}{RULES}")).await;
     for fields in [
         "",
@@ -445,7 +445,7 @@ async fn refused_pages(gateway: &Gateway) -> f64 {
 }
 
 #[tokio::test]
-async fn chromium_opens_nothing_that_a_page_embeds_or_posts_and_what_a_person_follows() {
+async fn chromium_opens_no_stream_that_a_foreign_page_embeds_or_posts_to_but_follows_a_link() {
     let site = Site::start().await;
     let page = site.origin("evil.localhost");
     let gateway = Gateway::with(RULES).await;

@@ -43,7 +43,7 @@ fn the_dockerfile_passes_its_linter() {
 }
 
 #[test]
-fn the_image_says_of_the_gateway_what_is_so() {
+fn the_image_describes_the_gateway_correctly() {
     assert_eq!(image("FROM"), ["scratch"]);
     assert_ne!(image("USER")[0].split(':').next(), Some("0"), "not root");
     let program = "/usr/local/bin/topicgate";
@@ -67,7 +67,7 @@ fn the_image_says_of_the_gateway_what_is_so() {
 }
 
 #[test]
-fn the_build_is_given_everything_that_cargo_wants_to_see() {
+fn the_build_context_has_every_file_that_cargo_needs() {
     let ignore = read(".dockerignore");
     let admitted: Vec<&str> = ignore.lines().filter_map(|line| line.strip_prefix('!')).collect();
     let context = tempfile::tempdir().unwrap();
@@ -152,7 +152,7 @@ fn a_compose_file_brings_a_gateway_that_finds_its_broker() {
 }
 
 #[test]
-fn the_images_of_others_are_pinned() {
+fn third_party_images_are_pinned() {
     for from in instructions().into_iter().filter(|(name, _)| name == "FROM").map(|(_, rest)| rest) {
         let base = from.split(' ').next().unwrap();
         let pinned = base.split_once("@sha256:").is_some_and(|(tag, digest)| {
@@ -174,7 +174,7 @@ fn the_images_of_others_are_pinned() {
 }
 
 #[test]
-fn the_demo_of_a_compose_file_shows_what_its_publisher_sends() {
+fn the_demo_of_a_compose_file_shows_the_messages_of_its_publisher() {
     for broker in ["nats", "redis"] {
         let project = compose(&[&format!("{broker}.yaml")]);
         let (page, gateway) = (at(&project, "/services/page"), at(&project, "/services/topicgate"));

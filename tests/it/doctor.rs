@@ -76,7 +76,7 @@ fn finds(ended: &Ended, finding: &str, advice: &str) {
 }
 
 #[tokio::test]
-async fn nothing_is_found_where_nothing_is_in_the_way() {
+async fn no_problem_is_reported_behind_a_proxy_without_problems() {
     let toml = format!("{HEARTBEAT}cors = {{ origins = [\"{ORIGIN}\"] }}\n");
     let gateway = Gateway::with(&toml).await;
     let nginx =
@@ -103,7 +103,7 @@ async fn nothing_is_found_where_nothing_is_in_the_way() {
 }
 
 #[tokio::test]
-async fn nothing_is_found_behind_the_proxies_that_deploy_has_files_for() {
+async fn no_problem_is_reported_behind_the_proxies_in_deploy() {
     for kind in [Kind::Nginx, Kind::Haproxy, Kind::Caddy] {
         let gateway = Gateway::with(&format!("{HEARTBEAT}{}", kind.gateway_toml())).await;
         let front = Front::start(kind, gateway.address).await;
@@ -118,7 +118,7 @@ async fn nothing_is_found_behind_the_proxies_that_deploy_has_files_for() {
 }
 
 #[tokio::test]
-async fn buffering_is_found() {
+async fn buffering_is_reported() {
     let gateway = Gateway::with(HEARTBEAT).await;
     let nginx =
         Nginx::start(gateway.address, "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;").await;
@@ -130,7 +130,7 @@ async fn buffering_is_found() {
 }
 
 #[tokio::test]
-async fn a_read_timeout_that_is_shorter_than_the_heartbeat_is_found() {
+async fn a_read_timeout_that_is_shorter_than_the_heartbeat_is_reported() {
     let gateway = Gateway::start().await;
     let nginx = Nginx::start(gateway.address, "proxy_read_timeout 1s;").await;
     finds(
@@ -165,7 +165,7 @@ async fn cutting_after(gateway: SocketAddr, limit: std::time::Duration) -> Socke
 }
 
 #[tokio::test]
-async fn what_the_gateway_compresses_itself_disturbs_nothing_and_nginx_does_not_compress_it_again() {
+async fn compression_by_the_gateway_is_no_problem_and_nginx_does_not_compress_it_again() {
     let gateway = Gateway::compressing(HEARTBEAT).await;
     let gzip =
         "proxy_buffering off; gzip on; gzip_types text/event-stream; gzip_proxied any; gzip_min_length 0;";
@@ -178,7 +178,7 @@ async fn what_the_gateway_compresses_itself_disturbs_nothing_and_nginx_does_not_
 }
 
 #[tokio::test]
-async fn compression_is_found() {
+async fn compression_is_reported() {
     let gateway = Gateway::with(HEARTBEAT).await;
     let gzip = "proxy_buffering off; gzip on; gzip_types text/event-stream; gzip_proxied any;";
     let nginx = Nginx::start(gateway.address, gzip).await;
@@ -192,7 +192,7 @@ async fn compression_is_found() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_does_not_arrive_is_found() {
+async fn a_cursor_that_does_not_arrive_is_reported() {
     let gateway = Gateway::with(HEARTBEAT).await;
     let nginx = Nginx::start(gateway.address, "proxy_set_header Last-Event-ID \"\";").await;
     finds(
@@ -203,7 +203,7 @@ async fn a_cursor_that_does_not_arrive_is_found() {
 }
 
 #[tokio::test]
-async fn another_process_behind_the_same_name_is_found() {
+async fn another_process_behind_the_same_name_is_reported() {
     let (one, two) = (Gateway::with(HEARTBEAT).await, Gateway::with(HEARTBEAT).await);
     let spread = format!("if ($http_last_event_id) {{ proxy_pass http://{}; }}", two.address);
     let nginx = Nginx::start(one.address, &spread).await;
@@ -212,7 +212,7 @@ async fn another_process_behind_the_same_name_is_found() {
 }
 
 #[tokio::test]
-async fn what_stands_in_the_way_of_other_origins_is_found() {
+async fn obstacles_for_other_origins_are_reported() {
     let twice = format!("add_header Access-Control-Allow-Origin {ORIGIN};");
     let listed = Gateway::with(&format!("{HEARTBEAT}cors = {{ origins = [\"{ORIGIN}\"] }}\n")).await;
     let nginx = Nginx::start(listed.address, &twice).await;
@@ -226,7 +226,7 @@ async fn what_stands_in_the_way_of_other_origins_is_found() {
 }
 
 #[tokio::test]
-async fn what_is_no_gateway_or_cannot_be_reached_is_found() {
+async fn a_url_that_is_no_gateway_or_cannot_be_reached_is_reported() {
     let site = Site::start().await;
     let ended = examined(&format!("{}/topics/a", site.origin("127.0.0.1")), &[]).await;
     finds(&ended, "content type: \"text/html\"", "nginx: proxy_pass");
@@ -239,7 +239,7 @@ async fn what_is_no_gateway_or_cannot_be_reached_is_found() {
 }
 
 #[tokio::test]
-async fn http_2_is_used_where_tls_offers_it_and_missed_where_not() {
+async fn http_2_is_used_if_tls_offers_it_and_reported_as_missing_if_not() {
     let files = Files::new();
     let gateway = Gateway::with(&format!("{HEARTBEAT}{}", files.toml())).await;
     let (ca, cert, key) = (files.cert(), files.cert(), files.key());

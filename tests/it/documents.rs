@@ -85,7 +85,7 @@ fn the_site_has_a_page_for_every_document() {
 }
 
 #[test]
-fn every_configuration_of_the_guides_is_one() {
+fn every_configuration_in_the_guides_is_valid() {
     let guides = [
         include_str!("../../docs/tutorial-nats.md"),
         include_str!("../../docs/tutorial-redis.md"),

@@ -123,7 +123,7 @@ async fn a_topic_of_nats_ends_by_the_header_of_a_message() {
 }
 
 #[tokio::test]
-async fn nobody_is_told_of_an_end_while_the_broker_is_away() {
+async fn a_topic_is_not_reported_as_ended_while_the_broker_is_away() {
     let mut upstream = Upstream::nats().await;
     let gateway = Gateway::with(&upstream.toml()).await;
     let path = "/topics/jobs/7";
@@ -332,7 +332,7 @@ async fn a_stream_of_several_topics_ends_when_all_have() {
 }
 
 #[tokio::test]
-async fn a_pattern_is_told_of_ends_and_goes_on() {
+async fn a_stream_of_a_pattern_receives_each_end_and_goes_on() {
     for warm in [false, true] {
         let gateway = Gateway::with(&format!("{OPEN}replay = {{ warm = {warm} }}\n")).await;
         let mut raw = open(&gateway, "/topics/jobs/*").await;
@@ -362,7 +362,7 @@ async fn a_pattern_is_told_of_ends_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_topic_that_a_warm_rule_has_held_has_ended_for_its_first_reader() {
+async fn the_first_reader_of_a_warm_topic_that_has_ended_receives_the_end() {
     let gateway = Gateway::with(&format!("{OPEN}replay = {{ warm = true }}\n")).await;
     gateway.post("/topics/jobs/7", "begun").await;
     gateway.post("/topics/jobs/7?end=true", "done").await;
@@ -374,7 +374,7 @@ async fn a_topic_that_a_warm_rule_has_held_has_ended_for_its_first_reader() {
 }
 
 #[tokio::test]
-async fn an_end_that_cannot_be_carried_is_refused() {
+async fn an_end_that_the_broker_cannot_carry_is_refused() {
     let upstream = Upstream::redis().await;
     for (rule, why) in [
         ("", "this broker's messages have no header fields; name a JSON pointer for the end"),
@@ -390,7 +390,7 @@ async fn an_end_that_cannot_be_carried_is_refused() {
 }
 
 #[tokio::test]
-async fn readers_who_are_late_or_many_all_receive_the_end() {
+async fn late_readers_and_many_readers_all_receive_the_end() {
     let gateway = Gateway::with(OPEN).await;
     let mut readers = Vec::new();
     for _ in 0..20 {

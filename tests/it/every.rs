@@ -22,7 +22,7 @@ crate::on_each_source!(
     of_each_topic_and_type_the_newest_comes,
     a_reader_that_resumes_or_replays_receives_only_the_newest,
     a_reader_that_is_closed_receives_the_last_state,
-    what_the_log_no_longer_holds_is_no_gap,
+    messages_evicted_from_the_log_are_no_gap_for_readers_with_an_interval,
 );
 
 async fn open(at: &OnSource, path: &str) -> Reader {
@@ -149,7 +149,7 @@ async fn a_reader_that_is_closed_receives_the_last_state(mut at: OnSource) {
     assert_eq!(reader.control("stream-close").await["code"], "draining");
 }
 
-async fn what_the_log_no_longer_holds_is_no_gap(at: OnSource) {
+async fn messages_evicted_from_the_log_are_no_gap_for_readers_with_an_interval(at: OnSource) {
     // The rule of the fixture holds a thousand; these tests are about what it does not hold.
     let path = "/topics?topic=s/rare&topic=s/busy&every=1s";
     let mut reader = open(&at, path).await;
@@ -164,7 +164,7 @@ async fn what_the_log_no_longer_holds_is_no_gap(at: OnSource) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pattern_of_many_topics_shows_the_newest_of_each_however_little_is_held() {
+async fn a_pattern_of_many_topics_shows_the_newest_of_each_with_a_small_buffer() {
     for at in [OnSource::embedded(FEW).await, OnSource::nats(FEW).await, OnSource::jetstream(FEW).await] {
         let mut reader = open(&at, "/topics/s/*?every=500ms&event=none").await;
         at.publish("s/first", "", 0).await;
@@ -186,7 +186,7 @@ async fn a_pattern_of_many_topics_shows_the_newest_of_each_however_little_is_hel
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_what_only_the_broker_holds_the_newest_of_each_type_comes_once() {
+async fn the_newest_stored_message_of_each_type_comes_once() {
     for at in [OnSource::jetstream(FEW).await, OnSource::redis_stream(FEW).await] {
         for n in 0..400 {
             at.publish("s/a", ["price", "trade", "news"][n % 3], n).await;
@@ -216,7 +216,7 @@ async fn of_what_only_the_broker_holds_the_newest_of_each_type_comes_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gaps_come_whatever_is_left_out() {
+async fn gaps_are_sent_to_readers_with_an_interval() {
     let at = OnSource::embedded(REPLAY).await;
     let mut reader = open(&at, "/topics/s/a?every=1s").await;
     at.publish("s/a", "", 0).await;
@@ -256,7 +256,7 @@ async fn chromium_shows_the_newest_once_per_interval_and_resumes() {
 }
 
 #[tokio::test]
-async fn an_interval_that_is_none_is_a_bad_query() {
+async fn an_invalid_interval_is_a_bad_query() {
     let gateway = Gateway::start().await;
     for bad in ["", "1", "500", "99ms", "0s", "61s", "2min", "-1s", "soon"] {
         let response = gateway.request("GET", &format!("/topics/a?every={bad}"), &[]).await;

@@ -64,7 +64,7 @@ async fn a_stream_ends_with_its_token_and_a_resume_with_it_is_refused() {
 }
 
 #[tokio::test]
-async fn nothing_that_is_published_after_the_moment_is_delivered() {
+async fn no_message_published_after_the_expiry_is_delivered() {
     let gateway = Gateway::with(&format!("{JWT}{RULES}")).await;
     // Several ends within one beat of the clock that would wake the streams anyway.
     let mut readers = Vec::new();
@@ -138,7 +138,7 @@ async fn the_earlier_of_age_and_expiry_ends_a_stream() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_a_topic_that_one_may_not_read_gives_nothing_away() {
+async fn a_cursor_of_a_forbidden_topic_reveals_nothing() {
     let gateway = Gateway::with(&format!("{JWT}{RULES}")).await;
     let all = bearer(&token(json!({"topicgate": {"subscribe": ["**"]}})));
     let mut owner = Reader::open(gateway.address, "/topics/granted/a", &[("authorization", &all)]).await;

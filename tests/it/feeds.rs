@@ -39,7 +39,7 @@ async fn resumes_or_is_told(gateway: &Gateway, path: &str, id: &str, seen: u32, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cursor_of_a_topics_own_numbers_means_nothing_to_the_rule_that_has_become_warm() {
+async fn a_cursor_from_before_a_rule_became_warm_is_no_position_in_the_warm_rule() {
     let toml = |warm: bool| rule(&format!("match = \"**\"\nreplay = {{ warm = {warm}, linger = \"0s\" }}"));
     let gateway = Gateway::with(&toml(false)).await;
     let mut reader = opened(&gateway, "/topics/a").await;
@@ -67,7 +67,7 @@ async fn a_cursor_of_a_topics_own_numbers_means_nothing_to_the_rule_that_has_bec
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_another_warm_rule_takes_over_resumes_nobody_at_a_position_of_the_first() {
+async fn a_topic_that_another_warm_rule_takes_over_accepts_no_cursor_of_the_first_rule() {
     let warm =
         |pattern: &str| rule(&format!("match = \"{pattern}\"\nreplay = {{ warm = true, linger = \"0s\" }}"));
     let (narrow, wide) = (format!("{}{}", warm("a/*"), warm("**")), warm("**"));
@@ -99,7 +99,7 @@ async fn a_topic_that_another_warm_rule_takes_over_resumes_nobody_at_a_position_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reload_that_changes_no_rule_above_takes_nothing_from_what_a_warm_rule_holds() {
+async fn a_reload_that_changes_no_matching_rule_keeps_the_messages_of_a_warm_rule() {
     let toml = |limit: u32| {
         let rules =
             rule("match = \"other\"") + &rule("match = \"**\"\nreplay = { warm = true, linger = \"0s\" }");
@@ -192,7 +192,7 @@ async fn a_narrower_bucket_rule_takes_the_readers_of_its_topics_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_a_reload_reads_from_another_source_is_left_by_its_readers() {
+async fn the_streams_of_a_topic_end_if_a_reload_changes_its_source() {
     let server = RedisServer::start();
     let broker = format!("broker.url = \"{}\"\n", server.url());
     let plain = rule("match = \"**\"");

@@ -144,7 +144,7 @@ async fn every_answer_has_its_outcome_and_only_a_clear_yes_opens() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_answer_let_nobody_in() {
+async fn an_answer_that_is_not_valid_http_admits_nobody() {
     for bytes in [
         &b""[..],
         b"200 OK\r\n\r\n",
@@ -165,7 +165,7 @@ async fn bytes_that_are_no_answer_let_nobody_in() {
 }
 
 #[tokio::test]
-async fn a_backend_that_is_away_lets_nobody_in_until_it_is_back() {
+async fn a_backend_that_is_down_admits_nobody_until_it_is_back() {
     let address = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
@@ -187,7 +187,7 @@ async fn a_backend_that_is_away_lets_nobody_in_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_backend_that_hangs_lets_nobody_in_and_the_gateway_recovers() {
+async fn a_backend_that_hangs_admits_nobody_and_the_gateway_recovers() {
     let backend = Backend::start(|_| Reply::status(200).held()).await;
     let gateway = gateway(&backend.url("/"), "timeout = \"300ms\"").await;
     let readers: Vec<_> = (0..20).map(|n| format!("session={n}")).collect();
@@ -213,7 +213,7 @@ fn carried(question: &Question) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn the_backend_is_shown_who_asks_and_for_what_and_nothing_else() {
+async fn the_backend_receives_the_caller_and_the_topics_and_nothing_else() {
     let backend = Backend::start(|_| Reply::status(200)).await;
     let gateway = gateway(&backend.url("/auth?app=1"), "").await;
     let origin = format!("http://{}", gateway.address);
@@ -275,7 +275,7 @@ async fn cookies_that_come_in_several_fields_reach_the_backend_in_one() {
 }
 
 #[tokio::test]
-async fn what_is_open_to_anyone_or_to_nobody_is_not_asked_about() {
+async fn the_backend_is_not_asked_about_topics_that_are_open_to_anyone_or_to_nobody() {
     let backend = Backend::start(|_| Reply::status(403)).await;
     let gateway = gateway(&backend.url("/"), "").await;
     for (path, expected) in [
@@ -355,7 +355,7 @@ async fn the_subject_that_the_backend_names_is_the_only_one_whose_topics_open() 
 }
 
 #[tokio::test]
-async fn an_answer_that_names_other_topics_has_not_allowed_these_whatever_the_rule_asks_for() {
+async fn an_answer_that_grants_other_topics_does_not_allow_the_requested_ones() {
     let backend = Backend::start(|_| Reply::json(json!({"subscribe": ["any/a"], "publish": []}))).await;
     let gateway = gateway(&backend.url("/"), "").await;
     assert_eq!(outcome(gateway.address, "/topics/any/a", &[]).await, "open");
@@ -368,7 +368,7 @@ async fn an_answer_that_names_other_topics_has_not_allowed_these_whatever_the_ru
 }
 
 #[tokio::test]
-async fn a_publisher_is_asked_about_as_one_and_the_message_goes_out_only_with_a_yes() {
+async fn a_post_asks_the_backend_for_permission_to_publish_and_is_published_only_if_it_agrees() {
     let backend = Backend::start(|question| match question.header("x-topicgate-action") {
         "publish" => Reply::status(403),
         _ => Reply::status(200),
@@ -386,7 +386,7 @@ async fn a_publisher_is_asked_about_as_one_and_the_message_goes_out_only_with_a_
 }
 
 #[tokio::test]
-async fn what_the_backend_grants_until_a_moment_ends_with_it() {
+async fn a_grant_of_the_backend_ends_when_it_expires() {
     let expires = unix(3);
     let backend = Backend::start(move |question| match question.header("cookie") {
         "publisher" => Reply::status(200),
@@ -421,7 +421,7 @@ async fn what_the_backend_grants_until_a_moment_ends_with_it() {
 }
 
 #[tokio::test]
-async fn an_answer_is_kept_for_the_very_same_question_and_for_no_other() {
+async fn an_answer_is_cached_for_the_same_question_and_for_no_other() {
     let backend = Backend::start(|_| Reply::status(200)).await;
     let gateway = gateway(&backend.url("/"), "cache = \"1m\"").await;
     let origin = format!("http://{}", gateway.address);
@@ -453,7 +453,7 @@ async fn an_answer_is_kept_for_the_very_same_question_and_for_no_other() {
 }
 
 #[tokio::test]
-async fn refusals_are_kept_and_faults_are_not() {
+async fn refusals_are_cached_and_faults_are_not() {
     let backend = Backend::start(|question| match question.header("cookie") {
         "refused" => Reply::status(403),
         _ => Reply::status(500),
@@ -471,7 +471,7 @@ async fn refusals_are_kept_and_faults_are_not() {
 }
 
 #[tokio::test]
-async fn an_answer_is_kept_as_long_as_the_configuration_says() {
+async fn an_answer_is_cached_as_long_as_the_configuration_says() {
     let backend = Backend::start(|_| Reply::status(200)).await;
     let kept = gateway(&backend.url("/"), "cache = \"1s\"").await;
     assert_eq!(outcome(kept.address, "/topics/t/a", &[]).await, "open");
@@ -491,7 +491,7 @@ async fn an_answer_is_kept_as_long_as_the_configuration_says() {
 }
 
 #[tokio::test]
-async fn the_cache_has_a_bound_and_the_oldest_answer_gives_way() {
+async fn the_cache_has_a_bound_and_drops_the_oldest_answer() {
     let backend = Backend::start(|_| Reply::status(200)).await;
     let gateway = gateway(&backend.url("/"), "cache = \"1m\"\nconcurrency = 8").await;
     let mut connection = client::Connection::open(gateway.address).await;
@@ -510,7 +510,7 @@ async fn the_cache_has_a_bound_and_the_oldest_answer_gives_way() {
 }
 
 #[tokio::test]
-async fn equal_questions_at_once_are_asked_once() {
+async fn equal_questions_at_the_same_time_are_asked_once() {
     let backend = Backend::start(|_| Reply::status(200).held()).await;
     let gateway = gateway(&backend.url("/"), "").await;
     let readers = join_all((0..50).map(|_| with_cookie(&gateway, "/topics/t/a", "session=1")));
@@ -528,7 +528,7 @@ async fn equal_questions_at_once_are_asked_once() {
 }
 
 #[tokio::test]
-async fn a_reader_that_leaves_takes_its_question_along_unless_another_waits_for_it() {
+async fn a_question_is_cancelled_when_its_reader_leaves_unless_another_waits_for_it() {
     let backend = Backend::start(|_| Reply::status(200).held()).await;
     let gateway = gateway(&backend.url("/"), "concurrency = 1\ntimeout = \"20s\"").await;
     let address = gateway.address;
@@ -693,7 +693,7 @@ async fn a_session_opens_streams_from_log_in_to_log_out() {
 }
 
 #[tokio::test]
-async fn a_backend_that_names_no_subject_is_named_where_a_rule_needs_one() {
+async fn a_refusal_says_that_the_backend_named_no_subject_if_a_rule_needs_one() {
     let backend = Backend::start(|_| Reply::json(json!({}))).await;
     let gateway = gateway(&backend.url("/may"), "").await;
     let refused = gateway.get("/topics/users/42/inbox").await;

@@ -36,7 +36,7 @@ async fn a_gateway_that_runs_is_alive() {
 }
 
 #[tokio::test]
-async fn a_listener_on_every_address_is_asked_on_loopback() {
+async fn health_asks_a_listener_on_every_address_on_loopback() {
     let gateway = Gateway::start().await;
     let everywhere = format!("0.0.0.0:{}", gateway.admin.port());
     assert_eq!(health(&everywhere).await.0, 0);
@@ -66,7 +66,7 @@ async fn a_gateway_that_drains_is_alive() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_not_alive_and_the_key_is_named() {
+async fn health_fails_if_no_server_answers_and_names_the_key() {
     let admin = SocketAddr::from(([127, 0, 0, 1], free_port())).to_string();
     let (code, line) = health(&admin).await;
     assert_eq!(code, 1);
@@ -74,7 +74,7 @@ async fn nobody_there_is_not_alive_and_the_key_is_named() {
 }
 
 #[tokio::test]
-async fn a_silent_server_and_one_that_is_no_gateway_are_not_alive() {
+async fn health_fails_for_a_silent_server_and_for_a_server_that_is_no_gateway() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let begin = Instant::now();
     let (code, line) = health(&silent.local_addr().unwrap().to_string()).await;

@@ -48,7 +48,7 @@ async fn a_connection_that_says_nothing_or_half_a_head_is_closed_in_time() {
 }
 
 #[tokio::test]
-async fn a_head_that_trickles_in_is_cut_off_however_lively_it_looks() {
+async fn a_head_that_arrives_too_slowly_is_cut_off_even_if_bytes_keep_coming() {
     let gateway = Gateway::with(SHORT_HEADS).await;
     let begin = Instant::now();
     let mut raw = Raw::connect(gateway.address).await;
@@ -145,7 +145,7 @@ async fn a_length_beside_chunks_smuggles_no_second_request() {
 }
 
 #[tokio::test]
-async fn what_follows_the_request_of_a_stream_is_neither_answered_nor_endless() {
+async fn bytes_after_the_request_of_a_stream_are_not_answered_and_are_limited() {
     let gateway = Gateway::start().await;
     for (what, first) in [
         (
@@ -225,7 +225,7 @@ async fn http_1_0_is_served_without_chunks_and_closed_at_the_end() {
 }
 
 #[tokio::test]
-async fn a_head_stuck_behind_unread_responses_is_whole_before_the_stream_begins() {
+async fn a_head_that_waits_behind_unread_responses_is_complete_before_the_stream_begins() {
     // Each of the refused requests counts against the pace of its address.
     let gateway = Gateway::with("[limits]\nopens_per_second = 100000").await;
     let socket = TcpSocket::new_v4().unwrap();

@@ -106,7 +106,7 @@ async fn an_unknown_topic_and_a_forbidden_one_are_answered_alike_to_the_byte() {
 }
 
 #[tokio::test]
-async fn on_loopback_a_host_that_is_not_is_refused() {
+async fn on_loopback_a_host_that_is_not_loopback_is_refused() {
     let gateway = Gateway::start().await;
     for host in [
         "attacker.example",
@@ -181,7 +181,7 @@ async fn a_request_without_one_host_is_refused_wherever_the_gateway_listens() {
 }
 
 #[tokio::test]
-async fn where_hosts_are_listed_no_other_is_answered() {
+async fn if_hosts_are_listed_all_others_are_refused() {
     let gateway = Gateway::with("hosts = [\"events.example.com\", \"10.1.2.3\"]\n").await;
     for (host, status) in [
         ("events.example.com", 200),
@@ -206,7 +206,7 @@ async fn where_hosts_are_listed_no_other_is_answered() {
 }
 
 #[tokio::test]
-async fn metrics_name_no_topic_and_do_not_grow_with_what_is_asked_for() {
+async fn metrics_name_no_topic_and_do_not_grow_with_requests() {
     let gateway = Gateway::with(HIDDEN).await;
     let metrics = async || raw::exchange(gateway.admin, ask("GET", "/metrics", "")).await.text();
     let mut lines = vec![];

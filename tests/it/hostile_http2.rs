@@ -245,7 +245,7 @@ async fn a_client_that_never_opens_its_window_is_closed() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_never_taken_holds_no_connection_for_ever() {
+async fn an_answer_that_is_never_read_does_not_hold_its_connection_for_ever() {
     // After both timeouts, and 20 s in which an answer may still be made.
     const LONGEST: Duration = Duration::from_secs(22);
     let gateway = Gateway::with(IMPATIENT).await;
@@ -353,7 +353,7 @@ async fn streams_beyond_the_bound_are_refused_to_a_client_that_does_not_keep_it(
 }
 
 #[tokio::test]
-async fn a_client_that_stops_taking_is_closed_and_one_that_takes_all_is_not() {
+async fn a_client_that_stops_reading_is_closed_and_a_client_that_reads_is_not() {
     let gateway = Gateway::with(IMPATIENT).await;
     let (mut quick, _) = connect(&gateway, &Builder::new()).await;
     let mut taken = open(&gateway, &mut quick, "/topics/a").await;
@@ -368,7 +368,7 @@ async fn a_client_that_stops_taking_is_closed_and_one_that_takes_all_is_not() {
 }
 
 #[tokio::test]
-async fn streams_that_are_reset_as_soon_as_they_are_asked_for_leave_nothing_behind() {
+async fn streams_that_are_reset_immediately_leave_nothing_behind() {
     // The limit on new streams is not to spare it the trouble.
     let gateway = Gateway::with("limits = { opens_per_second = 10000 }\n").await;
     let mut asked = 0;
@@ -399,7 +399,7 @@ async fn streams_that_are_reset_as_soon_as_they_are_asked_for_leave_nothing_behi
 }
 
 #[tokio::test]
-async fn a_connection_that_asks_for_nothing_is_closed_however_well_it_answers_pings() {
+async fn a_connection_without_requests_is_closed_even_if_it_answers_pings() {
     let gateway = Gateway::with(IMPATIENT).await;
     let (mut client, kept) = connect(&gateway, &Builder::new()).await;
     let mut body = open(&gateway, &mut client, "/topics/a").await;

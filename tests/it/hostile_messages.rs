@@ -79,7 +79,7 @@ async fn a_cursor_of_any_bytes_is_a_gap_and_one_beyond_the_head_s_limit_ends_the
 }
 
 #[tokio::test]
-async fn an_empty_cursor_is_none_and_the_header_wins_over_the_query() {
+async fn an_empty_cursor_is_ignored_and_the_header_wins_over_the_query() {
     let (gateway, id) = with_one_message().await;
     gateway.publish("a", "second").await;
     for (path, header) in [
@@ -252,7 +252,7 @@ async fn the_largest_message_arrives_and_one_byte_more_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_is_asked_for_only_where_it_could_be_published() {
+async fn a_body_is_requested_only_if_it_could_be_published() {
     let gateway = Gateway::with("[[topics]]\nmatch = \"a\"\nread = \"anyone\"\npublish = \"anyone\"\n").await;
     let expect = "Expect: 100-continue\r\nContent-Length: 5\r\n";
     let mut raw = Raw::connect(gateway.address).await;

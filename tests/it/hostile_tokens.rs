@@ -56,7 +56,7 @@ fn hs256(secret: &[u8], message: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn an_algorithm_is_never_the_tokens_choice() {
+async fn a_token_cannot_choose_its_algorithm() {
     let (secret, rsa) = (with_secret().await, with_key("rsa.pub.pem", "").await);
     for gateway in [&secret, &rsa] {
         for none in ["none", "None", "NONE", "nOnE", "", "HS256 ", "hs256", "RS1", "HS1", "null"] {
@@ -103,7 +103,7 @@ async fn an_algorithm_is_never_the_tokens_choice() {
 }
 
 #[tokio::test]
-async fn a_key_is_never_the_tokens_choice() {
+async fn a_token_cannot_choose_its_key() {
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
     elsewhere.set_nonblocking(true).unwrap();
     let url = format!("http://{}/jwks.json", elsewhere.local_addr().unwrap());
@@ -140,7 +140,7 @@ async fn a_key_is_never_the_tokens_choice() {
 }
 
 #[tokio::test]
-async fn what_is_not_quite_a_token_is_none() {
+async fn a_malformed_token_is_refused() {
     let gateway = with_secret().await;
     let good = token(json!({"sub": "me"}));
     assert_holds(&gateway, "good", &good).await;
@@ -205,7 +205,7 @@ fn encode_bytes(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_signature_of_zeros_holds_for_no_key() {
+async fn a_signature_of_zeros_is_valid_for_no_key() {
     for (algorithm, file) in [
         ("ES256", "p256.pub.pem"),
         ("ES384", "p384.pub.pem"),
@@ -236,7 +236,7 @@ async fn a_signature_of_zeros_holds_for_no_key() {
 }
 
 #[tokio::test]
-async fn a_token_of_64_kib_is_more_than_a_request_may_hold() {
+async fn a_token_of_64_kib_exceeds_the_limit_of_a_request() {
     let gateway = with_secret().await;
     let fits = token(json!({"x": "x".repeat(8000)}));
     assert_holds(&gateway, "8 KiB", &fits).await;

@@ -61,7 +61,7 @@ async fn every_replica_sends_the_same_ids() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_is_found_by_its_subjects_or_the_refusal_says_what_to_set() {
+async fn a_stream_is_found_by_its_subjects_or_the_refusal_names_the_key_to_set() {
     let (_server, admin, mut kept) = start().await;
     let found = Source::JetStream { stream: None };
     let refused = async |kept: &Kept, text: &str, source: &Source| match kept
@@ -95,7 +95,7 @@ async fn a_stream_is_found_by_its_subjects_or_the_refusal_says_what_to_set() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_connected_before_it_is_needed() {
+async fn stored_topics_open_no_connection_until_one_is_needed() {
     let (server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     let ours = || server.subscriptions().len();
@@ -105,7 +105,7 @@ async fn nothing_is_connected_before_it_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_followed_goes_on_after_the_server_was_killed() {
+async fn subscriptions_continue_after_the_server_was_killed() {
     let (mut server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     kept.follow("orders/**", &stream("ORDERS")).await;
@@ -200,7 +200,7 @@ async fn messages_purged_before_they_are_read_are_a_gap_in_their_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_purge_of_what_was_not_read_is_noticed_without_another_message() {
+async fn a_purge_of_unread_messages_is_noticed_without_another_message() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
@@ -297,7 +297,7 @@ async fn a_reader_that_falls_behind_the_limits_of_the_stream_receives_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_deleted_ends_what_follows_it() {
+async fn deleting_a_stream_ends_its_subscriptions() {
     let (_server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     let (tag, _) = kept.follow("orders/**", &stream("ORDERS")).await;
@@ -342,7 +342,7 @@ async fn a_stream_that_is_created_again_has_another_tag() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_longer_followed_is_silent_and_leaves_no_consumer() {
+async fn an_ended_subscription_is_silent_and_leaves_no_consumer() {
     let (_server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     for round in 0..3 {
@@ -473,7 +473,7 @@ async fn a_narrow_user_is_enough() {
 const BOTH: [bool; 2] = [true, false];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_past_is_read_in_parts_exactly_as_it_was_delivered_live() {
+async fn stored_messages_are_fetched_in_parts_exactly_as_they_were_delivered_live() {
     let (_server, admin, mut kept) = start().await;
     for direct in BOTH {
         let name = if direct { "DIRECT" } else { "OLD" };
@@ -568,7 +568,7 @@ async fn messages_that_were_taken_out_of_the_middle_are_a_gap_in_their_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn places_are_found() {
+async fn positions_of_every_kind_are_found_in_a_stream() {
     let (_server, admin, kept) = start().await;
     for direct in BOTH {
         let name = if direct { "DIRECT" } else { "OLD" };
@@ -628,7 +628,7 @@ async fn places_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_look_into_the_past_at_once_while_it_is_followed() {
+async fn many_fetches_at_once_do_not_disturb_a_subscription() {
     let (_server, admin, mut kept) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({"allow_direct": false})).await;
     let last = admin.put_many("orders.eu", 0..2000, "").await;

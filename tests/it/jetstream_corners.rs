@@ -65,7 +65,7 @@ fn number(id: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_whose_header_fields_cannot_be_read_costs_these_alone() {
+async fn a_message_with_unreadable_header_fields_loses_only_these_fields() {
     let (server, admin) = start().await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
     admin.stream("STOCK", &["stock.>"], json!({})).await;
@@ -140,7 +140,7 @@ async fn a_stored_message_cannot_pose_as_the_end_of_the_history() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_value_whose_header_fields_cannot_be_read_is_among_the_first_values_of_its_bucket() {
+async fn a_value_with_unreadable_header_fields_is_in_the_snapshot_of_its_bucket() {
     let (server, admin) = start().await;
     for history in [1, 5] {
         admin.bucket("PRICES", json!({"max_msgs_per_subject": history})).await;
@@ -244,7 +244,7 @@ async fn reasons(gateway: &Gateway) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_read_is_refused_at_once_and_found_once_it_is_there() {
+async fn a_missing_stream_is_refused_at_once_and_found_when_it_exists() {
     let (server, admin) = start().await;
     admin.stream("OTHER", &["other.>"], json!({})).await;
     let prices = "match = \"prices/**\"\nsource = \"kv\"\nbucket = \"PRICES\"";
@@ -274,7 +274,7 @@ async fn what_cannot_be_read_is_refused_at_once_and_found_once_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_the_rule_cannot_be_read_from_is_refused_in_words() {
+async fn a_stream_that_cannot_serve_the_rule_is_refused_with_the_reason() {
     for (settings, words) in [
         (json!({"retention": "workqueue"}), "retention"),
         (json!({"retention": "interest"}), "retention"),

@@ -98,7 +98,7 @@ async fn an_algorithm_in_the_configuration_leaves_out_the_keys_of_others() {
 }
 
 #[tokio::test]
-async fn a_token_that_names_no_key_is_for_the_only_one_that_fits() {
+async fn a_token_that_names_no_key_is_checked_with_the_only_key_that_fits() {
     let (one, other, ec) = (Signer::new("1", "EdDSA"), Signer::new("2", "EdDSA"), Signer::new("3", "ES256"));
     let nameless = |signer: &Signer, algorithm| signer.token_with(&json!({"alg": algorithm}), &claims());
     let (_backend, gateway) = with_keys(&[one.jwk(), ec.jwk()], "").await;
@@ -140,7 +140,7 @@ async fn keys_are_fetched_again_after_a_while_without_any_request() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_down_at_the_start_is_waited_for_and_nobody_is_let_in_or_sent_away() {
+async fn while_the_endpoint_is_down_at_the_start_tokens_are_neither_accepted_nor_finally_refused() {
     let address = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
@@ -156,7 +156,7 @@ async fn an_endpoint_that_is_down_at_the_start_is_waited_for_and_nobody_is_let_i
 }
 
 #[tokio::test]
-async fn while_the_endpoint_is_down_the_keys_that_are_held_stay_in_use() {
+async fn while_the_endpoint_is_down_the_known_keys_stay_in_use() {
     let (old, new) = (Signer::new("old", "EdDSA"), Signer::new("new", "EdDSA"));
     let (backend, gateway) = with_keys(&[old.jwk()], "").await;
     backend.answer(|_| Reply::status(503));
@@ -215,7 +215,7 @@ async fn a_token_chooses_neither_where_keys_come_from_nor_a_key() {
 }
 
 #[tokio::test]
-async fn keys_that_are_not_to_be_used_do_not_stand_in_the_way_of_the_others() {
+async fn unusable_keys_do_not_affect_the_others() {
     let (good, bad) = (Signer::new("good", "ES256"), Signer::new("bad", "ES256"));
     let with = |member: &str, value: Value| {
         let mut jwk = bad.jwk();
@@ -259,7 +259,7 @@ async fn keys_that_are_not_to_be_used_do_not_stand_in_the_way_of_the_others() {
 }
 
 #[tokio::test]
-async fn what_is_no_set_of_keys_changes_nothing() {
+async fn an_answer_that_is_no_key_set_changes_nothing() {
     let signer = Signer::new("1", "EdDSA");
     let set = |keys: &[Value]| json!({"keys": keys}).to_string();
     let many: Vec<_> = (0..65).map(|_| signer.jwk()).collect();
@@ -293,7 +293,7 @@ async fn what_is_no_set_of_keys_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_with_a_token_is_judged_by_it_alone_and_one_without_is_asked_of_the_backend() {
+async fn a_request_is_judged_by_its_token_alone_and_without_one_by_the_backend() {
     let signer = Signer::new("1", "EdDSA");
     let keys = Backend::start(publish(&[signer.jwk()])).await;
     let backend = Backend::start(|_| Reply::status(200)).await;

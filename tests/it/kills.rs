@@ -425,7 +425,7 @@ pub(crate) async fn redis_stream(plan: Plan) {
 const ONCE: fn(&'static str) -> Plan = |name| Plan { name, readers: READERS, until: None };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_jetstream_nothing_is_missing_and_nothing_comes_twice() {
+async fn no_jetstream_message_is_missing_or_comes_twice() {
     jetstream(ONCE("jetstream")).await;
 }
 
@@ -440,6 +440,6 @@ async fn every_loss_of_plain_redis_is_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_redis_streams_nothing_is_missing_and_nothing_comes_twice() {
+async fn no_redis_stream_message_is_missing_or_comes_twice() {
     redis_stream(ONCE("redis-stream")).await;
 }

@@ -135,7 +135,7 @@ fn check_schemas(name: &str, manifests: &str) {
 }
 
 #[test]
-fn every_manifest_is_what_kubernetes_publishes_as_its_schema() {
+fn every_manifest_fits_the_schema_that_kubernetes_publishes() {
     for name in ALL {
         check_schemas(name, &manifests(name));
     }
@@ -146,7 +146,7 @@ fn every_manifest_is_what_kubernetes_publishes_as_its_schema() {
 }
 
 #[test]
-fn ports_are_those_that_the_gateway_listens_on() {
+fn the_ports_of_the_manifests_are_the_ports_of_the_gateway() {
     for name in ALL {
         let objects = Objects::of(name);
         let config = objects.config();
@@ -175,7 +175,7 @@ fn ports_are_those_that_the_gateway_listens_on() {
 }
 
 #[tokio::test]
-async fn probes_ask_what_the_gateway_answers() {
+async fn probes_use_paths_that_the_gateway_serves() {
     let gateway = Gateway::start().await;
     for name in ALL {
         let objects = Objects::of(name);
@@ -232,7 +232,7 @@ fn the_gateway_is_given_no_more_than_it_needs() {
 }
 
 #[test]
-fn the_network_policy_lets_through_what_the_gateway_needs() {
+fn the_network_policy_allows_the_connections_that_the_gateway_needs() {
     for name in ["base", "overlays/production"] {
         let objects = Objects::of(name);
         let policy = objects.one("NetworkPolicy");
@@ -269,7 +269,7 @@ fn a_disruption_takes_one_pod_at_a_time() {
 }
 
 #[tokio::test]
-async fn the_autoscaler_goes_by_a_metric_that_there_is_and_a_number_that_fits() {
+async fn the_autoscaler_uses_an_existing_metric_and_a_suitable_target() {
     let objects = Objects::of("overlays/production");
     let scaler = objects.one("HorizontalPodAutoscaler");
     let deployment = objects.deployment();
@@ -322,7 +322,7 @@ async fn the_rule_of_the_adapter_offers_the_metric_of_the_autoscaler() {
 const STACK: &str = "kube-prometheus-stack";
 
 #[test]
-fn the_monitoring_of_the_cluster_has_the_alerts_and_the_dashboard_that_there_are() {
+fn the_monitoring_component_has_the_alerts_and_the_dashboard_of_deploy() {
     for objects in [with_component("monitoring"), Objects::of("overlays/production")] {
         for kind in ["ServiceMonitor", "PrometheusRule"] {
             assert_eq!(at(objects.one(kind), "/metadata/labels/release"), STACK, "{kind}");
@@ -338,7 +338,7 @@ fn the_monitoring_of_the_cluster_has_the_alerts_and_the_dashboard_that_there_are
 }
 
 #[test]
-fn a_way_in_leads_to_the_readers_port_and_cuts_no_stream() {
+fn ingress_and_gateway_api_lead_to_the_readers_port_and_cut_no_stream() {
     let ingress = with_component("ingress");
     let rule = at(ingress.one("Ingress"), "/spec/rules/0");
     let backend = at(rule, "/http/paths/0/backend/service");
@@ -368,7 +368,7 @@ fn a_way_in_leads_to_the_readers_port_and_cuts_no_stream() {
 }
 
 #[test]
-fn the_base_says_first_that_it_needs_an_image_and_how_to_give_it() {
+fn the_base_begins_with_how_to_set_its_image() {
     let text = read("deploy/kubernetes/base/kustomization.yaml");
     assert!(text.starts_with("# Needs an image"), "{text}");
     assert!(text.lines().nth(1).unwrap().contains("kustomize edit set image topicgate="), "{text}");

@@ -82,7 +82,7 @@ async fn a_snapshot_has_each_key_once_and_no_deleted_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_and_what_is_followed_meet_without_a_race() {
+async fn a_snapshot_and_the_changes_after_it_meet_without_a_race() {
     let (_server, admin, mut kept) = start().await;
     for (name, history) in [("ONE", 1), ("MANY", 3)] {
         admin.bucket(name, json!({"max_msgs_per_subject": history})).await;

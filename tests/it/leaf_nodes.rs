@@ -118,7 +118,7 @@ async fn streams_and_buckets_of_the_hub_are_read_through_a_leaf_node() {
 }
 
 #[tokio::test]
-async fn the_prefix_of_an_api_says_what_a_domain_says_and_a_wrong_one_is_named() {
+async fn an_api_prefix_works_like_a_domain_and_a_wrong_domain_is_unavailable() {
     let (_hub, leaf, at_hub, _) = hub_and_leaf().await;
     at_hub.stream("ORDERS", &["orders.>"], json!({})).await;
     at_hub.put("orders.eu", "1").await;

@@ -60,7 +60,7 @@ async fn a_slow_reader_costs_the_fast_ones_nothing_and_receives_a_gap() {
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_is_closed_and_counted_as_slow() {
+async fn a_reader_that_reads_nothing_is_closed_and_counted_as_slow() {
     let gateway = Gateway::with("[streams]\nwrite_timeout = \"1s\"").await;
     let _takes_nothing = Wire::narrow(gateway.address, "/topics/a").await;
     let mut reader = gateway.open("/topics/a").await;
@@ -78,7 +78,7 @@ async fn a_reader_that_takes_nothing_is_closed_and_counted_as_slow() {
 }
 
 #[tokio::test]
-async fn a_reader_that_a_trickle_has_filled_up_is_slow_too() {
+async fn a_reader_whose_buffer_fills_up_slowly_is_slow_too() {
     let gateway = Gateway::with("[streams]\nwrite_timeout = \"1s\"").await;
     let _takes_nothing = Wire::narrow(gateway.address, "/topics/a").await;
     // More than its own buffer takes, less than the system would take in for it.
@@ -88,7 +88,7 @@ async fn a_reader_that_a_trickle_has_filled_up_is_slow_too() {
 }
 
 #[tokio::test]
-async fn a_stream_of_http_2_that_takes_nothing_is_slow_too() {
+async fn an_http_2_stream_that_reads_nothing_is_slow_too() {
     // The first event that finds the client's window full still leaves us, so it shows with the one after it.
     let gateway = Gateway::with("[streams]\nwrite_timeout = \"1s\"\nheartbeat = \"1s\"").await;
     let socket = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
@@ -105,7 +105,7 @@ async fn a_stream_of_http_2_that_takes_nothing_is_slow_too() {
 }
 
 #[tokio::test]
-async fn silence_is_broken_by_a_comment_of_two_bytes_and_nothing_else_is() {
+async fn a_silent_stream_gets_comments_of_two_bytes_and_a_busy_stream_gets_none() {
     let gateway = Gateway::with("[streams]\nheartbeat = \"1s\"").await;
     let mut chunked = Wire::open(gateway.address, "/topics/a").await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -136,7 +136,7 @@ async fn silence_is_broken_by_a_comment_of_two_bytes_and_nothing_else_is() {
 }
 
 #[tokio::test]
-async fn an_old_stream_is_asked_to_come_back_and_misses_nothing() {
+async fn a_stream_of_maximum_age_is_closed_to_reconnect_and_misses_nothing() {
     let gateway = Gateway::with("[streams]\nmax_age = \"1s\"").await;
     let mut wire = Wire::open(gateway.address, "/topics/a").await;
     let flow = async {
@@ -165,7 +165,7 @@ async fn an_old_stream_is_asked_to_come_back_and_misses_nothing() {
 }
 
 #[tokio::test]
-async fn one_topic_too_many_is_a_temporary_refusal_until_others_have_left() {
+async fn a_topic_above_the_limit_is_refused_for_now_until_others_are_released() {
     let gateway = Gateway::with("[limits]\ntopics = 2").await;
     let mut a = gateway.open("/topics/a").await;
     let mut b = gateway.open("/topics/b").await;
@@ -183,7 +183,7 @@ async fn one_topic_too_many_is_a_temporary_refusal_until_others_have_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bound_on_all_buffers_holds_and_what_nobody_reads_gives_way_first() {
+async fn the_bound_on_all_buffers_holds_and_topics_without_readers_are_evicted_first() {
     const BOUND: f64 = (4 * 1024 * 1024) as f64;
     let gateway = Gateway::with("[limits]\nbuffer = \"4MiB\"").await;
     let mut idle = gateway.open("/topics/idle").await;

@@ -54,7 +54,7 @@ async fn topics_of_one_source_are_added_and_left_out_without_a_gap() {
 }
 
 #[tokio::test]
-async fn a_topic_that_may_have_been_read_before_has_its_gap() {
+async fn a_topic_that_may_have_been_read_before_gets_its_gap() {
     let rule =
         "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { linger = \"1s\" }\n";
     let gateway = Gateway::with(rule).await;
@@ -178,7 +178,7 @@ async fn keys_are_added_and_left_out_without_a_gap_on_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_topic_has_changed_its_source_an_id_of_before_has_its_gap() {
+async fn an_id_from_before_a_topic_changed_its_source_gets_a_gap() {
     let nats = NatsServer::jetstream();
     let admin = Admin::connect(&nats.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;

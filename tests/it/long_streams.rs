@@ -54,7 +54,7 @@ async fn refusal(gateway: &Gateway, method: &str, topic: &str, token: &str) -> (
 }
 
 #[tokio::test]
-async fn a_token_of_a_second_opens_a_stream_that_lasts_until_its_claim_says() {
+async fn a_token_that_expires_in_a_second_opens_a_stream_that_lasts_until_the_time_in_its_claim() {
     let gateway = Gateway::with(&settings("")).await;
     let claims = claims(1.0, 4.0);
     let (exp, until) = (claims["exp"].as_f64().unwrap(), claims["topicgate"]["until"].as_f64().unwrap());
@@ -86,7 +86,7 @@ async fn a_token_of_a_second_opens_a_stream_that_lasts_until_its_claim_says() {
 }
 
 #[tokio::test]
-async fn the_limit_shortens_what_the_claim_says_and_never_what_exp_says() {
+async fn the_limit_shortens_the_time_of_the_claim_and_never_that_of_exp() {
     // Seconds until which: the limit, exp, the claim, and the end of the stream after it was opened.
     for (limit, open, until, end) in [
         ("2s", 1.0, 3600.0, 2.0),
@@ -105,7 +105,7 @@ async fn the_limit_shortens_what_the_claim_says_and_never_what_exp_says() {
 }
 
 #[tokio::test]
-async fn a_claim_that_is_no_time_is_refused_and_one_that_is_over_opens_nothing() {
+async fn a_claim_that_is_no_time_is_refused_and_a_claim_in_the_past_opens_nothing() {
     let gateway = Gateway::with(&settings("")).await;
     let with = |until: Value| {
         token(
@@ -142,7 +142,7 @@ async fn a_claim_that_is_no_time_is_refused_and_one_that_is_over_opens_nothing()
 }
 
 #[tokio::test]
-async fn the_claim_is_where_the_configuration_says() {
+async fn the_claim_is_read_from_its_configured_place() {
     for (setting, claim) in [
         ("claim = \"/realm/topics\"", json!({"realm": {"topics": {"until": seconds(60.0)}}})),
         ("until = \"stream_until\"", json!({"stream_until": seconds(60.0)})),
@@ -179,7 +179,7 @@ async fn a_token_that_ends_while_the_broker_is_asked_has_opened_in_time() {
 }
 
 #[tokio::test]
-async fn a_reload_that_takes_the_ground_away_ends_the_stream_and_no_other_does() {
+async fn a_reload_ends_the_stream_only_if_its_permission_is_gone() {
     let kept = settings("until_limit = \"1h\"");
     let other_key = kept.replace("0123456789abcdef", "fedcba9876543210");
     for (change, is_revoked) in [

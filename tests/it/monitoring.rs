@@ -56,7 +56,7 @@ fn expressions(dashboard: &Value) -> Vec<String> {
 }
 
 #[test]
-fn promtool_takes_the_alerts_and_each_fires_on_what_it_is_for_and_not_when_all_is_well() {
+fn promtool_accepts_the_alerts_and_tests_each_as_firing_and_as_silent() {
     promtool(&["check", "rules", ALERTS]);
     promtool(&["test", "rules", TESTS]);
     let (alerts, tests) = (read(ALERTS), read(TESTS));
@@ -67,7 +67,7 @@ fn promtool_takes_the_alerts_and_each_fires_on_what_it_is_for_and_not_when_all_i
 }
 
 #[test]
-fn each_alert_says_how_bad_it_is_and_where_to_read_what_to_do() {
+fn each_alert_has_a_severity_a_summary_and_a_runbook() {
     let alerts = read(ALERTS);
     let names: Vec<_> = values(&alerts, "alert").collect();
     let runbooks: Vec<_> = values(&alerts, "runbook").map(str::to_owned).collect();
@@ -81,7 +81,7 @@ fn each_alert_says_how_bad_it_is_and_where_to_read_what_to_do() {
 }
 
 #[tokio::test]
-async fn every_metric_of_the_alerts_and_of_the_dashboard_is_one_that_a_gateway_has() {
+async fn the_alerts_and_the_dashboard_use_only_metrics_that_a_gateway_has() {
     let shown = shown().await;
     let dashboard = serde_json::from_str(&read(DASHBOARD)).unwrap();
     let (alerts, expressions) = (read(ALERTS), expressions(&dashboard));
@@ -103,7 +103,7 @@ async fn the_dashboard_shows_every_metric() {
 }
 
 #[test]
-fn the_dashboard_is_one_that_grafana_loads() {
+fn the_dashboard_has_the_structure_that_grafana_loads() {
     let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).unwrap();
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 36);
     assert_eq!(

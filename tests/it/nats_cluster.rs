@@ -99,7 +99,7 @@ async fn a_node_that_the_configuration_does_not_name_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_replica_does_not_have_yet_is_not_missing() {
+async fn messages_that_a_replica_does_not_have_yet_are_not_missing() {
     let cluster = NatsCluster::start().await;
     let admin = cluster.admin().await;
     admin.stream("ORDERS", &["orders.>"], json!({"num_replicas": 3})).await;

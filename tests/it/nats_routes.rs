@@ -114,7 +114,7 @@ impl Checker {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_published_anywhere_after_the_stream_has_opened_arrives() {
+async fn messages_published_at_any_server_after_the_stream_has_opened_arrive() {
     for (count, delay) in [(2, 1), (2, 20), (2, 50), (3, 50)] {
         let cluster = SlowCluster::start(count, Duration::from_millis(delay)).await;
         let gateway = gateway(&[cluster.nodes[0].url()]).await;
@@ -137,7 +137,7 @@ async fn what_is_published_anywhere_after_the_stream_has_opened_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_confirmation_that_waits_for_the_cluster_holds_up_nothing_else() {
+async fn a_confirmation_that_waits_for_the_cluster_delays_nothing_else() {
     let cluster = SlowCluster::start(2, Duration::ZERO).await;
     let url = cluster.nodes[0].url();
     let gateway = Gateway::with(&format!("broker = {{ url = {url:?}, settle = \"5s\" }}\n{RULES}")).await;
@@ -181,7 +181,7 @@ async fn a_gap_after_a_node_died_comes_when_the_whole_cluster_is_subscribed_agai
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_published_while_a_server_is_cut_off_from_the_others_is_a_gap() {
+async fn messages_published_while_a_server_is_cut_off_from_the_others_are_a_gap() {
     let cluster = SlowCluster::start(2, Duration::from_millis(5)).await;
     let gateway = gateway(&[cluster.nodes[0].url()]).await;
     let numbers = Numbers::start(&cluster.nodes[1]);
@@ -221,7 +221,8 @@ async fn when_the_only_server_of_the_configuration_dies_the_others_of_its_cluste
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_that_the_cluster_names_by_number_have_the_certificate_of_the_one_that_named_them() {
+async fn servers_that_the_cluster_names_by_ip_address_are_checked_against_the_host_name_of_the_first_server()
+{
     let directory = tempfile::tempdir().unwrap();
     let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -244,7 +245,7 @@ async fn servers_that_the_cluster_names_by_number_have_the_certificate_of_the_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_happens_to_servers_and_routes_nothing_is_lost_in_silence() {
+async fn random_failures_of_servers_and_routes_lose_no_message_silently() {
     let delay = fastrand::u64(0..50);
     println!("{delay} ms between servers");
     let mut cluster = SlowCluster::start(3, Duration::from_millis(delay)).await;

@@ -105,7 +105,7 @@ fn the_formula_has_the_checksums_of_the_archives() {
 }
 
 #[test]
-fn the_crate_has_what_a_user_needs_and_nothing_else() {
+fn the_crate_contains_only_the_files_that_a_user_needs() {
     let listed =
         content(command(env!("CARGO")).args(["package", "--list", "--offline", "--allow-dirty", "--quiet"]));
     let files: BTreeSet<&str> = listed.lines().collect();

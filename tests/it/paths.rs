@@ -31,7 +31,7 @@ async fn below_its_base_path_everything_is_served_as_without_it() {
 }
 
 #[tokio::test]
-async fn odd_paths_are_served_or_answered_with_what_is_wrong() {
+async fn unusual_paths_are_served_or_the_refusal_says_what_is_wrong() {
     let gateway = Gateway::start().await;
     let mut reader = gateway.open("/topics/?topic=a").await;
     reader.expect("stream-open").await;
@@ -56,7 +56,7 @@ async fn odd_paths_are_served_or_answered_with_what_is_wrong() {
 }
 
 #[test]
-fn a_base_path_that_is_none_is_refused_with_its_key() {
+fn an_invalid_base_path_is_refused_with_its_key() {
     for bad in
         ["events", "/a//b", "/a b", "/../a", "https://a.example/events", "/events?x", "/topics", "/topics/a"]
     {

@@ -100,7 +100,7 @@ async fn publish_to_nats(server: &str, topic: &str, payload: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nats_that_allows_what_the_document_lists_is_enough_and_refuses_the_rest() {
+async fn the_documented_nats_permissions_are_enough_and_the_rest_is_refused() {
     let (conf, toml) = snippets("NATS");
     let mut server = NatsServer::with(&conf);
     let url = server.url();
@@ -120,7 +120,7 @@ async fn nats_that_allows_what_the_document_lists_is_enough_and_refuses_the_rest
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nats_that_allows_no_publishing_is_read_all_the_same() {
+async fn topics_are_read_from_nats_without_permission_to_publish() {
     let (conf, toml) = snippets("NATS");
     let publishing = "publish: [\"orders.in.>\"]";
     assert!(conf.contains(publishing));
@@ -153,7 +153,7 @@ async fn denied(connection: &mut redis::aio::MultiplexedConnection) -> BTreeSet<
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_that_allows_what_the_document_lists_is_enough_and_refuses_the_rest() {
+async fn the_documented_redis_permissions_are_enough_and_the_rest_is_refused() {
     let (conf, toml) = snippets("Redis");
     let mut server = RedisServer::start_with(&[&conf]);
     let url = server.url();
@@ -172,7 +172,7 @@ async fn redis_that_allows_what_the_document_lists_is_enough_and_refuses_the_res
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_that_allows_no_publishing_is_read_all_the_same() {
+async fn topics_are_read_from_redis_without_permission_to_publish() {
     let (conf, toml) = snippets("Redis");
     let publishing = " (+publish &orders:in:*)";
     assert!(conf.contains(publishing));
@@ -185,7 +185,7 @@ async fn redis_that_allows_no_publishing_is_read_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_cluster_that_allows_what_the_document_lists_is_enough() {
+async fn the_documented_redis_cluster_permissions_are_enough() {
     let users = blocks(DOCUMENT, "Redis Cluster", "conf");
     let sources = ["sharded-pubsub", "redis-stream"];
     assert_eq!(users.len(), sources.len());

@@ -57,7 +57,7 @@ async fn the_browser_module_comes_through() {
 }
 
 #[tokio::test]
-async fn what_the_gateway_compresses_passes_through_each_of_them_at_once_and_once() {
+async fn compressed_streams_pass_through_each_proxy_at_once_and_are_compressed_once() {
     each(async |kind| {
         let gateway = Gateway::compressing(&kind.gateway_toml()).await;
         // nginx compresses such streams itself where it is told to, but not what is compressed already.

@@ -55,7 +55,7 @@ async fn without_a_start_it_answers_the_position_and_nothing_after_it_is_lost() 
 }
 
 #[tokio::test]
-async fn a_message_is_what_a_stream_sends_with_its_topic_and_time() {
+async fn a_message_has_the_fields_of_its_event_and_its_topic_and_time() {
     let gateway = Gateway::start().await;
     let mut stream = gateway.open("/topics/a/**").await;
     stream.expect("stream-open").await;
@@ -222,7 +222,7 @@ async fn a_read_that_waits_is_answered_when_something_comes_or_the_time_is_over(
 }
 
 #[tokio::test]
-async fn who_waits_has_the_limits_of_a_stream_and_is_refused_with_a_status() {
+async fn a_waiting_read_counts_as_a_stream_and_is_refused_with_a_status() {
     let gateway = Gateway::with("limits.streams_per_address = 1\n").await;
     let position = cursor(&read(&gateway, "/topics/a").await).to_owned();
     let path = format!("/topics/a?wait=20s&last_event_id={position}");
@@ -386,7 +386,7 @@ async fn read_by_turns(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_source_is_stored_any_replica_continues_with_what_the_broker_keeps() {
+async fn any_replica_continues_from_the_messages_that_the_broker_stores() {
     let nats = NatsServer::jetstream();
     let admin = Admin::connect(&nats.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;

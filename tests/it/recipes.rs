@@ -125,7 +125,7 @@ async fn a_page_has_the_state_and_every_change_since_it_was_read() {
 }
 
 #[tokio::test]
-async fn laravel_echo_reads_what_laravel_broadcasts() {
+async fn laravel_echo_reads_the_broadcasts_of_laravel() {
     let recipe = RedisRecipe::start("Laravel").await;
     let mut page = recipe.page().await;
     page.shows("#status", "subscribed").await;
@@ -135,7 +135,7 @@ async fn laravel_echo_reads_what_laravel_broadcasts() {
 }
 
 #[tokio::test]
-async fn turbo_acts_on_what_rails_broadcasts() {
+async fn turbo_acts_on_the_broadcasts_of_rails() {
     let recipe = RedisRecipe::start("Rails and Turbo").await;
     let mut page = recipe.page().await;
     recipe.is_read("shop_production:messages").await;
@@ -256,7 +256,7 @@ async fn the_ai_sdk_reads_an_answer_while_it_is_written_and_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dashboard_shows_a_thousand_sensors_and_skips_what_nobody_can_read() {
+async fn a_dashboard_shows_a_thousand_sensors_and_skips_intermediate_values() {
     let recipe = RedisRecipe::start("A dashboard of 1,000 sensors").await;
     eventually("the rule is warm", async || recipe.server.patterns().await == 1).await;
     let mut redis = recipe.server.connect().await;

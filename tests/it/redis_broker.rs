@@ -145,7 +145,7 @@ async fn two_patterns_of_one_glob_are_subscribed_once_and_both_are_served() {
 }
 
 #[tokio::test]
-async fn what_a_glob_lets_across_a_separator_is_dropped() {
+async fn messages_that_a_glob_matches_across_a_separator_are_dropped() {
     let server = RedisServer::start();
     let mut gate = start(&server).await;
     gate.subscribe("orders/*").await.unwrap();
@@ -469,7 +469,7 @@ async fn every_number_comes_in_order_or_after_a_loss_when_the_server_cuts_the_cl
 }
 
 #[tokio::test]
-async fn a_cut_for_a_full_output_buffer_is_a_loss_and_then_delivery() {
+async fn a_connection_that_is_closed_for_a_full_output_buffer_is_a_loss_and_then_delivers_again() {
     let server = RedisServer::start_with(&["client-output-buffer-limit pubsub 256kb 256kb 1"]);
     let mut gate = start(&server).await;
     gate.subscribe("orders/eu").await.unwrap();
@@ -526,7 +526,7 @@ async fn a_server_that_stops_answering_is_noticed_within_fifteen_seconds() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_is_never_confirmed_is_away_in_time() {
+async fn a_subscription_that_is_never_confirmed_fails_in_time() {
     let server = RedisServer::start();
     let mut gate = start(&server).await;
     server.pause();
@@ -573,7 +573,7 @@ async fn a_server_absent_at_the_start_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_that_nobody_takes_is_a_loss_of_its_filter_alone_and_all_is_accounted_for() {
+async fn a_flood_that_is_not_read_is_a_loss_of_its_filter_alone_and_every_message_is_accounted_for() {
     const FLOOD: u32 = 50_000;
     let server = RedisServer::start();
     let mut gate = start_with(&broker_config(&server.url()), 64);

@@ -174,7 +174,7 @@ async fn next_push(told: &mut mpsc::UnboundedReceiver<PushInfo>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_published_within_a_shard_arrives_and_nothing_else() {
+async fn messages_published_within_a_shard_arrive_and_no_others() {
     let cluster = RedisCluster::start(3, 0).await;
     let gateway = Gateway::with(&toml(&cluster)).await;
     let topics = cluster.topic_each("live/").await;
@@ -197,7 +197,7 @@ async fn what_is_published_within_a_shard_arrives_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_published_classically_at_any_node_arrives() {
+async fn messages_published_classically_at_any_node_arrive() {
     let cluster = RedisCluster::start(3, 0).await;
     let gateway = Gateway::with(&toml(&cluster)).await;
     let mut topic = open(&gateway, &["plain/news/eu".into()]).await;
@@ -440,7 +440,7 @@ fn read_numbers(mut reader: Reader, last: Arc<AtomicU64>) -> JoinHandle<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_is_moved_is_a_gap_only_in_what_is_not_kept() {
+async fn a_slot_that_is_moved_is_a_gap_only_in_live_topics() {
     let cluster = RedisCluster::start(3, 0).await;
     let gateway = Gateway::with(&toml(&cluster)).await;
     // What stands in braces decides the slot. The last two stay, one beside what is moved and one elsewhere.
@@ -483,7 +483,7 @@ async fn a_slot_that_is_moved_is_a_gap_only_in_what_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_trimmed_while_its_slot_is_on_its_way_is_a_gap_in_its_place() {
+async fn entries_that_are_trimmed_while_their_slot_is_migrating_are_a_gap_in_their_place() {
     let cluster = RedisCluster::start(3, 0).await;
     let gateway = Gateway::with(&toml(&cluster)).await;
     let topic = cluster.topics("kept/", 0, 1).await.remove(0);
@@ -509,7 +509,7 @@ async fn what_is_trimmed_while_its_slot_is_on_its_way_is_a_gap_in_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_that_was_away_altogether_has_no_gap_in_what_it_keeps_in_files() {
+async fn a_cluster_that_was_down_completely_has_no_gap_in_topics_that_it_keeps_in_files() {
     let mut cluster = RedisCluster::start_with(3, 0, &["appendonly yes", "appendfsync always"]).await;
     let gateway = Gateway::with(&toml(&cluster)).await;
     let topics = [cluster.topic_each("kept/").await, cluster.topic_each("live/").await].concat();
@@ -593,7 +593,7 @@ async fn a_server_that_is_no_cluster_is_the_reported_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn patterns_of_what_is_sharded_are_refused_with_the_reason() {
+async fn patterns_of_sharded_topics_are_refused_with_the_reason() {
     let cluster = RedisCluster::start(3, 0).await;
     let gateway = Gateway::with(&toml(&cluster)).await;
     for (pattern, accept) in [("live/*", "text/event-stream"), ("live/eu/**", "*/*"), ("kept/*", "*/*")] {
@@ -818,7 +818,7 @@ async fn read_all(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_happens_to_the_cluster_nothing_is_lost_in_silence() {
+async fn random_failures_of_the_cluster_lose_no_message_silently() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(fastrand::u64(..));
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);

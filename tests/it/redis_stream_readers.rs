@@ -56,7 +56,7 @@ async fn read_until(reader: &mut Reader, mut expected: Option<usize>, last: usiz
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fields_are_the_payload_and_the_type_and_what_is_published_has_its_id() {
+async fn entry_fields_become_payload_and_type_and_a_published_message_has_its_id() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gateway = Gateway::with(&toml(&server)).await;
@@ -112,7 +112,7 @@ async fn a_reader_that_is_moved_between_gateways_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_that_was_restarted_resumes_from_what_redis_keeps() {
+async fn a_gateway_that_was_restarted_resumes_from_the_entries_in_redis() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gateway = Gateway::with(&toml(&server)).await;
@@ -132,7 +132,7 @@ async fn a_gateway_that_was_restarted_resumes_from_what_redis_keeps() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_trimmed_while_a_reader_is_away_is_a_gap_before_what_is_left() {
+async fn entries_that_are_trimmed_while_a_reader_is_away_are_a_gap_before_the_remaining_ones() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gateway = Gateway::with(&toml(&server)).await;
@@ -150,7 +150,7 @@ async fn what_is_trimmed_while_a_reader_is_away_is_a_gap_before_what_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_is_deleted_and_made_again_is_a_gap_for_live_readers_who_then_read_on() {
+async fn a_key_that_is_deleted_and_created_again_is_a_gap_for_live_readers_which_then_read_on() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gateway = Gateway::with(&toml(&server)).await;
@@ -238,7 +238,7 @@ async fn an_object_becomes_fields_and_comes_back_as_the_protocol_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_header_of_nats_becomes_a_field_and_what_cannot_be_mapped_is_the_publishers_fault() {
+async fn trace_headers_become_no_field_and_a_post_that_cannot_be_mapped_is_a_bad_request() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gateway = Gateway::with(&objects(&server, "")).await;

@@ -223,7 +223,7 @@ async fn add(connection: &mut MultiplexedConnection, key: &str, body: &str) -> u
 }
 
 #[tokio::test]
-async fn what_is_added_after_it_is_followed_arrives_in_order_with_its_number_and_fields() {
+async fn entries_that_are_added_after_the_subscription_arrive_in_order_with_number_and_fields() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start(&server);
@@ -253,7 +253,7 @@ async fn what_is_added_after_it_is_followed_arrives_in_order_with_its_number_and
 }
 
 #[tokio::test]
-async fn without_a_field_for_it_the_payload_is_all_fields_as_json() {
+async fn without_a_payload_field_the_payload_is_all_fields_as_json() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = Fixture { source: Source::RedisStream { payload: None }, ..start(&server) };
@@ -268,7 +268,7 @@ async fn without_a_field_for_it_the_payload_is_all_fields_as_json() {
 }
 
 #[tokio::test]
-async fn what_is_stored_has_the_number_by_which_it_arrives() {
+async fn a_stored_message_arrives_with_the_number_that_publishing_returned() {
     let server = RedisServer::start();
     let mut gate = start(&server);
     gate.follow("orders/eu").await;
@@ -302,7 +302,7 @@ async fn what_is_stored_has_the_number_by_which_it_arrives() {
 }
 
 #[tokio::test]
-async fn what_can_never_be_read_is_refused_with_the_reason() {
+async fn keys_that_can_never_be_read_are_refused_with_the_reason() {
     let server = RedisServer::start_with(&["user gate on >secret ~orders:* +@all"]);
     let mut redis = server.connect().await;
     command::<String>(&mut redis, "SET orders:text no").await;
@@ -354,7 +354,7 @@ async fn following_twice_changes_nothing_and_ends_at_once() {
 }
 
 #[tokio::test]
-async fn nothing_is_connected_before_it_is_needed_and_then_two_connections_do() {
+async fn stored_topics_open_no_connection_until_one_is_needed_and_then_two() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start(&server);
@@ -403,7 +403,7 @@ async fn a_key_that_is_followed_again_is_read_at_once_while_other_keys_are_silen
 }
 
 #[tokio::test]
-async fn the_past_is_fetched_in_parts_that_have_all_of_it_once() {
+async fn stored_entries_are_fetched_in_parts_without_loss_or_repetition() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gate = start(&server);
@@ -432,7 +432,7 @@ async fn the_past_is_fetched_in_parts_that_have_all_of_it_once() {
 }
 
 #[tokio::test]
-async fn what_was_trimmed_or_deleted_is_a_gap_in_its_place_of_the_past() {
+async fn trimmed_or_deleted_entries_are_a_gap_in_their_place_in_a_fetch() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gate = start(&server);
@@ -460,7 +460,7 @@ async fn what_was_trimmed_or_deleted_is_a_gap_in_its_place_of_the_past() {
 }
 
 #[tokio::test]
-async fn positions_in_the_past_are_found_or_reported_gone() {
+async fn positions_in_a_redis_stream_are_found_or_reported_gone() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let gate = start(&server);
@@ -508,7 +508,7 @@ async fn positions_in_the_past_are_found_or_reported_gone() {
 }
 
 #[tokio::test]
-async fn what_is_trimmed_before_it_is_read_is_a_gap_in_its_place() {
+async fn entries_that_are_trimmed_before_they_are_read_are_a_gap_in_their_place() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start_narrow(&server.url(), 8);
@@ -537,7 +537,7 @@ async fn what_is_trimmed_before_it_is_read_is_a_gap_in_its_place() {
 }
 
 #[tokio::test]
-async fn what_is_removed_at_once_is_a_gap_though_nothing_follows() {
+async fn an_entry_that_is_removed_at_once_is_a_gap_even_if_no_entry_follows() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start(&server);
@@ -586,7 +586,7 @@ async fn what_is_removed_at_once_is_a_gap_though_nothing_follows() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_deleted_and_made_again_ends_its_subscription() {
+async fn a_key_that_is_deleted_and_created_again_ends_its_subscription() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start(&server);
@@ -689,7 +689,7 @@ async fn a_lost_connection_loses_nothing_and_causes_no_gap() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_with_its_file_has_lost_nothing() {
+async fn a_server_that_restarts_with_its_file_has_lost_nothing() {
     let mut server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
     let mut gate = start(&server);
     gate.follow("k").await;
@@ -734,7 +734,7 @@ async fn a_server_that_returns_without_its_entries_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_server_that_stands_still_is_noticed() {
+async fn a_server_that_hangs_is_noticed() {
     let server = RedisServer::start();
     let mut gate = start(&server);
     let mut redis = server.connect().await;
@@ -748,7 +748,7 @@ async fn a_server_that_stands_still_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_key_far_behind_holds_up_no_other() {
+async fn a_key_far_behind_delays_no_other_key() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let mut gate = start(&server);
@@ -775,7 +775,7 @@ async fn a_key_far_behind_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn whatever_happens_to_a_key_nothing_of_it_is_lost_in_silence() {
+async fn random_changes_of_a_key_lose_no_entry_silently() {
     let server = RedisServer::start();
     let mut redis = server.connect().await;
     let seed = fastrand::u64(..);

@@ -151,7 +151,7 @@ async fn a_slow_reader_of_a_withdrawn_topic_is_read_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_being_opened_meanwhile_is_held_to_the_new_rules() {
+async fn a_stream_that_is_opening_during_a_reload_is_held_to_the_new_rules() {
     let broker = Upstream::nats().await;
     let toml = |rules: &str| format!("broker.url = \"{}\"\n{rules}", broker.url());
     let (a, b) = (rule("a", "anyone"), rule("b", "anyone"));
@@ -208,7 +208,7 @@ async fn a_key_that_is_replaced_ends_the_streams_of_its_tokens_and_of_no_others(
 }
 
 #[tokio::test]
-async fn a_reload_applies_to_what_tokens_need_but_not_to_the_clock_tolerance() {
+async fn a_reload_applies_to_the_required_claims_but_not_to_the_clock_tolerance() {
     let rules = rule("members", "token");
     let jwt = |more: &str| format!("{JWT}{more}\n{rules}");
     let gateway = Gateway::with(&jwt("issuer = \"https://one.example\"")).await;
@@ -288,7 +288,7 @@ async fn limits_are_raised_and_lowered_without_closing_open_streams() {
 }
 
 #[tokio::test]
-async fn what_the_broker_sends_is_held_to_the_new_size() {
+async fn messages_of_the_broker_are_held_to_the_new_size() {
     let broker = Upstream::nats().await;
     let toml = |limit: &str| format!("limits.message = \"{limit}\"\n{}", broker.toml());
     let gateway = Gateway::with(&toml("64KiB")).await;
@@ -441,7 +441,7 @@ async fn a_stream_of_the_console_survives_a_reload() {
 }
 
 #[tokio::test]
-async fn the_settings_that_are_shown_are_those_that_hold() {
+async fn the_console_shows_the_settings_in_force() {
     let gateway = Gateway::with(&rule("a", "anyone")).await;
     let more = "limits = { connections = 99, streams = 98 }\n";
     assert!(gateway.reload_with(&format!("{more}{}", rule("a", "anyone"))));

@@ -54,7 +54,7 @@ async fn story(gateway: &Gateway, topic: &str, path: &str, cursor: Option<&str>)
 }
 
 #[tokio::test]
-async fn the_edges_of_what_was_evicted_are_exact() {
+async fn the_edges_of_the_evicted_messages_are_exact() {
     let fresh = async || {
         let gateway = gateway("messages = 3").await;
         let (ids, reader) = publish(&gateway, "a", &["1", "2", "3", "4", "5"]).await;
@@ -101,7 +101,7 @@ async fn the_edges_of_what_was_evicted_are_exact() {
 }
 
 #[tokio::test]
-async fn what_is_held_is_bounded_by_messages_bytes_and_age() {
+async fn a_buffer_is_bounded_by_messages_bytes_and_age() {
     let held = async |gateway: &Gateway| story(gateway, "a", "/topics/a?since=all", None).await.len();
     let by_messages = gateway("messages = 10").await;
     let text = "x".repeat(1000);
@@ -127,7 +127,7 @@ async fn what_is_held_is_bounded_by_messages_bytes_and_age() {
 }
 
 #[tokio::test]
-async fn the_largest_message_is_delivered_whatever_the_buffer_makes_of_it() {
+async fn the_largest_message_is_delivered_even_if_it_takes_more_memory_than_the_buffer() {
     let gateway = gateway_with("[limits]\nmessage = \"64KiB\"", "bytes = \"64KiB\"").await;
     let mut reader = gateway.open("/topics/a").await;
     reader.expect("stream-open").await;
@@ -161,7 +161,7 @@ async fn a_reader_that_returns_within_the_linger_time_resumes_and_later_gets_a_g
 }
 
 #[tokio::test]
-async fn a_warm_rule_holds_what_came_before_the_first_reader() {
+async fn a_warm_rule_holds_the_messages_from_before_the_first_reader() {
     let gateway = gateway("warm = true").await;
     eventually("ready", async || gateway.ready().await.is_ok()).await;
     // The embedded broker takes what nobody has subscribed to, so it is asked until the rule's own subscription is there.

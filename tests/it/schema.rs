@@ -118,7 +118,7 @@ const SEEN: [&str; 23] = [
 ];
 
 #[test]
-fn what_is_wrong_with_one_key_does_not_fit_the_schema() {
+fn an_error_in_a_single_key_does_not_fit_the_schema() {
     let verdicts = verdicts(&files("tests/config/invalid"));
     let refused: Vec<&str> = verdicts
         .iter()
@@ -131,7 +131,7 @@ fn what_is_wrong_with_one_key_does_not_fit_the_schema() {
 }
 
 #[test]
-fn the_schema_says_what_each_key_is_for_and_its_default() {
+fn the_schema_describes_each_key_with_its_default() {
     let schema: Value = serde_json::from_str(&topicgate(&["config", "--schema"])).unwrap();
     let heartbeat = &schema["properties"]["streams"]["properties"]["heartbeat"];
     assert_eq!(heartbeat["default"], "15s");

@@ -67,7 +67,7 @@ async fn status(process: &Process, path: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_file_is_logged_in_the_words_of_check_and_nothing_changes() {
+async fn errors_in_a_file_are_logged_in_the_words_of_check_and_nothing_changes() {
     let file = File::new(OPEN);
     let process = file.start(&[]).await;
     let mut reader = Reader::open(process.address, "/topics/a", &[]).await;
@@ -96,7 +96,7 @@ async fn what_is_wrong_with_a_file_is_logged_in_the_words_of_check_and_nothing_c
 }
 
 #[tokio::test]
-async fn what_needs_a_restart_keeps_its_value_and_is_named() {
+async fn keys_that_need_a_restart_keep_their_values_and_are_named() {
     let file = File::new(OPEN);
     let process = file.start(&[]).await;
     hang_up(&process, "done").await;
@@ -124,7 +124,7 @@ async fn the_environment_and_flags_still_win() {
 }
 
 #[tokio::test]
-async fn signals_that_come_at_once_end_with_what_the_file_says_last() {
+async fn after_many_signals_at_once_the_last_version_of_the_file_is_in_force() {
     let file = File::new(OPEN);
     let process = file.start(&[]).await;
     let mut reader = Reader::open(process.address, "/topics/a", &[]).await;

@@ -8,7 +8,7 @@ use super::kills::{self, Plan};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes hours: make soak HOURS=1"]
-async fn no_loss_is_untold_for_hours() {
+async fn every_loss_is_reported_for_hours() {
     let hours: f64 =
         std::env::var("SOAK_HOURS").map_or(1.0, |hours| hours.parse().expect("a number of hours"));
     let until = Instant::now() + Duration::from_secs_f64(hours * 3600.0);

@@ -75,12 +75,12 @@ async fn publish_subscribe(mut upstream: Upstream) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_nats_learn_that_it_is_away_and_when_it_is_back() {
+async fn readers_of_nats_receive_stale_and_live() {
     publish_subscribe(Upstream::nats().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_redis_learn_that_it_is_away_and_when_it_is_back() {
+async fn readers_of_redis_receive_stale_and_live() {
     publish_subscribe(Upstream::redis().await).await;
 }
 
@@ -108,7 +108,7 @@ fn rules(url: &str, rules: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_jetstream_and_of_a_bucket_learn_it_and_miss_nothing() {
+async fn readers_of_jetstream_and_of_a_bucket_receive_stale_and_live_and_miss_nothing() {
     let mut nats = NatsServer::jetstream();
     let admin = Admin::connect(&nats.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
@@ -152,7 +152,7 @@ async fn readers_of_jetstream_and_of_a_bucket_learn_it_and_miss_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_redis_streams_learn_it_and_miss_nothing() {
+async fn readers_of_redis_streams_receive_stale_and_live_and_miss_nothing() {
     let mut server = RedisServer::start_with(&["appendonly yes", "appendfsync always"]);
     let text =
         rules(&server.url(), &["match = \"**\"\nsource = \"redis-stream\"\npayload = { field = \"n\" }"]);
@@ -196,17 +196,17 @@ async fn one_master_is_away(source: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_sharded_publish_subscribe_the_topics_of_the_shard_alone_are_stale() {
+async fn with_sharded_publish_subscribe_only_the_topics_of_the_shard_are_stale() {
     one_master_is_away("match = \"**\"\nsource = \"sharded-pubsub\"").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_redis_streams_in_a_cluster_the_keys_of_the_master_alone_are_stale() {
+async fn with_redis_streams_in_a_cluster_only_the_keys_of_the_master_are_stale() {
     one_master_is_away("match = \"**\"\nsource = \"redis-stream\"\npayload = { field = \"n\" }").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_in_chromium_and_topicgate_sub_are_told() {
+async fn a_page_in_chromium_and_topicgate_sub_receive_stale_and_live() {
     let mut upstream = Upstream::redis().await;
     let gateway = Gateway::with(&upstream.toml()).await;
     let options = json!({"page": "same-origin", "types": ["stream-stale", "stream-live"]});

@@ -231,7 +231,7 @@ async fn an_id_of_another_redis_server_is_no_position_in_the_server_that_replace
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_that_a_stream_gives_again_after_a_loss_is_no_position() {
+async fn a_number_that_a_stream_assigns_again_after_a_loss_is_no_position() {
     let copy = |from: &std::path::Path, to: &std::path::Path| {
         let _ = std::fs::remove_dir_all(to);
         assert!(std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());

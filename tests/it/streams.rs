@@ -6,7 +6,7 @@ use crate::common::gateway::Gateway;
 use serde_json::json;
 
 #[tokio::test]
-async fn a_message_published_once_the_head_is_here_arrives() {
+async fn a_message_published_after_the_head_has_arrived_is_delivered() {
     let gateway = Gateway::start().await;
     let mut reader = gateway.open("/topics/demo/hello").await;
     gateway.publish("demo/hello", "hi").await;
@@ -20,7 +20,7 @@ async fn a_message_published_once_the_head_is_here_arrives() {
 }
 
 #[tokio::test]
-async fn a_message_before_the_first_subscriber_is_not_for_it_and_an_empty_one_is_a_message() {
+async fn a_message_from_before_the_first_reader_is_not_delivered_and_an_empty_message_is() {
     let gateway = Gateway::start().await;
     gateway.publish("a", "too early").await;
     let mut reader = gateway.open("/topics/a").await;
@@ -30,7 +30,7 @@ async fn a_message_before_the_first_subscriber_is_not_for_it_and_an_empty_one_is
 }
 
 #[tokio::test]
-async fn a_reader_that_comes_back_gets_what_it_missed_and_nothing_twice() {
+async fn a_reader_that_reconnects_gets_the_messages_that_it_missed_and_none_twice() {
     let gateway = Gateway::start().await;
     let mut reader = gateway.open("/topics/a").await;
     reader.expect("stream-open").await;

@@ -23,7 +23,7 @@ fn service() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn systemd_does_not_start_again_what_nobody_has_mended() {
+fn systemd_does_not_restart_after_a_configuration_error() {
     assert_eq!(service()["Restart"], "on-failure");
     assert_eq!(
         service()["RestartPreventExitStatus"],
@@ -32,7 +32,7 @@ fn systemd_does_not_start_again_what_nobody_has_mended() {
 }
 
 #[test]
-fn systemd_takes_the_unit_and_rates_it_as_it_says_of_itself() {
+fn systemd_accepts_the_unit_and_rates_its_security_as_the_unit_says() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("topicgate.service");
     // The program has to be there for `verify`.
@@ -54,7 +54,7 @@ fn systemd_takes_the_unit_and_rates_it_as_it_says_of_itself() {
 }
 
 #[test]
-fn the_unit_starts_what_there_is_and_waits_for_the_drain() {
+fn the_unit_starts_an_existing_command_line_and_waits_for_the_drain() {
     let service = service();
     let words: Vec<&str> = service["ExecStart"].split(' ').collect();
     let cli = Cli::try_parse_from(&words).unwrap();

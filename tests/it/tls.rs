@@ -268,7 +268,7 @@ async fn files_that_cannot_be_used_end_the_start_with_the_key_and_the_reason() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_never_ends_is_closed_in_time_and_holds_nobody_up() {
+async fn a_handshake_that_never_ends_is_closed_in_time_and_delays_no_other() {
     let files = Files::new();
     let gateway = gateway(&files, "limits = { head_timeout = \"1s\" }\n").await;
     let begin = Instant::now();
@@ -344,7 +344,7 @@ async fn plain_http_to_a_tls_port_gets_an_explanation_and_tls_to_a_plain_port_fa
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_is_cut_off_and_one_that_takes_slowly_is_not() {
+async fn a_reader_that_reads_nothing_is_cut_off_and_a_slow_reader_is_not() {
     let files = Files::new();
     // All of it is held, so that there is enough for who takes slowly, however fast it was published.
     let rule = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\nreplay = { bytes = \"16MiB\" }\n";
@@ -387,7 +387,7 @@ async fn a_reader_that_takes_nothing_is_cut_off_and_one_that_takes_slowly_is_not
 }
 
 #[tokio::test]
-async fn what_a_reader_has_not_taken_yet_comes_when_it_takes_again() {
+async fn a_reader_that_pauses_gets_the_rest_when_it_reads_again() {
     let files = Files::new();
     let gateway = gateway(&files, "").await;
     let (address, pair) = (gateway.address, &files.pair);

@@ -107,7 +107,7 @@ async fn a_publish_is_a_span_in_the_trace_of_its_request() {
 }
 
 #[tokio::test]
-async fn a_client_does_not_decide_what_is_traced() {
+async fn a_client_does_not_decide_which_requests_are_traced() {
     let collector = collector().await;
     let gateway = gateway(&collector, 0.0, "proxies.trusted = [\"10.0.0.0/8\"]").await;
     publish(&gateway, "a", &[SAMPLED, ("x-forwarded-for", "10.0.0.1")]).await;
@@ -152,7 +152,7 @@ async fn a_refusal_and_a_stream_that_has_to_come_back_carry_their_code() {
 }
 
 #[tokio::test]
-async fn a_message_through_nats_is_one_trace_from_the_request_to_its_arrival_however_many_read_it() {
+async fn a_message_through_nats_is_one_trace_from_the_request_to_its_arrival_for_any_number_of_readers() {
     let nats = NatsServer::start();
     let collector = collector().await;
     let gateway = gateway(&collector, 1.0, &format!("broker.url = \"{}\"", nats.url())).await;
@@ -185,7 +185,7 @@ async fn a_message_through_nats_is_one_trace_from_the_request_to_its_arrival_how
 }
 
 #[tokio::test]
-async fn what_others_publish_is_traced_as_their_headers_say() {
+async fn messages_of_other_publishers_are_traced_as_their_headers_say() {
     let nats = NatsServer::start();
     let collector = collector().await;
     let gateway = gateway(&collector, 0.0, &format!("broker.url = \"{}\"", nats.url())).await;
@@ -226,7 +226,7 @@ async fn without_a_collector_in_the_configuration_messages_are_published_as_they
 }
 
 #[tokio::test]
-async fn a_broker_without_headers_is_published_to_all_the_same() {
+async fn publishing_to_a_broker_without_headers_is_traced_too() {
     let redis = RedisServer::start();
     let collector = collector().await;
     let gateway = gateway(&collector, 1.0, &format!("broker.url = \"{}\"", redis.url())).await;
@@ -235,7 +235,7 @@ async fn a_broker_without_headers_is_published_to_all_the_same() {
 }
 
 #[tokio::test]
-async fn only_the_share_of_the_requests_that_is_asked_for_is_traced() {
+async fn only_the_configured_share_of_the_requests_is_traced() {
     let collector = collector().await;
     let gateway = gateway(&collector, 0.0, PROXY).await;
     publish(&gateway, "a", &[]).await;
@@ -246,7 +246,7 @@ async fn only_the_share_of_the_requests_that_is_asked_for_is_traced() {
 }
 
 #[tokio::test]
-async fn a_collector_that_hangs_or_is_away_holds_nothing_up_and_what_it_costs_is_counted() {
+async fn a_collector_that_hangs_or_is_down_delays_nothing_and_the_dropped_spans_are_counted() {
     let collector = Backend::start(|_| Reply::status(200).held()).await;
     // Each of the many requests counts against the pace of its address.
     let gateway = gateway(&collector, 1.0, "limits.opens_per_second = 100000").await;
@@ -270,7 +270,7 @@ async fn a_collector_that_hangs_or_is_away_holds_nothing_up_and_what_it_costs_is
 }
 
 #[tokio::test]
-async fn a_collector_that_refuses_loses_what_it_refuses_and_gets_the_next() {
+async fn a_batch_that_the_collector_refuses_is_lost_and_the_next_is_sent() {
     let collector = Backend::start(|_| Reply::status(400)).await;
     let gateway = gateway(&collector, 1.0, "").await;
     let spans =

@@ -41,7 +41,7 @@ async fn with_a_history() -> (NatsServer, Gateway) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_fetched_for_an_address_is_paced_and_another_one_does_not_wait_for_it() {
+async fn fetches_for_one_address_are_paced_and_do_not_delay_another_address() {
     let (_nats, gateway) = with_a_history().await;
     let begin = Instant::now();
     let mut greedy = vec![];
@@ -69,7 +69,7 @@ async fn what_is_fetched_for_an_address_is_paced_and_another_one_does_not_wait_f
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_waits_for_any_more_is_not_fetched() {
+async fn messages_that_no_reader_waits_for_any_more_are_not_fetched() {
     let (_nats, gateway) = with_a_history().await;
     for topic in 0..TOPICS {
         gateway.open(&format!("/topics/orders/{topic}?since=all")).await.expect("stream-open").await;
@@ -85,7 +85,7 @@ async fn what_nobody_waits_for_any_more_is_not_fetched() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn questions_to_the_backend_take_turns_and_the_address_with_most_gives_way() {
+async fn addresses_take_turns_for_questions_to_the_backend_and_the_one_with_most_questions_loses_one() {
     let backend = Backend::start(|_| Reply::status(200).held()).await;
     let rule = "[[topics]]\nmatch = \"**\"\nread = \"token\"\n";
     let settings = "concurrency = 1\ntimeout = \"20s\"";

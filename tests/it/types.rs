@@ -111,7 +111,7 @@ async fn without_event_lines_every_message_is_an_ordinary_one(at: OnSource) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_that_is_held_in_the_broker_passes_the_view_too() {
+async fn a_view_applies_to_messages_that_the_broker_stores() {
     for at in [OnSource::jetstream(FEW).await, OnSource::redis_stream(FEW).await] {
         for n in 0..100 {
             at.publish("s/a", if n % 20 == 0 { "price" } else { "news" }, n).await;
@@ -125,7 +125,7 @@ async fn everything_that_is_held_in_the_broker_passes_the_view_too() {
 }
 
 #[tokio::test]
-async fn a_gap_comes_whatever_types_a_reader_wants() {
+async fn a_gap_is_sent_to_readers_of_any_types() {
     let gateway = Gateway::with("[limits]\nmessage = \"1KiB\"\n").await;
     let mut reader = gateway.open("/topics/a?type=price&event=none").await;
     let id = reader.expect("stream-open").await.id;
@@ -137,7 +137,7 @@ async fn a_gap_comes_whatever_types_a_reader_wants() {
 }
 
 #[tokio::test]
-async fn a_cursor_moves_past_what_is_left_out() {
+async fn a_cursor_moves_past_messages_that_the_view_leaves_out() {
     let at = OnSource::embedded(REPLAY).await;
     let mut all = at.gateway.open("/topics/s/a").await;
     all.expect("stream-open").await;
@@ -157,7 +157,7 @@ async fn a_cursor_moves_past_what_is_left_out() {
 }
 
 #[tokio::test]
-async fn chromium_resumes_after_messages_that_it_did_not_want() {
+async fn chromium_resumes_after_messages_that_its_view_left_out() {
     let at = OnSource::embedded(FEW).await;
     let options = json!({ "page": "same-origin", "types": ["price"] });
     let mut page = Client::with("chromium", at.gateway.address, "/topics/s/a?type=price", &options).await;
@@ -199,7 +199,7 @@ async fn chromium_gets_every_type_at_onmessage_without_event_lines() {
 }
 
 #[tokio::test]
-async fn a_view_that_no_message_can_have_is_a_bad_query() {
+async fn an_invalid_view_is_a_bad_query() {
     let gateway = Gateway::start().await;
     let many = |count: usize| (0..count).map(|n| format!("t{n}")).collect::<Vec<_>>().join(",");
     let long = "a".repeat(129);
@@ -255,7 +255,7 @@ async fn a_read_leaves_out_the_same_messages_and_its_cursor_moves_past_them() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_topic_comes_whatever_a_reader_wants() {
+async fn the_end_of_a_topic_is_sent_with_every_view() {
     let at = OnSource::embedded(REPLAY).await;
     for view in ["type=price", "every=100ms", "type=price&every=100ms", "type=price&event=none"] {
         let mut one = at.gateway.open(&format!("/topics/s/a?{view}")).await;

@@ -85,7 +85,7 @@ async fn gateway(config: &Path, port: u16) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gateways_behind_a_proxy_are_replaced_under_load_and_no_loss_is_untold() {
+async fn gateways_behind_a_proxy_are_replaced_under_load_and_every_loss_is_reported() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;

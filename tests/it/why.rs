@@ -75,7 +75,7 @@ const ENDED: &str = "a stream has ended";
 const REFUSED: &str = "a request was refused";
 
 #[tokio::test]
-async fn the_log_says_why_with_the_code_of_the_wire_and_whose_stream_it_was() {
+async fn the_log_names_the_code_of_a_refused_or_ended_stream_and_its_caller() {
     let process = Process::start(&[]).await;
     let refused =
         client::request(process.address, "GET", "/topics/a//b?topic=c/d&access_token=s3cret", &[], b"").await;
@@ -106,7 +106,7 @@ async fn the_log_says_why_with_the_code_of_the_wire_and_whose_stream_it_was() {
 }
 
 #[tokio::test]
-async fn the_end_of_many_streams_is_one_line_and_at_debug_a_line_each() {
+async fn the_end_of_many_streams_is_logged_in_one_line_and_at_debug_in_one_line_each() {
     const STREAMS: usize = 200;
     for (level, expected) in [("info", 1), ("debug", STREAMS)] {
         let process = Process::with(&["--log-level", level], &[("TOPICGATE_DRAIN", "1s")]).await;
@@ -165,7 +165,7 @@ async fn a_refusal_names_the_topic_or_the_origin_that_it_is_about() {
 }
 
 #[tokio::test]
-async fn a_hint_leads_to_what_works() {
+async fn the_suggestion_in_a_refusal_works() {
     let process = Process::start(&[]).await;
     for (asked, meant) in [("orders.%3E", "orders/**"), ("orders.*", "orders/*"), ("orders:*", "orders/*")] {
         let answer = client::request(process.address, "GET", &format!("/topics/{asked}"), &[], b"").await;

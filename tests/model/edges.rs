@@ -98,7 +98,7 @@ fn two_logs_that_lost_the_same_number_both_get_a_gap_even_if_the_client_is_cut_o
 }
 
 #[test]
-fn a_hand_out_that_is_full_does_not_end_between_two_that_lost_the_same_number() {
+fn a_full_batch_does_not_end_between_two_gaps_of_the_same_number() {
     let replica = Replica::new(at_most(2));
     let mut witness = open(&replica, &["b"], &Start::Now);
     let id = witness.read_all()[0].id.clone();
@@ -121,7 +121,7 @@ fn a_client_that_is_cut_off_before_the_last_gap_receives_every_gap_again() {
 }
 
 #[test]
-fn of_equal_publisher_ids_none_is_resumed_too_late() {
+fn a_repeated_publisher_id_never_resumes_too_late() {
     let replica = Replica::new(at_most(3));
     let mut witness = open(&replica, &["a"], &Start::Now);
     let publish = |payload, id| _ = replica.deliver(&topic("a"), payload, id);
@@ -178,7 +178,7 @@ fn since_starts_with_the_first_message_at_that_very_time() {
 }
 
 #[test]
-fn a_client_that_is_cut_at_the_head_of_since_is_brought_nothing_older() {
+fn a_client_that_is_cut_off_at_the_head_of_since_gets_no_older_messages() {
     let replica = Replica::new(ample());
     let _reader = open(&replica, &["a", "b"], &Start::Now);
     publish(&replica, "a", 0..1);
@@ -270,7 +270,7 @@ fn a_reader_that_has_seen_one_gap_of_a_loss_receives_the_others_from_a_new_feed(
 }
 
 #[test]
-fn what_was_published_while_there_was_no_log_is_a_gap_though_nothing_else_was_published() {
+fn messages_published_while_there_was_no_log_are_a_gap_even_if_no_message_follows() {
     let replica = Replica::new(ample());
     let id = open(&replica, &["a"], &Start::Now).read_all()[0].id.clone();
     replica.sweep();
@@ -306,7 +306,7 @@ fn a_stream_that_joins_as_its_subscription_ends_is_closed_to_reconnect() {
 }
 
 #[test]
-fn a_goodbye_has_no_id_so_the_cursor_is_that_of_what_was_read() {
+fn stream_close_has_no_id_so_the_cursor_stays_at_the_last_event_that_was_read() {
     let replica = Replica::new(ample());
     let mut reader = open(&replica, &["a", "b"], &Start::Now);
     let id = reader.read_all()[0].id.clone();
@@ -319,7 +319,7 @@ fn a_goodbye_has_no_id_so_the_cursor_is_that_of_what_was_read() {
 }
 
 #[test]
-fn topics_of_a_warm_pattern_that_was_never_confirmed_are_given_up() {
+fn topics_of_a_warm_pattern_that_was_never_confirmed_are_released() {
     let (replica, subscription) = Replica::before_warm(ample(), usize::MAX);
     drop(replica.lease(&filter("w/1")));
     assert_eq!(replica.registry.topics(), 2);
@@ -333,7 +333,7 @@ fn topics_of_a_warm_pattern_that_was_never_confirmed_are_given_up() {
 }
 
 #[test]
-fn envelopes_count_among_the_bytes_that_are_held() {
+fn envelopes_count_in_the_buffered_bytes() {
     let replica = Replica::bounded(ample(), 100_000);
     let filters = [filter("a")];
     let mut raw = Reader::new(replica.open(&filters, &Start::Now, Format::Raw).unwrap());
@@ -355,7 +355,7 @@ fn envelopes_count_among_the_bytes_that_are_held() {
 }
 
 #[test]
-fn the_newest_message_is_delivered_even_if_it_is_more_than_its_log_may_hold() {
+fn the_newest_message_is_delivered_even_if_it_exceeds_the_bound_of_its_log() {
     let replica = Replica::new(Bounds { bytes: 2_000, ..ample() });
     for names in [&["a"][..], &["a", "b"]] {
         let mut reader = open(&replica, names, &Start::Now);

@@ -76,7 +76,7 @@ proptest! {
         cases: crate::cases(100), failure_persistence: None, max_shrink_iters: 2_000, ..ProptestConfig::default()
     })]
     #[test]
-    fn a_compressed_stream_gives_what_a_plain_one_gives(steps in proptest::collection::vec(step(), 1..120)) {
+    fn a_compressed_stream_has_the_same_events_as_a_plain_one(steps in proptest::collection::vec(step(), 1..120)) {
         let replica = Replica::new(ample());
         let mut pairs: Vec<Pair> =
             (0..PAIRS).map(|pair| Pair::open(&replica, STREAMS[pair % STREAMS.len()], Format::Raw)).collect();
@@ -123,7 +123,7 @@ fn join(replica: &Replica, names: &[&str], count: usize) -> Vec<Reader> {
 }
 
 #[test]
-fn readers_share_a_history_whoever_comes_first_and_newcomers_are_among_them_before_long() {
+fn readers_share_one_compression_history_and_newcomers_soon_join_it() {
     let replica = Replica::new(ample());
     let mut readers = join(&replica, &["a"], 5);
     for number in 0..300 {
@@ -159,7 +159,7 @@ fn a_stream_of_several_topics_shares_the_history_of_the_busy_one() {
 }
 
 #[test]
-fn a_reader_that_fell_behind_what_the_log_has_gets_its_gap_in_a_compressed_stream_too() {
+fn a_reader_that_fell_behind_the_log_gets_its_gap_in_a_compressed_stream_too() {
     let replica = Replica::new(at_most(4));
     let mut readers = join(&replica, &["a"], 2);
     for number in 0..40 {

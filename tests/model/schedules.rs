@@ -385,7 +385,7 @@ fn config(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(config(1_500))]
     #[test]
-    fn whatever_happens_each_message_arrives_in_order_and_once_or_a_gap_replaces_it(
+    fn in_any_schedule_each_message_arrives_in_order_and_once_or_a_gap_replaces_it(
         (stream, steps) in schedule(step()),
         bounds in 0..4usize,
     ) {

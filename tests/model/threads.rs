@@ -175,7 +175,7 @@ async fn stay(world: Arc<World>, names: &'static [&'static str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nobody_misses_a_message_or_sleeps_through_the_last_one() {
+async fn no_reader_misses_a_message_or_sleeps_through_the_last_one() {
     let world = Arc::new(World::new());
     let mut tasks = tokio::task::JoinSet::new();
     for names in STREAMS.iter().cycle().take(10) {
@@ -256,7 +256,7 @@ async fn see_the_newest(world: Arc<World>, names: &'static [&'static str]) {
 
 /// The pauses are about as long as the interval, so that readers fall asleep and are woken by messages and by ticks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nobody_with_an_interval_sleeps_through_the_last_message() {
+async fn no_reader_with_an_interval_sleeps_through_the_last_message() {
     let world = Arc::new(World::new());
     let table = world.replica.table.clone();
     let ticks = tokio::spawn(async move { table.ticks().run().await });

@@ -263,7 +263,7 @@ fn run(bounds: Bounds, stream: usize, view: usize, steps: &[Step]) -> World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: crate::cases(60), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn a_view_ends_with_the_newest_of_each_topic_and_type_or_a_gap_tells(
+    fn a_view_ends_with_the_newest_message_of_each_topic_and_type_or_with_a_gap(
         (stream, view, steps) in schedule(true),
         bound in prop_oneof![Just(2usize), Just(6), Just(100_000)],
     ) {
@@ -274,7 +274,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: crate::cases(40), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn what_a_view_leaves_out_is_never_told_as_a_gap((stream, view, steps) in schedule(false)) {
+    fn messages_that_a_view_leaves_out_are_never_a_gap((stream, view, steps) in schedule(false)) {
         let world = run(ample(), stream, view, &steps);
         for client in world.clients.iter().flatten() {
             prop_assert_eq!(client.gaps, 0);

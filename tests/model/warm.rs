@@ -184,7 +184,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: crate::cases(250), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn a_log_inside_a_warm_rule_holds_what_a_plain_scan_says(
+    fn a_log_inside_a_warm_rule_holds_the_same_messages_as_a_plain_scan(
         steps in proptest::collection::vec(step(), 1..40),
         bound in prop_oneof![Just(3usize), Just(40), Just(100_000)],
     ) {

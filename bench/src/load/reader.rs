@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_found_however_they_are_cut() {
+    fn messages_are_found_wherever_the_bytes_are_cut() {
         let mut stream = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
         for number in 0..5 {
             stream.extend_from_slice(format!("f4\r\n@id: @ab-{number}\ndata: ").as_bytes());
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn order_is_that_of_each_topic() {
+    fn messages_are_counted_as_missing_or_repeated_within_each_topic() {
         let mut one = Reader::new(5, 1, true);
         assert_eq!(
             [5, 6, 8, 7, 8].map(|number| one.advance(number)),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_found_like_any_payload() {
+    fn messages_with_json_payloads_are_found() {
         for size in [200, 1024] {
             let stream = format!("data: {}\n\n", json(7, 9, size));
             assert_eq!(read(stream.as_bytes(), size, 50), [Found::Message { number: 7, nanos: 9 }]);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_is_not_whole_is_seen() {
+    fn an_incomplete_payload_is_reported_as_torn() {
         let mut stream = payload(1, 1, 100).into_bytes();
         stream.remove(50);
         stream.extend_from_slice(b"\n\n");

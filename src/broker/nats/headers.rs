@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_of_another_version() {
+    fn a_header_block_of_another_version_has_no_fields() {
         for block in [
             &b"NATS/2.0\r\nA: 1\r\n\r\n"[..],
             b"NATS/1.01\r\nA: 1\r\n\r\n",
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_read_with_what_the_server_says() {
+    fn a_status_is_read_with_its_description() {
         let parsed = parse_headers(b"NATS/1.0 404 No Messages\r\n\r\n");
         assert_eq!((parsed.status, parsed.description.as_str()), (Some(404), "No Messages"));
         assert_eq!(parse_headers(b"NATS/1.0 503\r\n\r\n").status, Some(503));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_added_is_found_behind_anything() {
+    fn a_field_that_the_server_appended_is_found_after_unreadable_fields() {
         let block = b"garbage\r\nNats-Sequence: 1\r\n\xff: \r\nNats-Sequence: 7\r\n\r\n";
         assert_eq!(last_field(block, "Nats-Sequence"), Some("7"));
         assert_eq!(last_field(block, "Nats-Subject"), None);

@@ -336,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_those_of_the_specification() {
+    fn slots_are_computed_as_the_specification_says() {
         assert_eq!(slot_of("123456789"), 0x31C3);
         assert_eq!(slot_of("{user1000}.following"), slot_of("{user1000}.followers"));
         assert_eq!(slot_of("foo{{bar}}zap"), slot_of("{bar"));

@@ -179,12 +179,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_another_parser(text in text()) {
+        fn the_parser_agrees_with_another_parser(text in text()) {
             prop_assert_eq!(events(&[text.as_bytes()]), oracle(&text));
         }
 
         #[test]
-        fn where_the_bytes_are_cut_means_nothing(bytes in prop::collection::vec(any::<u8>(), 0..200), text in text(),
+        fn the_parser_reads_the_same_events_wherever_the_bytes_are_cut(bytes in prop::collection::vec(any::<u8>(), 0..200), text in text(),
                                                  at in 0..400_usize) {
             let bytes = [text.as_bytes(), &bytes, text.as_bytes()].concat();
             let whole = events(&[&bytes]);
@@ -195,7 +195,7 @@ mod tests {
         }
 
         #[test]
-        fn what_a_gateway_frames_comes_back(payload in any::<String>(), kind in "[a-z]{1,9}") {
+        fn the_parser_reads_back_the_events_that_a_gateway_frames(payload in any::<String>(), kind in "[a-z]{1,9}") {
             let (frame, _) = frame::message(&"k3x9q2m7-57".into(), EventType::new(kind.as_str()).as_ref(), payload.as_bytes());
             let data = payload.replace("\r\n", "\n").replace('\r', "\n");
             prop_assert_eq!(events(&[frame.slice(Coding::Plain)]), [event("k3x9q2m7-57", &kind, &data)]);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_bad_bytes_and_line_ends_are_taken_as_a_browser_takes_them() {
+    fn byte_order_marks_bad_bytes_and_line_ends_are_read_as_a_browser_reads_them() {
         for (pieces, data) in [
             (&[&b"\xef\xbb"[..], b"\xbfdata: a\n\n"][..], "a"),
             (&[b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n:\n\ndata:b\n\n"], "b"),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_is_the_last_that_is_a_number() {
+    fn the_last_retry_field_that_is_a_number_sets_the_delay() {
         let mut parser = Parser::default();
         parser
             .push(b"retry: 1500\nretry: 2s\nretry:\nretry: 99999999999999999999999\n", &mut vec![])

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn topics_linger_the_shorter_the_fuller_it_is_and_not_at_all_before_there_is_no_room() {
+    fn topics_linger_less_as_the_limit_comes_closer_and_not_at_all_near_it() {
         for (topics, expected) in
             [(0, 1.0), (500, 1.0), (600, 0.75), (700, 0.5), (800, 0.25), (900, 0.0), (1100, 0.0)]
         {

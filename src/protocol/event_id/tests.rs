@@ -7,7 +7,7 @@ fn sequence(head: u64) -> Sequence {
 }
 
 #[test]
-fn what_this_process_wrote_is_read_back() {
+fn event_ids_of_this_process_are_read_back() {
     let sequence = sequence(57);
     assert_eq!(&*sequence.event_id(Seq::new(57), None), "k3x9q2m7-57");
     let own = |number, publisher_id| ParsedEventId::Own { number: Seq::new(number), publisher_id };
@@ -20,7 +20,7 @@ fn what_this_process_wrote_is_read_back() {
 }
 
 #[test]
-fn what_it_did_not_write_is_never_taken_for_its_own() {
+fn event_ids_of_others_are_never_taken_for_its_own() {
     let sequence = sequence(57);
     assert_eq!(sequence.read_event_id("k3x9q2m7-58"), ParsedEventId::Unknown);
     assert_eq!(sequence.read_event_id("aaaaaaaa-3"), ParsedEventId::Foreign { publisher_id: None });
@@ -66,7 +66,7 @@ fn a_stored_stream_has_the_same_ids_in_every_process_and_other_ids_once_it_is_cr
 }
 
 #[test]
-fn a_number_that_the_broker_has_given_twice_is_no_position() {
+fn a_number_that_the_broker_has_assigned_twice_is_no_position() {
     let tag = || Tag::of(&[b"ORDERS"]);
     let sequence = Sequence::stored(tag(), Seq::new(5)).in_place_of(&Sequence::stored(tag(), Seq::new(9)));
     let is_own = |number| {
@@ -102,7 +102,7 @@ fn the_id_of_an_entry_of_a_redis_stream_is_its_own() {
 }
 
 #[test]
-fn the_largest_positions_of_the_most_sequences_fit_into_an_id() {
+fn the_largest_event_id_has_room_for_the_most_sequences_at_their_largest_positions() {
     let process = sequence(u64::MAX);
     let history = Sequence::stored(Tag::of(&[b"x"]), Seq::START);
     let parts = std::iter::once(&process).chain(std::iter::repeat_n(&history, MAX_SEQUENCES - 1));

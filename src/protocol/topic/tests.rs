@@ -40,7 +40,7 @@ fn a_pattern_in_the_way_of_a_broker_is_refused_with_the_one_that_is_meant() {
 }
 
 #[test]
-fn the_grammar_refuses_what_a_broker_would_read_otherwise() {
+fn the_grammar_refuses_characters_that_a_broker_would_interpret() {
     for (text, error) in [
         ("", TopicError::Empty),
         ("a//b", TopicError::EmptySegment),

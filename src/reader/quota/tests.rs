@@ -16,7 +16,7 @@ fn stream(address: &str, subject: Option<&str>) -> Arc<ReaderHandle> {
 }
 
 #[test]
-fn an_address_of_ipv6_stands_for_its_64_and_one_of_ipv4_for_itself() {
+fn an_ipv6_address_counts_by_its_64_and_an_ipv4_address_by_itself() {
     let clients = clients(Limits { streams_per_address: 1, ..Config::default().limits });
     let _held =
         ["2001:db8:0:1::1", "10.0.0.1"].map(|address| clients.enter(stream(address, None), 1).unwrap());
@@ -50,7 +50,7 @@ fn the_streams_of_a_subject_are_limited_across_addresses_and_forgotten_with_the_
 }
 
 #[test]
-fn beyond_the_bound_only_known_addresses_are_let_in() {
+fn above_the_bound_only_known_addresses_are_admitted() {
     let clients = clients(Limits { streams: 1, ..Config::default().limits });
     let admit = |n: u32| clients.admit(std::net::Ipv4Addr::from_bits(n).into());
     for n in 0..=IDLE_ADDRESSES as u32 {

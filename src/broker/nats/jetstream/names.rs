@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn subjects_overlap_if_one_subject_is_of_both() {
+    fn patterns_overlap_if_one_subject_matches_both() {
         for (one, other, expected) in [
             ("orders.>", "orders.eu", true),
             ("orders.*", "*.eu", true),

@@ -53,7 +53,7 @@ fn all() -> Vec<String> {
 }
 
 #[test]
-fn operations_are_the_same_however_they_are_cut() {
+fn operations_are_the_same_wherever_the_bytes_are_cut() {
     assert_eq!(read([ALL]), (all(), None));
     assert_eq!(read(ALL.chunks(1)), (all(), None));
     for at in 0..ALL.len() {
@@ -63,7 +63,7 @@ fn operations_are_the_same_however_they_are_cut() {
 }
 
 #[test]
-fn what_the_protocol_does_not_have_is_refused() {
+fn operations_that_the_protocol_does_not_have_are_refused() {
     for bytes in [
         &b"MSG a 1 -1\r\n"[..],
         b"MSG a 1 +1\r\nx\r\n",
@@ -128,7 +128,7 @@ fn the_buffer_of_a_large_message_is_given_back() {
 }
 
 #[test]
-fn what_a_client_writes() {
+fn a_client_writes_valid_operations_and_refuses_invalid_header_fields() {
     let mut out = BytesMut::new();
     write_subscribe(&mut out, "a.*", 7);
     write_unsubscribe(&mut out, 7);
