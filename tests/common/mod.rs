@@ -5,6 +5,8 @@
 pub mod backend;
 pub mod browser;
 pub mod client;
+#[cfg(unix)]
+pub mod clock;
 pub mod command;
 pub mod deploy;
 pub mod document;

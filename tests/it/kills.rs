@@ -3,12 +3,14 @@
 //! keep: a gap wherever something is missing. `soak` does the same for hours.
 #![cfg(unix)]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::common::client::Reader;
+use crate::common::clock::Clock;
 use crate::common::jetstream::{Admin, store_raw};
 use crate::common::nats::{NatsServer, RawPublisher, UNREADABLE};
 use crate::common::process::Process;
@@ -27,6 +29,7 @@ const WHOLE: Duration = Duration::from_secs(40);
 const BROKER: usize = 4;
 const RELOAD: usize = 8;
 const PAUSE: usize = 16;
+const CLOCK: usize = 32;
 
 pub(crate) enum Server {
     Nats(NatsServer),
@@ -80,7 +83,10 @@ pub(crate) enum Publisher {
         port: u16,
         connection: Mutex<Option<RawPublisher>>,
     },
-    Redis(redis::Client),
+    Redis {
+        client: redis::Client,
+        connection: tokio::sync::Mutex<Option<redis::aio::MultiplexedConnection>>,
+    },
 }
 
 impl Publisher {
@@ -133,12 +139,23 @@ impl Publisher {
                 }
                 true
             }
-            Publisher::Redis(client) => {
-                let published = async {
-                    let mut connection = client.get_multiplexed_async_connection().await?;
-                    redis::cmd("PUBLISH").arg("orders:eu").arg(&payload).exec_async(&mut connection).await
-                };
-                let _ = timeout(second, published).await;
+            // One connection, so that numbers come in order; and patient, so that a number which fails to go out is one that
+            // the gateways have lost their connection over as well.
+            Publisher::Redis { client, connection } => {
+                let mut connection = connection.lock().await;
+                if connection.is_none() {
+                    let patient = redis::AsyncConnectionConfig::new()
+                        .set_connection_timeout(Some(WHOLE))
+                        .set_response_timeout(Some(WHOLE));
+                    *connection = client.get_multiplexed_async_connection_with_config(&patient).await.ok();
+                }
+                if let Some(one) = connection.as_mut() {
+                    let sent = redis::cmd("PUBLISH").arg("orders:eu").arg(&payload).exec_async(one).await;
+                    if let Err(error) = sent {
+                        assert!(!error.is_timeout(), "{number}: {error}");
+                        *connection = None;
+                    }
+                }
                 true
             }
         }
@@ -157,9 +174,17 @@ struct Scene {
     /// Messages and gaps that all readers received.
     read: AtomicU64,
     gaps: AtomicU64,
+    /// The clock of each gateway; the system's if there is none.
+    clocks: [Option<Clock>; 2],
+    /// How often each thing was done to gateways and broker.
+    faults: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Scene {
+    fn count(&self, fault: &'static str) {
+        *self.faults.lock().unwrap().entry(fault).or_default() += 1;
+    }
+
     /// One reader through all of it: checks each event. Ends when it has seen the last number or a gap.
     async fn read(self: Arc<Self>) {
         // What is not kept may have been published before anyone listened.
@@ -222,12 +247,14 @@ impl Scene {
     }
 }
 
-async fn gateway(config: &std::path::Path) -> Process {
-    Process::with(&["--config", config.to_str().unwrap()], &[]).await
+async fn gateway(config: &std::path::Path, clock: Option<&Clock>) -> Process {
+    let environment = clock.map(Clock::environment);
+    let environment = environment.iter().flatten().map(|(name, value)| (*name, value.as_str()));
+    Process::with(&["--config", config.to_str().unwrap()], &environment.collect::<Vec<_>>()).await
 }
 
 /// Kills what the bits of `which` say (gateway, gateway, broker), at times of their own, and starts it again; or has gateways
-/// reload, or holds the broker.
+/// reload, holds the broker, or sets the gateways' clocks.
 async fn disturb(
     which: usize,
     server: &mut Server,
@@ -240,25 +267,35 @@ async fn disturb(
         if which & BROKER != 0 {
             sleep(random()).await;
             server.kill_and_restart(random()).await;
+            scene.count("broker killed");
         }
         if which & PAUSE != 0 {
+            scene.count("broker held");
             server.hold(random() * 5).await;
         }
     };
     let [one, other] = gateways;
     let of_gateway = async |index: usize, process: &mut Option<Process>| {
+        let clock = scene.clocks[index].as_ref();
+        if let Some(clock) = clock.filter(|_| which & CLOCK != 0) {
+            let most = fastrand::choice([3_000, 3_600_000]).unwrap();
+            clock.set(fastrand::i64(-most..=most));
+            scene.count("clock set");
+        }
         if which & (1 << index) != 0 {
             sleep(random()).await;
             let old = process.take().unwrap();
             scene.logs.lock().unwrap().push(old.log());
             old.kill().await;
+            scene.count("gateway killed");
             sleep(random()).await;
-            let new = gateway(config).await;
+            let new = gateway(config, clock).await;
             *scene.gateways[index].lock().unwrap() = new.address;
             *process = Some(new);
         } else if which & RELOAD != 0 {
             sleep(random()).await;
             process.as_ref().unwrap().signal("HUP");
+            scene.count("gateway reloaded");
         }
     };
     tokio::join!(broker, of_gateway(0, one), of_gateway(1, other));
@@ -268,7 +305,8 @@ async fn disturb(
 pub(crate) struct Plan {
     pub(crate) name: &'static str,
     pub(crate) readers: usize,
-    /// Until when something random is done again and again; `None` for every combination of kills once.
+    /// Until when something random is done again and again, also to the gateways' clocks; `None` for every combination of
+    /// kills once.
     pub(crate) until: Option<Instant>,
 }
 
@@ -303,14 +341,15 @@ async fn disturb_for_long(
     config: &std::path::Path,
     scene: &Scene,
 ) {
-    // A publisher of plain Redis has a connection for each message: what waited at a held server comes in any order.
-    let holds = plan.name != "redis";
     let mut reported = Instant::now();
     while Instant::now() < until {
-        let mut which = fastrand::usize(1..if holds { 32 } else { 16 });
-        // Gateways live for minutes, so that memory which grows would show.
-        if fastrand::usize(..16) != 0 {
-            which &= !3;
+        let mut which = fastrand::usize(1..64);
+        // The first gateway lives for a minute or two, the second for a quarter of an hour, so that memory which grows would
+        // show.
+        for (gateway, rounds) in [(1, 16), (2, 128)] {
+            if fastrand::usize(..rounds) != 0 {
+                which &= !gateway;
+            }
         }
         disturb(which, server, gateways, config, scene).await;
         scene.logs.lock().unwrap().drain(..).for_each(drop);
@@ -321,6 +360,7 @@ async fn disturb_for_long(
         }
     }
     report(plan, scene, gateways);
+    println!("{:<14} {:?}", plan.name, scene.faults.lock().unwrap());
 }
 
 pub(crate) async fn nothing_is_lost_in_silence(
@@ -334,7 +374,11 @@ pub(crate) async fn nothing_is_lost_in_silence(
     let rule = format!("[[topics]]\nmatch = \"orders/**\"\nread = \"anyone\"\n{rule}\n");
     let limits = "[limits]\nopens_per_second = 10000\n";
     std::fs::write(&config, format!("broker.url = \"{}\"\n{rule}{limits}", server.url())).unwrap();
-    let mut gateways = [Some(gateway(&config).await), Some(gateway(&config).await)];
+    // Only on Linux can a process have a clock of its own.
+    let own = cfg!(target_os = "linux") && plan.until.is_some();
+    let clocks = [(); 2].map(|()| own.then(|| Clock::ahead_by(fastrand::i64(-3_000..3_000))));
+    let [one, other] = clocks.each_ref().map(Option::as_ref);
+    let mut gateways = [Some(gateway(&config, one).await), Some(gateway(&config, other).await)];
     let addresses = [0, 1].map(|index: usize| Mutex::new(gateways[index].as_ref().unwrap().address));
     let is_kept = matches!(publisher, Publisher::JetStream(..) | Publisher::RedisStream(_));
     let scene = Arc::new(Scene {
@@ -345,6 +389,8 @@ pub(crate) async fn nothing_is_lost_in_silence(
         logs: Mutex::default(),
         read: AtomicU64::new(0),
         gaps: AtomicU64::new(0),
+        clocks,
+        faults: Mutex::default(),
     });
     let pause = Duration::from_millis(if plan.until.is_some() { 20 } else { 2 });
     let stop = Arc::new(AtomicBool::new(false));
@@ -410,7 +456,8 @@ pub(crate) async fn nats(plan: Plan) {
 
 pub(crate) async fn redis(plan: Plan) {
     let server = RedisServer::start();
-    let publisher = Publisher::Redis(redis::Client::open(server.url()).unwrap());
+    let client = redis::Client::open(server.url()).unwrap();
+    let publisher = Publisher::Redis { client, connection: tokio::sync::Mutex::default() };
     nothing_is_lost_in_silence(Server::Redis(server), publisher, "", plan).await;
 }
 
