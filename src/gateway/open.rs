@@ -95,8 +95,9 @@ impl Gateway {
         is_possible(filters, &rules)?;
         self.ask_for_new_topics(address, filters)?;
         let leases = self.lease(address, filters, &rules)?;
-        let located = self.locate(address, &leases, &rules, start).await.map_err(OpenError::ComeBack)?;
-        let may_have_ended = self.confirm_ends(address, &leases, &rules, start).await;
+        let (located, asked) =
+            self.locate(address, &leases, &rules, start).await.map_err(OpenError::ComeBack)?;
+        let may_have_ended = self.confirm_ends(address, &leases, &rules, start, &asked).await;
         if caller.is_some_and(Caller::is_expired) {
             return Err(OpenError::Expired);
         }
@@ -172,61 +173,78 @@ impl Gateway {
         OpenError::ComeBack(CloseCode::Overloaded)
     }
 
-    /// Waits until every lease is ready, and finds the position at which the stream begins in each.
+    /// Waits until every lease is ready, and finds the position at which the stream begins in each. Also returns the
+    /// leases of which the broker has just said whether their topic has ended.
     async fn locate(
         &self,
         address: IpAddr,
         leases: &[Lease],
         rules: &[&Rule],
         start: &Start,
-    ) -> Result<Vec<Option<SeekResult>>, CloseCode> {
+    ) -> Result<(Vec<Option<SeekResult>>, Vec<bool>), CloseCode> {
         let located = async {
             for lease in leases {
                 lease.ready().await?;
             }
-            self.learn_ends(address, leases, rules, start).await;
-            self.seek(address, leases, rules, start).await
+            let asked = self.learn_ends(address, leases, rules, start).await;
+            Ok((self.seek(address, leases, rules, start).await?, asked))
         };
         tokio::time::timeout(BROKER_TIMEOUT, located).await.unwrap_or(Err(CloseCode::Unavailable))
     }
 
-    /// Learns which topics have ended from the broker, where only it knows: their last messages are not in the logs. If it
-    /// does not answer in time, the stream opens, and goes on even if its topics have ended.
-    async fn learn_ends(&self, address: IpAddr, leases: &[Lease], rules: &[&Rule], start: &Start) {
+    /// Learns which topics have ended from the broker, where only it knows: their last messages are not in the logs. Returns
+    /// of which it was asked. If it does not answer in time, the stream opens, and goes on even if its topics have ended.
+    async fn learn_ends(
+        &self,
+        address: IpAddr,
+        leases: &[Lease],
+        rules: &[&Rule],
+        start: &Start,
+    ) -> Vec<bool> {
         let asked = leases.iter().zip(rules).map(async |(lease, rule)| {
             // A live start waits for what comes, except of a bucket, where it begins with the values.
             if matches!(start, Start::Now | Start::End) && !matches!(rule.source, Source::Kv { .. }) {
-                return;
+                return false;
             }
-            let Some(question) = lease.asks_for_end().await else { return };
+            let Some(question) = lease.asks_for_end().await else { return false };
             let last = self.lookups.last(address, lease.filter().clone(), rule.source.clone()).await;
             let Ok(last) = last.inspect_err(|error| {
                 tracing::debug!(topic = lease.filter().as_str(), %error, "the last message was not found");
             }) else {
-                return;
+                return false;
             };
             let ending = last.filter(|last| question.fields().end_of(&last.headers, &last.payload));
             question.answer(ending.and_then(|last| Some(last.stored?.number)));
+            true
         });
-        let _ = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(asked)).await;
+        let asked = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(asked)).await;
+        asked.unwrap_or_else(|_| vec![false; leases.len()])
     }
 
-    /// Whether the messages that ended all topics are still the last ones in the broker. A newer one may be on its way
-    /// here, and whoever hears of the end never comes back. If the broker does not answer in time, the stream opens.
-    async fn confirm_ends(&self, address: IpAddr, leases: &[Lease], rules: &[&Rule], start: &Start) -> bool {
-        if !matches!(start, Start::After(_)) || leases.iter().any(|lease| lease.end().is_none()) {
-            return true; // it does not begin at ends
+    /// Whether the messages that ended all topics are still the last ones in the broker, if the stream begins there. A
+    /// newer one may be on its way here, and a client that receives 204 never comes back. The leases in `asked` are known
+    /// already. If the broker does not answer in time, the stream opens.
+    async fn confirm_ends(
+        &self,
+        address: IpAddr,
+        leases: &[Lease],
+        rules: &[&Rule],
+        start: &Start,
+        asked: &[bool],
+    ) -> bool {
+        if !log::may_begin_at_ends(leases, start) {
+            return true; // nothing depends on it
         }
-        let asked = leases.iter().zip(rules).map(async |(lease, rule)| {
-            if !rule.source.is_stored() || matches!(rule.source, Source::Kv { .. }) {
-                return true; // what is published here has arrived
+        let confirmed = leases.iter().zip(rules).zip(asked).map(async |((lease, rule), asked)| {
+            if *asked || !rule.source.is_stored() || matches!(rule.source, Source::Kv { .. }) {
+                return true; // just asked, or every message that was published has arrived
             }
             let last = self.lookups.last(address, lease.filter().clone(), rule.source.clone()).await;
             last.is_ok_and(|last| {
                 last.and_then(|last| last.stored).map(|stored| stored.number) == lease.end()
             })
         });
-        let confirmed = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(asked)).await;
+        let confirmed = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(confirmed)).await;
         confirmed.is_ok_and(|confirmed| confirmed.into_iter().all(|is_last| is_last))
     }
 

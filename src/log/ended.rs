@@ -2,7 +2,21 @@
 
 use super::cursor::Cursor;
 use super::cursors::{Cursors, Phase};
+use super::registry::Lease;
+use super::start_ids::ids_of_leases;
+use crate::protocol::event_id::ParsedEventId;
+use crate::protocol::seek::Start;
 use crate::protocol::seq::Seq;
+
+/// Whether a stream over `leases` may begin where every topic has ended, as far as the logs know. If so, the broker must
+/// confirm the ends. All leases must be ready.
+pub fn may_begin_at_ends(leases: &[Lease], start: &Start) -> bool {
+    let at_end = |(lease, id): (&Lease, Option<ParsedEventId<'_>>)| match (lease.end(), id) {
+        (Some(end), Some(ParsedEventId::Own { number, .. })) => number >= end,
+        (end, _) => end.is_some(), // only its cursor will show it
+    };
+    matches!(start, Start::After(_)) && leases.iter().zip(ids_of_leases(leases, start)).all(at_end)
+}
 
 impl Cursors {
     /// Whether every topic has ended, and everything up to its end was read. After a live start, only ends that came since

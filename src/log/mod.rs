@@ -46,6 +46,7 @@ mod window;
 pub use self::backfill::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent};
 pub use self::batch::{Batch, Read};
 pub use self::cursors::Cursors;
+pub use self::ended::may_begin_at_ends;
 use self::entry::Item;
 pub use self::entry::{Bounds, BufferUsage, Entry, EntryKind, Gap, StoredPosition};
 pub use self::feeds::FeedNews;

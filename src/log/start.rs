@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::cursor::Cursor;
 use super::cursors::{Cursors, SequencePosition};
 use super::registry::Lease;
-use super::start_ids::{groups, start_ids};
+use super::start_ids::{groups, ids_of_leases, start_ids};
 use crate::protocol::codes::GapReason;
 use crate::protocol::event_id::{EventId, ParsedEventId, Sequence};
 use crate::protocol::seek::{Seek, SeekResult, Start};
@@ -41,15 +41,8 @@ pub fn seeks_needed(leases: &[Lease], start: &Start) -> Vec<Option<Seek>> {
     if !leases.iter().any(|lease| lease.log().history.is_some()) {
         return vec![None; leases.len()];
     }
-    let groups = groups(leases.iter());
-    let ids = start_ids(start, &groups, None);
-    leases
-        .iter()
-        .map(|lease| {
-            let index = groups.iter().position(|group| Arc::ptr_eq(&group.sequence, lease.sequence()))?;
-            seek_needed(lease, start, ids[index])
-        })
-        .collect()
+    let ids = ids_of_leases(leases, start);
+    leases.iter().zip(ids).map(|(lease, id)| seek_needed(lease, start, id)).collect()
 }
 
 fn seek_needed(lease: &Lease, start: &Start, id: Option<ParsedEventId>) -> Option<Seek> {

@@ -53,6 +53,17 @@ pub(super) fn start_ids<'a>(
     ids.into_iter().map(Some).collect()
 }
 
+/// The positions of the client's event id in each lease, before the broker was asked.
+pub(super) fn ids_of_leases<'a>(leases: &[Lease], start: &'a Start) -> Vec<Option<ParsedEventId<'a>>> {
+    let groups = groups(leases.iter());
+    let ids = start_ids(start, &groups, None);
+    let id_of = |lease: &Lease| {
+        let group = groups.iter().position(|group| Arc::ptr_eq(&group.sequence, lease.sequence()))?;
+        ids[group]
+    };
+    leases.iter().map(id_of).collect()
+}
+
 /// An id of a stream of one sequence.
 fn of_one<'a>(
     text: &'a str,
