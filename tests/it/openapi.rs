@@ -1,15 +1,18 @@
 //! The OpenAPI descriptions of both listeners, held to the answers of a real gateway.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use crate::common::client;
-use crate::common::deploy::path;
+use crate::common::deploy::{at, list, path, read, text, yaml};
 use crate::common::gateway::Gateway;
 use crate::common::token::{JWT, token};
 use crate::common::wire::{Wire, dechunk};
 use serde_json::{Value, json};
+use strum::VariantArray as _;
+use topicgate::internals::protocol::codes::{CloseCode, Code, GapReason};
 
 /// Answers, in the form that tests/schemas/openapi.py reads.
 struct Answers(Vec<Value>);
@@ -77,6 +80,11 @@ async fn the_answers_of_the_public_listener_are_described() {
     let path = "/topics?topic=open/a&topic=open/b";
     answers.0.push(json!({"method": "GET", "path": path, "status": 200, "headers": headers, "body": body}));
 
+    for path in ["/", "/topicgate.js"] {
+        answers.ask(address, "GET", path, &[], "").await;
+        answers.ask(address, "GET", path, &[("host", "elsewhere.example")], "").await;
+        answers.ask(address, "GET", path, &[("origin", "https://elsewhere.example")], "").await;
+    }
     for path in ["/topics/open/a", "/topics/open/a?last=5", "/topics/open/**?since=all&format=cloudevents"] {
         answers.ask(address, "GET", path, &[json_wanted], "").await;
     }
@@ -140,7 +148,90 @@ async fn the_answers_of_the_admin_listener_are_described() {
         answers.ask(admin, "GET", path, &[], "").await;
         answers.ask(admin, "GET", path, &[("host", "elsewhere.example")], "").await;
     }
+    for (path, until) in [("/console/events", "event: state"), ("/console/messages?topic=a/**", "\"x\"")] {
+        let mut stream = Wire::open(admin, path).await;
+        stream.until(until.as_bytes()).await;
+        let headers = json!({"content-type": "text/event-stream"});
+        answers
+            .0
+            .push(json!({"method": "GET", "path": path, "status": 200, "headers": headers, "body": "-"}));
+        answers.ask(admin, "GET", path, &[("host", "elsewhere.example")], "").await;
+    }
+    answers.ask(admin, "GET", "/console/messages", &[], "").await;
+    answers.ask(admin, "GET", "/console/messages?topic=other", &[], "").await;
     answers.ask(admin, "DELETE", "/streams", &[], "").await;
+    answers.ask(admin, "DELETE", "/streams?topic=a/**&limit=5", &[], "").await;
     answers.ask(admin, "DELETE", "/streams?topic=a/**", &[], "").await;
     answers.hold_to("docs/openapi-admin.yaml");
+}
+
+/// The names of the parameters of an operation that are in `place`.
+fn parameters(description: &Value, operation: &str, place: &str) -> BTreeSet<String> {
+    let found = list(description, operation).iter().map(|parameter| match parameter.get("$ref") {
+        Some(reference) => at(description, reference.as_str().unwrap().trim_start_matches('#')),
+        None => parameter,
+    });
+    found.filter(|one| one["in"] == place).map(|one| text(one, "/name").to_owned()).collect()
+}
+
+/// The words between backticks in the first `columns` columns of the first table after `heading`.
+fn table(document: &str, heading: &str, columns: usize) -> BTreeSet<String> {
+    let rest = document.split_once(heading).unwrap().1;
+    let rows =
+        rest.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let cells = rows.flat_map(|row| row.split('|').skip(1).take(columns));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// The parameters that `src/http/subscribe.rs` knows: the arms of its `match`, and the names of a cursor.
+fn known() -> BTreeSet<String> {
+    let source = read("src/http/subscribe.rs");
+    let quoted = |text: &str| text.split('"').nth(1).unwrap().to_owned();
+    let arms = source.split_once("match &*name {\n").unwrap().1.split_once("_ => {}").unwrap().0;
+    let indent = &arms[..arms.find('"').unwrap()];
+    let is_arm = |line: &&str| line.strip_prefix(indent).is_some_and(|arm| arm.starts_with('"'));
+    let names = source.split_once("const CURSOR_NAMES").unwrap().1.split_once(" = [").unwrap().1;
+    let names = names.split_once(']').unwrap().0.split(',');
+    arms.lines().filter(is_arm).map(quoted).chain(names.map(quoted)).collect()
+}
+
+#[test]
+fn the_description_has_every_parameter_that_the_gateway_reads() {
+    let description = yaml(&read("docs/openapi.yaml")).remove(0);
+    let protocol = read("docs/protocol.md");
+    for operation in ["/paths/~1topics/get/parameters", "/paths/~1topics~1{topic}/get/parameters"] {
+        let described = parameters(&description, operation, "query");
+        assert_eq!(described, known(), "{operation}");
+        assert_eq!(described, table(&protocol, "### Query parameters", 1), "{operation}");
+        let headers = parameters(&description, operation, "header");
+        assert_eq!(headers, BTreeSet::from(["Last-Event-ID".to_owned()]));
+    }
+    let publish = "/paths/~1topics~1{topic}/post/parameters";
+    let both = parameters(&description, publish, "query").into_iter();
+    let both: BTreeSet<_> = both.chain(parameters(&description, publish, "header")).collect();
+    assert_eq!(both, table(&protocol, "## 8. Publishing", 2));
+}
+
+#[test]
+fn the_description_has_every_code() {
+    let description = yaml(&read("docs/openapi.yaml")).remove(0);
+    let codes = |of: &str| -> BTreeSet<String> {
+        let all = list(&description, &format!("/components/schemas/{of}/enum")).iter();
+        all.map(|code| code.as_str().unwrap().to_owned()).collect()
+    };
+    let refusals: BTreeSet<String> = Code::refusals().map(|code| code.as_str().to_owned()).collect();
+    let problems = codes("Problem/properties/code");
+    assert!(problems.is_superset(&refusals), "{problems:?}");
+    // What no client can be told: it has left, cannot be reached, or has its answer.
+    let silent = [CloseCode::Gone, CloseCode::Slow, CloseCode::Answered];
+    let closes: BTreeSet<String> = CloseCode::VARIANTS
+        .iter()
+        .filter(|code| !silent.contains(code))
+        .map(|code| code.as_str().to_owned())
+        .collect();
+    assert_eq!(codes("StreamClose/properties/code"), closes);
+    let later: BTreeSet<String> = problems.difference(&refusals).cloned().collect();
+    assert!(later.is_subset(&closes), "{later:?}");
+    let reasons = GapReason::VARIANTS.iter().map(|reason| reason.as_str().to_owned()).collect();
+    assert_eq!(codes("Gap/properties/reason"), reasons);
 }
