@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -78,6 +79,64 @@ fn a_package_has_the_unit_with_the_path_of_the_program_in_it() {
         let kept = content(command("dpkg-deb").arg("--info").arg(out.join(&deb)).arg("conffiles"));
         assert_eq!(kept.trim(), format!("/{config}"), "an upgrade keeps what was changed");
     }
+}
+
+/// Whether this machine lets a test install a package into a folder; says so if not.
+fn can_install() -> bool {
+    let user = command("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+    let can = user && command("dpkg").arg("--version").output().is_ok();
+    if !can {
+        // Past the test harness, which shows only what failing tests print.
+        let said =
+            "skipped: a_package_installs_and_is_removed_without_a_trace; it needs dpkg, and to be root\n";
+        std::io::stderr().write_all(said.as_bytes()).unwrap();
+    }
+    can
+}
+
+#[test]
+fn a_package_installs_and_is_removed_without_a_trace() {
+    if !can_install() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (binary, out) = (binary(directory.path()), directory.path().join("out"));
+    release(&["packages", "amd64", &binary, out.to_str().unwrap()]);
+    let (root, tools) = (directory.path().join("root"), directory.path().join("tools"));
+    fs::create_dir_all(root.join("var/lib/dpkg/info")).unwrap();
+    for file in ["status", "available"] {
+        fs::write(root.join("var/lib/dpkg").join(file), "").unwrap();
+    }
+    // The scripts of the package run outside of the folder: they must find no systemd to speak to.
+    fs::create_dir(&tools).unwrap();
+    fs::write(tools.join("systemctl"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(tools.join("systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+    let search = format!("{}:{}:/usr/sbin:/sbin", tools.display(), std::env::var("PATH").unwrap());
+    let dpkg = |words: &[&str]| {
+        let options = ["--root", root.to_str().unwrap(), "--force-script-chrootless", "--log=/dev/null"];
+        content(command("dpkg").args(options).args(words).env("PATH", &search))
+    };
+    dpkg(&["--install", out.join(format!("topicgate_{VERSION}_amd64.deb")).to_str().unwrap()]);
+    let installed = root.join("usr/bin/topicgate");
+    let installed = installed.to_str().unwrap();
+    assert!(content(command(installed).arg("--version")).contains(VERSION));
+    let config = root.join("etc/topicgate/topicgate.toml");
+    content(command(installed).args(["check", "--config"]).arg(&config));
+    // The unit, with its program where this machine finds it.
+    let unit = fs::read_to_string(root.join("usr/lib/systemd/system/topicgate.service")).unwrap();
+    let verified = directory.path().join("topicgate.service");
+    fs::write(&verified, unit.replace("/usr/bin/topicgate", installed)).unwrap();
+    let said = content(
+        command("systemd-analyze").args(["verify", "--man=no", "--recursive-errors=no"]).arg(&verified),
+    );
+    assert_eq!(said, "");
+
+    fs::write(&config, "drain = \"5s\"\n").unwrap();
+    dpkg(&["--remove", "topicgate"]);
+    assert!(!Path::new(installed).exists());
+    assert!(config.exists(), "what an administrator wrote stays until the package is purged");
+    dpkg(&["--purge", "topicgate"]);
+    assert_eq!(names(&root), BTreeSet::from(["var".to_owned()]), "dpkg's own records");
 }
 
 #[test]
