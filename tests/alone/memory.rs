@@ -11,8 +11,13 @@ use crate::common::nats::NatsServer;
 use crate::common::process::Process;
 use crate::common::wire::{Wire, publish_all};
 use crate::common::{LIMIT, eventually, resident, within};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -104,7 +109,7 @@ async fn open_all(
     at_once: usize,
     paths: impl Iterator<Item = String>,
 ) -> Vec<TcpStream> {
-    let open = |path: String| async move {
+    let open = async |path: String| {
         let mut socket = TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
@@ -118,22 +123,65 @@ async fn open_all(
     stream::iter(paths).map(open).buffer_unordered(at_once).collect().await
 }
 
+/// A gateway in a process of its own, with room for a crowd from one address.
+async fn roomy(more: &str) -> (Process, tempfile::NamedTempFile) {
+    let config = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    let text = format!(
+        "{more}limits = {{ opens_per_second = 1000000, streams = 20000, connections = 20000, \
+         streams_per_address = 20000, topics_per_address = 200000 }}\n\
+         [[topics]]\nmatch = \"**\"\nread = \"anyone\"\nreplay = {{ linger = \"0s\" }}\n"
+    );
+    std::fs::write(config.path(), text).unwrap();
+    let gateway = Process::with(&["--config", config.path().to_str().unwrap()], &[]).await;
+    eventually("it is ready", async || gateway.readyz().await.status == 200).await;
+    (gateway, config)
+}
+
+/// Bytes for each of `count` streams that `open` opens. It is called twice: the first call gives the allocator and the runtime
+/// their stock. What it returns keeps the streams open.
+async fn bytes_per_stream<T>(gateway: &Process, count: usize, open: impl AsyncFn() -> T) -> usize {
+    let _stock = open().await;
+    let before = gateway.resident();
+    let _streams = open().await;
+    gateway.resident().saturating_sub(before) / count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_http_2_costs_less_the_more_of_them_share_a_connection() {
+    const STREAMS: usize = 2_000;
+    let _alone = ALONE.lock().await;
+    for (per_connection, most) in [(1, 28), (10, 5), (100, 3)] {
+        let (gateway, _config) = roomy("").await;
+        let open = async |_| {
+            let socket = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
+            tokio::spawn(connection);
+            let mut streams = Vec::new();
+            for _ in 0..per_connection {
+                let request = Request::get("http://localhost/topics/a").body(Empty::<Bytes>::new()).unwrap();
+                let mut stream = sender.send_request(request).await.unwrap().into_body();
+                let first = within("stream-open", LIMIT, stream.frame()).await.unwrap().unwrap();
+                assert!(first.into_data().unwrap().windows(11).any(|bytes| bytes == b"stream-open"));
+                streams.push(stream);
+            }
+            streams
+        };
+        let connections = STREAMS / per_connection;
+        let all =
+            async || stream::iter(0..connections).map(open).buffer_unordered(20).collect::<Vec<_>>().await;
+        let bytes = bytes_per_stream(&gateway, STREAMS, all).await;
+        println!("{per_connection} streams per connection: {bytes} bytes for an idle stream");
+        assert!(bytes < most * 1024, "{per_connection}: {bytes}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_of_nats_costs_little_and_gives_it_back() {
     const TOPICS: usize = 10_000;
     const STREAMS: usize = 2_000;
     let _alone = ALONE.lock().await;
     let nats = NatsServer::start();
-    let config = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
-    let text = format!(
-        "broker.url = {:?}\nlimits = {{ opens_per_second = 1000000, streams = 20000, connections = 20000, \
-         streams_per_address = 20000, topics_per_address = 200000 }}\n\
-         [[topics]]\nmatch = \"**\"\nread = \"anyone\"\nreplay = {{ linger = \"0s\" }}\n",
-        nats.url()
-    );
-    std::fs::write(config.path(), text).unwrap();
-    let gateway = Process::with(&["--config", config.path().to_str().unwrap()], &[]).await;
-    eventually("it is ready", async || gateway.readyz().await.status == 200).await;
+    let (gateway, _config) = roomy(&format!("broker.url = {:?}\n", nats.url())).await;
     let address = gateway.address;
     // Some are there before it is measured, so that the allocator and the runtime have their stock.
     let _first = open_all(address, 200, (0..STREAMS).map(|_| "/topics/a".into())).await;
