@@ -1,5 +1,6 @@
-//! What must not grow with what other clients hold, through the library's internals: each cost at a small size and at large
-//! ones, and their ratio. `cargo bench -p topicgate-bench --bench flat`; it fails if a ratio is above the bar.
+//! Costs that must not grow with the number of topics, patterns and messages that other clients use: each is measured at
+//! a small size and at large ones, with the ratio. `cargo bench -p topicgate-bench --bench flat` fails if a ratio is
+//! above the bar. It uses the library's internals.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up may end in a panic")]
 
@@ -20,36 +21,36 @@ use topicgate::internals::protocol::source::{Field, Source};
 use topicgate::internals::protocol::topic::{Filter, Topic};
 use topicgate::internals::reader::handle::ReaderHandle;
 
-/// How much more the largest may cost than the smallest.
+/// The highest ratio of the cost at a large size to the cost at the smallest.
 const BAR: f64 = 1.5;
 
-/// A wait below this is not told from the scheduler's own. It is to be measured on a machine with two idle processors.
+/// A shorter wait cannot be distinguished from the scheduler's own. Measure on a machine with two idle processors.
 const NOISE: Duration = Duration::from_millis(5);
 
-/// A message costs its stream more than this on the way to the socket, by whatever it was found.
+/// A message costs its stream more than this on the way to the socket, so a smaller cost of finding it does not matter.
 const WAY: Duration = Duration::from_nanos(500);
 
-/// Each is measured so often, and the best counts.
+/// How often each cost is measured; the lowest counts.
 const TIMES: usize = 7;
 
 fn main() -> ExitCode {
     let unit = Duration::ZERO;
     let flat = [
-        compare("a message in a warm rule, with so many patterns in it", &[0, 1_000, 10_000], unit, message),
-        compare("a message that matches 4 of so many patterns", &[10, 1_000, 10_000], unit, overlapping),
-        compare("a new topic in a warm rule of so many messages", &[1_000, 100_000], unit, new_topic),
-        compare("a message of a catch-up over so many topics", &[1, 10, 100], WAY, catch_up),
-        compare("a message as it comes, over so many topics", &[1, 10, 100], unit, live),
-        compare("the longest wait while so many fed logs are given up", &[900, 90_000], NOISE, give_up),
+        compare("a message in a warm rule, by patterns in the rule", &[0, 1_000, 10_000], unit, message),
+        compare("a message that matches 4 patterns, by patterns", &[10, 1_000, 10_000], unit, overlapping),
+        compare("a new topic in a warm rule, by messages in the rule", &[1_000, 100_000], unit, new_topic),
+        compare("a message of a catch-up, by topics of the stream", &[1, 10, 100], WAY, catch_up),
+        compare("a live message, by topics of the stream", &[1, 10, 100], unit, live),
+        compare("the longest wait while fed logs are released, by logs", &[900, 90_000], NOISE, give_up),
         compare(
-            "the longest wait while so many patterns are given up",
+            "the longest wait while patterns are released, by patterns",
             &[100, 10_000],
             NOISE,
             give_up_patterns,
         ),
-        compare("the longest wait while the rules of so many topics change", &[800, 80_000], NOISE, reload),
+        compare("the longest wait while rules change, by topics", &[800, 80_000], NOISE, reload),
         compare(
-            "the longest wait for a new pattern in a rule of so many messages",
+            "the longest wait for a new pattern, by messages in the rule",
             &[1_000, 100_000],
             NOISE,
             new_pattern,
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
     if flat.into_iter().all(|flat| flat) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints what each size costs, and its ratio to the smallest. What is below `noise` counts as that.
+/// Prints the cost at each size, and its ratio to the cost at the smallest. A cost below `noise` counts as `noise`.
 fn compare(what: &str, sizes: &[usize], noise: Duration, cost: fn(usize) -> Duration) -> bool {
     println!("{what}");
     let mut first = None;
@@ -136,7 +137,7 @@ impl Logs {
         });
     }
 
-    /// Appends to the warm log `messages` in all, ten to a topic. Returns the topics.
+    /// Appends `messages` messages to the warm log, ten per topic. Returns the topics.
     fn fill(&self, messages: usize) -> Vec<Topic> {
         let topics: Vec<Topic> = (0..messages / 10).map(|index| topic(&format!("w/{index}/x"))).collect();
         for _ in 0..10 {
@@ -146,7 +147,7 @@ impl Logs {
         topics
     }
 
-    /// How long the writer waits at most while `work` is done.
+    /// The longest wait of the writer while `work` is done.
     fn longest_wait(&self, work: impl FnOnce()) -> Duration {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -211,7 +212,7 @@ fn new_topic(messages: usize) -> Duration {
     each(100, |index| leases.push(logs.lease(&Filter::from(topics[index].clone()))))
 }
 
-/// A stream over so many topics, with as many messages of each as make 10,000.
+/// A stream over that many topics, with 10,000 messages in total.
 fn opened(logs: &Logs, topics: &[Topic], start: &Start) -> Cursors {
     let leases = topics.iter().map(|topic| logs.lease(&Filter::from(topic.clone()))).collect();
     Cursors::open(leases, &Arc::new(ReaderHandle::default()), start, &[]).cursors
@@ -230,7 +231,7 @@ fn catch_up(count: usize) -> Duration {
     for _ in 0..MESSAGES / count {
         topics.iter().for_each(|topic| logs.append(&Filter::from(topic.clone()), topic));
     }
-    // The pieces that a first reader leaves to the next are no part of it.
+    // The pieces that a first reader leaves to the next one are not measured.
     let mut cursors = opened(&logs, &topics, &start);
     let (signal, begin, mut read) = (Arc::default(), Instant::now(), 0);
     while let Read::Batch(batch) = cursors.read(Format::Raw, Coding::Chunked, &signal) {

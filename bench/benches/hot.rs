@@ -1,4 +1,4 @@
-//! What runs for every message or every reader, each by itself, through the library's internals:
+//! The code that runs for every message or every reader, each part measured by itself through the library's internals:
 //! `cargo bench -p topicgate-bench`.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up may end in a panic")]
@@ -29,7 +29,7 @@ fn main() {
 /// Entries of a full log.
 const FULL: usize = 100_000;
 
-/// A registry with so many topics, each with one lease that keeps it.
+/// A registry with that many topics, each kept by a lease.
 struct Logs {
     registry: Arc<Registry>,
     topics: Vec<Topic>,
@@ -48,7 +48,7 @@ impl Logs {
         Logs { registry, topics, _leases: leases, payload: vec![b'x'; payload].into() }
     }
 
-    /// Appends `count` messages to each topic, one after the other. Each has an id of its publisher.
+    /// Appends `count` messages to each topic in turn. Each has a publisher id.
     fn fill(&self, count: usize) {
         for number in 0..count {
             self.topics.iter().for_each(|topic| self.append(topic, Some(format!("id-{number}"))));
@@ -122,7 +122,7 @@ fn append(bencher: Bencher, size: usize) {
     bencher.bench_local(|| logs.append(&topic, None));
 }
 
-/// What a reader does for one new message.
+/// The work of a reader for one new message.
 #[divan::bench]
 fn cursor_read_one(bencher: Bencher) {
     let logs = Logs::new(1, 200);
@@ -133,7 +133,7 @@ fn cursor_read_one(bencher: Bencher) {
         .bench_local_values(|()| cursors.read(Format::Raw, Coding::Chunked, &signal));
 }
 
-/// What the second and every later reader at one place does for a thousand messages.
+/// The work of the second and every later reader at one position for a thousand messages.
 #[divan::bench]
 fn cursor_read_shared(bencher: Bencher) {
     let logs = Logs::new(1, 200);
@@ -146,7 +146,7 @@ fn cursor_read_shared(bencher: Bencher) {
         .bench_local_refs(|cursors| assert_eq!(logs.read(cursors), 1000));
 }
 
-/// Opening where a client left off, in the middle of a full log: by our id, by its publisher's, by time.
+/// Resuming in the middle of a full log: by our event id, by a publisher id, by time.
 #[divan::bench(args = ["own", "publisher", "since"])]
 fn resume_lookup(bencher: Bencher, by: &str) {
     let logs = Logs::new(1, 20);
@@ -160,7 +160,7 @@ fn resume_lookup(bencher: Bencher, by: &str) {
     bencher.bench_local(|| logs.open(black_box(&start)));
 }
 
-/// Opening at our id and reading the first piece, in logs of growing size: must not grow with them.
+/// Resuming at our event id and reading the first batch: the cost must not grow with the log.
 #[divan::bench(args = [1_000, 10_000, 100_000])]
 fn resume_and_read_first(bencher: Bencher, held: usize) {
     let logs = Logs::new(1, 20);

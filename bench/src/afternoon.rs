@@ -1,6 +1,6 @@
-//! The afternoon version: what one writes with axum and tokio in an afternoon. `axum::response::Sse` over a
-//! broadcast channel a topic, a POST that sends, a heartbeat. No resume and no word about what a slow reader
-//! lost.
+//! The afternoon version: a server that one can write with axum and tokio in an afternoon. It has `axum::response::Sse`
+//! over a broadcast channel per topic, a POST that sends, and a heartbeat. It has no resume, and a slow reader loses
+//! messages silently.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -41,7 +41,7 @@ pub fn run(address: SocketAddr) -> Result<()> {
         .route("/topics/{*topic}", get(subscribe).post(publish))
         .with_state(StreamContext::default());
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        // Whoever writes this in an afternoon learns of Nagle's algorithm in the evening, so it is off.
+        // Nagle's algorithm is off, because anyone who writes such a server soon notices the delay.
         let listener = tokio::net::TcpListener::bind(address).await?.tap_io(|socket| {
             let _ = socket.set_nodelay(true);
         });

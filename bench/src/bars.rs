@@ -1,21 +1,21 @@
-//! The bars that the gateway was set, each as a number that must not be exceeded, from one run.
+//! The goals of the gateway: each is a number that the results of one run must not exceed.
 
 use crate::report::Report;
 use crate::scenario::Scenario;
 use crate::target::Target;
 
-/// A bar and how it went.
+/// A goal and its result.
 #[derive(Debug)]
 pub struct Bar {
     /// In words.
     pub what: String,
-    /// What may not be exceeded.
+    /// The highest allowed value.
     pub limit: f64,
-    /// What was.
+    /// The measured value.
     pub measured: f64,
 }
 
-/// Every bar of which the run measured what it takes.
+/// Every goal for which the run has the measurements.
 pub fn all(report: &Report) -> Vec<Bar> {
     let (small, large) = (Scenario::OneTopic(2_000).name(), Scenario::OneTopic(15_000).name());
     let (together, each) = (Scenario::OneTopicBriefly(10_000).name(), Scenario::TopicEach(10_000).name());
@@ -48,7 +48,7 @@ pub fn all(report: &Report) -> Vec<Bar> {
     let saving = |step: &str, measure: &str| {
         report.ratio((&compressed, step, gateway), (&plain, step, gateway), measure)
     };
-    // Of the whole process: a compressor and its pieces belong to a topic, however many read it.
+    // For the whole process: a compressor and its pieces belong to a topic, not to a reader.
     let more = match (of(&compressed, "memory", "traffic_kib"), of(&plain, "memory", "traffic_kib")) {
         (Some(compressed), Some(plain)) => Some(2_000.0 * (compressed - plain)),
         _ => None,

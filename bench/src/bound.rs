@@ -1,9 +1,9 @@
-//! The bound: what the kernel charges, and nothing more. One thread, one epoll, one `write` of a ready frame
-//! a subscriber. No resume, no heartbeat, no limits, no HTTP beyond the blank line that ends a request: it is
-//! what fan-out costs before anyone has promised anything. Its messages come as the gateway's do, from a
-//! nats-server; all that one read brings is one frame.
+//! The bound: the cost of the kernel, and nothing more. It has one thread and one epoll, and writes a ready frame to each
+//! subscriber with one `write`. It has no resume, no heartbeat, no limits, and no HTTP beyond the blank line that ends a
+//! request: this is the cost of fan-out without any promise. Its messages come from a nats-server, as the gateway's do;
+//! all messages of one read are one frame.
 //!
-//! A stream of several topics is kept under the first segment that they share, so that it too is one list.
+//! A stream of several topics is stored under the first segment that they share, so that it is one list as well.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -14,7 +14,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-/// A reader that is so far behind loses what comes, in silence. Something must give, and a bound has no log.
+/// A reader that is further behind than this loses messages silently, because the bound has no log.
 const MAX_PENDING: usize = 1 << 20;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -24,7 +24,7 @@ const HEAD: &[u8] =
 
 struct Connection {
     socket: TcpStream,
-    /// What the socket did not take yet.
+    /// Bytes that the socket has not taken yet.
     pending: Vec<u8>,
 }
 
@@ -32,15 +32,15 @@ struct Bound {
     poll: Poll,
     connections: Slab<Connection>,
     broker: TcpStream,
-    /// Who reads what. Those who left are dropped when they are next written to.
+    /// The subscribers of each topic. One that has left is dropped at the next write to it.
     topics: HashMap<String, Vec<usize>>,
-    /// What the broker sent of a message that has not come whole.
+    /// The bytes of a message that has not arrived completely.
     partial: Vec<u8>,
     buffer: Vec<u8>,
     sequence: u64,
 }
 
-/// Serves what is published at `broker`, until it is ended.
+/// Serves the messages of `broker` until the process is killed.
 pub fn run(address: SocketAddr, broker: SocketAddr) -> Result<()> {
     let mut listener = TcpListener::bind(address)?;
     let poll = Poll::new()?;
@@ -101,7 +101,7 @@ impl Bound {
         }
     }
 
-    /// A request comes in one read here: loopback, and a client that writes it at once.
+    /// A request arrives in one read here: the client is on loopback and writes it at once.
     fn read(&mut self, key: usize) -> Result<()> {
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
@@ -203,7 +203,7 @@ impl Bound {
     }
 }
 
-/// How much the socket takes. A socket that is broken takes all: its end is seen by reading it.
+/// The number of bytes that the socket takes. A broken socket takes all of them; its end is noticed by reading.
 fn send(socket: &mut TcpStream, bytes: &[u8]) -> usize {
     let mut written = 0;
     while written < bytes.len() {

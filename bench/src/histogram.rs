@@ -1,10 +1,9 @@
-//! A histogram of latencies: fixed size, within 3 % of the truth, cheap enough to be fed a million times a
-//! second.
+//! A histogram of latencies: it has a fixed size, is exact to 3 %, and is cheap enough for a million values per second.
 
-/// Buckets to a doubling.
+/// Buckets per doubling of the value.
 const STEPS: u64 = 32;
 
-/// Nanoseconds, counted.
+/// Counts of values in nanoseconds.
 #[derive(Debug)]
 pub struct Histogram {
     buckets: Vec<u64>,
@@ -23,7 +22,7 @@ impl Histogram {
         self.count += 1;
     }
 
-    /// Milliseconds that this part (0.5, 0.99) of the values does not exceed.
+    /// The quantile of this part (0.5, 0.99) of the values, in milliseconds.
     pub fn quantile_ms(&self, part: f64) -> f64 {
         let rank = (self.count as f64 * part).ceil() as u64;
         let mut seen = 0;

@@ -1,5 +1,5 @@
-//! A history that a broker keeps: filled for a run, and read as directly as it goes, without a gateway. Both brokers are
-//! spoken to in their own protocol over a plain socket, so that what a direct reader costs is the least it can cost.
+//! Messages that a broker stores: written for a run, and read directly, without a gateway. Both brokers are accessed in
+//! their own protocol over a plain socket, so that a direct reader costs as little as possible.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,18 +10,18 @@ use clap::ValueEnum;
 
 use crate::load::{Found, Reader, payload};
 
-/// The topic that it is of.
+/// The topic of the messages.
 pub const TOPIC: &str = "kept/old";
 /// Bytes of each message.
 pub const SIZE: usize = 200;
 
 const STREAM: &str = "KEPT";
-/// Messages that are asked for, or sent, at once.
+/// Messages that are requested, or sent, at once.
 const PART: u32 = 1000;
-/// A broker that says nothing for so long will not say more.
+/// A broker that is silent for this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Who keeps it.
+/// The broker that stores the messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum History {
     /// A stream of NATS JetStream, in a file.
@@ -48,7 +48,7 @@ impl History {
         .with_context(|| format!("filling a {}", self.name()))
     }
 
-    /// Reads all of it, and returns how many bytes came.
+    /// Reads all messages, and returns the number of bytes.
     fn read(self, broker: SocketAddr, messages: u32) -> Result<u64> {
         let mut reader = Checked(Reader::new(0, 1, true));
         match self {
@@ -59,8 +59,8 @@ impl History {
     }
 }
 
-/// Be a direct reader: for each connection that sends a number of messages, reads as many and answers with the bytes that it
-/// took.
+/// Acts as a direct reader: for each connection that sends a number of messages, reads that many and answers with the
+/// number of bytes.
 pub fn run(listen: SocketAddr, broker: SocketAddr, history: History) -> Result<()> {
     let listener = TcpListener::bind(listen)?;
     loop {
@@ -74,7 +74,7 @@ pub fn run(listen: SocketAddr, broker: SocketAddr, history: History) -> Result<(
     }
 }
 
-/// Asks a direct reader. Returns the bytes that it took.
+/// Asks a direct reader. Returns the number of bytes that it read.
 pub fn ask(reader: SocketAddr, messages: u32) -> Result<u64> {
     let mut socket = TcpStream::connect(reader)?;
     socket.write_all(&messages.to_be_bytes())?;
@@ -83,7 +83,7 @@ pub fn ask(reader: SocketAddr, messages: u32) -> Result<u64> {
     Ok(u64::from_be_bytes(answer))
 }
 
-/// Checks that every message comes, whole and in order, as the load's subscribers do.
+/// Checks that every message arrives complete and in order, as the load's subscribers do.
 struct Checked(Reader);
 
 impl Checked {
@@ -103,16 +103,16 @@ impl Checked {
 /// A connection to a nats-server.
 struct Nats {
     socket: TcpStream,
-    /// What was read and not taken apart yet, from `begin` on.
+    /// Bytes that were read; from `begin` on, they are not parsed yet.
     buffer: Vec<u8>,
     begin: usize,
     bytes: u64,
 }
 
-/// What a nats-server delivers.
+/// A message from a nats-server.
 struct Delivered {
     reply: Option<String>,
-    /// Where it is in the buffer: the header, and the payload.
+    /// Its place in the buffer: the header fields, and the payload.
     header: std::ops::Range<usize>,
     payload: std::ops::Range<usize>,
 }
@@ -137,7 +137,7 @@ impl Nats {
         for begin in (0..messages).step_by(PART as usize) {
             let (mut out, end) = (Vec::new(), messages.min(begin + PART));
             for number in begin..end {
-                // The last is confirmed, and all before it with it. A server drops what is too much for it at once.
+                // Confirming the last message confirms all before it. A server drops messages if too many arrive.
                 let reply = if number + 1 == end { "_INBOX.answer " } else { "" };
                 write!(out, "PUB {subject} {reply}{SIZE}\r\n{}\r\n", payload(number, 0, SIZE))?;
             }
@@ -148,7 +148,7 @@ impl Nats {
         Ok(())
     }
 
-    /// By an ordered consumer (ADR-17): one that is pushed to, without acknowledgements, with flow control.
+    /// With an ordered consumer (ADR-17): a push consumer without acknowledgements, with flow control.
     fn read(&mut self, messages: u32, reader: &mut Checked) -> Result<u64> {
         let config = r#"{"deliver_subject":"_INBOX.read","deliver_policy":"all","ack_policy":"none","max_deliver":1,"replay_policy":"instant","flow_control":true,"idle_heartbeat":5000000000,"mem_storage":true,"num_replicas":1}"#;
         self.bytes = 0;
@@ -193,7 +193,7 @@ impl Nats {
             let line = String::from_utf8_lossy(&self.buffer[self.begin..end]).trim_end().to_owned();
             let words: Vec<&str> = line.split(' ').collect();
             let number = |word: &str| word.parse::<usize>().with_context(|| line.clone());
-            // Subject and subscription come first; a reply, if there is one, before the lengths.
+            // The subject and the subscription come first; a reply subject, if there is one, before the lengths.
             let (header, length, reply) = match *words {
                 ["MSG", _, _, length] => (0, number(length)?, None),
                 ["MSG", _, _, reply, length] => (0, number(length)?, Some(reply)),
@@ -239,7 +239,7 @@ fn connect(broker: SocketAddr) -> Result<TcpStream> {
     Ok(socket)
 }
 
-/// The id of entry `number`, chosen here so that a reader need not look for it in an answer.
+/// The id of entry `number`, chosen here so that a reader need not find it in an answer.
 fn entry_id(number: u32) -> String {
     format!("{}-0", number + 1)
 }
@@ -272,7 +272,7 @@ fn fill_redis(broker: SocketAddr, messages: u32) -> Result<()> {
     Ok(())
 }
 
-/// By XRANGE, part after part.
+/// With XRANGE, part by part.
 fn read_redis(broker: SocketAddr, messages: u32, reader: &mut Checked) -> Result<u64> {
     let (mut socket, key) = (connect(broker)?, TOPIC.replace('/', ":"));
     let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0);

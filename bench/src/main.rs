@@ -28,7 +28,7 @@ use crate::report::{Report, Sample};
 use crate::scenario::{Scale, Scenario};
 use crate::target::{Setup, Target};
 
-/// Beside the server's own files: logs, listeners, the broker's connection.
+/// File descriptors in addition to the server's connections: logs, listeners, the broker's connection.
 const SPARE_FILES: u64 = 500;
 
 #[derive(Debug, Parser)]
@@ -42,37 +42,37 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Be the bare write loop.
+    /// Run the bare write loop.
     Bound { listen: SocketAddr, broker: SocketAddr },
-    /// Be the afternoon version.
+    /// Run the afternoon version.
     Afternoon { listen: SocketAddr },
-    /// Be a direct reader of what a broker keeps.
+    /// Run a direct reader of a broker's stored messages.
     Direct { listen: SocketAddr, broker: SocketAddr, history: History },
-    /// Take a core, then become another program.
+    /// Take a core, then run another program on it.
     Pin {
         core: usize,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Name the scenarios and the targets, and what is missing for them.
+    /// List the scenarios and the targets, and what each still needs to run.
     List,
 }
 
 #[derive(Debug, Args)]
 struct RunOptions {
-    /// Only these scenarios (see `list`), with commas between; the beginning of a name is enough
+    /// Only these scenarios (see `list`), separated by commas; the beginning of a name is enough
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<String>,
     /// Only these targets
     #[arg(long, value_delimiter = ',')]
     target: Vec<String>,
-    /// Rounds; each goes through every target, and the median counts
+    /// The number of rounds; each measures every target, and the median counts
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Seconds that a step publishes
+    /// How long a step publishes, in seconds
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// One round at a fiftieth of the size: tries the tool, measures nothing worth knowing
+    /// One round at a fiftieth of the size: it tests the tool, and its numbers mean nothing
     #[arg(long)]
     quick: bool,
     /// Where to write every value as JSON
@@ -81,7 +81,7 @@ struct RunOptions {
     /// Where to write benchmarks.md and its plots
     #[arg(long)]
     docs: Option<PathBuf>,
-    /// Write --docs from the JSON of earlier runs, with commas between, each of other scenarios; and run nothing
+    /// Run nothing, and write --docs from the JSON files of earlier runs of different scenarios, separated by commas
     #[arg(long, requires = "docs", value_delimiter = ',')]
     from: Vec<PathBuf>,
     /// The gateway's binary; without it the one beside this one
@@ -147,7 +147,7 @@ fn run(options: &RunOptions) -> Result<()> {
         let (time, settle, idle) = (Duration::from_millis(20), Duration::ZERO, Duration::from_millis(100));
         (Scale { divisor: 50, time, settle, idle }, 1)
     } else {
-        // Heartbeats come every 15 s; a whole number of them.
+        // A multiple of the heartbeat, 15 s.
         let (settle, idle) = (Duration::from_millis(2500), Duration::from_secs(15));
         (Scale { divisor: 1, time, settle, idle }, options.rounds)
     };
@@ -175,7 +175,7 @@ fn run(options: &RunOptions) -> Result<()> {
                         values:
                             step.values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
                     })),
-                    // One that fails is told, and is no reason to throw away the rest.
+                    // A failure is reported, and the other results are kept.
                     Err(error) => {
                         eprintln!("FAILED: {error:#}");
                         report.failures.push(format!("round {}: {error:#}", round + 1));
@@ -195,7 +195,7 @@ fn run(options: &RunOptions) -> Result<()> {
     Ok(())
 }
 
-/// Those of `all` whose name begins with one of `asked`; all of them if none is asked for.
+/// The elements of `all` whose name begins with one of `asked`; all of them if `asked` is empty.
 fn chosen<T: Copy>(all: &[T], asked: &[String], name: impl Fn(&T) -> String) -> Result<Vec<T>> {
     if asked.is_empty() {
         return Ok(all.to_vec());
@@ -207,7 +207,7 @@ fn chosen<T: Copy>(all: &[T], asked: &[String], name: impl Fn(&T) -> String) -> 
     }
     let is_asked = |one: &&T| {
         asked.iter().any(|asked| {
-            // A whole name means that one alone, though it may begin another.
+            // A complete name selects only that one, even if another begins with it.
             let exact = all.iter().any(|one| name(one) == *asked);
             if exact { name(one) == *asked } else { name(one).starts_with(asked.as_str()) }
         })

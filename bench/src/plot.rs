@@ -1,5 +1,5 @@
-//! Bar charts as SVG, for a document: panels side by side, each with a scale of its own. Readable on light
-//! and dark.
+//! Bar charts as SVG for a document: panels side by side, each with its own scale. They are readable on a light and on a
+//! dark background.
 
 use std::fmt::Write as _;
 
@@ -11,15 +11,15 @@ const TOP: f64 = 62.0;
 /// One measure of every target.
 #[derive(Debug)]
 pub struct Panel {
-    /// What is special to it.
+    /// The title above its bars.
     pub title: String,
-    /// Of the values.
+    /// The unit of the values.
     pub unit: String,
     /// Name and value.
     pub rows: Vec<(&'static str, f64)>,
 }
 
-/// A chart of panels, one row a target.
+/// A chart of panels, with one row per target.
 pub fn svg(title: &str, panels: &[Panel]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in panels.iter().flat_map(|panel| &panel.rows) {

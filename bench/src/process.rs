@@ -1,5 +1,4 @@
-//! What the system tells of a process, and where it may run. All from /proc: nothing is asked of the server
-//! itself.
+//! Measures a process, and places it on a core. All values come from /proc: the server itself is asked nothing.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// How long a server may take to listen.
+/// The time in which a server must listen.
 const START: Duration = Duration::from_secs(10);
 
 /// A server under test. Dropping it ends it.
@@ -32,7 +31,7 @@ impl Server {
         log: &Path,
     ) -> Result<Self> {
         let out = fs::File::create(log)?;
-        // This binary takes the core first and then becomes the server: it starts as on a machine of one
+        // This binary takes the core first and then becomes the server: the server starts as on a machine with one
         // core.
         let child = Command::new(std::env::current_exe()?)
             .arg("pin")
@@ -62,24 +61,24 @@ impl Server {
         self.child.id()
     }
 
-    /// CPU time that all its threads have had, to the nanosecond. Threads that ended are not in it; none of
-    /// the servers ends threads while it is measured.
+    /// The CPU time of all its threads, to the nanosecond. Threads that have ended do not count; no server ends threads
+    /// while it is measured.
     pub fn cpu(&self) -> Result<Duration> {
         cpu_of(self.pid()).with_context(|| format!("{} is gone", self.name))
     }
 
-    /// Its proportional set size in KiB: user memory, with shared pages divided among those who share them.
+    /// Its proportional set size in KiB: user memory, with each shared page divided by the number of its processes.
     pub fn pss_kib(&self) -> Result<f64> {
         self.kib("smaps_rollup", "Pss:")
     }
 
-    /// Has the kernel note the peak of its resident memory from now on. Returns what is resident now, in KiB.
+    /// Resets the kernel's record of its peak resident memory. Returns the current resident memory, in KiB.
     pub fn begin_peak(&self) -> Result<f64> {
         fs::write(format!("/proc/{}/clear_refs", self.pid()), "5")?;
         self.kib("status", "VmRSS:")
     }
 
-    /// The peak since then, in KiB. Looking at the server time and again would hold it up each time.
+    /// The peak since then, in KiB. Reading the current value repeatedly would disturb the server.
     pub fn peak_kib(&self) -> Result<f64> {
         self.kib("status", "VmHWM:")
     }
@@ -94,7 +93,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // None of them holds anything worth a farewell.
+        // No server has any state that a clean stop would save.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -104,7 +103,7 @@ impl Drop for Server {
 pub fn cpu_of(pid: u32) -> Result<Duration> {
     let mut nanos = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end between the two looks.
+        // A thread may end between the two reads.
         let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
         nanos += text.split_whitespace().next().context("an empty schedstat")?.parse::<u64>()?;
     }
@@ -125,7 +124,7 @@ pub fn pin_and_become(core: usize, command: &[String]) -> Result<()> {
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("cannot run {program}"))
 }
 
-/// Raises the limit of open files as far as it goes, for us and for the servers. Returns it.
+/// Raises the limit of open files to the maximum, for us and for the servers. Returns it.
 pub fn raise_file_limit() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -133,14 +132,14 @@ pub fn raise_file_limit() -> u64 {
     limit.current.unwrap_or(u64::MAX)
 }
 
-/// The path of a program, where Debian and this project's `make tools` put them.
+/// The path of a program, in the places of Debian and of this project's `make tools`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let here = [PathBuf::from(".tools/bin"), PathBuf::from("/usr/sbin")];
     here.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-/// The first line that a program says of its version, on whichever stream.
+/// The first line that a program prints about its version, on standard output or standard error.
 pub fn version(program: &Path, flag: &str) -> String {
     let Ok(out) = Command::new(program).arg(flag).output() else { return String::new() };
     let text = [out.stdout, out.stderr].concat();

@@ -1,4 +1,4 @@
-//! What came out: every value as JSON, medians as a table on screen, and docs/benchmarks.md with its plots.
+//! The results: every value as JSON, medians as a table on screen, and docs/benchmarks.md with its plots.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,10 +13,10 @@ use crate::plot::{self, Panel};
 use crate::scenario::Scenario;
 use crate::target::{Setup, Target};
 
-/// What the numbers mean and how they come about: the part of the document that no run changes.
+/// How the numbers are measured and what they mean: the part of the document that no run changes.
 const METHOD: &str = include_str!("method.md");
 
-/// What is measured: the name in JSON, the head of its column, digits behind the point.
+/// A measure: its name in JSON, the head of its column, its digits after the point.
 const MEASURES: [(&str, &str, usize); 17] = [
     ("cpu_us", "CPU µs per delivery", 2),
     ("per_second", "deliveries/s", 0),
@@ -37,7 +37,7 @@ const MEASURES: [(&str, &str, usize); 17] = [
     ("load_core", "load's core %", 0),
 ];
 
-/// Of which the ratio to the target that does the least is shown too.
+/// Measures whose ratio to the bound is also shown.
 const RATIOS: [&str; 3] = ["cpu_us", "storm_s", "wire_bytes"];
 
 /// One step of one scenario, of one target in one round.
@@ -49,9 +49,9 @@ pub struct Sample {
     pub step: String,
     /// [`Target::name`].
     pub target: String,
-    /// From 0.
+    /// The number of the round, from 0.
     pub round: u32,
-    /// By the names of [`MEASURES`].
+    /// The values, by the names of [`MEASURES`].
     pub values: BTreeMap<String, f64>,
 }
 
@@ -60,17 +60,17 @@ pub struct Sample {
 pub struct Report {
     /// The processor and the kernel.
     pub machine: String,
-    /// What the targets call themselves.
+    /// The versions of the targets, as they print them.
     pub versions: BTreeMap<String, String>,
     /// Rounds.
     pub rounds: u32,
-    /// The options of each run that is in it.
+    /// The options of each run that is included.
     pub commands: Vec<String>,
-    /// At small scale: worth nothing.
+    /// Whether the scale was small, so that the numbers mean nothing.
     pub quick: bool,
     /// How long it took.
     pub minutes: f64,
-    /// What failed.
+    /// The failures.
     pub failures: Vec<String>,
     /// Everything.
     pub samples: Vec<Sample>,
@@ -93,12 +93,12 @@ impl Report {
         }
     }
 
-    /// That of an earlier run.
+    /// The report of an earlier run.
     pub fn read(path: &Path) -> Result<Self> {
         Ok(serde_json::from_slice(&fs::read(path)?)?)
     }
 
-    /// Adds another run, of other scenarios.
+    /// Adds another run with other scenarios.
     pub fn join(&mut self, other: Report) {
         self.versions.extend(other.versions);
         self.rounds = self.rounds.min(other.rounds);
@@ -119,7 +119,7 @@ impl Report {
         median(self.rounds(scenario, step, target, measure).into_values().collect())
     }
 
-    /// The median of the ratios of each round: what drifts on the machine is then in both.
+    /// The median of the ratios of each round: a drift of the machine then affects both values.
     pub fn ratio(
         &self,
         over: (&str, &str, Target),
@@ -138,7 +138,7 @@ impl Report {
         matching.filter_map(|sample| Some((sample.round, *sample.values.get(measure)?))).collect()
     }
 
-    /// Steps of a scenario in the order they came.
+    /// The steps of a scenario, in order.
     fn steps(&self, scenario: &str) -> Vec<&str> {
         let mut steps: Vec<&str> = Vec::new();
         for sample in self.samples.iter().filter(|sample| sample.scenario == scenario) {
@@ -149,7 +149,7 @@ impl Report {
         steps
     }
 
-    /// Tables for the screen, which are the document's too.
+    /// The tables for the screen, which the document has too.
     pub fn text(&self) -> String {
         let mut out = String::new();
         for scenario in Scenario::ALL {
@@ -295,7 +295,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(if values.len() % 2 == 1 { upper } else { (values[middle - 1] + upper) / 2.0 })
 }
 
-/// A table of Markdown that can be read as it is. The first row is its head; the first column is text.
+/// A Markdown table that is readable as text. The first row is its head; the first column is text.
 fn write_table(out: &mut String, rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
@@ -329,7 +329,7 @@ fn machine() -> String {
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let kernel = read("/proc/sys/kernel/osrelease");
-    // The part of the release behind the number names whoever built it.
+    // The part of the release after the number names the builder.
     let kernel = kernel.split('-').next().unwrap_or_default().trim();
     format!("{}, Linux {kernel}", model.trim_start_matches([' ', '\t', ':']).trim())
 }

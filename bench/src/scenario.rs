@@ -1,8 +1,7 @@
-//! The work: what is done to one server in one round, and what is noted of it.
+//! The scenarios: the work that one server does in one round, and the values that are measured.
 //!
-//! A scenario starts a server, opens its streams, and goes through steps. CPU is taken from rest to rest:
-//! before the first message is published and after the last has arrived, so nothing under way is counted to
-//! the wrong side.
+//! A scenario starts a server, opens its streams, and runs its steps. CPU time is read while nothing is in flight: before
+//! the first message of a step is published, and after the last one has arrived.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,69 +13,69 @@ use crate::history::{self, History};
 use crate::load::{Load, Spec, Work};
 use crate::target::{Need, Running, Setup, Target};
 
-/// Values of one step, by [`Measure`] name.
+/// The values of one step, by the names of its measures.
 pub type Values = BTreeMap<&'static str, f64>;
 
-/// Deliveries a second at which latency is taken: about a third of a core for the bound.
+/// Deliveries per second while latency is measured: about a third of a core for the bound.
 const STEADY: f64 = 40_000.0;
 
-/// Streams that may be opening at once, except in the storm.
+/// The most streams that are opening at once, except in the storm.
 const CONCURRENCY: usize = 128;
 
 /// Messages that each stream of the storm resumes.
 const RESUMED: u32 = 100;
 
-/// Messages that each of the crowd resumes, of those that the broker keeps.
+/// Stored messages that each reader of the crowd resumes.
 const KEPT: u32 = 10_000;
 
-/// How long a crowd that comes back may take until it has all.
+/// The time in which a crowd that reconnects must receive all messages.
 const RETURN: Duration = Duration::from_secs(60);
 
-/// One in so many readers of JSON looks at what it receives while latency is measured.
+/// While latency is measured, one in this many readers of JSON parses its events.
 const LOOKED_AT: u32 = 20;
 
-/// How long a turn of the load may wait for something to read.
+/// The longest time that a turn of the load waits for something to read.
 const TURN: Duration = Duration::from_millis(20);
 
-/// How much is done: full size, or small enough to try the tool itself.
+/// The scale: full size, or small, to test the tool itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
-    /// Of every number of subscribers, this part.
+    /// The factor for every number of subscribers.
     pub divisor: u32,
     /// How long a step publishes.
     pub time: Duration,
-    /// How long a server may come to rest before its memory is taken. The gateway sweeps once a second.
+    /// The pause before the memory of a server is read. The gateway frees memory once per second.
     pub settle: Duration,
-    /// How long the idle crowd is watched.
+    /// How long the idle crowd is measured.
     pub idle: Duration,
 }
 
 /// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
-    /// One topic, so many subscribers, every window and size.
+    /// One topic with this many readers; every window and size.
     OneTopic(u32),
-    /// The same, as far as [`Scenario::TopicEach`] is compared with it.
+    /// The same, but only the steps that are compared with [`Scenario::TopicEach`].
     OneTopicBriefly(u32),
-    /// As many topics as subscribers.
+    /// This many readers, each of its own topic.
     TopicEach(u32),
-    /// The same hundred topics on each of so many streams.
+    /// This many streams, each with the same hundred topics.
     HundredTopics(u32),
-    /// So many return at once, while others read.
+    /// This many readers reconnect at once, while others read.
     Storm(u32),
-    /// One reads so many messages that a broker keeps.
+    /// One reader reads this many stored messages.
     Resume(History, u32),
-    /// So many at once read [`KEPT`] messages that a broker keeps, while others read live ones.
+    /// This many readers read [`KEPT`] stored messages at once, while others read live ones.
     ResumeCrowd(u32),
-    /// Every tenth reads nothing.
+    /// This many readers, of which every tenth reads nothing.
     SlowTenth(u32),
-    /// Nothing happens.
+    /// This many streams without messages.
     Idle(u32),
-    /// Streams of HTTP/2, a hundred to a connection.
+    /// This many HTTP/2 streams, a hundred per connection.
     Http2(u32),
-    /// So many want the newest message of one topic once per second, however many there are.
+    /// This many readers of one topic with `every=1s`.
     Every(u32),
-    /// One topic of JSON, so many subscribers, and whether they accept compression.
+    /// One topic of JSON with this many readers; whether they accept compression.
     Json(u32, bool),
 }
 
@@ -109,7 +108,7 @@ impl Scenario {
         Scenario::Json(2_000, true),
     ];
 
-    /// As on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> String {
         match self {
             Scenario::OneTopic(readers) | Scenario::OneTopicBriefly(readers) => {
@@ -158,7 +157,7 @@ impl Scenario {
         }
     }
 
-    /// What a server must be able to do.
+    /// The ability that a server needs for it.
     pub fn need(self) -> Need {
         match self {
             Scenario::HundredTopics(_) => Need::ManyTopics,
@@ -176,7 +175,7 @@ impl Scenario {
         }
     }
 
-    /// Does it once.
+    /// Runs it once.
     pub fn run(self, target: Target, setup: &Setup, scale: Scale) -> Result<Vec<Step>> {
         let running = target.start(setup, self.need())?;
         let scaled = |readers: u32| (readers / scale.divisor).max(10);
@@ -199,7 +198,7 @@ impl Scenario {
     }
 }
 
-/// One server in one round, and the steps it has been through.
+/// One server in one round, and the steps so far.
 struct Session<'a> {
     running: &'a Running,
     load: Load,
@@ -210,7 +209,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Opens `specs` and notes what a connection costs and what an idle stream holds.
+    /// Opens `specs`, and measures the CPU of a connection and the memory of an idle stream.
     fn open(
         running: &'a Running,
         mut load: Load,
@@ -278,7 +277,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Opens all of `specs` at once, while others read at a steady rate, until each has had `wanted` messages.
+    /// Opens all of `specs` at once, while others read at a steady rate, until each has received `wanted` messages.
     fn come_back(&mut self, live: Work, specs: Vec<Spec>, wanted: u32) -> Result<Back> {
         let (first, returning) = (self.load.streams(), specs.len());
         let mut specs = Some(specs);
@@ -302,7 +301,7 @@ impl<'a> Session<'a> {
         Ok(Back { took: took.context("it did not end")?, cpu })
     }
 
-    /// Notes what streams hold after traffic, and what is left when they have gone.
+    /// Measures the memory of the streams after traffic, and the memory that remains when they have left.
     fn finish(mut self) -> Result<Vec<Step>> {
         self.load.rest(self.scale.settle)?;
         let traffic = self.kib_per_stream()?;
@@ -367,7 +366,8 @@ fn json(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Resu
     Ok(steps)
 }
 
-/// The latency of a few among the crowd. The others are other machines in real life: this one must not inflate for them all.
+/// The latency of a few readers of the crowd. In real life, the others are other machines, whose bytes this process need
+/// not inflate.
 fn json_latency(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Result<Vec<Step>> {
     let watched = readers.div_ceil(LOOKED_AT);
     let work = |size| Work { topics: topics("one", 1), readers: watched, size, json: true };
@@ -403,7 +403,7 @@ fn topic_each(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>
     for window in [1, 16, 200] {
         session.closed_loop(window, work.clone())?;
     }
-    // The publisher is one, and so is the broker: a message has one delivery here.
+    // There is one publisher and one broker: a message is delivered once here.
     let rate = Work { readers: 1, ..work };
     session.load.set_work(rate);
     let outcome = session.load.paced(STEADY / 8.0, scale.time * 2, |_| false)?;
@@ -446,7 +446,7 @@ fn http2(running: &Running, streams: u32, scale: Scale) -> Result<Vec<Step>> {
 fn slow_tenth(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     let slow = readers / 10;
     let fast = readers - slow;
-    // One size, and large: what the slow ones leave must be more than the system's buffers hold for them.
+    // One size, and large: the unread bytes of the slow readers must exceed the buffers of the system.
     let work = Work { topics: topics("one", 1), readers: fast, size: 4096, json: false };
     let load = running.load(work.clone(), true)?;
     let spec = Spec::new(running.stages(&work.topics, None).into());
@@ -480,9 +480,9 @@ fn idle(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     session.finish()
 }
 
-/// What a topic costs at one message per second and at a thousand, if its readers want one per second.
+/// The cost of a topic with one message per second and with a thousand, if its readers want one per second.
 fn every(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
-    // A message is done once it is published: nobody waits for each of them.
+    // A message is done once it is published, because most of them are not delivered.
     let work = Work { topics: topics("one", 1), readers: 0, size: 200, json: false };
     let load = running.load(work.clone(), true)?;
     let path = format!("{}?every=1s", work.topics[0]);
@@ -502,8 +502,8 @@ fn every(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     session.finish()
 }
 
-/// Some read at a steady rate. Then all the others come at once, each with the id of a message after which
-/// there are [`RESUMED`] more.
+/// Some readers read at a steady rate. Then all others connect at once, each with the id of a message that is followed
+/// by [`RESUMED`] more.
 fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     let steady = (returning / 10).max(10);
     let old = Work { topics: topics("old", 1), readers: 1, size: 200, json: false };
@@ -512,7 +512,7 @@ fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     let probe = Spec { record: true, ..Spec::new(running.stages(&old.topics, None).into()) };
     let mut session = Session::open(running, load, scale, 1, vec![probe])?;
     session.steps.clear(); // one connection says nothing
-    // One at a time, so that as many are published as are wanted.
+    // One at a time, so that exactly the wanted number is published.
     while session.load.next_number() <= RESUMED {
         session.load.closed_loop(1, Duration::ZERO)?;
     }
@@ -530,7 +530,7 @@ fn storm(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     Ok(session.steps)
 }
 
-/// One reads everything that the broker keeps, which the server has never seen.
+/// One reader reads all messages that the broker stores, which the server has never read.
 fn resume(running: &Running, history: History, messages: u32, scale: Scale) -> Result<Vec<Step>> {
     running.fill(history, messages)?;
     if !running.is_direct() {
@@ -569,8 +569,8 @@ fn resume(running: &Running, history: History, messages: u32, scale: Scale) -> R
     Ok(vec![Step { name: "all of it".into(), values: values.into() }])
 }
 
-/// Waits until the gateway follows the stream, by a reader of a topic that has no messages: it looks for a stream that was not
-/// there when it started every few seconds only.
+/// Waits until the gateway follows the stream, with a reader of a topic that has no messages: a gateway that started
+/// before the stream was created looks for it only every few seconds.
 fn follow(running: &Running) -> Result<()> {
     let other = ["kept/other".to_owned()];
     let work = Work { topics: other.clone().into(), readers: 0, size: history::SIZE, json: false };
@@ -578,7 +578,8 @@ fn follow(running: &Running) -> Result<()> {
     running.load(work, true)?.open([spec], 1)
 }
 
-/// Some read at a steady rate what is added to a stream. Then all the others come at once and read from its beginning.
+/// Some readers read new messages of a stream at a steady rate. Then all others connect at once and read the stream from
+/// its beginning.
 fn resume_crowd(running: &Running, returning: u32, scale: Scale) -> Result<Vec<Step>> {
     running.fill(History::Jetstream, KEPT)?;
     let steady = (returning / 10).max(10);
@@ -605,13 +606,13 @@ fn resume_crowd(running: &Running, returning: u32, scale: Scale) -> Result<Vec<S
     Ok(session.steps)
 }
 
-/// How a crowd came back.
+/// The result of a crowd that reconnected.
 struct Back {
     took: Duration,
     cpu: Duration,
 }
 
-/// The id that stands with the first message's stamp.
+/// The id of the event with the first message's stamp.
 fn first_event_id(recorded: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(recorded);
     let stamp = text.find("@00000000")?;

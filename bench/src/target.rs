@@ -1,5 +1,5 @@
-//! The servers under test: how each is started, subscribed to and published to. Each gets what it needs to
-//! hold the load, and else its defaults.
+//! The servers under test: how each is started, subscribed to and published to. Each gets the settings that the load
+//! requires, and otherwise its defaults.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,11 +21,11 @@ const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 pub enum Target {
     /// The bare loop, subscribed to a nats-server that runs on the load's core.
     Bound,
-    /// The gateway, subscribed to a nats-server that runs there too, or to what a broker keeps.
+    /// The gateway, subscribed to a nats-server on the load's core, or reading stored messages of a broker.
     Gateway,
-    /// A reader of what a broker keeps, without a gateway.
+    /// A direct reader of the stored messages of a broker, without a gateway.
     Direct,
-    /// The gateway with its embedded broker, published to over HTTP.
+    /// The gateway with its embedded broker; messages are published over HTTP.
     Embedded,
     /// axum's `Sse` over a broadcast channel.
     Afternoon,
@@ -35,43 +35,43 @@ pub enum Target {
     Nats,
 }
 
-/// What a scenario asks of a server beside one topic on one HTTP/1.1 connection.
+/// An ability that a scenario needs in addition to one topic on one HTTP/1.1 connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// Nothing.
     Nothing,
     /// Several topics on one stream.
     ManyTopics,
-    /// To go on after an id.
+    /// Resuming after an id.
     Resume,
     /// HTTP/2 without TLS.
     Http2,
-    /// A sign of life on an idle stream.
+    /// Heartbeats on an idle stream.
     Heartbeat,
     /// Only the newest message, once per interval.
     Interval,
-    /// To read what a broker keeps.
+    /// Reading the stored messages of a broker.
     History(History),
-    /// The same, of JetStream, for many at once.
+    /// The same from JetStream, for many readers at once.
     HistoryForMany,
-    /// To compress a stream once for all its readers, for those who accept that.
+    /// Compressing a stream once for all readers that accept it.
     Json { compressed: bool },
 }
 
-/// What is needed to start servers.
+/// The settings with which servers are started.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// The gateway's binary.
     pub gateway: PathBuf,
-    /// For the server under test.
+    /// The core of the server under test.
     pub server_core: usize,
-    /// For the load, and for the gateway's broker.
+    /// The core of the load and of the gateway's broker.
     pub load_core: usize,
-    /// Connections and files that a server may have open.
+    /// The most connections and files that a server may have open.
     pub files: u64,
 }
 
-/// A target that runs.
+/// A running target.
 #[derive(Debug)]
 pub struct Running {
     /// The process under test.
@@ -86,7 +86,7 @@ pub struct Running {
 }
 
 impl Target {
-    /// Every one, those that others are compared with first.
+    /// All of them; first those that the others are compared with.
     pub const ALL: [Target; 7] = [
         Target::Bound,
         Target::Direct,
@@ -97,7 +97,7 @@ impl Target {
         Target::Nats,
     ];
 
-    /// As on the command line and in tables.
+    /// Its name on the command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
             Target::Bound => "bound",
@@ -110,7 +110,7 @@ impl Target {
         }
     }
 
-    /// Whether it has what a scenario needs.
+    /// Whether it has the ability that a scenario needs.
     pub fn can(self, need: Need) -> bool {
         match need {
             Need::History(_) => matches!(self, Target::Direct | Target::Gateway),
@@ -127,7 +127,7 @@ impl Target {
         }
     }
 
-    /// What is missing to run it.
+    /// What must be installed or built to run it, if anything.
     pub fn missing(self, setup: &Setup) -> Option<String> {
         let program = |name: &str| find_program(name).is_none().then(|| format!("{name} is not installed"));
         match self {
@@ -144,7 +144,7 @@ impl Target {
         }
     }
 
-    /// What it calls itself.
+    /// Its version, as it prints it.
     pub fn version(self, setup: &Setup) -> String {
         let program = |name: &str, flag: &str| match find_program(name) {
             Some(path) => version(&path, flag),
@@ -173,7 +173,7 @@ impl Target {
         }
     }
 
-    /// Starts it, on a port of its own.
+    /// Starts it on its own port.
     pub fn start(self, setup: &Setup, need: Need) -> Result<Running> {
         let directory = tempfile::tempdir()?;
         let path = |name: &str| directory.path().join(name);
@@ -228,7 +228,7 @@ impl Target {
         };
         let server = Server::start(self.name(), &command, setup.server_core, address, &path("server.log"))?;
         if self == Target::Gateway {
-            // It listens before it has its broker; a stream opened before that would be told to come back.
+            // It listens before it is connected to its broker; until then it refuses streams for now.
             std::thread::sleep(std::time::Duration::from_millis(300));
         }
         Ok(Running {
@@ -244,12 +244,12 @@ impl Target {
 }
 
 impl Running {
-    /// Has the broker keep messages of [`history::TOPIC`], with the numbers from 0 on.
+    /// Stores messages of [`history::TOPIC`] in the broker, numbered from 0.
     pub fn fill(&self, history: History, messages: u32) -> Result<()> {
         history.fill(self.publish, messages)
     }
 
-    /// Whether it is the broker that is read, without a server between.
+    /// Whether the broker is read directly, without a server in between.
     pub fn is_direct(&self) -> bool {
         self.target == Target::Direct
     }
@@ -259,7 +259,7 @@ impl Running {
         history::ask(self.subscribe, messages)
     }
 
-    /// A load for this server.
+    /// Creates a load for this server.
     pub fn load(&self, work: Work, dense: bool) -> Result<Load> {
         let (publish, protocol) = match (self.target, self.need) {
             (_, Need::History(History::RedisStream)) => (self.subscribe, Protocol::Post("/topics/")),
@@ -272,12 +272,12 @@ impl Running {
         Load::new(self.subscribe, publish, protocol, work, dense)
     }
 
-    /// How a stream of one topic is opened that begins with the oldest message there is.
+    /// The steps to open a stream of one topic that begins with the oldest message.
     pub fn stages_from_oldest(&self, topic: &str) -> Vec<Stage> {
         self.stages(&[format!("{topic}?since=all")], None)
     }
 
-    /// How a stream of `topics` is opened, after the event `cursor` if there is one.
+    /// The steps to open a stream of `topics`, after the event `cursor` if there is one.
     pub fn stages(&self, topics: &[String], cursor: Option<&str>) -> Vec<Stage> {
         if self.target == Target::Nats {
             return websocket_stages(topics);
@@ -295,7 +295,7 @@ impl Running {
         vec![Stage { send: request.into_bytes(), until: Until::Bytes(b"\r\n\r\n") }]
     }
 
-    /// How `streams` streams of one topic are opened on one connection of HTTP/2.
+    /// The steps to open `streams` streams of one topic on one HTTP/2 connection.
     pub fn http2_stages(&self, topic: &str, streams: u32) -> Vec<Stage> {
         let send = http2_requests(&self.path(&[topic.to_owned()]), streams);
         vec![Stage { send, until: Until::Heads(streams) }]
@@ -311,9 +311,9 @@ impl Running {
     }
 }
 
-/// A browser's way to NATS: the handshake of WebSocket, then NATS' own protocol in it. The server's answer to
-/// PING says that the subscriptions stand. No browser names itself here: to those the server sends frames of
-/// 4 KiB at most, which would cost it more.
+/// The steps of a browser that connects to NATS: the WebSocket handshake, then NATS' own protocol. The server's answer to
+/// PING confirms the subscriptions. The request names no browser: to browsers the server sends frames of at most 4 KiB,
+/// which would cost it more.
 fn websocket_stages(topics: &[String]) -> Vec<Stage> {
     let handshake = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -323,7 +323,7 @@ fn websocket_stages(topics: &[String]) -> Vec<Stage> {
         let _ = write!(text, "SUB {} {}\r\n", topic.replace('/', "."), index + 1);
     }
     text.push_str("PING\r\n");
-    // One binary message, masked as clients must, with a mask that changes nothing.
+    // One binary message, masked as required of clients, with a mask that changes nothing.
     let mut frame = vec![0x82, 0x80 | 126];
     frame.extend_from_slice(&(text.len() as u16).to_be_bytes());
     frame.extend_from_slice(&[0; 4]);
@@ -339,13 +339,12 @@ fn program(name: &str) -> Result<String> {
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Taken and given back: nothing else on this machine should take it in between, and a start that fails says
-/// so.
+/// A port that was free a moment ago. If another process takes it meanwhile, the start fails and says so.
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// How the broker is started that keeps what `need` says.
+/// The command that starts the broker that `need` requires.
 fn broker_command(
     need: Need,
     listen: SocketAddr,
@@ -379,9 +378,9 @@ fn gateway_config(
     files: u64,
     need: Need,
 ) -> String {
-    // The plain stream too, which is to be compared: only its readers do not accept it.
+    // For the plain stream too, to which it is compared: only its readers do not accept compression.
     let compress = matches!(need, Need::Json { .. });
-    // A stream is found by its subjects, which are not all there are.
+    // The stream is found by its subjects, so the rule must not be wider than they are.
     let pattern = if source.is_empty() { "**" } else { "kept/**" };
     format!(
         r#"listen = "{listen}"
@@ -401,7 +400,7 @@ replay = {{ messages = 1000, bytes = "4MiB" }}
 }
 
 fn nats_config(listen: SocketAddr, websocket: SocketAddr, need: Need) -> String {
-    // The load answers no PING, so it must not be waited for.
+    // The load answers no PING, so the server must not wait for an answer.
     let ping = if need == Need::Heartbeat { "15s" } else { "10m" };
     format!(
         "listen: \"{listen}\"\nmax_connections: 100000\nping_interval: \"{ping}\"\nping_max: 100\n\

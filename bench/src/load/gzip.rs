@@ -6,7 +6,7 @@ use miniz_oxide::{DataFormat, MZFlush};
 /// Bytes of the header of a gzip member without a name.
 const HEADER: usize = 10;
 
-/// See the module.
+/// The state of parsing one body.
 pub struct Gunzip {
     inflate: Box<InflateState>,
     /// Bytes of the header that are still to come.
@@ -15,11 +15,11 @@ pub struct Gunzip {
 }
 
 enum Chunk {
-    /// In its length.
+    /// In the length of a chunk.
     Length(usize),
-    /// So many bytes of it are still to come, and then the end of its line.
+    /// In a chunk of which this many bytes are still to come, and then a line end.
     Rest(usize),
-    /// In the end of its line.
+    /// In the line end after a chunk.
     End(usize),
 }
 
@@ -31,7 +31,7 @@ impl Default for Gunzip {
 }
 
 impl Gunzip {
-    /// Hands on what these bytes give, a part after the other. `false`: they are not a compressed body.
+    /// Passes the inflated bytes to `found`, part by part. `false`: they are not a compressed body.
     pub fn feed(&mut self, mut bytes: &[u8], scratch: &mut [u8], mut found: impl FnMut(&[u8])) -> bool {
         while let [first, rest @ ..] = bytes {
             match self.chunk {

@@ -1,6 +1,6 @@
-//! As much HTTP/2 (RFC 9113) as a reader of event streams needs: it asks for some streams on one connection
-//! and takes their DATA frames apart. Windows are opened as wide as they go, once: a run stays below the 2
-//! GiB that this allows.
+//! The part of HTTP/2 (RFC 9113) that a reader of event streams needs: it requests some streams on one connection and
+//! parses their DATA frames. It opens the windows once, as wide as possible: a run stays below the 2 GiB that this
+//! allows.
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD: usize = 9;
@@ -18,19 +18,19 @@ const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 1 | 4;
 
-/// Where the static table of HPACK has the name `accept`: 19, of which the first byte takes 15.
+/// The index of the name `accept` in the static table of HPACK: 19, of which the first byte holds 15.
 const ACCEPT: &[u8] = &[15, 4];
-/// `:status: 200` in the static table, as one byte. Servers may say something of the table's size before it.
+/// `:status: 200` in the static table, as one byte. A server may send the size of the table before it.
 const OK: u8 = 0x88;
 
-/// What a client says first: its settings, and a request for `path` on each of `streams` streams.
+/// The first bytes of a client: its settings, and a request for `path` on each of `streams` streams.
 pub fn requests(path: &str, streams: u32) -> Vec<u8> {
     let mut out = PREFACE.to_vec();
     let mut settings = vec![0, 4]; // INITIAL_WINDOW_SIZE
     settings.extend_from_slice(&WIDEST_WINDOW.to_be_bytes());
     frame(&mut out, SETTINGS, 0, 0, &settings);
     frame(&mut out, WINDOW_UPDATE, 0, 0, &(WIDEST_WINDOW - FIRST_WINDOW).to_be_bytes());
-    // HPACK (RFC 7541): GET and http by their places in the static table, the rest as literals.
+    // HPACK (RFC 7541): GET and http by their indexes in the static table, the rest as literals.
     let mut block = vec![0x82, 0x86];
     let literals: [(&[u8], &str); 3] = [(&[4], path), (&[1], "localhost"), (ACCEPT, "text/event-stream")];
     for (name, value) in literals {
@@ -54,17 +54,17 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
 /// One connection's state.
 #[derive(Debug, Default)]
 pub struct Http2 {
-    /// Bytes of a frame that has not come whole.
+    /// Bytes of a frame that has not arrived completely.
     partial: Vec<u8>,
-    /// Response heads that came.
+    /// The number of response heads that have arrived.
     pub opened: u32,
     /// The server refused or ended a stream, or the connection.
     pub ended: bool,
 }
 
 impl Http2 {
-    /// Takes frames apart: hands `data` the number of the stream (from 0) and its bytes. Returns what must be
-    /// answered.
+    /// Parses frames: calls `data` with the number of the stream (from 0) and its bytes. Returns the bytes to send as an
+    /// answer.
     pub fn feed(&mut self, bytes: &[u8], mut data: impl FnMut(u32, &[u8])) -> Vec<u8> {
         let mut answer = Vec::new();
         let joined;

@@ -1,5 +1,5 @@
-//! The load: thousands of subscribers and one publisher, in one thread on one epoll. Every message is stamped
-//! with its number and its time, and each subscriber checks that it gets every one, once and in order.
+//! The load: thousands of subscribers and one publisher, in one thread on one epoll. Every message carries its number and
+//! its time, and each subscriber checks that every message arrives once and in order.
 
 mod gzip;
 mod http2;
@@ -24,28 +24,28 @@ use self::publisher::Publisher;
 pub use self::reader::{Found, Reader, payload};
 use crate::histogram::Histogram;
 
-/// Without any progress for so long, something is lost and the run ends.
+/// If there is no progress for this long, a message is lost and the run ends.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Messages that may be under way at once, at most. A power of two.
+/// The most messages in flight. A power of two.
 const RING: usize = 1 << 16;
 
-/// Connections opened between two looks at those that are open.
+/// Connections to open before the open ones are served again.
 const CONNECTS: usize = 16;
 
 const READ_BUFFER: usize = 256 * 1024;
 
-/// For what a compressed stream gives, a part at a time.
+/// The size of the buffer for inflated bytes.
 const INFLATE_BUFFER: usize = 64 * 1024;
 const PUBLISHER: Token = Token(usize::MAX);
 
 /// Connections from one local address: well below the 28,000 ports that the system gives out.
 const PER_ADDRESS: u32 = 10_000;
 
-/// Each address is used once, so that connections which linger in the system are in nobody's way.
+/// Each address is used once, so that connections that linger in the system block no new one.
 static ADDRESSES: AtomicU32 = AtomicU32::new(0);
 
-/// One step of opening a stream: what to send, and what must have come before the next.
+/// One step of opening a stream: the bytes to send, and the answer to wait for before the next step.
 #[derive(Debug, Clone)]
 pub struct Stage {
     /// To send.
@@ -57,9 +57,9 @@ pub struct Stage {
 /// What ends a step.
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
-    /// These bytes; in its first step the answer must also be 200 or 101.
+    /// When these bytes arrive; in the first step the status must also be 200 or 101.
     Bytes(&'static [u8]),
-    /// So many response heads of HTTP/2.
+    /// When this many response heads of HTTP/2 have arrived.
     Heads(u32),
 }
 
@@ -70,19 +70,19 @@ pub struct Spec {
     pub stages: Rc<[Stage]>,
     /// Streams on it: 1, but for HTTP/2.
     pub streams: u32,
-    /// Whether a message is done only when its streams have it.
+    /// Whether a message counts as delivered only when its streams have it.
     pub counted: bool,
-    /// The least number it may see first.
+    /// The lowest number that it may receive first.
     pub first: u32,
-    /// Topics of each stream, among which messages go round.
+    /// Topics of each stream; messages are published to them in turn.
     pub topics: u32,
-    /// Reads nothing until told to, with a receive buffer as small as it gets.
+    /// Reads nothing until it is woken, with the smallest possible receive buffer.
     pub asleep: bool,
-    /// Keeps everything that comes.
+    /// Records all bytes that it receives.
     pub record: bool,
     /// Its body is compressed.
     pub gzip: bool,
-    /// Reads what comes and does not look at it.
+    /// Reads the bytes and ignores them.
     pub blind: bool,
 }
 
@@ -131,7 +131,7 @@ struct Opening {
 pub struct Faults {
     /// Messages that came again, or out of order.
     pub repeated: u64,
-    /// Messages that a reader in the fast path never saw.
+    /// Messages that an awake reader never received.
     pub lost: u64,
     /// Messages that were not whole.
     pub torn: u64,
@@ -147,27 +147,27 @@ struct Tally {
     published: u32,
     done: u32,
     delivered: u64,
-    /// Messages that readers who were asleep found missing, and gap events they were told.
+    /// Messages that sleeping readers missed, and the gap events that they received.
     skipped: u64,
     told: u64,
     latency: Option<Histogram>,
     /// Bytes behind the response heads.
     bytes: u64,
     faults: Faults,
-    /// Every reader sees every message of its topics, and all topics: a number left out is lost.
+    /// Every reader reads every topic: a missing number is a lost message.
     dense: bool,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     /// Messages that reached a subscriber.
     pub deliveries: u64,
     /// From the first publish to the last delivery.
     pub wall: Duration,
-    /// From when a message was due to when it was read.
+    /// The time from when a message was due until it was read.
     pub latency: Histogram,
-    /// Of our own core, the part that was used.
+    /// The part of our own core that was used.
     pub load: f64,
 }
 
@@ -180,11 +180,11 @@ pub struct Work {
     pub readers: u32,
     /// Bytes of a payload.
     pub size: usize,
-    /// JSON as applications send it, instead of one character again and again.
+    /// Whether payloads are JSON, as applications send it, instead of one repeated character.
     pub json: bool,
 }
 
-/// See the module.
+/// A publisher and its subscribers.
 #[derive(Debug)]
 pub struct Load {
     poll: Poll,
@@ -251,7 +251,7 @@ impl Load {
         })
     }
 
-    /// Messages that sleepers found missing, and how many gaps they were told of.
+    /// The messages that sleeping readers missed, and the number of gap events that they received.
     pub fn skipped(&self) -> (u64, u64) {
         (self.tally.skipped, self.tally.told)
     }
@@ -266,7 +266,7 @@ impl Load {
         self.tally.published
     }
 
-    /// Opens connections, so many at once, and waits for all of them.
+    /// Opens connections, up to `concurrency` at a time, and waits for all of them.
     pub fn open(&mut self, specs: impl IntoIterator<Item = Spec>, concurrency: usize) -> Result<()> {
         self.start_opening(specs, concurrency);
         let mut progress = Progress::new();
@@ -288,7 +288,7 @@ impl Load {
         self.opening > 0 || !self.queue.is_empty()
     }
 
-    /// Messages that each of the streams from the `from`th on has had.
+    /// The number of messages that each stream has received, beginning with stream `from`.
     pub fn received(&self, from: usize) -> impl Iterator<Item = u32> {
         self.readers[from..].iter().map(|reader| reader.received)
     }
@@ -303,7 +303,7 @@ impl Load {
         self.readers.len()
     }
 
-    /// All that came on connection `index`, which records it.
+    /// All bytes of connection `index`, which must record them.
     pub fn recorded(&self, index: usize) -> &[u8] {
         self.connections[index].record.as_deref().unwrap_or_default()
     }
@@ -328,7 +328,7 @@ impl Load {
         begin.outcome(self)
     }
 
-    /// The messages that somebody has yet to see, and how many do.
+    /// The messages that some readers have not received, and the number of these readers.
     fn missing(&self) -> String {
         let numbers = self.tally.published.saturating_sub(RING as u32)..self.tally.published;
         let waiting = numbers.map(|number| (number, self.tally.waiting[number as usize % RING]));
@@ -336,8 +336,8 @@ impl Load {
         format!("(message, readers who wait for it): {missing:?}")
     }
 
-    /// Publishes so many messages a second for `time`, whether or not earlier ones have arrived, while `also`
-    /// goes on.
+    /// Publishes messages at a fixed rate per second for `time`, whether or not earlier ones have arrived, and calls `also`
+    /// meanwhile.
     pub fn paced(
         &mut self,
         rate: f64,
@@ -353,7 +353,7 @@ impl Load {
             let going_on = also(self) || elapsed < time;
             let due = Duration::from_secs_f64(f64::from(count) / rate);
             if going_on && elapsed >= due {
-                // Stamped with when it was due: what we are late by counts, else a stall would hide its own
+                // The message carries the time when it was due. So our own delay counts; otherwise a stall would hide its
                 // latency.
                 self.publish(begin.time + due);
                 self.publisher.flush()?;
@@ -371,7 +371,7 @@ impl Load {
         begin.outcome(self)
     }
 
-    /// Reads what comes, for so long.
+    /// Reads for `time`.
     pub fn rest(&mut self, time: Duration) -> Result<()> {
         let begin = Instant::now();
         while begin.elapsed() < time {
@@ -380,7 +380,7 @@ impl Load {
         self.ensure_healthy()
     }
 
-    /// Lets those read who were asleep.
+    /// Wakes the sleeping readers.
     pub fn wake_sleepers(&mut self) -> Result<()> {
         for index in 0..self.connections.len() {
             if std::mem::take(&mut self.connections[index].asleep) {
@@ -404,8 +404,8 @@ impl Load {
         Ok(())
     }
 
-    /// Opens some of those that wait, a few at a time: the readers that are there are other machines in real life, and
-    /// must not seem slow because this one thread is busy connecting.
+    /// Opens a few of the waiting connections. In real life, the open readers are other machines: they must not seem slow
+    /// because this thread is busy connecting.
     fn fill(&mut self) -> Result<()> {
         for _ in 0..CONNECTS {
             if self.opening >= self.concurrency {
@@ -457,7 +457,7 @@ impl Load {
         Ok(TcpStream::from_std(socket.into()))
     }
 
-    /// Waits for events, at most so long, and handles them.
+    /// Waits for events, for `timeout` at most, and handles them.
     pub fn turn(&mut self, timeout: Duration) -> Result<()> {
         self.fill()?;
         let more = !self.queue.is_empty() && self.opening < self.concurrency;
@@ -503,8 +503,8 @@ impl Load {
         self.read(index)
     }
 
-    /// Reads a socket to its end. A read that does not fill the buffer has emptied the socket: epoll tells of
-    /// what comes later, so there is no need for a second read that finds nothing.
+    /// Reads a socket until it is empty. A read that does not fill the buffer has emptied it: epoll reports later bytes, so a
+    /// second read is not needed.
     fn read(&mut self, index: usize) -> Result<()> {
         loop {
             let Some(connection) = self.connections.get_mut(index) else { return Ok(()) };
@@ -536,7 +536,7 @@ impl Load {
         }
     }
 
-    /// Looks at the first bytes of the buffer, which a connection got after it was open.
+    /// Checks the first bytes of the buffer, which an open connection has received.
     fn take(&mut self, index: usize, length: usize) {
         let connection = &mut self.connections[index];
         let bytes = &self.buffer[..length];
@@ -569,7 +569,7 @@ impl Load {
                 if http2.ended {
                     tally.faults.closed += 1;
                 }
-                // A few bytes now and then always fit; were they lost, the server would end the connection.
+                // A few bytes now and then always fit. If they were lost, the server would end the connection.
                 if let Some(socket) = &mut connection.socket {
                     let _ = socket.write(&answer);
                 }
@@ -673,7 +673,7 @@ impl Tally {
     }
 }
 
-/// Where a run began.
+/// The state at the beginning of a run.
 struct Begin {
     time: Instant,
     delivered: u64,
@@ -698,7 +698,7 @@ impl Begin {
     }
 }
 
-/// Ends what makes no progress.
+/// Ends a run that makes no progress.
 struct Progress {
     last: u64,
     since: Instant,

@@ -9,21 +9,20 @@ use mio::{Interest, Registry, Token};
 /// How a server takes messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Protocol {
-    /// POST to this prefix and the topic, on a connection that is kept; the next request does not wait for
-    /// the answer.
+    /// POST to this prefix and the topic, on a persistent connection. The next request does not wait for the answer.
     Post(&'static str),
     /// NATS' PUB, with dots in the subject.
     Nats,
 }
 
-/// See the module.
+/// The publishing connection.
 #[derive(Debug)]
 pub struct Publisher {
     socket: TcpStream,
     protocol: Protocol,
     out: Vec<u8>,
     written: usize,
-    /// What the server refused with.
+    /// The refusal of the server.
     pub refusal: Option<String>,
 }
 
@@ -47,7 +46,7 @@ impl Publisher {
         Ok(Publisher { socket, protocol, out, written: 0, refusal: None })
     }
 
-    /// Adds a message to what is to be sent.
+    /// Queues a message.
     pub fn push(&mut self, topic: &str, payload: &str) {
         let length = payload.len();
         // Writing to a Vec cannot fail.
@@ -75,7 +74,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Reads answers, which are only looked at for refusals, and sends what is left to send.
+    /// Reads the answers, which are checked for refusals only, and sends the remaining bytes.
     pub fn ready(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         loop {
             let answer = match self.socket.read(buffer) {

@@ -1,10 +1,10 @@
-//! One subscriber's eye on its stream: finds the stamp in every message and checks number and length,
-//! whatever framing stands around it. It holds no payload: a stamp that is cut in two, and how much of a
-//! payload is still to come.
+//! Checks the stream of one subscriber: finds the stamp in every message, in any framing, and checks its number and
+//! length. It stores no payload, only a stamp that is cut in two, and the number of bytes of a payload that are still to
+//! come.
 
 use std::fmt::Write;
 
-/// Begins a stamp. No head, id or framing of any server here contains it before 24 hexadecimal digits.
+/// The first byte of a stamp. No head, id or framing of any server here has it before 24 hexadecimal digits.
 const MARK: u8 = b'@';
 /// The mark, the message's number, and when it was due, in nanoseconds since the load began.
 const STAMP: usize = 1 + 8 + 16;
@@ -51,28 +51,28 @@ pub fn json(number: u32, nanos: u64, size: usize) -> String {
     text
 }
 
-/// What a reader found.
+/// The result of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// A whole message.
+    /// A complete message.
     Message { number: u32, nanos: u64 },
     /// The end of a payload is not where it should be.
     Torn,
 }
 
-/// See the module.
+/// The state of one subscriber.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// The smallest number that may come next: numbers ascend, so whatever is below comes again or too late.
-    /// One of each topic that it reads: no broker promises an order between topics.
+    /// The lowest number that may come next, for each topic: numbers ascend, so a lower one is repeated or too late. No
+    /// broker promises an order between topics.
     next: Box<[u32]>,
-    /// Whether messages wait for it. Those who came late, or sleep, are checked and not waited for.
+    /// Whether a message counts as delivered only when this reader has it. Late and sleeping readers are only checked.
     pub counted: bool,
-    /// Messages it has had.
+    /// The number of messages that it has received.
     pub received: u32,
     /// Bytes of the current payload that are still to come.
     rest: u32,
-    /// The message of which `rest` is.
+    /// The message that `rest` belongs to.
     number: u32,
     nanos: u64,
     carried: u8,
@@ -80,14 +80,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of so many topics, among which messages go round, that expects no number below `first`.
+    /// A reader of `topics` topics, to which messages are published in turn. It expects no number below `first`.
     pub fn new(first: u32, topics: u32, counted: bool) -> Self {
         let next = (0..topics).map(|topic| first + (topic + topics - first % topics) % topics).collect();
         Reader { next, counted, ..Reader::default() }
     }
 
-    /// Message `number` is here. Returns how many of its topic were left out before it, or `None` if it comes
-    /// again or too late.
+    /// Message `number` has arrived. Returns how many messages of its topic are missing before it, or `None` if it is
+    /// repeated or too late.
     pub fn advance(&mut self, number: u32) -> Option<u32> {
         let topics = self.next.len() as u32;
         let next = &mut self.next[(number % topics) as usize];
@@ -97,7 +97,7 @@ impl Reader {
         Some(missing)
     }
 
-    /// Looks at bytes as they come. `size` is the length of every payload.
+    /// Reads the next bytes. `size` is the length of every payload.
     pub fn feed(&mut self, mut bytes: &[u8], size: usize, mut found: impl FnMut(&mut Self, Found)) {
         loop {
             if self.rest > 0 {
@@ -126,7 +126,7 @@ impl Reader {
                 if !self.stamp(&carry, size)
                     && let Some(at) = memchr::memchr(MARK, &carry[1..])
                 {
-                    // That mark was some other byte; the true one may be among those behind it.
+                    // That byte did not begin a stamp; a later one may.
                     let behind = &carry[1 + at..];
                     self.carry[..behind.len()].copy_from_slice(behind);
                     self.carried = behind.len() as u8;
