@@ -17,9 +17,9 @@ const enum Limit {
 }
 
 /**
- * Follows a state: `load` fetches it once the position in the stream is known, `apply` then gets what has come since that
- * position, and what comes. After each gap it begins again. With `lastEventId`, the page has the state already, and
- * `load` waits for the first gap.
+ * Follows a state: `load` fetches it once the position in the stream is known, and `apply` then gets every message since
+ * that position. After each gap it begins again. With `lastEventId`, the page has the state already, and `load` waits for
+ * the first gap.
  */
 export const follow = (url: string | URL, { load, apply, ...options }: FollowOptions): TopicSource => {
   const source = new TopicSource(url, options);

@@ -1,24 +1,25 @@
-// One connection for all tabs. The sources of one name, in all tabs of the origin, are a group: whoever has the Web Lock
-// of that name leads, reads the stream, and passes on what it reads over a BroadcastChannel. If the leader closes, crashes,
-// is frozen or navigates, the lock passes to another, which goes on from its own cursor.
+// One connection for all tabs. The sources of one name, in all tabs of the origin, are a group: the source that has the Web
+// Lock of that name is the leader, reads the stream, and passes its rows on over a BroadcastChannel. If the leader closes,
+// crashes, is frozen or navigates, the lock passes to another source, which continues from its own cursor.
 //
-// Nothing is lost and nothing comes twice, because each source keeps its own cursor and the ids it had last. A source
-// that is ahead of a new leader skips what it had. One that is behind, or begins elsewhere, reads what it lacks by itself.
+// Nothing is lost and nothing comes twice, because each source keeps its own cursor and the ids of its last messages. A
+// source that is ahead of a new leader skips the messages that it has received. A source that is behind, or begins
+// elsewhere, reads the missing messages by itself.
 
 import { Accept, type Ask, connect, type Line, type Page, type Refusal, rows } from "./line.js";
 import { LOST, OPEN, type Row } from "./parse.js";
 
-/** What a group asks of a source. The names begin with `_` because esbuild shortens those. */
+/** The interface of a source for its group. The names begin with `_` because esbuild shortens those. */
 export interface Member {
-  /** Where the source is; empty before the first event. */
+  /** The position of the source; empty before the first event. */
   lastEventId: string;
   readyState: number;
   _heartbeat: number;
   /** Sends a request for this URL. */
   _ask(url: URL, ...of: Parameters<Ask>): Promise<Response>;
-  /** Ids of what it had last. */
+  /** The ids of its last messages. */
   _ids: Set<string>;
-  /** The rows that one who joins must know. */
+  /** The rows that a source that joins must know. */
   _state: Row[];
   _take(rows: Row[], group: Group): void;
   _end(why: Refusal, group: Group): void;
@@ -33,20 +34,20 @@ export interface Group {
 }
 
 /**
- * What a leader says: its term, where it was before the rows, whether the stream is open, and the rows. In answer to a
- * member that joins, also what such a member must know. A member says hello with the term 0, and with whether a leader that
- * waits must hurry.
+ * A message of a leader: its term, its position before the rows, whether the stream is open, and the rows. In answer to a
+ * member that joins, also the rows that such a member must know. A member says hello with the term 0, and with whether a
+ * leader that waits must hurry.
  */
 type Said = [term: number, from: string, open: boolean, rows: Row[], state?: Row[] | undefined];
 
 const enum Limit {
   /** A leader that does not answer for this long is replaced. */
   Answer = 5000,
-  /** Rows that wait while a member reads what it lacks. */
+  /** Rows that wait while a member reads missing messages. */
   Held = 10000,
 }
 
-/** A member waits to hear where the leader is, then perhaps reads what it lacks, then follows. */
+/** A member waits for the position of the leader, then perhaps reads missing messages, then follows. */
 const enum Phase {
   Waiting,
   Holding,
@@ -60,7 +61,7 @@ const locks = globalThis.navigator?.locks;
 export const tab = locks ? "" : Math.random();
 const queues: Record<string, Promise<void>> = {};
 
-/** This is the SharedWorker of some pages: it leads, whoever else would. */
+/** This is the SharedWorker of some pages: it is always the leader. */
 export const isWorker = "SharedWorkerGlobalScope" in globalThis;
 
 /** Joins the group of `name`; without a name, the source is alone. `work` counts this source at its SharedWorker. */
@@ -119,7 +120,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     });
   };
 
-  // Reads what is between the cursor of the source and the leader.
+  // Reads the messages between the cursor of the source and the leader.
   const catchUp = async (from: string) => {
     phase = Phase.Reading;
     const mine = term;
@@ -130,14 +131,14 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
         const page: Page = await (await ask(waiting.signal, Accept.Page, false, undefined, cursor)).json();
         all.push(...rows(page));
         cursor = page.cursor;
-        // All that there was to read is at least all that the leader had read.
+        // Everything was read, which is at least as much as the leader had read.
         if (!page.more) return all;
       }
     };
     try {
       const cursor = member.lastEventId;
-      // What the leader has not passed on yet. With a cursor it may be behind the member: that must be skipped. Without
-      // one, the start of the URL, and then what may be newer than the start.
+      // The rows that the leader has not passed on yet. With a cursor, it may be behind the member: these rows must be
+      // skipped. Without one, the start of the URL, and then rows that may be newer than the start.
       const start = await read(cursor ? from : undefined);
       const rest: Row[] = cursor || start[1] ? await read(cursor || from) : [["", , from]];
       if (mine !== term) return;

@@ -2,7 +2,7 @@
 
 import { LOST, OPEN, parser, type Row } from "./parse.js";
 
-/** Why the gateway, or something in front of it, did not give what was asked for. */
+/** Why the gateway, or something in front of it, did not answer the request. */
 export interface Refusal {
   /** The status of the answer; 0 if there was none. */
   status: number;
@@ -88,7 +88,7 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
       soon = false;
       try {
         const hold = polls > 1;
-        // Whoever gives a token may take long: it may be a person.
+        // The function that returns a token may take long: it may ask a person.
         const response = await ask(signal, polls ? Accept.Page : Accept.Stream, hold, () => within(hold ? Time.Page : Time.First));
         if (response.status === 204) return end({ status: 204, code: "ended", detail: "" });
         if (polls) {
@@ -125,7 +125,7 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
       if (polls) continue;
       const { status = 0, code = "cut", detail = why?.message ?? "", wait = 0, final } = why ?? {};
       if (final) return end({ status, code, detail });
-      // `retry` is different for each stream, so that not all come back at once. Nobody comes back before it is over.
+      // `retry` is different for each stream, so that not all reconnect at once. No stream reconnects earlier.
       const next = Math.max(wait, retry, Math.min(retry * 2 ** fails++, Time.LongestPause) * (1 + Math.random() / 2));
       tell([[LOST, { status, code, detail, wait: next }]]);
       await pause(next);

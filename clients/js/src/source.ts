@@ -1,5 +1,5 @@
-// TopicSource: an EventSource on fetch, which knows where it is, says why it is refused, and shares one connection with
-// the other tabs.
+// TopicSource: an EventSource on fetch, which knows its position, reports why it is refused, and shares one connection
+// with the other tabs.
 
 import { type Group, isWorker, join, tab } from "./group.js";
 import { Accept, type Refusal } from "./line.js";
@@ -17,8 +17,8 @@ export interface TopicSourceOptions {
   /** Returns the token to send. It is called before each request, and once more if the gateway says that it has expired. */
   token?: () => string | undefined | Promise<string | undefined>;
   /**
-   * Whom the messages are for, such as the user's id. Only sources with the same key share a connection. Without a key, what
-   * is shared is a connection without cookies, and a source with `token` or `withCredentials` has one of its own.
+   * The user whom the messages are for, such as the user's id. Only sources with the same key share a connection. Without a
+   * key, the shared connection has no cookies, and a source with `token` or `withCredentials` has its own connection.
    */
   shareKey?: string;
   /** False for a connection of its own. */
@@ -62,7 +62,7 @@ const OWN = /^(open|error|any|gap|stale|live|refused|closed)$/;
 const enum Limit {
   /** Events about the state of the stream, for tabs that join. */
   States = 20,
-  /** Ids of messages that a source remembers, to skip what it had already. */
+  /** Ids of messages that a source remembers, to skip messages that it has received. */
   Remembered = 5000,
   /** Messages that wait for a slow reader of `messages()`. */
   Waiting = 10000,
@@ -100,7 +100,7 @@ export class TopicSource extends EventTarget implements EventSource {
   onmessage: ((this: EventSource, event: MessageEvent) => any) | null = null;
   onerror: ((this: EventSource, event: Event) => any) | null = null;
 
-  /** Where the source is: the id of the last event that it has dispatched. */
+  /** The position of the source: the id of the last event that it has dispatched. */
   lastEventId: string;
   readyState: 0 | 1 | 2 = 0;
   readonly withCredentials: boolean;
@@ -158,7 +158,7 @@ export class TopicSource extends EventTarget implements EventSource {
     return this._url.href;
   }
 
-  /** The values of `topic=` in the URL. A new list is opened where the old one is, and then replaces it: nothing is lost. */
+  /** The values of `topic=` in the URL. A new list opens at the position of the old one, and then replaces it: nothing is lost. */
   get topics(): readonly string[] {
     return this._url.searchParams.getAll("topic");
   }
@@ -282,7 +282,7 @@ export class TopicSource extends EventTarget implements EventSource {
       this._next = undefined;
       this._fire("refused", why);
     } else if (why.status !== 204 && !this._alone && !isWorker && this._options.shareKey === undefined) {
-      // What is shared carries no cookies. Perhaps they are what is missing.
+      // The shared connection carries no cookies. Perhaps the gateway requires them.
       this._alone = true;
       this._again();
     } else this._finish(why);
@@ -323,8 +323,8 @@ export class TopicSource extends EventTarget implements EventSource {
   private _dispatch(type: string, data: string | undefined, id: string | undefined, isNew: boolean) {
     const isMessage = !type.startsWith("stream-") || type === "stream-delete";
     const ids = this._ids;
-    // After a gap the gateway may send again what the page had, and the page wants it. But a new list of topics overlaps
-    // with the old one, and its gaps are those of topics that are new.
+    // After a gap the gateway may send messages again that the page had, and the page wants them. But a new list of topics
+    // overlaps with the old one, and its gaps are in topics that are new.
     if (type === "stream-gap" && !isNew) ids.clear();
     if (id !== undefined) {
       if (isMessage && data !== undefined && ids.has(id)) return;

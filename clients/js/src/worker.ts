@@ -1,4 +1,4 @@
-// This module as a SharedWorker: it reads what pages ask for, and is the leader of their group.
+// This module as a SharedWorker: it reads the topics that pages request, and is the leader of their group.
 
 import { isWorker } from "./group.js";
 import { TopicSource } from "./source.js";

@@ -56,7 +56,7 @@ export async function pages() {
   return { origin, stop: () => (server.closeAllConnections(), server.close()) };
 }
 
-/** A tab that reads `url`; what it has got is in `got()`. */
+/** A tab that reads `url`; `got()` returns its messages. */
 export async function tab(context, origin, url, options) {
   const page = await context.newPage();
   await page.goto(`${origin}/page`);

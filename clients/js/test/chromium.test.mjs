@@ -158,7 +158,7 @@ test("a leader that hangs is replaced, and follows when it is back: once and in 
   });
 });
 
-test("tabs that come later, with a cursor or with a start, have what came before, over the same connection", async (t) => {
+test("tabs that open later, with a cursor or with a start, get the earlier messages, over the same connection", async (t) => {
   const { context, all } = await tabs(t, 1, "late");
   const numbers = counting(gate, "late");
   await until("messages flow", async () => (await all[0].got()).length > 50);
@@ -214,7 +214,7 @@ test("tabs that read envelopes share a connection, and a later one has the last 
   await until("there is one connection, beside the reader's", async () => (await streams()) === 2);
 });
 
-test("a tab that reads other topics changes its connection without a loss, whoever leads", async (t) => {
+test("a tab that reads other topics changes its connection without a loss, whether or not it is the leader", async (t) => {
   const context = await browser.newContext();
   t.after(() => context.close());
   const url = `${gate.url}/topics`;
@@ -289,7 +289,7 @@ test("a SharedWorker reads for all tabs, and stops when the last source is close
   await until("nobody reads", async () => (await streams()) === 0);
 });
 
-test("a page of the gateway's own origin imports the module from it, and its cookies are sent where they are needed", async (t) => {
+test("a page of the gateway's own origin imports the module from it, and sends its cookies if they are needed", async (t) => {
   const own = await gateway(JWT + '[auth.token]\ncookie = "session"\n[[topics]]\nmatch = "open"\nread = "anyone"\npublish = "anyone"\n' +
     '[[topics]]\nmatch = "users/{sub}"\nread = "token"\npublish = "token"\n');
   t.after(() => own.stop());

@@ -128,7 +128,7 @@ test("notifications: each user has their own, unread ones outlive a reload, and 
   for (const page of [ann, second]) await page.locator("li:not(.unread)").waitFor();
 });
 
-test("news: the last ones first, each type by itself, and what a person publishes", async (t) => {
+test("news: the last messages first, each type by itself, and a message that a person publishes", async (t) => {
   const { open, errors } = await start(t, "news");
   const page = await open();
   await live(page);
@@ -144,7 +144,7 @@ test("news: the last ones first, each type by itself, and what a person publishe
   await looks(second, "news", errors, "#filters button:first-child");
 });
 
-test("document: the state first, who edits, and a conflict", async (t) => {
+test("document: the state first, the editors, and a conflict", async (t) => {
   const { open, errors } = await start(t, "document");
   const [one, two] = [await open(), await open()];
   for (const page of [one, two]) {
@@ -164,7 +164,7 @@ test("document: the state first, who edits, and a conflict", async (t) => {
   assert.match(await two.locator("textarea").inputValue(), /Songs/);
 });
 
-test("sensors: 200 tiles over MQTT, and one that falls silent is grey", async (t) => {
+test("sensors: 200 tiles over MQTT, and a silent sensor is grey", async (t) => {
   const { open, errors } = await start(t, "sensors");
   const page = await open();
   await live(page);

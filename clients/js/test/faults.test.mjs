@@ -78,7 +78,7 @@ test("two identities in two tabs never see each other's messages", async (t) => 
   for (const page of [bob, alone, nobody]) assert.deepEqual(await page.got(), []);
 });
 
-test("a cookie is nobody else's: what is shared carries none, and who needs it reads by himself", async (t) => {
+test("a cookie is not shared: the shared connection has none, and a tab that needs one has its own connection", async (t) => {
   const one = await gate(t, JWT + cors() + GRANTED + '[auth.token]\ncookie = "session"\n');
   const shared = await context(t);
   const url = `${one.url}/topics/secret`;
@@ -111,7 +111,7 @@ test("a token that expires is renewed before the stream is opened again, and not
   assert.ok((await page.evaluate(() => window.tokens)) >= 2);
 });
 
-test("a token that has expired is asked for once more, and one that is refused is final", async (t) => {
+test("an expired token is requested once more, and a refused token is final", async (t) => {
   const one = await gate(t, JWT + cors() + GRANTED);
   const page = await tab(await context(t), site.origin);
   const read = (tokens) =>
@@ -125,7 +125,7 @@ test("a token that has expired is asked for once more, and one that is refused i
   assert.ok(detail.length > 0);
 });
 
-test("a gateway that is restarted: a gap, and messages flow again in every tab over one connection", async (t) => {
+test("after a restart of the gateway every tab gets a gap, and messages again, over one connection", async (t) => {
   const toml = cors() + PUBLIC + '[streams]\nretry = "500ms"\n';
   const first = await gate(t, toml);
   const shared = await context(t);
@@ -146,7 +146,7 @@ test("a gateway that is restarted: a gap, and messages flow again in every tab o
   assert.equal(await count(second, STREAMS), 1);
 });
 
-test("a drain and a full gateway say so, and the page waits for its turn", async (t) => {
+test("a gateway that drains or is full says so, and the page reconnects later", async (t) => {
   const toml = cors() + PUBLIC + '[streams]\nretry = "500ms"\n[limits]\nstreams = 1\n';
   const first = await gate(t, toml);
   const other = await fetch(`${first.url}/topics/other`);
@@ -181,9 +181,9 @@ test("a browser that is offline and online again misses nothing", async (t) => {
   assert.deepEqual(await page.got(), ["before", "meanwhile", "and then"]);
 });
 
-test("a line that goes dead without an end is noticed, and nothing is lost", async (t) => {
+test("a connection that dies silently is noticed, and nothing is lost", async (t) => {
   const one = await gate(t, cors() + PUBLIC + '[streams]\nheartbeat = "1s"\nretry = "500ms"\n');
-  // A connection in between that carries nothing any more when it is told so.
+  // A connection in between that forwards nothing any more once it is switched to that.
   const sockets = [];
   let dead = false;
   const middle = listen((near) => {
@@ -206,7 +206,7 @@ test("a line that goes dead without an end is noticed, and nothing is lost", asy
   assert.deepEqual(await page.got(), ["before", "meanwhile"]);
 });
 
-test("a broker that is away: the page is told, and gets a gap when it is back", async (t) => {
+test("while the broker is away the page is stale, and it gets a gap when the broker is back", async (t) => {
   const nats = await broker();
   t.after(nats.stop);
   const one = await gate(t, `broker.url = "nats://127.0.0.1:${nats.port}"\n` + cors() + PUBLIC);
@@ -216,7 +216,7 @@ test("a broker that is away: the page is told, and gets a gap when it is back", 
   await has(page, "before");
   await nats.kill();
   await happens(page, "stale", ({ topics }) => topics.includes("a"));
-  // One that comes now is told too, whoever reads.
+  // A tab that opens now is stale too, whichever tab is the leader.
   const late = await tab(page.context(), site.origin, `${one.url}/topics/a`);
   await happens(late, "stale");
   await nats.start();

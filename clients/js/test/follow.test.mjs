@@ -54,7 +54,7 @@ async function following(t, topic, options = {}) {
   return { page, back, shows };
 }
 
-test("what is published while the state is loaded is not missed, and nothing is applied to no state", async (t) => {
+test("messages published while the state is loaded are not missed, and no message is applied before there is a state", async (t) => {
   const { page, back, shows } = await following(t, "orders", { slow: 500 });
   for (let changes = 0; changes < 100; changes++) await back.change();
   await shows(100);

@@ -40,7 +40,7 @@ test("the sources of one page share a connection, and the next takes over at its
   assert.equal(streams(requests).length, 2);
 });
 
-test("many sources wait for a gateway that refuses as one would", async (t) => {
+test("many sources that are refused retry as a single one would", async (t) => {
   const { url, requests } = await serving(t, (_, response) => {
     stream(response, 'event: stream-close\nretry: 500\ndata: {"code":"overloaded","reconnect":true}\n\n');
     response.end();
@@ -67,7 +67,7 @@ test("sources that differ in the key, or that have a token and no key, share not
   assert.equal(streams(requests).length, options.length);
 });
 
-test("where what is shared is refused, each tries with its cookies by itself, and then says why", async (t) => {
+test("if the shared connection is refused, each source tries alone with its cookies, and then reports the refusal", async (t) => {
   const { url, requests } = await serving(t, (_, response) => refuse(response, 401, "no_token"));
   const sources = [new TopicSource(url), new TopicSource(url)];
   const codes = await Promise.all(sources.map(async (each) => (await next(each, "refused")).detail.code));
@@ -145,7 +145,7 @@ function logging(next) {
   };
 }
 
-test("whatever joins, leaves and breaks, every source has every message once and in order", { timeout: 120_000 }, async (t) => {
+test("with sources that join, leave and break at random, every source gets every message once and in order", { timeout: 120_000 }, async (t) => {
   for (let round = 0; round < 8; round++) {
     const next = random(round);
     const gate = logging(next);

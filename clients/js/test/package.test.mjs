@@ -15,7 +15,7 @@ after(() => rmSync(scratch, { recursive: true }));
 const run = (program, ...args) =>
   execFileSync(join(here, "node_modules/.bin", program), args, { cwd: here, encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
 
-test("the module in the gateway is what the source builds to", () => {
+test("the module in the gateway is built from this source", () => {
   const file = join(scratch, "topicgate.js");
   execFileSync("npm", ["run", "--silent", "bundle", "--", `--outfile=${file}`], { cwd: here });
   assert.ok(readFileSync(file).equals(readFileSync(built)), "run `npm run bundle` in clients/js and commit src/http/topicgate.js");
@@ -36,7 +36,7 @@ test("the package has no dependency, and publint and attw find nothing", () => {
   run("attw", archive, "--profile", "esm-only");
 });
 
-test("the types are those of an EventSource and of its own events, also for a strict project", () => {
+test("the types are those of an EventSource and of the module's events, also in a strict project", () => {
   const file = join(scratch, "user.ts");
   writeFileSync(file, `
 import { follow, TopicSource, type Refusal } from ${JSON.stringify(join(here, "dist/index.js"))};

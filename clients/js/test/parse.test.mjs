@@ -62,7 +62,7 @@ const WORDS = ["data", "data:", "data: ", "data:  x", "event:", "event: price", 
   "retry:", "id", ": comment", ":", "x", "data: €🚀", "data: \u2028", "data\0: y", "foo: bar", " data: z", "data : q", "\ufeff"];
 const ENDS = ["\n", "\n", "\n\n", "\r\n", "\r", "\r\n\r\n", "\n\n", "\r\r"];
 
-test("whatever comes, and wherever it is cut, an independent parser reads the same", () => {
+test("the parser agrees with an independent parser on any text, cut anywhere", () => {
   for (let round = 0; round < 4000; round++) {
     const next = random(round);
     const pick = (list) => list[Math.floor(next() * list.length)];
@@ -88,7 +88,7 @@ test("a line end in two pieces ends one line", () => {
 // As the gateway frames a payload: one data line for each line.
 const frame = (payload) => `id: 1\n${payload.split("\n").map((line) => `data: ${line}\n`).join("")}\n`;
 
-test("hard payloads arrive as the gateway's documents say, cut inside of events and characters", () => {
+test("difficult payloads arrive as documented, cut inside of events and characters", () => {
   const { payloads } = JSON.parse(readFileSync(new URL("../../../tests/clients/payloads.json", import.meta.url)));
   assert.ok(payloads.length >= 22);
   const expand = (text) => (typeof text === "string" ? text : text.repeat.repeat(text.times));

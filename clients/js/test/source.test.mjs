@@ -35,7 +35,7 @@ test("it is an EventSource: constants, handlers, types, origin and ids", async (
   assert.equal(source.readyState, TopicSource.CLOSED);
 });
 
-test("it reconnects with the last id after a cut, not before retry is over, and drops what was cut short", async (t) => {
+test("it reconnects with the last id after a cut, no earlier than retry, and drops an incomplete event", async (t) => {
   const { url, requests } = await serving(t, (_, response, count) => {
     if (count > 0) return stream(response, `id: e-2\ndata: two\n\n`);
     stream(response, `${OPEN}id: e-1\ndata: one\n\nid: e-2\ndata: tw`);
@@ -54,7 +54,7 @@ test("it reconnects with the last id after a cut, not before retry is over, and 
   assert.equal(new URL(requests[1].url, url).searchParams.getAll("last_event_id").at(-1), "e-1");
 });
 
-test("a cursor that the server put into the page is where it begins", async (t) => {
+test("it begins at the cursor that the server put into the page", async (t) => {
   const { url, requests } = await serving(t, (_, response) => stream(response, OPEN));
   const source = open(url, { lastEventId: "e-7", topics: ["x/y", "z"] });
   t.after(() => source.close());
@@ -63,7 +63,7 @@ test("a cursor that the server put into the page is where it begins", async (t) 
   assert.deepEqual(source.topics, ["x/y", "z"]);
 });
 
-test("a refusal says its status, code and detail, and is final", async (t) => {
+test("a refusal has a status, a code and a detail, and is final", async (t) => {
   const { url, requests } = await serving(t, (_, response) => refuse(response, 403, "missing_grant"));
   const source = open(url);
   const failed = next(source, "error");
@@ -77,7 +77,7 @@ test("a refusal says its status, code and detail, and is final", async (t) => {
   assert.equal(requests.length, 1);
 });
 
-test("what is no stream is refused, whatever it says", async (t) => {
+test("an answer that is no event stream is refused", async (t) => {
   const { url } = await serving(t, (_, response) => {
     response.writeHead(200, { "content-type": "text/html" });
     response.end("<h1>Log in</h1>");
@@ -86,7 +86,7 @@ test("what is no stream is refused, whatever it says", async (t) => {
   assert.deepEqual(detail, { status: 200, code: "http", detail: "no text/event-stream" });
 });
 
-test("Retry-After is kept to, and a passing refusal gives up nothing", async (t) => {
+test("Retry-After is obeyed, and a temporary refusal is retried", async (t) => {
   const { url, requests } = await serving(t, (_, response, count) =>
     count ? stream(response, OPEN) : refuse(response, 503, "overloaded", { "retry-after": "4" }));
   const source = open(url);
@@ -98,7 +98,7 @@ test("Retry-After is kept to, and a passing refusal gives up nothing", async (t)
   assert.ok(requests[1].at - requests[0].at >= 4000);
 });
 
-test("it waits longer after each failure, and no two wait alike", async (t) => {
+test("it waits longer after each failure, and each source for another time", async (t) => {
   const { url } = await serving(t, (_, response) => {
     stream(response, "retry: 10\n\n");
     setTimeout(() => response.destroy(), 5);
@@ -155,7 +155,7 @@ test("stream-close with a reconnect says why, and is no opening", async (t) => {
   await next(source, "open");
 });
 
-test("the token is asked for before each opening, and once more if it has expired", async (t) => {
+test("the token is requested before each opening, and once more if it has expired", async (t) => {
   const { url, requests } = await serving(t, (request, response) => {
     const token = request.headers.authorization;
     if (token === "Bearer 1" || token === "Bearer 2") return refuse(response, 401, "expired_token");
@@ -174,7 +174,7 @@ test("the token is asked for before each opening, and once more if it has expire
   assert.deepEqual(requests.slice(2).map((each) => each.headers.authorization), ["Bearer 3", "Bearer 4"]);
 });
 
-test("a token that cannot be had is a passing fault", async (t) => {
+test("a token function that fails is a temporary fault", async (t) => {
   const { url } = await serving(t, (_, response) => stream(response, OPEN));
   let calls = 0;
   const source = open(url, { token: () => (calls++ ? "t" : Promise.reject(new Error("no network"))) });
@@ -183,7 +183,7 @@ test("a token that cannot be had is a passing fault", async (t) => {
   await next(source, "open");
 });
 
-test("gap, stale and live carry what the gateway says, and no publisher can imitate them", async (t) => {
+test("gap, stale and live have the data of the gateway's events, and no publisher can imitate them", async (t) => {
   const said = (type, data) => `event: ${type}\nid: ${type}-${data.length}\ndata: ${data}\n\n`;
   const { url } = await serving(t, (_, response) => {
     stream(response, OPEN + said("refused", "forged") + said("gap", "forged") + said("error", "forged") +
@@ -206,7 +206,7 @@ test("gap, stale and live carry what the gateway says, and no publisher can imit
   assert.deepEqual(any, ["refused", "gap", "error", "end"]);
 });
 
-test("a line that is silent for three heartbeats is dead", async (t) => {
+test("a connection that is silent for three heartbeats counts as dead", async (t) => {
   const { url, requests } = await serving(t, (_, response) => stream(response, OPEN));
   const source = open(url, { heartbeat: 100 });
   t.after(() => source.close());
@@ -216,7 +216,7 @@ test("a line that is silent for three heartbeats is dead", async (t) => {
   assert.equal(new URL(requests[1].url, url).searchParams.get("last_event_id"), "e-0");
 });
 
-test("a new list of topics is opened where the old one is, and closes it when it is open", async (t) => {
+test("a new list of topics opens at the position of the old one, and then replaces it", async (t) => {
   let first;
   const { url, requests } = await serving(t, (request, response, count) => {
     if (count === 0) {
@@ -240,7 +240,7 @@ test("a new list of topics is opened where the old one is, and closes it when it
   await closed;
 });
 
-test("a new list that is refused leaves the old one as it is", async (t) => {
+test("a new list that is refused leaves the old one unchanged", async (t) => {
   let first;
   const { url } = await serving(t, (_, response, count) =>
     count ? refuse(response, 404, "not_found") : stream((first = response), OPEN));
@@ -282,7 +282,7 @@ test("a reader of messages() that is too slow gets a gap, and memory stays bound
   await messages.return();
 });
 
-test("where a proxy holds the stream back, it reads page by page", { timeout: 60_000 }, async (t) => {
+test("if a proxy holds the stream back, it reads page by page", { timeout: 60_000 }, async (t) => {
   const page = (response, messages, cursor, gaps = []) => {
     response.writeHead(200, { "content-type": "application/json" });
     response.end(JSON.stringify({ messages, gaps, cursor }));

@@ -6,7 +6,7 @@ export const JWT = `[auth.jwt]\nsecret = "${SECRET}"\nleeway = "0s"\n`;
 
 const encode = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
 
-/** A token of `sub` that may read `topics`, for so many seconds. */
+/** A token of `sub` that may read `topics`; it is valid for that many seconds. */
 export function token(sub, topics, seconds = 3600) {
   const claims = { sub, exp: Math.floor(Date.now() / 1000) + seconds, topicgate: { subscribe: topics } };
   const message = `${encode({ alg: "HS256", typ: "JWT" })}.${encode(claims)}`;
