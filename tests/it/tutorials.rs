@@ -152,7 +152,7 @@ async fn is_followed(document: &'static str, broker: Broker) {
         2
     );
 
-    let heading = "5. Who may read";
+    let heading = "5. Access control";
     std::fs::write(tutorial.config(), tutorial.block(heading, "toml")).unwrap();
     gateway.signal("HUP");
     // Its stream ends, and what it asks for then is refused for good.
