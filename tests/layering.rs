@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Each folder of `src/` and what it may import, from the top of the house to its ground. A folder imports only folders
+/// Each folder of `src/` and the folders that it may import, from the top down. A folder imports only folders
 /// that stand below it.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cli", &["app", "auth", "net", "metrics", "config", "protocol"]),
@@ -203,7 +203,7 @@ fn absolute(module: &str, path: &str) -> Option<String> {
     Some(here.join("::"))
 }
 
-/// Which file imports which, where a name that a module only hands on counts as its origin's.
+/// Which file imports which, where a name that a module only re-exports counts as its origin's.
 fn imports(files: &[File]) -> BTreeSet<(String, String)> {
     let modules: BTreeMap<&str, &File> = files.iter().map(|file| (file.module.as_str(), file)).collect();
     let mut found = BTreeSet::new();
@@ -221,7 +221,7 @@ fn imports(files: &[File]) -> BTreeSet<(String, String)> {
 /// The module that defines what `name` means.
 fn origin(modules: &BTreeMap<&str, &File>, name: &str) -> String {
     let mut name = name.to_owned();
-    // No chain of names that are handed on is longer; one that goes in a circle does not compile.
+    // No chain of re-exports is longer; one that goes in a circle does not compile.
     for _ in 0..16 {
         let (mut module, mut rest) = (name.as_str(), "");
         while !modules.contains_key(module) {
@@ -288,7 +288,7 @@ fn violations(files: &[File]) -> Vec<String> {
     found
 }
 
-/// Files that import each other, by whatever way. A module that only declares and hands on its children does not import
+/// Files that import each other, by whatever way. A module that only declares and re-exports its children does not import
 /// them, so the arrow from a module to those inside it does not count.
 fn circles(imports: &BTreeSet<(String, String)>) -> Vec<String> {
     let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();

@@ -11,7 +11,7 @@ use crate::gateway::{Gateway, Said};
 use crate::protocol::publisher::EventType;
 use crate::protocol::topic::{Filter, Topic};
 
-/// How often it checks who reads, and goes on.
+/// How often it checks which topics have readers, and publishes the next steps.
 const STEP: Duration = Duration::from_millis(500);
 
 /// The longest name of a topic here.
@@ -19,7 +19,7 @@ const NAME: usize = 64;
 
 const SENSORS: u64 = 12;
 
-/// This one is silent now and then, as real ones are.
+/// This sensor is silent now and then, as real ones are.
 const UNRELIABLE: u64 = 9;
 
 const NOTICES: [&str; 6] = [
@@ -31,7 +31,7 @@ const NOTICES: [&str; 6] = [
     "The backup has finished",
 ];
 
-/// The type of each, and its headline.
+/// The type and the headline of each message.
 const NEWS: [(&str, &str); 8] = [
     ("city", "The new bridge opens on Monday"),
     ("sport", "Rowing club wins the regional cup"),
@@ -43,7 +43,7 @@ const NEWS: [(&str, &str); 8] = [
     ("sport", "Late goal decides the derby"),
 ];
 
-/// Its state, who saved or tried to, and who edits it.
+/// The document's state, the events of saving, and the present editors.
 const DOCUMENT: [(&str, &str, &[&str]); 6] = [
     ("editing", "Ann", &["Ann"]),
     ("editing", "Ann", &["Ann", "Bob"]),
@@ -67,12 +67,12 @@ enum Use {
 struct Feed {
     of: Use,
     topics: Filter,
-    /// It goes on every so many steps.
+    /// It publishes its next message every time this many steps have passed.
     period: u64,
-    /// How far it goes on when somebody begins to read it, so that there is something to see.
+    /// How many messages it publishes at once for its first reader, so that there is something to see.
     at_first: u64,
     is_read: bool,
-    /// How far it is.
+    /// The number of messages so far.
     count: u64,
 }
 
@@ -116,7 +116,7 @@ pub(super) async fn run(gateway: Arc<Gateway>) {
     }
 }
 
-/// A little up or down.
+/// A random change, a little up or down.
 fn wander(load: f64) -> f64 {
     (load + (fastrand::f64() - 0.5) / 6.0).clamp(0.1, 1.0)
 }
@@ -166,7 +166,7 @@ impl Feed {
     }
 }
 
-/// One after the other, then from the start again.
+/// The next element; after the last, the first again.
 fn pick<T: Copy, const N: usize>(from: &[T; N], count: u64) -> T {
     from[(count % N as u64) as usize]
 }

@@ -20,7 +20,7 @@ enum ReloadError {
     /// A gateway could not start with it.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
-    /// It would not mean what it says until a restart.
+    /// The rest would have another meaning until a restart.
     #[error(transparent)]
     Restart(#[from] NeedsRestart),
     /// A file that `[auth]` names cannot be used.

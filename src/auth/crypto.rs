@@ -64,7 +64,7 @@ impl RingVerifier {
         }
     }
 
-    fn holds(&self, message: &[u8], bytes: &[u8]) -> Result<bool> {
+    fn verifies(&self, message: &[u8], bytes: &[u8]) -> Result<bool> {
         use signature as s;
         match self.algorithm {
             Algorithm::HS256 => self.hmac(hmac::HMAC_SHA256, message, bytes),
@@ -86,7 +86,7 @@ impl RingVerifier {
 
 impl Verifier<Vec<u8>> for RingVerifier {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), Error> {
-        match self.holds(message, signature) {
+        match self.verifies(message, signature) {
             Ok(true) => Ok(()),
             _ => Err(Error::new()),
         }

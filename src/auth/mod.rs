@@ -260,17 +260,17 @@ impl Auth {
     ///
     /// # Errors
     /// [`AuthError`].
-    pub async fn identify(&self, asked: &AccessRequest<'_>) -> Result<Option<Caller>, AuthError> {
-        // A token is judged alone; the backend is not asked about it.
+    pub async fn identify(&self, request: &AccessRequest<'_>) -> Result<Option<Caller>, AuthError> {
+        // A token is judged alone; the backend is not request about it.
         if let Some(jwt) = &self.jwt
-            && let Some(token) = token::find(&self.settings.token, asked.headers, asked.query)?
+            && let Some(token) = token::find(&self.settings.token, request.headers, request.query)?
         {
-            let Verified { caller, extended_by } = jwt.read(&token, asked.action).await?;
+            let Verified { caller, extended_by } = jwt.read(&token, request.action).await?;
             let extension = extended_by.map(|key| Extension { settings: self.extensions, key });
             return Ok(Some(Caller { voucher: Some(IdentitySource::Keys(self.keys, extension)), ..caller }));
         }
         let Some(forward) = &self.forward else { return Ok(None) };
-        let caller = forward.ask(asked).await?;
+        let caller = forward.ask(request).await?;
         Ok(Some(Caller { voucher: Some(IdentitySource::Backend(self.backend)), ..caller }))
     }
 }

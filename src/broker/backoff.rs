@@ -18,16 +18,16 @@ impl Backoff {
         Backoff(FIRST)
     }
 
-    /// The next pause. Random between its half and all of it: many gateways that lost their server together must not come
-    /// back in step.
+    /// The next pause, random between half of it and all of it: gateways that lost their server together must not reconnect
+    /// at the same time.
     pub(super) fn pause(&mut self) -> Duration {
         let pause = self.0.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.0 = (self.0 * 2).min(LONGEST);
         pause
     }
 
-    /// An attempt succeeded at `start` and has ended now. It starts over only if that lasted: a server that accepts a
-    /// connection and closes it at once is not to be asked more often.
+    /// A connection that succeeded at `start` has ended now. The pauses start over only if it lasted: a server that accepts a
+    /// connection and closes it at once must not be tried more often.
     pub(super) fn ended(&mut self, start: Instant) {
         if start.elapsed() >= LONGEST {
             self.0 = FIRST;

@@ -1,4 +1,4 @@
-//! Staying connected: the loop of every task that keeps a connection to a server.
+//! The reconnection loop of every task that keeps a connection to a server.
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -10,29 +10,29 @@ use tokio::time::{Instant, sleep};
 use super::backoff::Backoff;
 use super::sink::EventSink;
 
-/// A task that keeps one connection. What returns an `Option` returns `None` when the task is to end: nobody sends commands,
-/// or nobody takes events.
+/// A task that keeps one connection. Methods that return an `Option` return `None` when the task must end, because a
+/// channel has closed.
 pub(super) trait Connect {
     type Session;
     type Command;
 
-    /// Makes one attempt. An error is why it failed, in one line without secrets. `why` is why there is no connection;
-    /// `None` before the first attempt.
+    /// Makes one attempt. An error is the reason why it failed, in one line without secrets. `why` is the reason why there
+    /// is no connection; `None` before the first attempt.
     async fn connect(&mut self, why: Option<&str>) -> Option<Result<Self::Session, String>>;
 
-    /// Serves a session to its end. Returns why it ended.
+    /// Serves a session to its end. Returns the reason of the end.
     async fn serve(&mut self, session: Self::Session) -> Option<String>;
 
-    /// There is no connection, and why.
+    /// Called when there is no connection, with the reason.
     fn down(&mut self, why: &str);
 
     /// Answers a command without a connection.
     fn answer_away(&mut self, command: Self::Command, why: &str);
 
-    /// The command channel, if the task has one, and the way to the event channel.
+    /// The command channel, if the task has one, and the sink of events.
     fn channels(&mut self) -> (Option<&mut mpsc::Receiver<Self::Command>>, &mut EventSink);
 
-    /// Does one thing that needs no connection: answers a command, or sends events that waited for room.
+    /// Does one piece of work that needs no connection: answers a command, or sends waiting events.
     async fn step_down(&mut self, why: &str) -> Option<()> {
         let (commands, sink) = self.channels();
         tokio::select! {
@@ -53,7 +53,7 @@ pub(super) trait Connect {
         }
     }
 
-    /// Answers commands until no event waits for room.
+    /// Answers commands until no event is waiting.
     async fn until_flushed(&mut self, why: &str) -> Option<()> {
         while !self.channels().1.is_empty() {
             self.step_down(why).await?;
@@ -62,7 +62,7 @@ pub(super) trait Connect {
     }
 }
 
-/// Connects, serves, and connects again, until the task is to end.
+/// Connects, serves, and reconnects, until the task must end.
 pub(super) async fn stay_connected<T: Connect>(task: &mut T) -> Option<Infallible> {
     let mut backoff = Backoff::new();
     let mut last: Option<String> = None;

@@ -1,7 +1,7 @@
-//! The way to the event channel for a task that must not wait for it: events that find no room are kept here, in order.
+//! The sink of events for a task that must not wait for the event channel: events without room are kept here, in order.
 //!
-//! What happens when the channel is full is different for two kinds of source ([`WhenFull`]). What it does not do: a task that
-//! has nothing else to do meanwhile (the embedded broker, a follower of JetStream) sends on the channel itself and waits.
+//! Two kinds of source behave differently when the channel is full ([`WhenFull`]). A task that has nothing else to do
+//! meanwhile (the embedded broker, a follower of JetStream) does not use it: it sends on the channel itself and waits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -14,36 +14,36 @@ use crate::protocol::topic::Filter;
 /// What happens to messages while the event channel is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhenFull {
-    /// They wait here. The task reads nothing while something waits, so that the rest stays on the server.
+    /// They wait here. The task reads nothing meanwhile, so that the rest stays on the server.
     Wait,
-    /// They are dropped and counted, and [`Event::Lost`] is told as soon as there is room: the server ends a connection
-    /// that is not read. Bounded by one count a filter.
+    /// They are dropped and counted, and [`Event::Lost`] is sent as soon as there is room: the server would end a connection
+    /// that is not read. Bounded by one count per filter.
     Drop,
 }
 
-/// The way to the event channel. Also tells whether the connection is up, each reason once.
+/// The sink of events. It also reports whether the connection is up, and each reason once.
 pub(super) struct EventSink {
     events: mpsc::Sender<Event>,
     when_full: WhenFull,
-    /// Whose state is told. `None` for one of several connections, whose state is told together with that of the others.
+    /// The connection whose state is reported. `None` for one of several connections, whose states are reported together.
     link: Option<Link>,
-    /// Why the connection is down, as told last.
+    /// Why the connection is down, as it was last reported.
     down: Option<String>,
     waiting: Backlog,
 }
 
-/// What waits for room.
+/// The events that wait for room.
 #[derive(Default)]
 struct Backlog {
-    /// In this order.
+    /// The waiting events, in order.
     queue: VecDeque<Waiting>,
-    /// Messages that were dropped since the last one that was not. Told after the queue.
+    /// The number of dropped messages per filter. Their losses are sent after the queue.
     dropped: BTreeMap<Filter, u64>,
 }
 
 enum Waiting {
     Event(Event),
-    /// To be done once all events before it are told.
+    /// An action to run once all events before it are sent.
     Action(Box<dyn FnOnce() + Send>),
 }
 
@@ -52,7 +52,7 @@ impl EventSink {
         EventSink { events, when_full, link, down: None, waiting: Backlog::default() }
     }
 
-    /// How much waits for room.
+    /// The number of waiting events and actions.
     pub(super) fn len(&self) -> usize {
         self.waiting.queue.len()
     }
@@ -62,7 +62,7 @@ impl EventSink {
         self.waiting.is_empty()
     }
 
-    /// Tells an event, or keeps it until there is room.
+    /// Sends an event, or keeps it until there is room.
     pub(super) fn push(&mut self, event: Event) {
         if !self.is_empty() {
             self.waiting.queue.push_back(Waiting::Event(event));
@@ -71,19 +71,19 @@ impl EventSink {
         }
     }
 
-    /// Does something once all events before it are told.
+    /// Runs an action once all events before it are sent.
     pub(super) fn then(&mut self, action: impl FnOnce() + Send + 'static) {
         self.waiting.queue.push_back(Waiting::Action(Box::new(action)));
         self.waiting.act();
     }
 
-    /// Hands on a message that came by `filter`, which is made only if there is room.
+    /// Sends a message that arrived by `filter`; it is created only if there is room.
     pub(super) fn message(&mut self, filter: &Filter, message: impl FnOnce() -> Message) {
         if self.when_full == WhenFull::Wait {
             return self.push(Event::Message(message()));
         }
         self.send_waiting();
-        // Dropped messages of another filter hold nothing up; an event that waits holds everything up.
+        // Dropped messages of another filter delay nothing; a waiting event delays everything.
         if self.waiting.queue.is_empty() && !self.waiting.dropped.contains_key(filter) {
             match self.events.try_reserve() {
                 Ok(permit) => return permit.send(Event::Message(message())),
@@ -97,7 +97,7 @@ impl EventSink {
         }
     }
 
-    /// A subject has no name in the topic grammar. It counts for a metric alone, so it is not kept where messages are not.
+    /// Reports a subject that is no valid topic. It only counts for a metric, so it is not kept where messages are dropped.
     pub(super) fn unnameable(&mut self, filter: &Filter) {
         let event = Event::Unnameable { filter: filter.clone() };
         match self.when_full {
@@ -106,10 +106,10 @@ impl EventSink {
         }
     }
 
-    /// Messages of `filters` may be missing here; of all if they are not named.
+    /// Reports that messages of `filters` may be missing here; of all filters if it is `None`.
     pub(super) fn lost(&mut self, filters: Option<Vec<Filter>>, why: String) {
         if self.when_full == WhenFull::Drop {
-            // No message lies between two of them, and one stands for both: so there are few, however long nobody takes them.
+            // If no message lies between two losses, one stands for both. So there are few, however long the channel is full.
             for waiting in &mut self.waiting.queue {
                 let Waiting::Event(Event::Lost { filters: before, why: reason }) = waiting else { continue };
                 *before = before.take().zip(filters).map(|(before, filters)| {
@@ -128,21 +128,21 @@ impl EventSink {
         self.push(Event::Refused { filter, why });
     }
 
-    /// These filters receive nothing from now on.
+    /// Reports that these filters receive nothing from now on.
     pub(super) fn interrupted(&mut self, filters: Vec<Filter>) {
         if !filters.is_empty() {
             self.push(Event::Interrupted { filters });
         }
     }
 
-    /// These filters receive messages again.
+    /// Reports that these filters receive messages again.
     pub(super) fn resumed(&mut self, filters: Vec<Filter>) {
         if !filters.is_empty() {
             self.push(Event::Resumed { filters });
         }
     }
 
-    /// The connection is up.
+    /// Reports that the connection is up.
     pub(super) fn up(&mut self) {
         self.down = None;
         if let Some(link) = self.link {
@@ -153,8 +153,8 @@ impl EventSink {
     /// Reports that the connection ended or failed.
     pub(super) fn down(&mut self, why: &str) {
         if self.when_full == WhenFull::Drop {
-            // The loss of all that follows the next connection covers these. Told now, they would come before the
-            // subscriptions are whole.
+            // The loss of all filters after the next connection covers these. If they were sent now, they would come before
+            // the subscriptions are complete.
             self.waiting.dropped.clear();
             self.waiting
                 .queue
@@ -168,12 +168,12 @@ impl EventSink {
         self.push(Event::Down { link, why: why.into() });
     }
 
-    /// Forgets the count of dropped messages of a filter: its loss is told otherwise.
+    /// Forgets the count of dropped messages of a filter, because its loss is reported in another way.
     pub(super) fn forget_dropped(&mut self, filter: &Filter) {
         self.waiting.dropped.remove(filter);
     }
 
-    /// Forgets what was to be told of a filter that is subscribed no longer, or is subscribed again.
+    /// Forgets the waiting events of a filter that is no longer subscribed, or is subscribed again.
     pub(super) fn forget(&mut self, filter: &Filter) {
         self.waiting.dropped.remove(filter);
         self.waiting.queue.retain(|waiting| match waiting {
@@ -183,8 +183,8 @@ impl EventSink {
         self.waiting.act();
     }
 
-    /// Waits for room and tells the events for which there is room. `false` once nobody takes events any more; it returns for
-    /// no other reason if nothing waits. Safe to drop and call again.
+    /// Waits for room and sends events. Returns `false` once the event channel has closed; if nothing waits, it returns for
+    /// no other reason. Cancel-safe.
     pub(super) async fn flush(&mut self) -> bool {
         if self.is_empty() {
             self.events.closed().await;
@@ -200,7 +200,7 @@ impl EventSink {
         true
     }
 
-    /// Tells the events for which there is room now.
+    /// Sends the events for which there is room now.
     fn send_waiting(&mut self) {
         while !self.is_empty()
             && let Ok(permit) = self.events.try_reserve()
@@ -217,7 +217,7 @@ impl Backlog {
         self.queue.is_empty() && self.dropped.is_empty()
     }
 
-    /// The next event. Once it is told, [`Backlog::act`] is due.
+    /// The next event. Once it is sent, [`Backlog::act`] must be called.
     fn next(&mut self) -> Option<Event> {
         self.act();
         if let Some(Waiting::Event(event)) = self.queue.pop_front() {
@@ -230,7 +230,7 @@ impl Backlog {
         Some(Event::Lost { filters: Some(vec![filter]), why })
     }
 
-    /// Does the actions before which no event waits.
+    /// Runs the actions before which no event waits.
     fn act(&mut self) {
         while matches!(self.queue.front(), Some(Waiting::Action(_)))
             && let Some(Waiting::Action(action)) = self.queue.pop_front()
@@ -240,7 +240,7 @@ impl Backlog {
     }
 }
 
-/// The filter that an event is about, if it is about one alone.
+/// The filter of an event, if it concerns a single one.
 fn of_one(event: &Event) -> Option<&Filter> {
     match event {
         Event::Message(Message { filter, .. })
@@ -283,7 +283,7 @@ mod tests {
         (EventSink::new(sender, Some(Link::Pubsub), when_full), events)
     }
 
-    /// Takes the events that come until nothing waits any more.
+    /// Receives events until nothing waits any more.
     async fn take(sink: &mut EventSink, events: &mut mpsc::Receiver<Event>) -> Vec<String> {
         let mut taken = Vec::new();
         loop {
@@ -312,7 +312,7 @@ mod tests {
         sink.then(move || *is_done.lock() = true);
         sink.message(&filter("d"), || message("d"));
         sink.forget(&filter("b"));
-        assert!(!*done.lock(), "c is not told yet");
+        assert!(!*done.lock(), "c is not sent yet");
         assert_eq!(take(&mut sink, &mut events).await, ["a", "c", "d"]);
         assert!(*done.lock());
         sink.then(move || *done.lock() = false); // nothing is before it

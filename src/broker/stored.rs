@@ -13,8 +13,8 @@
 //!   ([`super::Event::Ended`]).
 //! - **Few.** One consumer for each subscribed filter of JetStream and KV, few connections for all keys of Redis.
 //!
-//! `Fetch`, `Locate` and `Last` only read stored messages. They may run concurrently, also with what is followed, up to a
-//! bound.
+//! `Fetch`, `Locate` and `Last` only read stored messages. They may run concurrently with each other and with
+//! subscriptions, up to a bound.
 
 use std::time::SystemTime;
 
@@ -37,20 +37,20 @@ pub struct Stored {
     pub number: Seq,
     /// When the broker stored it.
     pub time: SystemTime,
-    /// What it does to its topic.
+    /// Its effect on its topic.
     pub change: Change,
 }
 
-/// What a broker answers to whoever stored a message.
+/// The broker's answer to the publisher of a stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acknowledgement {
     /// The message's number in the history.
     pub number: Seq,
-    /// The event id under which readers get it, in every replica.
+    /// The event id of the message, the same in every replica.
     pub event_id: EventId,
 }
 
-/// What a stored message does to its topic.
+/// The effect of a stored message on its topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// A message, or the new value of a key.

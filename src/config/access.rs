@@ -1,16 +1,16 @@
-//! `read` and `publish` of a rule: who may.
+//! `read` and `publish` of a rule: the callers that it admits.
 
 use super::auth::Auth;
 use super::input::Input;
 
-/// Who may.
+/// The callers that a rule admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Anyone who reaches the listener.
     Anyone,
-    /// Whoever shows who they are.
+    /// Callers that are identified, by a token or by the backend.
     Token,
-    /// Whoever was granted it.
+    /// Callers whose token or backend grants the topic.
     Granted,
     /// Nobody.
     Nobody,
@@ -30,7 +30,7 @@ impl Access {
         if asks && !auth.is_configured() && !input.has_failed_within("auth") {
             input.refuse(
                 path,
-                "asks callers who they are, and nothing says how that is told; set auth.jwt or auth.forward",
+                "requires identified callers, but no way to identify them is configured; set auth.jwt or auth.forward",
             );
         }
         access

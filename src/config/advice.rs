@@ -1,4 +1,5 @@
-//! What is allowed but unwise. Advice is data: `topicgate check` prints it, a start logs it, nothing is refused for it.
+//! Warnings about settings that are valid but unwise. `topicgate check` prints them and a start logs them; nothing is
+//! refused for them.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,11 +7,11 @@ use std::time::Duration;
 use super::{Access, AddressSource, BrokerKind, Config, Origin, Rule, url};
 use crate::protocol::source::Field;
 
-/// Proxies and load balancers commonly cut a connection that was silent for a minute.
+/// Proxies and load balancers commonly close a connection that was silent for a minute.
 const PROXY_PATIENCE: Duration = Duration::from_secs(55);
 
 impl Config {
-    /// One line for each thing that is allowed but may not be meant: what, and what to do about it.
+    /// One line for each setting that is valid but may not be meant: what is unusual, and what to do about it.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Warnings(vec![]);
         for variable in &self.unset {
@@ -34,7 +35,7 @@ impl Config {
                 "nothing is exposed: no [[topics]] rule lets anyone read or publish; all requests get 404",
             );
         } else if self.auth.is_configured()
-            && !self.topics.iter().any(|rule| asks_who(rule.read) || asks_who(rule.publish))
+            && !self.topics.iter().any(|rule| needs_identity(rule.read) || needs_identity(rule.publish))
         {
             warnings.add("[auth] has no effect: no [[topics]] rule says \"token\" or \"granted\"");
         }
@@ -160,7 +161,7 @@ impl Config {
         }
         if let Some(network) = trusted.iter().find(|network| network.prefix_len() == 0) {
             warnings.add(format!(
-                "proxies.trusted = [\"{network}\"] believes everyone, so that each client chooses its own address, and so its \
+                "proxies.trusted = [\"{network}\"] trusts everyone, so each client can choose its own address and escape its \
                  limits; name only the networks of the proxies"
             ));
         }
@@ -183,8 +184,8 @@ impl Config {
         }
     }
 
-    /// Whoever answers on loopback for a name of the network, or for pages of `https:` without TLS, has a proxy that
-    /// brings the requests.
+    /// Whether a proxy must be in front: the gateway listens on loopback and serves a name of the network, or pages of
+    /// `https:` without TLS.
     fn is_likely_behind_a_proxy(&self) -> bool {
         let elsewhere = |host: &String| host != "localhost" && host.parse::<IpAddr>().is_err();
         let named = self.listen.ip().is_loopback() && self.hosts.iter().any(elsewhere);
@@ -205,7 +206,7 @@ fn admits(access: Access) -> bool {
     access != Access::Nobody
 }
 
-/// Whether callers must show who they are.
-fn asks_who(access: Access) -> bool {
+/// Whether this access requires identified callers.
+fn needs_identity(access: Access) -> bool {
     admits(access) && access != Access::Anyone
 }

@@ -1,32 +1,32 @@
-//! `[auth]`: how callers show who they are.
+//! `[auth]`: how callers are identified.
 
 use super::forward::Forward;
 use super::input::Input;
 use super::jwt::Jwt;
 use super::names::is_token;
 
-/// `[auth]`: how callers show who they are.
+/// `[auth]`: how callers are identified.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Auth {
-    /// `[auth.jwt]`, if it is there.
+    /// `[auth.jwt]`, if it is set.
     pub jwt: Option<Jwt>,
     /// `[auth.token]`.
     pub token: TokenPlaces,
-    /// `[auth.forward]`, if it is there.
+    /// `[auth.forward]`, if it is set.
     pub forward: Option<Forward>,
 }
 
-/// `[auth.token]`: where tokens are looked for, beside `Authorization: Bearer`.
+/// `[auth.token]`: where requests may carry a token, in addition to `Authorization: Bearer`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenPlaces {
     /// `auth.token.cookie`: the name of a cookie.
     pub cookie: String,
-    /// `auth.token.query`: whether in the query parameter `access_token`.
+    /// `auth.token.query`: whether the query parameter `access_token` may carry it.
     pub query: bool,
 }
 
 impl Auth {
-    /// Whether anyone can show who they are.
+    /// Whether callers can be identified at all.
     pub fn is_configured(&self) -> bool {
         self.jwt.is_some() || self.forward.is_some()
     }

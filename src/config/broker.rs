@@ -1,4 +1,4 @@
-//! `[broker]`: where messages come from, and who we are there.
+//! `[broker]`: the broker, and the login for it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use super::input::Input;
 use super::secret::Secret;
 use super::url::{self, BrokerKind, Whose, masked};
 
-/// `[broker]`: where messages come from, and who we are there.
+/// `[broker]`: the broker, and the login for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
-    /// `broker.url`: `memory:`, or one or more (comma-separated) of `nats://` `tls://`, or one `redis://` `rediss://` `redis+unix://`; with
-    /// `broker.sentinel`, one or more, which are the sentinels'; with `broker.cluster`, one or more nodes.
+    /// `broker.url`: `memory:`; or one or more (comma-separated) of `nats://` `tls://`; or one `redis://` `rediss://`
+    /// `redis+unix://`. With `broker.sentinel`, one or more sentinels; with `broker.cluster`, one or more nodes.
     pub url: Secret,
     /// `broker.user`.
     pub user: Option<String>,
@@ -23,7 +23,7 @@ pub struct Broker {
     pub nkey: Option<Secret>,
     /// `broker.credentials`: path of a `.creds` file (NATS).
     pub credentials: Option<PathBuf>,
-    /// `broker.separator`: what separates segments of a channel (Redis); NATS has `.`.
+    /// `broker.separator`: the separator of the segments of a channel (Redis); NATS has `.`.
     pub separator: char,
     /// `broker.sentinel`: the name of the master that the sentinels of `url` watch (Redis).
     pub sentinel: Option<String>,
@@ -37,15 +37,15 @@ pub struct Broker {
     pub tls: BrokerTls,
 }
 
-/// `[broker.jetstream]`: which JetStream is asked.
+/// `[broker.jetstream]`: the JetStream to use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum JetStreamApi {
-    /// That of the server, or of the leaf node's hub if the server has none.
+    /// The JetStream of the server, or of the leaf node's hub if the server has none.
     #[default]
     Own,
-    /// `broker.jetstream.domain`: that of this domain.
+    /// `broker.jetstream.domain`: the JetStream of this domain.
     Domain(String),
-    /// `broker.jetstream.prefix`: the one under this prefix, such as one imported from another account.
+    /// `broker.jetstream.prefix`: the JetStream under this prefix, such as one imported from another account.
     Prefix(String),
 }
 
@@ -93,7 +93,7 @@ impl JetStreamApi {
     }
 }
 
-/// `[broker.tls]`: beside the system's roots.
+/// `[broker.tls]`: trusted authorities in addition to the system's, and the client certificate.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BrokerTls {
     /// `broker.tls.ca`: path of a PEM file with the authorities to trust.
@@ -105,14 +105,14 @@ pub struct BrokerTls {
 }
 
 impl Broker {
-    /// Which broker `url` means.
+    /// The kind of broker that `url` names.
     pub fn kind(&self) -> BrokerKind {
-        // A configuration whose URL has no known scheme is refused while it is read. Whatever is none all the same must not
-        // become the embedded broker, which takes messages that nobody gets: NATS refuses it with its reason.
+        // A configuration whose URL has no known scheme is refused while it is read. If one gets here nevertheless, it must
+        // not become the embedded broker, which would accept messages for nobody: NATS refuses it with the reason.
         BrokerKind::of(&self.url.0).unwrap_or(BrokerKind::Nats)
     }
 
-    /// What people may write instead of `/` between the segments of a topic: the separator that the broker itself has.
+    /// The separator that people may write instead of `/` between the segments of a topic: the broker's own.
     pub fn alias(&self) -> Option<char> {
         match self.kind() {
             BrokerKind::Memory => None,
@@ -126,12 +126,12 @@ impl Broker {
         self.kind() != BrokerKind::Redis
     }
 
-    /// `url` as it may be shown: `nats://***@host:4222`.
+    /// `url` without its secrets: `nats://***@host:4222`.
     pub fn masked_url(&self) -> String {
         masked(&self.url.0)
     }
 
-    /// The second value is `None` if the URL does not tell: then nothing can be said of what fits it.
+    /// The second value is `None` if the URL does not name a kind: then no other key can be checked against it.
     pub(super) fn read(input: &mut Input<'_>) -> (Self, Option<BrokerKind>) {
         let broker = Broker {
             url: input.get("broker.url"),
@@ -175,7 +175,7 @@ impl Broker {
         }
     }
 
-    /// Refuses the keys that are for another broker.
+    /// Refuses keys that are for another broker.
     fn check_fit(&self, input: &mut Input<'_>, kind: BrokerKind) {
         use BrokerKind::{Nats, Redis};
         let has_tls = input.has_table("broker.tls");
@@ -200,10 +200,10 @@ impl Broker {
                 let fits = fits.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(" and ");
                 input.refuse(
                     path,
-                    format!("is a setting of {fits}, and broker.url means {}; remove it", kind.name()),
+                    format!("is a setting for {fits}, but broker.url names {}; remove it", kind.name()),
                 );
             }
-            input.holds(path, None);
+            input.set_in_force(path, None);
         }
         if kind == Redis && !self.url.0.starts_with("rediss://") && has_tls {
             input.refuse("broker.tls", "has no effect without TLS; write rediss:// in broker.url");
@@ -212,7 +212,7 @@ impl Broker {
 
     fn check_sign_in(&self, input: &mut Input<'_>, kind: Option<BrokerKind>) {
         let ways: Vec<&str> = [
-            // The user of sentinels is not that of the servers they name.
+            // The user of the sentinels is not the user of the servers that they name.
             ("a user in broker.url", url::has_user_info(&self.url.0) && self.sentinel.is_none()),
             ("broker.user and broker.password", self.user.is_some() || self.password.is_some()),
             ("broker.token", self.token.is_some()),
@@ -227,11 +227,11 @@ impl Broker {
         }
         match (&self.user, &self.password) {
             (Some(_), None) if !input.has_failed("broker.password") => {
-                input.refuse("broker.user", "has no broker.password beside it; set both");
+                input.refuse("broker.user", "is set without broker.password; set both");
             }
             // Redis has a default user; NATS has none.
             (None, Some(_)) if kind == Some(BrokerKind::Nats) && !input.has_failed("broker.user") => {
-                input.refuse("broker.password", "has no broker.user beside it; set both");
+                input.refuse("broker.password", "is set without broker.user; set both");
             }
             _ => {}
         }
@@ -242,8 +242,8 @@ impl Broker {
 
     fn check_pairs(&self, input: &mut Input<'_>) {
         match (&self.tls.cert, &self.tls.key) {
-            (Some(_), None) => input.refuse("broker.tls.cert", "has no broker.tls.key beside it; set both"),
-            (None, Some(_)) => input.refuse("broker.tls.key", "has no broker.tls.cert beside it; set both"),
+            (Some(_), None) => input.refuse("broker.tls.cert", "is set without broker.tls.key; set both"),
+            (None, Some(_)) => input.refuse("broker.tls.key", "is set without broker.tls.cert; set both"),
             _ => {}
         }
         if self.sentinel.as_deref() == Some("") {

@@ -8,9 +8,9 @@ use super::value::Given;
 /// `[cors]`: pages of other origins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cors {
-    /// Whose pages may read and publish.
+    /// The origins whose pages may read and publish.
     pub origins: Vec<Origin>,
-    /// Request headers that they may send beside those of topicgate, in lower case.
+    /// Request headers that they may send in addition to those of topicgate, in lower case.
     pub headers: Vec<String>,
     /// Whether they may send cookies.
     pub credentials: bool,
@@ -49,6 +49,6 @@ fn headers(input: &mut Input<'_>) -> Vec<String> {
         input.refuse("cors.headers", problem);
     }
     headers.iter_mut().for_each(|name| name.make_ascii_lowercase());
-    input.holds("cors.headers", Some(Given::List(headers.clone())));
+    input.set_in_force("cors.headers", Some(Given::List(headers.clone())));
     headers
 }

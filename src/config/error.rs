@@ -1,16 +1,16 @@
-//! What is wrong with a configuration, told to the person who wrote it: which key, where it came from, what is wrong
-//! and what would be right. No message repeats a value that may be a secret.
+//! Errors in a configuration, written for its author: the key, the origin of its value, what is wrong, and what would be
+//! right. No message repeats a value that may be a secret.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The key, as a person writes it: `limits.streams`, or `[[topics]] #2 read`. Empty if no key is to blame.
+    /// The key, as people write it: `limits.streams`, or `[[topics]] #2 read`. Empty if the error is not about a key.
     pub key: String,
-    /// Where it came from: a file, an environment variable or a flag.
+    /// The origin of its value: a file, an environment variable or a flag.
     pub origin: String,
     /// What is wrong and what would be right.
     pub problem: String,
@@ -33,7 +33,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Everything that is wrong, so that one run is enough to mend it. Shown one to a line. Never empty.
+/// All errors, so that one run shows everything to correct. Printed one per line. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
@@ -64,7 +64,7 @@ pub(super) fn spell(path: &str) -> String {
     }
 }
 
-/// The candidate that `name` was most likely meant to be, if any is near.
+/// The candidate that was most likely meant by `name`, if one is similar.
 pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let near = |candidate: &str| strsim::normalized_damerau_levenshtein(name, candidate);
     candidates
@@ -74,7 +74,7 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
         .map(|(_, candidate)| candidate)
 }
 
-/// Which of `words` to write where `word` is none of them, as the end of a sentence.
+/// Suggests one of `words` instead of `word`, which is none of them; the end of a sentence.
 pub(super) fn instead(word: &str, words: &[&str]) -> String {
     let near = nearest(word, words.iter().copied());
     let near = near.map(|near| format!(" did you mean {near}?")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Says in plain words what a configuration would do. Secrets are named, never shown.
+//! Explains in plain words what a configuration does. Secrets are mentioned and never shown.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use super::{
 use crate::protocol::source::{Field, Source};
 
 impl Config {
-    /// A page of text for people: listeners, broker, rules, limits, and what is unwise.
+    /// A page of text for people: listeners, broker, rules, limits, and warnings.
     pub fn explain(&self) -> String {
         let mut page = String::new();
-        // Writing to a String does not fail, so the results are not looked at.
+        // Writing to a String cannot fail, so the results are ignored.
         let mut line = |text: String| {
             let _ = writeln!(page, "{text}");
         };
@@ -32,7 +32,10 @@ impl Config {
         line(format!("Messages come from {}.", self.broker_in_words()));
         line(String::new());
         if self.is_demo {
-            line("This is the demo: nobody wrote a rule, so everyone may use every topic of the embedded broker.".into());
+            line(
+                "This is the demo: there is no rule, so everyone may use every topic of the embedded broker."
+                    .into(),
+            );
         }
         line("Topics (the first rule that matches decides; every other topic is answered with 404):".into());
         for (index, rule) in self.topics.iter().enumerate() {
@@ -80,7 +83,7 @@ impl Config {
         page
     }
 
-    /// The keys of a table, each with its value and what it is for.
+    /// The keys of a table, each with its value and its purpose.
     fn keys_in_words(&self, table: &str) -> Vec<String> {
         let settings = self.origins.0.0.iter().filter(|setting| table_of(&setting.key) == table);
         let line = |setting: &Setting| {
@@ -183,8 +186,9 @@ impl Jwt {
         shapes.extend(self.mercure.then(|| "in Mercure's claim".to_owned()));
         shapes.extend(self.centrifugo.then(|| "in Centrifugo's channels".to_owned()));
         format!(
-            "A token is a JWT that {} holds for ({algorithm}), with an expiry, {} and {}; clocks may differ by {}. Grants are \
-             {}. It comes in Authorization: Bearer, in the cookie {}{}. A stream may last until {} says, {}.",
+            "Tokens are JWTs, verified with {} ({algorithm}). A token must have an expiry, {} and {}; clocks may differ by \
+             {}. Grants are {}. Requests carry the token in Authorization: Bearer, in the cookie {}{}. A stream may last \
+             until {} says, {}.",
             keys,
             one_of("the audience", &self.audience, "no audience"),
             one_of("the issuer", &self.issuer, "any issuer"),
@@ -206,7 +210,7 @@ impl Forward {
         format!(
             "The backend at {} is asked about {}, with at most {} questions at once. It has {} to answer. {}",
             masked(&self.url.0),
-            if tokens { "callers without a token" } else { "callers who need permission" },
+            if tokens { "callers without a token" } else { "callers that need permission" },
             self.concurrency,
             format_duration(self.timeout),
             match self.cache {
@@ -276,7 +280,7 @@ impl Rule {
             Field::Header(name) => Some(format!("the header {name}")),
         };
         let ids = match place(&self.id) {
-            _ if self.source.is_stored() => "Event ids are those of the broker".to_owned(),
+            _ if self.source.is_stored() => "Event ids come from the broker".to_owned(),
             Some(place) => format!("Ids are in {place}"),
             None => "Redis messages have no headers, so they carry no ids".to_owned(),
         };

@@ -1,4 +1,4 @@
-//! `[auth.forward]`: the backend that is asked who may.
+//! `[auth.forward]`: the backend that is asked whether a caller is allowed.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::url;
 pub struct Forward {
     /// `auth.forward.url`: `http://` or `https://`. Secret because a query may hold a key.
     pub url: Secret,
-    /// `auth.forward.timeout`: how long the backend may take for an answer.
+    /// `auth.forward.timeout`: the time in which the backend must answer.
     pub timeout: Duration,
-    /// `auth.forward.cache`: how long an answer is kept. Zero: every request is asked about.
+    /// `auth.forward.cache`: how long an answer is cached. Zero: the backend is asked for every request.
     pub cache: Duration,
-    /// `auth.forward.concurrency`: questions at once.
+    /// `auth.forward.concurrency`: the most questions at the same time.
     pub concurrency: usize,
 }
 

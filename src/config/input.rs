@@ -1,5 +1,5 @@
-//! What was set, each value in its type and within its bounds: the tables of the configuration are read from it, and say
-//! through it what is wrong. It also remembers what holds for each key, for those who want to see it.
+//! The values that were set, each in its type and within its bounds. The tables of the configuration are read from it and
+//! report their errors to it. It also records the value in force of each key, to be shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,14 +15,14 @@ use super::value::Given;
 pub(super) struct Input<'a> {
     layers: &'a Layers,
     given: BTreeMap<String, Given>,
-    /// The number of rules that were written. `None`: `topics` was not set.
+    /// The number of rules. `None`: `topics` was not set.
     rules: Option<usize>,
-    /// Texts with nothing in them.
+    /// Keys whose text is empty.
     empty: Vec<String>,
-    /// Keys that were set and cannot be used: their absence is no fault of its own.
+    /// Keys that were set to an unusable value: their absence is not another error.
     failed: BTreeSet<String>,
     errors: Vec<ConfigError>,
-    holds: BTreeMap<String, Option<Given>>,
+    in_force: BTreeMap<String, Option<Given>>,
 }
 
 /// A type that a key may have.
@@ -40,7 +40,7 @@ impl<'a> Input<'a> {
             empty: vec![],
             failed: BTreeSet::new(),
             errors: vec![],
-            holds: BTreeMap::new(),
+            in_force: BTreeMap::new(),
         }
     }
 
@@ -56,23 +56,23 @@ impl<'a> Input<'a> {
         self.empty.push(path);
     }
 
-    /// Says what is wrong with a key whose value is of no use.
+    /// Reports an error of a key whose value cannot be used.
     pub(super) fn fail(&mut self, path: &str, problem: impl Into<String>) {
         self.fail_from(path, self.origin(path), problem);
     }
 
-    /// As [`Input::fail`], with where the value came from.
+    /// As [`Input::fail`], with the origin of the value.
     pub(super) fn fail_from(&mut self, path: &str, origin: String, problem: impl Into<String>) {
         self.errors.push(ConfigError::at(path, origin, problem));
         self.failed.insert(path.to_owned());
     }
 
-    /// Says what is wrong with a key, unless it failed before.
-    /// The text at `path` may be empty: that means something there.
+    /// Accepts an empty text at `path`, where it has a meaning.
     pub(super) fn may_be_empty(&mut self, path: &str) {
         self.empty.retain(|empty| empty != path);
     }
 
+    /// Reports an error of a key, unless it has failed before.
     pub(super) fn refuse(&mut self, path: &str, problem: impl Into<String>) {
         if !self.has_failed(path) {
             self.errors.push(ConfigError::at(path, self.origin(path), problem));
@@ -88,12 +88,12 @@ impl<'a> Input<'a> {
         self.failed.iter().any(|path| is_within(path, table))
     }
 
-    /// Where the value at `path` came from, or the table around it.
+    /// The origin of the value at `path`, or of the table around it.
     pub(super) fn origin(&self, path: &str) -> String {
         self.layers.origin(path)
     }
 
-    /// Where the value at `path` came from, if it was set.
+    /// The origin of the value at `path`, if it was set.
     pub(super) fn origin_of_set(&self, path: &str) -> Option<String> {
         self.layers.origin_of_set(path)
     }
@@ -116,15 +116,15 @@ impl<'a> Input<'a> {
         self.given.keys().any(|path| path != key && is_within(path, table))
     }
 
-    /// What was set, or the default.
+    /// The value that was set, or the default.
     pub(super) fn get_if_any<T: Typed>(&mut self, path: &str) -> Option<T> {
         let given = self.given.get(path).cloned();
         let given = given.or_else(|| keys::at(path).and_then(|key| key.default_value()));
-        self.holds.insert(path.to_owned(), given.clone());
+        self.in_force.insert(path.to_owned(), given.clone());
         given.and_then(T::of)
     }
 
-    /// What was set, or the default, of a key that has one.
+    /// The value that was set, or the default, of a key that has a default.
     pub(super) fn get<T: Typed + Default>(&mut self, path: &str) -> T {
         self.get_or(path, T::default())
     }
@@ -133,8 +133,8 @@ impl<'a> Input<'a> {
         self.get_or(path, SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// `otherwise` stands in for a default that the table of keys lacks. That is a mistake of this program, which any test
-    /// that reads the key shows.
+    /// `otherwise` replaces a default that is missing in the table of keys. That would be a bug, which any test that reads
+    /// the key shows.
     fn get_or<T: Typed>(&mut self, path: &str, otherwise: T) -> T {
         self.get_if_any(path).unwrap_or_else(|| {
             self.refuse(path, "has no default of its type in the table of keys");
@@ -142,27 +142,27 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// The value of the word that was set, or of the default. The table of keys has refused other words than these; were one
-    /// missing here, it would be `otherwise`.
+    /// The value for the word that was set, or for the default. The table of keys has refused all other words; a word that is
+    /// missing here would be `otherwise`.
     pub(super) fn choice<T: Copy>(&mut self, path: &str, otherwise: T, words: &[(&str, T)]) -> T {
         let word: String = self.get(path);
         words.iter().find(|(name, _)| *name == word).map_or(otherwise, |(_, value)| *value)
     }
 
-    /// What holds for a key, where its table does not say it as it was read: `None` if the key does not matter here.
-    pub(super) fn holds(&mut self, path: &str, given: Option<Given>) {
-        self.holds.insert(path.to_owned(), given);
+    /// Sets the value in force of a key, if it differs from the value that was read. `None`: the key does not matter here.
+    pub(super) fn set_in_force(&mut self, path: &str, given: Option<Given>) {
+        self.in_force.insert(path.to_owned(), given);
     }
 
-    /// What holds for a key. `None` if nothing asked for it; `Some(None)` if it is not set.
-    pub(super) fn held(&self, path: &str) -> Option<Option<&Given>> {
-        self.holds.get(path).map(Option::as_ref)
+    /// The value in force of a key. `None` if nothing has read it; `Some(None)` if it is not set.
+    pub(super) fn in_force(&self, path: &str) -> Option<Option<&Given>> {
+        self.in_force.get(path).map(Option::as_ref)
     }
 
-    /// Everything that is wrong.
+    /// All errors.
     pub(super) fn into_errors(mut self) -> Vec<ConfigError> {
         for path in std::mem::take(&mut self.empty) {
-            // Unless something more fitting was said.
+            // Unless there is a more specific error.
             if !self.errors.iter().any(|error| error.key == spell(&path)) {
                 self.fail(&path, "is empty; write a value, or remove the key");
             }
@@ -175,7 +175,7 @@ fn is_within(path: &str, table: &str) -> bool {
     path.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// Of which values a type is made.
+/// Reads a type from a value.
 macro_rules! typed {
     ($($type:ty: $given:pat => $value:expr,)*) => {$(
         impl Typed for $type {

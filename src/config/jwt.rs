@@ -1,4 +1,4 @@
-//! `[auth.jwt]`: what tokens are checked with. Files that it names are read when the gateway is built.
+//! `[auth.jwt]`: how tokens are checked. Files that it names are read when the gateway is built.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,47 +20,47 @@ const LEEWAY: &str = "auth.jwt.leeway";
 const CLAIM: &str = "auth.jwt.claim";
 const UNTIL: &str = "auth.jwt.until";
 
-/// Bytes of a shared secret: as many as HS256's hash has (RFC 7518, section 3.2). With fewer, whoever has one token can
-/// try secrets until one makes its signature, without asking anyone.
+/// The least bytes of a shared secret: as many as HS256's hash has (RFC 7518, section 3.2). With fewer, an attacker who
+/// has one token can guess the secret offline.
 const SECRET_BYTES: usize = 32;
 
 /// `[auth.jwt]`: JSON Web Tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Jwt {
-    /// `secret`, `public_key` or `jwks_url`.
+    /// The key: `secret`, `public_key` or `jwks_url`.
     pub keys: JwtKeys,
     /// `algorithm`. `None`: the usual one of each key.
     pub algorithm: Option<Algorithm>,
-    /// `audience`: of which `aud` must name one. Empty: no token may name any.
+    /// `audience`: `aud` must name one of these. Empty: a token must not name any.
     pub audience: Vec<String>,
-    /// `issuer`: of which `iss` must name one. Empty: any.
+    /// `issuer`: `iss` must be one of these. Empty: any.
     pub issuer: Vec<String>,
     /// `leeway`: how far clocks may differ, in whole seconds.
     pub leeway: Duration,
-    /// `claim`: where grants are, as a JSON pointer.
+    /// `claim`: the claim with the grants, as a JSON pointer.
     pub claim: String,
-    /// `until`: where it says until when a stream may last, as a JSON pointer.
+    /// `until`: the claim that says until when a stream may last, as a JSON pointer.
     pub until: String,
     /// `until_limit`: how long a stream may last by that claim.
     pub until_limit: Duration,
-    /// `mercure`: whether Mercure's claims grant too.
+    /// `mercure`: whether Mercure's claims are read too.
     pub mercure: bool,
-    /// `centrifugo`: whether Centrifugo's do.
+    /// `centrifugo`: whether Centrifugo's claims are read too.
     pub centrifugo: bool,
 }
 
-/// What tokens are checked with.
+/// The source of the key that checks tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JwtKeys {
-    /// `auth.jwt.secret`: shared with who signs.
+    /// `auth.jwt.secret`: shared with the issuer of the tokens.
     Secret(Secret),
     /// `auth.jwt.public_key`: path of a PEM file.
     PublicKey(PathBuf),
-    /// Where a set of keys is served.
+    /// The URL of a key set.
     Jwks {
         /// `auth.jwt.jwks_url`. Secret because a query may hold a key.
         url: Secret,
-        /// `auth.jwt.jwks_refresh`: how often it is fetched anew.
+        /// `auth.jwt.jwks_refresh`: how often it is fetched again.
         refresh: Duration,
     },
 }
@@ -125,7 +125,7 @@ fn keys(input: &mut Input<'_>) -> Option<JwtKeys> {
 fn check_secret(input: &mut Input<'_>, Secret(secret): &Secret) {
     if secret.contains("-----BEGIN ") {
         let problem =
-            "is a key in PEM, and what is public is no secret; write its path in auth.jwt.public_key";
+            "is a key in PEM, and a public key is not a secret; write its path in auth.jwt.public_key";
         input.refuse(SECRET, problem);
     } else if secret.len() < SECRET_BYTES {
         let problem = format!(
@@ -141,21 +141,21 @@ fn check_url(input: &mut Input<'_>, Secret(text): &Secret) {
     if let Err(problem) = url::http(text) {
         input.refuse(JWKS_URL, problem);
     } else if url::is_plain_and_far(text) {
-        // Whoever can change the answer on its way can sign tokens for everyone.
+        // Anyone who can change the answer on its way could sign tokens for everyone.
         let problem =
             "is http:// to another machine, and keys must not be changed on their way; write https://";
         input.refuse(JWKS_URL, problem);
     }
 }
 
-/// A secret has its algorithm here; those of public keys depend on keys that are not read yet.
+/// A secret has its algorithm here; the algorithm of a public key depends on the key, which is not read yet.
 fn algorithm(input: &mut Input<'_>, keys: &JwtKeys) -> Option<Algorithm> {
     let shared = matches!(keys, JwtKeys::Secret(_));
     let Some(word) = input.get_if_any::<String>(ALGORITHM) else {
-        input.holds(ALGORITHM, shared.then(|| Given::Text("HS256".into())));
+        input.set_in_force(ALGORITHM, shared.then(|| Given::Text("HS256".into())));
         return shared.then_some(Algorithm::HS256);
     };
-    // The table of keys names those that there are.
+    // The table of keys has refused unknown algorithms.
     let algorithm: Algorithm = word.parse().ok()?;
     if shared != (algorithm.family() == AlgorithmFamily::Hmac) {
         let problem = if shared {
@@ -168,7 +168,7 @@ fn algorithm(input: &mut Input<'_>, keys: &JwtKeys) -> Option<Algorithm> {
     Some(algorithm)
 }
 
-/// Names of which a token must have one. A list that came out empty would ask for none of them.
+/// Names of which a token must have one. An empty list is refused, because it would require none.
 fn accepted(input: &mut Input<'_>, path: &str) -> Vec<String> {
     let Some(names) = input.get_if_any::<Vec<String>>(path) else { return vec![] };
     if names.is_empty() || names.iter().any(String::is_empty) {
@@ -182,13 +182,13 @@ fn claim(input: &mut Input<'_>) -> String {
     pointer_at(input, CLAIM, written)
 }
 
-/// Beside the grants, unless another place is named.
+/// Next to the grants, unless another place is configured.
 fn until(input: &mut Input<'_>, claim: &str) -> String {
     if let Some(written) = input.get_if_any(UNTIL) {
         return pointer_at(input, UNTIL, written);
     }
     let beside = format!("{claim}/until");
-    input.holds(UNTIL, Some(Given::Text(beside.clone())));
+    input.set_in_force(UNTIL, Some(Given::Text(beside.clone())));
     beside
 }
 
@@ -200,11 +200,11 @@ fn pointer_at(input: &mut Input<'_>, path: &str, written: String) -> String {
         input.refuse(path, problem);
         return written;
     };
-    input.holds(path, Some(Given::Text(claim.clone())));
+    input.set_in_force(path, Some(Given::Text(claim.clone())));
     claim
 }
 
-/// The JSON pointer to a claim. Its name may hold anything: some identity providers allow only URLs.
+/// The JSON pointer to a claim. The name may have any characters: some identity providers allow only URLs.
 fn pointer(claim: &str) -> Option<String> {
     match claim {
         "" => None,

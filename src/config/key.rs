@@ -1,4 +1,4 @@
-//! One key of the configuration, as the table in `keys.rs` has it. It says all there is to say about a key, and does nothing.
+//! One key of the configuration, as the table in `keys.rs` describes it. It is only data.
 
 use std::time::Duration;
 
@@ -7,30 +7,30 @@ use self::Kind::{Count, Size};
 /// A key.
 #[derive(Debug)]
 pub(super) struct Key {
-    /// Dotted; the keys of a rule begin with `topics.`, without the number of the rule.
+    /// The path, with dots; the keys of a rule begin with `topics.`, without the number of the rule.
     pub(super) path: &'static str,
     pub(super) kind: Kind,
-    /// As people write it. `None`: not set, or another setting decides.
+    /// The default, as people write it. `None`: not set, or it depends on another setting.
     pub(super) default: Option<&'static str>,
-    /// Whether a change waits for a restart.
+    /// Whether a change takes effect only after a restart.
     pub(super) needs_restart: bool,
-    /// What it is for, in one sentence.
+    /// Its purpose, in one sentence.
     pub(super) about: &'static str,
 }
 
-/// What may be written, with the bounds that are part of it.
+/// The kind of its value, with its bounds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Kind {
     Text,
-    /// Text that is never shown, and around which white space is a fault.
+    /// Text that is never shown, and that must not have white space around it.
     Secret,
-    /// Text that is shown without a user, a password or a query.
+    /// Text that is shown without a user, a password and a query.
     Url,
     /// The path of a file.
     Path,
     /// An address and a port.
     Address,
-    /// Texts; as one text, with commas between.
+    /// A list of texts; as one text, it is separated by commas.
     List,
     /// True or false.
     Flag,
@@ -59,13 +59,13 @@ pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// No bound of ours is sensible beyond it, and timers overflow far beyond it.
+/// The largest duration: more is not useful for any key, and timers overflow far beyond it.
 pub(super) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A count above it is a typing error, and more than some tables can be made for.
+/// The largest count: more is a typing error, and too many for some tables.
 pub(super) const COUNT: Kind = Count { min: 1, max: 1_000_000_000 };
 
-/// A size of which no maximum is sensible.
+/// A size without a maximum.
 pub(super) const SIZE: Kind = size(1, 1024 * GIB);
 
 /// A duration that may be zero.
@@ -97,8 +97,8 @@ impl Key {
         Key { default: Some(default), ..self }
     }
 
-    /// Whether its value has parts: a list, or a table.
-    pub(super) fn holds_several(&self) -> bool {
+    /// Whether its value is a list or a table.
+    pub(super) fn has_parts(&self) -> bool {
         matches!(self.kind, Kind::List | Kind::Named(_))
     }
 

@@ -1,6 +1,6 @@
-//! The table of keys: the one place where a key, its kind, its bounds, its default and its meaning are written. What is
-//! read, checked, shown and kept until a restart is derived from it. To add a key, add a line here, a field where its table is
-//! read, and its line in config/topicgate.toml and docs/configuration.md, which tests hold to this table.
+//! The table of keys: the only place that has a key's kind, bounds, default and purpose. Reading, checking, showing and
+//! keeping values until a restart all use it. To add a key, add a line here, a field where its table is read, and its
+//! line in config/topicgate.toml and docs/configuration.md; tests compare these with this table.
 
 use std::collections::BTreeSet;
 
@@ -65,7 +65,7 @@ pub(super) const KEYS: &[Key] = &[
     key("broker.cluster", Flag, "Redis Cluster: whether broker.url lists nodes of one.")
         .default("false")
         .restart(),
-    // Whoever subscribes waits for it, and for at most eight seconds in all.
+    // A subscriber waits for this time, and for at most eight seconds in total.
     key(
         "broker.settle",
         seconds(0, 5),
@@ -76,7 +76,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "broker.jetstream.domain",
         Text,
-        "NATS: the JetStream domain that has the streams and buckets; not set: that of the server.",
+        "NATS: the JetStream domain that has the streams and buckets; not set: the server's own.",
     )
     .restart(),
     key(
@@ -90,20 +90,20 @@ pub(super) const KEYS: &[Key] = &[
     key("broker.tls.cert", Path, "The gateway's own certificate, PEM, if the broker requires one.").restart(),
     key("broker.tls.key", Path, "The key of that certificate, PEM.").restart(),
     key("streams.heartbeat", SECONDS, "The silence after which a stream gets a comment.").default("15s"),
-    // Under half a second browsers reconnect in a hot loop; over an hour nobody waits.
+    // Below half a second, browsers reconnect in a busy loop; nobody waits for more than an hour.
     key(
         "streams.retry",
         millis(500, 3_600_000),
         "How long readers wait before they reconnect, 50 % to 150 % of this.",
     )
     .default("3s"),
-    key("streams.write_timeout", SECONDS, "How long a reader may take nothing before it is cut off.")
+    key("streams.write_timeout", SECONDS, "How long a reader may read nothing before it is cut off.")
         .default("30s"),
     key("streams.max_age", SECONDS, "The age at which a stream is asked to reconnect; not set: never."),
     key(
         "streams.compress",
         Flag,
-        "Whether streams are compressed (gzip) for readers that accept it, where a rule says nothing else.",
+        "Whether streams are compressed (gzip) for readers that accept it, unless a rule says otherwise.",
     )
     .default("false"),
     key("limits.streams", COUNT, "Streams open at once.").default("10000"),
@@ -114,7 +114,7 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.new_topics_per_second", COUNT, "Topics that are not held yet, per second and address.")
         .default("1000"),
     key("limits.publishes_per_second", COUNT, "Published messages per second and address.").default("5000"),
-    // With less, one large message would take minutes.
+    // With a lower rate, one large message would take minutes.
     key("limits.resume_bytes", size(64 * KIB, 1024 * 1024 * MIB), "Bytes of replay per second and address.")
         .default("8MiB"),
     key("limits.connections", COUNT, "Connections open at once, including streams.")
@@ -156,7 +156,7 @@ pub(super) const KEYS: &[Key] = &[
     key("auth.jwt.secret", Secret, "A secret of at least 32 bytes that is shared with the signer of tokens."),
     key("auth.jwt.public_key", Path, "The path of the public key that checks tokens, PEM."),
     key("auth.jwt.jwks_url", Url, "The URL of the key set (JWKS) that checks tokens."),
-    // Longer than a day, and a key that was withdrawn would still let callers in.
+    // With more than a day, a withdrawn key would be accepted for too long.
     key("auth.jwt.jwks_refresh", seconds(10, 24 * 3600), "How often the key set is fetched.").default("5m"),
     key("auth.jwt.algorithm", ALGORITHM, "The algorithm of tokens; not set: the usual one of the key."),
     key(
@@ -165,17 +165,17 @@ pub(super) const KEYS: &[Key] = &[
         "The audiences of which a token must name one; not set: a token may name none.",
     ),
     key("auth.jwt.issuer", List, "The issuers of which a token must name one; not set: any."),
-    // More than clocks differ, and short beside the life of a token.
+    // Clocks differ by less, and tokens are valid for much longer.
     key("auth.jwt.leeway", seconds(0, 300), "How far clocks may differ, in whole seconds.").default("30s"),
-    key("auth.jwt.claim", Text, "The claim that holds the grants; a JSON pointer for one further in.")
+    key("auth.jwt.claim", Text, "The claim that holds the grants, or a JSON pointer to a nested one.")
         .default("topicgate"),
     key(
         "auth.jwt.until",
         Text,
-        "The claim that says until when a stream may last, a JSON pointer for one further in; not set: until, beside the \
+        "The claim that says until when a stream may last, or a JSON pointer to a nested one; not set: until, beside the \
          grants.",
     ),
-    // A token cannot be revoked one by one, and this is how long it holds.
+    // Tokens cannot be revoked individually, so this is how long one remains usable.
     key(
         "auth.jwt.until_limit",
         DURATION,
@@ -187,7 +187,7 @@ pub(super) const KEYS: &[Key] = &[
     key("auth.forward.url", Url, "The URL of the backend that is asked about callers without a token."),
     key("auth.forward.timeout", millis(100, 60_000), "How long the backend may take to answer.")
         .default("5s"),
-    // Longer than that, a caller who was shut out would be let in for too long.
+    // With more, a caller whose permission was withdrawn would be admitted for too long.
     key(
         "auth.forward.cache",
         seconds(0, 60),

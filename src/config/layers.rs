@@ -1,7 +1,8 @@
-//! Gathers what was set where, lays it in layers and remembers the origin of every value: built-in defaults, a file,
-//! the environment, flags; later wins.
+//! Gathers the settings of all sources and records the origin of every value. Built-in defaults, the file, the
+//! environment and flags are merged in this order; later sources win.
 //!
-//! Nothing here knows what a value means, only which keys may hold several: their variables may be written in TOML. The environment is an argument, so that tests need not change that of the process.
+//! This file does not know the meaning of a value, only which keys have lists or tables: their variables may be written in
+//! TOML. The environment is an argument, so that tests need not change the environment of the process.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -19,8 +20,8 @@ pub(super) const FILE: &str = "topicgate.toml";
 
 pub(super) const PREFIX: &str = "TOPICGATE_";
 
-/// The environment variable that has the token of `sub`, `pub` and `doctor`. No setting: whoever keeps it in a shell can
-/// still run the other commands there.
+/// The environment variable with the token for `sub`, `pub` and `doctor`. It is not a setting, so the other commands run
+/// in a shell that has it.
 pub const CLIENT_TOKEN: &str = "TOPICGATE_TOKEN";
 
 /// Where settings come from. Later ones override earlier ones: built-in defaults, the file, the environment, flags.
@@ -49,7 +50,7 @@ impl Sources {
         let mut errors = vec![];
         let file = match std::fs::read_to_string(path) {
             Ok(text) => Some((name, text)),
-            // A link that leads nowhere is a file that somebody meant to be there.
+            // A dangling link counts as a file, because somebody meant it to exist.
             Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() && !path.is_symlink() => None,
             Err(error) => {
                 let problem = format!("cannot be read: {error}; name a file that can be, with --config");
@@ -75,14 +76,14 @@ impl Sources {
     }
 }
 
-/// All sources as one tree, of which every value still knows its origin.
+/// All sources as one tree, in which every value has its origin.
 pub(super) struct Layers {
     figment: Figment,
     /// The outermost table.
     pub(super) values: Value,
-    /// Environment variables that are set and empty.
+    /// Environment variables that are set to an empty text.
     pub(super) unset: Vec<String>,
-    /// The name of the file, and what it alone sets.
+    /// The name of the file, and its values alone.
     file: Option<(String, Dict)>,
 }
 
@@ -112,7 +113,7 @@ impl Layers {
             if variable == CLIENT_TOKEN || is_service_link(name, text) {
                 continue;
             }
-            // Compose files and charts write "not set" like this; or it is a slip, which is warned of.
+            // Compose files and charts write "not set" like this. It may also be a mistake, so there is a warning.
             if text.trim().is_empty() {
                 unset.push(variable.clone());
                 continue;
@@ -137,13 +138,13 @@ impl Layers {
         }
     }
 
-    /// Where the value at `path` came from; if it was not set, where the table around it came from.
+    /// The origin of the value at `path`; if it was not set, the origin of the table around it.
     pub(super) fn origin(&self, path: &str) -> String {
         let known = self.way(path).last().and_then(|value| self.name(value));
         known.unwrap_or_else(|| "built-in default".to_owned())
     }
 
-    /// Where the value at `path` came from, if it was set.
+    /// The origin of the value at `path`, if it was set.
     pub(super) fn origin_of_set(&self, path: &str) -> Option<String> {
         self.way(path).nth(path.split('.').count() - 1).and_then(|value| self.name(value))
     }
@@ -153,7 +154,7 @@ impl Layers {
         self.file.is_some()
     }
 
-    /// The name of the file and what it sets at `path`, if a later source sets something else there.
+    /// The name of the file and its value at `path`, if a later source sets another value there.
     pub(super) fn overridden(&self, path: &str) -> Option<(&str, &Value)> {
         let (name, values) = self.file.as_ref()?;
         let mut segments = path.split('.');
@@ -163,7 +164,7 @@ impl Layers {
         (in_force != written).then_some((name, written))
     }
 
-    /// The values on the way to `path`, as far as there are any.
+    /// The values along `path`, as far as they exist.
     fn way(&self, path: &str) -> impl Iterator<Item = &Value> {
         let mut value = &self.values;
         path.split('.').map_while(move |segment| {
@@ -181,7 +182,7 @@ impl Layers {
     }
 }
 
-/// One source, or one variable or flag of it, under the name that errors give it.
+/// One source, or one variable or flag of it, with its name in errors.
 struct Layer {
     name: String,
     values: Dict,
@@ -212,11 +213,11 @@ fn path_of(name: &str) -> String {
     name.to_lowercase().replace("__", ".")
 }
 
-/// The tree with what a variable sets: lists and tables may be written as in a file. `name` is without the prefix.
+/// The tree of a variable: lists and tables may be written as in a file. `name` is without the prefix.
 fn of_variable(name: &str, text: &str) -> Result<Dict, &'static str> {
     let path = path_of(name);
     let is_table = path == "topics" || keys::is_table(&path);
-    if is_table || keys::at(&path).is_some_and(Key::holds_several) {
+    if is_table || keys::at(&path).is_some_and(Key::has_parts) {
         let first = text.trim_start().chars().next();
         let is_toml = if path == "topics" { true } else { matches!(first, Some('[' | '{')) };
         let value = toml(&format!("it = {text}")).ok().and_then(|mut values| values.remove("it"));
@@ -237,7 +238,7 @@ fn of_variable(name: &str, text: &str) -> Result<Dict, &'static str> {
     Ok(nested(&path, text))
 }
 
-/// Rules as they stand in a file, each under its heading.
+/// Rules as in a file, each under its heading.
 fn rules(text: &str) -> Result<Dict, &'static str> {
     let values =
         toml(text).ok().filter(|values| values.keys().all(|key| key == "topics") && !values.is_empty());
@@ -253,8 +254,8 @@ fn nested(path: &str, value: impl Into<Value>) -> Dict {
     segments.into_iter().rev().fold(leaf, |inner, key| Dict::from([(key.to_owned(), Value::from(inner))]))
 }
 
-/// Kubernetes tells every container of the services around it: a service called `topicgate` becomes
-/// `TOPICGATE_SERVICE_HOST`, `TOPICGATE_PORT=tcp://…`, `TOPICGATE_PORT_8080_TCP_ADDR`. Nobody wrote those for us.
+/// Kubernetes sets variables in every container for the services of its namespace: for a service called `topicgate`,
+/// `TOPICGATE_SERVICE_HOST`, `TOPICGATE_PORT=tcp://…` and `TOPICGATE_PORT_8080_TCP_ADDR`. They are not settings.
 fn is_service_link(name: &str, text: &str) -> bool {
     if name.contains("__") {
         return false;

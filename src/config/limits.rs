@@ -1,11 +1,11 @@
-//! `[limits]`: what is bounded, for everyone and for each client.
+//! `[limits]`: the limits of the process, and of each client.
 
 use std::time::Duration;
 
 use super::input::Input;
 use super::value::{Given, bytes};
 
-/// What `limits.connections_per_address` is at least, where it is not set.
+/// The least value of `limits.connections_per_address` if it is not set.
 const LEAST_CONNECTIONS: usize = 2000;
 
 /// `[limits]`.
@@ -13,21 +13,21 @@ const LEAST_CONNECTIONS: usize = 2000;
 pub struct Limits {
     /// Open streams.
     pub streams: usize,
-    /// Open streams of one client address; of IPv6, of one /64.
+    /// Open streams of one client address; for IPv6, of one /64.
     pub streams_per_address: usize,
     /// Open streams of one token subject.
     pub streams_per_subject: usize,
     /// Streams that one address may open in a second, on average.
     pub opens_per_second: usize,
-    /// Topics and patterns that nobody read before, and that one address may ask for in a second, on average.
+    /// New topics and patterns that one address may request in a second, on average.
     pub new_topics_per_second: usize,
     /// Messages that one address may publish in a second, on average.
     pub publishes_per_second: usize,
-    /// Bytes that one address is sent in a second of what it missed, on average.
+    /// Bytes of replay that one address receives in a second, on average.
     pub resume_bytes: u64,
-    /// Open connections, streams among them.
+    /// Open connections, including those of streams.
     pub connections: usize,
-    /// Open connections of one client address; of IPv6, of one /64. Those of trusted proxies are not counted.
+    /// Open connections of one client address; for IPv6, of one /64. Connections of trusted proxies do not count.
     pub connections_per_address: usize,
     /// Topics and patterns held at once.
     pub topics: usize,
@@ -39,7 +39,7 @@ pub struct Limits {
     pub topic_length: usize,
     /// Bytes of a payload, published or received.
     pub message: u64,
-    /// Bytes of all requests to publish that are under way, with their bodies as far as they have arrived.
+    /// Bytes of all publish requests in progress, with the part of their bodies that has arrived.
     pub bodies: u64,
     /// Bytes of all replay buffers together.
     pub buffer: u64,
@@ -101,11 +101,11 @@ impl Limits {
     }
 }
 
-/// Whoever lets an address have more streams lets it have the connections for them: on HTTP/1, one for each.
+/// If an address may have more streams, it may have the connections for them: on HTTP/1, one for each.
 fn connections_per_address(input: &mut Input<'_>, streams: usize) -> usize {
     const KEY: &str = "limits.connections_per_address";
     let connections =
         input.get_if_any(KEY).unwrap_or_else(|| streams.saturating_mul(2).max(LEAST_CONNECTIONS));
-    input.holds(KEY, Some(Given::Count(connections)));
+    input.set_in_force(KEY, Some(Given::Count(connections)));
     connections
 }

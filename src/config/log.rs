@@ -1,4 +1,4 @@
-//! `[log]`: which lines are written, and how.
+//! `[log]`: the level and the format of the log.
 
 use tracing_subscriber::filter::Targets;
 
@@ -10,16 +10,16 @@ use super::input::Input;
 pub struct Log {
     /// A level, or a filter such as `info,topicgate=debug`.
     pub level: String,
-    /// Lines for people or for machines.
+    /// The format: text for people, or JSON for machines.
     pub format: LogFormat,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One line of text an event.
+    /// One line of text per event.
     Text,
-    /// One JSON object an event.
+    /// One JSON object per event.
     Json,
 }
 
@@ -30,8 +30,8 @@ impl Log {
     }
 }
 
-/// `EnvFilter` and `Targets` take a misspelt level for the name of a crate, and then log all of that crate or
-/// nothing; so levels are checked by name here.
+/// `EnvFilter` and `Targets` would take a misspelt level for the name of a crate, and log all of that crate or nothing.
+/// So levels are checked by name here.
 fn level(input: &mut Input<'_>) -> String {
     const KEY: &str = "log.level";
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

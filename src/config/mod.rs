@@ -1,16 +1,17 @@
-//! Configuration: what may be set, and its defaults.
+//! Configuration: the settings and their defaults.
 //!
-//! Once a [`Config`] exists, nothing in it can be wrong. This is how one comes about, each file knowing only those before it:
+//! Once a [`Config`] exists, nothing in it can be wrong. These files create one; each knows only those before it:
 //!
-//! - `keys.rs` is the table of keys: path, kind, bounds, default, meaning. All below derive from it. `key.rs` is a line of it,
-//!   `value.rs` reads one value by it.
-//! - `layers.rs` lays the sources over each other and remembers origins. `tree.rs` reads them by the table of keys, and
-//!   `input.rs` has the outcome: values by key, and what is wrong.
-//! - Each table of the file has its own: `admin.rs`, `broker.rs`, `streams.rs`, `limits.rs`, `proxies.rs`, `auth.rs` (with `jwt.rs`
-//!   and `forward.rs`), `cors.rs`, `tls.rs`, `log.rs`, `traces.rs`, `rule.rs` (with `access.rs`, `source.rs` and `replay.rs`): the type,
-//!   and the checks that need more than one value. `parse.rs` puts them together.
-//! - `advice.rs` says what is allowed but unwise, `explain.rs` says in words what would happen, `settings.rs` lists every value
-//!   with its origin, `schema.rs` describes the file to editors, `restart.rs` keeps what cannot change while it runs.
+//! - `keys.rs` is the table of keys: path, kind, bounds, default, purpose. All files below use it. `key.rs` is the type of
+//!   its lines, and `value.rs` reads one value by it.
+//! - `layers.rs` merges the sources and records the origins. `tree.rs` reads them by the table of keys, and `input.rs` has
+//!   the result: values by key, and errors.
+//! - Each table of the configuration has a file with its type and the checks that need more than one value: `admin.rs`,
+//!   `broker.rs`, `streams.rs`, `limits.rs`, `proxies.rs`, `auth.rs` (with `jwt.rs` and `forward.rs`), `cors.rs`, `tls.rs`,
+//!   `log.rs`, `traces.rs`, `rule.rs` (with `access.rs`, `source.rs` and `replay.rs`). `parse.rs` combines them.
+//! - `advice.rs` warns of settings that are valid but unwise, `explain.rs` explains a configuration in words, `settings.rs`
+//!   lists every value with its origin, `schema.rs` describes the file to editors, and `restart.rs` keeps the values that
+//!   cannot change in a running process.
 //!
 //! Nothing here opens a file that a setting names, or a socket.
 
@@ -80,23 +81,23 @@ pub use self::url::{BrokerKind, is_loopback, masked};
 /// `config/topicgate.toml` in the source explains every key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// `listen`: where browsers connect.
+    /// `listen`: the address for browsers.
     #[doc(hidden)]
     pub listen: SocketAddr,
-    /// `hosts`: names that a request's `Host` may carry, without port, in lower case. Empty: any, but only loopback
-    /// names while `listen` is loopback.
+    /// `hosts`: names that a request's `Host` may have, without port, in lower case. Empty: any name, but only loopback
+    /// names if `listen` is loopback.
     #[doc(hidden)]
     pub hosts: Vec<String>,
     /// `base_path`: the path below which browsers reach the gateway, without a slash at its end. Empty: none.
     #[doc(hidden)]
     pub base_path: String,
-    /// Whether nobody wrote a rule, and everyone may use the embedded broker all the same: on a loopback address, or by `demo`.
+    /// Whether the demo is on: without rules, everyone may use the embedded broker on a loopback address, or if `demo` is set.
     #[doc(hidden)]
     pub is_demo: bool,
-    /// Whether it is the demo, and there is no file and nothing of `[broker]` or `[auth]` either: the page shows five uses live.
+    /// Whether the page shows the first look, five live uses: for the demo without a file and without `[broker]` and `[auth]`.
     #[doc(hidden)]
     pub has_first_look: bool,
-    /// `drain`: how long open streams are given to be closed in batches after SIGTERM.
+    /// `drain`: the time in which open streams are closed in batches after SIGTERM.
     #[doc(hidden)]
     pub drain: Duration,
     /// `[admin]`.
@@ -105,7 +106,7 @@ pub struct Config {
     /// `[broker]`.
     #[doc(hidden)]
     pub broker: Broker,
-    /// `[[topics]]`: what is exposed, first match wins.
+    /// `[[topics]]`: the rules; the first match wins.
     #[doc(hidden)]
     pub topics: Vec<Rule>,
     /// `[streams]`.
@@ -132,13 +133,13 @@ pub struct Config {
     /// `[traces]`. `None`: nothing is traced.
     #[doc(hidden)]
     pub traces: Option<Traces>,
-    /// Environment variables that are there and empty, and so count as not set.
+    /// Environment variables that are empty, and so count as not set.
     #[doc(hidden)]
     pub unset: Vec<String>,
-    /// Addresses of the file that a later source overrides, each in a sentence.
+    /// Addresses in the file that a later source overrides, each as a sentence.
     #[doc(hidden)]
     pub overridden: Vec<String>,
-    /// All of it once more, with where each value came from, for people.
+    /// The same settings with their origins, for people.
     #[doc(hidden)]
     pub origins: Origins,
 }

@@ -1,4 +1,4 @@
-//! Names of which other standards say the form.
+//! Names whose form other standards define.
 
 use ::url::Host;
 
@@ -9,7 +9,7 @@ use super::value::Given;
 pub(super) fn hosts(input: &mut Input<'_>, key: &str) -> Vec<String> {
     let mut hosts = vec![];
     for name in input.get::<Vec<String>>(key) {
-        // `Host::parse` takes a port for a part of the name and says little; this says more.
+        // `Host::parse` takes a port for a part of the name, and its error is vague; this one is precise.
         match Host::parse(&name) {
             Ok(host) if !name.is_empty() => hosts.push(host.to_string()),
             _ => input.refuse(
@@ -20,7 +20,7 @@ pub(super) fn hosts(input: &mut Input<'_>, key: &str) -> Vec<String> {
             ),
         }
     }
-    input.holds(key, Some(Given::List(hosts.clone())));
+    input.set_in_force(key, Some(Given::List(hosts.clone())));
     hosts
 }
 
@@ -42,7 +42,7 @@ pub(super) fn base_path(input: &mut Input<'_>, key: &str) -> String {
             "is not a path; write it with a slash before each segment, of letters, digits and -._~: /events";
         input.refuse(key, format!("{given:?} {what}"));
     }
-    input.holds(key, Some(Given::Text(path.into())));
+    input.set_in_force(key, Some(Given::Text(path.into())));
     path.to_owned()
 }
 

@@ -1,4 +1,4 @@
-//! An entry of `cors.origins`: how it may be written, and which pages it admits.
+//! An entry of `cors.origins`: its form, and the pages that it admits.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ impl Origin {
         let Some((scheme, rest)) = text.split_once("*.").filter(|(scheme, _)| scheme.ends_with("://")) else {
             return exact(text).map(Origin::Exact);
         };
-        // What is below the domain is an origin like any other, in the same form and with the same faults.
+        // The part after the wildcard must have the form of an origin, so it is checked as one.
         exact(&format!("{scheme}any.{rest}")).map_err(|problem| problem.replacen("any.", "*.", 1))?;
         let domain = rest.split_once(':').map_or(rest, |(domain, _)| domain);
         match domain.split('.').filter(|label| !label.is_empty()).count() {
@@ -43,14 +43,14 @@ impl Origin {
         }
     }
 
-    /// Whether a page of `origin`, as a browser sent it, is let in.
+    /// Whether it admits a page of `origin`, as a browser sent it.
     pub fn admits(&self, origin: &str) -> bool {
         match self {
             Origin::Any => true,
             Origin::Exact(exact) => exact == origin,
             Origin::Subdomains { scheme, rest } => {
                 let name = origin.strip_prefix(&**scheme).and_then(|host| host.strip_suffix(&**rest));
-                // Names in DNS have no other characters. The URL standard takes more, none of which is worth the doubt.
+                // Names in DNS have no other characters. The URL standard accepts more, which are not needed here.
                 let is_label = |label: &str| {
                     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
                     !label.is_empty() && label.bytes().all(allowed)
@@ -84,7 +84,11 @@ fn exact(text: &str) -> Result<String, String> {
         );
     }
     let exact = format!("{}://{host}{port}", url.scheme());
-    if exact == text { Ok(exact) } else { Err(format!("is never what a browser sends; write {exact}")) }
+    if exact == text {
+        Ok(exact)
+    } else {
+        Err(format!("is not the form in which browsers send it; write {exact}"))
+    }
 }
 
 #[cfg(test)]

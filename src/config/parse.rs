@@ -1,4 +1,5 @@
-//! From what was set to a [`Config`] that cannot be wrong. Each table is read by its own file; what needs two tables is here.
+//! Creates a [`Config`] from the settings, and checks it completely. Each table is read by its own file; checks that need
+//! two tables are here.
 
 use std::net::SocketAddr;
 
@@ -24,17 +25,17 @@ use super::url::BrokerKind;
 use super::value::Given;
 use super::{Config, tree};
 
-/// The environment variable of the one key that is not left out by setting it to nothing: the embedded broker would run.
+/// The only environment variable that must not be empty: as "not set" it would mean the embedded broker.
 const BROKER_URL: &str = "TOPICGATE_BROKER__URL";
 
 impl Config {
-    /// Lays the sources over the built-in defaults and checks the whole.
+    /// Merges the sources with the built-in defaults, and checks the result.
     ///
     /// # Errors
-    /// Everything that is wrong, not only the first.
+    /// All errors, not only the first.
     ///
     /// # Examples
-    /// As the binary does it: from `topicgate.toml`, if there is one, and the environment.
+    /// As the binary does: from `topicgate.toml`, if it exists, and the environment.
     ///
     /// ```
     /// use topicgate::{Config, Sources};
@@ -50,7 +51,7 @@ impl Config {
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
     }
 
-    /// Lays the text of a configuration file over the built-in defaults. Reads no file and no environment variable.
+    /// Merges the text of a configuration file with the built-in defaults. Reads no file and no environment variable.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -69,7 +70,7 @@ impl Config {
     }
 }
 
-/// What holds where nothing is set. `config/topicgate.toml` says the same with explanations; a test compares them.
+/// The defaults. `config/topicgate.toml` has the same with explanations; a test compares them.
 impl Default for Config {
     fn default() -> Self {
         // With nothing set, nothing is wrong.
@@ -77,11 +78,11 @@ impl Default for Config {
     }
 }
 
-/// Checks everything and reports everything; the configuration is of use only if nothing was reported.
+/// Checks everything and reports all errors; the configuration can be used only if there is none.
 fn read(layers: &Layers) -> (Config, Vec<ConfigError>) {
     let mut input = tree::read(layers);
     if !input.is_set("broker.url") && layers.unset.iter().any(|variable| variable == BROKER_URL) {
-        // Here, and not in its table, because it is about a value that is not there.
+        // Here and not in the file of its table, because it is about a missing value.
         input.fail_from(
             "broker.url",
             format!("environment variable {BROKER_URL}"),
@@ -96,14 +97,14 @@ fn read(layers: &Layers) -> (Config, Vec<ConfigError>) {
     (config, input.into_errors())
 }
 
-/// The addresses that a file sets and a later source sets otherwise, as the image's variable does: nothing would listen where
-/// the file says, and nobody would know why.
+/// The addresses in the file that a later source overrides, as the image's variable does: otherwise nobody would know why
+/// nothing listens on the file's address.
 fn overridden(layers: &Layers) -> Vec<String> {
     let addresses = KEYS.iter().filter(|key| key.kind == Kind::Address).map(|key| key.path);
     let of = |path| {
         let (file, written) = layers.overridden(path)?;
         let (written, origin) = (written.as_str()?, layers.origin(path));
-        // A flag was typed by somebody who knows.
+        // A flag was typed deliberately.
         origin.starts_with("environment").then(||format!(
             "{path} = {written:?} in {file} has no effect: the {origin} overrides it; unset that, or remove the key from the file"
         ))
@@ -151,8 +152,8 @@ fn tables(input: &mut Input<'_>, has_file: bool) -> Config {
     }
 }
 
-/// Whether everyone may use the embedded broker though nobody wrote a rule: on a loopback address, or if `demo` asks for it and
-/// nothing else was set that says whom to let in, or where messages come from.
+/// Whether everyone may use the embedded broker without a rule: on a loopback address, or if `demo` is set, and if no
+/// setting names callers or a broker.
 fn is_demo(
     input: &mut Input<'_>,
     has_file: bool,
@@ -170,7 +171,7 @@ fn is_demo(
     is_embedded && (is_for_this_machine || is_asked_for && is_bare)
 }
 
-/// With nothing to leak from, a newcomer's first try should just work.
+/// The embedded broker has nothing to leak, so a newcomer's first try should just work.
 fn open_everything(input: &mut Input<'_>) {
     input.set_rules(1);
     for (key, text) in [("match", EVERYTHING), ("read", "anyone"), ("publish", "anyone")] {

@@ -7,16 +7,16 @@ use ipnet::IpNet;
 use super::input::Input;
 use super::value::Given;
 
-/// `[proxies]`: the proxies in front, and how they tell the address of the client.
+/// `[proxies]`: the proxies in front, and how they name the client's address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
-    /// `proxies.trusted`: networks in which nothing but our proxies connects from. Nobody else is believed.
+    /// `proxies.trusted`: networks from which only our proxies connect. No other peer is trusted.
     pub trusted: Vec<IpNet>,
     /// `proxies.address`.
     pub address: AddressSource,
 }
 
-/// Where a proxy tells the address of the client.
+/// Where a proxy names the client's address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum AddressSource {
     /// In the header `X-Forwarded-For`.
@@ -37,7 +37,7 @@ impl AddressSource {
 }
 
 impl Proxies {
-    /// Whether what `address` says of others is believed. `address` is not one of IPv4 in the clothes of IPv6.
+    /// Whether the peer `address` is trusted to name its clients. `address` is never an IPv4 address in IPv6 form.
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(&address))
     }
@@ -68,7 +68,7 @@ impl Proxies {
                 Err(problem) => input.refuse(TRUSTED, format!("{text:?} {problem}")),
             }
         }
-        input.holds(TRUSTED, Some(Given::List(trusted.iter().map(IpNet::to_string).collect())));
+        input.set_in_force(TRUSTED, Some(Given::List(trusted.iter().map(IpNet::to_string).collect())));
         let address = input.choice("proxies.address", AddressSource::default(), &AddressSource::WORDS);
         Proxies { trusted, address }
     }
@@ -77,11 +77,11 @@ impl Proxies {
 fn network(text: &str) -> Result<IpNet, String> {
     let network: Result<IpNet, _> = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     match network {
-        // They are taken for what they stand for, and would match nothing.
+        // An address in this form is converted to IPv4 before it is compared, so this network would match nothing.
         Ok(IpNet::V6(mapped)) if mapped.addr().to_ipv4_mapped().is_some() => {
-            Err("is of IPv4 in the form of IPv6; write it as IPv4, as in 10.0.0.0/8".into())
+            Err("is an IPv4 network in IPv6 form; write it as IPv4, as in 10.0.0.0/8".into())
         }
-        // It may be meant as the one address, and would trust all that begin like it.
+        // It may be meant as one address, and would trust the whole network.
         Ok(network) if network != network.trunc() => Err(format!(
             "is an address with the prefix of a network; write {} for the network, or {} for this address alone",
             network.trunc(),

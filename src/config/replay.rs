@@ -1,4 +1,4 @@
-//! `[topics.replay]`: how much of each topic is held for those who reconnect.
+//! `[topics.replay]`: how much of each topic is held for readers that reconnect.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::input::Input;
 use super::limits::Limits;
 use super::value::{Given, bytes};
 
-/// `replay`: how much of each topic is held for those who reconnect. Whichever bound is met first counts.
+/// `replay`: how much of each topic is held for readers that reconnect. The first bound that is reached counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replay {
     /// Messages.
@@ -22,7 +22,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// `path` is that of the table, with the number of the rule.
+    /// `path` is the path of the table, with the number of the rule.
     pub(super) fn read(input: &mut Input<'_>, path: &str, limits: &Limits) -> Self {
         let key = |key: &str| format!("{path}.{key}");
         let size = key("bytes");
@@ -34,9 +34,9 @@ impl Replay {
             warm: input.get(&key("warm")),
         };
         if !input.is_set(&size) {
-            // One of the largest messages must fit.
+            // A message of the largest size must fit.
             replay.bytes = replay.bytes.max(limits.message);
-            input.holds(&size, Some(Given::Size(replay.bytes)));
+            input.set_in_force(&size, Some(Given::Size(replay.bytes)));
         }
         if replay.bytes < limits.message && !input.has_failed("limits.message") {
             let problem = format!(

@@ -1,5 +1,5 @@
-//! What cannot change while the process runs: sockets that are bound, the connection to the broker, and what was sized at
-//! the start.
+//! Settings that cannot change while the process runs: bound sockets, the connection to the broker, and tables whose size
+//! is fixed at the start.
 
 use thiserror::Error;
 
@@ -11,19 +11,19 @@ use super::settings::{Origins, Setting, Settings, table_of};
 use super::url::BrokerKind;
 use super::value::Given;
 
-/// A change on which the meaning of the rules depends, so that the rest cannot be taken without it.
+/// A changed setting on which the meaning of the rules depends, so the other changes cannot be applied without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("{key} has changed so that the rules mean something else; that needs a restart")]
+#[error("{key} has changed, which changes the meaning of the rules and needs a restart")]
 pub struct NeedsRestart {
     key: &'static str,
 }
 
 impl Config {
-    /// Keeps of `running` what cannot change, and returns the keys that were to.
+    /// Keeps the values of `running` that cannot change, and returns their keys.
     ///
     /// # Errors
-    /// [`NeedsRestart`]: rules that were written for one broker are none for another, and rules that nobody wrote are
-    /// for the embedded broker on loopback alone.
+    /// [`NeedsRestart`]: rules that were written for one broker have no meaning for another, and the demo's rule is only for
+    /// the embedded broker on loopback.
     pub(crate) fn keep_until_restart(&mut self, running: &Config) -> Result<Vec<String>, NeedsRestart> {
         let kind = running.broker.kind();
         if self.broker.kind() != kind {
@@ -42,14 +42,14 @@ impl Config {
         self.traces.clone_from(&running.traces);
         self.log.format = running.log.format;
         for (index, rule) in self.topics.iter_mut().enumerate() {
-            // Its topics are followed already, under numbers that are those of the source.
+            // Its topics are already followed, with the numbers of their source.
             let before = running.topics.iter().find(|before| before.filter == rule.filter);
             if let Some(before) = before.filter(|before| before.source != rule.source) {
                 rule.source.clone_from(&before.source);
                 kept.push(format!("topics.{index}.source"));
             }
         }
-        // Other files are taken; that there are some at all is the listener's business.
+        // Other files can be used; but whether the listener uses TLS cannot change.
         if self.tls.is_some() != running.tls.is_some() {
             self.tls.clone_from(&running.tls);
             kept.push("tls".to_owned());
@@ -60,8 +60,8 @@ impl Config {
 }
 
 impl Origins {
-    /// The keys that need a restart and have another value than in `running`. Those of rules are not among them, because rules
-    /// have no names; of a table that is there in one of the two alone, the table is.
+    /// The keys that need a restart and differ from `running`. Keys of rules are left out, because rules have no names. If only
+    /// one of the two configurations has a table, the table is named instead of its keys.
     fn changes(&self, running: &Origins) -> Vec<String> {
         let keys = KEYS.iter().filter(|key| key.needs_restart && !key.path.starts_with("topics."));
         let changed = keys.map(|key| key.path).filter(|key| self.given(key) != running.given(key));
@@ -78,7 +78,7 @@ impl Origins {
         self.0.0.iter().find(|setting| setting.key == key)?.given.as_ref()
     }
 
-    /// With what holds of `keys` until a restart in the place of what was read.
+    /// The settings, with the running values of `keys` instead of the values that were read.
     fn with(&self, keys: &[String], running: &Origins) -> Self {
         let is_kept = |setting: &&Setting| {
             let within = |key: &String| setting.key.strip_prefix(key.as_str());

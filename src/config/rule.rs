@@ -14,10 +14,10 @@ use super::value::Given;
 use crate::protocol::source::{Field, Source};
 use crate::protocol::topic::{Filter, TopicError};
 
-/// The header field, or the field of an entry, by which a message says that it ends its topic.
+/// The header field, or the field of an entry, that marks a message as the end of its topic.
 const END: &str = "Topicgate-End";
 
-/// What binds a segment of `match` to the caller's subject.
+/// The placeholder that binds a segment of `match` to the caller's subject.
 const SUBJECT: &str = "{sub}";
 
 /// The pattern of every topic.
@@ -26,19 +26,19 @@ pub(super) const EVERYTHING: &str = "**";
 /// `[[topics]]`: one rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
-    /// `match`: the topics that this rule decides, with `*` where it binds a segment.
+    /// `match`: the topics of this rule, with `*` in place of `{sub}`.
     pub filter: Filter,
-    /// The segment of `match`, counted from 0, that must be the caller's subject: where it says `{sub}`.
+    /// The index of the segment that must be the caller's subject, because `match` has `{sub}` there.
     pub subject: Option<usize>,
     /// `source`.
     pub source: Source,
-    /// `read`: who may subscribe.
+    /// `read`: the callers that may subscribe.
     pub read: Access,
-    /// `publish`: who may publish.
+    /// `publish`: the callers that may publish.
     pub publish: Access,
-    /// `id`: where a publisher's own message id is found.
+    /// `id`: where a message carries its publisher id.
     pub id: Field,
-    /// `type`: where the event type is found.
+    /// `type`: where a message carries its event type.
     pub kind: Field,
     /// `data`: the JSON pointer to the payload in a message.
     pub data: Option<String>,
@@ -50,11 +50,11 @@ pub struct Rule {
     pub replay: Replay,
 }
 
-/// The parts of the configuration that decide what a rule may say.
+/// The parts of the configuration that determine which keys a rule may have.
 #[derive(Clone, Copy)]
 pub(super) struct Around<'a> {
     pub(super) broker: &'a Broker,
-    /// `None` if `broker.url` does not tell.
+    /// `None` if `broker.url` names no kind.
     pub(super) kind: Option<BrokerKind>,
     pub(super) limits: &'a Limits,
     pub(super) streams: &'a Streams,
@@ -62,19 +62,19 @@ pub(super) struct Around<'a> {
 }
 
 impl Rule {
-    /// `match` as it was written.
+    /// `match`, as written.
     pub fn pattern(&self) -> String {
         let segment = |(index, segment)| if Some(index) == self.subject { SUBJECT } else { segment };
         self.filter.segments().enumerate().map(segment).collect::<Vec<_>>().join("/")
     }
 
-    /// The rules as they were written.
+    /// The rules, as written.
     pub(super) fn read_all(input: &mut Input<'_>, around: Around<'_>) -> Vec<Self> {
         let rules = 0..input.rules().unwrap_or_default();
         rules.filter_map(|index| Rule::read(input, &format!("topics.{index}"), around)).collect()
     }
 
-    /// `None` only if there is no usable `match`, which is then reported.
+    /// `None` only if `match` is missing or unusable, which is then reported.
     fn read(input: &mut Input<'_>, path: &str, around: Around<'_>) -> Option<Self> {
         if input.has_failed(path) {
             return None;
@@ -90,7 +90,7 @@ impl Rule {
         let kind = field(input, &key("type"), by_default("Event-Type"));
         let data = data(input, &key("data"));
         let compress = input.get_if_any(&key("compress")).unwrap_or(around.streams.compress);
-        input.holds(&key("compress"), Some(Given::Flag(compress)));
+        input.set_in_force(&key("compress"), Some(Given::Flag(compress)));
         let replay = Replay::read(input, &key("replay"), around.limits);
         let (filter, subject) = pattern(input, &key("match"), around)?;
         if subject.is_some() && (read == Access::Anyone || publish == Access::Anyone) {
@@ -101,7 +101,7 @@ impl Rule {
         }
         let source = source::read(input, path, &filter, around.kind, around.broker.cluster);
         let end = match source {
-            // A field of the entry, whose name nobody else uses.
+            // A field of the entry; no application uses this name.
             Source::RedisStream { .. } => Field::Header(END.into()),
             _ => by_default(END),
         };
@@ -111,7 +111,7 @@ impl Rule {
     }
 }
 
-/// `match`: the topics, and which of their segments is bound to the caller.
+/// `match`: the topics, and the segment that is bound to the caller.
 fn pattern(input: &mut Input<'_>, path: &str, around: Around<'_>) -> Option<(Filter, Option<usize>)> {
     let Some(text) = input.get_if_any::<String>(path) else {
         input.refuse(path, "is missing; name the topics that this rule decides, as in \"orders/**\"");
@@ -125,7 +125,7 @@ fn pattern(input: &mut Input<'_>, path: &str, around: Around<'_>) -> Option<(Fil
     let longest = around.limits.topic_length;
     if let Some(separator) = separator.filter(|c| *c != '/' && text.contains(*c)) {
         let meant = text.replace(separator, "/");
-        // It may itself be a broker's way to write a pattern.
+        // It may be a broker's notation of a pattern.
         let meant = match Filter::parse(&meant, longest) {
             Err(TopicError::Forbidden { near: Some(near), .. }) => near.into(),
             _ => meant,
@@ -139,7 +139,7 @@ fn pattern(input: &mut Input<'_>, path: &str, around: Around<'_>) -> Option<(Fil
         return None;
     }
     let (text, subject) = bound(input, path, text);
-    // It is never too long: it is in force where nobody wrote a rule.
+    // It is never too long: it is the demo's rule.
     let filter = if text == EVERYTHING { Ok(Filter::everything()) } else { Filter::parse(&text, longest) };
     match filter {
         Ok(filter) => Some((filter, subject)),
@@ -150,7 +150,7 @@ fn pattern(input: &mut Input<'_>, path: &str, around: Around<'_>) -> Option<(Fil
     }
 }
 
-/// The pattern with `*` in place of `{sub}`, and which segment that is.
+/// The pattern with `*` in place of `{sub}`, and the index of that segment.
 fn bound(input: &mut Input<'_>, path: &str, text: String) -> (String, Option<usize>) {
     if !text.contains('{') && !text.contains('}') {
         return (text, None);
@@ -161,9 +161,9 @@ fn bound(input: &mut Input<'_>, path: &str, text: String) -> (String, Option<usi
         if *segment == SUBJECT && subject.is_none() {
             (subject, *segment) = (Some(index), "*");
         } else if segment.contains(['{', '}']) {
-            // Taken for a name it would decide nothing, and leave the topics that were meant to the rules below.
+            // As a literal name it would match nothing, and the intended topics would fall to the rules below.
             let problem = format!(
-                "{text:?}: {SUBJECT} is the one thing in braces, a whole segment, and once; write users/{SUBJECT}/**"
+                "{text:?}: only {SUBJECT} may be in braces, once and as a whole segment; write users/{SUBJECT}/**"
             );
             input.refuse(path, problem);
             break;
@@ -172,8 +172,8 @@ fn bound(input: &mut Input<'_>, path: &str, text: String) -> (String, Option<usi
     (segments.join("/"), subject)
 }
 
-/// Where a message carries its id, its type or its end. The default is a header field of NATS. On Redis there is no header, or
-/// it is a field of an entry, which is the application's to name.
+/// Where a message carries its id, its type or its end. The default is a NATS header field. Redis messages have no header,
+/// and the fields of an entry are named by the application.
 fn field(input: &mut Input<'_>, path: &str, default: Field) -> Field {
     let field = match input.get_if_any::<Vec<(&str, String)>>(path).as_deref() {
         None => default,
@@ -204,11 +204,11 @@ fn field(input: &mut Input<'_>, path: &str, default: Field) -> Field {
         Field::Pointer(pointer) => Some(Given::Named(vec![("pointer", pointer.clone())])),
         Field::Nowhere => None,
     };
-    input.holds(path, held);
+    input.set_in_force(path, held);
     field
 }
 
-/// Where the payload is in a message. The empty pointer is the whole document.
+/// The pointer to the payload in a message. The empty pointer is the whole document.
 fn data(input: &mut Input<'_>, path: &str) -> Option<String> {
     input.may_be_empty(&format!("{path}.pointer"));
     let places: Option<Vec<(&str, String)>> = input.get_if_any(path);

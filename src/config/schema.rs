@@ -1,5 +1,5 @@
-//! A JSON Schema of the configuration file, for editors: made from the table of keys. It knows each key by itself; what two
-//! keys say together, `topicgate check` checks.
+//! The JSON Schema of the configuration file, for editors, generated from the table of keys. It checks each key alone;
+//! `topicgate check` also checks combinations of keys.
 
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
 /// A number and a unit, perhaps several, as in `1h 30m`.
 const DURATION: &str = r"^(\s*\d+\s*[a-zA-Zµ]+)+\s*$";
 
-/// The same, and not zero. Validators of editors know no look-ahead.
+/// The same, but not zero. The validators of editors support no look-ahead.
 const POSITIVE_DURATION: &str =
     r"^(\s*\d+\s*[a-zA-Zµ]+)*\s*\d*[1-9]\d*\s*[a-zA-Zµ]+(\s*\d+\s*[a-zA-Zµ]+)*\s*$";
 
@@ -77,10 +77,10 @@ fn described(key: &Key) -> Value {
     value
 }
 
-/// What may be written, and its bounds in words where a schema cannot say them.
+/// The allowed values; bounds that a schema cannot express are given in words.
 fn of(kind: Kind) -> (Value, String) {
     let text = |pattern: &str| json!({ "type": "string", "pattern": pattern });
-    // Text is accepted wherever a number, a switch or a list is.
+    // Text is accepted in place of a number, a boolean or a list.
     let or_text = |value: Value, pattern: &str| json!({ "anyOf": [value, text(pattern)] });
     let value = match kind {
         Kind::Text | Kind::Secret | Kind::Url | Kind::Path => json!({ "type": "string", "minLength": 1 }),

@@ -1,5 +1,5 @@
-//! Every setting as it holds, with its origin: what `topicgate config` prints, as TOML that could be a configuration file.
-//! Secrets are masked, so it is one only where there are none.
+//! Every setting in force with its origin, as `topicgate config` prints them: as TOML, which can be used as a configuration
+//! file if no secret is masked in it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::input::Input;
 use super::keys::{self, KEYS};
 use super::value::Given;
 
-/// The settings that a [`super::Config`] was read from. Two that say the same are one configuration, wherever they say it: so
-/// any two of these are equal.
+/// The settings from which a [`super::Config`] was read. All of them compare as equal, because configurations are equal if
+/// their values are, wherever these were set.
 #[derive(Debug, Clone, Default)]
 pub struct Origins(pub Arc<Settings>);
 
@@ -24,28 +24,28 @@ impl PartialEq for Origins {
 /// One setting.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Setting {
-    /// Dotted; a rule has its number, from 0, as a segment: `topics.0.match`.
+    /// The path, with dots; the number of a rule, from 0, is a segment: `topics.0.match`.
     pub key: String,
-    /// As TOML has it. `None`: not set, and there is no default.
+    /// The value as TOML. `None`: not set, and there is no default.
     pub value: Option<String>,
     /// A file, an environment variable, a flag, or `default`.
     pub origin: String,
-    /// The value with what is secret in it.
+    /// The value with its secrets.
     #[serde(skip)]
     pub(super) given: Option<Given>,
 }
 
-/// All of them, in the order of config/topicgate.toml; shown as TOML with the origins as comments.
+/// All settings, in the order of config/topicgate.toml; printed as TOML with the origins as comments.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Settings(pub Vec<Setting>);
 
 impl Settings {
-    /// What holds, once every table was read.
+    /// The settings in force, once every table has been read.
     pub(super) fn of(input: &Input<'_>) -> Self {
         let mut settings = vec![];
         for table in tables() {
             let keys = KEYS.iter().map(|key| key.path).filter(|key| table_of(key) == table);
-            if keys.clone().all(|key| input.held(key).is_none()) {
+            if keys.clone().all(|key| input.in_force(key).is_none()) {
                 settings.push(Setting {
                     key: table.into(),
                     value: None,
@@ -84,7 +84,7 @@ pub(super) fn table_of(key: &str) -> &str {
 }
 
 fn setting(input: &Input<'_>, key: &str) -> Setting {
-    let given = input.held(key).flatten().cloned();
+    let given = input.in_force(key).flatten().cloned();
     let value = given.as_ref().map(|given| given.to_toml().to_string());
     Setting { key: key.to_owned(), value, origin: origin(input, key), given }
 }
@@ -108,7 +108,7 @@ impl fmt::Display for Settings {
                 last = table;
             }
             match value {
-                // The name of a file may hold anything, a line end too.
+                // The name of a file may have any characters, even a line end.
                 Some(value) => writeln!(f, "{:<44} # {}", format!("{key} = {value}"), origin.escape_debug())?,
                 None => writeln!(
                     f,
@@ -150,7 +150,7 @@ mod tests {
             let printed = settings(&text).to_string();
             if !printed.contains("***") {
                 let (read, meant) = (Config::from_toml(&printed).unwrap(), Config::from_toml(&text).unwrap());
-                // The rule that nobody wrote is written here.
+                // Here the demo's implied rule is explicit.
                 let read = Config { is_demo: meant.is_demo, ..read };
                 assert_eq!(read, meant, "{printed}");
                 compared += 1;

@@ -1,11 +1,11 @@
-//! What feeds a rule's topics: `source`, and the keys that go with one source alone.
+//! `source` of a rule, and the keys that belong to a single source.
 
 use super::input::Input;
 use super::url::BrokerKind;
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
 
-/// The words that `source` may be.
+/// The values of `source`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     Pubsub,
@@ -28,7 +28,7 @@ impl Word {
         WORDS.iter().find(|(_, word)| *word == self).map_or("", |(name, _)| name)
     }
 
-    /// The broker that has such sources, and how to set it.
+    /// The broker that has this source, and how to configure it.
     fn broker(self) -> Option<(BrokerKind, &'static str)> {
         match self {
             Word::Pubsub => None,
@@ -49,7 +49,7 @@ impl Word {
     }
 }
 
-/// Reads `source` of the rule at `path`. `kind` is `None` if `broker.url` does not tell.
+/// Reads `source` of the rule at `path`. `kind` is `None` if `broker.url` names no kind.
 pub(super) fn read(
     input: &mut Input<'_>,
     path: &str,
@@ -84,7 +84,7 @@ pub(super) fn read(
             let prefix = filter.segments().take_while(|segment| !segment.starts_with('*')).count();
             if !filter.is_pattern() {
                 let problem =
-                    "names one topic, and a bucket's keys are what its wildcard stands for; write prices/**";
+                    "names one topic, but the keys of a bucket take the place of a wildcard; write prices/**";
                 input.refuse(&key("match"), problem);
             }
             Source::Kv { bucket, prefix }
@@ -100,7 +100,7 @@ pub(super) fn read(
     }
 }
 
-/// What is read one by one is not there before somebody has named it.
+/// Refuses `warm` for a source whose topics are subscribed one by one: they are unknown until a reader requests them.
 pub(super) fn check_warm(input: &mut Input<'_>, path: &str, source: &Source, filter: &Filter, warm: bool) {
     if let Some(what) = source.only_one_by_one()
         && warm
@@ -113,7 +113,7 @@ pub(super) fn check_warm(input: &mut Input<'_>, path: &str, source: &Source, fil
     }
 }
 
-/// A name as NATS takes it: it becomes a token of subjects.
+/// A name that NATS accepts: it becomes a token of subjects.
 fn name(input: &mut Input<'_>, path: &str) -> Option<String> {
     let name: String = input.get_if_any(path)?;
     if name.is_empty() || name.len() > 255 || name.contains([' ', '.', '*', '>', '/', '\\']) {

@@ -9,13 +9,13 @@ use super::input::Input;
 pub struct Streams {
     /// Silence after which a comment is sent.
     pub heartbeat: Duration,
-    /// Middle of the reconnection delay that clients are told; each stream is told 50 % to 150 % of it.
+    /// The mean reconnection delay that clients receive; each stream gets 50 % to 150 % of it.
     pub retry: Duration,
-    /// How long a reader may take nothing before its stream is closed.
+    /// How long a reader may read nothing before its stream is closed.
     pub write_timeout: Duration,
     /// Age at which a stream is asked to reconnect, 90 % to 110 % of it. `None`: never.
     pub max_age: Option<Duration>,
-    /// Whether streams may be compressed, where a rule says nothing else.
+    /// Whether streams may be compressed, unless a rule says otherwise.
     pub compress: bool,
 }
 

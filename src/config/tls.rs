@@ -19,10 +19,10 @@ impl Tls {
         match (input.is_set(cert), input.is_set(key)) {
             (true, true) => return Some(Tls { cert: input.get(cert), key: input.get(key) }),
             (true, false) if !input.has_failed(key) => {
-                input.refuse(cert, "has no tls.key beside it; set both");
+                input.refuse(cert, "is set without tls.key; set both");
             }
             (false, true) if !input.has_failed(cert) => {
-                input.refuse(key, "has no tls.cert beside it; set both");
+                input.refuse(key, "is set without tls.cert; set both");
             }
             _ => {}
         }

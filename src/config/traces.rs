@@ -39,7 +39,7 @@ impl Traces {
         match collector(&text) {
             Ok(endpoint) => {
                 let endpoint = Secret(endpoint);
-                input.holds(ENDPOINT, Some(Given::Url(endpoint.clone())));
+                input.set_in_force(ENDPOINT, Some(Given::Url(endpoint.clone())));
                 Some(Traces { endpoint, sample })
             }
             Err(problem) => {

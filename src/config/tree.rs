@@ -1,5 +1,5 @@
-//! Reads the tree of everything that was set by the table of keys: each value in its type, or a fault with what would be
-//! right. An unknown key is answered with the key that was most likely meant.
+//! Reads the tree of all settings by the table of keys: it parses each value, or reports what is wrong and what would be
+//! right. For an unknown key, it suggests the key that was most likely meant.
 
 use figment::value::{Dict, Value};
 
@@ -12,7 +12,7 @@ use super::value::{Given, sort};
 
 const TABLE: &str = "is a list; write one table, in single brackets";
 
-/// Reads all of it. What cannot be used is reported, and then counts as not set.
+/// Reads the whole tree. A value that cannot be used is reported and counts as not set.
 pub(super) fn read(layers: &Layers) -> Input<'_> {
     let mut tree = Tree { input: Input::new(layers), path: vec![] };
     if let Value::Dict(_, dict) = &layers.values {
@@ -23,12 +23,12 @@ pub(super) fn read(layers: &Layers) -> Input<'_> {
 
 struct Tree<'a> {
     input: Input<'a>,
-    /// Of the value that is read, with the number of a rule as a segment.
+    /// The path of the current value, with the number of a rule as a segment.
     path: Vec<String>,
 }
 
 impl Tree<'_> {
-    /// Reads the value of `name` in the table that is read.
+    /// Reads the value of `name` in the current table.
     fn step_into(&mut self, name: &str, read: impl FnOnce(&mut Self)) {
         self.path.push(name.to_owned());
         read(self);
@@ -97,7 +97,7 @@ impl Tree<'_> {
         }
     }
 
-    /// A table whose keys are one value together.
+    /// A table whose keys together are one value.
     fn named(&mut self, names: &'static [&'static str], dict: &Dict) {
         let mut given = vec![];
         for (name, value) in dict {
@@ -116,7 +116,7 @@ impl Tree<'_> {
             });
         }
         let path = self.path.join(".");
-        // With several, one is needed, which the rule says in its words; with one, it is as if there were no table.
+        // If several keys are possible, one is required, and the rule reports that. If one is, an empty table is not set.
         let is_nothing = given.is_empty() && names.len() == 1;
         if !is_nothing && !self.input.has_failed_within(&path) {
             self.input.set(path, Given::Named(given));
@@ -130,8 +130,8 @@ impl Tree<'_> {
         names.filter(|(index, _)| !is_rule(*index)).map(|(_, name)| name).collect()
     }
 
-    /// The near name may be in another table, unless one here is but one letter away: people write `heartbeat` for
-    /// `streams.heartbeat`, and `TOPICGATE_LOG_LEVEL` for `TOPICGATE_LOG__LEVEL`.
+    /// The similar name may be in another table, unless one here differs by a single letter: people write `heartbeat`
+    /// for `streams.heartbeat`, and `TOPICGATE_LOG_LEVEL` for `TOPICGATE_LOG__LEVEL`.
     fn unknown(&mut self, siblings: &[&str]) {
         let path = self.names();
         let Some((name, parents)) = path.split_last() else { return };
@@ -154,7 +154,7 @@ impl Tree<'_> {
     }
 }
 
-/// Without the white space around its texts, which nobody means. A key in PEM ends with a line end.
+/// The value without white space around its texts, which is never meant. A key in PEM ends with a line end.
 fn trimmed(value: &Value) -> Value {
     match value {
         Value::String(tag, text) if !text.contains("-----BEGIN ") => {

@@ -1,11 +1,11 @@
-//! URLs: which broker one means, whether it can work, and how it is shown without what is secret in it; and those that
-//! are asked over HTTP.
+//! URLs: the kind of broker that a URL names, whether it can work, and how it is shown without its secrets; and the URLs
+//! of HTTP servers.
 
 use std::net::IpAddr;
 
 use ::url::Url;
 
-/// Which broker a URL means.
+/// The kind of broker that a URL names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BrokerKind {
     /// The embedded broker, `memory:`.
@@ -17,7 +17,7 @@ pub enum BrokerKind {
 }
 
 impl BrokerKind {
-    /// The name that people know it by.
+    /// Its name for people.
     pub fn name(self) -> &'static str {
         match self {
             BrokerKind::Memory => "the embedded broker",
@@ -42,18 +42,18 @@ fn is_socket(scheme: &str) -> bool {
     matches!(scheme, "redis+unix" | "unix")
 }
 
-/// Whose addresses stand in a URL of Redis.
+/// The servers whose addresses a Redis URL has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
-    /// That of the one server.
+    /// The single server.
     Server,
-    /// Those of sentinels, which know where the server is.
+    /// Sentinels, which know the address of the server.
     Sentinels,
-    /// Those of nodes of a cluster, which know where the others are.
+    /// Nodes of a cluster, which know the addresses of the others.
     Nodes,
 }
 
-/// Says which broker `text` means, or what is wrong with it without repeating any of it that may be secret.
+/// The kind of broker that `text` names, or what is wrong with it. The error repeats no part that may be secret.
 pub(super) fn check(text: &str, whose: Whose) -> Result<BrokerKind, String> {
     const FORMS: &str = "write memory:, nats://host:4222, tls://host:4222, redis://host:6379, rediss://host:6379 or \
          redis+unix:///path/of/the.sock";
@@ -93,18 +93,20 @@ pub(super) fn check(text: &str, whose: Whose) -> Result<BrokerKind, String> {
     kind.ok_or_else(|| format!("is empty; {FORMS}"))
 }
 
-/// Nodes tell of each other by address alone: what else holds for one must hold for all.
+/// Nodes announce each other by address only, so everything else must be the same for all.
 fn node(url: &Url, first: &Url) -> Result<(), String> {
     if !["", "0"].contains(&url.path().trim_start_matches('/')) {
-        return Err("names a database, and a cluster has but one; write none, or /0".to_owned());
+        return Err("names a database, but a cluster has only one; write none, or /0".to_owned());
     }
     if url.scheme() != first.scheme() {
-        return Err("mixes redis:// and rediss://, and all nodes are reached in one way; write one of them"
-            .to_owned());
+        return Err(
+            "mixes redis:// and rediss://, but all nodes must use the same scheme; write one of them"
+                .to_owned(),
+        );
     }
     if (url.username(), url.password()) != (first.username(), first.password()) {
         return Err(
-            "names several users, and all nodes are signed in to as one; write the same one everywhere, or \
+            "names several users, but all nodes need the same login; write the same one everywhere, or \
                     set broker.user and broker.password"
                 .to_owned(),
         );
@@ -138,18 +140,20 @@ fn server(text: &str, kind: BrokerKind) -> Result<Url, String> {
                 .to_owned(),
         ),
         BrokerKind::Nats if !path.is_empty() || url.query().is_some() => {
-            Err("has a path or a query, which NATS has no use for; end it after the port".to_owned())
+            Err("has a path or a query, which NATS does not use; end it after the port".to_owned())
         }
         _ => Ok(url),
     }
 }
 
-/// The path of a Unix socket, and at most the number of a database.
+/// Checks that the URL of a Unix socket has a path, and nothing else except the number of a database.
 fn socket(url: Url) -> Result<Url, String> {
     if url.host_str().is_some_and(|host| !host.is_empty()) || is_signed_in(&url) || url.path().len() < 2 {
-        return Err("does not name the path of a socket alone; write redis+unix:///run/redis/redis.sock, and the user \
+        return Err(
+            "has more than the path of a socket; write redis+unix:///run/redis/redis.sock, and the user \
                     and the password in broker.user and broker.password"
-            .to_owned());
+                .to_owned(),
+        );
     }
     let is_db = |(key, value): (_, std::borrow::Cow<'_, str>)| key == "db" && value.parse::<u32>().is_ok();
     if !url.query_pairs().all(is_db) || url.fragment().is_some() {
@@ -159,7 +163,7 @@ fn socket(url: Url) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Reads a URL that is asked over HTTP, or says what is wrong with it without repeating any of it that may be secret.
+/// Parses the URL of an HTTP server, or says what is wrong with it. The error repeats no part that may be secret.
 pub(super) fn http(text: &str) -> Result<(), String> {
     const FORM: &str = "write one as in http://127.0.0.1:3000/allowed or https://login.example.com/keys";
     let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); {FORM}"))?;
@@ -178,15 +182,15 @@ pub(super) fn http(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether what is sent to a URL, or comes from it, can be seen and changed on its way.
+/// Whether requests to a URL, and answers from it, can be read and changed on their way.
 pub(super) fn is_plain_and_far(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| url.scheme() == "http" && !url.host_str().is_some_and(is_loopback))
 }
 
-/// Whether a host, without port, is this machine: an address, in brackets if it is of IPv6, or a name.
+/// Whether a host, without port, is this machine: an address, in brackets for IPv6, or a name.
 pub fn is_loopback(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    // Anything else in it, and what follows is not what a client of ours would ask a resolver for.
+    // A host with other characters is not a name that our clients would resolve.
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if address.parse::<IpAddr>().is_err() && !host.bytes().all(is_name) {
         return false;
@@ -198,7 +202,7 @@ pub fn is_loopback(host: &str) -> bool {
         || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Whether `text` carries a user, a password or a token.
+/// Whether `text` has a user, a password or a token.
 pub(super) fn has_user_info(text: &str) -> bool {
     text.split(',').filter_map(|part| Url::parse(part.trim()).ok()).any(|url| is_signed_in(&url))
 }
@@ -207,8 +211,8 @@ fn is_signed_in(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some()
 }
 
-/// `text`, a broker URL or several with commas between, without what is secret: `nats://***@host:4222`. A query is
-/// masked too, since it may name a password; of what is not a URL nothing is shown.
+/// `text`, one or more broker URLs separated by commas, without secrets: `nats://***@host:4222`. A query is masked too,
+/// because it may have a password. If `text` is not a URL, nothing of it is shown.
 pub fn masked(text: &str) -> String {
     let mask = |part: &str| {
         let Ok(url) = Url::parse(part.trim()) else { return "***".to_owned() };

@@ -1,8 +1,8 @@
-//! One value: from what was written to its type, within its bounds, or what is wrong with it and what would be right; and back
-//! to TOML.
+//! One value: parses it into its type and checks its bounds, or says what is wrong and what would be right; and writes it
+//! back as TOML.
 //!
-//! Text is accepted wherever a number, a switch or a list is, because that is all that an environment variable can
-//! hold; a list is then separated by commas.
+//! Text is accepted in place of a number, a boolean or a list, because an environment variable can only be text; a list is
+//! then separated by commas.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::key::{KIB, Key, Kind};
 use super::secret::Secret;
 use super::url::masked;
 
-/// What was written for a key, or what holds where nothing was.
+/// The value of a key: as written, or its default.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Given {
     Text(String),
@@ -30,18 +30,18 @@ pub(super) enum Given {
     Count(usize),
     Size(u64),
     Duration(Duration),
-    /// The keys that were written, and their texts.
+    /// The keys of a table, and their texts.
     Named(Vec<(&'static str, String)>),
 }
 
 impl Key {
-    /// Reads what was written for this key. The error completes a sentence that begins with the key.
+    /// Parses the value of this key. The error completes a sentence that begins with the key.
     pub(super) fn read(&self, value: &Value) -> Result<Given, String> {
         let wrong = |right: &str| format!("is {}; write {right}", shown(value));
         match self.kind {
             Kind::Text => self.text(value).map(Given::Text),
             Kind::Path => value.as_str().map(|path| Given::Text(path.into())).ok_or_else(|| {
-                // The value is not repeated, as with text.
+                // The value is not repeated, as for text.
                 format!("is {}; write a path", sort(value))
             }),
             Kind::Secret => self.text(value).map(|text| Given::Secret(Secret(text))),
@@ -75,10 +75,10 @@ impl Key {
         }
     }
 
-    /// What holds if nothing is written, if this table alone decides it.
+    /// The default, if it depends on no other setting.
     pub(super) fn default_value(&self) -> Option<Given> {
         match self.default? {
-            // As text it would be a list of one empty name.
+            // Parsed as text, it would be a list of one empty name.
             "" => Some(Given::List(vec![])),
             text => self.read(&Value::from(text)).ok(),
         }
@@ -92,7 +92,7 @@ impl Key {
         })
     }
 
-    /// Many people write nothing but the port.
+    /// Many people write only the port.
     fn address_form(&self, value: &Value) -> String {
         let port = match value {
             Value::Num(_, number) => integer(*number).and_then(|port| u16::try_from(port).ok()),
@@ -106,7 +106,7 @@ impl Key {
 }
 
 impl Given {
-    /// As TOML has it, without what is secret.
+    /// The value as TOML, without secrets.
     pub(super) fn to_toml(&self) -> toml::Value {
         match self {
             Given::Text(text) => text.as_str().into(),
@@ -116,7 +116,7 @@ impl Given {
             Given::List(texts) => texts.clone().into(),
             Given::Flag(flag) => (*flag).into(),
             Given::Share(share) => (*share).into(),
-            // Far below what TOML can hold: the largest that is taken is a thousand million.
+            // Far below the limit of TOML: the largest allowed count is a thousand million.
             Given::Count(count) => i64::try_from(*count).unwrap_or(i64::MAX).into(),
             Given::Size(size) => exactly(*size).into(),
             Given::Duration(duration) => format_duration(*duration).to_string().into(),
@@ -128,7 +128,7 @@ impl Given {
     }
 }
 
-/// What a value is, without the value.
+/// The kind of a value, without the value.
 pub(super) fn sort(value: &Value) -> &'static str {
     match value {
         Value::Bool(..) => "true or false",
@@ -140,7 +140,7 @@ pub(super) fn sort(value: &Value) -> &'static str {
     }
 }
 
-/// A value that cannot be used. Only for keys that hold no secret: it repeats text.
+/// The error for a value that cannot be used. Only for keys without secrets, because it repeats the text.
 fn shown(value: &Value) -> String {
     match value {
         Value::String(_, text) => format!("{text:?}"),
@@ -226,11 +226,11 @@ fn within<T: PartialOrd>(value: T, (min, max): (T, T), show: impl Fn(T) -> Strin
 
 /// A number of bytes, for people.
 pub(super) fn bytes(value: u64) -> String {
-    // Rounding would make "8191 B is too little; at least 8 KiB" read as a contradiction.
+    // With rounding, "8191 B is too little; at least 8 KiB" would read as a contradiction.
     if value.is_multiple_of(KIB) { ByteSize(value).to_string() } else { format!("{value} bytes") }
 }
 
-/// In the largest unit in which it is a whole number: what is shown elsewhere is rounded.
+/// The size in the largest unit in which it is a whole number; other outputs are rounded.
 fn exactly(bytes: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let unit = units.into_iter().find(|(power, _)| bytes > 0 && bytes.is_multiple_of(1 << power));

@@ -79,9 +79,9 @@ pub struct Gateway {
     denied: Arc<Refusals>,
     /// Limits the log lines about addresses that have reached a limit.
     crowded: Throttle,
-    /// Of those that say that one of its connections was closed.
+    /// Likewise about connections of such an address that were closed.
     disconnected: Throttle,
-    /// The largest message of the broker that was said to be less than `limits.message`.
+    /// The broker's limit on messages for which the log line about a too large `limits.message` was written.
     reported_largest: AtomicUsize,
     /// [`crate::auth::Auth::withdrawals`] when the open streams were last checked.
     withdrawals: AtomicU64,
@@ -127,7 +127,7 @@ impl Gateway {
         gateway
     }
 
-    /// The current configuration, and what is made of it.
+    /// The current configuration, and everything that is built from it.
     pub fn current(&self) -> Arc<Runtime> {
         self.current.read().clone()
     }
@@ -147,7 +147,7 @@ impl Gateway {
         &self.table
     }
 
-    /// What each client uses of its limits.
+    /// The quotas of the clients.
     pub fn clients(&self) -> &Arc<Clients> {
         &self.clients
     }
@@ -178,14 +178,14 @@ impl Gateway {
                 tracing::warn!(
                     %address,
                     others,
-                    "a connection was closed at once: its address has limits.connections_per_address of them{hint}"
+                    "a connection was closed at once: its address has reached limits.connections_per_address{hint}"
                 );
             }
         }
         counted
     }
 
-    /// A connection that was counted has ended.
+    /// Called when a counted connection has ended.
     pub fn disconnect(&self, address: CountedAddress) {
         self.connections.leave(address);
     }
@@ -201,7 +201,7 @@ impl Gateway {
         }
         self.clients.admit(address).inspect_err(|code| {
             self.metrics().hit_by_client(*code);
-            self.tell_of_crowd(address, *code);
+            self.warn_of_limit(address, *code);
         })
     }
 
@@ -211,11 +211,11 @@ impl Gateway {
     /// # Errors
     /// The code of the temporary refusal.
     pub fn knock_to_publish(&self, address: IpAddr) -> Result<Publishing, CloseCode> {
-        self.clients.publish(address).inspect_err(|code| self.tell_of_crowd(address, *code))
+        self.clients.publish(address).inspect_err(|code| self.warn_of_limit(address, *code))
     }
 
     /// Warns of a limit per address: a proxy that `proxies.trusted` does not name makes all its clients appear as one.
-    fn tell_of_crowd(&self, address: IpAddr, code: CloseCode) {
+    fn warn_of_limit(&self, address: IpAddr, code: CloseCode) {
         let of_address =
             matches!(code, CloseCode::TooManyStreams | CloseCode::TooManyTopics | CloseCode::TooFast);
         if !of_address || !self.crowded.allows() {
@@ -292,7 +292,8 @@ impl Gateway {
         }
     }
 
-    /// Removes old entries from the logs, ends the streams of keys that were withdrawn, and updates the gauges. To be called every second.
+    /// Removes old entries from the logs, ends the streams of keys that were withdrawn, and updates the gauges. To be
+    /// called every second.
     pub fn sweep(&self) {
         let gave_way = self.registry.age();
         if gave_way {
@@ -329,7 +330,7 @@ impl Gateway {
         self.history.push(self.sample());
     }
 
-    /// Says once that publishers may send more than the broker takes.
+    /// Logs once that publishers may send larger messages than the broker accepts.
     fn warn_of_small_broker(&self) {
         let (largest, message) = (self.broker.largest_message(), self.current().config.limits.message);
         let is_less = (largest as u64) < message;

@@ -41,7 +41,7 @@ pub struct Opening<'a> {
     pub content: Content,
     /// Whether the gateway's own events are comments.
     pub without_control: bool,
-    /// What the reader asks of its messages; `None`: all of them, as they are.
+    /// The reader's view; `None`: all messages, unchanged.
     pub view: Option<&'a Arc<View>>,
     /// The HTTP version by which it is sent.
     pub http: HttpVersion,
@@ -88,7 +88,7 @@ impl Gateway {
         let handle = ticket.handle().clone();
         let seat = self.clients.enter(handle.clone(), filters.len()).map_err(|code| {
             self.metrics().hit_by_client(code);
-            self.tell_of_crowd(address, code);
+            self.warn_of_limit(address, code);
             OpenError::ComeBack(code)
         })?;
         let rules = rules_of(&current, filters, caller)?;
@@ -137,7 +137,7 @@ impl Gateway {
         self.clients.ask_for_new_topics(address, new).map_err(|code| {
             let limit = if code == CloseCode::TooFast { Limit::NewTopicsPerSecond } else { Limit::Addresses };
             self.metrics().hit(limit);
-            self.tell_of_crowd(address, code);
+            self.warn_of_limit(address, code);
             OpenError::ComeBack(code)
         })
     }
@@ -193,7 +193,7 @@ impl Gateway {
     }
 
     /// Learns which topics have ended from the broker, where only it knows: their last messages are not in the logs. Returns
-    /// of which it was asked. If it does not answer in time, the stream opens, and goes on even if its topics have ended.
+    /// the leases for which it was asked. If it does not answer in time, the stream opens, and goes on even if its topics have ended.
     async fn learn_ends(
         &self,
         address: IpAddr,
@@ -201,8 +201,8 @@ impl Gateway {
         rules: &[&Rule],
         start: &Start,
     ) -> Vec<bool> {
-        let asked = leases.iter().zip(rules).map(async |(lease, rule)| {
-            // A live start waits for what comes, except of a bucket, where it begins with the values.
+        let answers = leases.iter().zip(rules).map(async |(lease, rule)| {
+            // A live start waits for new messages, except for a bucket, where it begins with the values.
             if matches!(start, Start::Now | Start::End) && !matches!(rule.source, Source::Kv { .. }) {
                 return false;
             }
@@ -217,12 +217,12 @@ impl Gateway {
             question.answer(ending.and_then(|last| Some(last.stored?.number)));
             true
         });
-        let asked = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(asked)).await;
+        let asked = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(answers)).await;
         asked.unwrap_or_else(|_| vec![false; leases.len()])
     }
 
     /// Whether the messages that ended all topics are still the last ones in the broker, if the stream begins there. A
-    /// newer one may be on its way here, and a client that receives 204 never comes back. The leases in `asked` are known
+    /// newer one may be on its way here, and a client that receives 204 never reconnects. The leases in `asked` are known
     /// already. If the broker does not answer in time, the stream opens.
     async fn confirm_ends(
         &self,
@@ -257,7 +257,7 @@ impl Gateway {
         start: &Start,
     ) -> Result<Vec<Option<SeekResult>>, CloseCode> {
         let seeks_needed = log::seeks_needed(leases, start);
-        let asked = leases.iter().zip(rules).zip(seeks_needed).map(async |((lease, rule), seek)| {
+        let answers = leases.iter().zip(rules).zip(seeks_needed).map(async |((lease, rule), seek)| {
             let Some(seek) = seek else { return Ok(None) };
             let (filter, source) = (lease.filter().clone(), rule.source.clone());
             let located = self.lookups.find(address, filter, source, seek).await;
@@ -276,7 +276,7 @@ impl Gateway {
                 }
             })
         });
-        futures_util::future::try_join_all(asked).await
+        futures_util::future::try_join_all(answers).await
     }
 }
 

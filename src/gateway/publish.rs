@@ -33,7 +33,7 @@ pub enum PublishError {
     Broker(BrokerError),
 }
 
-/// What a publisher says of its message, beside the payload.
+/// The attributes that a publisher gives its message.
 #[derive(Debug, Default)]
 pub struct Said {
     /// Its id.
@@ -95,10 +95,10 @@ impl Gateway {
     }
 }
 
-/// The header fields that carry what a publisher says of its message; for a Redis Stream, fields of the entry.
+/// The header fields for the attributes of a message; for a Redis Stream, fields of the entry.
 ///
 /// # Errors
-/// One of them has no place in a message of this rule: the reason, and what would be right.
+/// A message of this rule cannot carry one of them: the reason, and what would be right.
 fn carried(rule: &Rule, has_headers: bool, says: &Said) -> Result<Headers, String> {
     let mut headers = Headers::default();
     for (what, field, value) in [

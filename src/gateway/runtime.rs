@@ -1,5 +1,5 @@
-//! What is in force: the configuration, and what is built from it for requests and new streams. A reload replaces it as
-//! a whole; a request that began with one continues with it.
+//! The runtime: the configuration in force, and everything that is built from it for requests and new streams. A reload
+//! replaces it as a whole; a request that began with one continues with it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,19 +24,19 @@ pub struct Runtime {
     pub config: Config,
     /// Identifies callers.
     pub auth: Auth,
-    /// What all streams that open now share.
+    /// The settings and services of all streams that open now.
     pub streams: Arc<StreamContext>,
     /// The indices of the rules of each pattern.
     rules: FilterIndex<Vec<usize>>,
 }
 
 impl Runtime {
-    /// Built from a configuration and from what was made of its `[auth]`.
+    /// Builds it from a configuration and the [`Auth`] of that configuration.
     pub fn new(config: Config, auth: Auth, registry: Arc<Registry>, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::of(config, auth, registry, metrics, Arc::default())
     }
 
-    /// Built from a new configuration, for the same gateway.
+    /// Builds it from a new configuration, for the same gateway.
     pub fn renewed(&self, config: Config, auth: Auth) -> Arc<Self> {
         let StreamContext { registry, metrics, why, .. } = &*self.streams;
         Self::of(config, auth, registry.clone(), metrics.clone(), why.clone())

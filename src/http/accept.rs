@@ -35,7 +35,7 @@ impl Accepted {
         let stream = wish(&ranges, "text/event-stream", "text/*");
         let json = wish(&ranges, "application/json", "application/*");
         match (stream, json) {
-            // Of two that are wanted equally, the one that the client names: `*/*` beside it stands for whatever else.
+            // Of two with equal weight, the one that the client names: a `*/*` beside it stands for anything else.
             (stream, Some(json)) if stream.is_none_or(|stream| json > stream) => Accepted::Json,
             (Some((_, precision)), _) => Accepted::Stream { by_name: precision == NAMED },
             (None, _) => Accepted::Nothing,

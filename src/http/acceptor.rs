@@ -56,7 +56,7 @@ pub(crate) struct Acceptor {
     /// Answers their requests.
     pub(crate) router: Router,
     pub(crate) gateway: Arc<Gateway>,
-    /// Connections speak TLS if there is one.
+    /// If there is one, connections use TLS.
     pub(crate) tls: Option<Arc<Tls>>,
     /// Proxies in front of it are trusted.
     pub(crate) public: bool,

@@ -69,11 +69,11 @@ impl From<AuthError> for Refusal {
 /// be allowed.
 pub(super) async fn authorize(
     gateway: &Gateway,
-    asked: &AccessRequest<'_>,
+    request: &AccessRequest<'_>,
 ) -> Result<Option<Caller>, Refusal> {
     let current = gateway.current();
-    let not_exposed = |filter| Problem::not_exposed(asked.action, filter, asked.filters.len() > 1);
-    match obstacle(&current, asked, None) {
+    let not_exposed = |filter| Problem::not_exposed(request.action, filter, request.filters.len() > 1);
+    match obstacle(&current, request, None) {
         None => return Ok(None),
         Some((Verdict::NotExposed, filter)) => {
             return Err(not_exposed(filter).into());
@@ -81,27 +81,30 @@ pub(super) async fn authorize(
         Some(_) => {}
     }
     // Only the topics that need permission: a backend may not even know the ones that are open to anyone.
-    let open = |filter: &&Filter| matches!(current.decide(asked.action, filter, None), Verdict::Allowed(_));
-    let filters: Vec<Filter> = asked.filters.iter().filter(|filter| !open(filter)).cloned().collect();
-    let caller =
-        current.auth.identify(&AccessRequest { filters: &filters, ..*asked }).await?.ok_or_else(no_token)?;
-    match obstacle(&current, asked, Some(&caller)) {
+    let open = |filter: &&Filter| matches!(current.decide(request.action, filter, None), Verdict::Allowed(_));
+    let filters: Vec<Filter> = request.filters.iter().filter(|filter| !open(filter)).cloned().collect();
+    let caller = current
+        .auth
+        .identify(&AccessRequest { filters: &filters, ..*request })
+        .await?
+        .ok_or_else(no_token)?;
+    match obstacle(&current, request, Some(&caller)) {
         None => Ok(Some(caller)),
         Some((Verdict::NotExposed, filter)) => Err(not_exposed(filter).into()),
         Some((Verdict::NotTheirs, filter)) => Err(not_theirs(filter, &caller).into()),
-        Some((_, filter)) => Err(not_granted(asked.action, filter).into()),
+        Some((_, filter)) => Err(not_granted(request.action, filter).into()),
     }
 }
 
 /// The first topic that is not allowed. A topic that is not exposed takes precedence over the others.
 fn obstacle<'a>(
     current: &'a Runtime,
-    asked: &AccessRequest<'a>,
+    request: &AccessRequest<'a>,
     caller: Option<&Caller>,
 ) -> Option<(Verdict<'a>, &'a Filter)> {
     let mut first = None;
-    for filter in asked.filters {
-        match current.decide(asked.action, filter, caller) {
+    for filter in request.filters {
+        match current.decide(request.action, filter, caller) {
             Verdict::Allowed(_) => {}
             Verdict::NotExposed => return Some((Verdict::NotExposed, filter)),
             verdict => first = first.or(Some((verdict, filter))),

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::gateway::Gateway;
 
-/// The middleware. It must wrap the router: routes are chosen by what it leaves.
+/// The middleware. It must wrap the router, because routes are chosen by the rest of the path.
 pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
     mut request: Request,
@@ -36,7 +36,8 @@ pub(super) async fn remove(
     next.run(request).await
 }
 
-/// What follows the base in a path: nothing, or a path. `None`: the path does not begin with it, or there is no base.
+/// The part of a path after the base, which may be empty. `None`: the path does not begin with the base, or there is no
+/// base.
 fn below<'a>(path: &'a str, base: &str) -> Option<&'a str> {
     let rest = path.strip_prefix(base).filter(|_| !base.is_empty())?;
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
@@ -49,7 +50,7 @@ fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// What was probably meant, for a path that has no route.
+/// A hint for a path without a route: what was probably meant.
 pub(super) fn hint(path: &str) -> Option<String> {
     if path.starts_with("//") {
         return Some(format!(

@@ -38,7 +38,7 @@ impl Handshake {
                 let detail = "this address speaks TLS; use https:// instead of http://";
                 Problem::new(RefusalCode::TlsRequired, detail)
             })
-            .layer(middleware::from_fn_with_state(gateway, super::tell_refusals));
+            .layer(middleware::from_fn_with_state(gateway, super::record_refusals));
         Handshake { tls, plain }
     }
 

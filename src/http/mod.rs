@@ -76,7 +76,7 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     router = router
         .layer(middleware::map_response_with_state(gateway.clone(), keep_url_private))
         .layer(middleware::from_fn_with_state(listener, origin::guard))
-        .layer(middleware::from_fn_with_state(gateway.clone(), tell_refusals));
+        .layer(middleware::from_fn_with_state(gateway.clone(), record_refusals));
     if gateway.traces().is_on() {
         router = router.layer(middleware::from_fn_with_state(gateway.clone(), trace::trace));
     }
@@ -97,7 +97,7 @@ pub(crate) fn admin(
     let listener = origin::Listener::Admin(gateway.clone(), is_loopback(address));
     admin::router(gateway.clone(), closing)
         .layer(middleware::from_fn_with_state(listener, origin::guard))
-        .layer(middleware::from_fn_with_state(gateway, tell_refusals))
+        .layer(middleware::from_fn_with_state(gateway, record_refusals))
 }
 
 fn is_loopback(address: Option<SocketAddr>) -> bool {
@@ -106,7 +106,7 @@ fn is_loopback(address: Option<SocketAddr>) -> bool {
 
 /// The middleware that counts refused requests and logs why. Streams that close at once are counted where they are
 /// refused.
-async fn tell_refusals(
+async fn record_refusals(
     State(gateway): State<Arc<Gateway>>,
     request: axum::extract::Request,
     next: Next,

@@ -1,4 +1,4 @@
-//! Open connections: each holds a permit of its listener, and counts against the address of its client.
+//! Open connections: each has a permit of its listener, and counts against the limit of its client's address.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use crate::reader::connections::CountedAddress;
 /// The connections of one listener.
 pub(super) struct Connections {
     pub(super) gateway: Arc<Gateway>,
-    /// A permit for each that may still be accepted.
+    /// A permit for each connection that may still be accepted.
     pub(super) free: Semaphore,
-    /// They count for the addresses of their clients.
+    /// Counts connections by the addresses of their clients.
     pub(super) is_public: bool,
 }
 
-/// A connection that is open, for the limits and the metric. Small: every reader keeps one.
+/// An open connection, for the limits and the metric. It is small, because every reader has one.
 pub(super) struct Open {
     listener: Arc<Connections>,
-    /// The address that it counts for.
+    /// The address against which it counts.
     client: Option<CountedAddress>,
 }
 
 impl Open {
-    /// Counts it in the metric. It gives its permit back when it is dropped.
+    /// Counts it in the metric. Dropping it returns the permit.
     pub(super) fn new(listener: Arc<Connections>) -> Self {
         listener.gateway.metrics().connections.inc();
         Open { listener, client: None }
     }
 
-    /// Counts it for its client, once that is known. `false`: the client has reached its limit, and this connection must be
-    /// closed. Connections of a trusted proxy, which are those of all its clients, have no limit.
+    /// Counts it for its client, once the client is known. `false`: the client has reached its limit, and this connection must
+    /// be closed. Connections of a trusted proxy have no limit, because all its clients share them.
     pub(super) fn is_of(&mut self, client: IpAddr, proxies: &Proxies) -> bool {
         if !self.listener.is_public || proxies.trusts(client) {
             return true;

@@ -110,15 +110,15 @@ impl<'a> Allowed<'a> {
             Some(Hosts::Listed(listed)) => host.is_some_and(|host| is_listed(listed, host)),
         };
         if !allowed {
-            let asked = host.map_or("a request without Host".into(), |host| {
+            let host = host.map_or("a request without Host".into(), |host| {
                 format!("the Host {}", outcome::quoted(host))
             });
             let detail = match &self.hosts {
                 Some(Hosts::Addresses(_) | Hosts::Local(_)) => format!(
-                    "this listener does not answer for {asked}; use its address, or add the name to admin.hosts"
+                    "this listener does not answer for {host}; use its address, or add the name to admin.hosts"
                 ),
                 _ => format!(
-                    "this gateway does not answer for {asked}; add the name to the configuration key hosts"
+                    "this gateway does not answer for {host}; add the name to the configuration key hosts"
                 ),
             };
             return Err(Problem::new(RefusalCode::BadHost, detail));

@@ -1,5 +1,5 @@
-//! The page at `/`, which is served only with the embedded broker (`memory:`), so that a newcomer sees topicgate work at
-//! once. People read and publish there. Without a configuration it also has the first look: five uses, live.
+//! The page at `/`, on which people read and publish. It is served only with the embedded broker (`memory:`), so that a
+//! newcomer sees topicgate work at once. Without a configuration it also has the first look: five live uses.
 
 use std::sync::{Arc, LazyLock};
 
@@ -18,12 +18,12 @@ const CARDS: &str = include_str!("page/look.html");
 const STYLE: &str = include_str!("page/look.css");
 const SCRIPT: &str = include_str!("page/look.js");
 
-/// Where the page says that it is the demo, and where it has the first look.
+/// The placeholders for the note that it is the demo, and for the first look.
 const DEMO_PLACE: &str = "<!-- demo -->\n";
 const STYLE_PLACE: &str = "<!-- style of the first look -->\n";
 const CARDS_PLACE: &str = "<!-- first look -->\n";
 
-/// What it says then.
+/// The note that it is the demo.
 const DEMO: &str = "<section class=\"wide\"><strong>This is the demo.</strong> Everyone who reaches this address can read and \
                     publish every topic, and nothing is kept. A broker or a rule in the configuration ends it.</section>\n";
 
@@ -55,7 +55,7 @@ impl Page {
     }
 }
 
-/// The hashes of what stands in the elements of this name, as a policy has them.
+/// The hashes of the contents of the elements with this name, in the form of a policy.
 fn hashes(html: &str, element: &str) -> String {
     let (begin, end) = (format!("\n<{element}"), format!("</{element}>"));
     let inner = html.split(&begin).skip(1).filter_map(|rest| {
@@ -92,7 +92,7 @@ mod tests {
         for (page, blocks) in [(&PLAIN, 2), (&WITH_DEMO, 2), (&WITH_FIRST_LOOK, 4)] {
             assert_eq!(page.policy.matches("'sha256-").count(), blocks);
             let elements = page.html.matches("<style").count() + page.html.matches("<script").count();
-            // Those in the code that is shown are text.
+            // The elements in the displayed code are text.
             assert_eq!(elements, blocks);
             assert!(![DEMO_PLACE, STYLE_PLACE, CARDS_PLACE].iter().any(|place| page.html.contains(place)));
             assert!(!page.html.contains(" style=\""), "the policy allows no style in an attribute");

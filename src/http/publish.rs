@@ -64,7 +64,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
     })?;
     publishing.grow(weight(uri, headers)).map_err(|code| later(no_room(code)))?;
     let topic = topic(gateway, uri).map_err(|error| Problem::from(error).into_response())?;
-    let asked = AccessRequest {
+    let access = AccessRequest {
         action: Action::Publish,
         filters: &[Filter::from(topic.clone())],
         headers,
@@ -76,7 +76,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         Refusal::No(problem) => problem.into_response(),
         Refusal::Later => later(Problem::passing(CloseCode::AuthUnavailable)),
     };
-    let caller = access::authorize(gateway, &asked).await.map_err(not_allowed)?;
+    let caller = access::authorize(gateway, &access).await.map_err(not_allowed)?;
     let says = said(uri, headers).map_err(bad)?;
     let payload = payload(gateway, body, &mut publishing).await?;
     match gateway.publish(&topic, caller.as_ref(), payload, says).await {
@@ -108,10 +108,10 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
     }
 }
 
-/// What the publisher says of its message, in the query or in header fields.
+/// The attributes of the message, from the query or from header fields.
 ///
 /// # Errors
-/// What is wrong with it.
+/// An attribute is not valid.
 fn said(uri: &Uri, headers: &HeaderMap) -> Result<Said, &'static str> {
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());

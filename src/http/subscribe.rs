@@ -71,15 +71,15 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
             ));
         }
     };
-    let mut asked = StreamRequest::read(&gateway, request.uri(), request.headers())?;
-    let (limit, mut wait) = if is_read { asked.read.parse()? } else { Default::default() };
-    if is_read && asked.start == Start::Now {
+    let mut parsed = StreamRequest::read(&gateway, request.uri(), request.headers())?;
+    let (limit, mut wait) = if is_read { parsed.read.parse()? } else { Default::default() };
+    if is_read && parsed.start == Start::Now {
         // The position alone: there is nothing to wait for.
-        (asked.start, wait) = (Start::End, Duration::ZERO);
+        (parsed.start, wait) = (Start::End, Duration::ZERO);
     }
     let access = auth::AccessRequest {
         action: Action::Subscribe,
-        filters: &asked.filters,
+        filters: &parsed.filters,
         headers: request.headers(),
         query: request.uri().query(),
         client: address,
@@ -88,8 +88,8 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         Ok(caller) => caller,
         Err(refusal) => return not_allowed(&gateway, &request, refusal),
     };
-    let may_compress = !is_read && !asked.without_control && asked.view.is_none();
-    let compresses = may_compress && gateway.compresses(&asked.filters, caller.as_ref());
+    let may_compress = !is_read && !parsed.without_control && parsed.view.is_none();
+    let compresses = may_compress && gateway.compresses(&parsed.filters, caller.as_ref());
     let content = if compresses { preferred_content(request.headers()) } else { Content::Identity };
     if request.method() == Method::HEAD {
         // Without a length, like the stream's: an empty body would announce a length of 0.
@@ -104,12 +104,12 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
     }
     let version = http_version(&request);
     let opening = Opening {
-        filters: &asked.filters,
-        start: &asked.start,
-        format: asked.format,
+        filters: &parsed.filters,
+        start: &parsed.start,
+        format: parsed.format,
         content,
-        without_control: asked.without_control,
-        view: asked.view.as_ref(),
+        without_control: parsed.without_control,
+        view: parsed.view.as_ref(),
         http: version,
         address: access.client,
         caller: caller.as_ref(),
@@ -131,7 +131,7 @@ async fn respond(gateway: Arc<Gateway>, request: Request) -> Result<Response, Pr
         return match stream.answer(limit, wait).await {
             Ok(answer) => Ok(answer_response(answer)),
             Err(CloseCode::Expired) => not_allowed(&gateway, &request, Refusal::expired()),
-            // Its stream was counted when it ended.
+            // The metrics counted its stream when it ended.
             Err(code) => Ok(later(code, gateway.jittered_retry())),
         };
     }
@@ -167,7 +167,7 @@ pub(super) fn stream_response(body: StreamBody, version: HttpVersion) -> Respons
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if version == HttpVersion::Http10 {
-        // Otherwise hyper adds the keep-alive that the client asked for to our `close`.
+        // Otherwise hyper adds the keep-alive that the client parsed for to our `close`.
         *response.version_mut() = Version::HTTP_10;
     }
     response
@@ -183,7 +183,7 @@ fn not_allowed(gateway: &Gateway, request: &Request, refusal: Refusal) -> Result
     }
 }
 
-/// Whether the query says so, for an answer before it is read as a whole.
+/// Whether the query has `control=none`, for an answer that is sent before the query is parsed completely.
 fn names_no_control(uri: &Uri) -> bool {
     let mut query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     query.any(|(name, value)| name == "control" && value == "none")

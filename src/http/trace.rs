@@ -1,4 +1,4 @@
-//! The span of a request: from its head to the head of the answer. `traces` exports it.
+//! The span of a request, which lasts from its head to the head of the answer. `traces` exports it.
 
 use std::sync::Arc;
 

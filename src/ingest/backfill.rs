@@ -60,7 +60,7 @@ pub struct Lookup {
     what: What,
 }
 
-/// What is looked up, and who is told.
+/// The kind of a lookup, with the receiver of its result.
 #[derive(Debug)]
 enum What {
     /// A position.
@@ -209,7 +209,7 @@ async fn fetch(backfill: Arc<Backfill>, failures: Arc<Throttle>, request: Backfi
     })
 }
 
-/// Looks one thing up.
+/// Runs one lookup.
 async fn find(broker: Broker, lookup: Lookup) -> usize {
     let Lookup { filter, source, what, .. } = lookup;
     match what {

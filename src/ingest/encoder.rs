@@ -22,7 +22,7 @@ pub struct Encoder {
     pub max_message: Arc<AtomicUsize>,
     /// Limits the log lines about unreadable header fields: a publisher can put them into every message.
     damaged: Arc<Throttle>,
-    /// Of those about messages that are too large, likewise.
+    /// Likewise, log lines about messages that are too large.
     too_large: Arc<Throttle>,
 }
 

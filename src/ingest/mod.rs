@@ -47,11 +47,11 @@ pub struct Ingest {
     pub upstream: watch::Sender<Upstreams>,
     /// The traces of the gateway.
     pub traces: Traces,
-    /// Keep the log short.
+    /// Limits the log lines of each kind.
     pub throttles: Throttles,
 }
 
-/// Of the lines that a broker, or who publishes, can cause for one topic after the other.
+/// Limits the log lines that a broker or a publisher can cause for one topic after another.
 #[derive(Debug, Default)]
 pub struct Throttles {
     lost: Throttle,
@@ -91,13 +91,13 @@ impl Ingest {
         }
     }
 
-    /// Waits for events; 0 once the broker's task has ended. Outages that last are told meanwhile.
+    /// Waits for events; 0 once the broker's task has ended. Meanwhile it marks outages that have lasted.
     async fn wait(&self, events: &mut mpsc::Receiver<Event>, batch: &mut Vec<Event>) -> usize {
         loop {
             let Some(due) = self.registry.outage_due() else { return events.recv_many(batch, BATCH).await };
             // Not at the timeout alone: other topics may be busy.
             if due <= Instant::now() {
-                self.registry.tell_outages();
+                self.registry.mark_outages();
                 while self.registry.wake(WAKES) {
                     yield_now().await;
                 }

@@ -154,7 +154,7 @@ impl PendingRange {
 }
 
 impl History {
-    /// That of a log of `filter`. What is to be fetched goes to `requests`.
+    /// The backfill of a log of `filter`. Ranges to fetch go to `requests`.
     pub(super) fn new(
         filter: Filter,
         fields: Arc<FieldMapping>,

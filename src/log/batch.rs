@@ -1,4 +1,4 @@
-//! A batch: the events that one stream is handed at once, and what was counted of them.
+//! A batch: the events that one stream receives at once, and their counts.
 
 use std::time::SystemTime;
 
@@ -24,9 +24,9 @@ pub enum Read {
 /// Some whole events, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Their bytes: of the body, or of a gzip body without a checksum, the events that are still to be stored in it.
+    /// Their bytes, as the body has them; for a gzip body without a checksum here, they must still be stored in it.
     pub bytes: Bytes,
-    /// If these are bytes of a gzip body: the checksum of the events in them.
+    /// If these are bytes of a gzip body: the checksum of their events.
     pub checksum: Option<Checksum>,
     /// The number of entries.
     pub entries: usize,
@@ -60,7 +60,7 @@ impl Batch {
         self.count(log, shared.entries, shared.time);
     }
 
-    /// Whether there is something for the reader in it: it is not only of messages that its view leaves out.
+    /// Whether it has anything for the reader, and not only messages that the view leaves out.
     pub(super) fn has_events(&self) -> bool {
         self.entries > 0 || !self.gaps.is_empty()
     }

@@ -21,7 +21,8 @@ use crate::protocol::seq::Seq;
 /// again.
 pub(crate) const CACHED_BATCHES: usize = 32;
 
-/// The most entries of which a view chooses at once, under the lock of the log. More than a batch of the shortest messages has.
+/// The most entries from which a view selects at once, under the lock of the log. A batch of the shortest messages has
+/// fewer.
 const MOST_ENTRIES: usize = 4096;
 
 /// Consecutive entries, as they are written to a socket.

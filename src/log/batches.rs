@@ -44,7 +44,7 @@ impl Batches {
         Batches { plain: BatchCache::new(usage.clone()), views: VecDeque::new(), usage }
     }
 
-    /// The entries after `position` up to `head` in that variant.
+    /// The batch of the entries after `position` up to `head`, in that variant.
     pub(crate) fn of(
         &mut self,
         entries: &VecDeque<Arc<Entry>>,

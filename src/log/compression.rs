@@ -1,9 +1,9 @@
 //! Compressed pieces: what the readers of a log receive in gzip bodies, deflated once for all of them.
 //!
-//! A log that many read has a compressor for each format. Whoever needs the next piece first makes it, and the pieces
-//! follow each other without a hole. A piece refers to the pieces before it, up to the compressor's last restart, so only
-//! a reader that has received exactly these bytes since then may have it. Everyone else receives the same entries stored
-//! (`batch_cache`), and is back among the others at the next restart.
+//! A log with many readers has a compressor for each format. The first reader that needs the next piece makes it, and the
+//! pieces follow each other without a hole. A piece refers to the pieces before it, up to the compressor's last restart,
+//! so only a reader that has received exactly these bytes since then can use it. The other readers receive the same
+//! entries stored (`batch_cache`), and share the pieces again after the next restart.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

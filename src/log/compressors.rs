@@ -1,11 +1,11 @@
-//! The compressors of all logs: how many there may be, and which logs deserve one.
+//! The compressors of all logs: limits their number, and decides which logs get one.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::protocol::gzip::Deflater;
 
-/// A log gets a compressor once this many readers receive each of its entries. For fewer, compressing costs more CPU than a
-/// tenth of their deliveries.
+/// A log gets a compressor once this many readers receive each of its entries. For fewer readers, compressing costs more
+/// than a tenth of the CPU of their deliveries.
 const CROWD: u32 = 32;
 
 /// Compressors may take one part in this many of the bound on all logs.
@@ -18,7 +18,7 @@ pub(super) struct Compressors {
     crowd: AtomicU32,
     count: AtomicUsize,
     most: AtomicUsize,
-    /// Of the logs that found no place: the most entries that one has delivered in a sweep.
+    /// The most entries that a log without a place has delivered between two sweeps.
     wanted: AtomicU64,
 }
 
@@ -30,17 +30,17 @@ impl Default for Compressors {
 }
 
 impl Compressors {
-    /// Sets how many readers are a crowd.
+    /// Sets the number of readers that count as a crowd.
     pub(super) fn set_crowd(&self, readers: u32) {
         self.crowd.store(readers, Ordering::Relaxed);
     }
 
-    /// Whether a crowd has received these entries: how many were delivered, to all readers together, and how many there are.
+    /// Whether a crowd has received these entries: `delivered` counts deliveries to all readers, `appended` the entries.
     pub(super) fn is_crowd(&self, delivered: u64, entries: u64) -> bool {
         delivered >= u64::from(self.crowd.load(Ordering::Relaxed)) * entries
     }
 
-    /// How many logs are compressed now.
+    /// The number of logs that are compressed now.
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -62,12 +62,12 @@ impl Compressors {
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A log that has delivered so many entries found no place.
+    /// Records that a log that has delivered this many entries found no place.
     pub(super) fn want(&self, delivered: u64) {
         self.wanted.fetch_max(delivered, Ordering::Relaxed);
     }
 
-    /// Whether a log that has delivered so many entries must give its place to one that has delivered far more.
+    /// Whether a log that has delivered this many entries must give its place to one that has delivered far more.
     pub(super) fn must_give_way(&self, delivered: u64) -> bool {
         let fewer = |wanted: u64| (delivered < wanted / 2).then_some(0);
         self.wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()

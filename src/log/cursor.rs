@@ -26,7 +26,7 @@ pub(super) struct Cursor {
     pub(super) lease: Lease,
     /// The key of the stream's handle in the log.
     pub(super) reader: ReaderKey,
-    /// The reader was sent that the topic is stale.
+    /// Whether the reader has received that the topic is stale.
     pub(super) told_stale: bool,
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
@@ -68,7 +68,7 @@ impl Cursor {
             let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
             *window = Window::NONE;
             if let Some(gone) = range.gone.filter(|gone| *gone > self.position) {
-                return self.told(gone, options);
+                return self.read_gap(gone, options);
             }
             match range.shared(self.position, options.shared) {
                 Some(shared) => {
@@ -94,7 +94,7 @@ impl Cursor {
             }
             Err(through) => {
                 *window = Window::NONE;
-                self.told(through, options)
+                self.read_gap(through, options)
             }
         }
     }
@@ -106,7 +106,7 @@ impl Cursor {
         Read::Batch(batch)
     }
 
-    fn told(&mut self, through: Seq, options: ReadOptions) -> Read {
+    fn read_gap(&mut self, through: Seq, options: ReadOptions) -> Read {
         let mut batch =
             Batch { bytes: self.gap(through, options).bytes(options.variant.coding), ..Batch::default() };
         batch.count_gap(self.lease.log(), options.reason);

@@ -32,7 +32,7 @@ pub struct Cursors {
     pub(super) cursors: SmallVec<[Cursor; 1]>,
     /// Whether they have several sequences.
     pub(super) mixed: bool,
-    /// What is read, and so what the ends of the cursors are.
+    /// The current phase, which determines the ends of the cursors.
     pub(super) phase: Phase,
     /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
     /// slow.
@@ -41,25 +41,25 @@ pub struct Cursors {
     pub ends: bool,
     /// Whether they are beyond the last id that was sent, because the last messages were left out.
     beyond_id: bool,
-    /// If the reader has an interval.
+    /// The state of a reader with an interval.
     pub(super) paced: Option<Box<Paced>>,
     content: Content,
-    /// The two fields of [`Window`], apart because they take less so.
+    /// The two fields of [`Window`], which take less memory separately.
     window_cursor: u8,
     window_since: Seq,
 }
 
-/// What cursors read. Apart from the stream's own phase, because a stream that closes in the middle of a replay still
-/// finishes it.
+/// The phase of the cursors. It is separate from the phase of the stream, because a stream that closes during a replay
+/// still finishes the replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Messages from before the opening, up to the end of each cursor.
     Replay,
     /// New messages, without an end.
     Live,
-    /// What was published before the order to close, up to the end of each cursor.
+    /// Messages from before the order to close, up to the end of each cursor.
     Closing {
-        /// Whether messages from before the opening may be among it.
+        /// Whether messages from before the opening may be among them.
         replays: bool,
     },
 }
@@ -109,7 +109,7 @@ impl Cursors {
         (self.window_cursor, self.window_since) = (window.cursor, window.since);
     }
 
-    /// From now on, they are read for a body of this content coding.
+    /// Sets the content coding of the body for which they are read.
     pub fn set_content(&mut self, content: Content) {
         self.content = content;
     }
@@ -119,7 +119,7 @@ impl Cursors {
         self.content
     }
 
-    /// Something else is sent to the reader between two batches.
+    /// Called when the stream sends other bytes between two batches.
     pub fn interrupt(&mut self) {
         self.set_window(Window::NONE);
     }
@@ -171,7 +171,7 @@ impl Cursors {
         self.mixed
     }
 
-    /// Begins with what comes from now on.
+    /// Begins to read new messages.
     pub(super) fn start_live(&mut self) {
         self.set_phase(Phase::Live, |cursor| cursor.lease.log().newest());
     }
@@ -264,7 +264,7 @@ impl Cursors {
         join_components(components.iter().map(String::as_str))
     }
 
-    /// The event id of the current position, if it is beyond the last id that was sent. Then that is sent now.
+    /// The event id of the current position, if it is beyond the last id that was sent. It then counts as sent.
     pub fn take_unsent_id(&mut self) -> Option<EventId> {
         // A backlog is from before the position.
         if self.has_backlog() || !std::mem::take(&mut self.beyond_id) {

@@ -21,12 +21,12 @@ pub(super) struct TopicEnd {
 }
 
 impl TopicEnd {
-    /// Of a topic whose last message is not known yet.
+    /// The end of a topic whose last message is not known yet.
     pub(super) fn unknown() -> Self {
         TopicEnd { at: AtomicSeq::new(UNKNOWN), newest: AtomicSeq::new(Seq::START) }
     }
 
-    /// An entry was appended.
+    /// Called when an entry was appended.
     pub(super) fn take(&self, entry: &Entry) {
         if entry.kind.ends() {
             self.newest.store(entry.sequence);
@@ -36,7 +36,7 @@ impl TopicEnd {
         }
     }
 
-    /// An older entry was inserted. If nothing is known yet, it is the last one.
+    /// Called when an older entry was inserted. If nothing is known yet, it is the last one.
     pub(super) fn take_older(&self, entry: &Entry) {
         if self.is_unknown() {
             self.take(entry);
@@ -69,7 +69,7 @@ impl TopicEnd {
 }
 
 impl EntryKind {
-    /// Whether it ends its topic.
+    /// Whether this entry ends its topic.
     pub fn ends(&self) -> bool {
         match self {
             EntryKind::Message(message) => message.ends(),

@@ -126,7 +126,7 @@ impl Entry {
         }
     }
 
-    /// Whether a reader with that view receives it. Gaps and the ends of topics come whatever it asks for.
+    /// Whether a reader with that view receives it. Every view admits gaps and the ends of topics.
     pub(super) fn is_in(&self, view: &View) -> bool {
         self.message().is_none_or(|message| view.admits(message.kind()) || message.ends())
     }
@@ -139,8 +139,8 @@ impl Entry {
         }
     }
 
-    /// The same entry for a log of `filter`: a gap names that filter, and the end of a topic is told to readers of a
-    /// pattern. `sequence` is the sequence of both logs.
+    /// The same entry for a log of `filter`: a gap names that filter, and in the log of a pattern the end of a topic is an
+    /// event. `sequence` is the sequence of both logs.
     pub(super) fn in_log_of(self: &Arc<Self>, filter: &Filter, sequence: &Sequence) -> Arc<Self> {
         let kind = match &self.kind {
             EntryKind::Message(message) => message.for_log_of(filter).map(EntryKind::Message),

@@ -1,10 +1,10 @@
-//! What a stream says about its feeds: topics that are stale, because the broker or their part of it is away, and live
-//! again. The marks are in the numberings; each cursor remembers what its reader was sent.
+//! The feeds of a stream: finds topics that have become stale, because the broker or their part of it is away, or live
+//! again. The marks are in the numberings; each cursor records what its reader has received.
 
 use super::cursors::Cursors;
 use crate::protocol::topic::Filter;
 
-/// The feeds of a stream that are not as its reader was sent last.
+/// The feeds of a stream whose state differs from what its reader has received.
 #[derive(Debug, Default)]
 pub struct FeedNews {
     /// The cursors of topics that have become stale.
@@ -26,8 +26,8 @@ impl FeedNews {
 }
 
 impl Cursors {
-    /// Compares the feeds with what the reader was sent. What was written to a log before its feed was live again can
-    /// be read after this call.
+    /// Compares the feeds with what the reader has received. Entries that were written to a log before its feed was live
+    /// again can be read after this call.
     pub fn feed_news(&self) -> FeedNews {
         let mut news = FeedNews::default();
         for (index, cursor) in self.cursors.iter().enumerate() {
@@ -40,13 +40,13 @@ impl Cursors {
         news
     }
 
-    /// Records that the reader is sent that these are stale, and returns their topics.
-    pub fn tell_stale(&mut self, news: &FeedNews) -> Vec<&str> {
+    /// Records that the reader receives now that these are stale, and returns their topics.
+    pub fn take_stale(&mut self, news: &FeedNews) -> Vec<&str> {
         self.tell(&news.stale, true)
     }
 
-    /// Records that the reader is sent that these are live, and returns their topics.
-    pub fn tell_live(&mut self, news: &FeedNews) -> Vec<&str> {
+    /// Records that the reader receives now that these are live, and returns their topics.
+    pub fn take_live(&mut self, news: &FeedNews) -> Vec<&str> {
         self.tell(&news.live, false)
     }
 

@@ -1,6 +1,6 @@
-//! What a rule takes out of a broker's message: its id, its type, its payload, and whether it ends its topic, from header
-//! fields or by JSON pointers.
-//! It is done once, at intake, and alike for messages that are fetched from the broker later.
+//! Extracts the fields of a rule from a broker's message: its id, its type, its payload, and whether it ends its topic,
+//! from header fields or by JSON pointers. This happens once per message, in the same way for messages that are fetched
+//! from the broker later.
 //!
 //! Values that cannot be carried are left out and reported to the caller, so that neither a header nor a payload can
 //! break the framing.
@@ -168,7 +168,7 @@ mod tests {
             assert_eq!(by_pointer.end_of(&Headers::default(), payload.as_bytes()), ends, "{payload}");
             let header = headers(&[("topicgate-end", value.trim_matches('"'))]);
             let (found, text) = (by_header.find(&header, b""), value.trim_matches('"'));
-            // As text, half a surrogate pair is a text like others.
+            // In the payload's text, half a surrogate pair is text like any other.
             assert_eq!(found.ends, ends || text.contains("ud800"), "{text}");
             assert_eq!(by_header.end_of(&header, b""), found.ends);
         }

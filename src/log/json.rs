@@ -1,5 +1,5 @@
-//! Finds values in a JSON document by pointers (RFC 6901), in one pass, without building the document: what nobody asked
-//! for is only checked. Values are slices of the document, so numbers keep their digits and members their order.
+//! Finds values in a JSON document by pointers (RFC 6901), in one pass, without building the document: all other values
+//! are only checked. Values are slices of the document, so numbers keep their digits and members their order.
 //!
 //! How deep a document is makes no difference, because only the parts on the way to a pointer are entered. If a name
 //! comes twice in an object, the last one counts, as in a browser.
@@ -10,8 +10,8 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The values at `pointers` in the document `text`, in the order of the pointers; `None` where there is none. Nothing is
-/// found in a text that is not JSON. There may be up to 32 pointers.
+/// The values at `pointers` in the document `text`, in the order of the pointers; `None` for a pointer without a value,
+/// and for all of them if `text` is not JSON. There may be up to 32 pointers.
 pub(super) fn values<'a, const N: usize>(
     text: &'a str,
     pointers: [Option<&str>; N],
@@ -27,8 +27,8 @@ pub(super) fn values<'a, const N: usize>(
     }
 }
 
-/// The value as text: a string's own text, anything else as it stands, without white space between its tokens. `None` for
-/// a string that has no text, because it has half a surrogate pair (`"\ud800"`).
+/// The value as text: the text of a string; anything else as written, without white space between its tokens. `None` for a
+/// string that has no text, because it has half a surrogate pair (`"\ud800"`).
 pub(super) fn text(value: &RawValue) -> Option<String> {
     let value = value.get();
     if value.starts_with('"') { serde_json::from_str(value).ok() } else { Some(compact(value)) }
@@ -54,7 +54,7 @@ struct Walk<'p, 'f, 'a> {
     found: &'f mut [Option<&'a RawValue>],
     /// The pointers that lead here, a bit for each.
     here: u32,
-    /// How many names of theirs led here.
+    /// The number of their segments that led here.
     depth: usize,
 }
 
@@ -69,12 +69,12 @@ impl Walk<'_, '_, '_> {
         (0..u32::BITS as usize).filter(move |index| here & 1 << index != 0)
     }
 
-    /// The pointers for which `is_wanted` says yes.
+    /// The pointers for which `is_wanted` returns true.
     fn those(&self, is_wanted: impl Fn(Option<&str>) -> bool) -> u32 {
         self.indices().filter(|index| is_wanted(self.name(*index))).fold(0, |set, index| set | 1 << index)
     }
 
-    /// Forgets what these pointers led to: their name came again in the same object.
+    /// Forgets the values of these pointers, because their name was repeated in the same object.
     fn forget(&mut self, again: u32) {
         for (index, found) in self.found.iter_mut().enumerate() {
             if again & 1 << index != 0 {
@@ -84,7 +84,7 @@ impl Walk<'_, '_, '_> {
     }
 }
 
-/// Whether a name of a pointer means `name`.
+/// Whether a segment of a pointer means `name`.
 fn means(part: &str, name: &str) -> bool {
     if part.contains('~') { part.replace("~1", "/").replace("~0", "~") == name } else { part == name }
 }
@@ -147,7 +147,7 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
         Ok(())
     }
 
-    // A pointer that goes on from a value without parts finds nothing.
+    // A pointer that continues below a value without members finds nothing.
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {
         Ok(())
     }
@@ -173,7 +173,7 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
     }
 }
 
-/// The name of a member: which pointers go on by it.
+/// The name of a member: finds the pointers that continue with it.
 struct Name<'w, 'p, 'f, 'a>(&'w Walk<'p, 'f, 'a>);
 
 impl<'de> DeserializeSeed<'de> for Name<'_, '_, '_, '_> {
@@ -268,13 +268,13 @@ mod tests {
         assert_eq!(at(&format!(r#"{{"a":{deep},"b":1}}"#), "/b").as_deref(), Some("1"));
         assert_eq!(at(&format!(r#"{{"a":{deep}}}"#), "/a").unwrap(), deep);
         assert_eq!(at(&deep, "").unwrap(), deep);
-        // A pointer that goes far down finds something or nothing, but comes back.
+        // A very long pointer finds something or nothing, but does not overflow the stack.
         let pointer = "/0".repeat(100_000);
         assert_eq!(at(&deep, &pointer), None);
     }
 
     proptest! {
-        /// Against the document as a tree.
+        /// Compares with the document as a tree.
         #[test]
         fn values_are_the_same_as_in_a_parsed_tree_of_the_document(
             document in proptest::collection::vec(prop_oneof![

@@ -76,7 +76,7 @@ impl Cursors {
     }
 }
 
-/// The parts of an event id for several sequences, except that of one sequence.
+/// The parts of an event id for several sequences, without the part of one of them.
 #[derive(Debug)]
 pub(super) struct OtherParts {
     before: String,
@@ -167,7 +167,7 @@ impl Merge {
         self.next.extend(ahead.items.front().map(|item| Reverse((item.position(), index))));
     }
 
-    /// Writes the next items, about `budget` bytes.
+    /// Writes the next items, of about `budget` bytes.
     fn write(&mut self, cursors: &[Cursor], budget: usize, mut output: Output<'_, '_>) {
         let options = output.options;
         self.count = (HALF_BATCH / self.ahead.len()).max(1);
@@ -189,9 +189,9 @@ impl Merge {
             let followed = next == Some(number);
             // Two logs can have a gap with the same number. Only the last of them has an id that says "complete up to
             // here".
-            let told = if followed { number.previous() } else { number };
+            let id_position = if followed { number.previous() } else { number };
             let cursor = &cursors[self.ahead[index].cursor];
-            output.write(item, cursor, told, followed);
+            output.write(item, cursor, id_position, followed);
             if output.is_full(begin, budget) && !followed {
                 self.limit = number;
                 return;
@@ -227,16 +227,16 @@ impl Output<'_, '_> {
         }
     }
 
-    /// Appends one item of `cursor`. Its id is the one of the position `told`, which is not its own if `another` item
+    /// Appends one item of `cursor`. Its id is the one of the position `id_position`, which is not its own if `another` item
     /// follows at the same position.
-    pub(super) fn write(&mut self, item: Item, cursor: &Cursor, told: Seq, another: bool) {
+    pub(super) fn write(&mut self, item: Item, cursor: &Cursor, id_position: Seq, another: bool) {
         let (log, sequence): (_, &Sequence) = (cursor.lease.log(), cursor.sequence());
         let ReadOptions { variant, reason, .. } = self.options;
         let event_id = || match &self.around {
             Some(OtherParts { before, after }) => {
-                EventId::of_components([before.as_str(), &sequence.component(told), after.as_str()])
+                EventId::of_components([before.as_str(), &sequence.component(id_position), after.as_str()])
             }
-            None => sequence.event_id(told, None),
+            None => sequence.event_id(id_position, None),
         };
         let keeps_id = !another && self.around.is_none();
         self.batch.ends_left_out = matches!(&item, Item::Entry(entry) if !variant.admits(entry));
@@ -264,7 +264,7 @@ impl Output<'_, '_> {
         match item {
             Item::Entry(_) if self.batch.ends_left_out => self.batch.filtered += 1,
             Item::Entry(entry) => {
-                // A batch of this log alone does not say so, because it may be for a stream of this topic alone.
+                // The batch of a single log has no such event, because it may be for a stream of this topic only.
                 if let Target::Bytes(joined) = &mut *self.target
                     && log.end.is_some()
                     && entry.kind.ends()

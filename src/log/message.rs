@@ -42,7 +42,7 @@ pub struct Message {
     /// Whether it ends its topic.
     ends: bool,
     /// Whether `stream-end` follows it in its frames.
-    tells_end: bool,
+    sends_end: bool,
     payload: Bytes,
     raw: Frame,
     /// Created when the first reader needs it.
@@ -76,7 +76,7 @@ impl Message {
             separate_id: None,
             kind: found.kind,
             ends: found.ends,
-            tells_end: false,
+            sends_end: false,
             payload,
             raw,
             cloud_event: OnceLock::new(),
@@ -108,14 +108,14 @@ impl Message {
         &self.event_id
     }
 
-    /// The same message for another kind of log. In that of a pattern, `stream-end` follows a message that ends its
-    /// topic, because the streams of its readers go on. `None`: it needs no change.
+    /// The same message for another kind of log. In the log of a pattern, `stream-end` follows a message that ends its topic,
+    /// because the streams of its readers go on. `None`: it needs no change.
     pub(super) fn for_log_of(&self, filter: &Filter) -> Option<Message> {
         if !self.ends {
             return None;
         }
-        let tells_end = filter.is_pattern();
-        if self.tells_end == tells_end {
+        let sends_end = filter.is_pattern();
+        if self.sends_end == sends_end {
             return None;
         }
         let (raw, payload) = frame::message(&self.event_id, self.kind.as_ref(), &self.payload);
@@ -126,9 +126,9 @@ impl Message {
             separate_id: self.separate_id.clone(),
             kind: self.kind.clone(),
             ends: true,
-            tells_end,
+            sends_end,
             payload,
-            raw: if tells_end { self.with_end(raw) } else { raw },
+            raw: if sends_end { self.with_end(raw) } else { raw },
             cloud_event: OnceLock::new(),
         })
     }
@@ -169,7 +169,7 @@ impl Message {
             Format::Raw => &self.raw,
             Format::CloudEvents => self.cloud_event.get_or_init(|| {
                 let frame = self.encode_cloud_event();
-                let frame = if self.tells_end { self.with_end(frame) } else { frame };
+                let frame = if self.sends_end { self.with_end(frame) } else { frame };
                 count(frame.weight());
                 frame
             }),
@@ -184,7 +184,7 @@ impl Message {
     /// Its approximate memory in bytes, which counts against the buffer bounds. It never changes; an envelope is
     /// counted separately when it is created.
     pub fn weight(&self) -> usize {
-        let own_payload = if self.raw.holds(&self.payload) { 0 } else { self.payload.len() };
+        let own_payload = if self.raw.contains(&self.payload) { 0 } else { self.payload.len() };
         let separate_id = self.separate_id.as_ref().map_or(0, |id| id.len());
         size_of::<Self>() + self.event_id.len() + separate_id + self.raw.weight() + own_payload
     }

@@ -1,5 +1,4 @@
-//! Of each topic and type the newest message: what a reader with an interval receives of many messages. Gaps are never
-//! left out.
+//! Selects the newest message of each topic and type, for readers with an interval. Gaps are never left out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
@@ -71,7 +70,7 @@ fn weight(entry: &Entry) -> usize {
     entry.weight() + WEIGHT
 }
 
-/// What was chosen of some entries, oldest first.
+/// The selected entries, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Chosen {
     pub(super) entries: Vec<Arc<Entry>>,
@@ -82,7 +81,7 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// Chooses from `newest_first` what a reader with that view receives.
+    /// Selects from `newest_first` the entries that a reader with that view receives.
     pub(super) fn of<'a>(newest_first: impl Iterator<Item = &'a Arc<Entry>>, view: &View) -> Self {
         let mut chosen = Chosen::default();
         let mut seen = HashSet::new();

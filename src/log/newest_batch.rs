@@ -1,5 +1,5 @@
-//! The batches of one view with an interval: of each topic and type the newest, made once for all readers that read at
-//! the same tick.
+//! The batches of one view with an interval: each has the newest message of each topic and type, and is made once for all
+//! readers that read at the same tick.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::reader::clock::Millis;
 /// The most batches that are cached: readers of one tick that are at different positions, or read one of several parts.
 const CACHED: usize = 32;
 
-/// What readers at one position receive of the entries up to another one.
+/// The batch for readers at one position, of the entries up to another one.
 #[derive(Debug, Clone)]
 pub(crate) struct NewestBatch {
     from: Seq,
-    /// The end of the round: the last entry of which it was chosen.
+    /// The end of the round: the last entry from which it was selected.
     pub(crate) until: Seq,
-    /// Where a reader continues: before `until` if this is only a part of what was chosen.
+    /// Where a reader continues: before `until` if this is only a part of the selection.
     pub(crate) last: Seq,
     made: Millis,
     format: Format,
@@ -37,7 +37,7 @@ pub(crate) struct NewestBatch {
     pub(crate) bytes: Bytes,
 }
 
-/// What a reader with an interval asks of a log.
+/// The request of a reader with an interval to a log.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Round {
     /// Everything up to here was read.
@@ -77,8 +77,8 @@ impl NewestBatches {
         self.kept.iter().rev().find(fits).cloned()
     }
 
-    /// Where a round that begins now should end: where the others of this tick do, so that the next tick finds all
-    /// readers at the same position.
+    /// The end of a round that begins now: the same as for the other readers of this tick, so that the next tick finds all of
+    /// them at the same position.
     pub(super) fn end(&self, round: Round) -> Seq {
         let others = self.kept.iter().filter(|batch| batch.made >= round.oldest).map(|batch| batch.until);
         let end = others.filter(|until| *until > round.from && *until <= round.head).max();
@@ -115,7 +115,7 @@ impl NewestBatches {
         };
         let is_whole = frames.len() == chosen.entries.len();
         let last = chosen.entries.get(frames.len().wrapping_sub(1)).filter(|_| !is_whole);
-        // What was left out of a round is counted with its first part.
+        // Messages that were left out of a round are counted with its first part.
         let is_first = round.until.is_none();
         let batch = NewestBatch {
             from: round.from,

@@ -13,7 +13,7 @@ pub(crate) struct Numbering {
     sequence: OnceLock<Arc<Sequence>>,
     /// The number up to which it is complete; none while it is open.
     end: AtomicOptionSeq,
-    /// The outage of the subscription: twice its number, and one more once readers must know of it. 0 if there is none.
+    /// The outage of the subscription: twice its number, plus one once readers must receive it. 0 if there is none.
     outage: AtomicU64,
 }
 
@@ -31,23 +31,23 @@ impl Numbering {
         Numbering { sequence, end: AtomicOptionSeq::new(None), outage: AtomicU64::new(0) }
     }
 
-    /// The outage `number` of the subscription begins, unless it is in one. Returns whether it does.
+    /// Begins the outage `number` of the subscription, unless it is in one. Returns whether it began.
     pub(super) fn lose_feed(&self, number: u64) -> bool {
         self.outage.compare_exchange(0, number << 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// The outage `number` has lasted, if it is not over.
+    /// Marks the outage `number` as lasting, if it is not over.
     pub(super) fn mark_stale(&self, number: u64) {
         let (brief, long) = (number << 1, number << 1 | 1);
         let _ = self.outage.compare_exchange(brief, long, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// An outage that was not marked before has lasted.
+    /// Marks an outage that was not marked before as lasting.
     pub(super) fn lose_feed_for_long(&self, number: u64) {
         self.outage.store(number << 1 | 1, Ordering::Release);
     }
 
-    /// The outage is over. Returns whether it had lasted.
+    /// Ends the outage. Returns whether it had lasted.
     pub(super) fn regain_feed(&self) -> bool {
         self.outage.swap(0, Ordering::AcqRel) & 1 == 1
     }
@@ -57,7 +57,7 @@ impl Numbering {
         self.outage.load(Ordering::Acquire) != 0
     }
 
-    /// Whether the subscription has received nothing for so long that readers must know.
+    /// Whether the subscription has received nothing for so long that readers must receive it.
     pub(super) fn is_stale(&self) -> bool {
         self.outage.load(Ordering::Acquire) & 1 == 1
     }

@@ -1,4 +1,5 @@
-//! The state of a reader with an interval (`every=`): when it reads again, and what it has gathered meanwhile. `rounds` reads.
+//! The state of a reader with an interval (`every=`): when it reads again, and the messages that it has gathered meanwhile.
+//! `rounds` does the reading.
 
 use super::newest::Newest;
 use crate::protocol::seq::Seq;
@@ -16,7 +17,7 @@ pub(super) struct Paced {
     pub(super) cursors: Vec<PacedCursor>,
 }
 
-/// What a reader with an interval knows of one cursor.
+/// The part of this state for one cursor.
 #[derive(Debug, Default)]
 pub(super) struct PacedCursor {
     /// Stored messages up to the position of the cursor that were not sent yet.

@@ -1,9 +1,9 @@
-//! Readers with an interval (`every=`): of each topic and type they receive the newest message, once per tick.
+//! Readers with an interval (`every=`): once per tick, they receive the newest message of each topic and type.
 //!
-//! Such a reader reads in rounds. A round reads everything up to the head at its beginning, in parts if that is much, and
-//! then the reader waits for its next tick; entries do not wake it meanwhile. If nothing is new at a tick, it waits for
-//! the next entry and reads that at once. Stored messages from before the logs are gathered in a backlog first, so that
-//! of them too only the newest are sent. Their ids are in order like all others, so a cut reader resumes as usual.
+//! Such a reader reads in rounds. A round reads everything up to the head at its beginning, in several parts if necessary.
+//! Then the reader waits for its next tick, and entries do not wake it. If nothing is new at a tick, it waits for the next
+//! entry and reads that at once. Stored messages from before the logs are gathered in a backlog first, so that only the
+//! newest of them are sent. Their ids are in order like all others, so a reader that was cut off resumes as usual.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -25,21 +25,21 @@ use crate::protocol::view::{Interval, View};
 use crate::reader::clock::{Clock, Millis};
 use crate::reader::ticks;
 
-/// How much a backlog may hold before it is sent, whether or not newer messages follow.
+/// The most bytes of a backlog before it is sent, whether or not newer messages follow.
 const BACKLOG_BYTES: usize = 256 * 1024;
 
-/// What stands before a round.
+/// The obstacle before a round.
 enum Stored {
     /// Nothing: the logs can be read.
     Read,
-    /// The backlog is full, and what it has up to this number must be sent.
+    /// The backlog is full, and its messages up to this number must be sent.
     Full(Seq),
     /// More is being fetched from the broker.
     Fetching,
 }
 
 impl Cursors {
-    /// From now on, of each topic and type the newest message is read, once per interval.
+    /// From now on, the newest message of each topic and type is read once per interval.
     pub fn pace(&mut self, interval: Interval, clock: Clock) {
         let cursors = self.cursors.iter().map(|_| PacedCursor::default()).collect();
         self.paced = Some(Box::new(Paced { interval, clock, due: None, cursors }));
@@ -61,7 +61,7 @@ impl Cursors {
         self.paced.as_ref().is_some_and(|paced| paced.cursors.iter().any(PacedCursor::has_backlog))
     }
 
-    /// Reads what a reader with an interval receives next.
+    /// Reads the next batch of a reader with an interval.
     pub(super) fn read_newest(&mut self, options: ReadOptions, mut rows: Option<&mut Rows>) -> Read {
         let paced = self.paced.take().zip(options.variant.view);
         let Some((mut paced, view)) = paced else { return Read::Nothing };
@@ -72,7 +72,7 @@ impl Cursors {
             self.cursors.iter().for_each(|cursor| cursor.lease.log().readers.await_paced());
             read = paced.read(self, options, view, rows);
         }
-        // What its types leave out begins no interval: its own first message after it comes at once.
+        // Messages that its types leave out begin no interval: the first one for it after them comes at once.
         if matches!(&read, Read::Batch(batch) if batch.has_events()) {
             options.handle.ignore_entries();
             let between_rounds =
@@ -129,7 +129,7 @@ impl Paced {
         }
     }
 
-    /// The position in each sequence up to which everything was sent: before what is in the backlog.
+    /// The position in each sequence up to which everything was sent, which is before the backlog.
     fn sent(&self, cursors: &Cursors, ranges: &[Range<usize>]) -> Vec<SequencePosition> {
         let mut positions = cursors.positions(ranges);
         for (position, range) in positions.iter_mut().zip(ranges) {
@@ -173,7 +173,7 @@ impl Paced {
         }
     }
 
-    /// Reads the batch that is shared with others, if all that is new is in one log. Returns whether that is so.
+    /// Reads the batch that is shared with others, if only one log has new entries. Returns whether that is so.
     fn read_shared(
         &mut self,
         cursors: &mut Cursors,
@@ -185,7 +185,7 @@ impl Paced {
             return false;
         }
         let Some(first) = cursors.cursors.first() else { return true };
-        // Read before the logs are asked for news.
+        // Read before the logs are checked for new entries.
         let head =
             cursors.cursors.iter().map(|cursor| cursor.lease.log().numbering.end(first.sequence().head()));
         let head = head.min().unwrap_or_default();
@@ -226,8 +226,8 @@ impl Paced {
         true
     }
 
-    /// Writes what is next in the logs of one sequence and their backlogs, up to `end` if that is given, about `budget`
-    /// bytes.
+    /// Writes the next items of the logs of one sequence and of their backlogs, of about `budget` bytes and up to `end` if
+    /// that is given.
     fn write(
         &mut self,
         cursors: &mut [Cursor],

@@ -1,4 +1,4 @@
-//! Rows: what one read takes out of the logs. Messages as JSON, and the gaps before them, instead of bytes for a socket.
+//! Rows: the result of one read of the logs, with messages as JSON and the gaps before them, instead of bytes for a socket.
 //!
 //! Cursors fill them as they fill a batch, entry by entry. Rows are bounded, and end before a gap that follows messages of
 //! the same sequence, so that gaps always come before the messages that they concern.
@@ -23,7 +23,7 @@ pub struct Rows {
     gaps: Vec<(Filter, GapReason)>,
     /// The event id of the last message or gap.
     last_id: Option<EventId>,
-    /// A gap comes next, and belongs into the next read.
+    /// Whether a gap comes next, which belongs to the next read.
     ended: bool,
 }
 
@@ -39,7 +39,7 @@ impl Rows {
         self.count == 0 && self.gaps.is_empty()
     }
 
-    /// Whether they take nothing more; the next read may find more.
+    /// Whether they are full; the next read may find more.
     pub fn is_full(&self) -> bool {
         self.ended || self.count >= self.limit || self.messages.len() >= ROWS_BYTES
     }
@@ -68,7 +68,7 @@ impl Rows {
         self.last_id = Some(id);
     }
 
-    /// The cursor moves past a message that the view leaves out.
+    /// Moves the cursor past a message that the view leaves out.
     pub(super) fn skip(&mut self, id: EventId) {
         self.last_id = Some(id);
     }
@@ -78,7 +78,7 @@ impl Rows {
         self.last_id = Some(id);
     }
 
-    /// Takes nothing more.
+    /// Marks them as full.
     pub(super) fn end(&mut self) {
         self.ended = true;
     }

@@ -235,8 +235,8 @@ impl StartResolver<'_> {
             let filter = cursor.lease.filter();
             let of_values = cursor.is_of_values();
             let located = match Self::located(self.answers, filter) {
-                // It is unknown which keys have changed since then, so all values are sent. Whoever is before the
-                // first value has missed none.
+                // It is unknown which keys have changed since then, so all values are sent. A reader before the first
+                // value has missed none.
                 _ if of_values && !number.is_start() && number < cursor.lease.log().evicted().number => {
                     SeekResult::Evicted(Seq::START)
                 }

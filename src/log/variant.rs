@@ -18,7 +18,7 @@ pub(crate) struct Variant<'a> {
     pub(crate) coding: Coding,
     /// The content coding of the body. In a gzip body, shared batches are stored or compressed; readers with a view have none.
     pub(crate) content: Content,
-    /// `None`: all messages, as they are.
+    /// `None`: all messages, unchanged.
     pub(crate) view: Option<&'a View>,
 }
 

@@ -10,7 +10,7 @@ pub(super) struct Window {
     pub(super) since: Seq,
 }
 
-/// No cursor, or one that has no number here. It has no window: a stream of so many topics seldom does.
+/// No cursor, or a cursor whose index does not fit here. It has no window: a stream of that many topics rarely has one.
 const NO_CURSOR: u8 = u8::MAX;
 
 impl Window {
@@ -22,7 +22,7 @@ impl Window {
         if self.is_of(cursor) { self.since } else { position }
     }
 
-    /// It receives entries of that log after `position`.
+    /// Records that the reader receives entries of that log after `position`.
     pub(super) fn extend(&mut self, cursor: usize, position: Seq) {
         if !self.is_of(cursor) {
             *self = Window { cursor: u8::try_from(cursor).unwrap_or(NO_CURSOR), since: position };

@@ -99,7 +99,7 @@ pub enum Limit {
     AdminConnections,
     /// `limits.connections_per_address`; used: by the address with the most; hit: a connection was closed at once.
     ConnectionsPerAddress,
-    /// Streams of the console; hit: one more has to come back later.
+    /// Streams of the console; hit: another one was refused for now.
     ConsoleStreams,
     /// `limits.topics`.
     Topics,
@@ -111,7 +111,7 @@ pub enum Limit {
     TopicLength,
     /// `limits.message`, for messages from the broker and from publishers.
     Message,
-    /// `limits.bodies`; hit: a publisher has to come back later, because its address's share or the whole is used up.
+    /// `limits.bodies`; hit: a publisher was refused for now, because its address's share or the total is used up.
     Bodies,
     /// Backfills and lookups in the queue; hit: one had no place in it and is tried again.
     Lookups,
@@ -203,7 +203,7 @@ pub enum ReloadResult {
     Refused,
 }
 
-/// What of a message from the broker could not be carried.
+/// The part of a broker's message that could not be carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, VariantArray, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Rejected {
@@ -221,7 +221,7 @@ pub enum Rejected {
     Data,
 }
 
-/// What became of a span.
+/// The outcome of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, VariantArray, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum SpanResult {

@@ -1,8 +1,8 @@
 //! Metrics, as Prometheus reads them; `docs/metrics.md` explains each. One set per gateway, no globals. No label holds a
 //! topic, an address or a subject; a rule's `match` is one.
 //!
-//! `table.rs` lists every metric, `labels.rs` the values of their labels. Here is what takes more than one step
-//! to count. Counters on the path of every message to every reader are added to once per batch.
+//! `table.rs` lists every metric, `labels.rs` the values of their labels. This file has the counts that take more than one
+//! step. Counters on the path of every message to every reader are increased once per batch.
 
 mod labels;
 mod limits;
@@ -44,8 +44,8 @@ impl Metrics {
         self.streams_closed.inc(code);
     }
 
-    /// Measures the time since `since`, when something was taken in, as it is handed to a reader that was waiting for it.
-    /// One in [`SAMPLE`] is measured, at random: the histogram has one lock, and all readers would meet there.
+    /// Measures the time from `since`, when a message was received, until a waiting reader gets it. One delivery in
+    /// [`SAMPLE`] is measured, at random, because all readers would contend for the histogram's lock.
     pub fn delivered(&self, since: SystemTime) {
         if fastrand::u8(..SAMPLE) == 0 {
             self.delivery_seconds.observe(since.elapsed().unwrap_or_default().as_secs_f64());
@@ -64,7 +64,7 @@ impl Metrics {
         self.recalled_bytes.inc_by(fetched.unwrap_or_default() as u64);
     }
 
-    /// A question to the backend of forward auth is being asked, until the returned value is dropped.
+    /// Counts a question to the backend of forward auth as open until the returned value is dropped.
     pub fn asking_backend(&self) -> impl Drop + use<> {
         self.forward_asking.inc();
         Asking {
@@ -79,7 +79,7 @@ impl Metrics {
         Code::refusals().map(|code| (code.as_str(), self.refused_requests.of(code).get()))
     }
 
-    /// All of it, as OpenMetrics.
+    /// All metrics, as OpenMetrics.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail, and every metric of the table encodes.

@@ -1,5 +1,5 @@
-//! Metrics of this process from the system, under the names that Prometheus' own client libraries use. Read at each scrape.
-//! Linux only.
+//! Metrics of this process, which the system reports, under the names that Prometheus' own client libraries use. They are
+//! read at each scrape, on Linux only.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};

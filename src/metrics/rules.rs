@@ -1,5 +1,5 @@
-//! Metrics of each rule of the configuration, under its `match` as it is written. Never of a topic: their number has no
-//! bound. A rule that a reload removed is shown until the last log that counts for it is dropped.
+//! Metrics of each rule of the configuration, labelled with its `match` as written. There are none per topic, because the
+//! number of topics has no bound. A rule that a reload removed is shown until the last log that counts for it is dropped.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl Metrics {
     /// Removes the rules that the configuration no longer has and for which no log counts. To be called now and then.
     pub fn sweep_rules(&self) {
         self.rules.0.lock().retain(|pattern, rule| {
-            // Logs have their share from here, and none can be handed out while this is locked.
+            // Logs get their counters from here, so none can be added while this is locked.
             let stays = rule.is_current || Arc::strong_count(&rule.metrics) > 1;
             if !stays {
                 let label = [("rule", pattern.clone())];

@@ -1,5 +1,6 @@
-//! The table of all metrics. A row has a metric's name (with `topicgate_` in front of it, and `_total` behind it if it is a
-//! counter), its type, its labels and its help text; nothing else has to be changed for a new one but `docs/metrics.md`.
+//! The table of all metrics. A row has the name of a metric (without the prefix `topicgate_` and, for a counter, without
+//! `_total`), its type, its labels and its help text. A new metric also needs a row in `docs/metrics.md` and a panel in
+//! `deploy/grafana/topicgate.json`.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -16,15 +17,15 @@ use super::process::Process;
 use super::shown_rules::ShownRules;
 use crate::protocol::codes::{CloseCode, Code, GapReason, HttpVersion};
 
-/// The upper ends of the buckets of waits for a broker, in seconds: from one on the same network to the longest that is
-/// waited for.
+/// The upper bounds of the buckets for waits for a broker, in seconds: from a broker on the same network to the longest
+/// wait.
 const WAITS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
-/// Those of the time that a message takes to a reader, who may be slow.
+/// The same for the time that a message takes to reach a reader, which may be slow.
 const DELIVERIES: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
-/// Those of the answers of a backend, from one on the same network to the default of `auth.forward.timeout`.
+/// The same for the answers of a backend: from a backend on the same network to the default of `auth.forward.timeout`.
 const ANSWERS: [f64; 8] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 macro_rules! metrics {
@@ -38,7 +39,7 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// All at zero.
+            /// Creates all metrics, at zero.
             pub fn new() -> Self {
                 let mut registry = Registry::default();
                 #[cfg(target_os = "linux")]
@@ -73,7 +74,7 @@ metrics! {
     streams_opened: By<HttpVersion, Counter> = By::all("http"),
         "Streams opened, by HTTP version";
     streams_closed: By<CloseCode, Counter> = By::all("code"),
-        "Streams that ended, and requests for a stream that have to come back later, by code";
+        "Streams that ended, and requests for a stream that were refused for now, by code";
     resumes: By<ResumeOutcome, Counter> = By::all("outcome"),
         "Streams that began with a cursor, by outcome";
     open_seconds: Histogram = Histogram::new(WAITS),
@@ -110,7 +111,7 @@ metrics! {
     delivery_seconds: Histogram = Histogram::new(DELIVERIES),
         "Time from the intake of a message until it is handed to a reader, without replays; one write of sixteen is measured";
     upstream_lag_seconds: Histogram = Histogram::new(DELIVERIES),
-        "Time from when the broker took a message until the gateway took it in, where the broker gives the time";
+        "Time from when the broker received a message until the gateway received it, if the broker reports the time";
     recalls: By<FetchResult, Counter> = By::all("result"),
         "Parts of stored sources that were fetched for readers who resume further back than the log, by result";
     recalled_bytes: Counter = Counter::default(),

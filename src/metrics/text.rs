@@ -1,5 +1,5 @@
-//! The two texts that scrapers read: OpenMetrics, for whoever asks for it, and the older one of Prometheus, which
-//! everything else understands.
+//! The two text formats that scrapers read: OpenMetrics, for scrapers that request it, and Prometheus' older format, which
+//! all others understand.
 
 use axum::http::{HeaderMap, header};
 
@@ -9,7 +9,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// The text format of Prometheus.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What an OpenMetrics text becomes for a client with these header fields, and its content type.
+/// Converts an OpenMetrics text for a client with these header fields. Returns the text and its content type.
 pub fn negotiate(open_metrics: String, headers: &HeaderMap) -> (&'static str, String) {
     let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     if accepted.any(|value| value.contains("application/openmetrics-text")) {
@@ -19,8 +19,8 @@ pub fn negotiate(open_metrics: String, headers: &HeaderMap) -> (&'static str, St
     }
 }
 
-/// The samples are the same. There the name of a metric is that of its samples, and there is neither a type for what only
-/// informs nor an end.
+/// The older format has the same samples. In it, a metric has the same name as its samples, and there is neither a type
+/// `info` nor an end mark.
 fn prometheus(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
     let mut suffix = "";

@@ -3,14 +3,14 @@
 use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
-/// Lets a line through now and then: for what clients can cause as often as they like.
+/// Limits log lines that clients can cause as often as they like.
 #[derive(Debug, Default)]
 pub struct Throttle(Mutex<Window>);
 
 #[derive(Debug, Default)]
 struct Window {
     last: Option<Instant>,
-    /// Those that were held back since.
+    /// The number of lines that were left out since the last one.
     others: u64,
 }
 
@@ -18,12 +18,12 @@ impl Throttle {
     /// The least time between two lines.
     const PAUSE: Duration = Duration::from_secs(10);
 
-    /// Whether to say it this time.
+    /// Whether to write the line now.
     pub fn allows(&self) -> bool {
         self.turn().is_some()
     }
 
-    /// If it is to be said this time: how many were held back since the last.
+    /// If the line is to be written now: the number of lines that were left out since the last one.
     pub fn turn(&self) -> Option<u64> {
         let mut state = self.0.lock();
         if state.last.is_some_and(|last| last.elapsed() < Self::PAUSE) {

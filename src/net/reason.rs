@@ -217,8 +217,8 @@ mod tests {
 
     #[test]
     fn known_errors_become_a_sentence_and_others_are_passed_on() {
-        let told = sentence("authorization violation: nats: authorization violation", Peer::Nats);
-        assert_eq!(told.matches("authorization violation").count(), 1, "{told}");
+        let text = sentence("authorization violation: nats: authorization violation", Peer::Nats);
+        assert_eq!(text.matches("authorization violation").count(), 1, "{text}");
         assert!(sentence("x: Connection refused (os error 111)", Peer::Keys).contains("auth.jwt.jwks_url"));
         assert_eq!(sentence("out of\n cheese", Peer::Redis), "out of cheese");
     }

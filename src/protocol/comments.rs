@@ -1,13 +1,12 @@
-//! The gateway's own events as comments, for readers that take every event for one of their application (`control=none`).
-//! It rewrites what was framed, and only where there is such an event: that costs these readers alone.
+//! The gateway's own events as comments, for readers that take every event for an event of their application
+//! (`control=none`). It rewrites the frames that have such events, at the cost of these readers only.
 
 use bytes::Bytes;
 
 use super::frame::{Coding, Frame, field};
 
-/// Events as a connection with this coding takes them, with the gateway's own events as comments, for a reader that takes
-/// every event for one of its application: `stream-gap` becomes the line `: stream-gap {…}`. Its id and its delay stay,
-/// since neither makes an event. `None`: there is none of these events.
+/// The same bytes, with the gateway's own events as comments: `stream-gap` becomes the line `: stream-gap {…}`. Its id and
+/// its delay stay, because they create no event. `None`: there is no such event.
 pub fn without_control(bytes: &[u8], coding: Coding) -> Option<Bytes> {
     memchr::memmem::find(bytes, b"event: stream-")?;
     let mut rest = bytes;
@@ -25,7 +24,7 @@ pub fn without_control(bytes: &[u8], coding: Coding) -> Option<Bytes> {
     Some(quiet.into())
 }
 
-/// The first chunk of a chunked body, and what is behind it.
+/// The first chunk of a chunked body, and the rest.
 fn split_chunk(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let head = memchr::memchr(b'\r', body)?;
     let length = usize::from_str_radix(std::str::from_utf8(&body[..head]).ok()?, 16).ok()?;
@@ -33,10 +32,10 @@ fn split_chunk(body: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((body.get(begin..begin + length)?, body.get(begin + length + 2..)?))
 }
 
-/// Appends these events, and comments for those that are the gateway's own.
+/// Appends these events, with the gateway's own events as comments.
 fn comment_all(mut events: &[u8], out: &mut Vec<u8>) {
     while !events.is_empty() {
-        // Every event, and nothing else, ends with an empty line: a heartbeat is sent alone.
+        // Every event ends with an empty line, and nothing else does: a heartbeat is sent alone.
         let end = memchr::memmem::find(events, b"\n\n").map_or(events.len(), |end| end + 2);
         let (event, rest) = events.split_at(end);
         match value_of(event, b"event: ").filter(|name| name.starts_with(b"stream-")) {

@@ -269,7 +269,7 @@ mod tests {
         #[test]
         fn the_index_agrees_with_a_plain_map_after_any_insertions_and_removals(
             steps in proptest::collection::vec((filters(), any::<bool>()), 0..40),
-            asked in proptest::collection::vec(filters(), 1..10),
+            queries in proptest::collection::vec(filters(), 1..10),
         ) {
             let (mut index, mut model) = (FilterIndex::default(), std::collections::BTreeMap::new());
             for (number, (text, added)) in steps.iter().enumerate() {
@@ -286,7 +286,7 @@ mod tests {
                 values
             };
             prop_assert_eq!(sorted(index.values().copied().collect()), sorted(model.values().copied().collect()));
-            for text in asked {
+            for text in queries {
                 let filter = filter(&text);
                 let mut found = Vec::new();
                 index.covering(&filter, |number| found.push(*number));

@@ -107,7 +107,7 @@ impl Frame {
     }
 
     /// Whether `bytes` are a slice of this frame.
-    pub fn holds(&self, bytes: &Bytes) -> bool {
+    pub fn contains(&self, bytes: &Bytes) -> bool {
         self.chunk.as_ptr_range().contains(&bytes.as_ptr())
     }
 
@@ -201,7 +201,7 @@ pub fn stream_stale(topics: &[&str]) -> Frame {
     feed(topics, "stream-stale")
 }
 
-/// `stream-live`: they arrive again.
+/// `stream-live`: messages of these topics arrive again.
 pub fn stream_live(topics: &[&str]) -> Frame {
     feed(topics, "stream-live")
 }
@@ -214,8 +214,8 @@ fn feed(topics: &[&str], name: &str) -> Frame {
     control(None, name, None, &Feed { topics })
 }
 
-/// `stream-end`: the message before it has ended this topic, and the stream goes on with others. It has no id, because the
-/// message has.
+/// `stream-end`: the message before it has ended this topic, and the stream goes on with other topics. It has no id,
+/// because the message has one.
 pub fn stream_end(topic: &str) -> Frame {
     #[derive(Serialize)]
     struct End<'a> {

@@ -1,5 +1,5 @@
-//! gzip bodies (RFC 1952) that are put together from pieces which many readers share: one header for a connection, then
-//! blocks of deflate (RFC 1951), and at a clean end the checksum of all that was sent. It knows no readers.
+//! gzip bodies (RFC 1952) that are assembled from pieces shared by many readers: one header per connection, then blocks of
+//! deflate (RFC 1951), and at a clean end the checksum of everything that was sent. It knows no readers.
 //!
 //! Every piece ends at a byte boundary. A piece of a [`Deflater`] may refer to the pieces before it, since its last
 //! restart: a reader can inflate it only if it received exactly the same bytes since then. A stored piece refers to
@@ -15,7 +15,7 @@ use super::frame::{self, Coding, Frame};
 /// The content coding of a stream's body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Content {
-    /// As it is.
+    /// None: the bytes are sent unchanged.
     #[default]
     Identity,
     /// gzip.
@@ -34,8 +34,8 @@ const STORED: usize = u16::MAX as usize;
 /// The bytes of a stored block before its content.
 const STORED_HEAD: usize = 5;
 
-/// An empty stored block. Deflate ends what it flushes with one, and some decoders (Go's) hand on what they have inflated
-/// only when they meet it, so stored pieces end with one as well.
+/// An empty stored block. Deflate ends each flush with one, and some decoders (Go's) return the inflated bytes only when
+/// they reach it, so stored pieces end with one as well.
 const FLUSH: [u8; STORED_HEAD] = [0, 0, 0, 0xff, 0xff];
 
 /// The checksum of some bytes of a stream, before compression.
@@ -58,7 +58,7 @@ impl Checksum {
         Checksum { crc, length: length as u32, shift: crc32_combine_gen(length as u64) }
     }
 
-    /// Of these bytes and then the others.
+    /// The checksum of these bytes followed by the others.
     pub fn and(self, next: Checksum) -> Self {
         let length = self.length.wrapping_add(next.length);
         let crc = crc32_combine_op(self.crc, next.crc, next.shift);
@@ -86,7 +86,7 @@ impl Total {
     }
 }
 
-/// Some of a gzip body.
+/// A part of a gzip body.
 #[derive(Debug, Clone)]
 pub struct Piece {
     /// Its bytes.
@@ -95,7 +95,7 @@ pub struct Piece {
     pub checksum: Checksum,
 }
 
-/// The parts, `length` bytes together, as they are.
+/// Stores the parts, `length` bytes in total, without compressing them.
 pub fn stored<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone, length: usize) -> Piece {
     let frame = Frame::build(stored_length(length), |out| write_stored(out, parts.clone(), length));
     let crc = parts.fold(0, crc32);
@@ -111,13 +111,13 @@ pub fn opening(events: &[u8]) -> Piece {
     Piece { frame, checksum: Checksum::of(events) }
 }
 
-/// Whether a body begins as [`opening`] begins one, and not as a compressor in between would.
+/// Whether a body begins as [`opening`] begins it, and not as a compressor in between would.
 pub fn begins_as_a_stream(body: &[u8]) -> bool {
     body.strip_prefix(&HEADER).is_some_and(|blocks| blocks.first() == Some(&0))
 }
 
-/// The end of a body, with the last events. `total` is of all events before these; `begun` says whether there is a body
-/// yet.
+/// The end of a body, with the last events. `total` is the checksum of all events before these; `begun` says whether the
+/// body has begun.
 pub fn closing(events: &[u8], mut total: Total, begun: bool) -> Frame {
     total.add(Checksum::of(events));
     Frame::build(HEADER.len() + stored_length(events.len()) + LAST_BLOCK.len() + 8, |out| {
@@ -172,10 +172,10 @@ pub struct Deflater {
 }
 
 impl Deflater {
-    /// The approximate memory of one, in bytes: the tables of the library, and what it writes to.
+    /// The approximate memory of a compressor, in bytes: the tables of the library, and its output buffer.
     pub const MEMORY: usize = 276 * 1024 + SCRATCH;
 
-    /// One that has compressed nothing.
+    /// A compressor that has compressed nothing.
     pub fn new() -> Self {
         let deflate = Deflate::new(LEVEL, false, WINDOW_BITS);
         Deflater { deflate, scratch: vec![0; SCRATCH].into(), fresh: true }
@@ -188,11 +188,11 @@ impl Deflater {
         }
     }
 
-    /// Compresses these parts as one piece. If that does not make them shorter, they are stored, and are part of the history
-    /// all the same.
+    /// Compresses these parts as one piece. If that does not make them shorter, they are stored, and later pieces may still
+    /// refer to them.
     ///
     /// # Errors
-    /// If the library fails, which it has no reason to. Then nothing more can be compressed with this one.
+    /// If the library fails, for which there is no reason. The compressor cannot be used after that.
     pub fn piece<'a>(
         &mut self,
         parts: impl Iterator<Item = &'a [u8]> + Clone,
@@ -228,7 +228,7 @@ impl Deflater {
             if read == 0 && written == 0 && !input.is_empty() {
                 return Err(DeflateError::StreamError);
             }
-            // If it has filled the scratch, it may have more.
+            // If it has filled the buffer, it may have more.
             if input.is_empty() && written < self.scratch.len() {
                 return Ok(());
             }
@@ -251,7 +251,7 @@ impl std::fmt::Debug for Deflater {
 /// zlib's own default. Measured on JSON of 200 B and 1 KiB: the higher levels save 3 % more and take 1.5 times as long.
 const LEVEL: i32 = 6;
 
-/// A window of 8 KiB: on short messages as good as one of 32 KiB, and it takes a quarter less memory.
+/// A window of 8 KiB: for short messages it is as good as 32 KiB, and takes a quarter less memory.
 const WINDOW_BITS: u8 = 13;
 
 const SCRATCH: usize = 16 * 1024;
@@ -260,7 +260,7 @@ const SCRATCH: usize = 16 * 1024;
 mod tests {
     use super::*;
 
-    /// What another implementation reads of a whole body, whose checksum it does not know.
+    /// The text that another implementation inflates from a body.
     fn inflate(body: &[u8]) -> Vec<u8> {
         assert_eq!(body[..HEADER.len()], HEADER);
         let (deflate, end) = body[HEADER.len()..].split_at(body.len() - HEADER.len() - 8);
@@ -270,7 +270,7 @@ mod tests {
         plain
     }
 
-    /// A body that is put together as a stream does.
+    /// A body that is assembled as a stream does it.
     #[derive(Default)]
     struct Body(Vec<u8>, Total);
 
@@ -293,7 +293,7 @@ mod tests {
             }
             let event = format!("id: {number}\ndata: {{\"n\":{number},\"text\":\"always the same\"}}\n\n");
             let parts = [event.as_bytes(), event.as_bytes()];
-            // Whether it came as it is or compressed, the next one may refer to it.
+            // The next piece may refer to it, whether it was stored or compressed.
             let compressed = deflater.piece(parts.into_iter()).unwrap();
             let plain = stored(parts.into_iter(), 2 * event.len());
             assert_eq!(compressed.checksum, plain.checksum);

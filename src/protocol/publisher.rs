@@ -1,5 +1,5 @@
-//! The id and the type that a publisher gives its message. Both come from outside and go into headers and into the framing, so
-//! neither can be made of text that would break them. Also the words by which it says that the message ends its topic.
+//! The id and the type that a publisher gives its message. Both come from outside and go into headers and frames, so text
+//! that would break these is refused. Also the values that mark a message as the end of its topic.
 
 use std::ops::Deref;
 
@@ -59,11 +59,11 @@ impl Deref for EventType {
     }
 }
 
-/// Texts that mean no, in any case.
+/// Texts that mean no, in upper or lower case.
 const NO: [&str; 6] = ["false", "no", "off", "null", "none", ""];
 
-/// Whether a text means yes: any text but an empty one, a zero, and words for no. Fields of a Redis Stream are texts, so these
-/// are also those that languages make of their values.
+/// Whether a text means yes: any text except an empty one, a zero, and the words for no. Fields of a Redis Stream are
+/// texts, so these words include the usual texts of `false` and `null` in programming languages.
 pub fn is_true(text: &str) -> bool {
     let text = text.trim();
     !NO.iter().any(|no| text.eq_ignore_ascii_case(no)) && text.parse() != Ok(0.0)

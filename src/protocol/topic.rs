@@ -160,7 +160,7 @@ impl Filter {
         Ok(Filter(text.into()))
     }
 
-    /// Parses a topic or a pattern that a person wrote, who may use the broker's `separator` instead of `/`. `limit` is
+    /// Parses a topic or a pattern as people write it: they may use the broker's `separator` instead of `/`. `limit` is
     /// in bytes.
     ///
     /// # Errors

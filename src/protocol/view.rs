@@ -17,7 +17,7 @@ const UNTYPED: &str = "message";
 /// The prefix of the gateway's own event types.
 const CONTROL: &str = "stream-";
 
-/// What a reader asks of its messages. The default is all of them, as they are.
+/// The messages that a reader receives, and how. The default is all messages, unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
     /// The types that pass, sorted, each once. Empty: all.

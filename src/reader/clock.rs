@@ -24,8 +24,8 @@ impl Clock {
     }
 }
 
-/// A time of the [`Clock`], in milliseconds since the gateway began. One more than that inside, so that `Option<Millis>` is one
-/// word too.
+/// A time of the [`Clock`], in milliseconds since the gateway began. The stored number is one higher, so that
+/// `Option<Millis>` is also one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(NonZeroU64);
 

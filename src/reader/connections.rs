@@ -1,5 +1,6 @@
-//! How many connections each client address has, so that none has all of them. Apart from the other counts of an address
-//! (`quota.rs`): a connection counts before anything is known of who it is for, and until it ends.
+//! The number of connections of each client address, so that no address takes all of them. They are counted separately
+//! from the other usage of an address (`quota.rs`), because a connection counts from its beginning until it ends, and not
+//! only while it has a stream.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,13 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-/// An address as its connections are counted: whoever has one address of IPv6 has all of its /64. Every connection keeps one, so
-/// it has no more bytes than that takes.
+/// The address under which connections are counted: an IPv4 address, or the /64 of an IPv6 address. It is small, because
+/// every connection has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CountedAddress {
-    /// One of IPv4.
+    /// An IPv4 address.
     V4([u8; 4]),
-    /// The network of one of IPv6.
+    /// The /64 of an IPv6 address.
     V6([u8; 8]),
 }
 
@@ -26,23 +27,22 @@ impl From<IpAddr> for CountedAddress {
     }
 }
 
-/// See the module.
+/// The number of connections of each address.
 #[derive(Debug, Default)]
 pub struct Connections {
     per_address: AtomicUsize,
-    /// Keyed with the standard library's seeded hash. No address is here without a connection, so that `limits.connections`
-    /// bounds it.
+    /// Uses the standard library's seeded hash. Every address here has a connection, so `limits.connections` bounds the table.
     counts: Mutex<HashMap<CountedAddress, usize>>,
 }
 
 impl Connections {
-    /// From now on an address may have as many. Whoever has more keeps them.
+    /// Changes the limit of each address. Existing connections beyond a lower limit stay open.
     pub fn set_limit(&self, per_address: usize) {
         self.per_address.store(per_address, Ordering::Relaxed);
     }
 
-    /// Counts one more, to be given back by [`Connections::leave`]. `None`: the address has as many as it may, and this one was
-    /// not counted.
+    /// Counts a connection, until [`Connections::leave`]. `None`: the address has reached its limit, and the connection was not
+    /// counted.
     #[must_use]
     pub fn enter(&self, address: IpAddr) -> Option<CountedAddress> {
         let address = CountedAddress::from(address);
@@ -54,7 +54,7 @@ impl Connections {
         has_room.then_some(address)
     }
 
-    /// One of the address has ended.
+    /// Called when a connection of the address has ended.
     pub fn leave(&self, address: CountedAddress) {
         let mut counts = self.counts.lock();
         if let Some(count) = counts.get_mut(&address) {
@@ -68,7 +68,7 @@ impl Connections {
         }
     }
 
-    /// Connections of the address that has most.
+    /// The number of connections of the address with the most.
     pub fn most(&self) -> usize {
         self.counts.lock().values().copied().max().unwrap_or_default()
     }

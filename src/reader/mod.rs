@@ -24,7 +24,7 @@ pub struct Reader {
     pub principal: Principal,
     /// The HTTP version by which the stream is sent.
     pub http: HttpVersion,
-    /// What it asks of its messages; `None`: all of them, as they are.
+    /// Its view; `None`: all messages, unchanged.
     pub view: Option<Arc<View>>,
 }
 

@@ -19,23 +19,23 @@ pub const MOST_MESSAGES: usize = 1000;
 /// The longest time that a read may wait for something.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// How long messages that are there may take to be read: they come from the broker, or wait for their pace.
+/// How long reading existing messages may take: they may have to come from the broker, or wait for their pace.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// What a read returns.
+/// The result of a read.
 #[derive(Debug)]
 pub struct Answer {
     /// The messages: elements of a JSON array, separated by commas.
     pub messages: Vec<u8>,
-    /// What is missing before them.
+    /// The gaps before them.
     pub gaps: Vec<(Filter, GapReason)>,
     /// The event id from which a stream or another read continues.
     pub cursor: EventId,
-    /// There may be more to read at once.
+    /// Whether there may be more to read now.
     pub more: bool,
     /// The topics that are stale.
     pub stale: Vec<Filter>,
-    /// Every topic has ended, and this is the last answer.
+    /// Whether every topic has ended, so that this is the last answer.
     pub ended: bool,
 }
 
@@ -43,12 +43,12 @@ pub struct Answer {
 struct Reading {
     opening: Box<Opening>,
     rows: Rows,
-    /// Until when it waits for something.
+    /// Until when it waits for a first message.
     wait: Millis,
-    /// Until when it waits for what is there.
+    /// Until when it waits for existing messages.
     patience: Millis,
     more: bool,
-    /// A feed became stale or live meanwhile.
+    /// Whether a feed became stale or live meanwhile.
     feeds_changed: bool,
 }
 
@@ -64,7 +64,7 @@ impl Stream {
         let rows = Rows::new(self.format, limit);
         let (wait, patience) = (now.after(wait), now.after(wait.max(PATIENCE)));
         let news = self.feed_news().1;
-        let _ = self.cursors.tell_stale(&news);
+        let _ = self.cursors.take_stale(&news);
         let mut reading = Reading { opening, rows, wait, patience, more: false, feeds_changed: false };
         let read = poll_fn(|cx| self.poll_read(cx, &mut reading)).await;
         self.phase = Phase::StreamEnded(read.err().unwrap_or(CloseCode::Answered));
@@ -89,7 +89,7 @@ impl Stream {
         if let Some(code) = self.right_ended() {
             return Poll::Ready(Err(code));
         }
-        // A drain, an operator or an age ends the wait, and not what is there to read.
+        // A drain, an operator or the maximum age ends the wait, but messages that exist are still read.
         let is_closing = self.is_over(self.aged) || self.ticket.handle().closing().is_some();
         let news = self.feed_news().1;
         reading.feeds_changed |= news.has_stale() || news.has_live();

@@ -1,5 +1,5 @@
-//! The body of a stream: what the stream sends, in its content coding. In a gzip body, what other readers receive too comes
-//! from the log as it is sent; what is for this reader alone is stored here.
+//! The body of a stream, in its content coding. For a gzip body, the log has shared batches ready to send, and events for
+//! this reader alone are stored here.
 
 use bytes::Bytes;
 
@@ -21,7 +21,7 @@ impl Stream {
         }
     }
 
-    /// Hands out events that are for this reader alone.
+    /// Encodes events for this reader alone.
     pub(super) fn say(&mut self, events: &Frame, coding: Coding) -> Bytes {
         match self.content() {
             Content::Identity => self.hand_out(events.bytes(coding), coding),

@@ -1,4 +1,4 @@
-//! What a stream is opened with: the services that all streams share, and the options of one.
+//! The context of a stream: the services that all streams share, and the options of one.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -50,14 +50,14 @@ pub struct StreamOptions<'a> {
     pub located: &'a [Option<SeekResult>],
     /// The format of its messages.
     pub format: Format,
-    /// The content coding of its body. gzip only if its reader has no view and it has control events: both change what others
-    /// receive.
+    /// The content coding of its body. gzip only if its reader has no view and gets control events: otherwise it could not
+    /// share the batches of the other readers.
     pub content: Content,
     /// When the reader's permission expires: nothing is delivered from then on.
     pub expires: Option<SystemTime>,
     /// Whether it ends once all its topics have ended.
     pub until_end: bool,
-    /// Whether its topics may have ended before it opened, as their logs have it. Not if the broker has newer messages.
+    /// Whether the ends of topics in the logs count that came before it opened. Not if the broker has newer messages.
     pub may_have_ended: bool,
     /// Whether the gateway's own events are comments.
     pub without_control: bool,

@@ -34,7 +34,7 @@ use crate::reader::quota::Seat;
 /// How long a stream waits for a backfill before it requests it again.
 const FETCH_AGAIN: Duration = Duration::from_secs(1);
 
-/// How many batches of which the reader's view leaves everything out are read at once.
+/// How many batches are read at once while the reader's view leaves out all of their messages.
 const EMPTY_BATCHES: usize = 16;
 
 /// A stream that is open.
@@ -48,8 +48,7 @@ pub struct Stream {
     format: Format,
     /// In a gzip body: the checksum of everything that was sent.
     total: Total,
-    /// What it says before the first message, until that is sent. Boxed, because it is empty for most of a stream's
-    /// life.
+    /// The events before the first message, until they are sent. Boxed, because it is empty for most of a stream's life.
     opening: Option<Box<Opening>>,
     /// When the next heartbeat is due.
     heartbeat_due: Millis,
@@ -57,7 +56,7 @@ pub struct Stream {
     aged: Option<Millis>,
     /// When the reader's permission expires.
     expires: Option<Millis>,
-    /// [`crate::log::Registry::feed_changes`] as its reader knows them.
+    /// The value of [`crate::log::Registry::feed_changes`] that its reader has received.
     feed_changes: u32,
     /// Whether the gateway's own events are comments.
     without_control: bool,
@@ -71,7 +70,7 @@ struct Opening {
     id: EventId,
     /// Whether it continues exactly where the client asked.
     resumed: bool,
-    /// What is missing before the first message.
+    /// The gaps before the first message.
     gaps: Vec<(Filter, GapReason)>,
 }
 
@@ -193,13 +192,13 @@ impl Stream {
         }
         let (changes, news) = self.feed_news();
         if news.has_stale() {
-            let stale = frame::stream_stale(&self.cursors.tell_stale(&news));
+            let stale = frame::stream_stale(&self.cursors.take_stale(&news));
             return Poll::Ready(Some(self.say(&stale, coding)));
         }
         // While it waits for its pace, it holds only its position, and entries do not wake it.
         let turn = self.turn();
         let mut again = turn;
-        // A reader with an interval does not wait to be sent that a topic is live again, or that all have ended.
+        // A reader with an interval gets at once that a topic is live again, or that all have ended.
         let is_paused = self.is_paused() && !news.has_live() && !self.cursors.have_ended();
         if turn.is_none() && !is_paused {
             match self.read_events(coding) {
@@ -213,9 +212,9 @@ impl Stream {
                 Read::Batch(batch) => return Poll::Ready(Some(self.deliver(batch, coding))),
                 Read::Nothing => {
                     self.feed_changes = changes;
-                    // Behind the gap.
+                    // After the gap.
                     if news.has_live() {
-                        let live = frame::stream_live(&self.cursors.tell_live(&news));
+                        let live = frame::stream_live(&self.cursors.take_live(&news));
                         return Poll::Ready(Some(self.say(&live, coding)));
                     }
                     if self.phase == Phase::Live && self.cursors.have_ended() {
@@ -285,7 +284,7 @@ impl Stream {
         read
     }
 
-    /// Reads what comes next in its logs.
+    /// Reads the next events of its logs.
     fn read(&mut self, read: impl FnOnce(&mut Cursors, &Arc<ReaderHandle>) -> Read) -> Read {
         let handle = self.ticket.handle();
         handle.await_entries();
@@ -293,8 +292,8 @@ impl Stream {
         match &read {
             Read::Batch(_) => {}
             Read::Nothing => self.cursors.end_replay(),
-            // New messages come after those it waits for. Waking a crowd for each message, only to wait again, would starve
-            // everyone.
+            // New messages come after those that it waits for. Waking a crowd for each message, only to wait again, would
+            // starve everyone.
             Read::Fetching if !self.cursors.is_mixed() => handle.ignore_entries(),
             Read::Fetching => {}
         }
@@ -342,7 +341,7 @@ impl Stream {
         self.phase = Phase::StreamEnded(CloseCode::Slow);
     }
 
-    /// What its reader must know of its feeds. Usually nothing has changed, which is one load.
+    /// The changes of its feeds that its reader must receive. Usually nothing has changed, which is one load.
     fn feed_news(&self) -> (u32, FeedNews) {
         let changes = self.shared.registry.feed_changes();
         let is_new = changes != self.feed_changes;

@@ -24,7 +24,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// The temporary refusal of an EventSource: 200, one event, the end.
-async fn told_to_come_back(gateway: &Gateway, path: &str, code: &str) {
+async fn is_refused_for_now(gateway: &Gateway, path: &str, code: &str) {
     let mut reader = gateway.open(path).await;
     let close = reader.expect("stream-close").await;
     let data: serde_json::Value = serde_json::from_str(&close.data).unwrap();
@@ -73,7 +73,7 @@ async fn the_streams_of_an_address_are_limited_until_one_has_left() {
         reader.expect("stream-open").await;
         held.push(reader);
     }
-    told_to_come_back(&gateway, "/topics/a", "too_many_streams").await;
+    is_refused_for_now(&gateway, "/topics/a", "too_many_streams").await;
     refused_to_others(&gateway, "/topics/c", 429, "too_many_streams").await;
     let head = gateway.request("HEAD", "/topics/a", &[]).await;
     assert_eq!(head.status, 200, "which opens none");
@@ -206,7 +206,7 @@ async fn an_address_that_opens_streams_too_fast_is_slowed_down_and_others_are_no
 async fn the_topics_of_an_address_are_limited_across_its_streams() {
     let gateway = Gateway::with("limits = { topics_per_address = 4, topics_per_stream = 4 }").await;
     let held = gateway.open("/topics?topic=a&topic=b&topic=c/*").await;
-    told_to_come_back(&gateway, "/topics?topic=a&topic=d", "too_many_topics").await;
+    is_refused_for_now(&gateway, "/topics?topic=a&topic=d", "too_many_topics").await;
     refused_to_others(&gateway, "/topics?topic=a&topic=d", 429, "too_many_topics").await;
     // What one of them covers is no topic of the stream.
     let _fourth = gateway.open("/topics?topic=d/1&topic=d/*").await.expect("stream-open").await;
@@ -220,7 +220,7 @@ async fn the_topics_of_an_address_are_limited_across_its_streams() {
 async fn a_temporary_fault_is_503_for_clients_that_do_not_ask_for_an_event_stream() {
     let gateway = Gateway::with("limits = { streams = 1 }").await;
     let _held = gateway.open("/topics/a").await;
-    told_to_come_back(&gateway, "/topics/a", "overloaded").await;
+    is_refused_for_now(&gateway, "/topics/a", "overloaded").await;
     refused_to_others(&gateway, "/topics/a", 503, "overloaded").await;
     assert_eq!(closed(&gateway, "overloaded").await, 4.0);
 }
@@ -249,7 +249,7 @@ async fn a_stream_that_fails_to_open_or_is_abandoned_no_longer_counts() {
     eventually("it is noticed", async || gateway.ready().await.is_err()).await;
     for _ in 0..3 {
         refused_to_others(&gateway, "/topics/d", 503, "unavailable").await;
-        told_to_come_back(&gateway, "/topics/d", "unavailable").await;
+        is_refused_for_now(&gateway, "/topics/d", "unavailable").await;
     }
 }
 
@@ -554,7 +554,7 @@ async fn new_topics_have_a_pace_for_an_address_and_topics_in_memory_have_none() 
     let many: String = (0..60).map(|n| format!("&topic=many/{n}")).collect();
     let many = format!("/topics?topic=many{many}");
     let _held = gateway.open(&many).await.expect("stream-open").await;
-    told_to_come_back(&gateway, "/topics/new", "too_fast").await;
+    is_refused_for_now(&gateway, "/topics/new", "too_fast").await;
     refused_to_others(&gateway, "/topics/new", 429, "too_fast").await;
     gateway.open(&many).await.expect("stream-open").await;
     open_from_elsewhere(&gateway, "/topics/new").await;

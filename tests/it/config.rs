@@ -422,14 +422,14 @@ fn check_names_no_id_header_for_a_source_with_ids_of_its_own() {
         (
             "nats://h",
             "source = \"jetstream\"",
-            "Event ids are those of the broker, types in the header Event-Type",
+            "Event ids come from the broker, types in the header Event-Type",
         ),
-        ("nats://h", "source = \"kv\"\nbucket = \"B\"", "Event ids are those of the broker, "),
-        ("redis://h", "source = \"redis-stream\"", "Event ids are those of the broker, and no types"),
+        ("nats://h", "source = \"kv\"\nbucket = \"B\"", "Event ids come from the broker, "),
+        ("redis://h", "source = \"redis-stream\"", "Event ids come from the broker, and no types"),
         (
             "redis://h",
             "source = \"redis-stream\"\ntype = { header = \"kind\" }",
-            "Event ids are those of the broker, types in the field kind",
+            "Event ids come from the broker, types in the field kind",
         ),
         ("redis://h", "id = { pointer = \"/id\" }", "Ids are in the JSON field /id, and no types"),
         (
@@ -506,7 +506,7 @@ fn settings_that_are_valid_but_unwise_get_a_warning() {
         ("hosts = [\"events.example.com\"]", "a proxy is in front"),
         ("cors = { origins = [\"https://app.example.com\"] }", "a proxy is in front"),
         ("proxies = { address = \"forwarded\" }", "proxies.address has no effect"),
-        ("proxies = { trusted = [\"10.0.0.0/8\", \"::/0\"] }", "believes everyone"),
+        ("proxies = { trusted = [\"10.0.0.0/8\", \"::/0\"] }", "trusts everyone"),
         ("auth = { jwt = { public_key = \"k\" } }", "[auth] has no effect"),
         ("auth = { token = { query = true } }", "auth.token.query"),
         ("auth.forward.url = \"http://h\"\n[[topics]]\nmatch = \"a\"\nread = \"token\"", "in the clear"),
@@ -549,7 +549,7 @@ fn check_explains_which_callers_are_allowed_and_the_claims_that_a_token_needs() 
     let page = Config::from_toml(&file).unwrap().explain();
     for part in [
         "users/{sub}/**: the subject itself may read, the subject itself, where granted, may publish",
-        "the public key in jwt.pem holds for (PS384)",
+        "verified with the public key in jwt.pem (PS384)",
         "the audience topicgate and the issuer https://a.example.com or https://b.example.com",
         "at /resource/topic~1gate, in Mercure's claim, in Centrifugo's channels",
         "the cookie __Host-session, or in the query parameter access_token",

@@ -27,7 +27,7 @@ async fn resume(gateway: &Gateway, path: &str, id: &str) -> Result<Reader, Respo
     Reader::ask(gateway.address, path, &headers).await
 }
 
-/// Whoever comes back with this cursor is told that nothing more comes.
+/// A client that reconnects with this cursor gets 204: nothing more comes.
 async fn assert_over(gateway: &Gateway, path: &str, id: &str) {
     match resume(gateway, path, id).await {
         Ok(mut reader) => panic!("{path} after {id}: {:?}", reader.next().await),

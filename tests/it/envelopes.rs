@@ -36,7 +36,7 @@ async fn open(gateway: &Gateway, path: &str) -> Reader {
 }
 
 /// Whether a gateway counts three messages that have no payload where the rule says.
-async fn assert_told(gateway: &Gateway) {
+async fn assert_reported(gateway: &Gateway) {
     let counted = gateway.metric("topicgate_rejected_total{what=\"data\"}").await;
     assert_eq!(counted, 3.0, "messages without a value at the pointer");
 }
@@ -53,7 +53,7 @@ async fn assert_unwrapped(gateway: &Gateway, publish: impl AsyncFn(&str)) {
         assert_eq!(event.data, data);
         events.push(event);
     }
-    assert_told(gateway).await;
+    assert_reported(gateway).await;
     let mut again = open(gateway, "/topics/a?last=9").await;
     for event in &events {
         let replayed = again.expect(&event.event).await;
@@ -85,7 +85,7 @@ async fn assert_same_from_the_broker(toml: &str, of_first: &Gateway) {
         assert_eq!((&*stored.data, stored.id), (data, held.id));
         assert_eq!(stored.data, held.data);
     }
-    assert_told(&other).await;
+    assert_reported(&other).await;
 }
 
 #[tokio::test]

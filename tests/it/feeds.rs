@@ -18,9 +18,9 @@ fn rule(keys: &str) -> String {
     format!("[[topics]]\nread = \"anyone\"\npublish = \"anyone\"\n{keys}\n")
 }
 
-/// Resumes at `id` behind the message `seen`, when `published` is the last one: what is missing must have been told, and nothing
-/// comes that was seen.
-async fn resumes_or_is_told(gateway: &Gateway, path: &str, id: &str, seen: u32, published: u32) {
+/// Resumes at `id` after the message `seen`, when `published` is the last one: missing messages must be reported by a gap,
+/// and no message comes twice.
+async fn resumes_or_gets_a_gap(gateway: &Gateway, path: &str, id: &str, seen: u32, published: u32) {
     let mut reader = gateway.resume(path, id).await;
     reader.expect("stream-open").await;
     let (mut next, mut is_told) = (seen + 1, false);
@@ -58,7 +58,7 @@ async fn a_cursor_from_before_a_rule_became_warm_is_no_position_in_the_warm_rule
     drop((reader, other, probe));
     eventually("the topics are given up", async || gateway.metric("topicgate_topics").await == 1.0).await;
     for (published, (seen, id)) in (19..).zip(ids.iter().enumerate()) {
-        resumes_or_is_told(&gateway, "/topics/a", id, seen as u32, published).await;
+        resumes_or_gets_a_gap(&gateway, "/topics/a", id, seen as u32, published).await;
         eventually("the topic is given up", async || gateway.metric("topicgate_topics").await == 1.0).await;
         if seen == 3 {
             break; // a second each
@@ -81,10 +81,10 @@ async fn a_topic_that_another_warm_rule_takes_over_accepts_no_cursor_of_the_firs
         ids.push(reader.last_id.clone());
     }
     drop((reader, probe));
-    // Who is away while the rule goes comes back to the other one.
+    // A reader that is away while the rule is removed resumes from the other one.
     assert!(gateway.reload_with(&wide));
     eventually("the first is given up", async || gateway.metric("topicgate_topics").await == 1.0).await;
-    resumes_or_is_told(&gateway, "/topics/a/b", &ids[4], 4, 9).await;
+    resumes_or_gets_a_gap(&gateway, "/topics/a/b", &ids[4], 4, 9).await;
     // And the other way round.
     let mut reader = opened(&gateway, "/topics/a/b").await;
     gateway.publish("a/b", "11").await;
@@ -95,7 +95,7 @@ async fn a_topic_that_another_warm_rule_takes_over_accepts_no_cursor_of_the_firs
     assert_eq!(reader.message().await, "12");
     drop(reader);
     eventually("both rules are held", async || gateway.metric("topicgate_topics").await == 2.0).await;
-    resumes_or_is_told(&gateway, "/topics/a/b", &id, 11, 12).await;
+    resumes_or_gets_a_gap(&gateway, "/topics/a/b", &id, 11, 12).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -132,7 +132,7 @@ async fn a_token_cannot_choose_its_key() {
         header.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let theirs = with_header(header.clone(), &claims(), |message| sign("RS256", "other.pem", message));
         assert_refused(&gateway, &more.to_string(), &theirs).await;
-        // Signed by who may, the same header changes nothing.
+        // With a valid signature, the same header changes nothing.
         let ours = with_header(header, &claims(), |message| sign("RS256", "rsa.pem", message));
         assert_holds(&gateway, &more.to_string(), &ours).await;
     }

@@ -165,7 +165,7 @@ async fn the_documented_redis_permissions_are_enough_and_the_rest_is_refused() {
     })
     .await;
     assert_eq!(denied(&mut application(&url).await).await, BTreeSet::new());
-    // Who may read orders:* may not ask for a pattern inside of it: Redis compares patterns as text.
+    // A user that may read orders:* may not subscribe to a pattern inside of it: Redis compares patterns as text.
     all_else_is_refused(&gateway, &["internal/plans", "**", "orders/eu/*"]).await;
     let expected = ["internal:plans", "*", "orders:eu:*", "orders:eu"];
     assert_eq!(denied(&mut application(&url).await).await, expected.map(String::from).into());

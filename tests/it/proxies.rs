@@ -60,7 +60,7 @@ async fn the_browser_module_comes_through() {
 async fn compressed_streams_pass_through_each_proxy_at_once_and_are_compressed_once() {
     each(async |kind| {
         let gateway = Gateway::compressing(&kind.gateway_toml()).await;
-        // nginx compresses such streams itself where it is told to, but not what is compressed already.
+        // nginx compresses such streams itself if configured to, but not streams that are compressed already.
         let compress =
             ("gzip off;", "gzip on; gzip_proxied any; gzip_min_length 0; gzip_types text/event-stream;");
         let changes: &[_] = if kind == Kind::Nginx { &[compress] } else { &[] };

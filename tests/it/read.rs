@@ -163,7 +163,7 @@ async fn a_gap_comes_before_the_messages_that_it_concerns() {
     assert_eq!(answer["gaps"], json!([{"topic": "a", "reason": "evicted"}]));
     assert_eq!(data(&answer), ["2", "3", "4"]);
     let answer = read(&gateway, &format!("/topics/a?last_event_id={}", cursor(&answer))).await;
-    assert_eq!((&answer["messages"], &answer["gaps"]), (&json!([]), &json!([])), "it is told once");
+    assert_eq!((&answer["messages"], &answer["gaps"]), (&json!([]), &json!([])), "a gap is sent once");
     for id in ["zzzzzzzz-3", "whatever"] {
         let answer = read(&gateway, &format!("/topics/a?last_event_id={id}")).await;
         assert_eq!(answer["gaps"][0]["topic"], "a");

@@ -1,5 +1,5 @@
 //! Readers with a view: whatever they live through, of each topic and type they receive a subsequence that ends with the
-//! newest message, and nothing is told as a gap that is none. Without an interval it is the whole sequence.
+//! newest message, and no gap is sent without a loss. Without an interval it is the whole sequence.
 
 use std::collections::BTreeMap;
 use std::task::Poll;
@@ -39,7 +39,7 @@ enum Step {
         view: usize,
         format: bool,
     },
-    /// Polls so often; of the last hand-out only so many events arrive.
+    /// Polls `polls` times. With `cut`, only that many events of the last batch arrive.
     Read {
         client: usize,
         polls: usize,
@@ -156,7 +156,7 @@ impl World {
                 let start = Start::After(Some(id.clone()));
                 client.reader = Some(self.open(&client.filters, &start, client.format, &client.view));
             }
-            // One that never saw an id begins anew.
+            // A client that never received an id begins again.
             None => {
                 client.seen = self.published.clone();
                 client.reader = Some(self.open(&client.filters, &Start::Now, client.format, &client.view));

@@ -108,8 +108,8 @@ impl Forward {
     ///
     /// # Errors
     /// The backend refused, did not grant everything, or gave no answer.
-    pub(super) async fn ask(self: &Arc<Self>, asked: &AccessRequest<'_>) -> Result<Caller, AuthError> {
-        let question = Question::new(asked).ok_or(AuthError::TooManyTopics)?;
+    pub(super) async fn ask(self: &Arc<Self>, request: &AccessRequest<'_>) -> Result<Caller, AuthError> {
+        let question = Question::new(request).ok_or(AuthError::TooManyTopics)?;
         let verdict = if self.keep.is_zero() {
             self.settle(question).await
         } else {
@@ -119,7 +119,7 @@ impl Forward {
             }
         };
         match verdict {
-            Ok(Decision::Allowed(caller)) => takes_in(caller, asked),
+            Ok(Decision::Allowed(caller)) => takes_in(caller, request),
             Ok(Decision::Refused { status, challenge }) => Err(AuthError::Refused { status, challenge }),
             Err(NoAnswer) => Err(AuthError::Unavailable),
         }
@@ -204,13 +204,13 @@ impl Forward {
 
 /// Returns the caller if its permission has not expired and covers the whole request. A backend that names other topics
 /// has not allowed the requested ones, even if the rule requires less.
-fn takes_in(caller: Caller, asked: &AccessRequest<'_>) -> Result<Caller, AuthError> {
+fn takes_in(caller: Caller, request: &AccessRequest<'_>) -> Result<Caller, AuthError> {
     if caller.is_expired() {
         // The same refusal as for an expired token.
         return Err(AuthError::Refused { status: StatusCode::UNAUTHORIZED, challenge: None });
     }
-    match asked.filters.iter().find(|filter| !caller.is_granted(asked.action, filter)) {
-        Some(missing) => Err(AuthError::NotGranted(asked.action, missing.clone())),
+    match request.filters.iter().find(|filter| !caller.is_granted(request.action, filter)) {
+        Some(missing) => Err(AuthError::NotGranted(request.action, missing.clone())),
         None => Ok(caller),
     }
 }

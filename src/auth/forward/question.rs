@@ -14,8 +14,8 @@ use crate::auth::{AccessRequest, Action};
 use crate::protocol::topic::Filter;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const ASKED_ACTION: HeaderName = HeaderName::from_static("x-topicgate-action");
-const ASKED_TOPICS: HeaderName = HeaderName::from_static("x-topicgate-topics");
+const ACTION: HeaderName = HeaderName::from_static("x-topicgate-action");
+const TOPICS: HeaderName = HeaderName::from_static("x-topicgate-topics");
 
 /// The longest list of topics, in bytes. Common servers accept 8 KiB per header field and 16 KiB per head, which must
 /// also hold a cookie.
@@ -43,9 +43,9 @@ pub(super) struct Question {
 
 impl Question {
     /// Builds the question. `None` if its list of topics is longer than [`MAX_TOPICS`].
-    pub(super) fn new(asked: &AccessRequest<'_>) -> Option<Self> {
+    pub(super) fn new(request: &AccessRequest<'_>) -> Option<Self> {
         let encode = |topic: &Filter| utf8_percent_encode(topic.as_str(), ENCODED).to_string();
-        let list = asked.filters.iter().map(encode).collect::<Vec<_>>().join(",");
+        let list = request.filters.iter().map(encode).collect::<Vec<_>>().join(",");
         if list.len() > MAX_TOPICS {
             return None;
         }
@@ -53,7 +53,7 @@ impl Question {
         // Some frameworks redirect callers who are not signed in to a login page, unless the request is not for a page.
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         // HTTP/2 may send one field per cookie; in HTTP/1 they share one field (RFC 9113, section 8.2.3).
-        let cookies: Vec<&[u8]> = asked.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        let cookies: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
         let cookies = (!cookies.is_empty()).then(|| HeaderValue::from_bytes(&cookies.join(&b"; "[..])));
         let secret = |value: &HeaderValue| {
             let mut value = value.clone();
@@ -62,18 +62,18 @@ impl Question {
         };
         for (name, value) in [
             (COOKIE, cookies.and_then(Result::ok).as_ref().map(secret)),
-            (AUTHORIZATION, asked.headers.get(AUTHORIZATION).map(secret)),
+            (AUTHORIZATION, request.headers.get(AUTHORIZATION).map(secret)),
             // The first one, which `http::origin` has checked.
-            (ORIGIN, asked.headers.get(ORIGIN).cloned()),
-            (FORWARDED_FOR, HeaderValue::try_from(asked.client.to_string()).ok()),
-            (ASKED_ACTION, Some(HeaderValue::from_static(asked.action.as_str()))),
-            (ASKED_TOPICS, HeaderValue::try_from(list).ok()),
+            (ORIGIN, request.headers.get(ORIGIN).cloned()),
+            (FORWARDED_FOR, HeaderValue::try_from(request.client.to_string()).ok()),
+            (ACTION, Some(HeaderValue::from_static(request.action.as_str()))),
+            (TOPICS, HeaderValue::try_from(list).ok()),
         ] {
             if let Some(value) = value {
                 headers.insert(name, value);
             }
         }
-        let (action, topics, client) = (asked.action, asked.filters.to_vec(), asked.client);
+        let (action, topics, client) = (request.action, request.filters.to_vec(), request.client);
         Some(Question { action, topics, client, headers })
     }
 
@@ -90,7 +90,7 @@ impl Question {
     /// guessed from it.
     pub(super) fn digest(&self, secret: &hmac::Key) -> [u8; 32] {
         let mut context = hmac::Context::with_key(secret);
-        for name in [COOKIE, AUTHORIZATION, ORIGIN, FORWARDED_FOR, ASKED_ACTION, ASKED_TOPICS] {
+        for name in [COOKIE, AUTHORIZATION, ORIGIN, FORWARDED_FOR, ACTION, TOPICS] {
             // Each value with its length, so that different questions never produce the same input. Absent differs from
             // empty.
             match self.headers.get(name) {

@@ -17,7 +17,7 @@ use crate::config::{self, BrokerTls};
 /// The most servers of a cluster that are known in addition to `broker.url`.
 const DISCOVERED: usize = 64;
 
-/// Where a server listens whose URL names no port.
+/// The port of a server whose URL names none.
 const DEFAULT_PORT: u16 = 4222;
 
 /// The servers and logins.
@@ -33,13 +33,13 @@ pub(in crate::broker) struct Settings {
     pub(super) jetstream: Arc<str>,
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, PartialEq, Eq)]
 struct Address {
     /// Without the brackets of an IPv6 address.
     host: String,
     port: u16,
-    /// Whether its scheme says so.
+    /// Whether its scheme requires TLS.
     needs_tls: bool,
 }
 

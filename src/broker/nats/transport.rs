@@ -1,5 +1,5 @@
-//! An open connection to a NATS server: bytes in, bytes out, and what every owner of one needs to know of it: the
-//! server's `INFO`, when it was last heard, and what it said before the end. It knows no subscriptions and no requests.
+//! An open connection to a NATS server: it reads and writes bytes, and records the server's `INFO`, the time of its last
+//! sign of life, and its last error. It knows no subscriptions and no requests.
 
 use std::io;
 
@@ -30,7 +30,7 @@ pub(super) struct Transport {
     pub(super) heard: Instant,
     /// The server's last error text, for the reason of the end.
     words: Option<String>,
-    /// Of the lines that repeat what it says.
+    /// Limits the log lines that repeat the server's errors.
     reports: Throttle,
 }
 
@@ -82,13 +82,13 @@ impl Transport {
         self.out.len() < OUT_LIMIT
     }
 
-    /// Logs an error of the server that names nothing that was asked. If the connection ends, it was the reason.
+    /// Logs an error of the server that names no command. If the connection ends, this error is the reason.
     pub(super) fn report(&mut self, words: String) {
         self.log(&words);
         self.words = Some(words);
     }
 
-    /// Logs an error of the server. A publisher can cause the same one again and again.
+    /// Logs an error of the server. A publisher can cause the same error repeatedly.
     pub(super) fn log(&self, words: &str) {
         match self.reports.turn() {
             Some(others) => tracing::warn!(words, others, "NATS reports an error"),
@@ -101,7 +101,7 @@ impl Transport {
         self.words = None;
     }
 
-    /// The reason of the end: what the server said last, or else `why`.
+    /// The reason of the end: the server's last error, otherwise `why`.
     pub(super) fn end(&mut self, why: String) -> String {
         self.words.take().map_or(why, |words| sentence(&words, Peer::Nats))
     }

@@ -1,7 +1,8 @@
-//! Channels that are not simply subscribed or not subscribed: on their way to the server, or between two shards of a cluster.
+//! The state of channels that are neither simply subscribed nor unsubscribed: a command for them is pending, or they
+//! migrate between two shards of a cluster.
 //!
-//! A shard channel whose slot has moved, and which no shard is known to have, is tried again and again, until the server takes
-//! it or its shard is known. Which channels are wanted is in `table.rs`; this talks to nobody.
+//! If the slot of a shard channel has moved and its new shard is unknown, the channel is tried repeatedly, until the
+//! server accepts it or its shard is known. `table.rs` says which channels are wanted. This file sends nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -11,34 +12,34 @@ use tokio::time::Instant;
 use super::table::Name;
 use crate::broker::BrokerError;
 
-/// How long until a migrating channel is tried again.
+/// How long to wait before a migrating channel is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How it stands with one channel. One that has no state is subscribed if it is in the table, and is not if not.
+/// The state of one channel. A channel without a state is subscribed exactly if it is in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ChannelState {
-    /// Wanted, and not subscribed here: its slot has moved, or it comes from another shard. To be tried.
+    /// Wanted and not subscribed here, because its slot has moved or it comes from another shard. It will be tried.
     Migrating,
-    /// As `Migrating`, and the server is being asked for it.
+    /// As `Migrating`, and a subscription is pending.
     Tried,
-    /// It was `Migrating`, and the connection that is being made subscribes to it.
+    /// It was `Migrating`, and the connection that is being established subscribes to it.
     Arriving,
-    /// Wanted no longer. The next change unsubscribes from it.
+    /// No longer wanted. The next change unsubscribes from it.
     Unwanted,
-    /// Wanted no longer. The server was asked to unsubscribe from it, and has not said that it did.
+    /// No longer wanted. An UNSUBSCRIBE was sent, and the server has not confirmed it yet.
     Leaving,
 }
 
-/// See the module.
+/// The channels that have a state.
 #[derive(Debug, Default)]
 pub(super) struct ChannelStates {
     states: HashMap<Name, ChannelState>,
-    /// When those that migrate are tried next. There may be none by then.
+    /// When the migrating channels are tried next. There may be none by then.
     retry_at: Option<Instant>,
 }
 
 impl ChannelStates {
-    /// A connection is being made that subscribes to all that is wanted, and to nothing else.
+    /// Called while a connection is being established that subscribes to all wanted channels and to no others.
     pub(super) fn begin(&mut self) {
         use ChannelState::{Arriving, Leaving, Migrating, Tried, Unwanted};
         self.states.retain(|_, state| match state {
@@ -51,35 +52,35 @@ impl ChannelStates {
         self.retry_at = None;
     }
 
-    /// The connection is made. Returns those that migrated before it.
+    /// Called when the connection is established. Returns the channels that were migrating before it.
     pub(super) fn arrived(&mut self) -> HashSet<Name> {
         let arrived = self.states.extract_if(|_, state| *state == ChannelState::Arriving);
         arrived.map(|(name, _)| name).collect()
     }
 
-    /// A channel has come from another shard.
+    /// Called when a channel has come from another shard.
     pub(super) fn adopt(&mut self, name: Name) {
         self.states.insert(name, ChannelState::Migrating);
         self.retry_at = Some(Instant::now());
     }
 
-    /// The server has said that a channel has no place there.
+    /// Called when the server has reported that it does not serve a channel.
     pub(super) fn go_astray(&mut self, name: Name) {
         self.states.insert(name, ChannelState::Migrating);
         self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
     }
 
-    /// A channel is subscribed no longer, and the server has to be asked for that.
+    /// Called when a channel is no longer wanted and must be unsubscribed.
     pub(super) fn unwanted(&mut self, name: Name) {
         self.states.insert(name, ChannelState::Unwanted);
     }
 
-    /// A channel is held no longer, and the server need not be asked for that.
+    /// Called when a channel is no longer wanted and need not be unsubscribed.
     pub(super) fn remove(&mut self, name: &Name) {
         self.states.remove(name);
     }
 
-    /// Those that are to be unsubscribed from now.
+    /// The channels to unsubscribe from now.
     pub(super) fn take_unwanted(&mut self) -> HashSet<Name> {
         let unwanted = self.states.extract_if(|_, state| *state == ChannelState::Unwanted);
         unwanted.map(|(name, _)| name).collect()
@@ -90,7 +91,7 @@ impl ChannelStates {
         self.states.extend(names.map(|name| (name.clone(), ChannelState::Leaving)));
     }
 
-    /// The server says that a channel is subscribed no longer. Returns whether it was asked for that.
+    /// Called when the server reports that a channel is no longer subscribed. Returns whether an UNSUBSCRIBE was sent.
     pub(super) fn has_left(&mut self, name: &Name) -> bool {
         let is_leaving = self.states.get(name) == Some(&ChannelState::Leaving);
         is_leaving && self.states.remove(name).is_some()
@@ -101,9 +102,10 @@ impl ChannelStates {
         self.states.retain(|_, state| *state != ChannelState::Leaving);
     }
 
-    /// Whether a channel is wanted and not subscribed. What comes of it then is left out: once it is subscribed, a loss is told.
+    /// Whether a channel is wanted and not subscribed. Its messages are dropped until then: once it is subscribed, a loss is
+    /// reported.
     pub(super) fn is_migrating(&self, channel: &str) -> bool {
-        // Hardly ever is there one.
+        // Usually no channel has a state.
         !self.states.is_empty()
             && matches!(
                 self.states.get(&Name::Channel(channel.to_owned())),
@@ -111,12 +113,12 @@ impl ChannelStates {
             )
     }
 
-    /// When something is to be tried; `None` if nothing is.
+    /// When channels are tried next; `None` if there are none.
     pub(super) fn next_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// Those that the server is to be asked for now, of those that are wanted.
+    /// The wanted channels to try now.
     pub(super) fn due(&mut self, is_wanted: impl Fn(&str) -> bool) -> Vec<Name> {
         let now = Instant::now();
         if self.retry_at.is_none_or(|at| at > now) {
@@ -138,8 +140,8 @@ impl ChannelStates {
         due
     }
 
-    /// Takes the answer for those that were tried: what was not done is in `faults`. Returns those that are subscribed now. One
-    /// that has gone again since is tried again.
+    /// Handles the answer for the channels that were tried: `faults` has the failed ones. Returns the channels that are
+    /// subscribed now. A channel that the server has dropped again since then is tried again.
     pub(super) fn answered(&mut self, faults: &HashMap<Name, BrokerError>) -> Vec<Name> {
         let mut arrived = Vec::new();
         self.states.retain(|name, state| {

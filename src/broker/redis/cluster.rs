@@ -88,8 +88,8 @@ impl Slots {
         self.masters.contains(address)
     }
 
-    /// Parses an answer to `CLUSTER SLOTS` from the node at `asked`.
-    fn read(answer: Value, asked: &str) -> Option<Self> {
+    /// Parses an answer to `CLUSTER SLOTS` from the node at `sender`.
+    fn read(answer: Value, sender: &str) -> Option<Self> {
         let Value::Array(answer) = answer else { return None };
         let mut ranges = Vec::with_capacity(answer.len());
         for range in answer {
@@ -100,7 +100,7 @@ impl Slots {
             let [host, Value::Int(port), ..] = &master[..] else { return None };
             let host = match host {
                 Value::BulkString(host) if !host.is_empty() => std::str::from_utf8(host).ok()?,
-                _ => asked, // a node that does not know its own address means the one that was used
+                _ => sender, // a node that does not know its own address means the address of the connection
             };
             let address = Address { host: host.into(), port: u16::try_from(*port).ok()? };
             // `?` is a node without a known address (`cluster-preferred-endpoint-type hostname` without a hostname).
@@ -200,12 +200,12 @@ struct Watcher {
     epoch: u64,
     heard: Instant,
     /// The connection to the node that answered last.
-    asked: Option<(Client, MultiplexedConnection)>,
+    connected: Option<(Client, MultiplexedConnection)>,
 }
 
 impl Watcher {
     fn new(like: Client, seeds: Vec<Client>, view: watch::Sender<View>) -> Self {
-        Watcher { like, seeds, view, epoch: 0, heard: Instant::now(), asked: None }
+        Watcher { like, seeds, view, epoch: 0, heard: Instant::now(), connected: None }
     }
 
     async fn run(mut self, elsewhere: Arc<Notify>) {
@@ -223,12 +223,12 @@ impl Watcher {
 
     /// Asks the node that answered last; if it does not answer or reports a failure, asks all others.
     async fn node_view(&mut self) -> Result<NodeView, String> {
-        if let Some((client, connection)) = self.asked.take()
+        if let Some((client, connection)) = self.connected.take()
             && let Ok(Ok((view, connection))) = timeout(AGAIN_LIMIT, ask(&client, Some(connection))).await
             && view.is_well
             && view.epoch >= self.epoch
         {
-            self.asked = Some((client, connection));
+            self.connected = Some((client, connection));
             return Ok(view);
         }
         let slots = self.view.borrow().slots.clone();
@@ -257,7 +257,7 @@ impl Watcher {
         let Some((view, client, connection)) = best else {
             return Err(why.unwrap_or_else(|| "no node of the cluster is known".into()));
         };
-        self.asked = Some((client, connection));
+        self.connected = Some((client, connection));
         Ok(view)
     }
 
@@ -366,7 +366,7 @@ mod tests {
             Value::Int(16383),
             Value::Array(vec![Value::Nil, Value::Int(1)]),
         ]);
-        let slots = Slots::read(Value::Array(vec![unnamed]), "asked").unwrap();
-        assert_eq!(slots.master_of("a").unwrap().to_string(), "asked:1");
+        let slots = Slots::read(Value::Array(vec![unnamed]), "h0").unwrap();
+        assert_eq!(slots.master_of("a").unwrap().to_string(), "h0:1");
     }
 }

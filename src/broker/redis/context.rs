@@ -1,4 +1,5 @@
-//! What every task of a server has: where it connects, what is subscribed, its two channels, and its part in a cluster.
+//! The common state of the tasks of a server: the address, the subscriptions, the two channels, and the shard of a
+//! cluster.
 
 use std::sync::Arc;
 
@@ -10,14 +11,14 @@ use super::shards::Shard;
 use super::table::Table;
 use crate::broker::sink::EventSink;
 
-/// See the module.
+/// The common state of a task.
 pub(super) struct Context<C> {
     pub(super) servers: Servers,
     pub(super) table: Table,
     pub(super) commands: mpsc::Receiver<C>,
     pub(super) sink: EventSink,
-    /// Which part of a cluster it serves, if it serves one. Then the state of its connection is told together with that of
-    /// the others.
+    /// The shard of a cluster that it serves, if any. The state of its connection is then reported together with the state
+    /// of the others.
     pub(super) shard: Option<Arc<Shard>>,
     /// Whether there is no connection.
     pub(super) is_down: bool,
@@ -28,19 +29,19 @@ impl<C> Context<C> {
         self.shard.is_some()
     }
 
-    /// Whether another shard has a key or channel.
+    /// Whether another shard has this key or channel now.
     pub(super) fn has_lost(&self, slots: &Slots, name: &str) -> bool {
         self.shard.as_ref().is_some_and(|shard| shard.has_lost(slots, name))
     }
 
-    /// Something could not be done here, and another node may be the right one.
+    /// Called when a command failed here because another node may be the right one.
     pub(super) fn refresh_topology(&self) {
         if let Some(shard) = &self.shard {
             shard.refresh_topology();
         }
     }
 
-    /// The connection is whole.
+    /// Called when the connection is up and everything is subscribed.
     pub(super) fn up(&mut self) {
         self.is_down = false;
         self.sink.up();

@@ -37,13 +37,13 @@ pub(in crate::broker) fn servers(config: &config::Broker) -> Result<Servers, Set
         return Ok(Servers::One(client));
     };
     // Sentinels have their own users, which are in their URLs, and no databases.
-    let asked: Result<Vec<_>, _> =
+    let clients: Result<Vec<_>, _> =
         config.url.0.split(',').map(|url| client(config, url.trim(), None, None)).collect();
-    let asked = asked?;
-    let db = asked.first().map_or(0, |(_, login)| login.db());
+    let clients = clients?;
+    let db = clients.first().map_or(0, |(_, login)| login.db());
     let login =
         login(RedisConnectionInfo::default().set_db(db), config.user.as_ref(), config.password.as_ref())?;
-    let sentinels = asked.into_iter().map(|(client, _)| client).collect();
+    let sentinels = clients.into_iter().map(|(client, _)| client).collect();
     Ok(Servers::Sentinels { name: name.clone(), sentinels, login })
 }
 

@@ -151,14 +151,14 @@ async fn ask(config: &Config, token: &str, action: Action) -> Result<Result<Call
     let bearer = HeaderValue::try_from(format!("Bearer {token}"));
     let bearer =
         bearer.map_err(|_| Failure::Usage("the token has characters that a token cannot have".into()))?;
-    let asked = AccessRequest {
+    let request = AccessRequest {
         action,
         filters: &[],
         headers: &HeaderMap::from_iter([(AUTHORIZATION, bearer)]),
         query: None,
         client: IpAddr::V4(Ipv4Addr::LOCALHOST),
     };
-    let caller = auth.identify(&asked).await;
+    let caller = auth.identify(&request).await;
     // `None` is for requests without a token.
     Ok(caller.map(Option::unwrap_or_default))
 }

@@ -1,8 +1,8 @@
-//! What this process has held: so that a reader who adds a topic to its stream, with the event id of its others, is not
-//! told of a gap in what it never read.
+//! The topics that this process held before. A reader may add a topic to its stream and send the event id of its other
+//! topics; it must not receive a gap in a topic that it has never read.
 //!
-//! The id of a reader is from a time when all of its topics were held. A topic that was not held then was not among them.
-//! What was held is remembered roughly, in a table of fixed size: then there may be a gap too many, and never one too few.
+//! The id of a reader is from a time when all of its topics were held, so a topic that was not held then was not among
+//! them. The table has a fixed size and is not exact: it may cause an unneeded gap, and never hides one.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -14,11 +14,11 @@ use crate::protocol::topic::Filter;
 /// The places of the table.
 const PLACES: usize = 4096;
 
-/// The last positions at which topics were held that are held no longer.
+/// The last positions at which topics were held that are no longer held.
 #[derive(Debug)]
 pub(super) struct Departed {
     topics: Box<[Seq]>,
-    /// That of any pattern.
+    /// The last position at which any pattern was held.
     patterns: Seq,
 }
 
@@ -29,7 +29,7 @@ impl Default for Departed {
 }
 
 impl Departed {
-    /// A topic or pattern was held up to now.
+    /// Records that a topic or pattern was held up to now.
     pub(super) fn leave(&mut self, filter: &Filter, head: Seq) {
         if filter.is_pattern() {
             self.patterns = head;
@@ -51,14 +51,14 @@ fn place(filter: &Filter) -> usize {
 }
 
 impl Registry {
-    /// A reload has changed where topics come from.
+    /// Records that a reload has changed the source of topics.
     pub fn sources_changed(&self) {
         self.inner.lock().sources_changed = true;
     }
 }
 
 impl Lease {
-    /// Whether no reader that has this position can have read the log: it is of a topic that was not held then.
+    /// Whether no reader with this position can have read the log, because its topic was not held then.
     pub(in crate::log) fn is_new_after(&self, position: Seq) -> bool {
         let log = self.log();
         if self.filter().is_pattern() || !log.is_whole() {

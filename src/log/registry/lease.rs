@@ -188,7 +188,7 @@ pub struct EndQuestion<'a> {
 }
 
 impl EndQuestion<'_> {
-    /// Where messages of the topic say so.
+    /// Where messages of the topic are marked as its end.
     pub fn fields(&self) -> &FieldMapping {
         self.history.fields()
     }
@@ -218,7 +218,7 @@ pub struct Subscription {
     outcome: Outcome,
 }
 
-/// What becomes of the duty to subscribe.
+/// The state of the duty to subscribe.
 #[derive(Debug, Clone, Copy)]
 enum Outcome {
     Failed(CloseCode),

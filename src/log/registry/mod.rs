@@ -75,9 +75,9 @@ struct Inner {
     ended: HashMap<Filter, Arc<Sequence>>,
     /// Subscriptions that receive nothing now.
     outages: Outages,
-    /// What was held before.
+    /// The topics that were held before.
     departed: Departed,
-    /// Since the process began, a reload has changed where topics come from.
+    /// Whether a reload has changed the source of topics since the process began.
     sources_changed: bool,
 }
 
@@ -292,7 +292,7 @@ impl Registry {
         Arc::new(TopicLog::new(filter, bounds, usage, numbering, history, begin))
     }
 
-    /// What the broker keeps of a log; `None` if it keeps nothing.
+    /// The backfill of a log; `None` if the broker stores no messages.
     fn history(
         &self,
         filter: &Filter,

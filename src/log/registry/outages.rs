@@ -1,8 +1,8 @@
 //! Outages: which subscriptions receive nothing now, because their part of the broker is away. Once that has lasted for
 //! a while, their readers must know: what a page shows is no longer live.
 //!
-//! Each subscription has one mark, in the numbering that its logs share. Readers compare it with what they have said
-//! ([`crate::log::Cursors`]); nothing is kept per reader here.
+//! Each subscription has one mark, in the numbering that its logs share. Streams compare it with what they have sent
+//! ([`crate::log::Cursors`]); there is no state per reader here.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -23,15 +23,15 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 pub(super) struct Outages {
     /// The number of the last one.
     last: u64,
-    /// That of plain publish/subscribe as a whole, and whether its readers know.
+    /// The outage of plain publish/subscribe as a whole, and whether its readers have received it.
     plain: Option<(u64, bool)>,
-    /// Those that readers do not know of yet, oldest first: when each began, its number, and its filters; `None` is
+    /// The outages that readers have not received yet, oldest first: when each began, its number, and its filters; `None` is
     /// every filter of plain publish/subscribe.
     begun: VecDeque<(Instant, u64, Option<Vec<Filter>>)>,
 }
 
 impl Registry {
-    /// The subscriptions of these filters, or all of plain publish/subscribe, receive nothing from now on.
+    /// Records that the subscriptions of these filters, or all of plain publish/subscribe, receive nothing from now on.
     pub fn feeds_lost(&self, filters: Option<Vec<Filter>>) {
         let mut inner = self.inner.lock();
         let Inner { slots, outages, .. } = &mut *inner;
@@ -50,7 +50,7 @@ impl Registry {
         outages.begun.push_back((Instant::now(), number, filters));
     }
 
-    /// They receive messages again.
+    /// Records that they receive messages again.
     pub fn feeds_back(&self, filters: Option<&[Filter]>) {
         let was_stale = match filters {
             None => self.inner.lock().outages.plain.take().is_some_and(|(_, is_told)| is_told),
@@ -74,7 +74,7 @@ impl Registry {
     }
 
     /// Marks the subscriptions whose outage has lasted, and queues their readers to be woken.
-    pub fn tell_outages(&self) {
+    pub fn mark_outages(&self) {
         while let Some((number, filters)) = self.due_outage() {
             match &filters {
                 None => self.for_plain(|slot| slot.log.numbering.lose_feed_for_long(number)),
@@ -148,7 +148,7 @@ impl Registry {
 
     /// The topics and patterns that are held and stale.
     pub fn stale_topics(&self) -> usize {
-        // Usually nothing was ever lost.
+        // Usually there has been no outage.
         if self.feed_changes() == 0 {
             return 0;
         }

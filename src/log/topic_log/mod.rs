@@ -73,13 +73,13 @@ pub(super) struct State {
     pub(super) publisher_ids: HashMap<Box<str>, Holders>,
     /// Batches for readers at the same positions.
     batches: Batches,
-    /// What was evicted and is still wanted by readers with an interval, while there are any.
+    /// Evicted entries that readers with an interval still need, while there are such readers.
     retained: Option<Box<Retained>>,
     /// The index by topic, in a log that feeds others.
     pub(super) by_topic: Option<Box<ByTopic>>,
-    /// Nothing was evicted since it began.
+    /// Whether nothing has been evicted since it began.
     is_whole: bool,
-    /// Older entries are still to be inserted before these. Ends when an entry is evicted.
+    /// Whether older entries are still to be inserted before these. Ends when an entry is evicted.
     pub(super) taking_over: bool,
 }
 
@@ -191,7 +191,7 @@ impl TopicLog {
         self.history.is_some() && self.end.as_ref().is_some_and(TopicEnd::is_unknown)
     }
 
-    /// The last message of its topic in the broker ended the topic, with this number. `None`: it did not.
+    /// Records whether the topic has ended according to the broker: the number of its last message, if that ended it.
     pub(super) fn learn_end(&self, end: Option<Seq>) {
         let _state = self.state.lock(); // like every other change of it
         self.end.iter().for_each(|topic| topic.learn_of_broker(end));

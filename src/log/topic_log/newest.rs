@@ -1,5 +1,5 @@
-//! What readers with an interval read of a log. While it has such readers, the log retains of the entries that it evicts
-//! the newest of each topic and type, so that what they have not read yet is no gap.
+//! The reads of readers with an interval. While a log has such readers, it retains the newest of the evicted entries of
+//! each topic and type, so that these readers get no gap for evicted entries that were superseded.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ impl Retained {
         Box::new(Retained { newest: Newest::default(), since, usage: usage.clone() })
     }
 
-    /// Takes over an entry that was evicted, and holds no more than `bytes`.
+    /// Adds an evicted entry, and drops the oldest beyond `bytes`.
     pub(super) fn insert(&mut self, entry: &Arc<Entry>, bytes: usize) {
         let before = self.newest.bytes();
         self.newest.insert(entry);
@@ -86,7 +86,7 @@ impl TopicLog {
         }
     }
 
-    /// Gives up what it retained, so that memory is freed.
+    /// Drops the retained entries, to free memory.
     pub(super) fn forget_retained(&self, state: &mut State) {
         let since = state.evicted.number;
         state.retained.iter_mut().for_each(|retained| *retained = Retained::new(since, &self.usage));
@@ -97,8 +97,8 @@ impl TopicLog {
         self.state.lock().whole_from()
     }
 
-    /// What a reader with an interval receives of the entries after `from` up to `until`. If entries after `from` are
-    /// missing, also up to which one.
+    /// The selection for a reader with an interval from the entries after `from` up to `until`. If entries after `from` are
+    /// missing, also the number of the last missing one.
     pub(in crate::log) fn newest_after(&self, from: Seq, until: Seq, view: &View) -> (Option<Seq>, Chosen) {
         let until = self.numbering.end(until);
         if self.has_nothing_after(from) {
@@ -131,7 +131,7 @@ impl TopicLog {
         let mut until = state.batches.newest(view).end(round);
         let mut chosen = state.choose(round.from, until, view);
         if chosen.entries.is_empty() && round.until.is_none() && until < round.head {
-            // Nothing in the round of the others, but something after it, which must not wait for the next entry.
+            // The round of the others has nothing new, but there are entries after it, which must not wait for the next entry.
             until = round.head;
             chosen = state.choose(round.from, until, view);
         }

@@ -1,4 +1,4 @@
-//! The batches that the readers of a log share: as they are, stored in a gzip body, or compressed.
+//! The batches that the readers of a log share: plain, stored in a gzip body, or compressed.
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ impl TopicLog {
             }
             match next {
                 Next::Pieces => {
-                    // The pieces may still have what the log has evicted. Nobody receives more of it than others.
+                    // The pieces may still have entries that the log has evicted, but no reader gets more than the others.
                     let evicted = self.state.lock().evicted.number;
                     if evicted > position {
                         return Err(evicted);

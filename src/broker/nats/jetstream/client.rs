@@ -102,11 +102,11 @@ impl Drop for Inbox {
 impl Client {
     /// Sends a request, and waits for the answer as long as the connection lasts.
     pub(super) async fn request(&self, message: Outgoing) -> Result<Delivered, Failure> {
-        self.asked(message).await?.await.map_err(|_| Failure::Lost)?
+        self.send_request(message).await?.await.map_err(|_| Failure::Lost)?
     }
 
     /// Sends a request, and returns a future of the answer. Requests are sent in order.
-    pub(super) async fn asked(
+    pub(super) async fn send_request(
         &self,
         message: Outgoing,
     ) -> Result<oneshot::Receiver<Result<Delivered, Failure>>, Failure> {
@@ -161,8 +161,8 @@ pub(super) fn client(connection: Connection) -> (Client, Task) {
         transport,
         prefix,
         inboxes: HashMap::new(),
-        asked: HashMap::new(),
-        last_asked: 0,
+        requests: HashMap::new(),
+        last_request: 0,
         pinged: None,
     };
     (Client(Arc::new(shared)), task)
@@ -176,8 +176,8 @@ pub(super) struct Task {
     inboxes: HashMap<u64, mpsc::Sender<Delivered>>,
     /// Requests that wait for an answer, with their subjects: the server names the subject if it refuses the
     /// permission.
-    asked: HashMap<u64, (String, oneshot::Sender<Result<Delivered, Failure>>)>,
-    last_asked: u64,
+    requests: HashMap<u64, (String, oneshot::Sender<Result<Delivered, Failure>>)>,
+    last_request: u64,
     /// When a PING was last sent.
     pinged: Option<Instant>,
 }
@@ -193,7 +193,7 @@ impl Task {
             }
         };
         self.inboxes.clear();
-        self.asked.clear();
+        self.requests.clear();
         self.orders.close();
         self.transport.end(why)
     }
@@ -250,7 +250,7 @@ impl Task {
     fn answer(&mut self, message: Delivered) {
         let token = message.subject.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
         let token = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
-        let Some((_, done)) = token.and_then(|token: u64| self.asked.remove(&token)) else { return };
+        let Some((_, done)) = token.and_then(|token: u64| self.requests.remove(&token)) else { return };
         let nobody = message.payload.is_empty()
             && message.headers.as_ref().is_some_and(|fields| fields.starts_with(b"NATS/1.0 503"));
         let _ = done.send(if nobody { Err(Failure::NoResponders) } else { Ok(message) });
@@ -263,13 +263,13 @@ impl Task {
         match subject {
             Some(subject) => {
                 let meant: Vec<u64> = self
-                    .asked
+                    .requests
                     .iter()
                     .filter(|(_, (to, _))| *to == subject)
                     .map(|(token, _)| *token)
                     .collect();
                 for token in meant {
-                    if let Some((_, done)) = self.asked.remove(&token) {
+                    if let Some((_, done)) = self.requests.remove(&token) {
                         let _ = done.send(Err(Failure::Denied(words.clone())));
                     }
                 }
@@ -288,13 +288,13 @@ impl Task {
             Order::Unsubscribe(sid) => self.unsubscribe(sid),
             Order::Send(message, reply) => self.send(&message, &reply),
             Order::Request(message, done) => {
-                self.last_asked += 1;
-                if self.last_asked.is_multiple_of(256) {
+                self.last_request += 1;
+                if self.last_request.is_multiple_of(256) {
                     self.forget_unwanted();
                 }
-                let reply = format!("{}.r.{}", self.prefix, self.last_asked);
+                let reply = format!("{}.r.{}", self.prefix, self.last_request);
                 self.send(&message, &reply);
-                self.asked.insert(self.last_asked, (message.subject, done));
+                self.requests.insert(self.last_request, (message.subject, done));
             }
         }
     }
@@ -312,7 +312,7 @@ impl Task {
 
     /// Forgets requests and inboxes whose receivers are gone.
     fn forget_unwanted(&mut self) {
-        self.asked.retain(|_, (_, done)| !done.is_closed());
+        self.requests.retain(|_, (_, done)| !done.is_closed());
         let unwanted: Vec<u64> =
             self.inboxes.iter().filter(|(_, inbox)| inbox.is_closed()).map(|(sid, _)| *sid).collect();
         unwanted.into_iter().for_each(|sid| self.unsubscribe(sid));

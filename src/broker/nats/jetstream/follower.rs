@@ -257,7 +257,7 @@ impl Follower {
                 let known = match &holes {
                     Some(known) => known,
                     None => match self.holes(&feed.consumer.api, reading).await {
-                        Ok(asked) => holes.insert(asked),
+                        Ok(found) => holes.insert(found),
                         Err(why) => return Some(Err(why)), // the caller tries again
                     },
                 };

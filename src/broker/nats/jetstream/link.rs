@@ -40,7 +40,7 @@ impl Api {
         format!("{}.{what}", self.prefix)
     }
 
-    /// The prefix of the API, unless it is that of the server's own JetStream.
+    /// The prefix of the API, unless it is the API of the server's own JetStream.
     pub(super) fn other(&self) -> Option<&str> {
         Some(&*self.prefix).filter(|prefix| *prefix != OWN)
     }
@@ -85,7 +85,7 @@ impl Connect for Keeper {
 
     async fn connect(&mut self, why: Option<&str>) -> Option<Result<Connection, String>> {
         self.until_flushed(why.unwrap_or_default()).await?;
-        // Whoever waits for the first connection waits until every server had its chance.
+        // Commands wait for the first connection until every server has been tried.
         let others = if why.is_none() { self.settings.len() - 1 } else { 0 };
         for _ in 0..others {
             if let Ok(connection) = open(&self.settings, self.server).await {

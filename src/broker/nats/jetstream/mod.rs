@@ -248,7 +248,7 @@ impl Question {
     }
 
     async fn last(&self) -> Result<Option<Message>, BrokerError> {
-        self.query(async |asked, look, _| asked.last_message(look).await).await
+        self.query(async |query, stream, _| query.last_message(stream).await).await
     }
 
     async fn query<T>(

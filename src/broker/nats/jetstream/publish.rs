@@ -54,7 +54,7 @@ impl Publication {
             // For a larger message, the server would end the connection.
             return Err(above_max_payload(bytes, most));
         }
-        let sending = timeout(LIMIT, api.client.asked(Outgoing { subject, fields, payload })).await;
+        let sending = timeout(LIMIT, api.client.send_request(Outgoing { subject, fields, payload })).await;
         let late = |_| BrokerError::Away("the connection accepts no more data".into());
         let answer =
             sending.map_err(late)?.map_err(|_| BrokerError::Away("the connection was lost".into()))?;

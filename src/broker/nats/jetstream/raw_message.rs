@@ -58,7 +58,7 @@ impl RawMessage {
         Some(RawMessage { subject, number, time, payload: message.payload, headers })
     }
 
-    /// What it does to its topic. Clients delete a key by a special message. When the last message of a subject expires
+    /// Its effect on its topic. Clients delete a key by a special message. When the last message of a subject expires
     /// or is removed, the server itself writes a marker, if the stream is configured for that.
     pub(crate) fn change(&self, source: &Source) -> Change {
         let is_kv = matches!(source, Source::Kv { .. });

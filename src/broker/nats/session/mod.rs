@@ -1,11 +1,12 @@
 //! A session: one connection, its commands and the server's answers, and its messages in their order of arrival.
 //!
-//! A `PING` follows what was asked, and the server's `PONG` confirms it: the server takes the lines of a connection in
-//! order, and what it refuses it says before. In a cluster the other servers learn of a subscription later, so whoever
-//! subscribed is answered after a pause (`broker.settle`). After a reconnect, and when servers join or leave the cluster,
-//! nothing is read for as long; then `Event::Lost` is told, and what has arrived meanwhile follows it.
+//! A `PING` follows the commands, and the server's `PONG` confirms them: the server handles the lines of a connection in
+//! order, and reports a refusal before its `PONG`. In a cluster, the other servers learn of a subscription later, so the
+//! subscriber is answered after a pause (`broker.settle`). After a reconnect, and when servers join or leave the cluster,
+//! the session reads nothing for the same time. Then it sends `Event::Lost`, and after it the messages that have arrived
+//! meanwhile.
 //!
-//! While the event channel is full, nothing is read: the server waits, and closes the connection in the end.
+//! While the event channel is full, the session reads nothing: the server waits, and in the end closes the connection.
 
 mod pending;
 
@@ -51,16 +52,16 @@ pub(super) struct Session {
     batches: VecDeque<Batch>,
     /// Subscriptions that this server has confirmed, and when the cluster will know them.
     settling: VecDeque<(Instant, PendingCommand)>,
-    /// Whether it was told that the connection is up.
+    /// Whether `Event::Up` was sent.
     is_up: bool,
     pinged: Instant,
 }
 
 /// How messages are handled.
 enum Stage {
-    /// They are dropped: `Event::Lost` will be told for them once everything is subscribed again.
+    /// They are dropped: `Event::Lost` will be sent for them once everything is subscribed again.
     Restoring,
-    /// They are left with the server until then; then `Event::Lost` is told, with this reason.
+    /// They stay on the server until then; then `Event::Lost` is sent, with this reason.
     Settling(Instant, &'static str),
     /// Messages are passed on.
     Open,
@@ -109,9 +110,9 @@ impl Session {
         }
         let why = self.work(table, commands, sink).await?;
         let why = self.transport.end(why);
-        let settling = self.settling.drain(..).map(|(_, asked)| asked);
-        for asked in self.batches.drain(..).flat_map(|batch| batch.asked).chain(settling) {
-            asked.fail(BrokerError::Away(why.clone()), table);
+        let settling = self.settling.drain(..).map(|(_, pending)| pending);
+        for pending in self.batches.drain(..).flat_map(|batch| batch.pending).chain(settling) {
+            pending.fail(BrokerError::Away(why.clone()), table);
         }
         Some(why)
     }
@@ -207,14 +208,14 @@ impl Session {
         }
     }
 
-    /// When the other servers of a cluster know the commands that were sent then and are confirmed now. They get as
-    /// much time again as this server took, because they may be as busy.
+    /// When the other servers of a cluster know the commands that were sent at `sent` and are confirmed now. They get as
+    /// much time as this server took, because they may be as busy.
     fn settled(&self, sent: Instant) -> Instant {
         let now = Instant::now();
         if self.settle.is_zero() { now } else { now + self.settle + (now - sent).min(SETTLE_MORE) }
     }
 
-    /// Everything is subscribed on this server; `Event::Lost` follows once the others know.
+    /// Called when everything is subscribed on this server; `Event::Lost` follows once the others know.
     fn settle(&mut self, sent: Instant, why: &'static str) {
         self.stage = Stage::Settling(self.settled(sent), why);
     }
@@ -225,8 +226,11 @@ impl Session {
         let silent = front
             .filter(|_| self.is_reading(sink))
             .map(|batch| self.transport.heard.max(batch.sent) + SILENCE_LIMIT);
-        let late =
-            self.batches.iter().find(|batch| !batch.asked.is_empty()).map(|batch| batch.sent + ANSWER_LIMIT);
+        let late = self
+            .batches
+            .iter()
+            .find(|batch| !batch.pending.is_empty())
+            .map(|batch| batch.sent + ANSWER_LIMIT);
         let quiet = front.is_none().then(|| self.pinged + PING_AFTER);
         let settled = self.settling.front().map(|(at, _)| *at);
         let open = if let Stage::Settling(at, _) = self.stage { Some(at) } else { None };
@@ -240,9 +244,9 @@ impl Session {
     fn on_time(&mut self, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         let now = Instant::now();
         while self.settling.front().is_some_and(|(at, _)| *at <= now)
-            && let Some((_, asked)) = self.settling.pop_front()
+            && let Some((_, pending)) = self.settling.pop_front()
         {
-            asked.confirm(table);
+            pending.confirm(table);
         }
         if let Stage::Settling(at, why) = self.stage
             && at <= now

@@ -22,7 +22,7 @@ const BATCH: usize = 256;
 /// The commands that one PING confirms.
 pub(crate) struct Batch {
     pub(crate) sent: Instant,
-    pub(crate) asked: Vec<PendingCommand>,
+    pub(crate) pending: Vec<PendingCommand>,
     /// Refused filters and subjects, with the server's text.
     filters: HashMap<Filter, String>,
     subjects: HashMap<String, String>,
@@ -31,9 +31,9 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    fn new(asked: Vec<PendingCommand>) -> Self {
+    fn new(pending: Vec<PendingCommand>) -> Self {
         let (filters, subjects) = (HashMap::new(), HashMap::new());
-        Batch { sent: Instant::now(), asked, filters, subjects, doubt: None }
+        Batch { sent: Instant::now(), pending, filters, subjects, doubt: None }
     }
 }
 
@@ -71,9 +71,9 @@ impl PendingCommand {
 }
 
 impl Session {
-    pub(crate) fn ping(&mut self, asked: Vec<PendingCommand>) {
+    pub(crate) fn ping(&mut self, pending: Vec<PendingCommand>) {
         self.transport.out.extend_from_slice(PING);
-        self.batches.push_back(Batch::new(asked));
+        self.batches.push_back(Batch::new(pending));
         self.pinged = Instant::now();
     }
 
@@ -85,11 +85,11 @@ impl Session {
         commands: &mut mpsc::Receiver<Command>,
     ) {
         let mut next = Some(first);
-        let mut asked = Vec::new();
+        let mut pending = Vec::new();
         while let Some(command) = next {
             match command {
                 Command::Subscribe { filter, done } => match self.subscribe(&filter, table) {
-                    Ok(sid) => asked.push(PendingCommand { what: What::Subscription(filter, sid), done }),
+                    Ok(sid) => pending.push(PendingCommand { what: What::Subscription(filter, sid), done }),
                     Err(error) => drop(done.send(Err(error))),
                 },
                 Command::Unsubscribe { filter } => {
@@ -99,16 +99,18 @@ impl Session {
                 }
                 Command::Publish { topic, payload, headers, done } => {
                     match self.publish(&topic, &payload, &headers) {
-                        Ok(subject) => asked.push(PendingCommand { what: What::Publication(subject), done }),
+                        Ok(subject) => {
+                            pending.push(PendingCommand { what: What::Publication(subject), done })
+                        }
                         Err(error) => drop(done.send(Err(error))),
                     }
                 }
             }
-            let has_room = asked.len() < BATCH && self.transport.has_room();
+            let has_room = pending.len() < BATCH && self.transport.has_room();
             next = if has_room { commands.try_recv().ok() } else { None };
         }
-        if !asked.is_empty() {
-            self.ping(asked);
+        if !pending.is_empty() {
+            self.ping(pending);
         }
     }
 
@@ -171,18 +173,18 @@ impl Session {
     pub(crate) fn answered(&mut self, table: &mut Table, sink: &mut EventSink) -> Result<(), String> {
         let Some(mut batch) = self.batches.pop_front() else { return Ok(()) };
         let settled = self.settled(batch.sent);
-        for asked in batch.asked {
-            let refusal = match &asked.what {
+        for pending in batch.pending {
+            let refusal = match &pending.what {
                 What::Subscription(filter, _) => batch.filters.get(filter),
                 What::Publication(subject) => batch.subjects.get(subject),
             };
             match (refusal, &batch.doubt) {
-                (Some(why), _) => self.fail(asked, BrokerError::Refused(why.clone()), table),
-                (None, Some(why)) => self.fail(asked, BrokerError::Away(why.clone()), table),
-                (None, None) if self.settle.is_zero() || matches!(asked.what, What::Publication(_)) => {
-                    asked.confirm(table);
+                (Some(why), _) => self.fail(pending, BrokerError::Refused(why.clone()), table),
+                (None, Some(why)) => self.fail(pending, BrokerError::Away(why.clone()), table),
+                (None, None) if self.settle.is_zero() || matches!(pending.what, What::Publication(_)) => {
+                    pending.confirm(table);
                 }
-                (None, None) => self.settling.push_back((settled, asked)),
+                (None, None) => self.settling.push_back((settled, pending)),
             }
         }
         for (filter, why) in batch.filters.drain() {
@@ -200,8 +202,8 @@ impl Session {
         Ok(())
     }
 
-    fn fail(&mut self, asked: PendingCommand, why: BrokerError, table: &mut Table) {
-        if let Some(sid) = asked.fail(why, table) {
+    fn fail(&mut self, pending: PendingCommand, why: BrokerError, table: &mut Table) {
+        if let Some(sid) = pending.fail(why, table) {
             wire::write_unsubscribe(&mut self.transport.out, sid);
         }
     }
@@ -212,11 +214,11 @@ impl Session {
             .batches
             .iter_mut()
             .take_while(|batch| batch.sent + ANSWER_LIMIT <= now)
-            .flat_map(|batch| std::mem::take(&mut batch.asked))
+            .flat_map(|batch| std::mem::take(&mut batch.pending))
             .collect();
-        for asked in late {
+        for pending in late {
             let why = format!("no confirmation within {} s", ANSWER_LIMIT.as_secs());
-            self.fail(asked, BrokerError::Away(why), table);
+            self.fail(pending, BrokerError::Away(why), table);
         }
     }
 }

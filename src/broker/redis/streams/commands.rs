@@ -1,4 +1,4 @@
-//! What a task does with its orders: follows keys, puts questions, and gives keys to the other shards of a cluster.
+//! The commands of a task: follows keys, starts lookups, and hands keys over to the other shards of a cluster.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::protocol::topic::Filter;
 /// The answer to a subscription.
 type Done = oneshot::Sender<Result<(), BrokerError>>;
 
-/// Keys that a shard gives up.
+/// Keys that a shard releases.
 type ReleasedKeys = Released<(Arc<str>, Key)>;
 
 impl<C: Into<ShardCommand>> Task<C> {
@@ -38,7 +38,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     fn release(&mut self, slots: &Slots, left: oneshot::Sender<ReleasedKeys>, is_whole: bool) {
         let held = self.following.leave(|name| self.context.has_lost(slots, name));
         let released = Released { held, is_whole, remaining: self.following.len() };
-        // Once what was read of the keys before is told: the next shard must not overtake it.
+        // After the events of entries that were already read have been sent: the next shard must not overtake them.
         self.context.sink.then(move || drop(left.send(released)));
     }
 

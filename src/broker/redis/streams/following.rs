@@ -298,19 +298,19 @@ impl FollowedKeys {
         Ok(events)
     }
 
-    /// Compares the keys that were asked and had nothing. The others go on waiting.
+    /// Compares the samples of the requested keys that had no entries. The others continue to wait.
     fn take_nothing(&mut self, round: &Round, answer: &[KeyRead], events: &mut Vec<Event>) {
         let has_more = |found: &&KeyRead| !found.entries.is_empty() || matches!(found.sample, Some(Err(_)));
         let found: HashSet<_> = answer.iter().filter(has_more).map(|found| &found.name).collect();
         let had_nothing = |name: &Arc<str>, key: &Key| key.is_checked() && !found.contains(name);
         let unanswered: Vec<Arc<str>> = match round {
             Round::Waiting => {
-                let asked = self.keys.iter().filter(|(_, key)| !key.behind);
-                asked.filter(|(name, key)| had_nothing(name, key)).map(|(name, _)| name.clone()).collect()
+                let requested = self.keys.iter().filter(|(_, key)| !key.behind);
+                requested.filter(|(name, key)| had_nothing(name, key)).map(|(name, _)| name.clone()).collect()
             }
             Round::Behind(names) => {
-                let asked = names.iter().filter_map(|name| Some((name, self.keys.get(name)?)));
-                asked.filter(|(name, key)| had_nothing(name, key)).map(|(name, _)| name.clone()).collect()
+                let requested = names.iter().filter_map(|name| Some((name, self.keys.get(name)?)));
+                requested.filter(|(name, key)| had_nothing(name, key)).map(|(name, _)| name.clone()).collect()
             }
             Round::Sweep | Round::Sift => Vec::new(),
         };
@@ -323,7 +323,7 @@ impl FollowedKeys {
         }
     }
 
-    /// Takes what a read brought of one key.
+    /// Handles the result of a read for one key.
     ///
     /// # Errors
     /// Why nothing can be read, in one line.

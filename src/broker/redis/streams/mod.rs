@@ -125,7 +125,7 @@ struct Task<C> {
     context: Context<C>,
     following: FollowedKeys,
     size: Arc<EntrySize>,
-    /// Which was read last.
+    /// The server that was read last.
     server: Option<Server>,
     /// Commands that were received and not handled yet.
     queue: VecDeque<ShardCommand>,
@@ -133,13 +133,13 @@ struct Task<C> {
     lookups: VecDeque<Lookup>,
 }
 
-/// What a session waits for beside commands.
+/// The events that a session waits for, in addition to commands.
 #[derive(Default)]
 struct Service {
-    /// Questions that are asked.
+    /// The lookups in progress.
     asking: FuturesUnordered<BoxFuture<'static, Result<Option<BrokerError>, String>>>,
     reading: Option<(Round, PendingRead)>,
-    /// Ends the read that waits.
+    /// Ends the blocking read.
     interrupting: Option<BoxFuture<'static, ()>>,
 }
 
@@ -198,7 +198,7 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
         }
     }
 
-    /// What the session leaves behind is answered.
+    /// Answers the commands that the session has not finished.
     fn down(&mut self, why: &str) {
         if !self.context.is_down {
             self.context.sink.interrupted(self.following.filters());
@@ -222,7 +222,7 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
 }
 
 impl<C: Into<ShardCommand>> Task<C> {
-    /// Tells what may be lost, and that the connection is up.
+    /// Reports possible losses, and that the connection is up.
     fn begin(&mut self, session: &Session) {
         let before = self.server.replace(session.server.clone());
         let moved = before.is_some_and(|before| !session.server.continues(&before));
@@ -233,7 +233,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         self.context.sink.resumed(self.following.filters());
     }
 
-    /// Carries out the queue's orders, and asks and reads what can be now.
+    /// Runs the commands of the queue, and starts the lookups and the read that are possible now.
     ///
     /// # Errors
     /// Why the connection is no longer usable.

@@ -1,4 +1,4 @@
-//! What a task does with its commands: asks the server for what they need, and answers those who wait.
+//! The commands of a task: sends the requests that they need to the server, and answers them.
 
 use std::collections::HashMap;
 
@@ -107,7 +107,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         None
     }
 
-    /// Publishes. Returns the command if it finds no room.
+    /// Publishes. Returns the command if there is no room for it.
     fn take_publish(
         &self,
         topic: Topic,

@@ -1,5 +1,5 @@
-//! Publish/subscribe on one connection: hands messages on, and keeps the connection. What it does with commands is in
-//! `commands.rs`, what moves between the shards of a cluster in `moves.rs`.
+//! Publish/subscribe on one connection: forwards messages, and keeps the connection. `commands.rs` handles commands,
+//! `moves.rs` the channels that migrate between the shards of a cluster.
 
 mod commands;
 mod moves;
@@ -38,23 +38,23 @@ pub(super) struct Task<C> {
     context: Context<C>,
     /// The view of the cluster, if any node of it will do.
     view: Option<watch::Receiver<View>>,
-    /// As of which the shards of a cluster hold what they hold.
+    /// The table of slots by which the shards of a cluster hold their channels.
     slots: Option<Arc<Slots>>,
     channels: ChannelStates,
-    /// Why the session before this one ended, which is the reason of what may be lost. `None` before the first.
+    /// Why the previous session ended, which is the reason of a possible loss. `None` before the first.
     before: Option<String>,
 }
 
-/// A session that is being served.
+/// A session in progress.
 struct Service {
     sink: Sink,
     stream: Hearing,
     publisher: mpsc::Sender<Publish>,
-    /// Orders that were taken and not carried out yet.
+    /// Commands that were received and not run yet.
     queue: VecDeque<ShardCommand>,
-    /// What the server was asked last.
+    /// The pending request to the server.
     request: Option<Request>,
-    /// When the server said something last, and when it answered.
+    /// When the server last sent anything, and when it last answered.
     heard: Instant,
     answered: Instant,
 }
@@ -122,7 +122,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         Task { context, view, slots: None, channels: ChannelStates::default(), before: None }
     }
 
-    /// Tells what is lost and refused, and that the connection is up, and hands on what has come so far.
+    /// Reports losses and refusals, and that the connection is up; then forwards the messages that have arrived so far.
     fn begin(&mut self, client: &Client, session: Session) -> Service {
         let Session { sink, stream, held, refused, migrating } = session;
         for (name, why) in refused {
@@ -143,7 +143,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         for message in held {
             self.route(&message);
         }
-        // Each session has its own publishing connection: the last session's would fail the first PUBLISH of this one.
+        // Each session has its own publishing connection: the previous one would fail the first PUBLISH of this session.
         let (publisher, publishes) = mpsc::channel(PUBLISH_CAPACITY);
         let publish = if self.context.is_shard() { "SPUBLISH" } else { "PUBLISH" };
         tokio::spawn(publish_all(client.clone(), publish, publishes, self.context.shard.clone()));
@@ -154,7 +154,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         Service { sink, stream, publisher, queue: VecDeque::new(), request, heard: now, answered: now }
     }
 
-    /// What may be missing as a session begins.
+    /// Reports the messages that may be missing when a session begins.
     fn lost_before(&mut self) -> Option<(Option<Vec<Filter>>, String)> {
         let before = self.before.as_deref();
         let why = |why| format!("the connection to Redis was lost: {why}");
@@ -210,7 +210,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                     if service.request.is_some() {
                         return SessionEnd::Silent;
                     }
-                    // Otherwise it is channels that are to be tried.
+                    // Otherwise there are channels to try.
                     if service.answered + PING_AFTER <= Instant::now() {
                         service.request = Some(Request::ping(&service.sink));
                     }
@@ -223,7 +223,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// When the server has been silent for too long, or, if nothing was asked, when something is to be asked.
+    /// When the server has been silent for too long, or, if no request is pending, when a PING must be sent.
     fn deadline(&self, service: &Service) -> Instant {
         match &service.request {
             Some(Request { sent, .. }) => {
@@ -236,13 +236,13 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Takes what the server answered to the last request. `false` if the connection failed.
+    /// Handles the server's answer to the last request. `false` if the connection failed.
     fn take_answer(&mut self, service: &mut Service, answer: Answer) -> bool {
         service.answered = Instant::now();
         if self.context.is_shard() {
             // Messages that the server sent before the answer have arrived by now.
             for _ in 0..=HEARD_CAPACITY / BATCH {
-                // Without tokio's budget for a task, which would end this loop early.
+                // Outside of tokio's cooperative budget, which would end this loop early.
                 let Some(Some(chunk)) = unconstrained(service.stream.next()).now_or_never() else { break };
                 self.hear(chunk);
             }
@@ -307,7 +307,7 @@ impl<C: Into<ShardCommand>> Task<C> {
     }
 }
 
-/// Waits until a publish finds room.
+/// Waits until there is room for a publish.
 async fn room(publisher: &mpsc::Sender<Publish>) {
     let _ = publisher.reserve().await;
 }

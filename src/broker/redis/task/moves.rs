@@ -1,5 +1,5 @@
-//! Shard channels that move between the shards of a cluster: given up, taken over, and tried again while they are not where
-//! they should be.
+//! Shard channels that migrate between the shards of a cluster: they are released, adopted, and tried again until their
+//! new shard has them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -52,8 +52,8 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Carries out what moves between shards, ahead of the commands that wait, and be it that the server owes an answer: one
-    /// that hangs would hold it up, and hand on meanwhile what little it hears of channels that are not its own any more.
+    /// Runs the releases and adoptions before the waiting commands, even while the server owes an answer: a server that
+    /// hangs would delay them, and would meanwhile still forward some messages of channels that it no longer owns.
     pub(super) fn carry_over(&mut self, queue: &mut VecDeque<ShardCommand>, waiting: &[Waiting]) {
         let mut commands = Vec::with_capacity(queue.len());
         for order in queue.drain(..) {
@@ -72,8 +72,8 @@ impl<C: Into<ShardCommand>> Task<C> {
         queue.extend(commands.into_iter().map(ShardCommand::Command));
     }
 
-    /// Ends the subscriptions that these commands end, so that they are not handed over, and those that they only began.
-    /// Returns the other commands.
+    /// Handles the commands that end subscriptions, so that these are not handed over, and the subscriptions that only
+    /// began. Returns the other commands.
     fn without_unsubscribed(&mut self, commands: Vec<Command>) -> Vec<Command> {
         let mut others = Vec::with_capacity(commands.len());
         for command in commands {
@@ -100,7 +100,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Takes what the server answered for the channels that were tried.
+    /// Handles the server's answer for the channels that were tried.
     pub(super) fn answer_tried(&mut self, faults: &HashMap<Name, BrokerError>) {
         let mut arrived = Vec::new();
         for name in self.channels.answered(faults) {
@@ -115,7 +115,7 @@ impl<C: Into<ShardCommand>> Task<C> {
             else {
                 continue;
             };
-            // Those that somebody waited for are in the table no longer.
+            // A channel with a pending subscription is no longer in the table.
             self.channels.remove(name);
             for filter in self.context.table.remove_name(name) {
                 self.context.sink.refused(filter, why.clone());
