@@ -16,8 +16,8 @@ use topicgate::internals::cli::{Cli, Options};
 use topicgate::{Config, Server};
 
 /// This allocator returns the memory of thousands of former readers to the system, which glibc's does not, and a stream
-/// takes less memory with it. musl's allocator, in the static image, is slow with several threads. On other systems it has no
-/// background threads, and keeps the memory.
+/// takes less memory with it. musl's allocator, in the static image, is slow with several threads. On other systems it
+/// has no background threads, and keeps the memory.
 #[cfg(all(target_os = "linux", feature = "jemalloc"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -26,8 +26,8 @@ impl Backoff {
         pause
     }
 
-    /// A connection that succeeded at `start` has ended now. The pauses start over only if it lasted: a server that accepts a
-    /// connection and closes it at once must not be tried more often.
+    /// A connection that succeeded at `start` has ended now. The pauses start over only if it lasted: a server that
+    /// accepts a connection and closes it at once must not be tried more often.
     pub(super) fn ended(&mut self, start: Instant) {
         if start.elapsed() >= LONGEST {
             self.0 = FIRST;

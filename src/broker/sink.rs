@@ -109,7 +109,8 @@ impl EventSink {
     /// Reports that messages of `filters` may be missing here; of all filters if it is `None`.
     pub(super) fn lost(&mut self, filters: Option<Vec<Filter>>, why: String) {
         if self.when_full == WhenFull::Drop {
-            // If no message lies between two losses, one stands for both. So there are few, however long the channel is full.
+            // If no message lies between two losses, one stands for both. So there are few, however long the channel is
+            // full.
             for waiting in &mut self.waiting.queue {
                 let Waiting::Event(Event::Lost { filters: before, why: reason }) = waiting else { continue };
                 *before = before.take().zip(filters).map(|(before, filters)| {

@@ -142,8 +142,8 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// The value for the word that was set, or for the default. The table of keys has refused all other words; a word that is
-    /// missing here would be `otherwise`.
+    /// The value for the word that was set, or for the default. The table of keys has refused all other words; a word
+    /// that is missing here would be `otherwise`.
     pub(super) fn choice<T: Copy>(&mut self, path: &str, otherwise: T, words: &[(&str, T)]) -> T {
         let word: String = self.get(path);
         words.iter().find(|(name, _)| *name == word).map_or(otherwise, |(_, value)| *value)

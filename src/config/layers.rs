@@ -36,8 +36,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads the file and the environment of this process. If you name a `file`, it must exist; otherwise `topicgate.toml` in
-    /// the working directory is read if there is one.
+    /// Reads the file and the environment of this process. If you name a `file`, it must exist; otherwise
+    /// `topicgate.toml` in the working directory is read if there is one.
     ///
     /// # Errors
     /// The file cannot be read, or a variable is not UTF-8.

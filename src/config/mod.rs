@@ -91,10 +91,12 @@ pub struct Config {
     /// `base_path`: the path below which browsers reach the gateway, without a slash at its end. Empty: none.
     #[doc(hidden)]
     pub base_path: String,
-    /// Whether the demo is on: without rules, everyone may use the embedded broker on a loopback address, or if `demo` is set.
+    /// Whether the demo is on: without rules, everyone may use the embedded broker on a loopback address, or if `demo`
+    /// is set.
     #[doc(hidden)]
     pub is_demo: bool,
-    /// Whether the page shows the first look, five live uses: for the demo without a file and without `[broker]` and `[auth]`.
+    /// Whether the page shows the first look, five live uses: for the demo without a file and without `[broker]` and
+    /// `[auth]`.
     #[doc(hidden)]
     pub has_first_look: bool,
     /// `drain`: the time in which open streams are closed in batches after SIGTERM.

@@ -60,8 +60,8 @@ impl Config {
 }
 
 impl Origins {
-    /// The keys that need a restart and differ from `running`. Keys of rules are left out, because rules have no names. If only
-    /// one of the two configurations has a table, the table is named instead of its keys.
+    /// The keys that need a restart and differ from `running`. Keys of rules are left out, because rules have no names.
+    /// If only one of the two configurations has a table, the table is named instead of its keys.
     fn changes(&self, running: &Origins) -> Vec<String> {
         let keys = KEYS.iter().filter(|key| key.needs_restart && !key.path.starts_with("topics."));
         let changed = keys.map(|key| key.path).filter(|key| self.given(key) != running.given(key));

@@ -167,8 +167,8 @@ impl Gateway {
         &self.traces
     }
 
-    /// Counts a connection against its address, until [`Gateway::disconnect`]. `None`: the address has reached its limit, and
-    /// the connection must be closed.
+    /// Counts a connection against its address, until [`Gateway::disconnect`]. `None`: the address has reached its
+    /// limit, and the connection must be closed.
     pub fn connect(&self, address: IpAddr) -> Option<CountedAddress> {
         let counted = self.connections.enter(address);
         if counted.is_none() {

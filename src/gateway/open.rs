@@ -193,7 +193,8 @@ impl Gateway {
     }
 
     /// Learns which topics have ended from the broker, where only it knows: their last messages are not in the logs. Returns
-    /// the leases for which it was asked. If it does not answer in time, the stream opens, and goes on even if its topics have ended.
+    /// for which leases it was asked. If it does not answer in time, the stream opens, and goes on even if its
+    /// topics have ended.
     async fn learn_ends(
         &self,
         address: IpAddr,

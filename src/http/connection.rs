@@ -106,8 +106,8 @@ pub(super) async fn serve_plain(
     }
 }
 
-/// The client of the connection, or `None` if it must be closed: a proxy that must name the client does not, or the client has
-/// reached its limit of connections.
+/// The client of the connection, or `None` if it must be closed: a proxy that must name the client does not, or the
+/// client has reached its limit of connections.
 pub(super) async fn client(
     socket: &mut TcpStream,
     peer: IpAddr,

@@ -32,8 +32,8 @@ impl Open {
         Open { listener, client: None }
     }
 
-    /// Counts it for its client, once the client is known. `false`: the client has reached its limit, and this connection must
-    /// be closed. Connections of a trusted proxy have no limit, because all its clients share them.
+    /// Counts it for its client, once the client is known. `false`: the client has reached its limit, and this
+    /// connection must be closed. Connections of a trusted proxy have no limit, because all its clients share them.
     pub(super) fn is_of(&mut self, client: IpAddr, proxies: &Proxies) -> bool {
         if !self.listener.is_public || proxies.trusts(client) {
             return true;

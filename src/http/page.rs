@@ -38,8 +38,8 @@ static WITH_FIRST_LOOK: LazyLock<Page> = LazyLock::new(|| {
 #[derive(Debug)]
 struct Page {
     html: String,
-    /// Its Content-Security-Policy: its own styles and scripts, named by their hashes, the browser module, and requests to its
-    /// own origin.
+    /// Its Content-Security-Policy: its own styles and scripts, named by their hashes, the browser module, and requests
+    /// to its own origin.
     policy: String,
 }
 

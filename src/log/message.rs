@@ -108,8 +108,8 @@ impl Message {
         &self.event_id
     }
 
-    /// The same message for another kind of log. In the log of a pattern, `stream-end` follows a message that ends its topic,
-    /// because the streams of its readers go on. `None`: it needs no change.
+    /// The same message for another kind of log. In the log of a pattern, `stream-end` follows a message that ends its
+    /// topic, because the streams of its readers go on. `None`: it needs no change.
     pub(super) fn for_log_of(&self, filter: &Filter) -> Option<Message> {
         if !self.ends {
             return None;

@@ -77,8 +77,8 @@ impl NewestBatches {
         self.kept.iter().rev().find(fits).cloned()
     }
 
-    /// The end of a round that begins now: the same as for the other readers of this tick, so that the next tick finds all of
-    /// them at the same position.
+    /// The end of a round that begins now: the same as for the other readers of this tick, so that the next tick finds
+    /// all of them at the same position.
     pub(super) fn end(&self, round: Round) -> Seq {
         let others = self.kept.iter().filter(|batch| batch.made >= round.oldest).map(|batch| batch.until);
         let end = others.filter(|until| *until > round.from && *until <= round.head).max();

@@ -1,5 +1,5 @@
-//! The sequence that numbers the entries of a log, and the number up to which the log is complete. A log, the logs that it feeds,
-//! and their histories share one.
+//! The sequence that numbers the entries of a log, and the number up to which the log is complete. A log, the logs that
+//! it feeds, and their histories share one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -131,8 +131,8 @@ impl Readers {
         }
     }
 
-    /// Wakes up to `limit` waiting readers, from where the last call stopped; it also stops after visiting many readers that do
-    /// not wait. Returns how many were woken, and whether there may be more.
+    /// Wakes up to `limit` waiting readers, from where the last call stopped; it also stops after visiting many readers
+    /// that do not wait. Returns how many were woken, and whether there may be more.
     pub(super) fn wake(&self, limit: usize) -> (usize, bool) {
         let mut state = self.state.lock();
         let (mut woken, mut visits) = (0, 0);

@@ -16,7 +16,8 @@ use crate::protocol::view::View;
 pub(crate) struct Variant<'a> {
     pub(crate) format: Format,
     pub(crate) coding: Coding,
-    /// The content coding of the body. In a gzip body, shared batches are stored or compressed; readers with a view have none.
+    /// The content coding of the body. In a gzip body, shared batches are stored or compressed; readers with a view
+    /// have none.
     pub(crate) content: Content,
     /// `None`: all messages, unchanged.
     pub(crate) view: Option<&'a View>,

@@ -30,8 +30,8 @@ impl Deref for PublisherId {
     }
 }
 
-/// The type of an event: short, without line ends or NUL (which would break the field). Publishers may not use our own `stream-`
-/// types.
+/// The type of an event: short, without line ends or NUL (which would break the field). Publishers may not use our own
+/// `stream-` types.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventType(Box<str>);
 

@@ -31,7 +31,8 @@ impl From<IpAddr> for CountedAddress {
 #[derive(Debug, Default)]
 pub struct Connections {
     per_address: AtomicUsize,
-    /// Uses the standard library's seeded hash. Every address here has a connection, so `limits.connections` bounds the table.
+    /// Uses the standard library's seeded hash. Every address here has a connection, so `limits.connections` bounds the
+    /// table.
     counts: Mutex<HashMap<CountedAddress, usize>>,
 }
 
@@ -41,8 +42,8 @@ impl Connections {
         self.per_address.store(per_address, Ordering::Relaxed);
     }
 
-    /// Counts a connection, until [`Connections::leave`]. `None`: the address has reached its limit, and the connection was not
-    /// counted.
+    /// Counts a connection, until [`Connections::leave`]. `None`: the address has reached its limit, and the connection
+    /// was not counted.
     #[must_use]
     pub fn enter(&self, address: IpAddr) -> Option<CountedAddress> {
         let address = CountedAddress::from(address);

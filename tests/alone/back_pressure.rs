@@ -1,6 +1,6 @@
-//! Back-pressure on resume: readers of a history that lies far beyond the gateway's memory. However much they read and
-//! however many they are, memory stays flat, what is published meanwhile comes to them in its place and to everyone else at
-//! once, and the broker is asked for each part about once.
+//! Back-pressure on resume: readers of a history that far exceeds the gateway's memory. For any number of readers, memory
+//! stays flat, new messages come to them in their place and to everyone else at once, and the broker is asked for each
+//! part about once.
 #![cfg(target_os = "linux")]
 
 use std::net::SocketAddr;

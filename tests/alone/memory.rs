@@ -1,5 +1,5 @@
-//! What the process holds, measured from outside: memory and file descriptors. In a file of its own, because a process
-//! is measured as a whole.
+//! The memory and file descriptors of the process, measured from outside. In a binary of its own, because a process is
+//! measured as a whole.
 #![cfg(target_os = "linux")]
 
 use std::net::SocketAddr;

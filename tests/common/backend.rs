@@ -1,5 +1,5 @@
-//! An HTTP server that the gateway asks: the backend of forward auth, the endpoint of a JWKS. It answers as the test
-//! says, and remembers what it was asked.
+//! An HTTP server that the gateway asks: the backend of forward auth, or the endpoint of a JWKS. It answers as the test
+//! says, and records the questions.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// What it was asked.
+/// A question.
 #[derive(Debug, Clone)]
 pub struct Question {
     pub method: String,
@@ -38,7 +38,7 @@ impl Question {
     }
 }
 
-/// What it answers.
+/// An answer.
 #[derive(Debug, Clone)]
 pub struct Reply {
     status: u16,
@@ -149,7 +149,7 @@ impl Backend {
         *self.state.answer.lock() = Box::new(answer);
     }
 
-    /// What it was asked so far.
+    /// The questions so far.
     pub fn asked(&self) -> Vec<Question> {
         self.state.asked.lock().clone()
     }
@@ -205,7 +205,7 @@ async fn accept(
     }
 }
 
-/// One question before the server, until it is answered or whoever asked has gone.
+/// One question in progress, until it is answered or its sender has left.
 struct Present<'a>(&'a State);
 
 impl Drop for Present<'_> {

@@ -1,5 +1,5 @@
-//! A clock for a process of its own: a library that is loaded before the system's, and reads from a file how far the time of
-//! day is off. It works on Linux alone.
+//! A separate clock for one process: a library that is loaded before the system's, and reads from a file by how much the
+//! time of day differs. It works on Linux only.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -7,7 +7,7 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use super::{LIMIT, within};
 
-/// What a command has printed, and how it ended.
+/// The output of a command, and its exit code.
 #[derive(Debug)]
 pub struct Ended {
     pub code: i32,
@@ -22,7 +22,7 @@ impl From<Output> for Ended {
     }
 }
 
-/// With nothing in its environment but what is given, in a directory without a configuration.
+/// With only the given environment, in a directory without a configuration.
 pub fn topicgate(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_topicgate"));
     command.args(arguments).env_clear().envs(environment.iter().copied());

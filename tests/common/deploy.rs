@@ -1,4 +1,4 @@
-//! What is in deploy/, read by the tools that it is for: those that scripts/tools installs.
+//! The files of deploy/, read by their own tools, which scripts/tools installs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The fenced blocks of a document: what a reader copies must work.
+//! The fenced blocks of a document, which must work when a reader copies them.
 
 /// The blocks in `language` under the heading whose words are `heading`; of the whole document if that is empty.
 pub fn blocks(document: &str, heading: &str, language: &str) -> Vec<String> {

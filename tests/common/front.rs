@@ -1,5 +1,5 @@
-//! The proxies of deploy/proxies as child processes, each with the very file that is there: only addresses, names, paths and
-//! times are the test's own.
+//! The proxies of deploy/proxies as child processes, each with its file from there: the test changes only addresses, names,
+//! paths and times.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,5 @@
-//! Reads a gzip body as it comes (RFC 1952), with another implementation of deflate than the gateway's, and checks the end.
+//! Reads a gzip body as it arrives (RFC 1952), with another implementation of deflate than the gateway's, and checks the
+//! end.
 
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZFlush, MZStatus};

@@ -209,7 +209,7 @@ pub const DAMAGED: [&[u8]; 8] = [
     b"garbage",
 ];
 
-/// A broker under test, and what it tells.
+/// A broker under test, and its events.
 pub struct Kept {
     pub broker: Broker,
     pub events: mpsc::Receiver<Event>,
@@ -240,7 +240,7 @@ impl Kept {
         }
     }
 
-    /// Follows, and gives what `Begun` said.
+    /// Follows, and returns the content of `Begun`.
     pub async fn follow(&mut self, text: &str, source: &Source) -> (Tag, u64) {
         let (broker, asked) = (self.broker.clone(), filter(text));
         let source = source.clone();

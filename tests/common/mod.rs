@@ -1,5 +1,5 @@
-//! What the tests share: a gateway on a port of its own, clients that go through its door, brokers as child processes.
-//! Each test file is a crate of its own and uses a part of it.
+//! The common parts of the tests: a gateway on its own port, clients that connect to it, brokers as child processes. Each
+//! test binary uses a part of it.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod backend;

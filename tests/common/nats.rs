@@ -1,4 +1,4 @@
-//! A `nats-server` of one's own, as a child process.
+//! A `nats-server` as a child process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,4 @@
-//! A TCP proxy that cuts connections: after a number of bytes, with FIN or with RST, in the middle of whatever was on
-//! its way.
+//! A TCP proxy that cuts connections: after a number of bytes, with FIN or with RST, even in the middle of an event.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A client that sends what no library would: bytes on a socket, and whatever comes back.
+//! A client that sends bytes that no library would send, and reads the answer as bytes.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::LIMIT;
 
-/// A connection, and what came over it and was not looked at yet.
+/// A connection, and the bytes that have arrived and are not checked yet.
 pub struct Raw {
     pub socket: TcpStream,
     buffer: Vec<u8>,

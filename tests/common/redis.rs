@@ -1,4 +1,4 @@
-//! A Redis server of a test's own: a child process that can be killed, restarted and paused.
+//! A Redis server as a child process that can be killed, restarted and paused.
 
 #![allow(dead_code, reason = "each test file that includes this uses its own part of it")]
 

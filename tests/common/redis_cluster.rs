@@ -1,5 +1,5 @@
-//! `redis-server`s that are one cluster, on loopback: masters that share the slots, each with replicas. Put
-//! together and changed by the commands that `redis-cli --cluster` sends.
+//! `redis-server`s that are one cluster, on loopback: masters that share the slots, each with replicas. It is assembled and
+//! changed with the commands that `redis-cli --cluster` sends.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;

@@ -1,4 +1,4 @@
-//! A web site with nothing on it: what a browser takes the origin of a page from.
+//! An empty web site, which gives a page its origin.
 
 use std::net::SocketAddr;
 

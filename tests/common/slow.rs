@@ -1,4 +1,4 @@
-//! A TCP proxy that delivers everything late, and can be cut.
+//! A TCP proxy that delivers everything late, and can cut its connections.
 
 use std::net::SocketAddr;
 use std::time::Duration;

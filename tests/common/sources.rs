@@ -1,4 +1,4 @@
-//! A gateway on each kind of source, for what must hold on all of them.
+//! A gateway on each kind of source, for tests that must pass on all of them.
 
 use serde_json::{Value, json};
 

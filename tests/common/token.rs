@@ -1,4 +1,4 @@
-//! Tokens, made here by hand and signed with `ring`: also those that no library would make.
+//! Tokens that are made here and signed with `ring`, including tokens that no library would make.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use ring::rand::SystemRandom;
 use ring::{hmac, signature};
 use serde_json::{Value, json};
 
-/// What the gateways of the tests share with their signers.
+/// The secret that the gateways of the tests share with their signers.
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 /// `[auth.jwt]` with that secret.
@@ -90,7 +90,7 @@ pub fn sign(algorithm: &str, name: &str, message: &[u8]) -> Vec<u8> {
     }
 }
 
-/// What a PEM file of tests/keys holds.
+/// The content of a PEM file of tests/keys.
 pub fn der(name: &str) -> Vec<u8> {
     let pem = std::fs::read_to_string(key(name)).unwrap();
     let lines: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();

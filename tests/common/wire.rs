@@ -1,4 +1,4 @@
-//! Bytes as they are on the wire: for what a well-behaved client library hides, and for readers that misbehave.
+//! Bytes as they are on the wire: for details that a client library hides, and for readers that misbehave.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use super::LIMIT;
 pub struct Wire {
     pub socket: TcpStream,
     pub head: String,
-    /// What was read of the body so far, with its chunks.
+    /// The body that was read so far, with its chunks.
     pub body: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! The admin listener: what it shows operators, how they end streams, and who is refused.
+//! The admin listener: the data that operators see, ending streams, and the requests that are refused.
 
 use crate::common::client::{self, Reader};
 use crate::common::gateway::Gateway;

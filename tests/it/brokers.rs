@@ -1,4 +1,4 @@
-//! The contract of `broker`, checked against every broker, and what only a real server can be put through.
+//! The contract of `broker`, checked against every broker, and the faults that only a real server can have.
 //!
 //! To add a broker: a variant of [`Upstream`], a constructor of [`Fixture`], and a line in `contract_of_all!`.
 
@@ -17,7 +17,7 @@ use topicgate::internals::protocol::topic::{Filter, Topic};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// What stands behind a broker, and a client of it that is not topicgate.
+/// The server of a broker, and a client of it that is not topicgate.
 #[allow(clippy::large_enum_variant)] // one a test
 enum Server {
     Memory,
@@ -152,7 +152,7 @@ contract_of_all!(
     subscribing_twice_changes_nothing,
 );
 
-// Redis has no header fields: what it says to them stands in tests/it/redis_broker.rs.
+// Redis has no header fields: tests/it/redis_broker.rs tests how they are refused.
 contract!(memory_headers, memory: messages_that_are_published_through_the_broker_arrive_with_their_headers);
 contract!(nats_headers, nats: messages_that_are_published_through_the_broker_arrive_with_their_headers);
 
@@ -277,7 +277,7 @@ async fn subscribing_twice_changes_nothing(mut broker: Fixture) {
     assert_eq!(broker.message().await.payload, "then");
 }
 
-/// What only a server that can be killed, stopped or told to refuse can show.
+/// Tests that need a server that can be killed, stopped or configured to refuse.
 mod nats_server {
     use super::*;
 

@@ -1,4 +1,4 @@
-//! `/topicgate.js`, the browser module, as browsers ask for it. What it does is tested in `clients/js`.
+//! `/topicgate.js`: how the gateway serves the browser module. The module itself is tested in `clients/js`.
 
 use crate::common::gateway::Gateway;
 use crate::common::raw::{self, Raw, Reply, ask};

@@ -1,5 +1,5 @@
-//! Client addresses: the address of the connection, unless a trusted proxy names another one. Checked through what
-//! counts by address: each gateway here gives an address one stream.
+//! Client addresses: the address of the connection, unless a trusted proxy names another one. They are checked through a
+//! limit per address: each gateway here gives an address one stream.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -564,7 +564,8 @@ async fn new_topics_have_a_pace_for_an_address_and_topics_in_memory_have_none() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_are_released_as_fast_as_they_are_opened() {
-    // More than one sweep a second could give up within the limit of a test, with the 1024 that fit into its way to the broker.
+    // More than one sweep a second could give up within the limit of a test, with the 1024 that fit into its way to the
+    // broker.
     const STREAMS: usize = 300;
     let limits = "limits = { topics_per_address = 1000000, topics = 1000000, new_topics_per_second = 1000000, \
                   opens_per_second = 1000 }\n";

@@ -1,5 +1,5 @@
-//! Real clients through the gateway from real brokers: Chromium, npm `eventsource` and undici read hard payloads as they
-//! were sent or as documented, and are cut off and resume with nothing missing.
+//! Real clients through the gateway from real brokers: Chromium, npm `eventsource` and undici read difficult payloads as
+//! they were sent or as documented, and resume after a cut with nothing missing.
 
 use crate::common::browser::Client;
 use crate::common::gateway::Gateway;

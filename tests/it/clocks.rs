@@ -1,4 +1,4 @@
-//! A gateway whose clock is another than its broker's, and one whose clock is set while it runs. The real binary.
+//! A gateway whose clock differs from its broker's, and one whose clock is set while it runs. The real binary.
 #![cfg(target_os = "linux")]
 
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! What the binary does other than run: as a person types it, against a real gateway where there is one to speak to.
+//! The subcommands of the binary, as a person types them, against a real gateway where they need one.
 #![cfg(unix)]
 
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! `compress`: who receives a compressed stream, that it is read like any other whatever happens to its readers, and what
-//! it saves.
+//! `compress`: which clients receive a compressed stream, that it has the same events as any other stream, and the bytes
+//! that it saves.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What may be configured, what is refused and in which words, and which source wins. Through the library where that
-//! is enough, through the binary where its environment, its output or its exit code are the point.
+//! The configuration: valid settings, the texts of errors, and which source wins. The tests use the library, or the binary
+//! where they check its environment, its output or its exit code.
 
 // Clippy's leave to unwrap in tests stops at the helpers of a test.
 

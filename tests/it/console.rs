@@ -1,4 +1,4 @@
-//! The console in Chromium: its views, its keyboard, and that what others publish never runs there.
+//! The console in Chromium: its views, its keyboard, and that published text never runs there.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The Dockerfile and the compose files: read by the tools that they are for, and held against what the gateway really
-//! listens on, looks for and takes. (`image` builds and runs the image, where there is an engine.)
+//! The Dockerfile and the compose files: they are read by their own tools, and compared with the gateway's real ports,
+//! files and settings. (`image` builds and runs the image, where there is an engine.)
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Documents that must keep up with other files.
+//! Documents that must agree with other files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

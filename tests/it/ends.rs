@@ -1,5 +1,5 @@
 //! The end of a topic: readers receive the message that ends it, then their streams end for good, from every source, on
-//! every gateway, and also for those who come back. A message after the end opens the topic again.
+//! every gateway, and also for readers that reconnect. A message after the end opens the topic again.
 
 use crate::common::client::{Reader, Response};
 use crate::common::command::run;

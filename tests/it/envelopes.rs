@@ -1,4 +1,4 @@
-//! `data = { pointer = … }`: the payload comes out of its JSON envelope, from every source alike, live and replayed.
+//! `data = { pointer = … }`: the payload is taken out of its JSON envelope, for every source, live and replayed.
 
 use crate::common::client::Reader;
 use crate::common::gateway::Gateway;
@@ -7,7 +7,7 @@ use crate::common::nats::NatsServer;
 use crate::common::redis::RedisServer;
 use crate::common::upstream::Upstream;
 
-/// What publishers send, and what readers get of it.
+/// The messages of publishers, and the payloads that readers get.
 const ENVELOPES: [(&str, &str, &str); 9] = [
     (
         r#"{"event":"price","data":{"eur": 3.10, "id": 12345678901234567890123},"socket":null}"#,

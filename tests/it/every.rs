@@ -1,5 +1,5 @@
-//! `?every=`: a reader receives of each topic and type the newest message, the first at once, the last always, and what
-//! is left out is no gap.
+//! `?every=`: a reader receives the newest message of each topic and type, the first at once and the last always. Messages
+//! that are left out are no gap.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -150,7 +150,7 @@ async fn a_reader_that_is_closed_receives_the_last_state(mut at: OnSource) {
 }
 
 async fn messages_evicted_from_the_log_are_no_gap_for_readers_with_an_interval(at: OnSource) {
-    // The rule of the fixture holds a thousand; these tests are about what it does not hold.
+    // The rule of the fixture holds a thousand messages; this test publishes more.
     let path = "/topics?topic=s/rare&topic=s/busy&every=1s";
     let mut reader = open(&at, path).await;
     at.publish("s/busy", "", 0).await;

@@ -1,4 +1,4 @@
-//! A stream's permission lasts as long as its token: the stream ends with it, to the moment, and a resume receives no
+//! A stream's permission lasts as long as its token: the stream ends exactly when the token does, and a resume receives no
 //! more than a live reader would.
 
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! Faults of the broker, seen through the gateway: streams stay open, readiness tells, a gap stands where messages may be
-//! missing, and delivery is back within two seconds of the broker's return.
+//! Faults of the broker, seen through the gateway: streams stay open, readiness reports the fault, there is a gap where
+//! messages may be missing, and delivery is back within two seconds of the broker's return.
 
 use std::time::{Duration, Instant};
 

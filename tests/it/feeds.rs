@@ -1,4 +1,4 @@
-//! Reloads that change what feeds a topic: its own subscription, that of a warm rule, or that of another rule.
+//! Reloads that change the feed of a topic: its own subscription, the one of a warm rule, or the one of another rule.
 
 use crate::common::client::Reader;
 use crate::common::eventually;

@@ -1,5 +1,5 @@
-//! The first look: without a configuration the page at `/` shows five uses live, fed by a back end that works only while
-//! somebody reads.
+//! The first look: without a configuration the page at `/` shows five live uses, fed by a back end that publishes only
+//! while there are readers.
 
 use std::time::Duration;
 

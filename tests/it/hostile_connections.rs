@@ -1,5 +1,5 @@
-//! Connections that mean harm: slow or endless heads, too many of anything, and bytes where none belong. A connection
-//! costs little, and not for long.
+//! Hostile connections: slow or endless heads, too many of anything, and unexpected bytes. A connection costs little, and
+//! not for long.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Requests that mean harm: methods, Accept, hosts, and what a refusal gives away. Origins are in cors.rs.
+//! Hostile requests: methods, Accept, hosts, and the information in a refusal. Origins are in cors.rs.
 
 use crate::common::gateway::Gateway;
 use crate::common::raw::{self, Raw, Reply, ask};

@@ -1,5 +1,5 @@
-//! HTTP/2 that means harm, by prior knowledge and over TLS: too many streams, streams that are dropped at once, windows
-//! that never open, heads that never end, connections that want nothing.
+//! Hostile HTTP/2, by prior knowledge and over TLS: too many streams, streams that are dropped at once, windows that never
+//! open, heads that never end, connections without requests.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Cursors and payloads that mean harm: they may not break the framing, leak another topic or cost more than a gap.
+//! Hostile cursors and payloads: they must not break the framing, leak another topic or cost more than a gap.
 
 use crate::common::client::Reader;
 use crate::common::gateway::Gateway;

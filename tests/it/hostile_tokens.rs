@@ -1,4 +1,4 @@
-//! Tokens that mean harm: each is refused, and chooses neither an algorithm nor a key nor a URL.
+//! Hostile tokens: each is refused, and chooses neither an algorithm nor a key nor a URL.
 
 use std::net::TcpListener;
 

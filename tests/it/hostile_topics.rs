@@ -1,5 +1,5 @@
-//! Topics that mean harm: wildcards and protocol lines smuggled in, encodings that hide them, names that are reserved,
-//! too long or too many. Each is refused before anything is subscribed or published, and the gateway lives on.
+//! Hostile topics: smuggled wildcards and protocol lines, encodings that hide them, names that are reserved, too long or
+//! too many. Each is refused before anything is subscribed or published, and the gateway keeps running.
 
 use crate::common::gateway::Gateway;
 use crate::common::raw::{self, Reply};

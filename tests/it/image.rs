@@ -1,4 +1,4 @@
-//! The image, built and run by a container engine. `make image` runs this; the other tests do without an engine.
+//! The image, built and run by a container engine. `make image` runs this; the other tests need no engine.
 
 use std::net::SocketAddr;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! JetStream and buckets where something is unusual: markers, ids, header fields that cannot be read, streams that drop early,
-//! streams that a rule cannot be read from.
+//! JetStream and buckets where something is unusual: markers, ids, header fields that cannot be read, streams that drop
+//! early, streams that a rule cannot be read from.
 
 use crate::common::gateway::Gateway;
 use crate::common::jetstream::{Admin, DAMAGED, RawPublisher};

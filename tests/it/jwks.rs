@@ -1,4 +1,4 @@
-//! The keys of tokens from a URL: which are taken, when they are fetched, and what holds while they cannot be.
+//! The keys of tokens from a URL: which keys are used, when they are fetched, and the behaviour while they cannot be.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,6 +1,6 @@
-//! Kill and restart of gateways and broker, in every combination and at random times, under numbered publishers and readers that
-//! are cut and move between the gateways. What the broker keeps: nothing missing, nothing twice, no gap. What it does not
-//! keep: a gap wherever something is missing. `soak` does the same for hours.
+//! Kill and restart of gateways and broker, in every combination and at random times, under numbered publishers and
+//! readers that are cut and move between the gateways. For stored sources, nothing is missing, nothing comes twice and
+//! there is no gap. For live sources, there is a gap wherever something is missing. `soak` does the same for hours.
 #![cfg(unix)]
 
 use std::collections::BTreeMap;
@@ -253,8 +253,8 @@ async fn gateway(config: &std::path::Path, clock: Option<&Clock>) -> Process {
     Process::with(&["--config", config.to_str().unwrap()], &environment.collect::<Vec<_>>()).await
 }
 
-/// Kills what the bits of `which` say (gateway, gateway, broker), at times of their own, and starts it again; or has gateways
-/// reload, holds the broker, or sets the gateways' clocks.
+/// Kills what the bits of `which` say (gateway, gateway, broker), at times of their own, and starts it again; or has
+/// gateways reload, holds the broker, or sets the gateways' clocks.
 async fn disturb(
     which: usize,
     server: &mut Server,

@@ -1,5 +1,5 @@
-//! deploy/kubernetes, as kubectl puts it together, against the published schemas of Kubernetes and against what the gateway
-//! really listens on, answers and counts. (None is applied to a cluster.)
+//! deploy/kubernetes, as kubectl assembles it, checked against the published schemas of Kubernetes and against the real
+//! ports, answers and metrics of the gateway. (Nothing is applied to a cluster.)
 
 use std::path::Path;
 use std::time::Duration;

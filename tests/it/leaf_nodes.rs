@@ -1,4 +1,5 @@
-//! JetStream in another domain: a hub, and a leaf node to which the gateway is connected. And a JetStream of another account.
+//! JetStream in another domain: a hub, and a leaf node to which the gateway is connected. And a JetStream of another
+//! account.
 
 use crate::common::client::Reader;
 use crate::common::document::blocks;

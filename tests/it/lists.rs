@@ -1,5 +1,5 @@
 //! A page changes what its stream carries: it opens the new list of topics with its last event id, and then closes the old
-//! stream. What was in the old list continues without loss or gap; what is new begins live.
+//! stream. Topics of the old list continue without loss or gap; new topics begin live.
 
 use crate::common::client::Reader;
 use crate::common::eventually;

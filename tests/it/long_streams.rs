@@ -1,5 +1,5 @@
 //! A short token for a long stream: `exp` says until when a token may open a stream, and a claim of its own until when the
-//! stream may last. What bounds and withdraws such a stream, and what a page does.
+//! stream may last. The limits of such a stream, what withdraws it, and the page that uses it.
 
 use crate::common::backend::{Backend, Reply};
 use crate::common::browser::show;

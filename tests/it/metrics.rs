@@ -1,4 +1,4 @@
-//! Metrics: what an operator reads at `/metrics`, against the document that says what it means.
+//! Metrics: `/metrics` compared with the document that explains them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! The alerts and the dashboard: read by the tools that will read them, and about metrics that a gateway really has.
+//! The alerts and the dashboard: they are read by their own tools, and use only metrics that a gateway has.
 
 use std::collections::BTreeSet;
 use std::fs;

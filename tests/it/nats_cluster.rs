@@ -1,5 +1,5 @@
-//! A NATS cluster of three nodes: one is killed, the leader of a stream moves. What JetStream keeps goes on without a gap;
-//! plain publish/subscribe has one where something may be missing.
+//! A NATS cluster of three nodes: one is killed, the leader of a stream moves. Streams of JetStream continue without a gap;
+//! plain publish/subscribe has a gap where messages may be missing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! Header fields that cannot be read: nats-server passes on whatever a publisher wrote. They cost themselves and nothing else.
+//! Header fields that cannot be read: nats-server passes on any bytes that a publisher wrote. Only these fields are lost.
 
 use crate::common::eventually;
 use crate::common::gateway::Gateway;

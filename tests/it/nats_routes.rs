@@ -1,5 +1,5 @@
-//! Plain publish/subscribe in a NATS cluster whose servers are far from each other, come and go: who acts on `stream-open` or
-//! `stream-gap` misses nothing that is published afterwards, or receives another gap.
+//! Plain publish/subscribe in a NATS cluster whose servers are far from each other, join and leave: a client that acts on
+//! `stream-open` or `stream-gap` misses nothing that is published afterwards, or receives another gap.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

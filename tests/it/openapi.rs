@@ -1,4 +1,4 @@
-//! The OpenAPI descriptions of both listeners, held to the answers of a real gateway.
+//! The OpenAPI descriptions of both listeners, compared with the answers of a real gateway.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

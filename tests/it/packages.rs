@@ -1,4 +1,4 @@
-//! What people install: the crate, and the files of a release as `scripts/release` makes them.
+//! The crate, and the files of a release as `scripts/release` makes them.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Paths: below a prefix that a proxy removes or not, and odd ones that are answered with what is wrong.
+//! Paths: below a prefix that a proxy removes or not, and unusual ones, for which the refusal says what is wrong.
 
 use crate::common::gateway::Gateway;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Brokers that allow the gateway what docs/security.md says, word for word, and nothing else.
+//! Brokers that grant the gateway exactly the permissions in docs/security.md, word for word.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,7 +15,7 @@ const DOCUMENT: &str = include_str!("../../docs/security.md");
 const RULES: &str = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n\
                      [[topics]]\nmatch = \"$SYS/**\"\nread = \"anyone\"\n";
 
-/// What the document says under `heading`, for the broker and for the gateway.
+/// The configurations under `heading` of the document, for the broker and for the gateway.
 fn snippets(heading: &str) -> (String, String) {
     let one = |language| {
         let mut blocks = blocks(DOCUMENT, heading, language);
@@ -64,7 +64,7 @@ async fn all_that_is_needed_is_allowed(
     assert_eq!(all.message().await, "5");
 }
 
-/// What lies outside is refused by the broker, and each refusal concerns nothing else.
+/// Everything else is refused by the broker, and each refusal affects nothing else.
 async fn all_else_is_refused(gateway: &Gateway, topics: &[&str]) {
     let mut reader = gateway.open("/topics/orders/eu").await;
     reader.expect("stream-open").await;
@@ -213,7 +213,8 @@ async fn the_documented_redis_cluster_permissions_are_enough() {
             }
         }
         for node in 0..2 {
-            // The connection of plain publish/subscribe is there whether a rule needs it or not, and asks whether it is alive.
+            // The connection of plain publish/subscribe is there whether a rule needs it or not, and asks whether it is
+            // alive.
             let mut denied = denied(&mut cluster.connect(node).await).await;
             denied.remove("ping");
             assert_eq!(denied, BTreeSet::new(), "{source}");

@@ -1,4 +1,4 @@
-//! The process: signals, the drain, the ways it ends, and what it says while it lives. The real binary.
+//! The process: signals, the drain, the ways it ends, and its log. The real binary.
 #![cfg(unix)]
 
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! The recipes of docs/recipes.md, and the one of docs/security.md that brings a program with it, as they stand there.
+//! The recipes of docs/recipes.md, and the one of docs/security.md that contains a program, exactly as printed.
 
 use crate::common::browser::Page;
 use crate::common::client::{self, Reader};

@@ -1,4 +1,4 @@
-//! What is Redis' own in the broker contract: globs, ACLs, TLS, and every way a connection to it can end.
+//! The broker contract in cases that only Redis has: globs, ACLs, TLS, and every way in which a connection can end.
 
 use std::future::Future;
 use std::path::Path;

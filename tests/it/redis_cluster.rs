@@ -1,6 +1,5 @@
-//! Redis Cluster: every topic is read and written where its slot is. While slots move and masters come and
-//! go, what is kept goes on without a gap as long as no master died, and what is not kept has a gap in its
-//! place.
+//! Redis Cluster: every topic is read and written where its slot is. While slots move and masters join and leave, stored
+//! topics continue without a gap as long as no master died, and live topics have a gap where messages may be missing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Redis Streams as readers see them: any replica resumes, and what was removed is a gap in its place.
+//! Redis Streams as readers see them: any replica resumes, and removed entries are a gap in their place.
 
 use crate::common::client::Reader;
 use crate::common::gateway::Gateway;

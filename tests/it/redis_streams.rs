@@ -1,4 +1,4 @@
-//! Redis Streams behind the broker contract: what is followed, looked up and stored, and every way to lose some of it.
+//! Redis Streams behind the broker contract: following, fetching and storing entries, and every way to lose some of them.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};

@@ -103,7 +103,8 @@ async fn readers_that_are_cut_off_lose_nothing_of_redis() {
     readers_lose_nothing(Upstream::redis().await).await;
 }
 
-/// Two gateways on one NATS that hold a topic from the start, and the id after the second of four messages, as the first wrote it.
+/// Two gateways on one NATS that hold a topic from the start, and the id after the second of four messages, as the
+/// first wrote it.
 async fn two_gateways(publisher_ids: bool) -> (NatsServer, [Gateway; 2], String) {
     let server = NatsServer::start();
     let rule = "[[topics]]\nmatch = \"news/*\"\nread = \"anyone\"\nreplay.warm = true\n";

@@ -1,4 +1,4 @@
-//! SIGHUP, and what the process says of it. The real binary with a real file.
+//! SIGHUP, and the log lines about it. The real binary with a real file.
 #![cfg(unix)]
 
 use std::path::PathBuf;

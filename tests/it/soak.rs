@@ -1,5 +1,5 @@
 //! Gateways and brokers that are killed, held and reloaded for hours, under numbered publishers and readers that are cut:
-//! `make soak HOURS=1`. Ends at the first loss that no gap tells of.
+//! `make soak HOURS=1`. It ends at the first loss without a gap.
 #![cfg(unix)]
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Is it live? A reader learns that what feeds its topics is away, and when it is back.
+//! `stream-stale` and `stream-live`: a reader receives when the feed of its topics is away, and when it is back.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The life of a stream: what it opens with, what it carries, where it starts and resumes.
+//! The life of a stream: its first event, its messages, where it starts and resumes.
 
 use std::time::Duration;
 

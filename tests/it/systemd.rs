@@ -1,4 +1,4 @@
-//! The unit of systemd, read by systemd itself, and held against what the gateway takes and how it ends.
+//! The unit of systemd: it is read by systemd itself, and compared with the gateway's arguments and exit codes.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;

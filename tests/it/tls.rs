@@ -1,5 +1,5 @@
-//! TLS towards browsers: streams over it in both versions of HTTP, certificates that are swapped under them, clients
-//! that do not finish what they began, and how a stream over it ends.
+//! TLS towards browsers: streams in both versions of HTTP, certificates that change meanwhile, clients that do not finish
+//! the handshake, and how a stream ends.
 #![cfg(unix)]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! Traces: what a collector is sent, whose trace it belongs to, and that nothing waits for a collector.
+//! Traces: the spans that a collector receives, the traces that they belong to, and that nothing waits for a collector.
 
 use std::time::Duration;
 

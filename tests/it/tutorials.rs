@@ -1,4 +1,4 @@
-//! The tutorials, followed as they are written: their files, their page in a browser, their commands. Only ports are the test's.
+//! The tutorials, followed exactly as printed: their files, their page in a browser, their commands. Only the ports differ.
 #![cfg(unix)]
 
 use std::path::Path;

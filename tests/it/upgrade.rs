@@ -1,5 +1,5 @@
-//! Two gateways behind one nginx are replaced one after the other, as docs/operations.md says, under load: what is stored comes
-//! once and in order, and what is not stored has a gap wherever something is missing.
+//! Two gateways behind one nginx are replaced one after the other under load, as docs/operations.md says: stored messages
+//! come once and in order, and live topics have a gap wherever something is missing.
 #![cfg(unix)]
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! Valkey in the place of Redis: the same tests, on its server.
+//! Valkey instead of Redis: the same tests with its server.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

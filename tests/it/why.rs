@@ -1,5 +1,5 @@
-//! Why: every refusal and every end has one code, the same on the wire, in the metrics and in the log, and the document
-//! lists them all.
+//! Codes: every refusal and every end has one code, which is the same on the wire, in the metrics and in the log, and the
+//! document lists all of them.
 #![cfg(unix)]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! The edges, one by one.
+//! Edge cases, one by one.
 
 use std::task::Poll;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! Compressed streams beside the same streams as they are: whatever their readers do, both give the same events.
+//! Compressed streams compared with the same streams without compression: both have the same events in any schedule.
 
 use eventsource_stream::Event;
 use proptest::prelude::*;

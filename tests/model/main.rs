@@ -1,5 +1,5 @@
-//! Promise 1, held against a plain model: a list per topic of everything that was ever published. Whatever a client
-//! lives through, each message reaches it in order and once, or a `stream-gap` stands where it is missing.
+//! The first promise, checked against a plain model: a list per topic of everything that was ever published. In any
+//! schedule, each message reaches a client in order and once, or there is a `stream-gap` where it is missing.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod client;

@@ -1,4 +1,4 @@
-//! One gateway process without its doors: the logs, and a broker that keeps to its contract.
+//! One gateway process without its network: the logs, and a broker that keeps its contract.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

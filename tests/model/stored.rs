@@ -1,5 +1,5 @@
-//! Random schedules of two gateways over one broker that keeps what passes, and of a reader that is moved between them:
-//! every message in order and once, or a gap in its place, whatever is trimmed, recreated, fetched late or not at all.
+//! Random schedules of two gateways over one broker that stores messages, and of a reader that moves between them: every
+//! message arrives in order and once, or there is a gap in its place, with any trimming, recreation and late fetches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

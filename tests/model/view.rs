@@ -1,5 +1,5 @@
-//! Readers with a view: whatever they live through, of each topic and type they receive a subsequence that ends with the
-//! newest message, and no gap is sent without a loss. Without an interval it is the whole sequence.
+//! Readers with a view: in any schedule, they receive a subsequence of each topic and type that ends with the newest
+//! message, and no gap without a loss. Without an interval it is the whole sequence.
 
 use std::collections::BTreeMap;
 use std::task::Poll;

@@ -1,5 +1,5 @@
-//! Topics and patterns inside a warm rule come and go, overlap, and are lost in part: each log holds what a plain scan of all that
-//! was published says, whenever it began and however many others there are.
+//! Topics and patterns inside a warm rule are opened and released, overlap, and lose messages: each log holds the same
+//! messages as a plain scan of everything that was published.
 
 use std::collections::{BTreeMap, VecDeque};
 

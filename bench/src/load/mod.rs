@@ -503,8 +503,8 @@ impl Load {
         self.read(index)
     }
 
-    /// Reads a socket until it is empty. A read that does not fill the buffer has emptied it: epoll reports later bytes, so a
-    /// second read is not needed.
+    /// Reads a socket until it is empty. A read that does not fill the buffer has emptied it: epoll reports later
+    /// bytes, so a second read is not needed.
     fn read(&mut self, index: usize) -> Result<()> {
         loop {
             let Some(connection) = self.connections.get_mut(index) else { return Ok(()) };

@@ -41,8 +41,8 @@ use crate::net::reason::{LATE, Peer, sentence};
 /// The timeout for all addresses of a server, name resolution included.
 const OPEN_LIMIT: Duration = Duration::from_secs(8);
 
-/// Connects, and reconnects, until the command channel or the event channel closes. Sets `largest` to the size of the largest
-/// message that the server accepts.
+/// Connects, and reconnects, until the command channel or the event channel closes. Sets `largest` to the size of the
+/// largest message that the server accepts.
 pub(super) async fn run(
     settings: Settings,
     commands: mpsc::Receiver<Command>,

@@ -131,7 +131,8 @@ impl TopicLog {
         let mut until = state.batches.newest(view).end(round);
         let mut chosen = state.choose(round.from, until, view);
         if chosen.entries.is_empty() && round.until.is_none() && until < round.head {
-            // The round of the others has nothing new, but there are entries after it, which must not wait for the next entry.
+            // The round of the others has nothing new, but there are entries after it, which must not wait for the next
+            // entry.
             until = round.head;
             chosen = state.choose(round.from, until, view);
         }

@@ -199,8 +199,8 @@ impl Follower {
         Ok(now.is_some_and(|now| now.time != time))
     }
 
-    /// The messages that a stream has dropped after `verified_through` and before its first message. For a bucket, only if it was
-    /// emptied completely; otherwise it only dropped old values.
+    /// The messages that a stream has dropped after `verified_through` and before its first message. For a bucket, only
+    /// if it was emptied completely; otherwise it only dropped old values.
     fn emptied(&self, info: &Info, verified_through: Seq) -> Option<Dropped> {
         let state = &info.state;
         let is_kv = matches!(self.source, Source::Kv { .. });
