@@ -161,7 +161,7 @@ impl Jwt {
     }
 
     /// The claim that says until when a stream may last, in seconds, if the token has it. Anything else than a time is
-    /// refused: whoever signed it meant something that would not happen.
+    /// refused, because its signer meant something that would not happen.
     fn until(&self, claims: &Value) -> Result<Option<f64>, BadToken> {
         match claims.pointer(&self.until) {
             None | Some(Value::Null) => Ok(None),

@@ -56,7 +56,7 @@ const GIVEN_UP_AT_ONCE: usize = 128;
 /// How long to wait when the broker's command queue is full.
 const BROKER_FULL_STEP: Duration = Duration::from_millis(5);
 
-/// One gateway: the parts of the process, and what is in force for them.
+/// One gateway: the parts of the process, and the runtime in force.
 #[derive(Debug)]
 pub struct Gateway {
     current: RwLock<Arc<Runtime>>,

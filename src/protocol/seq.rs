@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// The number of an entry in its sequence ([`super::event_id::Sequence`]), and so a position in it: whoever stands at a
-/// number has read everything up to it and continues with the next higher one.
+/// The number of an entry in its sequence ([`super::event_id::Sequence`]), and so a position in it: a reader at a number
+/// has read everything up to it and continues with the next higher one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 #[repr(transparent)]

@@ -25,7 +25,7 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// Messages of one fetch: what `broker::FETCH_MESSAGES` says, told apart from it so that a change is noticed here.
 const FETCHED: u64 = 1000;
 
-/// What all logs and all that was fetched may take.
+/// The bound on all logs and fetched ranges.
 const BUFFER: usize = 32 * 1024 * 1024;
 
 /// A stream with `count` numbered messages of 200 bytes, and a gateway that holds none of them.
@@ -154,7 +154,7 @@ async fn a_long_replay_takes_no_memory_and_messages_published_meanwhile_come_in_
         reader.read_until(MESSAGES + 1).await;
         reader
     });
-    // As many as it takes until it is among them: they are what comes after.
+    // Publishes until the reader receives live messages.
     let mut most = 0;
     while !reading.is_finished() {
         scene.store().await;
@@ -171,7 +171,7 @@ async fn a_long_replay_takes_no_memory_and_messages_published_meanwhile_come_in_
         grown / 1024
     );
     assert!(next.load(Ordering::Relaxed) > MESSAGES + 10, "nothing was published while it replayed");
-    // What is fetched may take an eighth of the buffer; the rest is what is under way.
+    // Fetched ranges may take an eighth of the buffer; the rest is in flight.
     assert!(grown < BUFFER / 8 + 16 * 1024 * 1024, "{grown}");
     assert!(fetched < 2.0 * (MESSAGES / FETCHED) as f64, "{fetched}");
 }
@@ -183,7 +183,7 @@ async fn a_crowd_replays(messages: u64, places: &[u64], fetches: f64) {
     let scene = Scene::with(messages).await;
     let before = scene.gateway.resident();
     let address = scene.gateway.address;
-    // Those who are up to date: each message, and how long it took.
+    // The readers that are up to date: each message, and its delay.
     let sent: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let mut watchers = Vec::new();
     for path in ["/topics/orders/us", "/topics/news/a"] {
@@ -311,7 +311,7 @@ async fn readers_that_stop_in_the_middle_of_a_replay_cost_no_more_than_a_batch_e
     eventually("all are stuck", stuck).await;
     let grown = scene.gateway.resident().saturating_sub(before);
     println!("{READERS} readers that stopped: {} KiB more memory", grown / 1024);
-    // What was fetched is given up by the second sweep that finds it unread.
+    // A fetched range is dropped by the second sweep that finds it unread.
     let given_up = async || scene.gateway.metric("topicgate_buffer_bytes").await < 200_000.0;
     eventually("what was fetched is given up", given_up).await;
     let fetched = scene.fetched().await;

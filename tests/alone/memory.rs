@@ -203,7 +203,7 @@ async fn a_topic_of_nats_costs_little_and_gives_it_back() {
     let held = gateway.resident();
     drop(topics);
     eventually("they are unsubscribed", async || nats.subscriptions() == [1]).await;
-    // With the next sweep the allocator has given back what it gives back. glibc's gives back nothing here.
+    // With the next sweep the allocator has returned its free memory. glibc's returns nothing here.
     #[cfg(feature = "jemalloc")]
     eventually("memory is given back", async || held.saturating_sub(gateway.resident()) / TOPICS > both / 2)
         .await;

@@ -2,7 +2,7 @@
 //
 //   node page.mjs <url> [file for a screenshot]
 //
-// Then it looks for what a newcomer would miss: messages of a type, the shell line that sends one, a fault that looks like
+// Then it checks what a newcomer needs: messages of a type, the shell line that sends one, a fault that looks like
 // one, and all of it on a narrow screen. Prints what the page shows of the message; exits 1 if anything is not as it should
 // be, or if the browser reports any error.
 import { launch } from "./chromium.mjs";

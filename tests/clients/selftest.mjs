@@ -19,7 +19,7 @@ const bytes = (form) =>
     : Buffer.concat(Array(form.times).fill(Buffer.from(form.repeat, "base64")));
 const text = (form) => (typeof form === "string" ? form : form.repeat.repeat(form.times));
 
-// What the gateway makes of a payload, said a second time.
+// An independent implementation of the gateway's encoding of a payload.
 function data(payload) {
   let shown;
   try {

@@ -101,7 +101,7 @@ impl Client {
         Client { child, lines, name }
     }
 
-    /// What the client reports next.
+    /// The next report of the client.
     async fn line(&mut self) -> Value {
         let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await;
         let line = line.unwrap_or_else(|_| panic!("{}: no event", self.name)).unwrap();

@@ -29,7 +29,7 @@ pub fn command(program: &str) -> Command {
     command
 }
 
-/// What a tool writes, to both of its outputs. Insists that it is there and is content.
+/// The output of a tool, on both of its streams. Fails if the tool is missing or reports an error.
 pub fn content(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("run scripts/tools: {command:?}: {error}"));
     let both = [output.stdout, output.stderr].concat();
@@ -43,7 +43,7 @@ pub fn yaml(text: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error}\nin\n{text}"))
 }
 
-/// What `pointer` leads to, which must be there.
+/// The value at `pointer`, which must exist.
 #[track_caller]
 pub fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
     value.pointer(pointer).unwrap_or_else(|| panic!("no {pointer} in {value:#}"))

@@ -44,7 +44,7 @@ impl Kind {
         read(self.files()[0])
     }
 
-    /// What its file says that topicgate.toml must have, for the name that the tests call it by.
+    /// The lines that topicgate.toml must have according to its file, with the host name of the tests.
     pub fn gateway_toml(self) -> String {
         let text = self.text();
         let lines = text.lines().skip_while(|line| *line != "# topicgate.toml beside it:").skip(1);
@@ -148,12 +148,12 @@ impl Kind {
             Kind::Envoy => command.args(["--disable-hot-restart", "--concurrency", "1", "-c"]).arg(file),
             Kind::Traefik => command.arg(format!("--configFile={}", file.display())),
         };
-        // Where Caddy keeps what it remembers.
+        // The directory of Caddy's state.
         command.env("HOME", directory).env("XDG_DATA_HOME", directory).env("XDG_CONFIG_HOME", directory);
         command
     }
 
-    /// The system's, or what scripts/tools brought from elsewhere.
+    /// The program of the system, or the one that scripts/tools installed.
     fn program(self) -> PathBuf {
         let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin");
         match self {

@@ -34,7 +34,7 @@ impl Default for Gunzip {
 }
 
 impl Gunzip {
-    /// What these bytes give, which must be all that was put in so far.
+    /// Inflates these bytes, which must contain everything that was compressed so far.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         let missing = (HEADER - self.header.len()).min(bytes.len());
         self.header.extend_from_slice(&bytes[..missing]);

@@ -45,7 +45,7 @@ impl Admin {
         answer
     }
 
-    /// Makes a stream; `more` is laid over what it is otherwise.
+    /// Creates a stream; `more` overrides the defaults.
     pub async fn stream(&self, name: &str, subjects: &[&str], more: Value) {
         let mut config = json!({
             "name": name, "subjects": subjects, "retention": "limits", "storage": "file", "discard": "old",

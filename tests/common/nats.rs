@@ -169,7 +169,7 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// What a monitoring path such as `/connz?subs=1` answers.
+    /// The answer of a monitoring path such as `/connz?subs=1`.
     pub fn monitor(&self, path: &str) -> Value {
         let mut socket = TcpStream::connect(("127.0.0.1", self.monitoring)).expect("monitoring answers");
         socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit is set");
@@ -189,7 +189,7 @@ impl NatsServer {
     }
 }
 
-/// A publisher that writes what no library would: header blocks of any bytes.
+/// A publisher that writes header blocks of any bytes, which no library would.
 pub struct RawPublisher(BufReader<TcpStream>);
 
 impl RawPublisher {

@@ -11,7 +11,7 @@ use super::nats::NatsServer;
 use super::slow::Slow;
 use super::{LIMIT, found};
 
-/// Ports that nobody has, each another.
+/// Free ports, all different.
 fn ports(count: usize) -> Vec<u16> {
     // Held until all are known, so that no two are the same.
     let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -55,7 +55,7 @@ impl NatsCluster {
         self.nodes.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
     }
 
-    /// Somebody who stays connected to whichever node is there.
+    /// A client that stays connected to any node that runs.
     pub async fn admin(&self) -> Admin {
         let servers: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
         let options = async_nats::ConnectOptions::new().retry_on_initial_connect();

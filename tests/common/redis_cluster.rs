@@ -38,7 +38,7 @@ pub struct RedisCluster {
     pub nodes: Vec<RedisServer>,
     masters: usize,
     ids: Vec<String>,
-    /// What stands before `@` in an URL.
+    /// The part of a URL before `@`.
     login: String,
     /// The port of the node that writers do not talk to, or 0.
     shunned: Arc<AtomicU16>,
@@ -129,7 +129,7 @@ impl RedisCluster {
         }
     }
 
-    /// Somebody who writes.
+    /// A publisher.
     pub fn writer(&self) -> Writer {
         let seeds = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
         let (login, shunned) = (self.login.clone(), self.shunned.clone());
@@ -172,14 +172,14 @@ impl RedisCluster {
         Ok(true)
     }
 
-    /// What a node knows of all.
+    /// The view of one node of the whole cluster.
     async fn members(&self, node: usize) -> RedisResult<Vec<Member>> {
         let mut connection = self.try_connect(node).await?;
         let lines: String = command("CLUSTER NODES").query_async(&mut connection).await?;
         Ok(lines.lines().map(Member::read).collect())
     }
 
-    /// Those that run, each with what it says of itself.
+    /// The running nodes, each with its report about itself.
     async fn own_words(&self) -> Vec<(usize, Member)> {
         let mut all = Vec::new();
         for node in (0..self.nodes.len()).filter(|node| self.nodes[*node].is_running()) {
@@ -270,7 +270,7 @@ impl RedisCluster {
         .await;
     }
 
-    /// Waits until a replica is a master, and everyone who answers knows it.
+    /// Waits until a replica is a master, and every running node knows it.
     pub async fn promoted(&self, replica: usize) {
         eventually("the replica is promoted", async || self.is_promoted(replica).await).await;
     }
@@ -308,7 +308,7 @@ impl RedisCluster {
         self.finish_move(moving).await;
     }
 
-    /// From here on what its master does not have is asked of the other one.
+    /// From here on, keys that its master does not have are requested from the other one.
     pub async fn begin_move(&self, key: &str, to: usize) -> Move {
         let (slot, from) = (self.slot(key).await, self.owner(key).await);
         assert_ne!(from, to, "it is there already");
@@ -318,7 +318,7 @@ impl RedisCluster {
         Move { slot, from, to }
     }
 
-    /// Carries over what is in the slot. It still belongs to the old master, who says where to ask.
+    /// Migrates the keys of the slot. It still belongs to the old master, which redirects clients.
     pub async fn carry_keys(&self, moving: &Move) {
         let Move { slot, from, to } = *moving;
         let auth = self.login.strip_prefix(':').and_then(|login| login.strip_suffix('@'));
@@ -335,7 +335,7 @@ impl RedisCluster {
         }
     }
 
-    /// Carries over what is left, and makes it known that the slot is moved.
+    /// Migrates the remaining keys, and announces that the slot has moved.
     pub async fn finish_move(&self, moving: Move) {
         self.carry_keys(&moving).await;
         let Move { slot, from, to } = moving;
@@ -374,7 +374,7 @@ impl RedisCluster {
     }
 }
 
-/// What a node is: which slots it serves, or whose replica it is.
+/// The role of a node: the slots that it serves, or its master.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Part {
     id: String,
@@ -404,7 +404,7 @@ impl Member {
         };
         let flags: Vec<&str> = flags.split(',').collect();
         let is_ill = ["fail", "fail?", "handshake", "noaddr"].iter().any(|ill| flags.contains(ill));
-        // In brackets stands what is on its way.
+        // Migrating slots are in brackets.
         let slots = slots.iter().filter(|slots| !slots.starts_with('[')).map(|slots| {
             let (first, last) = slots.split_once('-').unwrap_or((slots, slots));
             first.parse().unwrap()..=last.parse().unwrap()
@@ -428,7 +428,7 @@ pub struct Writer {
     login: String,
     shunned: Arc<AtomicU16>,
     connections: HashMap<String, MultiplexedConnection>,
-    /// Who had a key when it was written last.
+    /// The master that had a key when it was last written.
     owners: HashMap<String, String>,
 }
 
@@ -456,7 +456,7 @@ impl Writer {
         let mut command = redis::cmd("SPUBLISH");
         command.arg(&key).arg(payload.to_string());
         let heard: i64 = self.try_send(&key, &command).await?;
-        // Who listens does so at the master.
+        // Subscribers are connected to the master.
         if heard > 0 {
             return Ok(true);
         }

@@ -68,7 +68,7 @@ impl Signer {
         jwk
     }
 
-    /// A token that says these claims, and who signed it.
+    /// A token with these claims and the id of its key.
     pub fn token(&self, claims: &Value) -> String {
         self.token_with(&json!({"alg": self.algorithm, "kid": self.kid}), claims)
     }

@@ -252,7 +252,7 @@ async fn pages_of_other_origins_can_neither_read_nor_end_anything() {
             (403, ""),
             "{method} {path}"
         );
-        // What a form can send without asking first.
+        // A request that a form can send without a preflight.
         let form = gateway.ask_admin("POST", path, &[("content-type", "text/plain")]).await;
         assert_eq!(form.status, 405, "{path}");
         // None of it is on the public listener.

@@ -225,7 +225,7 @@ async fn a_token_is_read_from_each_permitted_place_and_several_tokens_must_agree
                 "{query} {headers:?}"
             );
         }
-        // Where nobody asks for a token, none is in the way.
+        // If no token is required, an invalid one does no harm.
         let public = format!("/topics/public/a{query}");
         assert_eq!(read(&switched, &public, &headers).await.0, 200, "{query} {headers:?}");
     }
@@ -248,7 +248,7 @@ async fn grants_are_read_from_each_configured_claim() {
         (granted(json!(["**"])), [true, false, true, true]),
         (granted(json!(["*"])), [false; 4]),
         (granted(json!(["b", "granted/**"])), [true, false, true, true]),
-        // What cannot be read grants nothing, and takes nothing from the rest.
+        // An entry that cannot be parsed grants nothing, and does not affect the others.
         (
             granted(json!(["a b", "", "**/a", 7, null, {}, [], "granted/{x", "granted/a"])),
             [true, false, true, true],
@@ -401,7 +401,7 @@ async fn expiry_audience_and_issuer_are_enforced_within_the_leeway() {
         (json!({"nbf": seconds(40.0)}), bad),
         (json!({"nbf": "soon"}), bad),
         (json!({"iss": "anyone"}), ok),
-        // Nobody said that this is us.
+        // No audience is configured.
         (json!({"aud": "gate"}), bad),
         (json!({"aud": []}), bad),
         (json!({"aud": 5}), bad),

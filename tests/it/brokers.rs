@@ -710,7 +710,7 @@ mod nats_server {
         }
     }
 
-    /// Numbers each message so that a reader can tell what is missing.
+    /// Numbers each message so that a reader notices missing ones.
     async fn flood(client: &async_nats::Client, range: std::ops::Range<u64>) {
         for number in range {
             client.publish("flood", number.to_string().into()).await.unwrap();

@@ -156,13 +156,13 @@ async fn a_proxy_header_names_the_client_and_a_local_one_means_the_proxy_itself(
     let mut held = vec![];
     for client in ["203.0.113.1", "2001:db8:0:1::1", "10.1.2.3"] {
         held.push(open_with(address, &proxied(client, b""), "").await.unwrap());
-        // Whatever else it tells: a TLV of 3 bytes, here with a checksum's type that nobody has to check.
+        // A further field: a TLV of 3 bytes, here with the type of a checksum, which need not be checked.
         let noted = proxied(client, b"\xee\0\x03abc");
         assert!(open_with(address, &noted, "X-Forwarded-For: 6.6.6.6\r\n").await.is_none(), "{client}");
     }
     assert!(open_with(address, &proxied("::ffff:203.0.113.1", b""), "").await.is_none());
     assert!(open_with(address, &proxied("2001:db8:0:1::9", b""), "").await.is_none());
-    // A health check's, with addresses that mean nothing, and one of whom has none: both are the proxy's own.
+    // From a health check, with meaningless addresses, and from a client without an address: both are the proxy itself.
     let _own = open_with(address, &proxy_header(LOCAL, 0, b""), "").await.unwrap();
     for own in [
         proxy_header(LOCAL, 0x11, &[6; 12]),
@@ -194,7 +194,7 @@ async fn connections_count_for_the_client_that_a_proxy_names_and_never_for_a_tru
     let held = open_with(address, &proxied("203.0.113.1", b""), "").await.unwrap();
     assert!(is_closed(address, &proxied("203.0.113.1", b"")).await);
     let _other = open_with(address, &proxied("203.0.113.2", b""), "").await.unwrap();
-    // Those of the proxy itself have no such limit.
+    // Connections of the proxy itself have no such limit.
     let mut own = vec![];
     for _ in 0..3 {
         own.push(open_with(address, &proxy_header(LOCAL, 0, b""), "").await.unwrap());

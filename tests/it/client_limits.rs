@@ -208,7 +208,7 @@ async fn the_topics_of_an_address_are_limited_across_its_streams() {
     let held = gateway.open("/topics?topic=a&topic=b&topic=c/*").await;
     is_refused_for_now(&gateway, "/topics?topic=a&topic=d", "too_many_topics").await;
     refused_to_others(&gateway, "/topics?topic=a&topic=d", 429, "too_many_topics").await;
-    // What one of them covers is no topic of the stream.
+    // A topic that another one covers does not count.
     let _fourth = gateway.open("/topics?topic=d/1&topic=d/*").await.expect("stream-open").await;
     drop(held);
     let path = "/topics?topic=e&topic=f&topic=g&topic=h";
@@ -242,7 +242,7 @@ async fn a_stream_that_fails_to_open_or_is_abandoned_no_longer_counts() {
     upstream.resume();
     let opened = async || gateway.open("/topics/c").await.next().await.unwrap().event == "stream-open";
     eventually("the broker answers again", opened).await;
-    // What was refused has not been asked of the broker.
+    // The broker was not asked about refused topics.
     let asked_for = upstream.subscriptions().await;
     assert!((before + 1..=before + 2).contains(&asked_for), "{asked_for}");
     upstream.stop();
@@ -325,7 +325,7 @@ async fn ten_thousand_topics_of_one_address_are_a_few_at_the_broker_and_none_aft
     let held: Vec<Reader> = join_all(attackers).await.into_iter().flat_map(Result::unwrap).collect();
     assert_eq!(held.len(), STREAMS);
     assert_eq!(closed(&gateway, "too_many_streams").await, (ATTEMPTS - STREAMS) as f64);
-    // Nobody else has to wait for what one client has.
+    // No other client has to wait.
     open_from_elsewhere(&gateway, "/topics/orders/eu").await;
     assert!(upstream.subscriptions().await <= before + STREAMS as u64 + 1);
     drop(held);
@@ -533,7 +533,7 @@ async fn lingering_topics_count_for_their_last_address_and_its_oldest_are_releas
     let before = upstream.subscriptions().await;
     let mut elsewhere = open_from_elsewhere(&gateway, "/topics/pass/0/1").await;
     pass_through(&gateway, 0..50).await;
-    // They linger for a minute, which is far beyond what is waited here.
+    // They linger for a minute, which is much longer than this test waits.
     let topics = async || gateway.metric("topicgate_topics").await;
     eventually("as many as the address may have are left", async || topics().await <= 101.0).await;
     eventually("and the broker knows", async || upstream.subscriptions().await <= before + 101).await;
@@ -543,7 +543,7 @@ async fn lingering_topics_count_for_their_last_address_and_its_oldest_are_releas
     assert_eq!(listed["topics"].as_array().unwrap().len(), 10, "the newest stay");
     gateway.publish("pass/0/1", "still read").await;
     elsewhere.until(b"data: still read\n").await;
-    // And in time for the next stream, which is not refused for what lingers.
+    // And in time for the next stream, which is not refused because of lingering topics.
     pass_through(&gateway, 50..60).await;
 }
 
@@ -628,7 +628,7 @@ async fn the_publishing_pace_of_an_address_is_checked_before_anything_else() {
     let gateway = Gateway::with("limits = { publishes_per_second = 1 }").await;
     let mut accepted = 0;
     let begin = Instant::now();
-    // What is refused for its own sake counts too.
+    // Requests that are refused for another reason count too.
     let refused = loop {
         let path = if accepted == 0 { "/topics/a/*" } else { "/topics/a" };
         let answer = gateway.post(path, "x").await;

@@ -31,7 +31,7 @@ async fn pass(milliseconds: u64) -> SystemTime {
     SystemTime::now()
 }
 
-/// What a stream brings until `last`, which must come without a gap and with `resumed`.
+/// The messages of a stream until `last`, which must come without a gap and with `resumed`.
 async fn resumed(gateway: &Process, path: &str, last: &str) -> Vec<String> {
     let mut reader = Reader::open(gateway.address, path, &[]).await;
     assert_eq!(reader.control("stream-open").await["resumed"], true, "{path}");
@@ -111,7 +111,7 @@ async fn a_clock_that_jumps_ahead_and_back_is_soon_trusted_again() {
     gateway.publish("a", "3").await;
     assert!(soon(time(&mut reader).await));
     assert_eq!(resumed(&gateway, &format!("/topics/a?{}", since(late)), "3").await, ["3"]);
-    // What came while the clock was wrong grows old like everything else.
+    // Messages from the time of the wrong clock age like all others.
     eventually("all has grown too old", async || {
         let mut reader = Reader::open(gateway.address, "/topics/a?since=all", &[]).await;
         reader.expect("stream-open").await;

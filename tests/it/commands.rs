@@ -119,7 +119,7 @@ async fn a_token_may_come_from_a_file_or_the_environment() {
     let publish = ["pub", &url, "hello"];
     fine(run(&[&publish[..], &["--token-file", file]].concat(), &[]).await);
     fine(run(&publish, &[("TOPICGATE_TOKEN", &with_newline)]).await);
-    // A flag wins, and what is meant to be a token must be one.
+    // A flag wins, and its value must be a valid token.
     fine(run(&[&publish[..], &["--token-file", file]].concat(), &[("TOPICGATE_TOKEN", "other")]).await);
     refused(&run(&publish, &[]).await, 1, "401");
     refused(&run(&publish, &[("TOPICGATE_TOKEN", "")]).await, 1, "401");
@@ -134,7 +134,7 @@ async fn a_token_may_come_from_a_file_or_the_environment() {
     refused(&run(&publish, &[("TOPICGATE_TOKEN", "a\u{7f}b")]).await, 64, "TOPICGATE_TOKEN has characters");
     let examined = run(&["doctor", &url, "--idle", "0s", "--token-file", file], &[]).await;
     assert!(examined.out.contains("resume"), "{examined:?}");
-    // It is no setting, and in nobody's way.
+    // It is not a setting, and disturbs no other command.
     fine(run(&["check"], &[("TOPICGATE_TOKEN", &token)]).await);
 }
 

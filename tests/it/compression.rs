@@ -184,7 +184,7 @@ async fn a_reader_that_is_slow_within_a_compressed_stream_gets_whole_events_and_
     let mut pacer = Reader::open(gateway.address, "/topics/a", &[GZIP]).await;
     pacer.expect("stream-open").await;
     let mut slow = Wire::gzip(gateway.address, "/topics/a", Some(4 * 1024)).await;
-    // What does not compress, so that its socket is soon full.
+    // Data that does not compress, so that its socket is soon full.
     let mut rng = fastrand::Rng::with_seed(3);
     let noise = |rng: &mut fastrand::Rng| -> String { (0..100_000).map(|_| rng.alphanumeric()).collect() };
     let payloads: Vec<String> = (0..60).map(|number| format!("{number} {}", noise(&mut rng))).collect();

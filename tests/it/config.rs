@@ -34,7 +34,7 @@ fn refusal(file: &str) -> String {
     Config::from_toml(file).unwrap_err().to_string()
 }
 
-/// The binary in a directory of its own, with nothing in its environment but what is given.
+/// The binary in a directory of its own, with only the given environment.
 fn topicgate(directory: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_topicgate"));
     command.current_dir(directory).env_clear().envs(environment.iter().copied()).args(arguments);
@@ -216,7 +216,7 @@ fn a_variable_holds_text_or_toml_and_both_say_the_same() {
         [("TOPICGATE_LIMITS__STREAMS", "7"), ("TOPICGATE_LIMITS", "{ streams = 5, topics = 9 }")];
     let config = load(&environment, "").unwrap();
     assert_eq!((config.limits.streams, config.limits.topics), (7, 9));
-    // What looks like TOML in a text is a text.
+    // TOML inside of a text stays text.
     let environment = [("TOPICGATE_BROKER__URL", "redis://h"), ("TOPICGATE_BROKER__PASSWORD", "[\"a\"]")];
     assert_eq!(load(&environment, "").unwrap().broker.password.unwrap().0, "[\"a\"]");
     for (variable, text, words) in [

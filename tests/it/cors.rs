@@ -33,7 +33,7 @@ async fn head(gateway: &Gateway, method: &str, target: &str, more: &str) -> Repl
     Reply { status, head, body: vec![] }
 }
 
-/// Nothing was subscribed or published but by an ordinary reader, who is still served.
+/// Only an ordinary reader has subscribed and published, and it is still served.
 async fn assert_alive_and_nothing_subscribed(gateway: &Gateway) {
     assert_eq!(gateway.metric("topicgate_messages_received_total").await, 0.0);
     gateway.assert_alive_and_nothing_subscribed().await;
@@ -68,7 +68,7 @@ async fn without_credentials_a_page_of_another_origin_cannot_use_its_visitors_co
         assert_eq!(answer.status, if accepted { 202 } else { 401 }, "{cors} {page}");
         let answer = head(&gateway, "GET", "/topics/a", &format!("{from}{cookie}")).await;
         assert_eq!(answer.status, if accepted { 200 } else { 401 }, "{cors} {page}");
-        // What the page itself says counts.
+        // The credentials that the page itself sends count.
         let bearer = format!("Authorization: Bearer {}\r\n", token(json!({ "sub": "ann" })));
         assert_eq!(
             head(&gateway, "GET", "/topics/a", &format!("{from}{bearer}")).await.status,
@@ -85,7 +85,7 @@ async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_pu
         for origin in [
             "https://evil.example",
             "null",
-            // What ends, begins or looks like a listed one.
+            // Origins that end, begin or look like a listed one.
             "https://app.example.com.evil.com",
             "https://evil.com/https://app.example.com",
             "https://appXexample.com",
@@ -120,7 +120,7 @@ async fn a_page_of_another_origin_is_refused_before_anything_is_subscribed_or_pu
             "https://evil.com:1@a.apps.example:8443",
             "https://evil.com/.apps.example:8443",
             "https://*.apps.example:8443",
-            // What looks like the gateway's own.
+            // Origins that look like the gateway's own.
             "http://localhost:1",
             "http://localhost.evil.example",
             "localhost",
@@ -215,7 +215,7 @@ async fn if_all_origins_are_listed_any_page_can_read_but_not_with_cookies() {
 async fn the_sec_fetch_fields_of_a_request_are_checked_before_its_host() {
     let gateway = Gateway::with(RULES).await;
     for (fields, status) in [
-        // What <img src> and <script src> send, and what a link sends that a person follows.
+        // The requests of <img src> and <script src>, and of a link that a person follows.
         ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\n", 403),
         ("Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: no-cors\r\n", 403),
         ("Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: no-cors\r\n", 200),
@@ -224,7 +224,7 @@ async fn the_sec_fetch_fields_of_a_request_are_checked_before_its_host() {
         ("Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n", 200),
         ("Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n", 200),
         ("Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n", 200),
-        // What nobody has followed: frames and the like, and what a page has fetched ahead.
+        // Requests without a click: frames and the like, and prefetches.
         ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n", 403),
         ("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n", 403),
         ("Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n", 403),
@@ -518,7 +518,7 @@ async fn a_page_reads_a_stream_with_fetch_and_a_token_and_publishes_across_origi
     assert_eq!(answer["status"], 404, "{answer}");
     assert!(answer["body"].as_str().unwrap().contains("\"code\":\"not_found\""), "{answer}");
 
-    // What is not allowed never leaves the browser, and a page that is not listed reads nothing.
+    // Forbidden requests never leave the browser, and a page that is not listed reads nothing.
     for (page, options) in [
         (&page, json!({ "method": "PUT" })),
         (&page, json!({ "headers": { "X-Evil": "1" } })),

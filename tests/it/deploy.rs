@@ -24,7 +24,7 @@ fn instructions() -> Vec<(String, String)> {
         .collect()
 }
 
-/// What the final image says under this name.
+/// The instructions of this name in the final image.
 fn image(name: &str) -> Vec<String> {
     let all = instructions();
     let last = all.iter().rposition(|(name, _)| name == "FROM").unwrap();

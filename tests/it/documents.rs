@@ -10,7 +10,7 @@ use topicgate::internals::protocol::codes::CloseCode;
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
-/// What a page calls the anchor of a heading.
+/// The anchor of a heading.
 fn anchors(document: &str, level: &str) -> BTreeSet<String> {
     let headings = document.lines().filter_map(|line| line.strip_prefix(level)?.strip_prefix(' '));
     let is_kept = |letter: &char| letter.is_alphanumeric() || ['-', '_'].contains(letter);
@@ -99,7 +99,7 @@ fn every_configuration_in_the_guides_is_valid() {
     }
 }
 
-/// What a server says of its version: the first word with a dot in it that is a number.
+/// The version of a server, from its output: the first word that is a number with a dot.
 fn version(program: PathBuf) -> String {
     let said = content(command(program.to_str().unwrap()).arg("--version"));
     let words = said.split([' ', '=']).map(|word| word.trim_start_matches('v').trim());

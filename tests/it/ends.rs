@@ -65,7 +65,7 @@ async fn assert_ends_and_opens_again(
         assert_eq!(reader.control("stream-open").await["resumed"], true);
         assert_eq!(reader.message().await, "done");
         assert_ends(&mut reader).await;
-        // Without a cursor: what there is, and its end.
+        // Without a cursor: the messages that are held, and the end.
         let mut reader = open(gateway, "/topics/jobs/7?last=1").await;
         assert_eq!(reader.message().await, "done");
         assert_ends(&mut reader).await;
@@ -73,7 +73,7 @@ async fn assert_ends_and_opens_again(
         assert_eq!(reader.messages(2).await, ["begun", "done"]);
         assert_ends(&mut reader).await;
     }
-    // A live start waits for what comes.
+    // A live start waits for new messages.
     let mut waiting = open(first, "/topics/jobs/7").await;
     publish("again", false).await;
     assert_eq!(waiting.message().await, "again");
@@ -136,7 +136,7 @@ async fn a_topic_is_not_reported_as_ended_while_the_broker_is_away() {
     let id = reader.next().await.unwrap().id;
     assert_ends(&mut reader).await;
     assert_over(&gateway, path, &id).await;
-    // A message that opened the topic again may be missed now, and whoever got 204 would never come back.
+    // The gateway may miss a message that opens the topic again, and a client that got 204 would never reconnect.
     upstream.stop();
     eventually("the stream opens", async || resume(&gateway, path, &id).await.is_ok()).await;
 }
@@ -190,7 +190,7 @@ async fn a_topic_of_jetstream_has_ended_on_every_gateway() {
         admin.put("jobs.other", "other").await;
     })
     .await;
-    // A gateway that has just started knows only what the broker tells.
+    // A gateway that has just started must learn everything from the broker.
     let third = Gateway::with(&toml).await;
     let last = admin.put_with("jobs.8", &[("Topicgate-End", "true")], "done").await;
     let mut reader = open(&third, "/topics/jobs/8?last=1").await;

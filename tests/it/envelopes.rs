@@ -41,7 +41,7 @@ async fn assert_reported(gateway: &Gateway) {
     assert_eq!(counted, 3.0, "messages without a value at the pointer");
 }
 
-/// Reads what was published to `a`: live, and again from the start.
+/// Reads the messages of `a`: live, and again from the start.
 async fn assert_unwrapped(gateway: &Gateway, publish: impl AsyncFn(&str)) {
     let mut live = open(gateway, "/topics/a").await;
     for (envelope, ..) in ENVELOPES {
@@ -75,7 +75,7 @@ async fn payloads_of_nats_and_of_redis_are_unwrapped() {
     }
 }
 
-/// What another gateway, which has nothing in memory, reads of the same stored messages.
+/// Reads the same stored messages through another gateway, which has nothing in memory.
 async fn assert_same_from_the_broker(toml: &str, of_first: &Gateway) {
     let other = Gateway::with(toml).await;
     let mut stored = open(&other, "/topics/a?since=all").await;

@@ -66,7 +66,7 @@ async fn the_first_comes_at_once_and_then_only_the_newest(at: OnSource) {
     // One at once, and at most one for each interval that has begun; an interval may be a quarter shorter.
     let most = 2 + begin.elapsed().as_millis() / 375;
     assert!(count as u128 <= most, "{count} of at most {most}");
-    // What was left out is counted, and nothing of it was a gap.
+    // Messages that were left out are counted, and none was a gap.
     let conflated = async || at.gateway.metric("topicgate_conflated_messages_total").await;
     eventually("it is counted", async || conflated().await == (60 - count) as f64).await;
     for n in 0..=60 {

@@ -107,7 +107,7 @@ async fn a_replay_to_a_slow_reader_ends_with_the_token() {
     assert_eq!((close.event.as_str(), close.data.contains("expired")), ("stream-close", true));
     let numbers: Vec<usize> = before[1..].iter().map(|event| event.data[..5].parse().unwrap()).collect();
     assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
-    // What the system had taken for it by then may come; of what waited in the log, nothing.
+    // Messages that the system had already taken may come; messages that waited in the log must not.
     assert!((1..MESSAGES / 4).contains(&numbers.len()), "{} of {MESSAGES}", numbers.len());
 }
 
@@ -150,7 +150,7 @@ async fn a_cursor_of_a_forbidden_topic_reveals_nothing() {
 
     let mine = bearer(&token(json!({"topicgate": {"subscribe": ["members/*"]}})));
     let place = id.strip_suffix("-s3cret-id").unwrap();
-    // What there is, and what there is not but looks the same.
+    // Existing ids, and ids that do not exist but look the same.
     let pairs = [
         (id.as_str(), &*format!("{place}-another")),
         ("s3cret-id", "another"),

@@ -275,7 +275,7 @@ async fn a_message_from_redis_that_is_too_large_is_a_gap_in_its_place() {
     a_message_that_is_too_large_is_a_gap_in_its_place(Upstream::redis().await).await;
 }
 
-/// Two gateways on one NATS, both warm, and a publisher that gives ids: what one knows the other finds.
+/// Two gateways on one NATS, both warm, and a publisher that gives ids: one gateway finds the ids of the other.
 #[tokio::test]
 async fn a_reader_with_publisher_ids_goes_on_at_another_replica_after_a_planned_stop() {
     let upstream = Upstream::nats().await;

@@ -81,7 +81,7 @@ async fn a_topic_that_another_warm_rule_takes_over_accepts_no_cursor_of_the_firs
         ids.push(reader.last_id.clone());
     }
     drop((reader, probe));
-    // A reader that is away while the rule is removed resumes from the other one.
+    // A reader that is away while the rule is removed reconnects to the other rule.
     assert!(gateway.reload_with(&wide));
     eventually("the first is given up", async || gateway.metric("topicgate_topics").await == 1.0).await;
     resumes_or_gets_a_gap(&gateway, "/topics/a/b", &ids[4], 4, 9).await;
@@ -141,7 +141,7 @@ async fn a_narrower_stored_rule_is_served_at_once_though_its_pattern_has_a_reade
     for reader in [&mut pattern, &mut topic] {
         assert_eq!(reader.message().await, "2");
     }
-    // Once nobody reads them, the rule has a consumer of its own.
+    // Once they have no reader, the rule has its own consumer.
     drop((pattern, topic));
     let consumers = || server.monitor("/jsz?consumers=true")["consumers"].as_u64().unwrap();
     eventually("each rule has its consumer", async || consumers() == 2).await;

@@ -28,7 +28,7 @@ fn configuration(url: &str, settings: &str) -> String {
     )
 }
 
-/// What becomes of a request for a stream: `open`, the code of a `stream-close`, or status and code of a refusal.
+/// The outcome of a request for a stream: `open`, the code of a `stream-close`, or status and code of a refusal.
 async fn outcome(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> String {
     match Reader::ask(address, path, headers).await {
         Ok(mut reader) => match reader.next().await.unwrap() {
@@ -58,7 +58,7 @@ async fn every_answer_has_its_outcome_and_only_a_clear_yes_opens() {
     let granted = |list: serde_json::Value| Reply::json(json!({"subscribe": list}));
     let allowed = || Reply::status(200);
     let rows = [
-        // Any success without a JSON body allows what was asked for.
+        // Any success without a JSON body allows the request.
         (allowed(), "open"),
         (Reply::status(204), "open"),
         (Reply::status(202), "open"),
@@ -199,7 +199,7 @@ async fn a_backend_that_hangs_admits_nobody_and_the_gateway_recovers() {
     assert_eq!(with_cookie(&gateway, "/topics/t/a", "session=1").await, "open");
 }
 
-/// Everything that a question carries, but for what HTTP itself needs.
+/// All fields of a question, except those that HTTP itself needs.
 fn carried(question: &Question) -> Vec<(String, String)> {
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     let mut all: Vec<_> = question
@@ -445,7 +445,7 @@ async fn an_answer_is_cached_for_the_same_question_and_for_no_other() {
     }
     assert_eq!(gateway.metric("topicgate_forward_cached_total").await, 18.0);
     assert_eq!(gateway.metric("topicgate_forward_questions_total{outcome=\"allowed\"}").await, 9.0);
-    // What the backend is not shown makes no other question.
+    // Fields that the backend does not receive make no difference to the cache.
     let response =
         gateway.request("HEAD", "/topics/t/a?last=1", &[("user-agent", "x"), ("x-forwarded-for", "::1")]);
     assert_eq!(response.await.status, 200);
@@ -665,7 +665,7 @@ async fn a_backend_and_keys_over_tls_are_asked_only_where_the_system_trusts_them
 
 #[tokio::test]
 async fn a_session_opens_streams_from_log_in_to_log_out() {
-    // What a backend with sessions does, in small.
+    // A small backend with sessions.
     let sessions = std::sync::Arc::new(parking_lot::Mutex::new(vec![]));
     let known = sessions.clone();
     let backend = Backend::start(move |question| {

@@ -22,7 +22,7 @@ async fn assert_alive(gateway: &Gateway) {
     assert_eq!(reader.message().await, "yes");
 }
 
-/// Sends `bytes`, and insists that the connection is then closed in time. Returns what came.
+/// Sends `bytes`, and checks that the connection is then closed in time. Returns the answer.
 async fn closed_after(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
     let begin = Instant::now();
     let mut raw = Raw::connect(address).await;

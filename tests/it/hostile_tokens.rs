@@ -77,7 +77,7 @@ async fn a_token_cannot_choose_its_algorithm() {
             assert_refused(gateway, &header.to_string(), &token).await;
         }
     }
-    // What is public taken for a secret: the key as PEM, as its bytes, as its point, and what it would be in hexadecimal.
+    // The public key used as a secret: as PEM, as its bytes, as its point, and in hexadecimal.
     for (file, gateway) in [("rsa.pub.pem", &rsa), ("p256.pub.pem", &with_key("p256.pub.pem", "").await)] {
         let pem = std::fs::read(key(file)).unwrap();
         let der = der(file);

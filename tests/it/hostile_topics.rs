@@ -7,7 +7,7 @@ use crate::common::upstream::Upstream;
 use crate::common::{eventually, raw::ask};
 use futures_util::future::join_all;
 
-/// Nobody's topic: refused whatever the rules say, in a path and, if it can stand there, in a query.
+/// Never a valid topic: refused with all rules, in a path and, if possible, in a query.
 const MALFORMED: [&str; 36] = [
     "%3E",
     "orders.%3E",
@@ -47,7 +47,7 @@ const MALFORMED: [&str; 36] = [
     "..%2f..%2fetc%2fpasswd",
 ];
 
-/// Reserved on some broker: never a part of what a wildcard exposes.
+/// Reserved on some broker: never exposed by a wildcard.
 const RESERVED: [&str; 22] = [
     "%24SYS.ACCOUNT.X",
     "$SYS/ACCOUNT/X",
@@ -83,7 +83,7 @@ async fn post(gateway: &Gateway, target: &str) -> Reply {
     raw::exchange(gateway.address, ask("POST", target, "Content-Length: 1\r\n\r\nx")).await
 }
 
-/// Insists on a refusal that says why without repeating what was sent.
+/// Checks that the refusal gives the reason without repeating the request.
 fn assert_refused(reply: &Reply, status: u16, sent: &str) {
     assert_eq!(reply.status, status, "{sent}: {}", reply.text());
     assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{sent}");
@@ -248,7 +248,7 @@ async fn too_many_topics_are_refused_duplicates_collapse_and_half_overlaps_are_r
     eventually("a and ** are held", || async { gateway.metric("topicgate_topics").await == 2.0 }).await;
 }
 
-/// What a real broker would read otherwise is refused before it is asked anything.
+/// Topics that a real broker would interpret are refused before the broker is asked.
 async fn nothing_hostile_reaches(upstream: Upstream, targets: &[(&str, u16)]) {
     let gateway = Gateway::with(&upstream.toml()).await;
     let before = upstream.subscriptions().await;

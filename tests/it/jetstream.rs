@@ -463,7 +463,7 @@ async fn a_narrow_user_is_enough() {
         eventually("no consumer is left", async || admin.consumers("ORDERS").await == 0).await;
         admin.delete("ORDERS").await;
     }
-    // The server tells who asked for more, which only the publication above did.
+    // The server reports commands without permission; only the publication above is one.
     let refused: Vec<_> =
         server.log().lines().filter(|line| line.contains("Violation")).map(str::to_owned).collect();
     assert_eq!(refused.len(), 2, "{refused:#?}");
@@ -522,7 +522,7 @@ async fn messages_that_the_stream_no_longer_holds_are_a_gap_before_those_it_hold
         let last = admin.put_many(&eu, 0..30, "").await;
         let told = kept.fetch_all(&whole, &source, 5, last).await;
         assert_eq!((&told.gone[..], told.numbers()), (&[(5, 20)][..], (21..=30).collect()));
-        // What is asked for is gone whole.
+        // The whole requested range is gone.
         let told = kept.fetch_all(&whole, &source, 5, 15).await;
         assert_eq!((&told.gone[..], told.numbers().len()), (&[(5, 15)][..], 0));
         admin.purge(name).await;

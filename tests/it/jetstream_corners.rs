@@ -158,7 +158,7 @@ async fn a_value_with_unreadable_header_fields_is_in_the_snapshot_of_its_bucket(
     }
 }
 
-/// Reads until `last`; what came, and in which of the pieces between two messages there was a gap.
+/// Reads until `last`. Returns the messages, and between which of them there was a gap.
 async fn read_until(reader: &mut crate::common::client::Reader, last: u64) -> (Vec<u64>, Vec<u64>) {
     let (mut read, mut gaps) = (Vec::new(), Vec::new());
     while read.last() != Some(&last) {

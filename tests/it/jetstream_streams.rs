@@ -46,7 +46,7 @@ async fn five_thousand_topics_of_a_rule_are_one_consumer() {
         admin.put(&format!("orders.{stream}.{}", stream * 2), stream.to_string()).await;
         assert_eq!(reader.message().await, stream.to_string());
     }
-    // Who resumes what memory no longer has adds none either.
+    // A reader that resumes messages that are no longer in memory adds no consumer either.
     let mut late = gateway.open("/topics/orders/**?since=all").await;
     late.expect("stream-open").await;
     assert_eq!(late.messages(50).await.len(), 50);
@@ -176,7 +176,7 @@ async fn a_stream_that_is_deleted_and_created_again_is_another_one() {
     for number in 11..=15 {
         admin.put("orders.eu", number.to_string()).await;
     }
-    // Nothing of it is passed off as what comes after 3.
+    // None of its messages is sent as the continuation after 3.
     let close = reader.control("stream-close").await;
     assert_eq!(close["code"], "restarted", "{close}");
     let (mut back, first) = come_back(&gateway, "/topics/orders/eu", &reader.last_id).await;
@@ -207,7 +207,7 @@ async fn single_deleted_messages_are_a_gap_for_every_reader_that_passes_them() {
     for number in gone {
         admin.tell("STREAM.MSG.DELETE.ORDERS", json!({"seq": number})).await;
     }
-    // One after the other, so that later ones find what was fetched for earlier ones.
+    // One after the other, so that later readers find the ranges that were fetched for earlier ones.
     let other = Gateway::with(&config).await;
     for (index, id) in ids.iter().enumerate() {
         let mut reader = other.resume("/topics/orders/**", id).await;
@@ -260,7 +260,7 @@ async fn a_bucket_is_its_state_and_then_its_changes() {
         let deleted = reader.next().await.unwrap();
         assert_eq!(deleted.event, "stream-delete", "{deleted:?}");
     }
-    // A reader that was away for a moment receives what it missed, including the deletion.
+    // A reader that was away for a moment receives the messages that it missed, including the deletion.
     let id = one.last_id.clone();
     drop(one);
     gateway.publish("prices/usd/bid", "usd.bid 4").await;

@@ -38,7 +38,7 @@ fn claims() -> Value {
     json!({"sub": "ann", "exp": now + 3600, "topicgate": {"subscribe": ["**"]}})
 }
 
-/// What becomes of a stream that is asked for with this token.
+/// The outcome of a request for a stream with this token.
 async fn outcome(gateway: &Gateway, token: &str) -> String {
     let bearer = format!("Bearer {token}");
     match Reader::ask(gateway.address, "/topics/a", &[("authorization", &bearer)]).await {
@@ -120,7 +120,7 @@ async fn a_new_key_is_fetched_when_a_token_names_it_and_an_old_one_is_given_up()
     assert_eq!(at_once(&gateway, &old.token(&claims())).await, "open");
     assert_eq!(backend.count(), 2);
     backend.answer(publish(&[new.jwk()]));
-    // Nobody asks for it, so it is given up with the next fetch, whatever that is for.
+    // No token uses it, so it is dropped with the next fetch.
     assert_eq!(outcome(&gateway, &Signer::new("x", "ES256").token(&claims())).await, BAD);
     assert_eq!(outcome(&gateway, &old.token(&claims())).await, BAD);
     assert_eq!(at_once(&gateway, &new.token(&claims())).await, "open");

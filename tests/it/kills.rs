@@ -25,7 +25,7 @@ const READERS: usize = 6;
 /// How long everything may take to be whole again after the last kill.
 const WHOLE: Duration = Duration::from_secs(40);
 
-/// What may be done to gateways and broker at one time: a bit each.
+/// The processes that are killed together, one bit each.
 const BROKER: usize = 4;
 const RELOAD: usize = 8;
 const PAUSE: usize = 16;
@@ -187,7 +187,7 @@ impl Scene {
 
     /// One reader through all of it: checks each event. Ends when it has seen the last number or a gap.
     async fn read(self: Arc<Self>) {
-        // What is not kept may have been published before anyone listened.
+        // Messages of a live source may have been published before the first reader.
         let (mut last_id, mut next, mut told, mut rewound) = (String::new(), 0_u64, !self.is_kept, false);
         let mut cuts = 0;
         loop {
@@ -310,7 +310,7 @@ pub(crate) struct Plan {
     pub(crate) until: Option<Instant>,
 }
 
-/// Prints what a soak is at, once a minute.
+/// Prints the progress of a soak, once a minute.
 fn report(plan: &Plan, scene: &Scene, gateways: &[Option<Process>; 2]) {
     let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
     let mut line = format!(
@@ -332,7 +332,7 @@ fn report(plan: &Plan, scene: &Scene, gateways: &[Option<Process>; 2]) {
     println!("{line}");
 }
 
-/// What is done next, until the plan is over.
+/// The next fault, until the plan is over.
 async fn disturb_for_long(
     plan: &Plan,
     until: Instant,

@@ -95,7 +95,7 @@ impl Objects {
         port["containerPort"].as_u64().unwrap()
     }
 
-    /// What the gateway reads: the file that its arguments name, in the volume that is mounted there.
+    /// The configuration of the gateway: the file that its arguments name, in the volume that is mounted there.
     fn config(&self) -> Config {
         let arguments = list(self.gateway(), "/args").iter().map(|word| word.as_str().unwrap());
         let cli = <Cli as clap::Parser>::try_parse_from(["topicgate"].into_iter().chain(arguments)).unwrap();
@@ -112,7 +112,7 @@ impl Objects {
     }
 }
 
-/// Whether `selector` chooses what has these labels.
+/// Whether `selector` selects objects with these labels.
 fn selects(selector: &Value, labels: &Value) -> bool {
     let wanted = selector.as_object().unwrap();
     !wanted.is_empty() && wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
@@ -318,7 +318,7 @@ async fn the_rule_of_the_adapter_offers_the_metric_of_the_autoscaler() {
     }
 }
 
-/// What the stack of Prometheus and Grafana looks for.
+/// The label that the stack of Prometheus and Grafana looks for.
 const STACK: &str = "kube-prometheus-stack";
 
 #[test]

@@ -37,7 +37,7 @@ async fn topics_of_one_source_are_added_and_left_out_without_a_gap() {
     gateway.publish("b", "3").await;
     gateway.publish("a", "4").await;
     assert_eq!(reader.messages(2).await, ["3", "4"]);
-    // As often as it takes, also with the same id: what came meanwhile is there.
+    // Repeatedly, also with the same id: the messages from meanwhile are there.
     let mut again = gateway.resume("/topics?topic=a&topic=b", &old_id).await;
     assert_eq!(again.control("stream-open").await["resumed"], true);
     assert_eq!(again.messages(3).await, ["2", "3", "4"]);
@@ -113,7 +113,7 @@ async fn sources_are_added_and_left_out_without_a_gap_on_nats() {
         })
         .await;
     }
-    // Each list, what is published before it is opened and arrives, and what is published after that.
+    // Each list, the message that is published before it is opened and must arrive, and the one after that.
     let mut reader = opened(&gateway, "/topics/orders/eu").await;
     for (number, (lists, before, first, after)) in [
         ("orders/eu plain/a", "orders.eu", &["0"][..], "plain.a"),
@@ -159,7 +159,7 @@ async fn keys_are_added_and_left_out_without_a_gap_on_redis() {
     for (number, list) in
         ["a b", "a b plain", "a plain", "a", "a c b", "c", "c plain", "plain a"].iter().enumerate()
     {
-        // Another gateway knows the position in each key as well; in what is not stored, only the same one does.
+        // Another gateway knows the position in each key as well; for live topics, only the same gateway does.
         let gateway = &gateways[usize::from(!list.contains("plain") && number > 4)];
         let first = list.split(' ').next().unwrap();
         let is_old = number < 7;

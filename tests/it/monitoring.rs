@@ -31,7 +31,7 @@ fn values<'a>(yaml: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
     yaml.lines().filter_map(move |line| line.trim_start().trim_start_matches("- ").strip_prefix(&prefix))
 }
 
-/// Names of metrics in an expression, without what a histogram adds to its own.
+/// The names of metrics in an expression, without the suffixes of a histogram.
 fn metrics(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours = words.filter(|word| word.starts_with("topicgate_") || word.starts_with("process_"));
@@ -110,7 +110,7 @@ fn the_dashboard_has_the_structure_that_grafana_loads() {
         (dashboard["uid"].as_str(), dashboard["title"].as_str()),
         (Some("topicgate"), Some("topicgate"))
     );
-    // Set by whoever provisions it; an id of another Grafana would be in the way.
+    // Grafana sets it on import; an id of another Grafana would conflict.
     assert!(dashboard.get("id").is_none_or(Value::is_null));
     let variables: Vec<_> = dashboard["templating"]["list"]
         .as_array()

@@ -24,7 +24,7 @@ async fn fields_that_cannot_be_read_cost_neither_their_message_nor_another_topic
     // Of these one line is lost, and the others are read.
     let partly = b"NATS/1.0\r\nX: caf\xe9\r\nEvent-Type: price\r\nno colon\r\nNats-Msg-Id: seven\r\n\r\n";
     publisher.publish("odd", partly, b"partly").unwrap();
-    // A status is no field, and what a server says with it is not for readers.
+    // A status is no field, and its description is not for readers.
     publisher.publish("odd", b"NATS/1.0 503 No Responders\r\n\r\n", b"status").unwrap();
     publisher.flush().unwrap();
     for number in 0..UNREADABLE.len() {

@@ -25,7 +25,7 @@ async fn each<F: Future<Output = ()>>(what: impl Fn(Kind) -> F) {
     join_all(ALL.map(what)).await;
 }
 
-/// Nothing is written until what came before was read, so whatever is held back anywhere stops it.
+/// Each message is published only after the previous one was read, so any buffering on the way stops it.
 async fn follows_at_once(kind: Kind, front: &Front, reader: &mut Reader, topic: &str) {
     let soon = Duration::from_secs(5);
     let opened = within(&format!("{kind:?}: the first event"), soon, reader.expect("stream-open")).await;

@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 
-/// What `/readyz` says of a broker that cannot be used, with these lines in the configuration.
+/// The text of `/readyz` for a broker that cannot be used, with these lines in the configuration.
 async fn not_ready(toml: &str) -> String {
     let gateway = Gateway::unready(toml).await;
     let why = || async {
@@ -107,7 +107,7 @@ async fn tls_server([cert, key]: &[PathBuf; 2]) -> u16 {
     port
 }
 
-/// What is wrong with the certificate, the certificate, whether its authority is trusted, and what is said.
+/// The fault of the certificate, the certificate, whether its authority is trusted, and the expected text.
 fn bad_certificates(authority: &Authority) -> Vec<([PathBuf; 2], bool, [&'static str; 2])> {
     vec![
         (authority.own(), true, ["CA:TRUE", "CaUsedAsEndEntity"]),

@@ -88,7 +88,7 @@ impl RedisRecipe {
         Page::open(self.gateway.address, &block(self.heading, "html")).await
     }
 
-    /// Sends what the recipe shows as a command, with other words in it.
+    /// Runs a command of the recipe with other values.
     async fn publish(&self, channel: &str, payload: &str) {
         assert!(RECIPES.contains(&format!("PUBLISH {channel} ")), "the recipe publishes on another channel");
         let mut publish = redis::cmd("PUBLISH");
@@ -198,7 +198,7 @@ async fn a_page_follows_a_job_to_its_end_and_one_that_comes_late_sees_the_end() 
     assert_eq!(gateway.metric("topicgate_resumes_total{outcome=\"ended\"}").await, 1.0);
 }
 
-/// What the function of the recipe writes.
+/// The pieces that the function of the recipe writes.
 const ANSWER: &str = "Cold tea is still tea.";
 
 /// The function of the recipe. Its packages are those of tests/clients.

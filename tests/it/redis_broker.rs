@@ -36,7 +36,7 @@ async fn start(server: &RedisServer) -> Fixture {
 }
 
 impl Fixture {
-    /// The first event that `wanted` accepts, and what came before it.
+    /// The first event that `wanted` accepts, and the events before it.
     async fn until(&mut self, limit: Duration, wanted: impl Fn(&Event) -> bool) -> (Event, Vec<Event>) {
         let mut before = Vec::new();
         let found = timeout(limit, async {

@@ -232,7 +232,7 @@ async fn a_master_that_dies_is_a_gap_in_its_topics_and_the_others_are_delivered_
     cluster.in_step(0, replica).await;
     cluster.nodes[replica].pause(); // it takes over when the test says so
     cluster.nodes[0].stop();
-    // What the others serve is served. Classic publish/subscribe may have to find another node first.
+    // Topics of the other masters are served. Classic publish/subscribe may have to find another node first.
     eventually("the broker is down", async || gateway.metric("topicgate_upstream_up").await == 0.0).await;
     eventually("the gateway is ready", async || gateway.ready().await.is_ok()).await;
     for master in 1..3 {
@@ -442,7 +442,7 @@ fn read_numbers(mut reader: Reader, last: Arc<AtomicU64>) -> JoinHandle<usize> {
 async fn a_slot_that_is_moved_is_a_gap_only_in_live_topics() {
     let cluster = RedisCluster::start(3, 0).await;
     let gateway = Gateway::with(&toml(&cluster)).await;
-    // What stands in braces decides the slot. The last two stay, one beside what is moved and one elsewhere.
+    // The text in braces determines the slot. The last two topics stay, one on the same master and one elsewhere.
     let moved = ["kept/{a}/1", "kept/{a}/2", "live/{a}/1", "live/{a}/2"].map(str::to_owned);
     let home = cluster.owner("{a}").await;
     let mut stay = cluster.topics("live/x", home, 1).await;
@@ -730,7 +730,7 @@ async fn write_until_end(mut writer: Writer, topic: String, next: Arc<AtomicU64>
     }
 }
 
-/// What a reader knows of a topic.
+/// The state of a reader for one topic.
 #[derive(Debug, Clone, Copy)]
 struct Seek {
     next: u64,

@@ -383,7 +383,7 @@ async fn stored_topics_open_no_connection_until_one_is_needed_and_then_two() {
 
 #[tokio::test]
 async fn a_key_that_is_followed_again_is_read_at_once_while_other_keys_are_silent() {
-    // The least that docs/security.md says, and without what it says may be left out.
+    // The minimal permissions of docs/security.md, without the optional ones.
     let least = "+info +client|id +client|unblock +xread +xrange +xrevrange +xinfo|stream (%W~* +xadd)";
     for (user, limit) in [(least, 400), ("+xread +xinfo|stream", 700)] {
         let server = RedisServer::start_with(&[&format!("user gate on >secret %R~* -@all {user}")]);

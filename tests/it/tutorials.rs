@@ -155,7 +155,7 @@ async fn is_followed(document: &'static str, broker: Broker) {
     let heading = "5. Access control";
     std::fs::write(tutorial.config(), tutorial.block(heading, "toml")).unwrap();
     gateway.signal("HUP");
-    // Its stream ends, and what it asks for then is refused for good.
+    // Its stream ends, and its reconnect is refused for good.
     shows(&mut page, "cut off", |text| text.lines().any(|line| line == "refused")).await;
     let commands = blocks(document, heading, "");
     let mint = commands[0].lines().next().unwrap();
