@@ -13,9 +13,12 @@ COPY .cargo ./.cargo
 COPY src ./src
 # Not built; cargo wants to see each member of the workspace.
 COPY bench ./bench
+# jemalloc takes the page size of the machine that builds it, and does not start where pages are larger: on Arm they have 4, 16
+# or 64 KiB.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --profile dist --features jemalloc --locked --bin topicgate \
+    case "$(uname -m)" in aarch64) export JEMALLOC_SYS_WITH_LG_PAGE=16 ;; esac \
+    && cargo build --profile dist --features jemalloc --locked --bin topicgate \
     && cp target/dist/topicgate /topicgate
 
 FROM scratch

@@ -1,7 +1,7 @@
 # Homebrew's formula, for a tap. `scripts/release formula` fills in what stands between two @ and adds it to a release.
 class Topicgate < Formula
   desc "Message topics of NATS or Redis to browsers over Server-Sent Events"
-  homepage "@DOWNLOADS@"
+  homepage "@HOMEPAGE@"
   version "@VERSION@"
   license "Apache-2.0"
 
