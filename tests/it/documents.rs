@@ -85,6 +85,17 @@ fn the_site_has_a_page_for_every_document() {
 }
 
 #[test]
+fn llms_txt_names_every_page_of_the_documents_and_both_descriptions() {
+    let listed = include_str!("../../llms.txt");
+    let entries = std::fs::read_dir(path("docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = entries.map(|name| name.into_string().unwrap());
+    for name in names.filter(|name| name.ends_with(".md") || name.ends_with(".yaml")) {
+        // The contents of the site, which list the same pages.
+        assert!(name == "SUMMARY.md" || listed.contains(&format!("](docs/{name})")), "llms.txt lacks {name}");
+    }
+}
+
+#[test]
 fn every_configuration_in_the_guides_is_valid() {
     let guides = [
         include_str!("../../docs/tutorial-nats.md"),

@@ -149,16 +149,20 @@ fn the_formula_has_the_checksums_of_the_archives() {
     for target in targets.clone() {
         release(&["archive", target, &binary, out]);
     }
-    release(&["formula", "https://forge.example/releases", out]);
+    let downloads = format!("https://forge.example/someone/topicgate/releases/download/v{VERSION}");
+    release(&["formula", &downloads, out]);
     release(&["checksums", out]);
     let formula = fs::read_to_string(Path::new(out).join("topicgate.rb")).unwrap();
     let sums = fs::read_to_string(Path::new(out).join("SHA256SUMS")).unwrap();
-    assert!(!formula.contains("@SHA256") && !formula.contains("@VERSION@"), "{formula}");
+    for left in ["@SHA256", "@VERSION@", "@DOWNLOADS@", "@HOMEPAGE@"] {
+        assert!(!formula.contains(left), "{formula}");
+    }
+    assert!(formula.contains("homepage \"https://forge.example/someone/topicgate\""), "{formula}");
     for target in targets {
         let archive = format!("topicgate-{VERSION}-{target}.tar.gz");
         let line = sums.lines().find(|line| line.ends_with(&archive)).unwrap();
         let (url, rest) = formula.split_once(&format!("/{archive}\"\n")).unwrap();
-        assert!(url.ends_with("https://forge.example/releases"));
+        assert!(url.ends_with(&downloads));
         assert!(rest.trim_start().starts_with(&format!("sha256 \"{}\"", &line[..64])), "{target}");
     }
 }
