@@ -70,7 +70,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
   let line: Line | undefined;
   let term = 0;
   let phase: Phase = Phase.Waiting;
-  let left = false;
+  let left: boolean | undefined;
   let held: Row[] = [];
   let waiting = new AbortController();
   let release: (() => void) | undefined;
@@ -166,7 +166,7 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     }
     if (theirs < term || line) return;
     // A page in sight keeps the time of a leader in the background, whose timers the browser slows down.
-    const lost = rows.find(([type]) => type === LOST);
+    const lost = rows.find((row) => row[0] === LOST);
     listen(lost ? lost[1].wait : member._heartbeat * 3);
     if (theirs > term || (state && phase < Phase.Reading)) {
       term = theirs;

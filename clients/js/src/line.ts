@@ -51,24 +51,31 @@ export const rows = ({ gaps, messages, cursor }: Page): Row[] => [
   ...gaps.map((gap): Row => ["stream-gap", JSON.stringify(gap)]),
   ...messages.map(({ type, data, data_base64, id }): Row => [
     type || "message",
-    data_base64 === undefined ? data!.replace(/\r\n?/g, "\n") : `data:application/octet-stream;base64,${data_base64}`,
+    data?.replace(/\r\n?/g, "\n") ?? `data:application/octet-stream;base64,${data_base64}`,
     id,
   ]),
   ["", , cursor],
 ];
 
 export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void, end: (why: Refusal) => void): Line => {
-  let closed = false;
+  let closed: boolean | undefined;
   let attempt: AbortController;
   let last = 0;
   let due = 0;
   let wake: (() => void) | undefined;
   let soon: boolean;
+  let timer: ReturnType<typeof setTimeout>;
 
+  // There is one timer: for bytes that do not come, or for a pause.
+  const within = (milliseconds: number, otherwise = () => attempt.abort()) => {
+    last = Date.now();
+    clearTimeout(timer);
+    timer = setTimeout(otherwise, milliseconds);
+  };
   const pause = (milliseconds: number) =>
     new Promise<void>((resolve) => {
-      due = Date.now() + milliseconds;
-      setTimeout((wake = resolve), milliseconds);
+      within(milliseconds, (wake = resolve));
+      due = last + milliseconds;
     }).then(() => (wake = undefined));
 
   const run = async () => {
@@ -77,14 +84,8 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
     let polls = 0;
     while (!closed) {
       const { signal } = (attempt = new AbortController());
-      let timer: ReturnType<typeof setTimeout> | undefined;
       let any = false;
       let why: any;
-      const within = (milliseconds: number) => {
-        last = Date.now();
-        clearTimeout(timer);
-        timer = setTimeout(() => attempt.abort(), milliseconds);
-      };
       soon = false;
       try {
         const hold = polls > 1;
@@ -127,7 +128,8 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
       if (final) return end({ status, code, detail });
       // `retry` is different for each stream, so that not all reconnect at once. No stream reconnects earlier.
       const next = Math.max(wait, retry, Math.min(retry * 2 ** fails++, Time.LongestPause) * (1 + Math.random() / 2));
-      tell([[LOST, { status, code, detail, wait: next }]]);
+      // An error of the browser has a number.
+      tell([[LOST, { status, code: code > 0 ? "cut" : code, detail, wait: next }]]);
       await pause(next);
     }
   };
@@ -135,6 +137,7 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
   return {
     _close() {
       closed = true;
+      clearTimeout(timer);
       wake?.();
       attempt.abort();
     },

@@ -185,7 +185,7 @@ export class TopicSource extends EventTarget implements EventSource {
     const put = ({ detail }: TopicSourceEventMap["any"]) => {
       if (types[0] && !types.includes(detail.type)) return;
       if (queue.push(detail) > Limit.Waiting) {
-        queue.length = 0;
+        queue.splice(0);
         this._fire("gap", { topic: "", reason: "slow" });
       }
       wake();
@@ -251,9 +251,9 @@ export class TopicSource extends EventTarget implements EventSource {
       cache: "no-store",
       credentials: this.withCredentials ? "include" : this._alone || shareKey !== undefined ? "same-origin" : "omit",
     });
-    const { status } = response;
-    const field = (name: string) => response.headers.get(name) ?? "";
-    if (status === 204 || (status === 200 && field("content-type").startsWith(accept))) return response;
+    const { status, headers: fields } = response;
+    if (status === 204 || (status === 200 && fields.get("content-type")?.startsWith(accept))) return response;
+    const after = fields.get("retry-after")!;
     const { code = "http", detail = `no ${accept}` } = await response.json().catch(() => ({}));
     if (status === 401 && code === "expired_token" && token && !again) return this._ask(url, signal, accept, hold, begin, cursor, true);
     throw {
@@ -261,8 +261,9 @@ export class TopicSource extends EventTarget implements EventSource {
       code,
       detail,
       // The others may be different the next time.
-      final: !/408|42[59]|5../.test(`${status}`),
-      wait: +field("retry-after") * 1000 || 0,
+      final: !/408|42[59]|5../.test(status as any),
+      // Seconds, or a date. A timer of more than 24 days ends at once.
+      wait: Math.min(+after * 1000 || Date.parse(after) - Date.now() || 0, 2e9),
     };
   }
 
@@ -293,8 +294,9 @@ export class TopicSource extends EventTarget implements EventSource {
     const isRefusal = why.status !== 204;
     if (isRefusal) this._why = why;
     this.close();
-    this._fire(isRefusal ? "refused" : "closed", why);
+    // What says that it is for good comes last: a page that shows both shows this.
     this._fire("error", why);
+    this._fire(isRefusal ? "refused" : "closed", why);
   }
 
   /** @internal */

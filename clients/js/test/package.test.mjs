@@ -37,7 +37,7 @@ test("the package has no dependency, and publint and attw find nothing", () => {
 });
 
 test("the types are those of an EventSource and of the module's events, also in a strict project", () => {
-  const file = join(scratch, "user.ts");
+  const file = join(scratch, "user.mts");
   writeFileSync(file, `
 import { follow, TopicSource, type Refusal } from ${JSON.stringify(join(here, "dist/index.js"))};
 const native: EventSource = new TopicSource("/topics/a");

@@ -66,10 +66,12 @@ test("it begins at the cursor that the server put into the page", async (t) => {
 test("a refusal has a status, a code and a detail, and is final", async (t) => {
   const { url, requests } = await serving(t, (_, response) => refuse(response, 403, "missing_grant"));
   const source = open(url);
-  const failed = next(source, "error");
+  const events = [];
+  for (const type of ["error", "refused"]) source.addEventListener(type, () => events.push(type));
   const { detail } = await next(source, "refused");
   assert.deepEqual(detail, { status: 403, code: "missing_grant", detail: "because of missing_grant" });
-  await failed;
+  // A page that shows the last of the two shows the one that is final.
+  assert.deepEqual(events, ["error", "refused"]);
   assert.equal(source.readyState, 2);
   await assert.rejects(async () => {
     for await (const _ of source.messages());
@@ -96,6 +98,24 @@ test("Retry-After is obeyed, and a temporary refusal is retried", async (t) => {
   assert.ok(detail.wait >= 4000);
   await next(source, "open");
   assert.ok(requests[1].at - requests[0].at >= 4000);
+});
+
+test("Retry-After may be a date, and one that is far away or over is no reason to hammer", async (t) => {
+  const soon = new Date(Math.ceil(Date.now() / 1000) * 1000 + 4000);
+  const dates = [soon.toUTCString(), "Fri, 01 Jan 2010 00:00:00 GMT", "soon", "Fri, 31 Dec 2399 00:00:00 GMT", "99999999999"];
+  for (const [at, date] of dates.entries()) {
+    const { url, requests } = await serving(t, (_, response, count) =>
+      count ? stream(response, OPEN) : refuse(response, 503, "overloaded", { "retry-after": date }));
+    const source = open(url);
+    t.after(() => source.close());
+    const { detail: { wait } } = await next(source, "error");
+    if (at > 2) assert.ok(wait >= 1e9 && wait < 2 ** 31, `${date}: ${wait}`);
+    else if (at) assert.ok(wait >= 3000 && wait <= 4500, `${date}: ${wait}`);
+    else {
+      await next(source, "open");
+      assert.ok(requests[1].at >= soon, `${requests[1].at - soon}`);
+    }
+  }
 });
 
 test("it waits longer after each failure, and each source for another time", async (t) => {
@@ -210,7 +230,8 @@ test("a connection that is silent for three heartbeats counts as dead", async (t
   const { url, requests } = await serving(t, (_, response) => stream(response, OPEN));
   const source = open(url, { heartbeat: 100 });
   t.after(() => source.close());
-  await next(source, "error");
+  const { detail } = await next(source, "error");
+  assert.deepEqual([detail.status, detail.code], [0, "cut"]);
   assert.ok(Date.now() - requests[0].at >= 300);
   await next(source, "open");
   assert.equal(new URL(requests[1].url, url).searchParams.get("last_event_id"), "e-0");
