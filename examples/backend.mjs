@@ -1,5 +1,5 @@
-// What the back ends of the examples have in common: they serve a page, and publish to NATS. It uses nothing but Node, so
-// that you see all of it; in your application, use your framework and a client library of NATS.
+// What the back ends of the examples have in common: they serve a page, and publish to NATS or Redis. It uses nothing but
+// Node, so that you see all of it; in your application, use your framework and a client library of your broker.
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
@@ -8,10 +8,16 @@ import { connect } from "node:net";
 /** Where browsers reach the gateway. */
 export const GATEWAY = process.env.GATEWAY || "http://127.0.0.1:8080";
 const NATS = new URL(process.env.NATS || "nats://127.0.0.1:4222");
+const REDIS = new URL(process.env.REDIS || "redis://127.0.0.1:6379");
+
+/** The text as HTML, so that nothing that a person types becomes an element. */
+export const escape = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt()};`);
+
+const parse = (text, type = "") => (type.startsWith("application/x-www-form-urlencoded") ? Object.fromEntries(new URLSearchParams(text)) : text && JSON.parse(text));
 
 /**
- * Serves index.html of `folder`, and the routes: `"POST /login": async ({ body, cookies, url }) => answer`. An answer is
- * JSON, or `{ status, headers, json }`.
+ * Serves index.html of `folder`, and the routes: `"POST /login": async ({ body, cookies, url }) => answer`. A body is JSON or
+ * a form. An answer is JSON, or `{ status, headers, json }`, or `{ html }`.
  */
 export async function serve(folder, routes = {}) {
   const server = createServer(async (request, response) => {
@@ -23,7 +29,8 @@ export async function serve(folder, routes = {}) {
         let text = "";
         for await (const part of request) text += part;
         const cookies = Object.fromEntries((request.headers.cookie ?? "").split("; ").map((each) => each.split("=")));
-        const answer = (await route({ body: text && JSON.parse(text), cookies, url })) ?? {};
+        const answer = (await route({ body: parse(text, request.headers["content-type"]), cookies, url })) ?? {};
+        if ("html" in answer) return send(200, "text/html; charset=utf-8", answer.html);
         const { status = 200, headers = {}, json = answer } = "status" in answer || "headers" in answer ? answer : {};
         return send(status, "application/json", JSON.stringify(json), headers);
       }
@@ -86,4 +93,34 @@ export async function nats() {
         pub(subject, `${inbox}.${id} `, payload);
       }),
   };
+}
+
+/** A connection to Redis: `await command("PUBLISH", channel, text)`. It is opened again when Redis is back. */
+export async function redis() {
+  const waiting = [];
+  let socket;
+  const dial = () => {
+    let rest = "";
+    socket = connect(Number(REDIS.port || 6379), REDIS.hostname);
+    socket.on("error", () => {}).on("close", () => {
+      for (const { reject } of waiting.splice(0)) reject(new Error("the connection to Redis is lost"));
+      setTimeout(dial, 1000);
+    });
+    socket.setEncoding("utf8").on("data", (text) => {
+      rest += text;
+      // The answers to these commands are a line, or a length and a line.
+      for (let found; (found = /^(?:([-+:])(.*)|\$\d+\r\n(.*))\r\n/.exec(rest)); rest = rest.slice(found[0].length)) {
+        const [, kind, line, long] = found;
+        const { resolve, reject } = waiting.shift();
+        kind === "-" ? reject(new Error(line)) : resolve(line ?? long);
+      }
+    });
+  };
+  dial();
+  await once(socket, "connect");
+  return (...words) =>
+    new Promise((resolve, reject) => {
+      waiting.push({ resolve, reject });
+      socket.write(`*${words.length}\r\n` + words.map((word) => `$${Buffer.byteLength(String(word))}\r\n${word}\r\n`).join(""));
+    });
 }

@@ -72,16 +72,9 @@ struct RedisRecipe {
 impl RedisRecipe {
     async fn start(heading: &'static str) -> Self {
         let server = RedisServer::start();
-        let gateway = Gateway::with(&Self::toml(heading, &server)).await;
+        let toml = block(heading, "toml").replace("redis://127.0.0.1:6379", &server.url());
+        let gateway = Gateway::with(&toml).await;
         RedisRecipe { server, gateway, heading }
-    }
-
-    fn toml(heading: &str, server: &RedisServer) -> String {
-        block(heading, "toml").replace("redis://127.0.0.1:6379", &server.url())
-    }
-
-    async fn another_gateway(&self) -> Gateway {
-        Gateway::with(&Self::toml(self.heading, &self.server)).await
     }
 
     async fn page(&self) -> Page {
@@ -149,19 +142,6 @@ async fn turbo_acts_on_the_broadcasts_of_rails() {
 }
 
 #[tokio::test]
-async fn htmx_shows_the_newest_price_and_the_next_ones() {
-    let recipe = RedisRecipe::start("htmx").await;
-    eventually("the rule is warm", async || recipe.server.patterns().await == 1).await;
-    recipe.publish("prices:eur", r#"{"event":"price","data":"<b>3.10</b>"}"#).await;
-    let mut page = recipe.page().await;
-    page.shows("#price > b", "3.10").await;
-    recipe.publish("prices:eur", r#"{"event":"other","data":"<b>9</b>"}"#).await;
-    recipe.publish("prices:eur", r#"{"event":"price","data":"<b>3.20</b>\n<i>up</i>"}"#).await;
-    page.shows("#price > i", "up").await;
-    page.shows("#price > b", "3.20").await;
-}
-
-#[tokio::test]
 async fn datastar_merges_fragments() {
     let recipe = RedisRecipe::start("Datastar").await;
     let mut page = recipe.page().await;
@@ -198,61 +178,51 @@ async fn a_page_follows_a_job_to_its_end_and_one_that_comes_late_sees_the_end() 
     assert_eq!(gateway.metric("topicgate_resumes_total{outcome=\"ended\"}").await, 1.0);
 }
 
-/// The pieces that the function of the recipe writes.
-const ANSWER: &str = "Cold tea is still tea.";
-
-/// The function of the recipe. Its packages are those of tests/clients.
-async fn write_answer(server: &RedisServer, pause: &str) -> tokio::process::Child {
-    let clients = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+/// The back end of examples/answer, in which a function writes answers to a Redis Stream.
+async fn answering(redis: &RedisServer) -> (tokio::process::Child, std::net::SocketAddr) {
+    let port = free_port();
     let mut node = Command::new("node");
-    node.args(["--input-type=module", "-", "7"]).current_dir(clients).kill_on_drop(true);
-    node.env("REDIS_URL", server.url()).env("PAUSE", pause).stdin(std::process::Stdio::piped());
-    let mut child = node.spawn().unwrap();
-    let program = block("An AI answer", "js");
-    let mut input = child.stdin.take().unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut input, program.as_bytes()).await.unwrap();
-    child
-}
-
-#[tokio::test]
-async fn a_page_that_is_reloaded_in_the_middle_of_an_answer_has_all_of_it() {
-    let recipe = RedisRecipe::start("An AI answer").await;
-    let mut page = recipe.page().await;
-    let mut function = write_answer(&recipe.server, "1500").await;
-    page.shows("#answer", "Cold tea").await;
-    page.reload().await;
-    page.shows("#state", "complete").await;
-    page.shows("#answer", ANSWER).await;
-    assert!(function.wait().await.unwrap().success());
-    // Another gateway, which was not there, and a page that opens after the end.
-    let other = RedisRecipe { gateway: recipe.another_gateway().await, ..recipe };
-    let mut page = other.page().await;
-    page.shows("#state", "complete").await;
-    page.shows("#answer", ANSWER).await;
+    node.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/answer/server.mjs")).kill_on_drop(true);
+    node.env("REDIS", redis.url()).env("PORT", port.to_string());
+    let child = node.spawn().unwrap();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    eventually("the back end listens", async || TcpStream::connect(address).await.is_ok()).await;
+    (child, address)
 }
 
 #[tokio::test]
 async fn the_ai_sdk_reads_an_answer_while_it_is_written_and_afterwards() {
-    let recipe = RedisRecipe::start("An AI answer").await;
-    let html = block("An AI answer with the AI SDK", "html");
-    let mut page = Page::open(recipe.gateway.address, &html).await;
-    let mut function = write_answer(&recipe.server, "300").await;
-    page.shows("#state", "complete").await;
-    page.shows("#answer", ANSWER).await;
-    assert!(function.wait().await.unwrap().success());
-    page.reload().await;
-    page.shows("#state", "complete").await;
-    page.shows("#answer", ANSWER).await;
+    let redis = RedisServer::start();
+    let toml = include_str!("../../examples/answer/topicgate.toml");
+    let gateway = Gateway::with(&toml.replace("redis://127.0.0.1:6379", &redis.url())).await;
+    let (_backend, address) = answering(&redis).await;
+    let asked = client::request(address, "POST", "/ask", &[], br#"{"question":"Tea?"}"#).await;
+    let id = serde_json::from_str::<serde_json::Value>(&asked.text()).unwrap();
+    let id = id["id"].as_str().unwrap();
+    let recipe = block("An AI answer with the AI SDK", "html");
+    let html = recipe.replace("chatId: \"7\"", &format!("chatId: \"{id}\""));
+    let mut page = Page::open(gateway.address, &html).await;
+    for is_written in [false, true] {
+        if is_written {
+            page.reload().await;
+        }
+        page.shows("#state", "complete").await;
+        let answer = page.run("document.querySelector('#answer').textContent").await;
+        let answer = answer.as_str().unwrap();
+        assert!(
+            answer.starts_with("Cold tea is still tea. It loses") && answer.ends_with("in the glass."),
+            "{answer}"
+        );
+    }
     // It takes the answer to a cursor at the end for "there is nothing to resume".
     let number = {
         let mut last = redis::cmd("XREVRANGE");
-        last.arg("answers:7").arg("+").arg("-").arg("COUNT").arg(1);
-        let found: Vec<(String, Vec<String>)> =
-            last.query_async(&mut recipe.server.connect().await).await.unwrap();
+        last.arg(format!("answers:{id}")).arg("+").arg("-").arg("COUNT").arg(1);
+        let found: Vec<(String, Vec<String>)> = last.query_async(&mut redis.connect().await).await.unwrap();
         found[0].0.clone()
     };
-    let path = format!("/topics/answers/7?control=none&last_event_id={number}");
-    assert_eq!(recipe.gateway.get(&path).await.status, 204);
+    let path = format!("/topics/answers/{id}?control=none&last_event_id={number}");
+    assert_eq!(gateway.get(&path).await.status, 204);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

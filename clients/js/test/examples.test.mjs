@@ -1,10 +1,9 @@
-// The examples, as a person sees them: with their back end, a real NATS and a real gateway, light and dark, on a telephone, with
-// the keyboard. With SCREENSHOTS=<folder> it leaves a picture of each.
+// The examples, as a person sees them: with their back end, a real broker and a real gateway, light and dark, on a telephone,
+// with the keyboard. With SCREENSHOTS=<folder> it leaves a picture of each.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -12,6 +11,7 @@ import { after, before, test } from "node:test";
 import { launch } from "./browser.mjs";
 import { gateway, until } from "./gateway.mjs";
 import { broker } from "./nats.mjs";
+import { freePort, redis } from "./redis.mjs";
 
 const EXAMPLES = new URL("../../../examples/", import.meta.url);
 let browser;
@@ -22,16 +22,16 @@ before(async () => {
 
 after(() => browser?.close());
 
-async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address();
-  server.close();
-  return port;
-}
+/** Scripts of other hosts come from node_modules: /npm/name@version/file. */
+const PACKAGES = new URL("../node_modules/", import.meta.url);
+const fromPackages = (route) => {
+  const [, name, file] = /\/npm\/((?:@[^/]+\/)?[^/@]+)@[^/]+\/(.*)$/.exec(route.request().url());
+  const headers = { "access-control-allow-origin": "*" };
+  return route.fulfill({ contentType: "text/javascript", headers, body: readFileSync(new URL(`${name}/${file}`, PACKAGES)) });
+};
 
-/** Starts NATS, the gateway with the configuration of the example, and its back end. */
-async function start(t, name) {
+/** Starts the broker, the gateway with the configuration of the example, and its back end. */
+async function start(t, name, more = {}) {
   const [port, mqtt] = [await freePort(), await freePort()];
   const folder = mkdtempSync(join(tmpdir(), "topicgate-example-"));
   t.after(() => rmSync(folder, { recursive: true, force: true }));
@@ -39,12 +39,14 @@ async function start(t, name) {
   if (name === "sensors") {
     writeFileSync(config, readFileSync(new URL("sensors/nats.conf", EXAMPLES), "utf8").replace("1883", `${mqtt}`));
   }
-  const nats = await broker(name === "sensors" ? ["-c", config] : []);
-  t.after(nats.stop);
   const toml = readFileSync(new URL(`${name}/topicgate.toml`, EXAMPLES), "utf8");
-  const gate = await gateway(toml.replace("nats://127.0.0.1:4222", nats.url).replace("http://127.0.0.1:3000", `http://127.0.0.1:${port}`));
+  const source = toml.includes("redis://") ? await redis() : await broker(name === "sensors" ? ["-c", config] : []);
+  t.after(source.stop);
+  const gate = await gateway(
+    toml.replace(/(nats|redis):\/\/127\.0\.0\.1:\d+/, source.url).replace("http://127.0.0.1:3000", `http://127.0.0.1:${port}`),
+  );
   t.after(() => gate.stop());
-  const env = { ...process.env, NATS: nats.url, MQTT: `mqtt://127.0.0.1:${mqtt}`, GATEWAY: gate.url, PORT: `${port}` };
+  const env = { ...process.env, NATS: source.url, REDIS: source.url, MQTT: `mqtt://127.0.0.1:${mqtt}`, GATEWAY: gate.url, PORT: `${port}`, ...more };
   const backend = spawn(process.execPath, [new URL(`${name}/server.mjs`, EXAMPLES).pathname], { env, stdio: ["ignore", "pipe", "inherit"] });
   t.after(() => backend.kill("SIGKILL"));
   await new Promise((resolve, reject) => {
@@ -53,6 +55,7 @@ async function start(t, name) {
   });
   const context = await browser.newContext({ viewport: { width: 1000, height: 640 } });
   t.after(() => context.close());
+  await context.route("https://cdn.jsdelivr.net/**", fromPackages);
   const errors = [];
   const open = async (from = context) => {
     const page = await from.newPage();
@@ -60,7 +63,7 @@ async function start(t, name) {
     await page.goto(`http://127.0.0.1:${port}/`);
     return page;
   };
-  return { nats, gate, open, errors };
+  return { broker: source, gate, open, errors };
 }
 
 const live = (page) => page.locator('#state[data-state="live"]').waitFor();
@@ -86,7 +89,7 @@ async function looks(page, name, errors, focused) {
 }
 
 test("dashboard: numbers and a chart move, and the page says when they are out of date", async (t) => {
-  const { nats, open, errors } = await start(t, "dashboard");
+  const { broker, open, errors } = await start(t, "dashboard");
   const page = await open();
   await live(page);
   const number = () => page.locator("#latency .value").textContent();
@@ -97,7 +100,7 @@ test("dashboard: numbers and a chart move, and the page says when they are out o
   await page.locator("#latency").focus();
   await page.keyboard.press("Enter");
   await page.locator("#caption", { hasText: "Latency" }).waitFor();
-  await nats.kill();
+  await broker.kill();
   await page.setViewportSize({ width: 700, height: 440 });
   await page.locator('#state[data-state="stale"]').waitFor();
   if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, "stale.png") });
@@ -172,4 +175,80 @@ test("sensors: 200 tiles over MQTT, and a silent sensor is grey", async (t) => {
   await page.evaluate(() => fetch("/silence", { method: "POST", body: JSON.stringify({ number: 17 }) }));
   await page.locator('li.silent[data-number="17"]').waitFor();
   await looks(page, "sensors", errors);
+});
+
+test("answer: a reload in the middle, a second tab, and one that comes after the end have all of it", async (t) => {
+  const { gate, open, errors } = await start(t, "answer", { PAUSE: "30" });
+  const page = await open();
+  await page.getByRole("button", { name: "Ask" }).click();
+  await live(page);
+  await page.locator("#text", { hasText: "Sunlight holds all colours" }).waitFor();
+  await page.reload();
+  const whole = /^Sunlight holds all colours[^]*Blue therefore reaches[^]*what is left is red\.$/;
+  const second = await open(page.context());
+  await second.goto(page.url());
+  for (const each of [page, second]) {
+    await each.locator('#state[data-state="done"]').waitFor();
+    assert.match(await each.locator("#text").textContent(), whole);
+    await each.locator("#question", { hasText: "Why is the sky blue?" }).waitFor();
+  }
+  await until("nobody reads", async () => (await gate.metric('topicgate_streams{http="1.1"}')) === 0);
+  const late = await open();
+  await late.goto(page.url());
+  await late.locator('#state[data-state="done"]').waitFor();
+  assert.match(await late.locator("#text").textContent(), whole);
+  await looks(late, "answer", errors, "[name=question]");
+  await late.getByLabel("Your question").fill("<i>Tea?</i>");
+  await late.keyboard.press("Enter");
+  await late.locator("#text", { hasText: "Cold tea is still tea." }).waitFor();
+  await late.locator("#question", { hasText: "<i>Tea?</i>" }).waitFor();
+  await late.goBack();
+  await late.locator("#text", { hasText: "what is left is red." }).waitFor();
+});
+
+test("auction: htmx shows the newest price and bids, and two tabs share the connection", async (t) => {
+  const { gate, open, errors } = await start(t, "auction");
+  const page = await open();
+  await live(page);
+  await page.locator("#price b").waitFor();
+  const bid = async (name, amount) => {
+    await page.getByLabel("Your name").fill(name);
+    await page.getByLabel("Your bid in euro").fill(amount);
+    await page.keyboard.press("Enter");
+  };
+  await bid("Ann", "500");
+  await page.locator("#answer", { hasText: "is in" }).waitFor();
+  const second = await open();
+  for (const each of [page, second]) await each.locator("li", { hasText: "Ann€ 500" }).waitFor();
+  assert.equal(await gate.metric('topicgate_streams{http="1.1"}'), 1);
+  await page.locator("#price", { hasNotText: "€ 500" }).waitFor();
+  await bid("Ann", "10");
+  await page.locator("#answer .low").waitFor();
+  await looks(page, "auction", errors, "[name=name]");
+  await bid("<i>Ann</i>", "5000");
+  await second.locator("li", { hasText: "<i>Ann</i>€ 5,000" }).waitFor();
+});
+
+test("orders: what Laravel and Rails broadcast, over one connection, and the state after a reload", async (t) => {
+  const { gate, open, errors } = await start(t, "orders");
+  const [page, second] = [await open(), await open()];
+  for (const each of [page, second]) {
+    await live(each);
+    await each.locator('li[aria-current="step"]', { hasText: "Packed" }).waitFor();
+    await each.locator("#messages p", { hasText: "Thank you" }).waitFor();
+  }
+  await page.getByRole("button", { name: "Next step" }).click();
+  const ask = async (text) => {
+    await page.getByLabel("Message").fill(text);
+    await page.keyboard.press("Enter");
+    for (const each of [page, second]) await each.locator("#messages p", { hasText: `You ${text}` }).waitFor();
+  };
+  await ask("When will it be here?");
+  for (const each of [page, second]) await each.locator('li[aria-current="step"]', { hasText: "With Sea & Co" }).waitFor();
+  assert.equal(await gate.metric('topicgate_streams{http="1.1"}'), 1);
+  await second.reload();
+  await second.locator('li[aria-current="step"]', { hasText: "With Sea & Co" }).waitFor();
+  await until("both messages are there, once", async () => (await second.locator("#messages p").count()) === 2);
+  await looks(page, "orders", errors, "#move");
+  await ask("<i>&amp;</i>");
 });
