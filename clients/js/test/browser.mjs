@@ -1,8 +1,9 @@
-// Chromium, and pages that read with the module: tabs of one origin, at a server that has nothing but the page and the
-// module as it is built into the gateway.
+// Chromium, and pages that read with the module: tabs of one origin, at a server that has nothing but the page, the look of
+// the examples, and the module as it is built into the gateway.
 import { createServer } from "node:http";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { chromium } from "playwright-core";
 import { until } from "./gateway.mjs";
 
@@ -20,7 +21,16 @@ export const launch = () =>
 
 const MODULE = new URL("../../../src/http/topicgate.js", import.meta.url);
 
-const PAGE = `<!doctype html><link rel="icon" href="data:,"><title>reader</title><script type="module">
+const STYLE = new URL("../../../examples/style.css", import.meta.url);
+
+// It keeps what it gets for the tests, and shows what a page would show of it: whether it is live, and what happened last.
+const PAGE = `<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><link rel="stylesheet" href="/style.css"><title>reader</title>
+<style>
+body { font-size: 14px; } header, main { padding: .7rem .8rem 0; } h1 { font-size: 1.1rem; flex: none; } .state { white-space: nowrap; }
+ol { list-style: none; margin: 0; padding: 0; } li { padding: .2rem 0; border-top: 1px solid var(--line); overflow-wrap: anywhere; } li b { color: var(--accent); }
+</style>
+<header><h1>Orders</h1><span class="state" id="state">Connecting</span></header><main><ol id="log"></ol></main>
+<script type="module">
 import { TopicSource, follow } from "/topicgate.js";
 window.TopicSource = TopicSource;
 window.follow = follow;
@@ -30,10 +40,31 @@ window.read = (url, options) => {
   const source = (window.source = new TopicSource(url, options));
   source.addEventListener("any", ({ detail }) => got.push(detail.data));
   for (const type of ["open", "error", "gap", "stale", "live", "refused", "closed"]) {
-    source.addEventListener(type, ({ detail }) => events.push([type, detail]));
+    source.addEventListener(type, ({ detail }) => {
+      events.push([type, detail]);
+      show(type, detail ?? {});
+    });
   }
   return source;
 };
+const LIVE = ["live", "Live"];
+const SAYS = {
+  open: () => [...LIVE, ""],
+  live: ({ topics }) => [...LIVE, topics],
+  stale: ({ topics }) => ["stale", "Out of date: the broker is away", topics],
+  error: ({ code, wait }) => ["away", "Reconnecting: " + code, code + (wait ? ", again after " + (wait / 1000).toFixed(1) + " s" : "")],
+  refused: ({ status, code, detail }) => ["refused", "Refused: " + code, status + " " + code + ": " + detail],
+  closed: ({ code }) => ["done", "Ended", code],
+  gap: ({ topic, reason }) => [undefined, undefined, topic + ", " + reason],
+};
+function show(type, detail) {
+  const [name, words, text] = SAYS[type](detail);
+  if (name) [state.dataset.state, state.textContent] = [name, words];
+  const row = document.createElement("li");
+  row.append(Object.assign(document.createElement("b"), { textContent: type }), " " + text);
+  log.append(row);
+  if (log.children.length > 3) log.firstChild.remove();
+}
 addEventListener("pageshow", ({ persisted }) => { window.persisted = persisted; });
 window.leads = () => navigator.locks.request("probe" + Math.random(), async () => {
   const { held } = await navigator.locks.query();
@@ -46,14 +77,22 @@ window.ready = true;
 /** A server of pages; its origin must be one that the gateway allows. */
 export async function pages() {
   const server = createServer((request, response) => {
-    const isModule = request.url === "/topicgate.js";
-    response.writeHead(200, { "content-type": isModule ? "text/javascript" : "text/html", "cache-control": "no-cache" });
-    response.end(isModule ? readFileSync(MODULE) : request.url === "/page" ? PAGE : '<!doctype html><link rel="icon" href="data:,">other');
+    const file = { "/topicgate.js": ["text/javascript", MODULE], "/style.css": ["text/css", STYLE] }[request.url];
+    response.writeHead(200, { "content-type": file?.[0] ?? "text/html", "cache-control": "no-cache" });
+    response.end(file ? readFileSync(file[1]) : request.url === "/page" ? PAGE : '<!doctype html><link rel="icon" href="data:,">other');
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   const origin = `http://127.0.0.1:${server.address().port}`;
   return { origin, stop: () => (server.closeAllConnections(), server.close()) };
+}
+
+/** What the page shows now, as a picture for the documents, where SCREENSHOTS names a folder. */
+export async function picture(page, name) {
+  const { SCREENSHOTS } = process.env;
+  if (!SCREENSHOTS) return;
+  await page.setViewportSize({ width: 320, height: 150 });
+  await page.screenshot({ path: join(SCREENSHOTS, `${name}.png`) });
 }
 
 /** A tab that reads `url`; `got()` returns its messages. */

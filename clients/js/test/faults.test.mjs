@@ -1,10 +1,11 @@
-// What a page shows when something is refused, away, slow or gone: a real gateway, real brokers, Chromium.
+// What a page shows when something is refused, away, slow or gone: a real gateway, real brokers, Chromium. docs/faults.md has
+// it as a table, with the pictures that `npm run pictures` makes here.
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer, request } from "node:http";
 import { connect, createServer as listen } from "node:net";
 import { after, before, test } from "node:test";
-import { launch, pages, tab, windowOf } from "./browser.mjs";
+import { launch, pages, picture, tab, windowOf } from "./browser.mjs";
 import { gateway, until } from "./gateway.mjs";
 import { broker } from "./nats.mjs";
 import { JWT, token } from "./tokens.mjs";
@@ -65,6 +66,7 @@ test("two identities in two tabs never see each other's messages", async (t) => 
   const bob = await read("bob", ["other"], { shareKey: "bob" });
   const [, { status, code }] = await happens(bob, "refused");
   assert.deepEqual([status, code], [403, "missing_grant"]);
+  await picture(bob, "14 No permission");
   // Without keys nobody shares.
   const alone = await read("bob", ["other"]);
   assert.equal((await happens(alone, "refused"))[1].code, "missing_grant");
@@ -108,6 +110,8 @@ test("a token that expires is renewed before the stream is opened again, and not
   await has(page, "59");
   assert.deepEqual(await page.got(), Array.from({ length: 60 }, (_, number) => `${number}`));
   await happens(page, "error", ({ code }) => code === "expired");
+  await page.opened();
+  await picture(page, "11 The token expires");
   assert.ok((await page.evaluate(() => window.tokens)) >= 2);
 });
 
@@ -118,10 +122,12 @@ test("an expired token is requested once more, and a refused token is final", as
     page.evaluate(([url, tokens]) => void window.read(url, { token: () => tokens.shift() }), [`${one.url}/topics/a`, tokens]);
   await read([token("ann", ["a"], -60), token("ann", ["a"])]);
   await page.opened();
+  await picture(page, "12 The token is rotated");
   await page.evaluate(() => window.source.close());
   await read([token("ann", ["a"], -60), token("ann", ["a"], -60), token("ann", ["a"])]);
   const [, { status, code, detail }] = await happens(page, "refused");
   assert.deepEqual([status, code], [401, "expired_token"]);
+  await picture(page, "13 The token is refused");
   assert.ok(detail.length > 0);
 });
 
@@ -136,11 +142,13 @@ test("after a restart of the gateway every tab gets a gap, and messages again, o
   for (const page of tabs) await has(page, "before");
   await first.stop();
   for (const page of tabs) await happens(page, "error", ({ status }) => status === 0);
+  await picture(tabs[0], "21 The gateway is away");
   const second = await gate(t, toml, { port: first.port });
   for (const page of tabs) {
     await page.opened();
     assert.equal((await happens(page, "gap"))[1].reason, "restarted");
   }
+  await picture(tabs[0], "22 It has been restarted");
   await second.publish("a", "after");
   for (const page of tabs) await has(page, "after");
   assert.equal(await count(second, STREAMS), 1);
@@ -153,11 +161,13 @@ test("a gateway that drains or is full says so, and the page reconnects later", 
   const page = await tab(await context(t), site.origin, `${first.url}/topics/a`);
   const [, { code, wait }] = await happens(page, "error");
   assert.equal(code, "overloaded");
+  await picture(page, "23 The gateway is full");
   assert.ok(wait >= 500);
   await other.body.cancel();
   await page.opened();
   const ended = first.stop("SIGTERM");
   await happens(page, "error", ({ code }) => code === "draining");
+  await picture(page, "24 The gateway is drained");
   await ended;
   const second = await gate(t, toml, { port: first.port });
   await page.opened();
@@ -176,8 +186,10 @@ test("a browser that is offline and online again misses nothing", async (t) => {
   await one.publish("a", "meanwhile");
   await happens(page, "error");
   await one.publish("a", "and then");
+  await picture(page, "41 Offline");
   await shared.setOffline(false);
   for (const what of ["meanwhile", "and then"]) await has(page, what);
+  await picture(page, "42 Online again");
   assert.deepEqual(await page.got(), ["before", "meanwhile", "and then"]);
 });
 
@@ -216,12 +228,14 @@ test("while the broker is away the page is stale, and it gets a gap when the bro
   await has(page, "before");
   await nats.kill();
   await happens(page, "stale", ({ topics }) => topics.includes("a"));
+  await picture(page, "31 The broker is away");
   // A tab that opens now is stale too, whichever tab is the leader.
   const late = await tab(page.context(), site.origin, `${one.url}/topics/a`);
   await happens(late, "stale");
   await nats.start();
   await happens(page, "live");
   assert.equal((await happens(page, "gap"))[1].reason, "broker");
+  await picture(page, "32 The broker is back");
   await one.publish("a", "after");
   await has(page, "after");
   await has(late, "after");
@@ -261,6 +275,7 @@ test("a topic that has ended closes every tab for good", async (t) => {
     assert.deepEqual(await page.got(), ["half", "whole"]);
     assert.equal(await page.evaluate(() => window.source.readyState), 2);
   }
+  await picture(tabs[0], "44 The topic has ended");
   await until("nobody reads", async () => (await count(one, STREAMS)) === 0);
 });
 
@@ -287,5 +302,6 @@ test("behind a proxy that buffers, messages come page by page, and none is lost"
   await page.opened();
   for (let number = 0; number < 50; number++) await one.publish("a", number);
   await has(page, "49");
+  await picture(page, "43 Behind a proxy that buffers");
   assert.deepEqual(await page.got(), Array.from({ length: 50 }, (_, number) => `${number}`));
 });
