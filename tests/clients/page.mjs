@@ -5,6 +5,8 @@
 // Then it checks what a newcomer needs: messages of a type, the shell line that sends one, a fault that looks like
 // one, and all of it on a narrow screen. Prints what the page shows of the message; exits 1 if anything is not as it should
 // be, or if the browser reports any error.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { launch } from "./chromium.mjs";
 
 function insist(holds, what) {
@@ -24,6 +26,41 @@ async function types(page) {
   }
   const line = await page.locator("#curl-write").textContent();
   insist(line === `curl -d 'typed in the form' '${url}topics/demo/hello?type=price'`, "the shell line is " + line);
+}
+
+// The shell lines do what the form says, whatever it says.
+async function shell(page) {
+  const payload = `@it's "50 %" \`of\` $HOME\n& more`;
+  const topic = "demo/o'clock/a&b";
+  await page.locator("#topic").fill(topic);
+  await page.getByRole("button", { name: "Subscribe", exact: true }).click();
+  await page.locator("#state", { hasText: "Live" }).waitFor();
+  const lines = async () => Promise.all(["read", "write"].map((name) => page.locator("#curl-" + name).textContent()));
+  const [read] = await lines();
+  const reader = spawn("sh", ["-c", "exec " + read], { stdio: ["ignore", "pipe", "ignore"] });
+  let text = "";
+  reader.stdout.on("data", (data) => (text += data));
+  const has = async (what) => {
+    for (const end = Date.now() + 30_000; !text.includes(what); await page.waitForTimeout(20)) {
+      insist(Date.now() < end, read + " prints " + text);
+    }
+  };
+  try {
+    await has("stream-open");
+    await page.locator("#type").fill("a/b c");
+    await page.locator("#payload").fill(payload);
+    const [, write] = await lines();
+    const [status] = await once(spawn("sh", ["-c", write], { stdio: "ignore" }), "exit");
+    insist(status === 0, write + " exits with " + status);
+    const row = page.locator("#rows tr", { hasText: "@it's" });
+    await row.waitFor();
+    const cells = await row.locator("td").allTextContents();
+    insist(cells[1] === topic && cells[2] === "a/b c" && cells[4] === payload, "the shell line sends " + JSON.stringify(cells));
+    await has("data: & more");
+    insist((await row.count()) === 1, "it is shown more than once");
+  } finally {
+    reader.kill("SIGKILL");
+  }
 }
 
 // A refusal of the gateway is shown as text, in the colour of an error.
@@ -58,7 +95,7 @@ try {
   await shown.waitFor();
   const text = await shown.textContent();
   if (screenshot) await page.screenshot({ path: screenshot, fullPage: true });
-  for (const step of [types, narrow, fault]) await step(page);
+  for (const step of [types, shell, narrow, fault]) await step(page);
   if (errors.length > 0) throw new Error(errors.join("\n"));
   console.log(text);
 } finally {

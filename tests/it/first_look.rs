@@ -84,10 +84,20 @@ async fn with_a_configuration_there_is_no_first_look_and_nothing_feeds_its_topic
 #[tokio::test]
 async fn all_five_uses_are_alive_in_a_browser_and_two_tabs_share_one_connection() {
     let process = Process::start(&[]).await;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/look.mjs");
     let (url, admin) = (format!("http://{}/", process.address), format!("http://{}/", process.admin));
-    let output = Command::new("node").args([script, &url, &admin]).output().await.unwrap();
+    look(&[&url, &admin]).await;
+    process.kill().await;
+}
+
+#[tokio::test]
+async fn a_dashboard_is_alive_within_five_seconds_of_the_start_of_the_binary() {
+    look(&[env!("CARGO_BIN_EXE_topicgate"), "soon"]).await;
+}
+
+/// Runs tests/clients/look.mjs.
+async fn look(arguments: &[&str]) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/look.mjs");
+    let output = Command::new("node").arg(script).args(arguments).output().await.unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}{errors}", String::from_utf8_lossy(&output.stdout));
-    process.kill().await;
 }
