@@ -3,12 +3,13 @@
 #![cfg(target_os = "linux")]
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::common::client::Reader;
 use crate::common::gateway::Gateway;
 use crate::common::nats::NatsServer;
 use crate::common::process::Process;
+use crate::common::redis::RedisServer;
 use crate::common::wire::{Wire, publish_all};
 use crate::common::{LIMIT, eventually, resident, within};
 use bytes::Bytes;
@@ -128,7 +129,8 @@ async fn roomy(more: &str) -> (Process, tempfile::NamedTempFile) {
     let config = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
     let text = format!(
         "{more}limits = {{ opens_per_second = 1000000, streams = 20000, connections = 20000, \
-         streams_per_address = 20000, topics_per_address = 200000 }}\n\
+         streams_per_address = 20000, topics = 200000, topics_per_address = 200000, \
+         new_topics_per_second = 1000000 }}\n\
          [[topics]]\nmatch = \"**\"\nread = \"anyone\"\nreplay = {{ linger = \"0s\" }}\n"
     );
     std::fs::write(config.path(), text).unwrap();
@@ -175,13 +177,12 @@ async fn a_stream_of_http_2_costs_less_the_more_of_them_share_a_connection() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_of_nats_costs_little_and_gives_it_back() {
+/// Opens and leaves 10,000 streams with a topic each; `subscribed` counts the broker's subscriptions.
+async fn a_topic_costs_little_and_gives_it_back(url: &str, subscribed: impl AsyncFn() -> usize) {
     const TOPICS: usize = 10_000;
     const STREAMS: usize = 2_000;
     let _alone = ALONE.lock().await;
-    let nats = NatsServer::start();
-    let (gateway, _config) = roomy(&format!("broker.url = {:?}\n", nats.url())).await;
+    let (gateway, _config) = roomy(&format!("broker.url = {url:?}\n")).await;
     let address = gateway.address;
     // Some are there before it is measured, so that the allocator and the runtime have their stock.
     let _first = open_all(address, 200, (0..STREAMS).map(|_| "/topics/a".into())).await;
@@ -198,13 +199,71 @@ async fn a_topic_of_nats_costs_little_and_gives_it_back() {
         "{TOPICS} topics in {took:?}: {both} bytes for a topic and its stream, of which {stream} are the stream's"
     );
     assert!(both.saturating_sub(stream) < 2 * 1024 + 512, "{both} {stream}");
-    assert_eq!(nats.subscriptions(), [TOPICS as u64 + 1]);
+    assert_eq!(subscribed().await, TOPICS + 1);
     #[cfg(feature = "jemalloc")]
     let held = gateway.resident();
     drop(topics);
-    eventually("they are unsubscribed", async || nats.subscriptions() == [1]).await;
+    eventually("they are unsubscribed", async || subscribed().await == 1).await;
     // With the next sweep the allocator has returned its free memory. glibc's returns nothing here.
     #[cfg(feature = "jemalloc")]
     eventually("memory is given back", async || held.saturating_sub(gateway.resident()) / TOPICS > both / 2)
         .await;
+}
+
+/// The same with 100,000 topics, a hundred to a stream: a machine has too few ports and descriptors for a stream each.
+async fn a_hundred_thousand_topics_are_subscribed_in_seconds(url: &str, subscribed: impl AsyncFn() -> usize) {
+    const STREAMS: usize = 1_000;
+    const TOPICS: usize = 100;
+    let _alone = ALONE.lock().await;
+    let (gateway, _config) = roomy(&format!("broker.url = {url:?}\n")).await;
+    let before = gateway.resident();
+    let path = |stream: usize| {
+        let topics = (0..TOPICS).map(|number| format!("topic=users/{}/inbox", stream * TOPICS + number));
+        format!("/topics?{}", topics.collect::<Vec<_>>().join("&"))
+    };
+    let begin = Instant::now();
+    let streams = open_all(gateway.address, 10, (0..STREAMS).map(path)).await;
+    let took = begin.elapsed();
+    let held = gateway.resident().saturating_sub(before) / (STREAMS * TOPICS);
+    println!("{} topics in {took:?}: {held} bytes each, with a hundredth of a stream", STREAMS * TOPICS);
+    assert_eq!(subscribed().await, STREAMS * TOPICS);
+    drop(streams);
+    let begin = Instant::now();
+    eventually("they are unsubscribed", async || subscribed().await == 0).await;
+    println!("unsubscribed after {:?}", begin.elapsed());
+    let left = || gateway.resident().saturating_sub(before) / (STREAMS * TOPICS);
+    eventually("memory is given back", async || left() < held / 2).await;
+    println!("{} bytes of each are left", left());
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(held < 2 * 1024, "{held}");
+}
+
+fn subscriptions(nats: &NatsServer) -> usize {
+    nats.subscriptions().iter().sum::<u64>() as usize
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_nats_costs_little_and_gives_it_back() {
+    let nats = NatsServer::start();
+    a_topic_costs_little_and_gives_it_back(&nats.url(), async || subscriptions(&nats)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_redis_costs_little_and_gives_it_back() {
+    let redis = RedisServer::start();
+    a_topic_costs_little_and_gives_it_back(&redis.url(), async || redis.channels().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: run it by hand, optimized, on an idle machine"]
+async fn a_hundred_thousand_topics_of_nats_are_subscribed_in_seconds() {
+    let nats = NatsServer::start();
+    a_hundred_thousand_topics_are_subscribed_in_seconds(&nats.url(), async || subscriptions(&nats)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: run it by hand, optimized, on an idle machine"]
+async fn a_hundred_thousand_topics_of_redis_are_subscribed_in_seconds() {
+    let redis = RedisServer::start();
+    a_hundred_thousand_topics_are_subscribed_in_seconds(&redis.url(), async || redis.channels().await).await;
 }
