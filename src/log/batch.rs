@@ -1,5 +1,6 @@
 //! A batch: the events that one stream receives at once, and their counts.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -7,8 +8,10 @@ use smallvec::SmallVec;
 
 use super::TopicLog;
 use super::batch_cache::SharedBatch;
+use super::merged::{Merged, RuleCounts, Wanted};
 use crate::protocol::codes::GapReason;
 use crate::protocol::gzip::Checksum;
+use crate::protocol::seq::Seq;
 
 /// The result of a read.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Batch {
     pub(super) ends_left_out: bool,
     /// Gaps that only this reader has.
     pub gaps: SmallVec<[GapReason; 1]>,
+    /// If it was merged from several logs: its entries by rule.
+    pub(super) counts: RuleCounts,
 }
 
 impl Batch {
@@ -50,6 +55,30 @@ impl Batch {
             self.oldest = Some(self.oldest.map_or(time, |oldest| oldest.min(time)));
         }
         log.rule.events.inc_by(entries as u64);
+    }
+
+    /// Notes `entries` of `log` for the streams that will share what was merged.
+    pub(super) fn note_merged(&mut self, log: &TopicLog, entries: usize) {
+        match self.counts.iter_mut().find(|(rule, _)| Arc::ptr_eq(rule, &log.rule)) {
+            Some((_, counted)) => *counted += entries,
+            None => self.counts.push((log.rule.clone(), entries)),
+        }
+    }
+
+    /// What it is for other streams that ask for `wanted`: everything up to `until`.
+    pub(super) fn merged(&self, wanted: Wanted, until: Seq) -> Merged {
+        let Batch { entries, oldest, filtered, ends_left_out, .. } = *self;
+        let (bytes, counts) = (self.bytes.clone(), self.counts.clone());
+        Merged { wanted, until, bytes, entries, oldest, filtered, ends_left_out, counts }
+    }
+
+    /// What another stream has merged, counted for this one too.
+    pub(super) fn of_merged(merged: Merged) -> Self {
+        for (rule, entries) in &merged.counts {
+            rule.events.inc_by(*entries as u64);
+        }
+        let Merged { bytes, entries, oldest, filtered, ends_left_out, .. } = merged;
+        Batch { bytes, entries, oldest, filtered, ends_left_out, ..Batch::default() }
     }
 
     /// Takes over a batch of `log`.

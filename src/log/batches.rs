@@ -1,10 +1,12 @@
-//! The batches of a log or a backfill range: one cache for readers of everything, and one for each of the last few
-//! views. The caches are apart, so that readers with views of their own do not displace the batches of the others.
+//! The batches of a log or a backfill range: one cache for readers of everything, one for each of the last few views, and one
+//! for streams that read other logs too. The caches are apart, so that readers with views of their own do not displace the
+//! batches of the others.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::batch_cache::{BatchCache, SharedBatch};
+use super::merged::{Merged, MergedBatches, Wanted};
 use super::newest_batch::NewestBatches;
 use super::variant::Variant;
 use super::{BufferUsage, Entry};
@@ -20,6 +22,8 @@ pub(crate) struct Batches {
     plain: BatchCache,
     /// The one that was used last is at the end.
     views: VecDeque<ViewBatches>,
+    /// Of streams of which this log is the first.
+    merged: Option<Box<MergedBatches>>,
     usage: Arc<BufferUsage>,
 }
 
@@ -41,7 +45,7 @@ impl ViewBatches {
 impl Batches {
     /// Empty caches.
     pub(crate) fn new(usage: Arc<BufferUsage>) -> Self {
-        Batches { plain: BatchCache::new(usage.clone()), views: VecDeque::new(), usage }
+        Batches { plain: BatchCache::new(usage.clone()), views: VecDeque::new(), merged: None, usage }
     }
 
     /// The batch of the entries after `position` up to `head`, in that variant.
@@ -64,6 +68,17 @@ impl Batches {
         &mut self.of_view(view).newest
     }
 
+    /// What was merged of this log and others for a stream that wants the same.
+    pub(super) fn merged(&self, wanted: &Wanted) -> Option<Merged> {
+        self.merged.as_ref()?.find(wanted)
+    }
+
+    /// Keeps what was merged.
+    pub(super) fn keep_merged(&mut self, merged: Merged) {
+        let usage = &self.usage;
+        self.merged.get_or_insert_with(|| Box::new(MergedBatches::new(usage.clone()))).keep(merged);
+    }
+
     fn of_view(&mut self, view: &View) -> &mut ViewBatches {
         let found = self.views.iter().position(|batches| batches.view == *view);
         let batches = found.and_then(|index| self.views.remove(index)).unwrap_or_else(|| {
@@ -81,5 +96,6 @@ impl Batches {
     pub(crate) fn clear(&mut self) {
         self.plain.clear();
         self.views = VecDeque::new();
+        self.merged = None;
     }
 }

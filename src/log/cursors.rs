@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::batch::Read;
 use super::cursor::{Cursor, ReadOptions};
 use super::inspect::Lag;
+use super::merged::SetName;
 use super::message::Format;
 use super::paced::Paced;
 use super::registry::Lease;
@@ -32,6 +33,10 @@ pub struct Cursors {
     pub(super) cursors: SmallVec<[Cursor; 1]>,
     /// Whether they have several sequences.
     pub(super) mixed: bool,
+    /// All are where the first is, whatever their own positions say: a stream of a hundred topics moves one.
+    pub(super) is_level: bool,
+    /// If they are several of one sequence: what streams that read the same share.
+    pub(super) set: SetName,
     /// The current phase, which determines the ends of the cursors.
     pub(super) phase: Phase,
     /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
@@ -84,12 +89,18 @@ impl Cursors {
             cursors.sort_unstable_by(|a, b| a.lease.filter().cmp(b.lease.filter()));
             cursors = by_sequence(cursors);
         }
+        let is_set = cursors.len() > 1 && !mixed;
+        let filters = || cursors.iter().map(|cursor| cursor.lease.filter());
+        let set =
+            if is_set { SetName::of(filters(), handle.reader.view.as_deref()) } else { SetName::default() };
         let (ends, beyond_id, paced) = (true, false, None);
         let (content, phase, caught_up) = (Content::Identity, Phase::Live, false);
         let Window { cursor: window_cursor, since: window_since } = Window::NONE;
         Cursors {
             cursors,
             mixed,
+            is_level: false,
+            set,
             phase,
             caught_up,
             ends,
@@ -138,7 +149,7 @@ impl Cursors {
                 self.set_window(window);
                 read
             }
-            _ => self.merge(options, None),
+            _ => self.read_several(options),
         };
         self.caught_up |= matches!(read, Read::Nothing);
         if let Read::Batch(batch) = &read {
@@ -161,8 +172,23 @@ impl Cursors {
         read
     }
 
+    /// From here on, each moves on by itself.
+    pub(super) fn part(&mut self) {
+        if std::mem::take(&mut self.is_level)
+            && let [first, others @ ..] = &mut *self.cursors
+        {
+            others.iter_mut().for_each(|cursor| cursor.position = first.position);
+        }
+    }
+
+    /// Where `cursor`, one of these, is.
+    pub(super) fn place(&self, cursor: &Cursor) -> Seq {
+        if self.is_level { self.cursors[0].position } else { cursor.position }
+    }
+
     /// Whether there may be more to read now.
-    pub fn has_more(&self) -> bool {
+    pub fn has_more(&mut self) -> bool {
+        self.part();
         self.has_backlog() || self.cursors.iter().any(|cursor| cursor.has_news(self.is_replaying()))
     }
 
@@ -198,7 +224,7 @@ impl Cursors {
     }
 
     fn are_at_end(&self) -> bool {
-        self.cursors.iter().all(|cursor| cursor.position >= cursor.end) && !self.has_backlog()
+        self.cursors.iter().all(|cursor| self.place(cursor) >= cursor.end) && !self.has_backlog()
     }
 
     /// Whether messages from before the opening may still be read.
@@ -231,13 +257,16 @@ impl Cursors {
 
     /// The position up to which it has read. `None` with several sequences: there is no single position.
     pub fn position(&self) -> Option<Seq> {
-        let positions = self.cursors.iter().map(|cursor| cursor.position);
-        if self.mixed { None } else { Some(positions.min().unwrap_or_default()) }
+        if self.mixed {
+            return None;
+        }
+        let moved = if self.is_level { &self.cursors[..1] } else { &*self.cursors };
+        Some(moved.iter().map(|cursor| cursor.position).min().unwrap_or_default())
     }
 
     /// The unread entries of all logs.
     pub fn lag(&self) -> Lag {
-        let lags = self.cursors.iter().map(|cursor| cursor.lease.log().lag(cursor.position));
+        let lags = self.cursors.iter().map(|cursor| cursor.lease.log().lag(self.place(cursor)));
         lags.fold(Lag::default(), Lag::and)
     }
 
@@ -282,7 +311,7 @@ impl Cursors {
     /// The position in each of these sequences.
     pub(super) fn positions(&self, ranges: &[Range<usize>]) -> Vec<SequencePosition> {
         let position = |range: &Range<usize>| {
-            let positions = self.cursors[range.clone()].iter().map(|cursor| cursor.position);
+            let positions = self.cursors[range.clone()].iter().map(|cursor| self.place(cursor));
             SequencePosition { cursor: range.start, position: positions.min().unwrap_or_default() }
         };
         ranges.iter().map(position).collect()

@@ -22,15 +22,17 @@ impl Cursors {
     /// Whether every topic has ended, and everything up to its end was read. After a live start, only ends that came since
     /// then count: the reader waits for what comes.
     pub fn have_ended(&self) -> bool {
-        let has_ended = |cursor: &Cursor| cursor.end_read().is_some_and(|end| end > cursor.end);
+        let has_ended =
+            |cursor: &Cursor| cursor.end_read(self.place(cursor)).is_some_and(|end| end > cursor.end);
         self.ends && self.phase == Phase::Live && self.cursors.iter().all(has_ended)
     }
 
     /// Whether they begin where every topic has ended: there is nothing to read. Not while the broker is away: a message
     /// that opened a topic again may not have arrived, and a reader that hears of the end never comes back.
     pub(super) fn begin_at_ends(&self) -> bool {
-        let has_ended =
-            |cursor: &Cursor| cursor.end_read().is_some() && !cursor.lease.log().numbering.has_lost_feed();
+        let has_ended = |cursor: &Cursor| {
+            cursor.end_read(cursor.position).is_some() && !cursor.lease.log().numbering.has_lost_feed()
+        };
         self.cursors.iter().all(has_ended)
     }
 }
@@ -41,8 +43,8 @@ impl Cursor {
         self.lease.log().end.as_ref().is_some_and(|end| end.is_after(self.position))
     }
 
-    /// The number of the message that ended the topic, if it has ended and that message was read.
-    fn end_read(&self) -> Option<Seq> {
-        self.lease.log().end.as_ref()?.at().filter(|end| *end <= self.position)
+    /// The number of the message that ended the topic, if it has ended and that message is not after `position`.
+    fn end_read(&self, position: Seq) -> Option<Seq> {
+        self.lease.log().end.as_ref()?.at().filter(|end| *end <= position)
     }
 }

@@ -10,14 +10,17 @@ use smallvec::{SmallVec, smallvec};
 use super::batch::{Batch, Read};
 use super::batch_cache::SharedBatch;
 use super::cursor::{Cursor, ReadOptions};
-use super::cursors::{Cursors, SequencePosition};
+use super::cursors::{Cursors, Phase, SequencePosition};
 use super::entry::ItemPosition;
+use super::merged::Wanted;
 use super::rows::Rows;
 use super::topic_log::Place;
+use super::variant::Variant;
 use super::window::Window;
 use super::{BATCH_BYTES, Item};
 use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame;
+use crate::protocol::gzip::Content;
 use crate::protocol::seq::Seq;
 
 /// About half the entries of a batch of short messages. Divided by the number of logs with new entries, it is how many
@@ -25,8 +28,47 @@ use crate::protocol::seq::Seq;
 const HALF_BATCH: usize = 128;
 
 impl Cursors {
+    /// Reads all logs for a socket: what another stream has merged of them, or what this one merges now, for others too.
+    pub(super) fn read_several(&mut self, options: ReadOptions) -> Read {
+        let Some(wanted) = self.wanted(options) else { return self.merge(options, None) };
+        if wanted.head <= wanted.from {
+            return Read::Nothing;
+        }
+        if let Some(merged) = self.cursors[0].lease.log().merged(&wanted) {
+            self.cursors[0].position = merged.until;
+            let batch = Batch::of_merged(merged);
+            return if batch.is_empty() { Read::Nothing } else { Read::Batch(batch) };
+        }
+        let read = self.merge(options, None);
+        if self.is_level {
+            let Cursor { position, lease, .. } = &self.cursors[0];
+            let merged = match &read {
+                Read::Batch(batch) if batch.gaps.is_empty() => Some(batch.merged(wanted, *position)),
+                Read::Nothing => Some(Batch::default().merged(wanted, *position)),
+                Read::Batch(_) | Read::Fetching => None, // concerns this reader alone
+            };
+            merged.into_iter().for_each(|merged| lease.log().keep_merged(merged));
+        }
+        read
+    }
+
+    /// What it would share with others that are where it is.
+    fn wanted(&self, options: ReadOptions) -> Option<Wanted> {
+        let Variant { format, coding, content, .. } = options.shared;
+        let first = self.cursors.first()?;
+        let is_shared = self.is_level && self.phase == Phase::Live && content == Content::Identity;
+        is_shared.then(|| Wanted {
+            set: self.set,
+            from: first.position,
+            head: first.sequence().head(),
+            format,
+            coding,
+        })
+    }
+
     /// Reads all logs, each sequence in its order: into `rows`, or as bytes if there are none.
     pub(super) fn merge(&mut self, options: ReadOptions, rows: Option<&mut Rows>) -> Read {
+        self.part();
         let ranges = if self.mixed { self.sequences() } else { smallvec![0..self.cursors.len()] };
         let mut target = rows.map_or_else(|| Target::Bytes(BytesMut::new()), Target::Rows);
         let mut batch = Batch::default();
@@ -45,15 +87,19 @@ impl Cursors {
                 let mut window = self.window();
                 window.extend(cursor, through);
                 self.set_window(window);
-                batch.take(self.cursors[cursor].lease.log(), shared);
+                let log = self.cursors[cursor].lease.log();
+                batch.note_merged(log, shared.entries);
+                batch.take(log, shared);
             } else if !merge.ahead.is_empty() {
                 let around = self.mixed.then(|| self.around(&self.positions(&ranges), index));
                 let output = Output { options, around, target: &mut target, batch: &mut batch };
                 merge.write(&self.cursors[range.clone()], BATCH_BYTES / ranges.len(), output);
             }
             fetching |= merge.fetching;
+            self.is_level = !self.mixed;
             for cursor in &mut self.cursors[range.clone()] {
                 cursor.position = cursor.position.max(merge.limit);
+                self.is_level &= cursor.position == merge.limit;
             }
         }
         if let Target::Bytes(joined) = target
@@ -272,6 +318,7 @@ impl Output<'_, '_> {
                     joined.extend_from_slice(frame::stream_end(log.filter().as_str()).slice(variant.coding));
                 }
                 self.batch.count(log, 1, entry.time());
+                self.batch.note_merged(log, 1);
             }
             Item::Evicted(_) => self.batch.count_gap(log, reason),
         }

@@ -25,6 +25,7 @@ mod fields;
 mod inspect;
 mod json;
 mod merge;
+mod merged;
 pub mod message;
 mod newest;
 mod newest_batch;

@@ -18,7 +18,7 @@ const UNTYPED: &str = "message";
 const CONTROL: &str = "stream-";
 
 /// The messages that a reader receives, and how. The default is all messages, unchanged.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct View {
     /// The types that pass, sorted, each once. Empty: all.
     types: Vec<Box<str>>,
@@ -106,7 +106,7 @@ pub fn is_control(kind: &str) -> bool {
 }
 
 /// The time between two messages of one topic and type: a multiple of [`Interval::STEP`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interval(u16);
 
 impl Interval {

@@ -8,6 +8,7 @@ use super::{State, TopicLog};
 use crate::log::Entry;
 use crate::log::batch_cache::SharedBatch;
 use crate::log::compression::{Next, PIECE_BYTES};
+use crate::log::merged::{Merged, Wanted};
 use crate::log::variant::Variant;
 use crate::protocol::frame::Coding;
 use crate::protocol::gzip::Content;
@@ -49,6 +50,16 @@ impl TopicLog {
             }
             Content::Gzip => self.shared_gzip(place, variant),
         }
+    }
+
+    /// What another stream has merged of this log and others, this one first.
+    pub(in crate::log) fn merged(&self, wanted: &Wanted) -> Option<Merged> {
+        self.state.lock().batches.merged(wanted)
+    }
+
+    /// Keeps it for other streams.
+    pub(in crate::log) fn keep_merged(&self, merged: Merged) {
+        self.state.lock().batches.keep_merged(merged);
     }
 
     /// Under a lock of the log, so that every batch that was built before ends by then.
