@@ -1,5 +1,6 @@
 //! The goals of the gateway: each is a number that the results of one run must not exceed.
 
+use crate::history::History;
 use crate::report::Report;
 use crate::scenario::Scenario;
 use crate::target::Target;
@@ -53,6 +54,16 @@ pub fn all(report: &Report) -> Vec<Bar> {
         (Some(compressed), Some(plain)) => Some(2_000.0 * (compressed - plain)),
         _ => None,
     };
+    let (taken, taken_each) = (Scenario::Ingest(1).name(), Scenario::Ingest(10_000).name());
+    let behind = |scenario: &str| {
+        let step = "w800 200 B";
+        report.ratio((scenario, step, Target::Bound), (scenario, step, gateway), "per_second")
+    };
+    let many = Scenario::HundredTopics(500).name();
+    let resumed = |history: History| {
+        let name = Scenario::Resume(history, 100_000).name();
+        against(&name, "all of it", Target::Direct, "storm_s")
+    };
     let bars = [
         (
             "2,000 readers, 1 in flight: CPU per delivery, × bound",
@@ -69,8 +80,19 @@ pub fn all(report: &Report) -> Vec<Bar> {
         ("15,000 readers: KiB each, idle", 1.0, of(&large, "connect", "idle_kib")),
         ("the same, after traffic", 1.5, of(&large, "memory", "traffic_kib")),
         ("the same, after all left", 0.25, of(&large, "memory", "left_kib")),
-        ("10,000 topics, 16 in flight: CPU per delivery, × one topic with 10,000", 2.0, apart),
-        ("10,000 topics: KiB each, without the stream's", 4.0, per_topic),
+        ("10,000 topics, 16 in flight: CPU per delivery, × one topic with 10,000", 1.5, apart),
+        ("10,000 topics: KiB each, without the stream's", 2.0, per_topic),
+        (
+            "100 topics on one stream, 1 in flight: CPU per delivery, × bound",
+            1.5,
+            against(&many, "w1 200 B", Target::Bound, "cpu_us"),
+        ),
+        ("the same, 16 in flight", 1.5, against(&many, "w16 200 B", Target::Bound, "cpu_us")),
+        ("the same, 200 in flight", 1.5, against(&many, "w200 200 B", Target::Bound, "cpu_us")),
+        ("100,000 messages of JetStream: time, × direct", 2.0, resumed(History::Jetstream)),
+        ("100,000 messages of a Redis Stream: time, × direct", 2.0, resumed(History::RedisStream)),
+        ("messages taken in per second, one topic: bound's, × ours", 2.0, behind(&taken)),
+        ("the same, 10,000 topics", 2.0, behind(&taken_each)),
         ("a new connection: CPU, × nchan", 2.0, against(&small, "connect", Target::Nchan, "connect_us")),
         ("storm: p99 of the other readers, × before", 2.0, alarm),
         ("5,000 readers with every=1s: CPU at 1000 messages per second, × 1 per second", 1.5, conflated),

@@ -3,6 +3,8 @@
 //! A scenario starts a server, opens its streams, and runs its steps. CPU time is read while nothing is in flight: before
 //! the first message of a step is published, and after the last one has arrived.
 
+mod ingest;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -77,6 +79,8 @@ pub enum Scenario {
     Every(u32),
     /// One topic of JSON with this many readers; whether they accept compression.
     Json(u32, bool),
+    /// So many topics with one reader each, and as many messages as the server takes in.
+    Ingest(u32),
 }
 
 /// A step that was measured.
@@ -90,7 +94,7 @@ pub struct Step {
 
 impl Scenario {
     /// Those of a run, in order.
-    pub const ALL: [Scenario; 15] = [
+    pub const ALL: [Scenario; 17] = [
         Scenario::OneTopic(2_000),
         Scenario::OneTopic(15_000),
         Scenario::OneTopicBriefly(10_000),
@@ -106,6 +110,8 @@ impl Scenario {
         Scenario::Every(5_000),
         Scenario::Json(2_000, false),
         Scenario::Json(2_000, true),
+        Scenario::Ingest(1),
+        Scenario::Ingest(10_000),
     ];
 
     /// Its name on the command line.
@@ -125,6 +131,7 @@ impl Scenario {
             Scenario::Every(readers) => format!("every-{readers}"),
             Scenario::Json(readers, false) => format!("json-{readers}"),
             Scenario::Json(readers, true) => format!("compressed-json-{readers}"),
+            Scenario::Ingest(topics) => format!("ingest-{topics}"),
         }
     }
 
@@ -154,6 +161,10 @@ impl Scenario {
             Scenario::Every(readers) => format!("{readers} readers of one topic with every=1s"),
             Scenario::Json(readers, false) => format!("JSON, {readers} readers"),
             Scenario::Json(readers, true) => format!("The same JSON, {readers} readers, compressed"),
+            Scenario::Ingest(1) => "As many messages as come in, on one topic with one reader".to_owned(),
+            Scenario::Ingest(topics) => {
+                format!("As many messages as come in, on {topics} topics with one reader each")
+            }
         }
     }
 
@@ -168,6 +179,7 @@ impl Scenario {
             Scenario::Http2(_) => Need::Http2,
             Scenario::Every(_) => Need::Interval,
             Scenario::Json(_, compressed) => Need::Json { compressed },
+            Scenario::Ingest(_) => Need::Ingest,
             Scenario::OneTopic(_)
             | Scenario::OneTopicBriefly(_)
             | Scenario::TopicEach(_)
@@ -194,6 +206,8 @@ impl Scenario {
             Scenario::Http2(readers) => http2(&running, scaled(readers), scale),
             Scenario::Every(readers) => every(&running, scaled(readers), scale),
             Scenario::Json(readers, compressed) => json(&running, scaled(readers), scale, compressed),
+            Scenario::Ingest(1) => ingest::ingest(&running, 1, scale),
+            Scenario::Ingest(topics) => ingest::ingest(&running, scaled(topics), scale),
         }
     }
 }

@@ -56,6 +56,8 @@ pub enum Need {
     HistoryForMany,
     /// Compressing a stream once for all readers that accept it.
     Json { compressed: bool },
+    /// To take in messages from a broker.
+    Ingest,
 }
 
 /// The settings with which servers are started.
@@ -115,6 +117,7 @@ impl Target {
         match need {
             Need::History(_) => matches!(self, Target::Direct | Target::Gateway),
             Need::HistoryForMany | Need::Json { .. } => self == Target::Gateway,
+            Need::Ingest => matches!(self, Target::Bound | Target::Gateway),
             _ if self == Target::Direct => false,
             Need::Nothing => true,
             Need::ManyTopics => self != Target::Afternoon,
@@ -254,6 +257,11 @@ impl Running {
         self.target == Target::Direct
     }
 
+    /// Whether it is the bare loop.
+    pub fn is_bound(&self) -> bool {
+        self.target == Target::Bound
+    }
+
     /// Reads the history without a load; see [`history::ask`].
     pub fn read_directly(&self, messages: u32) -> Result<u64> {
         history::ask(self.subscribe, messages)
@@ -386,7 +394,7 @@ fn gateway_config(
         r#"listen = "{listen}"
 admin.listen = "{admin}"
 broker.url = "{broker}"
-limits = {{ streams = {files}, connections = {files}, streams_per_address = {files}, topics_per_address = 1000000, opens_per_second = {files}, resume_bytes = "1TiB" }}
+limits = {{ streams = {files}, connections = {files}, streams_per_address = {files}, topics_per_address = 1000000, new_topics_per_second = 1000000, opens_per_second = {files}, resume_bytes = "1TiB" }}
 log.level = "warn"
 streams.compress = {compress}
 [[topics]]
