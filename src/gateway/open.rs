@@ -237,8 +237,8 @@ impl Gateway {
             return true; // nothing depends on it
         }
         let confirmed = leases.iter().zip(rules).zip(asked).map(async |((lease, rule), asked)| {
-            if *asked || !rule.source.is_stored() || matches!(rule.source, Source::Kv { .. }) {
-                return true; // just asked, or every message that was published has arrived
+            if *asked || !rule.source.is_stored() {
+                return true; // just asked, or only this gateway has the messages
             }
             let last = self.lookups.last(address, lease.filter().clone(), rule.source.clone()).await;
             last.is_ok_and(|last| {

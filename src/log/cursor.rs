@@ -28,6 +28,8 @@ pub(super) struct Cursor {
     pub(super) reader: ReaderKey,
     /// Whether the reader has received that the topic is stale.
     pub(super) told_stale: bool,
+    /// Its replay begins with the values of a bucket: there is no position in the log from which it could read on.
+    pub(super) begins_with_values: bool,
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
     /// The end of the current [`super::cursors::Phase`]. For new messages, where they begin.
@@ -140,9 +142,9 @@ impl Cursor {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {
-            // Key-value sources are backfilled only at the start. A reader that falls behind later receives a gap,
-            // because values alone do not show which keys were deleted.
-            return (replays && from < self.end).then_some(self.end);
+            // Values alone do not show which keys were deleted. So a reader with a position in the log reads the log,
+            // and receives a gap if it falls behind later.
+            return (self.begins_with_values && replays && from < self.end).then_some(self.end);
         }
         let begin = begin(log);
         (from < begin).then_some(begin)
@@ -150,9 +152,8 @@ impl Cursor {
 
     /// Whether there may be entries after its position; checks the log without its lock.
     pub(super) fn has_news(&self, replays: bool) -> bool {
-        let log = self.lease.log();
-        let values = || replays && log.history.as_ref().is_some_and(|history| history.of_values);
-        !log.has_nothing_after(self.position) || values() && self.position < self.end
+        let values = self.begins_with_values && replays;
+        !self.lease.log().has_nothing_after(self.position) || values && self.position < self.end
     }
 
     /// As [`super::TopicLog::collect`], after `from`, but from backfill ranges where the log has no entries any more.

@@ -78,6 +78,7 @@ impl Cursors {
                 reader: lease.log().join(handle),
                 lease,
                 told_stale: false,
+                begins_with_values: false,
                 position: Seq::START,
                 end: Seq::START,
             })
@@ -213,7 +214,7 @@ impl Cursors {
         self.set_phase(Phase::Closing { replays }, |cursor| cursor.sequence().head());
     }
 
-    fn set_phase(&mut self, phase: Phase, end: impl Fn(&Cursor) -> Seq) {
+    pub(super) fn set_phase(&mut self, phase: Phase, end: impl Fn(&Cursor) -> Seq) {
         self.phase = phase;
         self.cursors.iter_mut().for_each(|cursor| cursor.end = end(cursor));
     }

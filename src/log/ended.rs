@@ -27,6 +27,11 @@ impl Cursors {
         self.ends && self.phase == Phase::Live && self.cursors.iter().all(has_ended)
     }
 
+    /// The ends at which they begin count no more: the broker may have newer messages.
+    pub fn ignore_reached_ends(&mut self) {
+        self.set_phase(Phase::Live, |cursor| cursor.position);
+    }
+
     /// Whether they begin where every topic has ended: there is nothing to read. Not while the broker is away: a message
     /// that opened a topic again may not have arrived, and a reader that hears of the end never comes back.
     pub(super) fn begin_at_ends(&self) -> bool {

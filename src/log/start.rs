@@ -113,8 +113,11 @@ impl Cursors {
             Start::Now => cursors.cursors.iter().any(Cursor::is_of_values),
             _ => true,
         };
+        for cursor in &mut cursors.cursors {
+            cursor.begins_with_values = cursor.is_of_values() && cursor.position.is_start();
+        }
         if replays {
-            cursors.replay(|cursor| match cursor.is_of_values() {
+            cursors.replay(|cursor| match cursor.begins_with_values {
                 true => cursor.sequence().head(),
                 false => cursor.lease.log().newest(),
             });

@@ -120,6 +120,9 @@ impl Stream {
         } = options;
         let Opened { mut cursors, id, resumed, ended, gaps } =
             Cursors::open(leases, ticket.handle(), start, located);
+        if ended && !may_have_ended {
+            cursors.ignore_reached_ends();
+        }
         let ended = ended && may_have_ended;
         cursors.ends = until_end;
         cursors.set_content(content);

@@ -7,9 +7,11 @@ use crate::common::gateway::Gateway;
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
 use crate::common::redis::RedisServer;
+use crate::common::slow::Slow;
 use crate::common::upstream::Upstream;
 use crate::common::{LIMIT, eventually, within};
 use serde_json::json;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
 const OPEN: &str = "[[topics]]\nmatch = \"**\"\nread = \"anyone\"\npublish = \"anyone\"\n";
@@ -268,6 +270,58 @@ async fn a_key_of_a_bucket_ends_by_its_value_and_opens_by_the_next() {
         reader.expect("stream-open").await;
         assert_eq!(reader.message().await, r#"{"n":3}"#);
     }
+}
+
+/// A message that the broker has, and that is still on its way to the gateway when a reader comes back to the end.
+async fn assert_opens_for_a_message_on_its_way(gateway: &Gateway, publish: impl AsyncFn(&str, bool)) {
+    for round in 0..3 {
+        let done = format!("done {round}");
+        publish(&done, true).await;
+        let mut reader = open(gateway, "/topics/jobs/7?last=1").await;
+        let id = loop {
+            let message = reader.expect("message").await;
+            if message.data == done {
+                break message.id;
+            }
+        };
+        eventually("204", async || resume(gateway, "/topics/jobs/7", &id).await.is_err()).await;
+        let after = format!("after {round}");
+        publish(&after, false).await;
+        let mut reader = resume(gateway, "/topics/jobs/7", &id).await.expect("a stream");
+        reader.expect("stream-open").await;
+        assert_eq!(reader.message().await, after);
+    }
+}
+
+#[tokio::test]
+async fn a_stored_topic_has_not_ended_for_a_reader_if_a_newer_message_is_on_its_way() {
+    let delay = Duration::from_millis(300);
+    let rule = |slow: &Slow, scheme: &str, source: &str| {
+        format!("broker.url = \"{scheme}://{}\"\n{}{source}\n", slow.address, OPEN.replace("**", "jobs/*"))
+    };
+    let server = RedisServer::start();
+    let slow = Slow::start(([127, 0, 0, 1], server.port()).into(), delay).await;
+    let toml = rule(&slow, "redis", "source = \"redis-stream\"\npayload = { field = \"text\" }");
+    let connection = server.connect().await;
+    let redis = async |payload: &str, ends: bool| {
+        let mut add = redis::cmd("XADD");
+        add.arg("jobs:7").arg("*").arg("text").arg(payload);
+        if ends {
+            add.arg("Topicgate-End").arg("true");
+        }
+        add.exec_async(&mut connection.clone()).await.unwrap();
+    };
+    assert_opens_for_a_message_on_its_way(&Gateway::with(&toml).await, redis).await;
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    admin.bucket("JOBS", json!({})).await;
+    let slow = Slow::start(([127, 0, 0, 1], server.port).into(), delay).await;
+    let toml = rule(&slow, "nats", "source = \"kv\"\nbucket = \"JOBS\"");
+    let nats = async |payload: &str, ends: bool| {
+        let fields = [("Topicgate-End", "true")];
+        admin.put_with("$KV.JOBS.7", if ends { &fields } else { &[] }, payload.to_owned()).await;
+    };
+    assert_opens_for_a_message_on_its_way(&Gateway::with(&toml).await, nats).await;
 }
 
 #[tokio::test]

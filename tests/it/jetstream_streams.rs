@@ -266,6 +266,15 @@ async fn a_bucket_is_its_state_and_then_its_changes() {
     gateway.publish("prices/usd/bid", "usd.bid 4").await;
     let mut back = gateway.resume("/topics/prices/usd/bid", &id).await;
     assert_eq!(back.control("stream-open").await["resumed"], true);
-    assert_eq!(back.message().await, "usd.bid 4");
+    assert_eq!((back.message().await, all.message().await), ("usd.bid 4".into(), "usd.bid 4".into()));
+    let id = back.last_id.clone();
+    drop(back);
+    admin.put_with("$KV.PRICES.usd.bid", &[("KV-Operation", "DEL")], "").await;
+    all.expect("stream-delete").await;
+    for path in ["/topics/prices/usd/bid", "/topics/prices/**", "/topics/prices/**?every=100ms"] {
+        let mut back = gateway.resume(path, &id).await;
+        assert_eq!(back.control("stream-open").await["resumed"], true);
+        assert_eq!(back.control("stream-delete").await["topic"], "prices/usd/bid", "{path}");
+    }
     assert_eq!(consumers(&server), 1);
 }
