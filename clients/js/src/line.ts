@@ -84,7 +84,7 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
     let polls = 0;
     while (!closed) {
       const { signal } = (attempt = new AbortController());
-      let any = false;
+      let any: boolean | undefined;
       let why: any;
       soon = false;
       try {
@@ -111,7 +111,7 @@ export const connect = (ask: Ask, heartbeat: number, tell: (rows: Row[]) => void
               if (id) fails = 0;
               if (type === "stream-close") why = JSON.parse(data);
             }
-            if (!any && !why) events.unshift([OPEN]);
+            if (!any && (!why || events[1])) events.unshift([OPEN]);
             any = true;
             tell(events);
           }

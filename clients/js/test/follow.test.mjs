@@ -62,6 +62,15 @@ test("messages published while the state is loaded are not missed, and no messag
   assert.equal(await page.evaluate(() => window.jumps), 0);
 });
 
+test("a topic that has ended already is loaded, and its messages are applied", async (t) => {
+  await fetch(`${gate.url}/topics/over`); // from now on, the gateway holds the topic
+  await gate.publish("over", 1);
+  await fetch(`${gate.url}/topics/over?end=1`, { method: "POST", body: "2" });
+  const { page, back } = await following(t, "over?since=all", { slow: 500 });
+  await until("both are applied", async () => String(await page.evaluate(() => window.applied)) === "1,2");
+  assert.equal(back.loads, 1);
+});
+
 test("a state that cannot be loaded is loaded again", async (t) => {
   const { page, back, shows } = await following(t, "flaky", { fails: 1 });
   await until("it says so", async () => (await page.evaluate(() => window.events)).some(([, detail]) => detail.code === "load_failed"));
