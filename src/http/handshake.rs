@@ -7,8 +7,6 @@ use std::sync::Arc;
 
 use axum::{Router, middleware};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::connection::{self, ConnectionLimits, Version};
 use super::open::Open;
@@ -16,13 +14,11 @@ use super::problem::Problem;
 use crate::gateway::Gateway;
 use crate::metrics::HandshakeResult;
 use crate::net::tls::Tls;
+use crate::net::tls_stream::TlsStream;
 use crate::protocol::codes::RefusalCode;
 
 /// The first byte of every handshake record (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 22;
-
-/// Encrypted bytes that a connection buffers while its socket takes none: one record. The rest waits in the log.
-const UNSENT: usize = 16 * 1024;
 
 /// The TLS side of a listener.
 pub(super) struct Handshake {
@@ -57,7 +53,7 @@ impl Handshake {
         match greeting {
             Ok(Ok(Greeting::Tls(socket))) => {
                 self.tls.metrics().tls_handshakes.inc(HandshakeResult::Done);
-                let version = match socket.get_ref().1.alpn_protocol() {
+                let version = match socket.alpn() {
                     Some(b"h2") => Version::Http2,
                     Some(_) => Version::Http1,
                     None => Version::Unknown,
@@ -86,15 +82,13 @@ impl Handshake {
         if first != [HANDSHAKE] {
             return Ok(Greeting::Plain(socket));
         }
-        let acceptor = TlsAcceptor::from(self.tls.current());
-        let socket = acceptor.accept_with(socket, |session| session.set_buffer_limit(Some(UNSENT))).await?;
-        Ok(Greeting::Tls(Box::new(socket)))
+        Ok(Greeting::Tls(Box::new(TlsStream::accept(socket, self.tls.current()).await?)))
     }
 }
 
 /// What the first bytes of a connection are.
 enum Greeting {
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
     Plain(TcpStream),
     Nothing,
 }

@@ -6,4 +6,5 @@ pub mod client;
 pub mod reason;
 pub mod roots;
 pub mod tls;
+pub mod tls_stream;
 pub mod turns;

@@ -10,6 +10,7 @@ use crate::common::gateway::Gateway;
 use crate::common::nats::NatsServer;
 use crate::common::process::Process;
 use crate::common::redis::RedisServer;
+use crate::common::tls::{self, Files};
 use crate::common::wire::{Wire, publish_all};
 use crate::common::{LIMIT, eventually, resident, within};
 use bytes::Bytes;
@@ -19,7 +20,8 @@ use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::version::{TLS12, TLS13};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
@@ -110,18 +112,21 @@ async fn open_all(
     at_once: usize,
     paths: impl Iterator<Item = String>,
 ) -> Vec<TcpStream> {
-    let open = async |path: String| {
-        let mut socket = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-        socket.write_all(request.as_bytes()).await.unwrap();
-        let mut read = Vec::new();
-        while !read.windows(18).any(|bytes| bytes == b"event: stream-open") {
-            let length = within("more of a head", LIMIT, socket.read_buf(&mut read)).await.unwrap();
-            assert!(length > 0, "{}", String::from_utf8_lossy(&read));
-        }
-        socket
-    };
+    let open = async |path: String| open_over(TcpStream::connect(address).await.unwrap(), &path).await;
     stream::iter(paths).map(open).buffer_unordered(at_once).collect().await
+}
+
+/// Opens a stream on a connection, which is all that stays of it.
+async fn open_over<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, path: &str) -> S {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    socket.flush().await.unwrap(); // TLS may have kept some of it
+    let mut read = Vec::new();
+    while !read.windows(18).any(|bytes| bytes == b"event: stream-open") {
+        let length = within("more of a head", LIMIT, socket.read_buf(&mut read)).await.unwrap();
+        assert!(length > 0, "{}", String::from_utf8_lossy(&read));
+    }
+    socket
 }
 
 /// A gateway in a process of its own, with room for a crowd from one address.
@@ -146,6 +151,24 @@ async fn bytes_per_stream<T>(gateway: &Process, count: usize, open: impl AsyncFn
     let before = gateway.resident();
     let _streams = open().await;
     gateway.resident().saturating_sub(before) / count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_over_tls_costs_little() {
+    const READERS: usize = 1_000;
+    let _alone = ALONE.lock().await;
+    let files = Files::new();
+    for version in [&TLS13, &TLS12] {
+        let (gateway, _config) = roomy(&files.toml()).await;
+        let open = async |_| {
+            let socket = TcpStream::connect(gateway.address).await.unwrap();
+            open_over(tls::with_version(socket, &files.pair, version).await, "/topics/a").await
+        };
+        let all = async || stream::iter(0..READERS).map(open).buffer_unordered(20).collect::<Vec<_>>().await;
+        let bytes = bytes_per_stream(&gateway, READERS, all).await;
+        println!("{:?}: {bytes} bytes for an idle reader", version.version);
+        assert!(bytes < 5 * 1024, "{version:?}: {bytes}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -138,6 +138,15 @@ pub async fn connect_1_2(address: SocketAddr, trusted: &Pair) -> TlsStream<TcpSt
     shake(TcpStream::connect(address).await.unwrap(), config(trusted, &[], &[&TLS12])).await.unwrap()
 }
 
+/// As [`over`], with this version of TLS.
+pub async fn with_version(
+    socket: TcpStream,
+    trusted: &Pair,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> TlsStream<TcpStream> {
+    shake(socket, config(trusted, H1, &[version])).await.unwrap()
+}
+
 /// As [`connect`] with HTTP/1.1, with a receive buffer of this size.
 pub async fn buffered(address: SocketAddr, trusted: &Pair, bytes: u32) -> TlsStream<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
