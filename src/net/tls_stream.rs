@@ -44,7 +44,7 @@ pub struct TlsStream {
 }
 
 /// What the session encrypts once it has processed everything that was received.
-enum Send<'a> {
+enum Output<'a> {
     Nothing,
     Data(&'a [u8]),
     Close,
@@ -71,7 +71,7 @@ impl TlsStream {
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let processed = self.process(&Send::Nothing);
+            let processed = self.process(&Output::Nothing);
             ready!(self.poll_outgoing(cx))?;
             processed?;
             if !self.session.is_handshaking() {
@@ -84,7 +84,7 @@ impl TlsStream {
     }
 
     /// Has the session process what was received, and then encrypt.
-    fn process(&mut self, send: &Send<'_>) -> io::Result<()> {
+    fn process(&mut self, output: &Output<'_>) -> io::Result<()> {
         let mut failed = None;
         loop {
             let UnbufferedStatus { mut discard, state } =
@@ -105,13 +105,13 @@ impl TlsStream {
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => self.is_ended = true,
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                    match send {
+                    match output {
                         _ if failed.is_some() => {}
-                        Send::Nothing => {}
-                        Send::Data(data) => {
+                        Output::Nothing => {}
+                        Output::Data(data) => {
                             append(&mut self.outgoing, data.len(), |to| traffic.encrypt(data, to))?;
                         }
-                        Send::Close => append(&mut self.outgoing, 0, |to| traffic.queue_close_notify(to))?,
+                        Output::Close => append(&mut self.outgoing, 0, |to| traffic.queue_close_notify(to))?,
                     }
                     is_done = true;
                 }
@@ -199,12 +199,14 @@ impl AsyncRead for TlsStream {
                 // Without a word before it, anybody on the way may have cut it.
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
-            let processed = this.process(&Send::Nothing);
-            if !this.outgoing.is_empty() {
-                // An alert, or new keys. If the socket is full, it goes with what is sent next.
-                let _ = this.poll_outgoing(cx)?;
-            }
+            let processed = this.process(&Output::Nothing);
+            // An alert, or new keys. If the socket is full, they go with what is sent next. A client that takes none of them
+            // must not make more of them wait.
+            let sent = this.poll_outgoing(cx)?;
             processed?;
+            if sent.is_pending() && this.outgoing.len() > 2 * UNSENT && this.received.is_empty() {
+                return Poll::Pending;
+            }
         }
     }
 }
@@ -214,7 +216,7 @@ impl AsyncWrite for TlsStream {
         // So there is never more than one record that waits for the socket.
         ready!(self.poll_outgoing(cx))?;
         let bytes = &bytes[..bytes.len().min(UNSENT)];
-        self.process(&Send::Data(bytes))?;
+        self.process(&Output::Data(bytes))?;
         if !bytes.is_empty() && self.outgoing.is_empty() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -230,7 +232,7 @@ impl AsyncWrite for TlsStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_closing {
             self.is_closing = true;
-            self.process(&Send::Close)?;
+            self.process(&Output::Close)?;
         }
         ready!(self.poll_outgoing(cx))?;
         Pin::new(&mut self.socket).poll_shutdown(cx)
@@ -289,6 +291,6 @@ impl From<EncryptError> for Encoding {
     }
 }
 
-fn invalid(error: impl Into<Box<dyn std::error::Error + std::marker::Send + Sync>>) -> io::Error {
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
