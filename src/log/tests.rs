@@ -166,6 +166,74 @@ fn a_batch_is_not_rebuilt_for_a_few_more_entries() {
     assert_eq!((entries(1), entries(1)), (40, 9));
 }
 
+/// A stream that waits for new entries of these topics.
+fn reader_of(registry: &Arc<Registry>, topics: &[&str]) -> Cursors {
+    let leases = topics.iter().map(|topic| lease_of(registry, topic)).collect();
+    let mut cursors = Cursors::open(leases, &Arc::default(), &Start::Now, &[]).cursors;
+    assert!(read(&mut cursors).is_none());
+    cursors
+}
+
+#[test]
+fn streams_of_the_same_topics_share_what_is_merged_and_others_do_not() {
+    let (registry, _lease) = full_registry();
+    let _unread = lease_of(&registry, "d");
+    let mut same: Vec<_> = (0..3).map(|_| reader_of(&registry, &["a", "b", "c"])).collect();
+    let mut other = reader_of(&registry, &["a", "c"]);
+    let mut read_next = |index: usize| {
+        let mut batch = None;
+        let (visits, _) = steps(|| batch = read(&mut same[index]));
+        (visits, batch.map(|batch| (batch.entries, batch.bytes)))
+    };
+    for round in 1..4 {
+        for (topic, count) in [("a", 2), ("b", 3), ("c", round)] {
+            append(&registry, topic, count);
+        }
+        let all = 5 + round as usize;
+        let (visits, first) = read_next(0);
+        assert_eq!((visits, first.as_ref().unwrap().0), (all, all));
+        for index in 1..3 {
+            let (visits, shared) = read_next(index);
+            assert_eq!((visits, &shared), (0, &first));
+            assert_eq!(shared.unwrap().1.as_ptr(), first.as_ref().unwrap().1.as_ptr());
+        }
+        // A topic that only others read: nothing for these, and the second need not look for itself.
+        append(&registry, "d", 1);
+        assert!((0..3).all(|index| read_next(index) == (0, None)));
+        assert_eq!(read(&mut other).unwrap().entries, all - 3);
+    }
+    append(&registry, "b", 40);
+    assert_eq!(read_next(0).1.unwrap().0, 40);
+    append(&registry, "c", 20);
+    assert_eq!(read_next(1).1.unwrap().0, 60, "what much follows is merged again");
+    assert_eq!(read_next(0).1.unwrap().0, 20);
+    assert_eq!((read_next(2).1.unwrap().0, read_next(2).1), (60, None));
+    // The bytes that are kept for others are counted, and given back.
+    let kept = registry.bytes();
+    registry.age();
+    assert!(registry.bytes() < kept, "{kept}");
+}
+
+#[test]
+fn a_stream_that_shares_knows_its_place_in_each_log() {
+    let (registry, _lease) = full_registry();
+    let mut readers: Vec<_> = (0..2).map(|_| reader_of(&registry, &["a", "b"])).collect();
+    append(&registry, "b", 3);
+    for reader in &mut readers {
+        assert_eq!(reader.lag().messages, 3);
+        assert_eq!(read(reader).unwrap().entries, 3);
+        assert_eq!((reader.lag().messages, reader.position()), (0, Some(registry.sequence().head())));
+    }
+    append(&registry, "a", 1);
+    assert!(readers.iter_mut().all(|reader| reader.lag().messages == 1 && reader.has_more()));
+    for reader in &mut readers {
+        reader.close();
+        assert!(!reader.is_closed());
+        assert_eq!(read(reader).unwrap().entries, 1);
+        assert!(reader.is_closed() && !reader.has_more());
+    }
+}
+
 #[test]
 fn readers_are_woken_in_groups_and_again_for_messages_that_came_in_between() {
     let (registry, _lease) = full_registry();
