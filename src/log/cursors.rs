@@ -35,8 +35,6 @@ pub struct Cursors {
     pub(super) mixed: bool,
     /// All are where the first is, whatever their own positions say: a stream of a hundred topics moves one.
     pub(super) is_level: bool,
-    /// If they are several of one sequence: what streams that read the same share.
-    pub(super) set: SetName,
     /// The current phase, which determines the ends of the cursors.
     pub(super) phase: Phase,
     /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
@@ -49,9 +47,11 @@ pub struct Cursors {
     /// The state of a reader with an interval.
     pub(super) paced: Option<Box<Paced>>,
     content: Content,
-    /// The two fields of [`Window`], which take less memory separately.
+    /// The first field of [`Window`], in a gzip body.
     window_cursor: u8,
-    window_since: Seq,
+    /// In a gzip body, the second field of [`Window`]; otherwise the number of the [`SetName`]. No stream needs both, and each
+    /// costs memory of every reader.
+    window_or_set: u64,
 }
 
 /// The phase of the cursors. It is separate from the phase of the stream, because a stream that closes during a replay
@@ -96,34 +96,44 @@ impl Cursors {
             if is_set { SetName::of(filters(), handle.reader.view.as_deref()) } else { SetName::default() };
         let (ends, beyond_id, paced) = (true, false, None);
         let (content, phase, caught_up) = (Content::Identity, Phase::Live, false);
-        let Window { cursor: window_cursor, since: window_since } = Window::NONE;
         Cursors {
             cursors,
             mixed,
             is_level: false,
-            set,
             phase,
             caught_up,
             ends,
             beyond_id,
             paced,
             content,
-            window_cursor,
-            window_since,
+            window_cursor: Window::NONE.cursor,
+            window_or_set: set.0,
         }
     }
 
+    /// The window of a gzip body.
     pub(super) fn window(&self) -> Window {
-        Window { cursor: self.window_cursor, since: self.window_since }
+        match self.content {
+            Content::Gzip => Window { cursor: self.window_cursor, since: Seq::new(self.window_or_set) },
+            Content::Identity => Window::NONE,
+        }
     }
 
     pub(super) fn set_window(&mut self, window: Window) {
-        (self.window_cursor, self.window_since) = (window.cursor, window.since);
+        if self.content == Content::Gzip {
+            (self.window_cursor, self.window_or_set) = (window.cursor, window.since.get());
+        }
     }
 
-    /// Sets the content coding of the body for which they are read.
+    /// The name of several cursors of one sequence, unless the body is gzip: streams that read the same share batches.
+    pub(super) fn set_name(&self) -> SetName {
+        SetName(self.window_or_set)
+    }
+
+    /// Sets the content coding of the body for which they are read, before anything is read.
     pub fn set_content(&mut self, content: Content) {
         self.content = content;
+        self.set_window(Window::NONE);
     }
 
     /// The content coding of the body for which they are read.

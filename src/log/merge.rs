@@ -58,7 +58,7 @@ impl Cursors {
         let first = self.cursors.first()?;
         let is_shared = self.is_level && self.phase == Phase::Live && content == Content::Identity;
         is_shared.then(|| Wanted {
-            set: self.set,
+            set: self.set_name(),
             from: first.position,
             head: first.sequence().head(),
             format,

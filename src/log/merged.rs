@@ -29,7 +29,7 @@ pub(super) type RuleCounts = SmallVec<[(Arc<RuleMetrics>, usize); 1]>;
 /// The name of a set of logs and of what is read of them. It is a hash with a key of this process, so nobody can find two sets
 /// with one name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct SetName(u64);
+pub(super) struct SetName(pub(super) u64);
 
 impl SetName {
     /// The name of these logs of one sequence, read with that view.
