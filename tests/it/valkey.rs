@@ -44,7 +44,7 @@ fn the_tests_of_redis_pass_on_valkey() {
     };
     // This build of Valkey has no TLS. And it does not count a large message twice that several clients get, so that the
     // buffer of the next test is never full: the message arrives.
-    let ended = tests(&["--skip", "tls", "--skip", "a_cut_for_a_full_output_buffer"])
+    let ended = tests(&["--skip", "tls", "--skip", "a_connection_that_is_closed_for_a_full_output_buffer"])
         .env("REDIS_SERVER", server)
         .output()
         .unwrap();
