@@ -96,7 +96,12 @@ impl Stream {
         let (mut due, mut is_fetching) = (None, false);
         let caught_up = loop {
             if reading.rows.is_full() {
-                break !self.cursors.has_more();
+                let is_all = !self.cursors.has_more();
+                if is_all {
+                    // Otherwise the ends from before the opening would not count yet.
+                    self.cursors.end_replay();
+                }
+                break is_all;
             }
             due = self.turn();
             if due.is_some() {

@@ -319,6 +319,34 @@ async fn the_end_of_a_topic_ends_the_reads_of_it() {
 }
 
 #[tokio::test]
+async fn a_full_answer_with_the_last_message_of_topics_that_have_ended_says_that_they_have() {
+    let nats = NatsServer::jetstream();
+    Admin::connect(&nats.url()).await.stream("JOBS", &["jobs.>"], json!({})).await;
+    let stored = "match = \"jobs/**\"\nsource = \"jetstream\"\nstream = \"JOBS\"";
+    for gateway in [Gateway::start().await, Gateway::with(&all_of(&nats.url(), &[stored])).await] {
+        for (path, topics) in [
+            ("/topics/jobs/1?", ["jobs/1", "jobs/1"]),
+            ("/topics?topic=jobs/2&topic=jobs/3&", ["jobs/2", "jobs/3"]),
+        ] {
+            let position = cursor(&read(&gateway, path).await).to_owned();
+            for topic in topics {
+                assert_eq!(gateway.post(&format!("/topics/{topic}?end=true"), topic).await.status, 202);
+            }
+            // A message that is published may not have come yet.
+            let path = format!("{path}wait=20s&last_event_id=");
+            eventually("both are there", async || {
+                data(&read(&gateway, &format!("{path}{position}")).await).len() == 2
+            })
+            .await;
+            let answer = read(&gateway, &format!("{path}{position}&limit=2")).await;
+            assert_eq!((data(&answer), answer.get("more")), (topics.to_vec(), None), "{path}");
+            assert_eq!(answer["ended"], true, "{path}: {answer}");
+            assert_eq!(ask(&gateway, &format!("{path}{}", cursor(&answer))).await.status, 204, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_parameter_that_is_not_valid_is_named_and_a_stream_ignores_it() {
     let gateway = Gateway::start().await;
     for (query, word) in [
