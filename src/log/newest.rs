@@ -13,33 +13,37 @@ use crate::protocol::view::View;
 /// Its approximate memory per entry, in bytes, apart from the entry.
 const WEIGHT: usize = 128;
 
+/// What two messages have in common of which only the newer one is kept: their topic, their type, and whether they were
+/// inserted apart from others.
+type Key = (Topic, Option<Box<str>>, bool);
+
 /// Entries of which each message is the newest of its topic and type, and gaps.
 #[derive(Debug, Default)]
 pub(super) struct Newest {
-    entries: BTreeMap<Seq, Arc<Entry>>,
-    by_key: HashMap<(Topic, Option<Box<str>>), Seq>,
+    entries: BTreeMap<Seq, (Arc<Entry>, bool)>,
+    by_key: HashMap<Key, Seq>,
     bytes: usize,
 }
 
 impl Newest {
     /// Adds an entry with a higher number than all before. It replaces the message of the same topic and type, if there
-    /// is one; returns whether it did.
-    pub(super) fn insert(&mut self, entry: &Arc<Entry>) -> bool {
-        let key = |message: &Message| (message.topic().clone(), message.kind().map(Box::from));
-        let before = entry.message().and_then(|message| self.by_key.insert(key(message), entry.sequence));
+    /// is one; returns whether it did. Entries that are `apart` replace only each other, because some readers of the
+    /// others do not receive them, or the reverse.
+    pub(super) fn insert(&mut self, entry: &Arc<Entry>, apart: bool) -> bool {
+        let before = entry.message().and_then(|it| self.by_key.insert(key(it, apart), entry.sequence));
         let replaced = before.and_then(|before| self.entries.remove(&before));
-        self.bytes -= replaced.as_deref().map_or(0, weight);
+        self.bytes -= replaced.as_ref().map_or(0, |(replaced, _)| weight(replaced));
         self.bytes += weight(entry);
-        self.entries.insert(entry.sequence, entry.clone());
+        self.entries.insert(entry.sequence, (entry.clone(), apart));
         replaced.is_some()
     }
 
     /// Removes the oldest entry, and returns its number.
     pub(super) fn remove_oldest(&mut self) -> Option<Seq> {
-        let (number, entry) = self.entries.pop_first()?;
+        let (number, (entry, apart)) = self.entries.pop_first()?;
         self.bytes -= weight(&entry);
         if let Some(message) = entry.message() {
-            self.by_key.remove(&(message.topic().clone(), message.kind().map(Box::from)));
+            self.by_key.remove(&key(message, apart));
         }
         Some(number)
     }
@@ -53,7 +57,7 @@ impl Newest {
 
     /// The entries after `from`, oldest first.
     pub(super) fn after(&self, from: Seq) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
-        self.entries.range((Bound::Excluded(from), Bound::Unbounded)).map(|(_, entry)| entry)
+        self.entries.range((Bound::Excluded(from), Bound::Unbounded)).map(|(_, (entry, _))| entry)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -64,6 +68,10 @@ impl Newest {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+fn key(message: &Message, apart: bool) -> Key {
+    (message.topic().clone(), message.kind().map(Box::from), apart)
 }
 
 fn weight(entry: &Entry) -> usize {

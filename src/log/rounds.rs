@@ -100,7 +100,7 @@ impl Paced {
             if matches!(&target, Target::Rows(rows) if rows.is_full()) {
                 break;
             }
-            let end = match self.take_stored(&mut cursors.cursors, range.clone(), replays, options) {
+            let end = match self.take_stored(&mut cursors.cursors, range.clone(), replays, options, view) {
                 Stored::Read => None,
                 Stored::Full(end) => Some(end),
                 Stored::Fetching => {
@@ -147,6 +147,7 @@ impl Paced {
         range: Range<usize>,
         replays: bool,
         options: ReadOptions,
+        view: &View,
     ) -> Stored {
         loop {
             // The lowest first: ids can be sent only up to there.
@@ -166,9 +167,10 @@ impl Paced {
             let gone = part.gone.filter(|gone| *gone > position);
             paced.gone = paced.gone.max(gone);
             let from = part.entries.partition_point(|entry| entry.sequence <= position);
-            part.entries
-                .range(from..)
-                .for_each(|entry| paced.conflated += usize::from(paced.backlog.insert(entry)));
+            for entry in part.entries.range(from..) {
+                // A message that is left out must not replace an end of its type, which is sent.
+                paced.conflated += usize::from(paced.backlog.insert(entry, !entry.is_in(view)));
+            }
             cursor.position = part.through.max(position.next());
         }
     }

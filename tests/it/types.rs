@@ -281,3 +281,35 @@ async fn the_end_of_a_topic_is_sent_with_every_view() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_of_another_type_is_sent_once_per_interval_even_if_the_topic_has_opened_again() {
+    // So that a log holds less than comes in an interval.
+    let few = "messages = 3";
+    for (at, is_stored) in [
+        (OnSource::embedded(few).await, false),
+        (OnSource::nats(few).await, false),
+        (OnSource::jetstream(few).await, true),
+        (OnSource::redis_stream(few).await, true),
+    ] {
+        let path = "/topics/s/a?type=price&every=1s";
+        let mut reader = at.gateway.open(path).await;
+        reader.expect("stream-open").await;
+        at.publish("s/a", "price", 0).await;
+        assert_eq!(next(&mut reader).await, ("price".to_owned(), 0));
+        let id = reader.last_id.clone();
+        let ended = at.gateway.post("/topics/s/a?end=true", r#"{"type":"done","n":1}"#).await;
+        assert_eq!(ended.status, 202, "{}", ended.text());
+        for n in 2..12 {
+            at.publish("s/a", "done", n).await;
+        }
+        at.publish("s/a", "price", 12).await;
+        let expected = [("done".to_owned(), 1), ("price".to_owned(), 12)];
+        assert_eq!([next(&mut reader).await, next(&mut reader).await], expected);
+        if is_stored {
+            let mut again = at.gateway.resume(path, &id).await;
+            assert_eq!(again.control("stream-open").await["resumed"], true);
+            assert_eq!([next(&mut again).await, next(&mut again).await], expected);
+        }
+    }
+}

@@ -30,7 +30,8 @@ impl Retained {
     /// Adds an evicted entry, and drops the oldest beyond `bytes`.
     pub(super) fn insert(&mut self, entry: &Arc<Entry>, bytes: usize) {
         let before = self.newest.bytes();
-        self.newest.insert(entry);
+        // An end passes every view, and its type may not.
+        self.newest.insert(entry, entry.kind.ends());
         while self.newest.bytes() > bytes
             && let Some(oldest) = self.newest.remove_oldest()
         {
