@@ -76,7 +76,7 @@ pub mod internals {
     pub mod cli {
         pub use crate::cli::{Cli, Command, Options};
         pub mod commands {
-            pub use crate::cli::commands::{BAD_USAGE, Failure, run};
+            pub use crate::cli::commands::{BAD_USAGE, Failure, run, unless_closed};
         }
     }
     pub mod config {

@@ -27,15 +27,23 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // clap reports --help and --version this way, too. A closed pipe is not an error.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(commands::BAD_USAGE) } else { ExitCode::SUCCESS };
+            // clap reports --help and --version this way, too.
+            let printed = error.print();
+            if error.use_stderr() {
+                return ExitCode::from(commands::BAD_USAGE);
+            }
+            return finish(commands::unless_closed(printed).map(|_| ExitCode::SUCCESS));
         }
     };
     let outcome = match cli.command {
         Some(command) => commands::run(command),
         None => run(cli.options),
     };
+    finish(outcome)
+}
+
+/// Reports a failure, and returns the exit code.
+fn finish(outcome: Result<ExitCode, Failure>) -> ExitCode {
     outcome.unwrap_or_else(|failure| {
         let _ = writeln!(stderr(), "topicgate: {failure}");
         ExitCode::from(failure.exit_code())

@@ -277,12 +277,20 @@ async fn published_messages_are_printed_with_id_and_type() {
     assert!(event["id"].as_str().unwrap().ends_with("-o-17"), "{event}");
     assert_eq!(json_line(&json.line().await)["data"], "two\nlines \u{1b}[2J");
 
+    // Control characters beyond ASCII, and characters that turn the text after them around.
+    fine(run_with_input(&["pub", &url], &[], "x\u{9b}31m\u{7f}\u{202e}y\u{2066}".as_bytes()).await);
+    let line = json.line().await;
+    assert!(line.is_ascii(), "{line:?}");
+    assert_eq!(json_line(&line)["data"], "x\u{9b}31m\u{7f}\u{202e}y\u{2066}");
+
     let line = plain.line().await;
     assert!(line.ends_with("-o-17 price first"), "{line}");
     let (first, second) = (plain.line().await, plain.line().await);
     let indent = " ".repeat(first.len() - "two".len());
     assert!(first.ends_with(" two"), "{first}");
     assert_eq!(second, format!("{indent}lines \\u{{1b}}[2J"), "no control character reaches the terminal");
+    let line = plain.line().await;
+    assert!(line.ends_with(r" x\u{9b}31m\u{7f}\u{202e}y\u{2066}"), "{line:?}");
 }
 
 #[tokio::test]
@@ -357,6 +365,16 @@ async fn the_command_ends_silently_when_its_output_is_closed() {
         .unwrap()
         .into();
     assert_eq!((ended.code, &*ended.err), (0, ""));
+}
+
+#[tokio::test]
+async fn help_that_cannot_be_written_is_a_failure() {
+    for arguments in [&["--help"][..], &["--version"], &["help", "sub"], &["config"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let child = topicgate(arguments, &[]).stdout(full).spawn().unwrap();
+        let ended: Ended = child.wait_with_output().await.unwrap().into();
+        refused(&ended, 1, "standard output cannot be written");
+    }
 }
 
 #[tokio::test]

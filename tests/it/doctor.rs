@@ -239,6 +239,21 @@ async fn a_url_that_is_no_gateway_or_cannot_be_reached_is_reported() {
 }
 
 #[tokio::test]
+async fn a_topic_that_has_ended_is_no_problem() {
+    let gateway = Gateway::start().await;
+    let mut reader = gateway.open("/topics/a").await;
+    reader.expect("stream-open").await;
+    gateway.post("/topics/a?end=true", "last").await;
+    reader.message().await;
+    let url = format!("http://{}/topics/a?last_event_id={}", gateway.address, reader.last_id);
+    let ended = examined(&url, &[]).await;
+    assert!(
+        ended.code == 0 && ended.out.starts_with("note   reach: 204 No Content: the topic has ended"),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
 async fn http_2_is_used_if_tls_offers_it_and_reported_as_missing_if_not() {
     let files = Files::new();
     let gateway = Gateway::with(&format!("{HEARTBEAT}{}", files.toml())).await;

@@ -179,9 +179,16 @@ pub(crate) fn passes(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
 
-/// Escapes control characters in text from elsewhere, so that it cannot control the terminal.
+/// Escapes characters in text from elsewhere that would control the terminal.
 pub(crate) fn printable(text: &str) -> String {
-    let show =
-        |c: char| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() };
+    let show = |c: char| {
+        if controls_a_terminal(c) && c != '\t' { c.escape_default().to_string() } else { c.to_string() }
+    };
     text.chars().map(show).collect()
+}
+
+/// Whether a character does something to a terminal other than to appear on it: control characters, separators of lines
+/// and paragraphs, and characters that change the direction of the text after them.
+pub(crate) fn controls_a_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

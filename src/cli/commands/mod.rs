@@ -108,8 +108,11 @@ fn print(text: impl AsRef<[u8]>) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns whether standard output is still open.
-fn unless_closed(written: io::Result<()>) -> Result<bool, Failure> {
+/// Returns whether standard output is still open. A reader that closes the pipe early is not an error.
+///
+/// # Errors
+/// [`Failure::Failed`]: it could not be written for another reason.
+pub fn unless_closed(written: io::Result<()>) -> Result<bool, Failure> {
     match written {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),

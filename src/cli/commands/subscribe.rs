@@ -199,7 +199,13 @@ fn json(event: &Event) -> String {
         data: &'a str,
     }
     let line = Line { id: &event.id, event: &event.kind, data: &event.data };
-    serde_json::to_string(&line).unwrap_or_default() // three texts can be written as JSON
+    let line = serde_json::to_string(&line).unwrap_or_default(); // three texts can be written as JSON
+    // It has escaped the characters below U+0020. All others are within its strings.
+    let escape = |c: char| match http::controls_a_terminal(c) {
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => c.to_string(),
+    };
+    line.chars().map(escape).collect()
 }
 
 fn to_millis(span: Duration) -> Duration {

@@ -176,6 +176,11 @@ impl Examination {
 
     async fn refused(&mut self, response: Response<Incoming>) {
         let cause = match response.status() {
+            StatusCode::NO_CONTENT => {
+                let words = "204 No Content: the topic has ended, and the cursor in the URL is at its end, so there is no \
+                             stream to examine; leave the cursor out, or examine another topic";
+                return self.report.note("reach", words, Cause::None);
+            }
             StatusCode::MISDIRECTED_REQUEST => Cause::Unreachable,
             status if status.is_server_error() => Cause::Unreachable,
             // The gateway's refusal is about the request.
