@@ -34,9 +34,13 @@ pub(super) fn base_path(input: &mut Input<'_>, key: &str) -> String {
         && segments.all(|segment| {
             !segment.is_empty() && segment != "." && segment != ".." && segment.chars().all(is_plain)
         });
-    if path == "/topics" || path.starts_with("/topics/") {
-        input
-            .refuse(key, format!("{given:?} begins with /topics, where the topics are; choose another path"));
+    let of_gateway = ["/topics", "/topicgate.js"];
+    let first = path.split('/').nth(1).map(|first| format!("/{first}")).unwrap_or_default();
+    if of_gateway.contains(&first.as_str()) {
+        input.refuse(
+            key,
+            format!("{given:?} begins with {first}, which the gateway itself serves; choose another path"),
+        );
     } else if !path.is_empty() && !is_path {
         let what =
             "is not a path; write it with a slash before each segment, of letters, digits and -._~: /events";
@@ -52,10 +56,10 @@ pub(super) fn is_token(name: &str) -> bool {
     !name.is_empty() && name.chars().all(allowed)
 }
 
-/// RFC 6901. The empty pointer, the whole payload, is refused: it names no field.
+/// RFC 6901. The empty pointer is the whole document.
 pub(super) fn is_pointer(text: &str) -> bool {
     let escapes = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-    text.starts_with('/') && escapes
+    text.is_empty() || text.starts_with('/') && escapes
 }
 
 /// What is wrong with a text that is not [`is_pointer`].

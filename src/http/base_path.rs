@@ -23,7 +23,10 @@ pub(super) async fn remove(
         // The page's addresses are relative to its own, which must end with a slash.
         Some("") => {
             if let Ok(location) = HeaderValue::try_from(format!("{base}/")) {
-                return (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, location)]).into_response();
+                // As every answer, although this one depends on no origin: a cache must not have to know that.
+                let vary = HeaderValue::from_static("origin");
+                let headers = [(header::LOCATION, location), (header::VARY, vary)];
+                return (StatusCode::PERMANENT_REDIRECT, headers).into_response();
             }
         }
         Some(path) => {

@@ -30,9 +30,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
@@ -56,10 +56,14 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
         // As some clients write it, with the topics in the query.
         .route("/topics/", subscribe.clone())
         .route("/topics/{*topic}", subscribe.post(publish::publish))
-        .route("/topicgate.js", get(module::module))
-        .fallback(|uri: Uri| async move {
+        .route("/topicgate.js", get(module::module).options(subscribe::options))
+        .fallback(|method: Method, uri: Uri| async move {
+            // `OPTIONS *` asks about the server as a whole (RFC 9110, section 9.3.7). It has no path that could be a route.
+            if method == Method::OPTIONS && uri.path() == "*" {
+                return subscribe::options(uri).await;
+            }
             let hint = base_path::hint(uri.path());
-            problem::Problem::no_route(&uri, hint.as_deref().unwrap_or(problem::NO_TOPIC))
+            problem::Problem::no_route(&uri, hint.as_deref().unwrap_or(problem::NO_TOPIC)).into_response()
         })
         .method_not_allowed_fallback(|| async {
             problem::Problem::new(
@@ -71,10 +75,12 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     if gateway.current().config.broker.kind() == BrokerKind::Memory {
         // A reload can end the first look, but not begin it: its back end starts with the process.
         let has_first_look = gateway.current().config.has_first_look;
-        router = router.route("/", get(async move |gateway| page::page(gateway, has_first_look)));
+        router = router.route(
+            "/",
+            get(async move |gateway| page::page(gateway, has_first_look)).options(subscribe::options),
+        );
     }
     router = router
-        .layer(middleware::map_response_with_state(gateway.clone(), keep_url_private))
         .layer(middleware::from_fn_with_state(listener, origin::guard))
         .layer(middleware::from_fn_with_state(gateway.clone(), record_refusals));
     if gateway.traces().is_on() {
@@ -83,8 +89,10 @@ pub(crate) fn public(gateway: Arc<Gateway>, address: Option<SocketAddr>) -> Rout
     let router = router
         .layer(middleware::from_fn_with_state(gateway.clone(), client::find))
         .with_state(gateway.clone());
-    let below_base = middleware::from_fn_with_state(gateway, base_path::remove);
-    Router::new().fallback_service(below_base.layer(router))
+    let below_base = middleware::from_fn_with_state(gateway.clone(), base_path::remove);
+    // Around everything else, because each of them may answer by itself.
+    let private = middleware::map_response_with_state(gateway, keep_url_private);
+    Router::new().fallback_service(below_base.layer(router)).layer(private)
 }
 
 /// The routes of the admin listener, which listens at `address`. `closing` ends the streams that would never end by

@@ -49,6 +49,8 @@ struct Allowed<'a> {
     cors: &'a Cors,
     /// The listener uses TLS, so the origin of its own pages is `https`.
     secure: bool,
+    /// The listener is the admin listener, which has its own `hosts` and admits no pages of other origins.
+    is_admin: bool,
 }
 
 #[derive(Debug)]
@@ -73,13 +75,13 @@ impl<'a> Allowed<'a> {
             ([], false) => None,
             (listed, _) => Some(Hosts::Listed(listed)),
         };
-        Allowed { hosts, cors, secure }
+        Allowed { hosts, cors, secure, is_admin: false }
     }
 
     /// The policy of the console: no page of another origin, and only addresses, loopback names and listed names as the
     /// `Host`. A page that points its own name at us (DNS rebinding) sends that name as the `Host`.
     fn addresses(listed: &'a [String]) -> Self {
-        Allowed { hosts: Some(Hosts::Addresses(listed)), cors: NO_PAGES, secure: false }
+        Allowed { hosts: Some(Hosts::Addresses(listed)), cors: NO_PAGES, secure: false, is_admin: true }
     }
 
     /// The policy of metrics and probes: the same, and machines of the same network may use the name that they know us
@@ -91,7 +93,7 @@ impl<'a> Allowed<'a> {
             (false, _) => Hosts::Local(listed),
         };
         let hosts = Some(hosts).filter(|_| loopback || !is_probe);
-        Allowed { hosts, cors: NO_PAGES, secure: false }
+        Allowed { hosts, cors: NO_PAGES, secure: false, is_admin: true }
     }
 
     fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
@@ -110,32 +112,45 @@ impl<'a> Allowed<'a> {
             Some(Hosts::Listed(listed)) => host.is_some_and(|host| is_listed(listed, host)),
         };
         if !allowed {
-            let host = host.map_or("a request without Host".into(), |host| {
-                format!("the Host {}", outcome::quoted(host))
-            });
-            let detail = match &self.hosts {
-                Some(Hosts::Addresses(_) | Hosts::Local(_)) => format!(
-                    "this listener does not answer for {host}; use its address, or add the name to admin.hosts"
-                ),
-                _ => format!(
-                    "this gateway does not answer for {host}; add the name to the configuration key hosts"
-                ),
-            };
-            return Err(Problem::new(RefusalCode::BadHost, detail));
+            return Err(self.bad_host(host));
         }
         if self.listed(headers).is_some() || self.is_own(method, host, headers) {
             return Ok(());
         }
-        let Some(origin) = headers.get(header::ORIGIN) else {
-            let detail = "a page of another site embeds this, which is not allowed; add its origin to the configuration key \
-                          cors.origins, and use fetch or EventSource";
-            return Err(Problem::new(RefusalCode::BadOrigin, detail));
+        Err(self.bad_origin(headers.get(header::ORIGIN)))
+    }
+
+    fn bad_host(&self, host: Option<&str>) -> Problem {
+        let host = host
+            .map_or("a request without Host".into(), |host| format!("the Host {}", outcome::quoted(host)));
+        let detail = if self.is_admin {
+            format!(
+                "this listener does not answer for {host}; use its address, or add the name to admin.hosts"
+            )
+        } else {
+            format!("this gateway does not answer for {host}; add the name to the configuration key hosts")
         };
-        let note =
-            format!("pages of {} may not", outcome::quoted(&String::from_utf8_lossy(origin.as_bytes())));
-        let detail = "pages of this origin may not use this gateway; add the origin to the configuration key cors.origins, as \
-                      the browser writes it: scheme, host and port";
-        Err(Problem::new(RefusalCode::BadOrigin, detail).note(note))
+        Problem::new(RefusalCode::BadHost, detail)
+    }
+
+    fn bad_origin(&self, origin: Option<&HeaderValue>) -> Problem {
+        let detail = match (origin, self.is_admin) {
+            (_, true) => {
+                "the admin listener answers no pages of other sites; open the console at the listener's own address"
+            }
+            (None, false) => {
+                "a page of another site embeds this, which is not allowed; add its origin to the configuration key \
+                 cors.origins, and use fetch or EventSource"
+            }
+            (Some(_), false) => {
+                "pages of this origin may not use this gateway; add the origin to the configuration key cors.origins, as \
+                 the browser writes it: scheme, host and port"
+            }
+        };
+        let problem = Problem::new(RefusalCode::BadOrigin, detail);
+        let Some(origin) = origin else { return problem };
+        let origin = String::from_utf8_lossy(origin.as_bytes());
+        problem.note(format!("pages of {} may not", outcome::quoted(&origin)))
     }
 
     /// Whether the request comes from a page of the gateway's own origin, from a person, or from no page at all.

@@ -78,6 +78,13 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
     };
     let caller = access::authorize(gateway, &access).await.map_err(not_allowed)?;
     let says = said(uri, headers).map_err(bad)?;
+    if has_unknown_coding(headers) {
+        return Err(Problem::new(
+            RefusalCode::BadBody,
+            "the body has a transfer coding other than chunked; send it without",
+        )
+        .into_response());
+    }
     let payload = payload(gateway, body, &mut publishing).await?;
     match gateway.publish(&topic, caller.as_ref(), payload, says).await {
         Ok(id) => {
@@ -129,6 +136,13 @@ fn said(uri: &Uri, headers: &HeaderMap) -> Result<Said, &'static str> {
     let kind = kind.map(|kind| EventType::new(kind).filter(is_utf8).ok_or(bad_kind)).transpose()?;
     let end = query("end").or_else(|| header("topicgate-end"));
     Ok(Said { id, kind, ends: end.is_some_and(|end| publisher::is_true(&end)) })
+}
+
+/// Whether the body was encoded for its transfer (`gzip, chunked`): the HTTP library decodes `chunked` only.
+fn has_unknown_coding(headers: &HeaderMap) -> bool {
+    let fields = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b','));
+    codings.any(|coding| !coding.trim_ascii().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// A temporary refusal. A publisher is not an EventSource and understands 503.

@@ -328,7 +328,8 @@ fn read_last(value: &str) -> Result<Start, Problem> {
 
 /// The handler of OPTIONS, which a CORS preflight never reaches.
 pub(super) async fn options(uri: Uri) -> Response {
-    let one_topic = uri.path().strip_prefix("/topics/").is_some_and(|path| !path.is_empty());
+    let one_topic =
+        uri.path() == "*" || uri.path().strip_prefix("/topics/").is_some_and(|path| !path.is_empty());
     let allow = if one_topic { "GET, HEAD, POST, OPTIONS" } else { "GET, HEAD, OPTIONS" };
     (StatusCode::NO_CONTENT, [(header::ALLOW, allow)]).into_response()
 }

@@ -41,7 +41,7 @@ pub enum TopicError {
     /// A wildcard inside a segment, or a character that is a wildcard in a broker.
     #[error(
         "the topic has the character {character:?}, which cannot be part of a segment; {}",
-        near.as_ref().map_or("* * and ** must be whole segments".into(), |near| format!("write {near}"))
+        near.as_ref().map_or_else(|| instead(*character).into(), |near| format!("write {near}"))
     )]
     Forbidden {
         /// The first such character.
@@ -64,6 +64,15 @@ pub enum TopicError {
     /// A pattern where a topic was needed.
     #[error("a pattern was sent where a single topic is required; write it without * and **")]
     Pattern,
+}
+
+/// What to do about a forbidden character.
+fn instead(character: char) -> &'static str {
+    match character {
+        '%' => "percent-encode the topic once, not twice",
+        '\\' => "leave it out",
+        _ => "* and ** must be whole segments",
+    }
 }
 
 /// One topic in canonical form. Cheap to clone.

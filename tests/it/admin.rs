@@ -264,6 +264,24 @@ async fn pages_of_other_origins_can_neither_read_nor_end_anything() {
 }
 
 #[tokio::test]
+async fn a_refusal_names_the_setting_of_the_admin_listener() {
+    let gateway = Gateway::start().await;
+    for path in ["/metrics", "/streams"] {
+        let answer = gateway.ask_admin("GET", path, &[("host", "attacker.example")]).await;
+        assert!(answer.text().contains("admin.hosts"), "{path}: {}", answer.text());
+        for fields in [
+            &[("origin", "https://attacker.example")][..],
+            &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")],
+        ] {
+            let answer = gateway.ask_admin("GET", path, fields).await;
+            assert_eq!(answer.status, 403, "{path}");
+            assert!(answer.text().contains("admin listener"), "{path}: {}", answer.text());
+            assert!(!answer.text().contains("cors.origins"), "{path}: {}", answer.text());
+        }
+    }
+}
+
+#[tokio::test]
 async fn on_a_public_address_the_console_is_served_only_if_it_is_configured() {
     let gateway = Gateway::with_admin("0.0.0.0", "").await;
     for (method, path) in PATHS {

@@ -392,8 +392,13 @@ async fn an_options_request_that_is_no_preflight_is_answered_with_the_methods() 
         "Access-Control-Request-Method: GET\r\n",
         "Origin: http://localhost\r\n",
     ] {
-        for (target, allow) in [("/topics/a", "get, head, post, options"), ("/topics", "get, head, options")]
-        {
+        for (target, allow) in [
+            ("/topics/a", "get, head, post, options"),
+            ("/topics", "get, head, options"),
+            ("/topicgate.js", "get, head, options"),
+            ("/", "get, head, options"),
+            ("*", "get, head, post, options"),
+        ] {
             let reply = send(&gateway, "OPTIONS", target, fields).await;
             assert_eq!((reply.status, reply.header("allow")), (204, Some(allow)), "{target} {fields:?}");
             assert_eq!(reply.header("access-control-allow-methods"), None, "{target} {fields:?}");

@@ -46,6 +46,19 @@ async fn other_methods_are_refused_with_the_methods_that_work() {
 }
 
 #[tokio::test]
+async fn a_body_with_an_unknown_transfer_coding_is_refused() {
+    let gateway = Gateway::start().await;
+    for (coding, status) in
+        [("chunked", 202), ("Chunked", 202), ("gzip, chunked", 400), ("gzip,CHUNKED", 400)]
+    {
+        let more = format!("Transfer-Encoding: {coding}\r\n\r\n1\r\nx\r\n0\r\n");
+        let reply = send(&gateway, "POST", "/topics/open/a", &more).await;
+        assert_eq!(reply.status, status, "{coding}: {}", reply.text());
+        assert_eq!(reply.text().contains("\"bad_body\""), status == 400, "{coding}: {}", reply.text());
+    }
+}
+
+#[tokio::test]
 async fn head_answers_as_get_would_and_subscribes_to_nothing() {
     let gateway = Gateway::with(HIDDEN).await;
     let mut raw = Raw::connect(gateway.address).await;

@@ -57,13 +57,38 @@ async fn unusual_paths_are_served_or_the_refusal_says_what_is_wrong() {
 
 #[test]
 fn an_invalid_base_path_is_refused_with_its_key() {
-    for bad in
-        ["events", "/a//b", "/a b", "/../a", "https://a.example/events", "/events?x", "/topics", "/topics/a"]
-    {
+    for bad in [
+        "events",
+        "/a//b",
+        "/a b",
+        "/../a",
+        "https://a.example/events",
+        "/events?x",
+        "/topics",
+        "/topics/a",
+        "/topicgate.js",
+    ] {
         let errors = Config::from_toml(&format!("base_path = {bad:?}\n")).unwrap_err().to_string();
         assert!(errors.contains("base_path"), "{bad}: {errors}");
     }
     for good in ["/", "/events", "/a/b.c/", "/~x"] {
         Config::from_toml(&format!("base_path = {good:?}\n")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn with_tokens_in_urls_every_answer_keeps_the_url_private() {
+    let gateway = Gateway::with("base_path = \"/site\"\nauth.token.query = true\n").await;
+    let foreign = [("origin", "https://elsewhere.example")];
+    for (path, headers, status) in [
+        ("/site", &[][..], 308),
+        ("/site/topics/a", &foreign, 403),
+        ("/site/topics/a?last=x", &[], 400),
+        ("/nowhere", &[], 404),
+    ] {
+        let answer = gateway.request("GET", path, headers).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer", "{path}");
+        assert!(answer.header("vary").contains("origin"), "{path}");
     }
 }
