@@ -93,6 +93,15 @@ impl Config {
                 ));
             }
         }
+        for (key, field) in [("id", &rule.id), ("type", &rule.kind)] {
+            if rule.end != Field::Nowhere && is_same_place(field, &rule.end) {
+                warnings.add(format!(
+                    "{name} takes {key} and end from the same place, so that every message with {} ends its topic; name \
+                     another place for one of them",
+                    if key == "id" { "an id" } else { "a type" }
+                ));
+            }
+        }
         self.warn_of_replay(&name, rule, warnings);
     }
 
@@ -199,6 +208,14 @@ struct Warnings(Vec<String>);
 impl Warnings {
     fn add(&mut self, text: impl Into<String>) {
         self.0.push(text.into());
+    }
+}
+
+/// Whether both are in the same place of a message. Names of header fields have no case.
+fn is_same_place(a: &Field, b: &Field) -> bool {
+    match (a, b) {
+        (Field::Header(a), Field::Header(b)) => a.eq_ignore_ascii_case(b),
+        (a, b) => a == b,
     }
 }
 

@@ -251,7 +251,7 @@ impl Rule {
         };
         let r = &self.replay;
         let linger = match r.linger {
-            _ if r.warm => "subscribed from the start".into(),
+            _ if r.warm || self.source.is_shared() => "subscribed from the start".into(),
             Duration::ZERO => "unsubscribed as soon as its last reader leaves".into(),
             linger => format!("unsubscribed {} after its last reader left", format_duration(linger)),
         };
@@ -271,6 +271,7 @@ impl Rule {
 
     fn fields_in_words(&self, broker: BrokerKind) -> String {
         let place = |field: &Field| match field {
+            Field::Pointer(pointer) if pointer.is_empty() => Some("the whole JSON value".to_owned()),
             Field::Pointer(pointer) => Some(format!("the JSON field {pointer}")),
             Field::Header(name) if matches!(self.source, Source::RedisStream { .. }) => {
                 Some(format!("the field {name}"))
@@ -290,6 +291,9 @@ impl Rule {
             Some(pointer) => format!(". The payload is in the JSON field {pointer}"),
         };
         let end = match &self.end {
+            Field::Pointer(pointer) if pointer.is_empty() => {
+                ". A message ends its topic by its whole JSON value".to_owned()
+            }
             Field::Pointer(pointer) => format!(". The JSON field {pointer} ends a topic"),
             Field::Header(_) | Field::Nowhere => String::new(),
         };

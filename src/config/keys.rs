@@ -245,7 +245,7 @@ pub(super) const KEYS: &[Key] = &[
     key("topics.replay.age", SECONDS, "How long a message is held for replay.").default("5m"),
     key("topics.replay.linger", DURATION, "How long a topic is held after its last reader has left.")
         .default("1m"),
-    key("topics.replay.warm", Flag, "Whether to subscribe from the start, without waiting for a reader.")
+    key("topics.replay.warm", Flag, "Whether to subscribe from the start, without waiting for a reader; jetstream and kv always do.")
         .default("false"),
 ];
 

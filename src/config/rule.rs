@@ -175,6 +175,7 @@ fn bound(input: &mut Input<'_>, path: &str, text: String) -> (String, Option<usi
 /// Where a message carries its id, its type or its end. The default is a NATS header field. Redis messages have no header,
 /// and the fields of an entry are named by the application.
 fn field(input: &mut Input<'_>, path: &str, default: Field) -> Field {
+    input.may_be_empty(&format!("{path}.pointer"));
     let field = match input.get_if_any::<Vec<(&str, String)>>(path).as_deref() {
         None => default,
         Some([("header", header)]) => {
@@ -213,7 +214,7 @@ fn data(input: &mut Input<'_>, path: &str) -> Option<String> {
     input.may_be_empty(&format!("{path}.pointer"));
     let places: Option<Vec<(&str, String)>> = input.get_if_any(path);
     let pointer = places.and_then(|places| places.into_iter().next()).map(|(_, pointer)| pointer)?;
-    if !pointer.is_empty() && !is_pointer(&pointer) {
+    if !is_pointer(&pointer) {
         input.refuse(&format!("{path}.pointer"), not_a_pointer(&pointer));
     }
     Some(pointer)

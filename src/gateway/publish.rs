@@ -111,7 +111,7 @@ fn carried(rule: &Rule, has_headers: bool, says: &Said) -> Result<Headers, Strin
             Field::Header(name) if has_headers || rule.source.is_stored() => headers.insert(name, value),
             Field::Pointer(pointer) => {
                 return Err(format!(
-                    "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer}"
+                    "messages of this topic carry their {what} in the payload, at the JSON pointer {pointer:?}"
                 ));
             }
             Field::Nowhere if rule.source.is_stored() => {

@@ -125,7 +125,7 @@ async fn subscribed<E: Future<Output = ()>>(
                             tracing::error!(
                                 topic = filter.as_str(),
                                 why,
-                                "the broker refuses the subscription of a warm rule; it is tried again"
+                                "the broker refuses the subscription of a rule that is subscribed from the start; it is tried again"
                             );
                         }
                         subscription.refuse();

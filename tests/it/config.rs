@@ -447,6 +447,37 @@ fn check_names_no_id_header_for_a_source_with_ids_of_its_own() {
 }
 
 #[test]
+fn check_says_which_rules_are_subscribed_from_the_start() {
+    for (source, words) in [
+        ("source = \"pubsub\"", "it is unsubscribed 1m after its last reader left"),
+        ("replay = { warm = true }", "it is subscribed from the start"),
+        ("source = \"jetstream\"", "it is subscribed from the start"),
+        ("source = \"kv\"\nbucket = \"B\"", "it is subscribed from the start"),
+    ] {
+        let file =
+            format!("broker.url = \"nats://h\"\n[[topics]]\nmatch = \"a/**\"\nread = \"anyone\"\n{source}");
+        let page = Config::from_toml(&file).unwrap().explain();
+        assert!(page.contains(words), "{source}:\n{page}");
+    }
+}
+
+#[test]
+fn the_empty_pointer_is_the_whole_document_in_every_field() {
+    for (key, words) in [
+        ("id", "Ids are in the whole JSON value"),
+        ("type", "types in the whole JSON value"),
+        ("data", "The payload is the JSON value of the whole message"),
+        ("end", "A message ends its topic by its whole JSON value"),
+    ] {
+        let file = format!(
+            "broker.url = \"redis://h\"\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\n{key} = {{ pointer = \"\" }}"
+        );
+        let config = Config::from_toml(&file).unwrap_or_else(|errors| panic!("{key}: {errors}"));
+        assert!(config.explain().contains(words), "{key}:\n{}", config.explain());
+    }
+}
+
+#[test]
 fn a_misspelt_variable_gets_a_suggestion() {
     for (wrong, right) in [
         ("TOPICGATE_LOG_LEVEL", "TOPICGATE_LOG__LEVEL"),
@@ -517,6 +548,15 @@ fn settings_that_are_valid_but_unwise_get_a_warning() {
         (
             "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { header = \"X\" }",
             "Redis",
+        ),
+        (
+            "broker = { url = \"nats://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nend = { header = \"event-type\" }",
+            "takes type and end from the same place",
+        ),
+        (
+            "broker = { url = \"redis://h\" }\n[[topics]]\nmatch = \"a\"\nread = \"anyone\"\nid = { pointer = \"/a\" }\n\
+             end = { pointer = \"/a\" }",
+            "takes id and end from the same place",
         ),
     ] {
         let warnings = Config::from_toml(file).unwrap().warnings();

@@ -432,7 +432,10 @@ async fn an_end_that_the_broker_cannot_carry_is_refused() {
     let upstream = Upstream::redis().await;
     for (rule, why) in [
         ("", "this broker's messages have no header fields; name a JSON pointer for the end"),
-        ("end = { pointer = \"/done\" }\n", "carry their end in the payload, at the JSON pointer /done"),
+        (
+            "end = { pointer = \"/done\" }\n",
+            "carry their end in the payload, at the JSON pointer \\\"/done\\\"",
+        ),
         ("end = { header = \"X-End\" }\n", "have no header fields"),
     ] {
         let gateway = Gateway::with(&format!("{}{rule}", upstream.toml())).await;
@@ -563,4 +566,19 @@ async fn without_control_events_their_words_are_comments_and_ids_remain() {
     assert_eq!(all.last().unwrap(), ": stream-close {\"code\":\"overloaded\",\"reconnect\":true}", "{all:?}");
     let wrong = gateway.get("/topics/a?control=all").await;
     assert_eq!((wrong.status, &wrong.json()["code"]), (400, &json!("bad_query")));
+}
+
+#[tokio::test]
+async fn the_whole_message_may_say_that_it_ends_its_topic() {
+    let upstream = Upstream::redis().await;
+    let gateway = Gateway::with(&format!("{}end = {{ pointer = \"\" }}\n", upstream.toml())).await;
+    let mut reader = open(&gateway, "/topics/a").await;
+    for payload in ["false", "text", "true"] {
+        gateway.publish("a", payload).await;
+        assert_eq!(reader.message().await, payload);
+    }
+    assert_ends(&mut reader).await;
+    let answer = gateway.post("/topics/a?end=true", "x").await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().contains("the JSON pointer \\\"\\\""), "{}", answer.text());
 }
