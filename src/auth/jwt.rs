@@ -45,6 +45,9 @@ pub enum BadToken {
     /// `iss` names another party.
     #[error("the token is from another issuer")]
     Issuer,
+    /// A number is too large to be read, such as 1e400.
+    #[error("the token has a number that is out of range")]
+    OutOfRange,
     /// A claim is missing, or is not of its type.
     #[error("a claim that this gateway requires is missing from the token or has a wrong type: {0}")]
     Claim(&'static str),
@@ -219,6 +222,10 @@ fn why(error: &ErrorKind) -> BadToken {
         ErrorKind::ImmatureSignature => BadToken::NotYetValid,
         ErrorKind::InvalidAudience => BadToken::Audience,
         ErrorKind::InvalidIssuer => BadToken::Issuer,
+        // The library that parses JSON has no kind for this, only the text.
+        ErrorKind::Json(error) if error.to_string().starts_with("number out of range") => {
+            BadToken::OutOfRange
+        }
         ErrorKind::MissingRequiredClaim(claim) | ErrorKind::InvalidClaimFormat(claim) => {
             BadToken::Claim(match claim.as_str() {
                 "exp" => "exp",

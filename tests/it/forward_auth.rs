@@ -98,6 +98,7 @@ async fn every_answer_has_its_outcome_and_only_a_clear_yes_opens() {
         (Reply::json(json!({"subject": ""})), LATER),
         (Reply::json(json!({"expires": "tomorrow"})), LATER),
         (Reply::json(json!({"expires": -1})), LATER),
+        (Reply::json("{\"expires\":1e400}"), LATER),
         (Reply::json(json!({"expires": unix(3600) * 1000})), LATER),
         (Reply::json(json!({"subscribe": ["t/a"], "x": "x".repeat(17 * 1024)})), LATER),
         (allowed().body("x".repeat(17 * 1024)), LATER),

@@ -295,3 +295,17 @@ async fn a_token_in_a_url_reaches_no_log_and_no_answer() {
     }
     assert!(answers.last().unwrap().contains("topicgate is listening"));
 }
+
+#[tokio::test]
+async fn a_number_that_cannot_be_represented_is_named_in_the_refusal() {
+    let gateway = with_secret().await;
+    for claims in [r#"{"exp":9e9,"topicgate":{"until":1e400}}"#, r#"{"exp":1e999}"#] {
+        let encode = |part: &str| URL_SAFE_NO_PAD.encode(part);
+        let message = format!("{}.{}", encode(r#"{"alg":"HS256"}"#), encode(claims));
+        let signature = URL_SAFE_NO_PAD.encode(hs256(SECRET.as_bytes(), message.as_bytes()));
+        let bearer = format!("Bearer {message}.{signature}");
+        let answer = gateway.request("GET", "/topics/members/a", &[("authorization", &bearer)]).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (401, &json!("bad_token")), "{claims}");
+        assert!(answer.text().contains("a number that is out of range"), "{claims}: {}", answer.text());
+    }
+}
