@@ -79,7 +79,7 @@ pub enum Scenario {
     Every(u32),
     /// One topic of JSON with this many readers; whether they accept compression.
     Json(u32, bool),
-    /// So many topics with one reader each, and as many messages as the server takes in.
+    /// This many topics with one reader each, and as many messages as the server takes in.
     Ingest(u32),
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::gateway::{Gateway, Said};
+use crate::gateway::{Gateway, MessageAttributes};
 use crate::protocol::publisher::EventType;
 use crate::protocol::topic::{Filter, Topic};
 
@@ -174,6 +174,7 @@ fn pick<T: Copy, const N: usize>(from: &[T; N], count: u64) -> T {
 /// A message that cannot be published is missing from the demo, and that is all.
 async fn send(gateway: &Gateway, topic: &str, kind: Option<&str>, payload: &Value) {
     let Ok(topic) = Topic::parse(topic, NAME) else { return };
-    let said = Said { kind: kind.and_then(EventType::new), ..Said::default() };
-    let _ = gateway.publish(&topic, None, payload.to_string().into(), said).await;
+    let attributes =
+        MessageAttributes { kind: kind.and_then(EventType::new), ..MessageAttributes::default() };
+    let _ = gateway.publish(&topic, None, payload.to_string().into(), attributes).await;
 }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 pub use self::inspect::{CONSOLE_STREAMS, StreamState, Wanted};
 pub use self::open::{OpenError, Opening};
-pub use self::publish::{PublishError, Said};
+pub use self::publish::{MessageAttributes, PublishError};
 use self::refusals::Refusals;
 use self::runtime::Runtime;
 use self::samples::History;

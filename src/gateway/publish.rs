@@ -35,7 +35,7 @@ pub enum PublishError {
 
 /// The attributes that a publisher gives its message.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct MessageAttributes {
     /// Its id.
     pub id: Option<PublisherId>,
     /// Its type.
@@ -54,7 +54,7 @@ impl Gateway {
         topic: &Topic,
         caller: Option<&Caller>,
         payload: Bytes,
-        says: Said,
+        attributes: MessageAttributes,
     ) -> Result<Option<String>, PublishError> {
         let filter = topic.clone().into();
         traces::note_topics([&filter].into_iter());
@@ -66,8 +66,8 @@ impl Gateway {
             return Err(PublishError::Expired);
         }
         let has_headers = current.config.broker.has_headers();
-        let mut headers = carried(rule, has_headers, &says).map_err(PublishError::Unfit)?;
-        let given = says.id.as_deref().map(str::to_owned);
+        let mut headers = headers_of(rule, has_headers, &attributes).map_err(PublishError::Unfit)?;
+        let given = attributes.id.as_deref().map(str::to_owned);
         self.traces.inject(&mut headers);
         let begin = Instant::now();
         let published = async {
@@ -99,12 +99,12 @@ impl Gateway {
 ///
 /// # Errors
 /// A message of this rule cannot carry one of them: the reason, and what would be right.
-fn carried(rule: &Rule, has_headers: bool, says: &Said) -> Result<Headers, String> {
+fn headers_of(rule: &Rule, has_headers: bool, attributes: &MessageAttributes) -> Result<Headers, String> {
     let mut headers = Headers::default();
     for (what, field, value) in [
-        ("id", &rule.id, says.id.as_deref()),
-        ("type", &rule.kind, says.kind.as_deref()),
-        ("end", &rule.end, says.ends.then_some("true")),
+        ("id", &rule.id, attributes.id.as_deref()),
+        ("type", &rule.kind, attributes.kind.as_deref()),
+        ("end", &rule.end, attributes.ends.then_some("true")),
     ] {
         let Some(value) = value else { continue };
         match field {

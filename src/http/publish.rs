@@ -19,7 +19,7 @@ use super::client;
 use super::problem::{Problem, RefusalNote};
 use crate::auth::{AccessRequest, Action};
 use crate::broker::BrokerError;
-use crate::gateway::{Gateway, PublishError, Said};
+use crate::gateway::{Gateway, MessageAttributes, PublishError};
 use crate::metrics::{Limit, PublishResult};
 use crate::protocol::codes::{CloseCode, Code, RefusalCode};
 use crate::protocol::publisher::{self, EventType, PublisherId};
@@ -77,7 +77,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         Refusal::Later => later(Problem::passing(CloseCode::AuthUnavailable)),
     };
     let caller = access::authorize(gateway, &access).await.map_err(not_allowed)?;
-    let says = said(uri, headers).map_err(bad)?;
+    let attributes = attributes(uri, headers).map_err(bad)?;
     if has_unknown_coding(headers) {
         return Err(Problem::new(
             RefusalCode::BadBody,
@@ -86,7 +86,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
         .into_response());
     }
     let payload = payload(gateway, body, &mut publishing).await?;
-    match gateway.publish(&topic, caller.as_ref(), payload, says).await {
+    match gateway.publish(&topic, caller.as_ref(), payload, attributes).await {
         Ok(id) => {
             #[derive(Serialize)]
             struct Accepted<'a> {
@@ -119,7 +119,7 @@ async fn publish_message(gateway: &Gateway, head: &Parts, body: Body) -> Result<
 ///
 /// # Errors
 /// An attribute is not valid.
-fn said(uri: &Uri, headers: &HeaderMap) -> Result<Said, &'static str> {
+fn attributes(uri: &Uri, headers: &HeaderMap) -> Result<MessageAttributes, &'static str> {
     let query = |name| {
         let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
@@ -135,7 +135,7 @@ fn said(uri: &Uri, headers: &HeaderMap) -> Result<Said, &'static str> {
     let kind = query("type").or_else(|| header("event-type"));
     let kind = kind.map(|kind| EventType::new(kind).filter(is_utf8).ok_or(bad_kind)).transpose()?;
     let end = query("end").or_else(|| header("topicgate-end"));
-    Ok(Said { id, kind, ends: end.is_some_and(|end| publisher::is_true(&end)) })
+    Ok(MessageAttributes { id, kind, ends: end.is_some_and(|end| publisher::is_true(&end)) })
 }
 
 /// Whether the body was encoded for its transfer (`gzip, chunked`): the HTTP library decodes `chunked` only.

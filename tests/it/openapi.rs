@@ -222,7 +222,7 @@ fn the_description_has_every_code() {
     let refusals: BTreeSet<String> = Code::refusals().map(|code| code.as_str().to_owned()).collect();
     let problems = codes("Problem/properties/code");
     assert!(problems.is_superset(&refusals), "{problems:?}");
-    // What no client can be told: it has left, cannot be reached, or has its answer.
+    // No client receives these: it has left, cannot be reached, or has its answer.
     let silent = [CloseCode::Gone, CloseCode::Slow, CloseCode::Answered];
     let closes: BTreeSet<String> = CloseCode::VARIANTS
         .iter()
