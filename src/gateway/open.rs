@@ -64,6 +64,14 @@ pub enum OpenError {
     Ended,
 }
 
+/// What was found out about the leases of a stream before it opens, in their order.
+struct Located {
+    /// Where the stream begins, for the leases of which the broker had to be asked.
+    starts: Vec<Option<SeekResult>>,
+    /// Whether the broker has just said whether the topic has ended.
+    knows_end: Vec<bool>,
+}
+
 impl Gateway {
     /// Opens a stream. Returns once the broker has confirmed every subscription: every message published after that
     /// reaches the stream. All limits are checked before the broker is asked.
@@ -95,9 +103,8 @@ impl Gateway {
         is_possible(filters, &rules)?;
         self.ask_for_new_topics(address, filters)?;
         let leases = self.lease(address, filters, &rules)?;
-        let (located, asked) =
-            self.locate(address, &leases, &rules, start).await.map_err(OpenError::ComeBack)?;
-        let may_have_ended = self.confirm_ends(address, &leases, &rules, start, &asked).await;
+        let located = self.locate(address, &leases, &rules, start).await.map_err(OpenError::ComeBack)?;
+        let may_have_ended = self.confirm_ends(address, &leases, &rules, start, &located).await;
         if caller.is_some_and(Caller::is_expired) {
             return Err(OpenError::Expired);
         }
@@ -105,7 +112,7 @@ impl Gateway {
         let expires = caller.and_then(|caller| caller.expires);
         let options = StreamOptions {
             start,
-            located: &located,
+            located: &located.starts,
             format,
             content,
             expires,
@@ -173,27 +180,27 @@ impl Gateway {
         OpenError::ComeBack(CloseCode::Overloaded)
     }
 
-    /// Waits until every lease is ready, and finds the position at which the stream begins in each. Also returns the
-    /// leases of which the broker has just said whether their topic has ended.
+    /// Waits until every lease is ready, and finds the position at which the stream begins in each.
     async fn locate(
         &self,
         address: IpAddr,
         leases: &[Lease],
         rules: &[&Rule],
         start: &Start,
-    ) -> Result<(Vec<Option<SeekResult>>, Vec<bool>), CloseCode> {
+    ) -> Result<Located, CloseCode> {
         let located = async {
             for lease in leases {
                 lease.ready().await?;
             }
-            let asked = self.learn_ends(address, leases, rules, start).await;
-            Ok((self.seek(address, leases, rules, start).await?, asked))
+            let knows_end = self.learn_ends(address, leases, rules, start).await;
+            let starts = self.seek(address, leases, rules, start).await?;
+            Ok(Located { starts, knows_end })
         };
         tokio::time::timeout(BROKER_TIMEOUT, located).await.unwrap_or(Err(CloseCode::Unavailable))
     }
 
     /// Learns which topics have ended from the broker, where only it knows: their last messages are not in the logs. Returns
-    /// for which leases it was asked. If it does not answer in time, the stream opens, and goes on even if its
+    /// for which leases it has answered. If it does not answer in time, the stream opens, and goes on even if its
     /// topics have ended.
     async fn learn_ends(
         &self,
@@ -218,26 +225,27 @@ impl Gateway {
             question.answer(ending.and_then(|last| Some(last.stored?.number)));
             true
         });
-        let asked = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(answers)).await;
-        asked.unwrap_or_else(|_| vec![false; leases.len()])
+        let answered = tokio::time::timeout(END_TIMEOUT, futures_util::future::join_all(answers)).await;
+        answered.unwrap_or_else(|_| vec![false; leases.len()])
     }
 
     /// Whether the messages that ended all topics are still the last ones in the broker, if the stream begins there. A
-    /// newer one may be on its way here, and a client that receives 204 never reconnects. The leases in `asked` are known
-    /// already. If the broker does not answer in time, the stream opens.
+    /// newer one may be on its way here, and a client that receives 204 never reconnects. Some of this is known from
+    /// `located`. If the broker does not answer in time, the stream opens.
     async fn confirm_ends(
         &self,
         address: IpAddr,
         leases: &[Lease],
         rules: &[&Rule],
         start: &Start,
-        asked: &[bool],
+        located: &Located,
     ) -> bool {
         if !log::may_begin_at_ends(leases, start) {
             return true; // nothing depends on it
         }
-        let confirmed = leases.iter().zip(rules).zip(asked).map(async |((lease, rule), asked)| {
-            if *asked || !rule.source.is_stored() {
+        let confirmed = leases.iter().zip(rules).zip(&located.knows_end);
+        let confirmed = confirmed.map(async |((lease, rule), knows_end)| {
+            if *knows_end || !rule.source.is_stored() {
                 return true; // just asked, or only this gateway has the messages
             }
             let last = self.lookups.last(address, lease.filter().clone(), rule.source.clone()).await;
