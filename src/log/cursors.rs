@@ -16,6 +16,7 @@ use super::message::Format;
 use super::paced::Paced;
 use super::registry::Lease;
 use super::rows::Rows;
+use super::sharing::Sharing;
 use super::variant::Variant;
 use super::window::Window;
 use crate::protocol::codes::GapReason;
@@ -31,10 +32,7 @@ use crate::reader::handle::ReaderHandle;
 pub struct Cursors {
     /// Cursors of one sequence are next to each other.
     pub(super) cursors: SmallVec<[Cursor; 1]>,
-    /// Whether they have several sequences.
-    pub(super) mixed: bool,
-    /// All are where the first is, whatever their own positions say: a stream of a hundred topics moves one.
-    pub(super) is_level: bool,
+    pub(super) order: Order,
     /// The current phase, which determines the ends of the cursors.
     pub(super) phase: Phase,
     /// Whether the stream has ever read everything. If messages are evicted before it reads them after that, it was too
@@ -46,12 +44,19 @@ pub struct Cursors {
     beyond_id: bool,
     /// The state of a reader with an interval.
     pub(super) paced: Option<Box<Paced>>,
-    content: Content,
-    /// The first field of [`Window`], in a gzip body.
-    window_cursor: u8,
-    /// In a gzip body, the second field of [`Window`]; otherwise the number of the [`SetName`]. No stream needs both, and each
-    /// costs memory of every reader.
-    window_or_set: u64,
+    sharing: Sharing,
+}
+
+/// How the positions of several cursors belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// They are in several sequences, between which there is no order.
+    Mixed,
+    /// They are in one sequence, each at its own position.
+    Apart,
+    /// They are in one sequence, and all are where the first is, whatever their own positions say: a stream of a hundred
+    /// topics moves one.
+    Level,
 }
 
 /// The phase of the cursors. It is separate from the phase of the stream, because a stream that closes during a replay
@@ -94,51 +99,33 @@ impl Cursors {
         let filters = || cursors.iter().map(|cursor| cursor.lease.filter());
         let set =
             if is_set { SetName::of(filters(), handle.reader.view.as_deref()) } else { SetName::default() };
-        let (ends, beyond_id, paced) = (true, false, None);
-        let (content, phase, caught_up) = (Content::Identity, Phase::Live, false);
-        Cursors {
-            cursors,
-            mixed,
-            is_level: false,
-            phase,
-            caught_up,
-            ends,
-            beyond_id,
-            paced,
-            content,
-            window_cursor: Window::NONE.cursor,
-            window_or_set: set.0,
-        }
+        let order = if mixed { Order::Mixed } else { Order::Apart };
+        let (phase, caught_up, ends, beyond_id, paced) = (Phase::Live, false, true, false, None);
+        Cursors { cursors, order, phase, caught_up, ends, beyond_id, paced, sharing: Sharing::by_set(set) }
     }
 
     /// The window of a gzip body.
     pub(super) fn window(&self) -> Window {
-        match self.content {
-            Content::Gzip => Window { cursor: self.window_cursor, since: Seq::new(self.window_or_set) },
-            Content::Identity => Window::NONE,
-        }
+        self.sharing.window()
     }
 
     pub(super) fn set_window(&mut self, window: Window) {
-        if self.content == Content::Gzip {
-            (self.window_cursor, self.window_or_set) = (window.cursor, window.since.get());
-        }
+        self.sharing.set_window(window);
     }
 
     /// The name of several cursors of one sequence, unless the body is gzip: streams that read the same share batches.
-    pub(super) fn set_name(&self) -> SetName {
-        SetName(self.window_or_set)
+    pub(super) fn set_name(&self) -> Option<SetName> {
+        self.sharing.set()
     }
 
-    /// Sets the content coding of the body for which they are read, before anything is read.
-    pub fn set_content(&mut self, content: Content) {
-        self.content = content;
-        self.set_window(Window::NONE);
+    /// The body for which they are read is gzip. Called before anything is read.
+    pub fn set_gzip(&mut self) {
+        self.sharing = Sharing::by_window();
     }
 
     /// The content coding of the body for which they are read.
     pub fn content(&self) -> Content {
-        self.content
+        self.sharing.content()
     }
 
     /// Called when the stream sends other bytes between two batches.
@@ -149,7 +136,7 @@ impl Cursors {
     /// Reads the next events. If they must be fetched, `handle` is woken when they are there.
     pub fn read(&mut self, format: Format, coding: Coding, handle: &Arc<ReaderHandle>) -> Read {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
-        let shared = Variant { format, coding, content: self.content, view: handle.reader.view.as_deref() };
+        let shared = Variant { format, coding, content: self.content(), view: handle.reader.view.as_deref() };
         let options = ReadOptions { variant: shared.own(), shared, handle, reason };
         let replays = self.is_replaying();
         let mut window = self.window();
@@ -185,16 +172,17 @@ impl Cursors {
 
     /// From here on, each moves on by itself.
     pub(super) fn part(&mut self) {
-        if std::mem::take(&mut self.is_level)
+        if self.order == Order::Level
             && let [first, others @ ..] = &mut *self.cursors
         {
             others.iter_mut().for_each(|cursor| cursor.position = first.position);
+            self.order = Order::Apart;
         }
     }
 
     /// Where `cursor`, one of these, is.
     pub(super) fn place(&self, cursor: &Cursor) -> Seq {
-        if self.is_level { self.cursors[0].position } else { cursor.position }
+        if self.order == Order::Level { self.cursors[0].position } else { cursor.position }
     }
 
     /// Whether there may be more to read now.
@@ -205,7 +193,7 @@ impl Cursors {
 
     /// Whether they have several sequences, of which one may continue while another waits.
     pub fn is_mixed(&self) -> bool {
-        self.mixed
+        self.order == Order::Mixed
     }
 
     /// Begins to read new messages.
@@ -268,10 +256,11 @@ impl Cursors {
 
     /// The position up to which it has read. `None` with several sequences: there is no single position.
     pub fn position(&self) -> Option<Seq> {
-        if self.mixed {
-            return None;
-        }
-        let moved = if self.is_level { &self.cursors[..1] } else { &*self.cursors };
+        let moved = match self.order {
+            Order::Mixed => return None,
+            Order::Apart => &*self.cursors,
+            Order::Level => &self.cursors[..1],
+        };
         Some(moved.iter().map(|cursor| cursor.position).min().unwrap_or_default())
     }
 

@@ -10,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 use super::batch::{Batch, Read};
 use super::batch_cache::SharedBatch;
 use super::cursor::{Cursor, ReadOptions};
-use super::cursors::{Cursors, Phase, SequencePosition};
+use super::cursors::{Cursors, Order, Phase, SequencePosition};
 use super::entry::ItemPosition;
 use super::merged::Wanted;
 use super::rows::Rows;
@@ -20,7 +20,6 @@ use super::window::Window;
 use super::{BATCH_BYTES, Item};
 use crate::protocol::event_id::{EventId, Sequence};
 use crate::protocol::frame;
-use crate::protocol::gzip::Content;
 use crate::protocol::seq::Seq;
 
 /// About half the entries of a batch of short messages. Divided by the number of logs with new entries, it is how many
@@ -40,7 +39,7 @@ impl Cursors {
             return if batch.is_empty() { Read::Nothing } else { Read::Batch(batch) };
         }
         let read = self.merge(options, None);
-        if self.is_level {
+        if self.order == Order::Level {
             let Cursor { position, lease, .. } = &self.cursors[0];
             let merged = match &read {
                 Read::Batch(batch) if batch.gaps.is_empty() => Some(batch.merged(wanted, *position)),
@@ -54,22 +53,18 @@ impl Cursors {
 
     /// What it would share with others that are where it is.
     fn wanted(&self, options: ReadOptions) -> Option<Wanted> {
-        let Variant { format, coding, content, .. } = options.shared;
-        let first = self.cursors.first()?;
-        let is_shared = self.is_level && self.phase == Phase::Live && content == Content::Identity;
-        is_shared.then(|| Wanted {
-            set: self.set_name(),
-            from: first.position,
-            head: first.sequence().head(),
-            format,
-            coding,
-        })
+        let Variant { format, coding, .. } = options.shared;
+        let (first, set) = (self.cursors.first()?, self.set_name()?);
+        let is_shared = self.order == Order::Level && self.phase == Phase::Live;
+        let (from, head) = (first.position, first.sequence().head());
+        is_shared.then_some(Wanted { set, from, head, format, coding })
     }
 
     /// Reads all logs, each sequence in its order: into `rows`, or as bytes if there are none.
     pub(super) fn merge(&mut self, options: ReadOptions, rows: Option<&mut Rows>) -> Read {
         self.part();
-        let ranges = if self.mixed { self.sequences() } else { smallvec![0..self.cursors.len()] };
+        let mixed = self.is_mixed();
+        let ranges = if mixed { self.sequences() } else { smallvec![0..self.cursors.len()] };
         let mut target = rows.map_or_else(|| Target::Bytes(BytesMut::new()), Target::Rows);
         let mut batch = Batch::default();
         let mut fetching = false;
@@ -78,7 +73,7 @@ impl Cursors {
                 break;
             }
             let mut merge = Merge::new(&self.cursors[range.clone()], self.is_replaying());
-            if !self.mixed
+            if !mixed
                 && matches!(target, Target::Bytes(_))
                 && let Some(shared) = merge.only_piece(&self.cursors, options, self.window())
             {
@@ -91,15 +86,18 @@ impl Cursors {
                 batch.note_merged(log, shared.entries);
                 batch.take(log, shared);
             } else if !merge.ahead.is_empty() {
-                let around = self.mixed.then(|| self.around(&self.positions(&ranges), index));
+                let around = mixed.then(|| self.around(&self.positions(&ranges), index));
                 let output = Output { options, around, target: &mut target, batch: &mut batch };
                 merge.write(&self.cursors[range.clone()], BATCH_BYTES / ranges.len(), output);
             }
             fetching |= merge.fetching;
-            self.is_level = !self.mixed;
+            let mut is_level = !mixed;
             for cursor in &mut self.cursors[range.clone()] {
                 cursor.position = cursor.position.max(merge.limit);
-                self.is_level &= cursor.position == merge.limit;
+                is_level &= cursor.position == merge.limit;
+            }
+            if is_level {
+                self.order = Order::Level;
             }
         }
         if let Target::Bytes(joined) = target

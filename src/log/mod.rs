@@ -35,6 +35,7 @@ mod readers;
 mod registry;
 mod rounds;
 mod rows;
+mod sharing;
 mod start;
 mod start_ids;
 #[cfg(test)]

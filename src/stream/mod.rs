@@ -24,7 +24,7 @@ use crate::protocol::codes::{CloseCode, GapReason};
 use crate::protocol::comments;
 use crate::protocol::event_id::EventId;
 use crate::protocol::frame::{self, Coding, Frame};
-use crate::protocol::gzip::Total;
+use crate::protocol::gzip::{Content, Total};
 use crate::protocol::seek::Start;
 use crate::protocol::topic::Filter;
 use crate::reader::clock::Millis;
@@ -125,7 +125,9 @@ impl Stream {
         }
         let ended = ended && may_have_ended;
         cursors.ends = until_end;
-        cursors.set_content(content);
+        if content == Content::Gzip {
+            cursors.set_gzip();
+        }
         if let Some(every) = ticket.handle().every() {
             cursors.pace(every, ticket.clock());
         }
