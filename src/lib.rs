@@ -106,7 +106,9 @@ pub mod internals {
             pub use crate::protocol::codes::{CloseCode, Code, GapReason, RefusalCode};
         }
         pub mod event_id {
-            pub use crate::protocol::event_id::{Epoch, Sequence, Tag, pack_entry_id, unpack_entry_id};
+            pub use crate::protocol::event_id::{
+                Epoch, Sequence, Tag, is_before_first, pack_entry_id, unpack_entry_id,
+            };
         }
         pub mod frame {
             pub use crate::protocol::frame::{Coding, message};

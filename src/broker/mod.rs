@@ -113,8 +113,8 @@ pub enum Event {
         tag: Tag,
         /// The last number that the broker had given when this began.
         head: Seq,
-        /// When the broker stored the message with that number, by its own clock; later messages are not older. 1970 if
-        /// there is none yet.
+        /// When the broker stored the message with that number, by its own clock; later messages are not older. If there
+        /// is none yet: in a Redis Stream the time at which that was so, if it is known, and otherwise 1970.
         time: SystemTime,
     },
     /// Stored messages of `filter` up to the number `through` were deleted before they could be read.

@@ -12,10 +12,14 @@
 //! instead of the epoch, and every replica writes the same id for the same message. A stream that reads several
 //! sequences has ids with a part for each, `<tag><number>.<tag><number>`. Clients treat ids as opaque.
 
+mod before_first;
+
 use std::fmt;
 use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
+use self::before_first::Emptiness;
+pub use self::before_first::is_before_first;
 use super::seq::{AtomicSeq, Seq};
 
 /// The longest event id that is parsed; no gateway writes a longer one.
@@ -87,6 +91,8 @@ pub struct Sequence {
     /// Numbers up to this one may have been given twice, because the broker lost messages and numbered new ones the
     /// same. `None` if it has not.
     given_before: Option<Seq>,
+    /// Of a Redis Stream that had no entry yet when this began.
+    emptiness: Option<Emptiness>,
 }
 
 impl Sequence {
@@ -100,13 +106,15 @@ impl Sequence {
         Sequence::of(tag.0, Form::Tagged, head)
     }
 
-    /// The sequence of a Redis Stream, whose numbers are packed entry ids.
-    pub fn of_entry_ids(tag: Tag, head: Seq) -> Self {
-        Sequence::of(tag.0, Form::EntryId, head)
+    /// The sequence of a Redis Stream, whose numbers are packed entry ids. `time` is that of its last entry; if it had
+    /// none yet, when that was so.
+    pub fn of_entry_ids(tag: Tag, head: Seq, time: SystemTime) -> Self {
+        let emptiness = if head.is_start() { Emptiness::at(time) } else { None };
+        Sequence { emptiness, ..Sequence::of(tag.0, Form::EntryId, head) }
     }
 
     fn of(name: Box<str>, form: Form, head: Seq) -> Self {
-        Sequence { name, form, head: AtomicSeq::new(head), given_before: None }
+        Sequence { name, form, head: AtomicSeq::new(head), given_before: None, emptiness: None }
     }
 
     /// Marks that this sequence replaces `ended`. If both have the same name, the broker has lost messages and gives
@@ -166,7 +174,20 @@ impl Sequence {
                 EventId::of(format!("{}-{number}-{publisher_id}", self.name))
             }
             (Form::Process | Form::Tagged, _) => EventId::of(format!("{}-{number}", self.name)),
-            (Form::EntryId, _) => entry_event_id(number),
+            (Form::EntryId, _) => entry_event_id(self.stated(number)),
+        }
+    }
+
+    /// The number that ids state for the position `number`.
+    fn stated(&self, number: Seq) -> Seq {
+        self.emptiness.and_then(|emptiness| emptiness.stated(number)).unwrap_or(number)
+    }
+
+    /// The position for the number that an id states: the inverse of [`Sequence::stated`].
+    fn placed(&self, stated: Seq) -> Seq {
+        match self.form {
+            Form::EntryId => before_first::placed(stated, self.emptiness, self.head()),
+            Form::Process | Form::Tagged => stated,
         }
     }
 
@@ -191,7 +212,7 @@ impl Sequence {
                     pack_entry_id(digits(ms)?, digits(seq)?)
                 };
                 read().map_or(ParsedEventId::Unknown, |number| ParsedEventId::Own {
-                    number,
+                    number: self.placed(number),
                     publisher_id: None,
                 })
             }
@@ -214,7 +235,7 @@ impl Sequence {
     /// The position `number` as a part of an event id for several sequences.
     pub fn component(&self, number: Seq) -> String {
         let mut digits = Vec::new();
-        let mut rest = number.get();
+        let mut rest = self.stated(number).get();
         while rest > 0 || digits.is_empty() {
             digits.push(BASE62[(rest % 62) as usize]);
             rest /= 62;
@@ -237,7 +258,7 @@ impl Sequence {
     /// Parses such a part; `None` if it is not of this sequence.
     pub fn read_component(&self, text: &str) -> Option<Seq> {
         let digits = text.strip_prefix(&*self.name).filter(|digits| !digits.is_empty())?;
-        Some(Seq::new(base62(digits)?))
+        Some(self.placed(Seq::new(base62(digits)?)))
             .filter(|number| (self.is_stored() || *number <= self.head()) && !self.is_ambiguous(*number))
     }
 }

@@ -66,6 +66,7 @@ mod reasons;
 mod recipes;
 mod redis_broker;
 mod redis_cluster;
+mod redis_empty_keys;
 mod redis_sentinel;
 mod redis_socket;
 mod redis_stream_readers;

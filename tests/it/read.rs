@@ -458,6 +458,10 @@ async fn redis_streams_are_read_from_any_replica() {
         all_of(&server.url(), &["match = \"**\"\nsource = \"redis-stream\"\npayload = { field = \"n\" }"]);
     let gateways = [Gateway::with(&text).await, Gateway::with(&text).await];
     let path = "/topics?topic=a&topic=b";
+    for key in ["a", "b"] {
+        // Before the first entry, only a gateway that has followed the key knows that there was none.
+        redis::cmd("XADD").arg(key).arg("*").arg("n").arg("first").exec_async(&mut redis).await.unwrap();
+    }
     let position = cursor(&read(&gateways[0], path).await).to_owned();
     for number in 0..20 {
         let key = if number % 2 == 0 { "a" } else { "b" };

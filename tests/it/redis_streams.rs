@@ -468,19 +468,22 @@ async fn positions_in_a_redis_stream_are_found_or_reported_gone() {
     let since = |ms: u64| Seek::Since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
     assert_eq!(gate.locate("k", Seek::After(seq(0))).await, SeekResult::At(seq(0)));
     assert_eq!(gate.locate("k", Seek::After(seq(at(1)))).await, SeekResult::Unknown(seq(0)));
+    let before_first = Seek::After(seq(number("1795912345678-1047551")));
+    assert_eq!(gate.locate("k", before_first).await, SeekResult::Evicted(seq(0)));
     assert_eq!(gate.locate("k", Seek::Oldest).await, SeekResult::At(seq(0)));
     assert_eq!(gate.locate("k", Seek::Last(3)).await, SeekResult::At(seq(0)));
     for ms in [10, 20, 30, 40, 50] {
         command::<String>(&mut redis, &format!("XADD k {ms}-0 body 1")).await;
     }
     assert_eq!(gate.locate("k", Seek::After(seq(0))).await, SeekResult::At(seq(0)));
+    assert_eq!(gate.locate("k", before_first).await, SeekResult::Evicted(seq(at(10) - 1)));
     assert_eq!(
         gate.locate("k", Seek::Last(9)).await,
         SeekResult::At(seq(at(10) - 1)),
         "there never were nine"
     );
     // Nothing was ever before the first entry of a stream that is whole.
-    assert_eq!(gate.locate("k", since(5)).await, SeekResult::At(seq(0)));
+    assert_eq!(gate.locate("k", since(5)).await, SeekResult::At(seq(at(10) - 1)));
     command::<i64>(&mut redis, "XTRIM k MAXLEN 3").await;
     for (place, found) in [
         (Seek::After(seq(at(40))), SeekResult::At(seq(at(40)))),

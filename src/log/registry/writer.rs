@@ -21,13 +21,13 @@ use crate::protocol::topic::{Filter, Topic};
 
 impl Registry {
     /// The subscription of `filter` follows a stored source now: its logs, which have no entry yet, begin at its head.
-    /// `time` is when the broker stored the last message up to there; everything later follows.
+    /// `time` is when the broker stored the last message up to there, or had none yet; everything later follows.
     pub fn begin(&self, filter: &Filter, tag: Tag, head: Seq, time: SystemTime) {
         let mut inner = self.inner.lock();
         let Inner { slots, ended, .. } = &mut *inner;
         let Some(slot) = slots.get_mut(filter) else { return };
         let sequence = match slot.fields.source {
-            Source::RedisStream { .. } => Sequence::of_entry_ids(tag, head),
+            Source::RedisStream { .. } => Sequence::of_entry_ids(tag, head, time),
             Source::Pubsub | Source::Sharded | Source::JetStream { .. } | Source::Kv { .. } => {
                 Sequence::stored(tag, head)
             }

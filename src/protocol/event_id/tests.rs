@@ -87,7 +87,7 @@ fn a_number_that_the_broker_has_assigned_twice_is_no_position() {
 
 #[test]
 fn the_id_of_an_entry_of_a_redis_stream_is_its_own() {
-    let sequence = Sequence::of_entry_ids(Tag::of(&[b"orders"]), Seq::START);
+    let sequence = Sequence::of_entry_ids(Tag::of(&[b"orders"]), Seq::START, SystemTime::UNIX_EPOCH);
     let number = pack_entry_id(1_700_000_000_000, 7).unwrap();
     assert_eq!(&*sequence.event_id(number, None), "1700000000000-7");
     let own = ParsedEventId::Own { number, publisher_id: None };
@@ -99,6 +99,42 @@ fn the_id_of_an_entry_of_a_redis_stream_is_its_own() {
     for bad in ["1700000000000", "-", "a-1", "1-", "+1-1", "99999999999999999-0", "1-9999999"] {
         assert_eq!(sequence.read_event_id(bad), ParsedEventId::Unknown, "{bad:?}");
     }
+}
+
+#[test]
+fn a_position_before_the_first_entry_is_known_to_those_that_have_followed_the_key_since_then() {
+    let at = |ms, head| {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+        Sequence::of_entry_ids(Tag::of(&[b"orders"]), head, time)
+    };
+    let place = |sequence: &Sequence, id: &str| match sequence.read_event_id(id) {
+        ParsedEventId::Own { number, .. } if is_before_first(number) => None,
+        ParsedEventId::Own { number, .. } => Some(number.get()),
+        other => panic!("{id}: {other:?}"),
+    };
+    let ms = 1_700_000_000_000;
+    let entry = pack_entry_id(ms + 5, 0).unwrap();
+    let (sequence, later) = (at(ms, Seq::START), at(ms + 1, Seq::START));
+    for position in [0, 1, 1023].map(Seq::new) {
+        let (id, part) = (sequence.event_id(position, None), sequence.component(position));
+        assert_eq!(place(&sequence, &id), Some(position.get()), "{id}");
+        assert_eq!(sequence.read_component(&part), Some(position), "{part}");
+        for other in [&later, &at(0, Seq::START), &at(ms - 1, entry)] {
+            assert_eq!(place(other, &id), None, "{id}");
+            assert!(other.read_component(&part).is_some_and(is_before_first), "{part}");
+        }
+        let (id, part) = (later.event_id(position, None), later.component(position));
+        assert_eq!((place(&sequence, &id), sequence.read_component(&part)), (Some(0), Some(Seq::START)));
+    }
+    let (before, behind) =
+        (later.event_id(Seq::START, None), at(ms + 9, Seq::START).event_id(Seq::START, None));
+    sequence.publish(entry);
+    assert_eq!(&*sequence.event_id(entry, None), "1700000000005-0");
+    assert_eq!(place(&sequence, &before), Some(0));
+    assert_eq!(place(&sequence, &behind), None, "the key was empty after an entry: that has been deleted");
+    assert_eq!(place(&sequence, "0-0"), None, "nobody knows when the key was empty");
+    assert_eq!(&*at(0, Seq::START).event_id(Seq::START, None), "0-0");
+    assert_eq!(place(&sequence, "1700000000005-0"), Some(entry.get()));
 }
 
 #[test]

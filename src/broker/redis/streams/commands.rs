@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::key::Key;
 use super::lookup::{KeyOf, Lookup, What};
-use super::read::samples;
+use super::read::samples_and_time;
 use super::server::Session;
 use super::{ShardCommand, Task};
 use crate::broker::redis::answers::words;
@@ -115,8 +115,9 @@ impl<C: Into<ShardCommand>> Task<C> {
             }
         }
         let mut connection = session.commands.clone();
-        let samples = match samples(&mut connection, begins.iter().map(|(key, ..)| &*key.name)).await {
-            Ok(samples) => samples,
+        let names: Vec<&str> = begins.iter().map(|(key, ..)| &*key.name).collect();
+        let (samples, time) = match samples_and_time(&mut connection, &names).await {
+            Ok(sampled) => sampled,
             Err(error) => {
                 let why = words(&error);
                 for (.., done) in begins {
@@ -129,7 +130,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         for ((KeyOf { name, topic, payload }, filter, done), sample) in begins.into_iter().zip(samples) {
             match sample.and_then(|sample| Key::begin(filter, topic, payload, &sample)) {
                 Ok((key, head)) => {
-                    self.context.sink.push(key.begun(&name, head));
+                    self.context.sink.push(key.begun(&name, head, time));
                     self.context.sink.then(move || drop(done.send(Ok(()))));
                     self.following.follow(&name, key);
                     is_new = true;

@@ -4,6 +4,8 @@
 //! two samples ([`Sample`]), as many entries must have been read as the count has grown. Nothing here talks to the
 //! server.
 
+use std::time::SystemTime;
+
 use tokio::time::Instant;
 
 use super::entry::{Entry, EntryId};
@@ -256,10 +258,11 @@ impl Key {
         Event::Refused { filter: self.filter, why }
     }
 
-    /// The event that it is followed from `head` on.
-    pub(super) fn begun(&self, name: &str, head: Seq) -> Event {
+    /// The event that it is followed from `head` on. If it had no entry yet, that was so at `empty_at`.
+    pub(super) fn begun(&self, name: &str, head: Seq, empty_at: Option<SystemTime>) -> Event {
         let tag = Tag::of(&[b"redis-stream", name.as_bytes()]);
-        Event::Begun { filter: self.filter.clone(), tag, head, time: EntryId::of(head).time() }
+        let time = empty_at.filter(|_| head.is_start()).unwrap_or_else(|| EntryId::of(head).time());
+        Event::Begun { filter: self.filter.clone(), tag, head, time }
     }
 }
 

@@ -14,7 +14,7 @@ use super::server::ANSWER_LIMIT;
 use super::size::EntrySize;
 use crate::broker::redis::answers::{fault, is_answer, words};
 use crate::broker::{Acknowledgement, BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched, Message};
-use crate::protocol::event_id::{entry_event_id, pack_entry_id};
+use crate::protocol::event_id::{entry_event_id, is_before_first, pack_entry_id};
 use crate::protocol::headers::Headers;
 use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::seq::Seq;
@@ -135,7 +135,13 @@ impl KeyLookup<'_> {
         until: Seq,
     ) -> Result<Fetched, Fault> {
         if after >= until {
-            return Ok(Fetched { through: until, gone: None, torn: false, messages: Vec::new() });
+            return Ok(Fetched {
+                through: until,
+                gone: None,
+                is_hole: false,
+                torn: false,
+                messages: Vec::new(),
+            });
         }
         let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES);
         // In this order: if an entry up to `after` still exists once the range has been read, nothing in the range was
@@ -197,6 +203,7 @@ impl KeyLookup<'_> {
     async fn locate(mut self, seek: Seek) -> Result<SeekResult, Fault> {
         let sample = Sample::read(Sample::command(&self.name).query_async(&mut self.connection).await)?;
         if let Seek::After(number) = seek
+            && !is_before_first(number)
             && self.is_of_another_history(number, &sample).await?
         {
             return Ok(SeekResult::Evicted(number));
@@ -208,14 +215,18 @@ impl KeyLookup<'_> {
             if number >= oldest { SeekResult::At(number) } else { SeekResult::Evicted(oldest) }
         };
         Ok(match seek {
+            // The key was empty then, and may have had entries since that were deleted.
+            Seek::After(number) if is_before_first(number) => SeekResult::Evicted(oldest),
             Seek::After(number) if number > head => SeekResult::Unknown(oldest),
-            // Only from the start: a complete stream may be another one than the one that gave a higher number.
+            // Asked by a gateway that has followed the key since it was empty. A complete stream may be another one than
+            // the one that gave a higher number.
             Seek::After(Seq::START) if sample.is_whole() => SeekResult::At(Seq::START),
             Seek::After(number) => found(number),
             Seek::Oldest => SeekResult::At(oldest),
             Seek::Since(time) => match before(time).min(head) {
-                // Everything. Before the first entry of a complete stream, no other position is known to belong to it.
-                number if sample.is_whole() && number <= oldest => SeekResult::At(Seq::START),
+                // Everything. Right before the first entry of a complete stream, because no other position before it is
+                // known to belong to this stream.
+                number if sample.is_whole() && number <= oldest => SeekResult::At(oldest),
                 number => found(number),
             },
             Seek::Last(0) => SeekResult::At(head),

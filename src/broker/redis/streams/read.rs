@@ -1,7 +1,7 @@
 //! Reads many keys at once (`XREAD`), and samples those that are due.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value};
@@ -148,7 +148,7 @@ pub(super) async fn sift(
 }
 
 /// Samples the keys, in the order of the names.
-pub(super) async fn samples<'a>(
+async fn samples<'a>(
     connection: &mut MultiplexedConnection,
     names: impl Iterator<Item = &'a str>,
 ) -> Result<Vec<Result<Sample, BrokerError>>, RedisError> {
@@ -161,6 +161,41 @@ pub(super) async fn samples<'a>(
     }
     let answers: Vec<Result<Value, RedisError>> = pipeline.ignore_errors().query_async(connection).await?;
     Ok(answers.into_iter().map(Sample::read).collect())
+}
+
+/// As [`samples`], with the server's time if a key has had no entry yet. `None`: it is not known, because `INFO` is not
+/// permitted.
+pub(super) async fn samples_and_time(
+    connection: &mut MultiplexedConnection,
+    names: &[&str],
+) -> Result<(Vec<Result<Sample, BrokerError>>, Option<SystemTime>), RedisError> {
+    let mut samples = samples(connection, names.iter().copied()).await?;
+    let is_empty = |sample: &Result<Sample, _>| {
+        sample.as_ref().is_ok_and(|sample: &Sample| sample.last == EntryId::ZERO)
+    };
+    let empty: Vec<usize> = (0..samples.len()).filter(|index| is_empty(&samples[*index])).collect();
+    if empty.is_empty() {
+        return Ok((samples, None));
+    }
+    // Sampled again after the time, so that nothing was added in between.
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("INFO").arg("server");
+    empty.iter().for_each(|index| {
+        pipeline.add_command(Sample::command(names[*index]));
+    });
+    let answers: Vec<Result<Value, RedisError>> = pipeline.ignore_errors().query_async(connection).await?;
+    let mut answers = answers.into_iter();
+    let time = answers.next().and_then(Result::ok).and_then(server_time);
+    for (index, answer) in empty.into_iter().zip(answers) {
+        samples[index] = Sample::read(answer);
+    }
+    Ok((samples, time))
+}
+
+fn server_time(info: Value) -> Option<SystemTime> {
+    let info: String = redis::from_redis_value(info).ok()?;
+    let time = info.lines().find_map(|line| line.trim_end().strip_prefix("server_time_usec:"))?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_micros(time.parse().ok()?))
 }
 
 fn xread(keys: &[Wanted], count: usize, block: Option<Duration>) -> Cmd {
