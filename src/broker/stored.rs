@@ -68,6 +68,8 @@ pub struct Fetched {
     pub through: Seq,
     /// Requested messages up to this number are gone, if any are.
     pub gone: Option<Seq>,
+    /// `gone` stands for single messages that were removed out of the middle, and not for the oldest.
+    pub is_hole: bool,
     /// Single messages after `gone` are gone too, and `gone` stands for them: a reader that sees that gap fetches the
     /// state, which includes them. So this range is only for readers that start at `after`.
     pub torn: bool,

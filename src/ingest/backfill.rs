@@ -184,8 +184,8 @@ impl Backfill {
             let position = StoredPosition { number, time };
             Some((position, self.encoder.encode_any(message, sequence, number, time, fields)))
         });
-        let Fetched { through, gone, torn, .. } = fetched;
-        self.registry.answer_backfill(request, RangeExtent { through, gone, torn }, entries);
+        let Fetched { through, gone, is_hole, torn, .. } = fetched;
+        self.registry.answer_backfill(request, RangeExtent { through, gone, is_hole, torn }, entries);
     }
 }
 

@@ -63,6 +63,8 @@ pub struct RangeExtent {
     pub through: Seq,
     /// Messages up to this number are gone, if any are.
     pub gone: Option<Seq>,
+    /// `gone` stands for single messages that were removed out of the middle, and not for the oldest.
+    pub is_hole: bool,
     /// Single messages after `gone` are gone too. Then it serves only readers that start at its beginning.
     pub torn: bool,
 }
@@ -76,6 +78,8 @@ pub(crate) struct BackfillRange {
     pub(crate) through: Seq,
     /// Messages up to this number are gone, if any are.
     pub(crate) gone: Option<Seq>,
+    /// As [`RangeExtent::is_hole`].
+    pub(crate) is_hole: bool,
     /// Single messages after `gone` are gone too, and only `gone` stands for them.
     torn: bool,
     /// The entries by number.
@@ -276,7 +280,7 @@ impl BackfillRanges {
         entries: Vec<Arc<Entry>>,
         max_bytes: usize,
     ) {
-        let RangeExtent { through, gone, torn } = extent;
+        let RangeExtent { through, gone, is_hole, torn } = extent;
         let usage = request.history.usage.clone();
         let bytes = entries.iter().map(|entry| entry.weight()).sum();
         usage.add(bytes);
@@ -285,6 +289,7 @@ impl BackfillRanges {
             until: request.until,
             through,
             gone,
+            is_hole,
             torn,
             entries: entries.into(),
             batches: Mutex::new(Batches::new(usage.clone())),

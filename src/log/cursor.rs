@@ -34,6 +34,19 @@ pub(super) struct Cursor {
     pub(super) position: Seq,
     /// The end of the current [`super::cursors::Phase`]. For new messages, where they begin.
     pub(super) end: Seq,
+    /// The messages that it asked for, up to the end of the replay.
+    pub(super) asked: Asked,
+}
+
+/// The messages that a reader asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// All of them.
+    All,
+    /// Those that are there (`since=all`, `last=`). What was removed before is no gap. Nothing was sent yet.
+    WhatIsThere,
+    /// The same, after some were sent.
+    Rest,
 }
 
 impl Drop for Cursor {
@@ -69,7 +82,7 @@ impl Cursor {
         while let Some(until) = self.history_until(self.position, replays) {
             let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
             *window = Window::NONE;
-            if let Some(gone) = range.gone.filter(|gone| *gone > self.position) {
+            if let Some(gone) = self.missing(&range, self.position) {
                 return self.read_gap(gone, options);
             }
             match range.shared(self.position, options.shared) {
@@ -120,6 +133,19 @@ impl Cursor {
     pub(super) fn range(&self, from: Seq, until: Seq, options: ReadOptions) -> Option<Arc<BackfillRange>> {
         let log = self.lease.log();
         log.history.as_ref()?.read(from, until, options.handle)
+    }
+
+    /// Up to where messages after `from` are missing, according to that range. Of the messages that are there, none is missing
+    /// before the first, nor one that was removed out of the middle. But if the stream drops its oldest faster than this
+    /// reader reads them, those were there when it asked.
+    pub(super) fn missing(&self, range: &BackfillRange, from: Seq) -> Option<Seq> {
+        let gone = range.gone.filter(|gone| *gone > from)?;
+        let is_expected = match self.asked {
+            Asked::All => false,
+            Asked::WhatIsThere => range.is_hole || from == self.position,
+            Asked::Rest => range.is_hole,
+        };
+        (!is_expected || gone > self.end).then_some(gone)
     }
 
     fn gap(&self, through: Seq, options: ReadOptions) -> frame::Frame {
@@ -188,7 +214,7 @@ impl Cursor {
         items: &mut VecDeque<Item>,
     ) -> Option<Seq> {
         let range = self.range(from, until, options)?;
-        items.extend(range.gone.filter(|gone| *gone > from).map(Item::Evicted));
+        items.extend(self.missing(&range, from).map(Item::Evicted));
         let index = range.entries.partition_point(|entry| entry.sequence <= from);
         let mut left = count;
         for entry in range.entries.range(index..) {

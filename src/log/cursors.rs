@@ -9,7 +9,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::batch::Read;
-use super::cursor::{Cursor, ReadOptions};
+use super::cursor::{Asked, Cursor, ReadOptions};
 use super::inspect::Lag;
 use super::merged::SetName;
 use super::message::Format;
@@ -86,6 +86,7 @@ impl Cursors {
                 begins_with_values: false,
                 position: Seq::START,
                 end: Seq::START,
+                asked: Asked::All,
             })
             .collect();
         let mixed = !cursors.is_empty() && cursors.iter().any(|cursor| !cursor.is_with(&cursors[0]));
@@ -149,11 +150,19 @@ impl Cursors {
             }
             _ => self.read_several(options),
         };
-        self.caught_up |= matches!(read, Read::Nothing);
+        self.note(&read);
         if let Read::Batch(batch) = &read {
             self.beyond_id = batch.ends_left_out;
         }
         read
+    }
+
+    fn note(&mut self, read: &Read) {
+        self.caught_up |= matches!(read, Read::Nothing);
+        if matches!(read, Read::Batch(_)) && self.is_replaying() {
+            let asking = self.cursors.iter_mut().filter(|cursor| cursor.asked == Asked::WhatIsThere);
+            asking.for_each(|cursor| cursor.asked = Asked::Rest);
+        }
     }
 
     /// As [`Cursors::read`], but into `rows`, as far as they take it. The batch has no bytes.
@@ -166,7 +175,7 @@ impl Cursors {
             Some(_) => self.read_newest(options, Some(rows)),
             None => self.merge(options, Some(rows)),
         };
-        self.caught_up |= matches!(read, Read::Nothing);
+        self.note(&read);
         read
     }
 
@@ -239,8 +248,14 @@ impl Cursors {
         self.is_replaying()
     }
 
+    /// Whether the reader asked for the messages that are there, and has not read all of them yet.
+    pub fn wants_what_is_there(&self) -> bool {
+        self.cursors.iter().any(|cursor| cursor.asked != Asked::All)
+    }
+
     /// Ends the replay: messages from before the opening were read, or count as read.
     pub fn end_replay(&mut self) {
+        self.cursors.iter_mut().for_each(|cursor| cursor.asked = Asked::All);
         match self.phase {
             // A topic that ended before the opening has ended for this reader too: it asked for what was there.
             Phase::Replay => self.set_phase(Phase::Live, |_| Seq::START),

@@ -164,7 +164,7 @@ impl Paced {
             }
             let (cursor, paced) = (&mut cursors[index], &mut self.cursors[index]);
             let Some(part) = cursor.range(position, until, options) else { return Stored::Fetching };
-            let gone = part.gone.filter(|gone| *gone > position);
+            let gone = cursor.missing(&part, position);
             paced.gone = paced.gone.max(gone);
             let from = part.entries.partition_point(|entry| entry.sequence <= position);
             for entry in part.entries.range(from..) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::cursor::Cursor;
+use super::cursor::{Asked, Cursor};
 use super::cursors::{Cursors, SequencePosition};
 use super::registry::Lease;
 use super::start_ids::{groups, ids_of_leases, start_ids};
@@ -305,7 +305,14 @@ impl StartResolver<'_> {
             };
             self.gaps.extend(reason.map(|reason| (log.filter().clone(), reason)));
         }
+        if reason.is_none() {
+            self.ask_for_what_is_there();
+        }
         self.meet();
+    }
+
+    fn ask_for_what_is_there(&mut self) {
+        self.cursors.iter_mut().for_each(|cursor| cursor.asked = Asked::WhatIsThere);
     }
 
     /// Starts with the last `count` messages of each topic and pattern, or as many as there are. Older messages were
@@ -322,6 +329,7 @@ impl StartResolver<'_> {
                 }
             };
         }
+        self.ask_for_what_is_there();
         self.meet();
     }
 

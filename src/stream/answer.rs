@@ -120,14 +120,14 @@ impl Stream {
         reading.more = !caught_up;
         let has_gaps = !reading.opening.gaps.is_empty();
         if is_closing
-            || !reading.rows.is_empty()
+            || !(reading.rows.is_empty() || is_fetching && self.cursors.wants_what_is_there())
             || caught_up && (has_gaps || reading.feeds_changed || self.cursors.have_ended())
         {
             return Poll::Ready(Ok(()));
         }
         let until = if caught_up { reading.wait } else { reading.patience };
         if self.now() >= until {
-            let is_away = is_fetching && !has_gaps;
+            let is_away = is_fetching && !has_gaps && reading.rows.is_empty();
             return Poll::Ready(if is_away { Err(CloseCode::Unavailable) } else { Ok(()) });
         }
         let others = [self.aged, self.expires, due].into_iter().flatten();

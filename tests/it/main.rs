@@ -40,6 +40,7 @@ mod hostile_topics;
 mod image;
 mod jetstream;
 mod jetstream_corners;
+mod jetstream_holes;
 mod jetstream_streams;
 mod jwks;
 mod kills;

@@ -398,7 +398,7 @@ impl Gateway {
                 self.encoder.encode(&message, &sequence, number, now, &fields),
             )
         });
-        let extent = RangeExtent { through, gone, torn: false };
+        let extent = RangeExtent { through, gone, is_hole: false, torn: false };
         self.registry.answer_backfill(&ask, extent, entries.collect::<Vec<_>>());
         true
     }

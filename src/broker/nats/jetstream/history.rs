@@ -37,7 +37,13 @@ impl HistoryQuery {
         until: Seq,
     ) -> Result<Fetched, BrokerError> {
         if until <= after {
-            return Ok(Fetched { through: after, gone: None, torn: false, messages: Vec::new() });
+            return Ok(Fetched {
+                through: after,
+                gone: None,
+                is_hole: false,
+                torn: false,
+                messages: Vec::new(),
+            });
         }
         let mut page = stream.page(after.next()).await?;
         let mut part = match page.messages.last().map(|last| last.number) {
@@ -77,7 +83,8 @@ impl HistoryQuery {
                 Meaning::Unnameable | Meaning::Other => None,
             }
         });
-        Ok(Fetched { through: part.through, gone: part.gone, torn: part.torn, messages: messages.collect() })
+        let PartialFetch { through, gone, is_hole, torn, .. } = part;
+        Ok(Fetched { through, gone, is_hole, torn, messages: messages.collect() })
     }
 
     /// Keeps one value for each key that is not deleted. A value that was overwritten before it was read is not a loss:
@@ -185,6 +192,7 @@ impl HistoryQuery {
 struct PartialFetch {
     through: Seq,
     gone: Option<Seq>,
+    is_hole: bool,
     torn: bool,
     messages: Vec<RawMessage>,
 }
@@ -192,7 +200,7 @@ struct PartialFetch {
 impl PartialFetch {
     fn of(mut messages: Vec<RawMessage>, through: Seq) -> Self {
         messages.retain(|held| held.number <= through);
-        PartialFetch { through, gone: None, torn: false, messages }
+        PartialFetch { through, gone: None, is_hole: false, torn: false, messages }
     }
 
     /// Whether there is a message for each number after `after`.
@@ -231,8 +239,10 @@ impl PartialFetch {
                 self.messages.retain(|held| held.number < hole);
                 self.through = hole.previous();
             }
-            Some(first) => self.gone = Some(first.number.previous()),
-            None => self.gone = Some(self.through),
+            first => {
+                self.gone = Some(first.map_or(self.through, |first| first.number.previous()));
+                self.is_hole = true;
+            }
         }
     }
 }

@@ -135,13 +135,8 @@ impl KeyLookup<'_> {
         until: Seq,
     ) -> Result<Fetched, Fault> {
         if after >= until {
-            return Ok(Fetched {
-                through: until,
-                gone: None,
-                is_hole: false,
-                torn: false,
-                messages: Vec::new(),
-            });
+            let messages = Vec::new();
+            return Ok(Fetched { through: until, gone: None, is_hole: false, torn: false, messages });
         }
         let count = self.size.fitting(FETCH_BYTES, FETCH_MESSAGES);
         // In this order: if an entry up to `after` still exists once the range has been read, nothing in the range was
@@ -171,13 +166,13 @@ impl KeyLookup<'_> {
         let was_deleted = deleted > after && deleted <= empty_to;
         let was_trimmed = !is_joined && sample.last > EntryId::of(after);
         let mut gone = (empty_to > after && (was_deleted || was_trimmed)).then_some(empty_to);
+        let mut is_hole = !was_trimmed;
 
         let mut messages: Vec<Message> = Vec::with_capacity(entries.len());
         let filter = Filter::from(topic.clone());
         let mut is_cut = false;
         for entry in entries {
-            let reached = messages.last().and_then(|message| message.stored);
-            let reached = reached.map_or(gone.unwrap_or(after), |stored| stored.number);
+            let reached = number_of_last(&messages).or(gone).unwrap_or(after);
             match entry.id.number() {
                 Some(number) if number > reached => {
                     messages.push(entry.into_message(number, &filter, topic, payload));
@@ -186,6 +181,7 @@ impl KeyLookup<'_> {
                 None if messages.is_empty() => {
                     let least = if gone.is_none() { reached.next() } else { reached };
                     gone = Some(entry.id.number_at_most().unwrap_or(until).max(least));
+                    is_hole = false;
                 }
                 None => {
                     is_cut = true;
@@ -193,11 +189,12 @@ impl KeyLookup<'_> {
                 }
             }
         }
-        let last = messages.last().and_then(|message| message.stored).map(|stored| stored.number).or(gone);
-        let is_partial = is_full || stops || is_cut;
-        let through =
-            if is_partial { last.map_or(after.next(), |last| last.max(after.next())) } else { until };
-        Ok(Fetched { through, gone, torn: false, messages })
+        let last = number_of_last(&messages).or(gone);
+        let through = match is_full || stops || is_cut {
+            true => last.unwrap_or_default().max(after.next()),
+            false => until,
+        };
+        Ok(Fetched { through, gone, is_hole, torn: false, messages })
     }
 
     async fn locate(mut self, seek: Seek) -> Result<SeekResult, Fault> {
@@ -328,6 +325,10 @@ fn entries(value: Value) -> Result<Vec<Entry>, Fault> {
 
 fn entries_of(answer: Result<Value, RedisError>) -> Result<Vec<Entry>, Fault> {
     entries(answer?)
+}
+
+fn number_of_last(messages: &[Message]) -> Option<Seq> {
+    Some(messages.last()?.stored?.number)
 }
 
 /// The start of a range after `number`.
