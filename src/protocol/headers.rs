@@ -23,12 +23,6 @@ impl Headers {
         self.is_damaged
     }
 
-    /// Removes the last field called `name`.
-    pub fn remove_last(&mut self, name: &str) -> Option<String> {
-        let index = self.fields.iter().rposition(|(key, _)| key.eq_ignore_ascii_case(name))?;
-        Some(self.fields.remove(index).1)
-    }
-
     /// The first value of the field called `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())

@@ -3,6 +3,8 @@
 //! A server passes on any block of fields that a publisher wrote. So parsing never fails: a field that cannot be parsed
 //! is dropped and marked ([`Headers::is_damaged`]), and the rest of the message is used.
 
+use std::borrow::Cow;
+
 use crate::protocol::headers::Headers;
 
 /// The version at the start of a block.
@@ -26,18 +28,53 @@ pub(super) struct Block {
 pub(super) fn parse_headers(block: &[u8]) -> Block {
     let mut lines = lines(block);
     let first = lines.next().unwrap_or_default();
-    let mut parsed = match first.strip_prefix(VERSION) {
-        Some(rest) if block.ends_with(END) && rest.first().is_none_or(u8::is_ascii_whitespace) => {
-            Block::with_status(rest)
-        }
-        _ => {
-            let mut parsed = Block::default();
-            parsed.headers.set_damaged();
-            return parsed;
-        }
+    let Some(rest) = after_version(first, block) else {
+        let mut parsed = Block::default();
+        parsed.headers.set_damaged();
+        return parsed;
     };
-    parsed.read_fields(lines);
+    let mut parsed = Block::with_status(rest);
+    for field in fields(lines) {
+        match field {
+            Ok((name, value)) => parsed.headers.insert(name, value),
+            Err(Unreadable) => parsed.headers.set_damaged(),
+        }
+    }
     parsed
+}
+
+/// A field: its name and its value.
+type Field<'a> = (&'a str, Cow<'a, str>);
+
+/// Separates the fields that the server appended to a block, which are called `names`, from the publisher's. Of several
+/// fields with one name, the last is the server's. A history has such a block for each message, so it is read only once.
+pub(super) fn split_appended<'a, const N: usize>(
+    block: &'a [u8],
+    names: [&str; N],
+) -> ([Option<Cow<'a, str>>; N], Headers) {
+    let mut lines = lines(block);
+    let first = lines.next().unwrap_or_default();
+    let mut headers = Headers::default();
+    let mut appended: [Option<Field<'a>>; N] = [const { None }; N];
+    for field in fields(lines) {
+        let Ok((name, value)) = field else {
+            headers.set_damaged();
+            continue;
+        };
+        match names.iter().position(|known| known.eq_ignore_ascii_case(name)) {
+            Some(index) => {
+                if let Some((name, value)) = appended[index].replace((name, value)) {
+                    headers.insert(name, value);
+                }
+            }
+            None => headers.insert(name, value),
+        }
+    }
+    if after_version(first, block).is_none() {
+        headers = Headers::default();
+        headers.set_damaged();
+    }
+    (appended.map(|field| field.map(|(_, value)| value)), headers)
 }
 
 /// The last field called `name` in a block, whatever comes before it: for fields that the server added after the
@@ -57,24 +94,32 @@ impl Block {
             description: description.trim().to_owned(),
         }
     }
+}
 
-    fn read_fields<'a>(&mut self, lines: impl Iterator<Item = &'a [u8]>) {
-        let mut lines = lines.filter(|line| !line.is_empty()).peekable();
-        while let Some(line) = lines.next() {
-            let mut read = field(line).map(|(name, value)| (name.to_owned(), value.to_owned()));
-            // A line that begins with white space continues the previous value.
-            while let Some(more) = lines.next_if(|line| matches!(line[0], b' ' | b'\t')) {
-                read = read.and_then(|(name, mut value)| {
-                    value.push_str(text(more)?);
-                    Ok((name, value))
-                });
-            }
-            match read {
-                Ok((name, value)) => self.headers.insert(name, value.trim()),
-                Err(Unreadable) => self.headers.set_damaged(),
-            }
+/// The rest of the first line after the version. `None`: the block cannot be read.
+fn after_version<'a>(first: &'a [u8], block: &[u8]) -> Option<&'a [u8]> {
+    let rest = first.strip_prefix(VERSION)?;
+    (block.ends_with(END) && rest.first().is_none_or(u8::is_ascii_whitespace)).then_some(rest)
+}
+
+/// The fields in these lines. A line that begins with white space continues the previous value.
+fn fields<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = Result<Field<'a>, Unreadable>> {
+    let mut lines = lines.filter(|line| !line.is_empty()).peekable();
+    std::iter::from_fn(move || {
+        let mut read = field(lines.next()?).map(|(name, value)| (name, Cow::Borrowed(value)));
+        let mut is_continued = false;
+        while let Some(more) = lines.next_if(|line| matches!(line[0], b' ' | b'\t')) {
+            is_continued = true;
+            read = read.and_then(|(name, mut value)| {
+                value.to_mut().push_str(text(more)?);
+                Ok((name, value))
+            });
         }
-    }
+        if is_continued && let Ok((_, value)) = &mut read {
+            *value = Cow::Owned(value.trim().to_owned());
+        }
+        Some(read)
+    })
 }
 
 /// A field that cannot be parsed.
@@ -85,8 +130,7 @@ fn lines(block: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn field(line: &[u8]) -> Result<(&str, &str), Unreadable> {
-    let colon = line.iter().position(|byte| *byte == b':').ok_or(Unreadable)?;
-    let (name, value) = (text(&line[..colon])?, text(&line[colon + 1..])?);
+    let (name, value) = text(line)?.split_once(':').ok_or(Unreadable)?;
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Unreadable);
     }
@@ -160,6 +204,21 @@ mod tests {
         let block = b"garbage\r\nNats-Sequence: 1\r\n\xff: \r\nNats-Sequence: 7\r\n\r\n";
         assert_eq!(last_field(block, "Nats-Sequence"), Some("7"));
         assert_eq!(last_field(block, "Nats-Subject"), None);
+    }
+
+    #[test]
+    fn the_fields_of_the_server_are_separated_from_those_that_a_publisher_wrote() {
+        let names = ["Nats-Sequence", "Nats-Subject"];
+        let split = |block: &'static [u8]| {
+            let ([number, subject], headers) = split_appended(block, names);
+            let others: Vec<_> = headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            (number, subject, others.join(" "), headers.is_damaged())
+        };
+        let block = b"NATS/1.0\r\nA: 1\r\n 2\r\nnats-sequence: 5\r\nB: \xff\r\nNats-Sequence: 7\r\nNats-Subject: x\r\n\r\n";
+        assert_eq!(split(block), (Some("7".into()), Some("x".into()), "A=1 2 nats-sequence=5".into(), true));
+        let other_version = b"NATS/2.0\r\nA: 1\r\nNats-Sequence: 7\r\n\r\n";
+        assert_eq!(split(other_version), (Some("7".into()), None, String::new(), true));
+        assert_eq!(split(b""), (None, None, String::new(), true));
     }
 
     proptest! {

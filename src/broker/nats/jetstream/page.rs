@@ -149,16 +149,17 @@ impl StreamReader<'_> {
         client.send(message, &inbox).await.map_err(lost)?;
         let mut page = Page { messages: Vec::new(), more: 0 };
         while let Some(answer) = inbox.next().await {
-            let block = answer.headers.clone().unwrap_or_default();
-            let pending = last_field(&block, "Nats-Num-Pending").and_then(|pending| pending.parse().ok());
-            page.more = pending.unwrap_or(1);
-            if let Some(held) = RawMessage::looked_up(answer) {
-                page.messages.push(held);
+            if let Some((message, pending)) = RawMessage::looked_up(&answer) {
+                page.messages.push(message);
+                page.more = pending.unwrap_or(1);
                 if pending.is_none() {
                     return Ok(page); // a replica older than 2.11, which always answers with one message
                 }
                 continue;
             }
+            let block = answer.headers.unwrap_or_default();
+            let pending = last_field(&block, "Nats-Num-Pending").and_then(|pending| pending.parse().ok());
+            page.more = pending.unwrap_or(1);
             let said = parse_headers(&block);
             match said.status {
                 Some(204) => return Ok(page), // the end of the batch

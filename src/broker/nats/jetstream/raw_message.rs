@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::info::read_time;
 use super::names::Names;
-use crate::broker::nats::headers::{last_field, parse_headers};
+use crate::broker::nats::headers::split_appended;
 use crate::broker::nats::wire;
 use crate::broker::{Change, Message, Stored};
 use crate::protocol::headers::Headers;
@@ -16,11 +16,11 @@ use crate::protocol::topic::Filter;
 
 /// Fields that the server adds to a message of a Direct Get, after the publisher's fields of the same name.
 const ADDED: [&str; 6] = [
-    "Nats-Stream",
     "Nats-Subject",
     "Nats-Sequence",
     "Nats-Time-Stamp",
     "Nats-Num-Pending",
+    "Nats-Stream",
     "Nats-Last-Sequence",
 ];
 
@@ -44,18 +44,20 @@ pub(crate) enum Meaning {
 }
 
 impl RawMessage {
-    /// From the answer to a Direct Get, in which the server's fields follow the publisher's. `None` if it is not a
-    /// message, as the server's fields show, whatever the publisher wrote.
-    pub(crate) fn looked_up(message: wire::Delivered) -> Option<Self> {
-        let block = message.headers.as_deref()?;
-        let number = Seq::new(last_field(block, "Nats-Sequence")?.parse().ok()?);
-        let subject = last_field(block, "Nats-Subject")?.to_owned();
-        let time = read_time(last_field(block, "Nats-Time-Stamp")?);
-        let mut headers = parse_headers(block).headers;
-        for name in ADDED {
-            headers.remove_last(name);
-        }
-        Some(RawMessage { subject, number, time, payload: message.payload, headers })
+    /// From the answer to a Direct Get, in which the server's fields follow the publisher's; with the number of messages
+    /// that follow it, if the server says it. `None` if it is not a message, as the server's fields show, whatever the
+    /// publisher wrote.
+    pub(crate) fn looked_up(answer: &wire::Delivered) -> Option<(Self, Option<u64>)> {
+        let block = answer.headers.as_deref()?;
+        let ([subject, number, time, pending, ..], headers) = split_appended(block, ADDED);
+        let message = RawMessage {
+            subject: subject?.into_owned(),
+            number: Seq::new(number?.parse().ok()?),
+            time: read_time(&time?),
+            payload: answer.payload.clone(),
+            headers,
+        };
+        Some((message, pending.and_then(|pending| pending.parse().ok())))
     }
 
     /// Its effect on its topic. Clients delete a key by a special message. When the last message of a subject expires
