@@ -33,7 +33,7 @@ use self::outages::Outages;
 pub use self::progress::ReaderProgress;
 use self::slot::{Feed, Slot, Subscribed};
 use self::slots::Slots;
-use super::backfill::{BackfillRanges, BackfillRequest, History};
+use super::backfill::{BackfillRanges, BackfillRequest, History, Requests};
 use super::message::FieldMapping;
 use super::numbering::Numbering;
 use super::time::{Horizon, Line};
@@ -52,7 +52,7 @@ pub struct Registry {
     usage: Arc<BufferUsage>,
     /// The backfill ranges of stored sources.
     ranges: BackfillRanges,
-    requests: mpsc::Sender<BackfillRequest>,
+    requests: Requests,
     max_topics: AtomicUsize,
     max_bytes: AtomicUsize,
     /// How often a feed has become stale or live.
@@ -106,7 +106,7 @@ impl Registry {
             sequence: Arc::new(sequence),
             usage,
             ranges: BackfillRanges::default(),
-            requests,
+            requests: Requests::new(requests),
             max_topics: AtomicUsize::new(max_topics),
             max_bytes: AtomicUsize::new(max_bytes),
             feed_changes: AtomicU32::new(0),

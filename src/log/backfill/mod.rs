@@ -4,22 +4,27 @@
 //! A reader whose cursor is older than the log reads ranges until it reaches the beginning of the log, and then the
 //! log. Both have the broker's numbers, so nothing has to be joined. Requests are recorded here, not in the reader: a
 //! reader that waits is an entry in a list and holds no message. `ingest::backfill` sends the requests to the broker.
+//!
+//! A reader that begins a range requests the next one too, so that the broker reads while the gateway writes. If many
+//! readers wait for ranges, they do without: what is fetched early would be dropped before it is read.
+
+mod ranges;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::batch_cache::SharedBatch;
-use super::batches::Batches;
+use self::ranges::NEWEST;
+pub use self::ranges::RangeExtent;
+pub(super) use self::ranges::{BackfillRange, BackfillRanges};
+use super::BufferUsage;
 use super::message::FieldMapping;
 use super::numbering::Numbering;
-use super::variant::Variant;
-use super::{BufferUsage, Entry};
 use crate::protocol::event_id::Sequence;
 use crate::protocol::seq::Seq;
 use crate::protocol::source::Source;
@@ -32,12 +37,8 @@ pub const BACKFILL_CAPACITY: usize = 1024;
 /// The most client addresses on whose behalf a range is queued. Further readers wait with them.
 const ASKERS: usize = 4;
 
-/// Ranges may take one part in this many of the bound on all logs. A range that was dropped too early is fetched again.
-const SHARE: usize = 8;
-
-/// The newest ranges, which are never dropped, because readers have just been woken for them. At least as many as are
-/// fetched at once.
-const NEWEST: usize = 8;
+/// Ranges are requested early only while readers wait for fewer than this many. Half of those that are never dropped.
+const AHEAD: usize = NEWEST / 2;
 
 /// A range to fetch: the messages of a log after the number `after`, up to `until`. If it is dropped, the readers that
 /// still wait request it again.
@@ -56,58 +57,33 @@ pub struct BackfillRequest {
     begun: AtomicBool,
 }
 
-/// How far a fetched range goes, and what is missing in it.
-#[derive(Debug, Clone, Copy)]
-pub struct RangeExtent {
-    /// It is complete up to this number.
-    pub through: Seq,
-    /// Messages up to this number are gone, if any are.
-    pub gone: Option<Seq>,
-    /// `gone` stands for single messages that were removed out of the middle, and not for the oldest.
-    pub is_hole: bool,
-    /// Single messages after `gone` are gone too. Then it serves only readers that start at its beginning.
-    pub torn: bool,
+/// The requests of all logs for ranges. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Requests {
+    queue: mpsc::Sender<BackfillRequest>,
+    /// How many ranges readers wait for.
+    waiting: Arc<AtomicUsize>,
 }
 
-/// A fetched range of stored messages.
+/// A range among those that readers wait for, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct BackfillRange {
-    after: Seq,
-    until: Seq,
-    /// The range is complete up to this number.
-    pub(crate) through: Seq,
-    /// Messages up to this number are gone, if any are.
-    pub(crate) gone: Option<Seq>,
-    /// As [`RangeExtent::is_hole`].
-    pub(crate) is_hole: bool,
-    /// Single messages after `gone` are gone too, and only `gone` stands for them.
-    torn: bool,
-    /// The entries by number.
-    pub(crate) entries: VecDeque<Arc<Entry>>,
-    /// Batches for its readers. A crowd that resumes together reads the same positions.
-    batches: Mutex<Batches>,
-    /// Whether it was read since the last sweep.
-    was_read: AtomicBool,
-    bytes: usize,
-    usage: Arc<BufferUsage>,
-}
+struct Counted(Arc<AtomicUsize>);
 
-impl BackfillRange {
-    /// The batch that follows `position` in it; `None` if nothing does.
-    pub(crate) fn shared(&self, position: Seq, variant: Variant<'_>) -> Option<SharedBatch> {
-        self.batches.lock().of(&self.entries, position, self.through, variant)
+impl Requests {
+    /// Requests go to `queue`.
+    pub(super) fn new(queue: mpsc::Sender<BackfillRequest>) -> Self {
+        Requests { queue, waiting: Arc::default() }
     }
 
-    /// Whether it can serve a reader at `position`. A torn range serves only readers that start at its beginning,
-    /// because only they receive its gap.
-    fn covers(&self, position: Seq) -> bool {
-        if self.torn { self.after == position } else { (self.after..self.through).contains(&position) }
+    fn count(&self) -> Counted {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Counted(self.waiting.clone())
     }
 }
 
-impl Drop for BackfillRange {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.usage.sub(self.bytes);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -119,7 +95,7 @@ pub(crate) struct History {
     filter: Filter,
     fields: Arc<FieldMapping>,
     numbering: Arc<Numbering>,
-    requests: mpsc::Sender<BackfillRequest>,
+    requests: Requests,
     usage: Arc<BufferUsage>,
     state: Mutex<State>,
     /// Held by the reader that asks the broker whether the topic has ended.
@@ -147,6 +123,7 @@ struct PendingRange {
     askers: SmallVec<[IpAddr; 1]>,
     /// Whether it is being fetched.
     begun: bool,
+    _counted: Counted,
 }
 
 impl PendingRange {
@@ -163,7 +140,7 @@ impl History {
         filter: Filter,
         fields: Arc<FieldMapping>,
         numbering: Arc<Numbering>,
-        requests: mpsc::Sender<BackfillRequest>,
+        requests: Requests,
         usage: Arc<BufferUsage>,
     ) -> Arc<Self> {
         let of_values = matches!(fields.source, Source::Kv { .. });
@@ -186,10 +163,44 @@ impl History {
     ) -> Option<Arc<BackfillRange>> {
         let mut state = self.state.lock();
         // The range that reaches furthest: readers from different positions meet at its end and share from there.
-        if let Some(range) = self.range_at(&state, position, until) {
-            range.was_read.store(true, Ordering::Relaxed);
-            return Some(range.clone());
-        }
+        let range = self.range_at(&state, position, until).cloned();
+        let refused = match &range {
+            Some(range) => {
+                range.was_read.store(true, Ordering::Relaxed);
+                let begins = position == range.after;
+                if begins { self.read_ahead(&mut state, range.through, until, handle) } else { None }
+            }
+            None => self.ask(&mut state, position, until, handle),
+        };
+        drop(state);
+        drop(refused); // dropping a request takes the lock
+        range
+    }
+
+    /// Requests the range after `position` before its reader needs it, if there is one, nobody has requested it, and few
+    /// others wait. Returns the request if the queue is full.
+    fn read_ahead(
+        self: &Arc<Self>,
+        state: &mut State,
+        position: Seq,
+        until: Seq,
+        handle: &Arc<ReaderHandle>,
+    ) -> Option<TrySendError<BackfillRequest>> {
+        let is_needed = position < until
+            && self.requests.waiting.load(Ordering::Relaxed) < AHEAD
+            && self.range_at(state, position, until).is_none()
+            && !state.pending.iter().any(|pending| pending.after == position);
+        if is_needed { self.ask(state, position, until, handle) } else { None }
+    }
+
+    /// Requests the range that begins at `position`; `handle` waits for it. Returns the request if the queue is full.
+    fn ask(
+        self: &Arc<Self>,
+        state: &mut State,
+        position: Seq,
+        until: Seq,
+        handle: &Arc<ReaderHandle>,
+    ) -> Option<TrySendError<BackfillRequest>> {
         // Only up to the beginning of the next range, which it can share.
         let next = state
             .ranges
@@ -203,30 +214,29 @@ impl History {
             pending.after == position && (!self.of_values || pending.until == until)
         };
         let address = handle.reader.address;
-        let mut refused = None;
-        if let Some(pending) = state.pending.iter_mut().find(same) {
-            pending.waiting.entry(Arc::as_ptr(handle).addr()).or_insert_with(|| handle.clone());
-            let may_ask =
-                !pending.begun && pending.askers.len() < ASKERS && !pending.askers.contains(&address);
-            if may_ask {
-                match self.requests.try_send(self.request(pending, address)) {
-                    Ok(()) => pending.askers.push(address),
-                    Err(full) => refused = Some(full),
-                }
-            }
-        } else {
+        let Some(pending) = state.pending.iter_mut().find(same) else {
             let waiting = HashMap::from([(Arc::as_ptr(handle).addr(), handle.clone())]);
             let (id, askers) = (state.next_id, smallvec![address]);
             state.next_id += 1;
-            let pending = PendingRange { id, after: position, until, waiting, askers, begun: false };
-            match self.requests.try_send(self.request(&pending, address)) {
-                Ok(()) => state.pending.push(pending),
-                Err(full) => refused = Some(full),
+            let counted = self.requests.count();
+            let pending =
+                PendingRange { id, after: position, until, waiting, askers, begun: false, _counted: counted };
+            let refused = self.requests.queue.try_send(self.request(&pending, address)).err();
+            if refused.is_none() {
+                state.pending.push(pending);
             }
+            return refused;
+        };
+        pending.waiting.entry(Arc::as_ptr(handle).addr()).or_insert_with(|| handle.clone());
+        let may_ask = !pending.begun && pending.askers.len() < ASKERS && !pending.askers.contains(&address);
+        if !may_ask {
+            return None;
         }
-        drop(state);
-        drop(refused); // dropping a request takes the lock
-        None
+        let refused = self.requests.queue.try_send(self.request(pending, address)).err();
+        if refused.is_none() {
+            pending.askers.push(address);
+        }
+        refused
     }
 
     fn request(self: &Arc<Self>, pending: &PendingRange, address: IpAddr) -> BackfillRequest {
@@ -257,78 +267,6 @@ impl History {
 
     fn forget(&self, range: &Arc<BackfillRange>) {
         self.state.lock().ranges.retain(|kept| !Arc::ptr_eq(kept, range));
-    }
-}
-
-/// The ranges of all logs, and their bound.
-#[derive(Debug, Default)]
-pub(crate) struct BackfillRanges(Mutex<Kept>);
-
-#[derive(Debug, Default)]
-struct Kept {
-    /// Oldest first.
-    ranges: VecDeque<(Weak<History>, Arc<BackfillRange>)>,
-    bytes: usize,
-}
-
-impl BackfillRanges {
-    /// Delivers a range to the readers that wait for it, and keeps it for others as long as there is room.
-    pub(crate) fn keep(
-        &self,
-        request: &BackfillRequest,
-        extent: RangeExtent,
-        entries: Vec<Arc<Entry>>,
-        max_bytes: usize,
-    ) {
-        let RangeExtent { through, gone, is_hole, torn } = extent;
-        let usage = request.history.usage.clone();
-        let bytes = entries.iter().map(|entry| entry.weight()).sum();
-        usage.add(bytes);
-        let range = Arc::new(BackfillRange {
-            after: request.after,
-            until: request.until,
-            through,
-            gone,
-            is_hole,
-            torn,
-            entries: entries.into(),
-            batches: Mutex::new(Batches::new(usage.clone())),
-            was_read: AtomicBool::new(true), // its readers are about to read it
-            bytes,
-            usage,
-        });
-        request.history.answer(request.id, range.clone());
-        let given_up = {
-            let mut kept = self.0.lock();
-            kept.ranges.push_back((Arc::downgrade(&request.history), range));
-            kept.bytes += bytes;
-            let mut given_up = Vec::new();
-            while kept.bytes > max_bytes / SHARE && kept.ranges.len() > NEWEST {
-                let Some(oldest) = kept.ranges.pop_front() else { break };
-                kept.bytes -= oldest.1.bytes;
-                given_up.push(oldest);
-            }
-            given_up
-        };
-        given_up.iter().for_each(forget);
-    }
-
-    /// Drops the ranges that nobody has read since the last sweep.
-    pub(crate) fn sweep(&self) {
-        let mut kept = self.0.lock();
-        let ranges = std::mem::take(&mut kept.ranges).into_iter();
-        let (read, given_up): (VecDeque<_>, VecDeque<_>) =
-            ranges.partition(|(_, range)| range.was_read.swap(false, Ordering::Relaxed));
-        kept.bytes = read.iter().map(|(_, range)| range.bytes).sum();
-        kept.ranges = read;
-        drop(kept);
-        given_up.iter().for_each(forget);
-    }
-}
-
-fn forget((history, range): &(Weak<History>, Arc<BackfillRange>)) {
-    if let Some(history) = history.upgrade() {
-        history.forget(range);
     }
 }
 
@@ -394,5 +332,57 @@ impl Drop for BackfillRequest {
         if pending.askers.is_empty() && !pending.begun {
             state.pending.swap_remove(index);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::source::Field;
+
+    #[test]
+    fn the_next_range_is_requested_once_when_a_reader_begins_one_unless_many_readers_wait() {
+        let nowhere = || Field::Nowhere;
+        let source = Source::JetStream { stream: None };
+        let fields = FieldMapping { source, id: nowhere(), kind: nowhere(), data: None, end: nowhere() };
+        let (queue, mut asked) = mpsc::channel(64);
+        let (requests, ranges) = (Requests::new(queue), BackfillRanges::default());
+        let filter = Filter::parse("jobs/1", 99).unwrap();
+        let history =
+            History::new(filter, fields.into(), Numbering::unknown(), requests.clone(), Arc::default());
+        let reader = Arc::new(ReaderHandle::default());
+        let until = Seq::new(40);
+        let arrives = |request: BackfillRequest, through| {
+            ranges.keep(
+                &request,
+                RangeExtent { through: Seq::new(through), gone: None, is_hole: false, torn: false },
+                vec![],
+                1,
+            );
+        };
+        let mut next = || asked.try_recv().ok();
+
+        assert!(history.read(Seq::START, until, &reader).is_none());
+        arrives(next().unwrap(), 10);
+        assert!(history.read(Seq::START, until, &reader).is_some());
+        let ahead = next().unwrap();
+        assert_eq!((ahead.after, ahead.until), (Seq::new(10), until));
+        assert!(history.read(Seq::START, until, &Arc::default()).is_some());
+        assert!(history.read(Seq::new(5), until, &reader).is_some());
+        assert!(next().is_none(), "it was requested already");
+        arrives(ahead, 40);
+        assert!(history.read(Seq::new(10), until, &reader).is_some());
+        assert!(next().is_none(), "that was the last one");
+
+        let others: Vec<_> = (0..AHEAD as u64).map(|n| (Seq::new(100 + n), Arc::default())).collect();
+        others.iter().for_each(|(after, other)| assert!(history.read(*after, Seq::MAX, other).is_none()));
+        let theirs: Vec<_> = others.iter().map(|_| next().unwrap()).collect();
+        assert!(history.read(Seq::new(50), Seq::new(60), &reader).is_none());
+        arrives(next().unwrap(), 55);
+        assert!(history.read(Seq::new(50), Seq::new(60), &reader).is_some());
+        assert!(next().is_none(), "others wait");
+        drop(theirs);
+        assert!(history.read(Seq::new(50), Seq::new(60), &reader).is_some());
+        assert_eq!(next().unwrap().after, Seq::new(55));
     }
 }
