@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Budget;
 use super::connection::{self, ConnectionLimits};
 use super::handshake::Handshake;
 use super::open::{Connections, Open};
@@ -40,8 +41,8 @@ const UNSENT: u32 = 128 * 1024;
 const BROKER: Duration = Duration::from_secs(20);
 
 /// Connections accepted in a row. When thousands of clients reconnect at once, readers that are already connected must
-/// not wait behind all of them.
-const ACCEPT_BATCH: usize = 16;
+/// not wait behind all of them; [`Budget`] says the same of their requests.
+const ACCEPT_BATCH: usize = 4;
 
 /// When a silent connection is probed, and how often before it counts as dead.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
@@ -80,13 +81,13 @@ impl Acceptor {
         let free = Semaphore::new(self.max_connections.min(Semaphore::MAX_PERMITS));
         let connections =
             Arc::new(Connections { gateway: self.gateway.clone(), free, is_public: self.public });
-        let failures = Throttle::default();
+        let (budget, failures) = (Budget::new(), Throttle::default());
         // Some descriptors are reserved for other uses, so that connections never take the last one.
         let is_short_of_files =
             self.public && self.max_connections < self.gateway.current().config.limits.connections;
         let mut accepted = 0;
         let mut current = self.gateway.current();
-        let mut limits = self.connection_limits(&current);
+        let mut limits = self.connection_limits(&current, &budget);
         loop {
             if connections.free.available_permits() == 0 {
                 self.gateway.metrics().hit(self.limit);
@@ -100,7 +101,7 @@ impl Acceptor {
                 Ok((socket, peer)) => {
                     let now = self.gateway.current();
                     if !Arc::ptr_eq(&now, &current) {
-                        limits = self.connection_limits(&now);
+                        limits = self.connection_limits(&now, &budget);
                         current = now;
                     }
                     prepare(&socket, limits.write_timeout);
@@ -130,7 +131,7 @@ impl Acceptor {
         }
     }
 
-    fn connection_limits(&self, current: &Runtime) -> Arc<ConnectionLimits> {
+    fn connection_limits(&self, current: &Runtime, budget: &Budget) -> Arc<ConnectionLimits> {
         let limits = &current.config.limits;
         let forward = current.config.auth.forward.as_ref();
         Arc::new(ConnectionLimits {
@@ -142,6 +143,7 @@ impl Acceptor {
             // The backend's queue, the backend's answer, then the broker.
             longest_answer: BROKER + forward.map_or(Duration::ZERO, |forward| 2 * forward.timeout),
             clock: self.gateway.table().clock(),
+            budget: budget.clone(),
             // On the admin listener, no proxy is trusted.
             proxies: if self.public { current.config.proxies.clone() } else { Proxies::default() },
             closing: self.closing.clone(),

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::budget::Budget;
 use super::client::ClientAddress;
 use super::handoff::{Delivery, Handoff, Stalls};
 use super::open::Open;
@@ -67,6 +68,8 @@ pub(super) struct ConnectionLimits {
     pub(super) longest_answer: Duration,
     /// The clock that all streams share.
     pub(super) clock: Clock,
+    /// The budget of all its requests.
+    pub(super) budget: Budget,
     /// The proxies in front of the listener.
     pub(super) proxies: Proxies,
     /// Cancelled when the listener accepts no further requests.
@@ -140,7 +143,8 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     }
     let handoff = Handoff::default();
     let transport = Transport::new(socket, bytes, Some(handoff.clone()));
-    if let Some((socket, stream, coding)) = serve_http1(transport, client, router, handoff, &settings).await {
+    let served = settings.budget.run(serve_http1(transport, client, router, handoff, &settings)).await;
+    if let Some((socket, stream, coding)) = served {
         // Spawned as a task of its own, because this task keeps the size of hyper's connection for its whole life.
         tokio::spawn(Delivery::new(socket, stream, coding, open));
     }

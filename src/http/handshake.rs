@@ -48,7 +48,8 @@ impl Handshake {
         mut open: Open,
     ) {
         let Some(client) = connection::client(&mut socket, peer, &settings, &mut open).await else { return };
-        let greeting = tokio::time::timeout(settings.head_timeout, self.greet(socket));
+        let greet = settings.budget.run(self.greet(socket));
+        let greeting = tokio::time::timeout(settings.head_timeout, greet);
         let Some(greeting) = settings.closing.run_until_cancelled(greeting).await else { return };
         match greeting {
             Ok(Ok(Greeting::Tls(socket))) => {

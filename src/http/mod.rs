@@ -9,6 +9,7 @@ mod access;
 mod admin;
 mod answer;
 mod base_path;
+mod budget;
 mod client;
 mod connection;
 mod handoff;

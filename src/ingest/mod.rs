@@ -29,10 +29,10 @@ use crate::traces::Traces;
 /// The most events that are taken at once.
 const BATCH: usize = 256;
 
-/// The number of readers that are woken at once: as many as fit into the run queue of a worker. They run before the
-/// next group is woken, and in between the broker's connection delivers more. Readers that are woken later send all of
-/// it in one write.
-const WAKES: usize = 256;
+/// The number of readers that are woken at once: half of what fits into the run queue of a worker, because tasks beyond
+/// that wait in another queue until it is empty. They run before the next group is woken, and in between the broker's
+/// connection delivers more. Readers that are woken later send all of it in one write.
+const WAKES: usize = 128;
 
 /// The ingest task.
 #[derive(Debug)]
