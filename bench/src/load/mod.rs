@@ -443,7 +443,9 @@ impl Load {
             socket.set_recv_buffer_size(4096)?;
         }
         if self.source.is_multiple_of(PER_ADDRESS) {
-            self.source = ADDRESSES.fetch_add(1, Ordering::Relaxed) * PER_ADDRESS;
+            // Away from those of the last runs, whose ports the system does not give again for a minute.
+            let first = std::process::id() % 4096 * 16;
+            self.source = (first + ADDRESSES.fetch_add(1, Ordering::Relaxed)) * PER_ADDRESS;
         }
         let address = 256 + self.source / PER_ADDRESS; // from 127.0.1.0 on, away from the servers' 127.0.0.1
         self.source += 1;
