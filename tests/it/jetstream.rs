@@ -179,6 +179,25 @@ async fn a_purge_takes_nothing_from_a_reader_that_has_read_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_waited_for_the_next_request_and_were_purged_are_a_gap() {
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
+    let mut kept = Kept::with_room_for(&server.url(), 4);
+    let (_, head) = kept.follow("orders/**", &stream("ORDERS")).await;
+    // Nothing of it is taken. One by one, so that each is delivered before the next is there, until all that was requested
+    // has been delivered: no message says that others wait.
+    for _ in 0..1200 {
+        admin.put("orders.eu", "x").await;
+    }
+    admin.purge("ORDERS").await;
+    let end = admin.put("orders.eu", "end").await;
+    let told = kept.read_until(head, end).await;
+    assert_eq!(told.gone.len(), 1, "{} of 1200 messages came", told.numbers().len() - 1);
+    assert_eq!(told.gone[0].1, end - 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_purged_before_they_are_read_are_a_gap_in_their_place() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
@@ -191,6 +210,7 @@ async fn messages_purged_before_they_are_read_are_a_gap_in_their_place() {
         admin.purge("ORDERS").await;
         let end = admin.put(subject, "end").await;
         let told = kept.read_until(head, end).await;
+        assert_eq!(told.gone.len(), 1, "{text}: {:?}, numbers {:?}", told.gone, told.numbers().len());
         let (from, through) = told.gone[0];
         assert_eq!((told.gone.len(), through), (1, last), "{text}: {:?}", told.gone);
         let expected: Vec<_> = (head + 1..=from).chain([end]).collect();

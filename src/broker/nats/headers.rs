@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use smallvec::SmallVec;
+
 use crate::protocol::headers::Headers;
 
 /// The version at the start of a block.
@@ -55,18 +57,18 @@ pub(super) fn split_appended<'a, const N: usize>(
     let mut lines = lines(block);
     let first = lines.next().unwrap_or_default();
     let mut headers = Headers::default();
-    let mut appended: [Option<Field<'a>>; N] = [const { None }; N];
+    let mut all: SmallVec<[Field<'a>; 8]> = SmallVec::new();
     for field in fields(lines) {
-        let Ok((name, value)) = field else {
-            headers.set_damaged();
-            continue;
-        };
-        match names.iter().position(|known| known.eq_ignore_ascii_case(name)) {
-            Some(index) => {
-                if let Some((name, value)) = appended[index].replace((name, value)) {
-                    headers.insert(name, value);
-                }
-            }
+        match field {
+            Ok(field) => all.push(field),
+            Err(Unreadable) => headers.set_damaged(),
+        }
+    }
+    let last = names.map(|known| all.iter().rposition(|(name, _)| name.eq_ignore_ascii_case(known)));
+    let mut appended = [const { None }; N];
+    for (index, (name, value)) in all.into_iter().enumerate() {
+        match last.iter().position(|last| *last == Some(index)) {
+            Some(known) => appended[known] = Some(value),
             None => headers.insert(name, value),
         }
     }
@@ -74,7 +76,7 @@ pub(super) fn split_appended<'a, const N: usize>(
         headers = Headers::default();
         headers.set_damaged();
     }
-    (appended.map(|field| field.map(|(_, value)| value)), headers)
+    (appended, headers)
 }
 
 /// The last field called `name` in a block, whatever comes before it: for fields that the server added after the
@@ -214,8 +216,8 @@ mod tests {
             let others: Vec<_> = headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
             (number, subject, others.join(" "), headers.is_damaged())
         };
-        let block = b"NATS/1.0\r\nA: 1\r\n 2\r\nnats-sequence: 5\r\nB: \xff\r\nNats-Sequence: 7\r\nNats-Subject: x\r\n\r\n";
-        assert_eq!(split(block), (Some("7".into()), Some("x".into()), "A=1 2 nats-sequence=5".into(), true));
+        let block = b"NATS/1.0\r\nnats-sequence: 5\r\nA: 1\r\n 2\r\nB: \xff\r\nNats-Sequence: 7\r\nNats-Subject: x\r\n\r\n";
+        assert_eq!(split(block), (Some("7".into()), Some("x".into()), "nats-sequence=5 A=1 2".into(), true));
         let other_version = b"NATS/2.0\r\nA: 1\r\nNats-Sequence: 7\r\n\r\n";
         assert_eq!(split(other_version), (Some("7".into()), None, String::new(), true));
         assert_eq!(split(b""), (None, None, String::new(), true));

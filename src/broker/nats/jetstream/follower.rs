@@ -247,7 +247,7 @@ impl Follower {
                 return Some(Err(format!("delivery {} did not arrive", *delivered + 1)));
             }
             *delivered = info.delivery;
-            reading.before(info.pending);
+            reading.before(info.pending, message.may_have_waited);
             let held = RawMessage::from(message);
             let number = held.number;
             if number <= reading.last_emitted {

@@ -1,5 +1,6 @@
 //! Pulls messages from a consumer in portions, so that messages that nobody takes stay on the server.
 
+use std::collections::VecDeque;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -30,6 +31,13 @@ pub(super) struct Pull {
     /// Requested messages and bytes that have not arrived yet.
     due_messages: usize,
     due_bytes: usize,
+    /// The delivery up to which messages are requested.
+    requested: u64,
+    /// The last deliveries of requests that were followed by another one. After these the server may have had nothing to
+    /// deliver for, until the next request arrived.
+    ends: VecDeque<u64>,
+    /// A request has ended early since the last message.
+    ended_early: bool,
     heard: Instant,
     /// Why no more messages will arrive.
     ended: Option<String>,
@@ -41,6 +49,9 @@ pub(super) struct Delivered {
     pub(super) info: DeliveryInfo,
     /// Its size as the server counts it.
     pub(super) bytes: usize,
+    /// Whether it may have waited on the server for a request. Others that waited before it may have been dropped, and
+    /// [`DeliveryInfo::pending`] has never counted them.
+    pub(super) may_have_waited: bool,
 }
 
 impl From<Delivered> for RawMessage {
@@ -89,7 +100,19 @@ impl Pull {
     pub(super) async fn begin(consumer: Consumer, messages: usize, bytes: usize) -> Result<Self, Failure> {
         let inbox = consumer.api.client.inbox().await?;
         let (due_messages, due_bytes, heard) = (0, 0, Instant::now());
-        let mut pull = Pull { consumer, inbox, messages, bytes, due_messages, due_bytes, heard, ended: None };
+        let mut pull = Pull {
+            consumer,
+            inbox,
+            messages,
+            bytes,
+            due_messages,
+            due_bytes,
+            requested: 0,
+            ends: VecDeque::new(),
+            ended_early: false,
+            heard,
+            ended: None,
+        };
         pull.ask().await?;
         Ok(pull)
     }
@@ -142,6 +165,8 @@ impl Pull {
         };
         api.client.send(message, &self.inbox).await?;
         (self.due_messages, self.due_bytes) = (self.due_messages + messages, self.due_bytes + bytes);
+        self.ends.push_back(self.requested);
+        self.requested += messages as u64;
         Ok(())
     }
 
@@ -153,7 +178,8 @@ impl Pull {
             let bytes = message.subject.len() + reply.len() + fields + message.payload.len();
             self.due_messages = self.due_messages.saturating_sub(1);
             self.due_bytes = if self.due_messages == 0 { 0 } else { self.due_bytes.saturating_sub(bytes) };
-            return Ok(Some(Delivered { message, info, bytes }));
+            let may_have_waited = self.may_have_waited(info.delivery);
+            return Ok(Some(Delivered { message, info, bytes, may_have_waited }));
         }
         let block = message.headers.as_deref().unwrap_or_default();
         let said = parse_headers(block);
@@ -164,6 +190,9 @@ impl Pull {
             (Some(404 | 408 | 409), Some(messages), Some(bytes)) if !is_end(&said.description) => {
                 self.due_messages = self.due_messages.saturating_sub(messages);
                 self.due_bytes = self.due_bytes.saturating_sub(bytes);
+                self.requested = self.requested.saturating_sub(messages as u64);
+                self.ends.iter_mut().for_each(|end| *end = end.saturating_sub(messages as u64));
+                self.ended_early = true;
             }
             (status, ..) => {
                 let status = status.map_or_else(String::new, |status| status.to_string());
@@ -171,6 +200,16 @@ impl Pull {
             }
         }
         Ok(None)
+    }
+
+    /// Whether this delivery is the first one after a request has ended.
+    fn may_have_waited(&mut self, delivery: u64) -> bool {
+        let mut waited = std::mem::take(&mut self.ended_early);
+        while self.ends.front().is_some_and(|end| *end < delivery) {
+            self.ends.pop_front();
+            waited = true;
+        }
+        waited
     }
 }
 

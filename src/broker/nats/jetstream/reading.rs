@@ -3,8 +3,8 @@
 //!
 //! A stream can lose messages before they are read, to its limits or a purge. If the follower reads the whole stream, a
 //! missing number is a loss. If it reads only its filter, most missing numbers belong to other topics. Then it asks the
-//! stream about them only if messages of the filter had to wait on the server; the server sends with each message how
-//! many still wait.
+//! stream about them only if messages of the filter had to wait on the server: the server sends with each message how
+//! many still wait, and those that waited for a request show when the next one is answered.
 
 use std::time::SystemTime;
 
@@ -105,9 +105,10 @@ impl ReadPosition {
         (self.behind, self.caught_up) = (true, None);
     }
 
-    /// Called before a message is passed on; `pending` is the number of messages that still wait.
-    pub(super) fn before(&mut self, pending: u64) {
-        if pending > 0 {
+    /// Called before a message is passed on; `pending` is the number of messages that still wait, and `may_have_waited` says
+    /// whether this one may have.
+    pub(super) fn before(&mut self, pending: u64, may_have_waited: bool) {
+        if pending > 0 || may_have_waited {
             self.fall_behind(); // some may have waited before this one, too
         }
     }
@@ -160,7 +161,7 @@ mod tests {
         let mut reading = reading(Extent::PartialFetch);
         let mut is_suspicious = |pending, number| {
             let number = Seq::new(number);
-            reading.before(pending);
+            reading.before(pending, false);
             let is_so = reading.is_suspicious(number);
             (reading.last_emitted, reading.verified_through) = (number, number);
             reading.after(pending, 1);
@@ -188,7 +189,7 @@ mod tests {
             [(Extent::Whole, true), (Extent::Beyond("max_msgs"), true), (Extent::Values, false)]
         {
             let mut reading = reading(extent);
-            reading.before(5);
+            reading.before(5, false);
             assert_eq!(
                 (reading.is_suspicious(Seq::new(12)), reading.is_suspicious(Seq::new(11))),
                 (expected, false)
