@@ -317,6 +317,22 @@ async fn a_post_that_no_stream_confirms_or_no_reader_gets_is_refused_and_stored_
     })
     .await;
     assert_eq!(admin.tell("STREAM.INFO.ORDERS", json!({})).await["state"]["messages"], 0);
+    // A mirror takes no messages, and its origin has none of the subjects that only the mirror has.
+    admin.stream("ORIGIN", &["made.>"], json!({})).await;
+    let renaming = json!({"name": "ORIGIN", "subject_transforms": [{"src": "made.>", "dest": "copied.>"}]});
+    let selecting = json!({"name": "ORIGIN", "subject_transforms": [{"src": "made.>", "dest": "made.>"}]});
+    admin.stream("COPY", &[], json!({"mirror": renaming})).await;
+    admin.stream("PART", &[], json!({"mirror": selecting})).await;
+    let source = |topic: &str, stream: &str| {
+        format!("match = \"{topic}/**\"\nsource = \"jetstream\"\nstream = \"{stream}\"")
+    };
+    let gateway = Gateway::with(&rules(&server, &[&source("copied", "COPY"), &source("made", "PART")])).await;
+    let response = gateway.post("/topics/copied/eu", "1").await;
+    assert_eq!(response.status, 502, "{}", response.text());
+    assert_eq!(gateway.post("/topics/made/eu", "1").await.status, 202);
+    let mut reader = gateway.open("/topics/copied/eu?since=all").await;
+    reader.expect("stream-open").await;
+    assert_eq!(reader.message().await, "1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -113,10 +113,24 @@ async fn the_last_value_of_each_sensor_comes_first_if_a_stream_keeps_it() {
     admin.stream("SENSORS", &["sensors.>"], json!({"max_msgs_per_subject": 1})).await;
     let source = "match = \"sensors/**\"\nsource = \"jetstream\"\nstream = \"SENSORS\"";
     let gateway = Gateway::with(&rules.replace("match = \"sensors/**\"", source)).await;
+    let mut live = gateway.open("/topics/sensors/**").await;
+    live.expect("stream-open").await;
     let mut device = Device::connect(port).await;
-    for (sensor, payload) in [("a", "1"), ("b", "2"), ("a", "3")] {
+    for (sensor, payload) in [("c", "0"), ("a", "1"), ("b", "2"), ("a", "3")] {
         let topic = format!("sensors/{sensor}/temp");
         device.publish(json!({"topic": topic, "payload": payload, "qos": 1, "retain": true})).await;
+    }
+    assert_eq!(live.messages(4).await, ["0", "1", "2", "3"]);
+    // This gateway still has what the stream has replaced, and another one does not.
+    let late = Gateway::with(&rules.replace("match = \"sensors/**\"", source)).await;
+    for (gateway, query, values) in [
+        (&gateway, "since=all", &["0", "1", "2", "3"][..]),
+        (&gateway, "since=all&every=1s", &["0", "2", "3"]),
+        (&late, "since=all", &["0", "2", "3"]),
+    ] {
+        let mut page = gateway.open(&format!("/topics/sensors/**?{query}")).await;
+        page.expect("stream-open").await;
+        assert_eq!(page.messages(values.len()).await, values, "{query}");
     }
     let mut page = gateway.open("/topics?topic=sensors/a/temp&topic=sensors/b/temp&last=1").await;
     page.expect("stream-open").await;

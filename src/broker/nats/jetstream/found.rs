@@ -112,6 +112,7 @@ impl Found {
             external: config.mirror.as_ref().and_then(|mirror| Some(mirror.external.as_ref()?.api.clone())),
             names: self.names.clone(),
             transform: config.subject_transform.clone(),
+            mirrored: config.mirror.iter().flat_map(|mirror| mirror.subject_transforms.clone()).collect(),
             no_ack: config.no_ack,
         }
     }
@@ -129,6 +130,8 @@ pub(super) struct Publishing {
     external: Option<String>,
     names: Names,
     transform: Option<Transform>,
+    /// If a mirror selects subjects of its origin: these, and the subjects under which it has them.
+    mirrored: Vec<Transform>,
     no_ack: bool,
 }
 
@@ -141,6 +144,14 @@ impl Publishing {
         if self.no_ack {
             return Err(BrokerError::Refused(format!(
                 "the stream {stream:?} confirms nothing (no_ack), so it is unknown whether it stores a message"
+            )));
+        }
+        // It would go to the origin, if anywhere.
+        let is_mirrored =
+            |selected: &Transform| selected.from() == selected.dest && covers(selected.from(), &subject);
+        if !self.mirrored.is_empty() && !self.mirrored.iter().any(is_mirrored) {
+            return Err(BrokerError::Refused(format!(
+                "the stream {stream:?} is a mirror that renames its origin's subjects (a subject transform), so no reader                  of this topic would receive a message that is published to {subject}; publish under the origin's subject"
             )));
         }
         match &self.transform {
