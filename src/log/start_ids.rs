@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::registry::Lease;
-use crate::protocol::event_id::{COMPONENTS, ParsedEventId, Sequence};
+use crate::protocol::event_id::{COMPONENTS, ParsedEventId, Sequence, is_before_first};
 use crate::protocol::seek::{SeekResult, Start};
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
@@ -85,8 +85,11 @@ fn of_one<'a>(
         for ((id, _), group) in ids.iter_mut().zip(&of).zip(groups).filter(|((_, is_of), _)| !**is_of) {
             // Another key may have the entry too: only the broker knows.
             let is_open = answers.is_none() && matches!(id, ParsedEventId::Own { .. });
-            // The position in an empty key names no entry: it may be of this key, which has been created again since.
-            let is_vague = matches!(id, ParsedEventId::Own { number, .. } if number.is_start());
+            // The position in an empty key names no entry: it may be of this key, which has been created since.
+            let is_vague = matches!(
+                id,
+                ParsedEventId::Own { number, .. } if number.is_start() || is_before_first(*number)
+            );
             if !is_open && !is_vague && group.leases.iter().all(|lease| lease.has_one_source()) {
                 *id = ParsedEventId::Absent;
             }

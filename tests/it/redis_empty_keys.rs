@@ -194,3 +194,18 @@ async fn without_permission_for_the_servers_time_every_resume_before_the_first_e
     add(&mut redis, "job", 0).await;
     assert_eq!(reader.message().await, "0");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_before_the_first_entry_is_not_taken_for_one_of_another_empty_key() {
+    let server = RedisServer::start();
+    let mut redis = server.connect().await;
+    let gateways = [Gateway::with(&toml(&server, "1min")).await, Gateway::with(&toml(&server, "1min")).await];
+    // The second gateway has followed another key for longer, and the reader adds that one to its stream there.
+    opened(&gateways[1], "/topics/other").await;
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    let id = opened(&gateways[0], "/topics/job").await;
+    add(&mut redis, "job", 0).await;
+    let mut reader = gateways[1].resume("/topics?topic=job&topic=other", &id).await;
+    assert!(is_told(&mut reader).await, "the second gateway has not followed the key since");
+    assert_eq!(reader.message().await, "0");
+}

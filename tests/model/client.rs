@@ -27,6 +27,8 @@ fn parse(bytes: &Bytes) -> Vec<Event> {
 pub struct Life {
     format: Format,
     topics: BTreeMap<Topic, Seen>,
+    /// Messages that are missing, and are no gap for it.
+    removed: BTreeSet<(Topic, usize)>,
     pub last_id: Option<String>,
     /// Gap events so far.
     pub gaps: usize,
@@ -85,7 +87,12 @@ impl Life {
             told_at_id: Told::default(),
         };
         let topics = topics.into_iter().map(|(topic, least, due)| (topic, seen(least, due))).collect();
-        Life { format, topics, last_id: None, gaps: 0, ends: Ends::default() }
+        Life { format, topics, removed: BTreeSet::new(), last_id: None, gaps: 0, ends: Ends::default() }
+    }
+
+    /// The broker has removed these out of the middle. The client asked for what is there, so they are no gap for it.
+    pub fn remove(&mut self, removed: impl IntoIterator<Item = (Topic, usize)>) {
+        self.removed.extend(removed);
     }
 
     /// A stream over these begins.
@@ -110,6 +117,7 @@ impl Life {
     /// The connection is cut: everything since the last id must be sent again.
     pub fn cut(&mut self) {
         self.topics.values_mut().for_each(|seen| seen.told = seen.told_at_id);
+        self.removed.clear(); // from its id on, it is told of everything
     }
 
     /// An event came, when `published` counted what was published. `foreign`: the stream's cursor was not of its process.
@@ -162,7 +170,8 @@ impl Life {
             seen.least = 0;
         }
         assert!(number >= seen.least, "{topic} {number} is from before the head; {seen:?}");
-        if number > seen.next {
+        let is_expected = |next| self.removed.contains(&(topic.clone(), next));
+        if number > seen.next && !(seen.next..number).all(is_expected) {
             assert!(number <= seen.told.published, "LOST IN SILENCE: {topic} {number}; {seen:?}");
         } else if number < seen.next {
             assert!(seen.fresh || seen.told.rewind, "TWICE: {topic} {number}; {seen:?}");

@@ -88,6 +88,11 @@ enum Step {
         history: usize,
         part: usize,
     },
+    /// The broker removes one of the messages that it holds out of the middle.
+    Remove {
+        history: usize,
+        part: usize,
+    },
     /// The history is deleted, and another one has its name. A key is only deleted: the next entry creates it again.
     Recreate(usize),
     /// What was asked for is fetched, or is not to be had.
@@ -156,6 +161,8 @@ struct History {
     floor: Seq,
     floor_time: Option<u64>,
     held: Vec<Held>,
+    /// The numbers of messages that were removed out of the middle.
+    holes: BTreeSet<Seq>,
     /// The last number of a key that was deleted. The ids of the next one are higher, because they are times.
     deleted: Seq,
 }
@@ -172,6 +179,7 @@ impl History {
             floor: Seq::START,
             floor_time: None,
             held: Vec::new(),
+            holes: BTreeSet::new(),
             deleted: Seq::START,
         }
     }
@@ -188,6 +196,24 @@ impl History {
     fn tag(&self) -> Tag {
         let incarnation = if self.source.is_shared() { self.incarnation } else { 0 };
         Tag::of(&[self.followed.as_str().as_bytes(), &[incarnation]])
+    }
+
+    /// Removes a message that is not the last of its topic: that one says whether the topic has ended.
+    fn remove(&mut self, part: usize) -> Option<Held> {
+        let index = self.held.len() * part / 100;
+        let topic = &self.held.get(index).filter(|_| index > 0)?.topic;
+        self.held[index + 1..].iter().find(|later| later.topic == *topic)?;
+        self.holes.insert(self.held[index].number);
+        Some(self.held.remove(index))
+    }
+
+    /// The last hole above `after` and below `before`.
+    fn hole(&self, after: Seq, before: Seq) -> Option<Seq> {
+        if after.next() >= before {
+            None
+        } else {
+            self.holes.range(after.next()..before).next_back().copied()
+        }
     }
 
     /// The number before the oldest that it holds. A key does not know more of its past.
@@ -354,10 +380,17 @@ impl Gateway {
         }
         let new = history.held.iter().filter(|held| held.number > *last).take(count);
         let new: Vec<_> = new.cloned().collect();
+        let heard = *last;
         if let Some(held) = new.last() {
             *last = held.number;
         }
+        let mut before = heard;
         for Held { number, time, topic, payload } in new {
+            if let Some(hole) = history.hole(before, number) {
+                self.registry.skip(&history.followed, None, hole, GapReason::Broker);
+                while self.registry.wake(1) {}
+            }
+            before = number;
             self.append(&history.followed, &topic, &payload, Some(StoredPosition { number, time: at(time) }));
         }
     }
@@ -375,7 +408,7 @@ impl Gateway {
             held.number > ask.after && held.number <= ask.until && ask.filter().matches(&held.topic)
         });
         let mut held: Vec<_> = held.take(longest + 1).cloned().collect();
-        let through = if held.len() > longest {
+        let mut through = if held.len() > longest {
             held.pop();
             held.last().unwrap().number
         } else {
@@ -383,7 +416,21 @@ impl Gateway {
         };
         let is_whole = ask.after.is_start() && history.floor.is_start();
         let oldest = history.oldest();
-        let gone = (!is_whole && oldest > ask.after).then(|| oldest.min(through));
+        let mut gone = (!is_whole && oldest > ask.after).then(|| oldest.min(through));
+        // A range can only begin with a gap, and ends before the next hole.
+        let holes = |after: Seq| history.holes.range(after.next()..).next().copied();
+        let mut is_hole = false;
+        if gone.is_none()
+            && let Some(hole) = holes(ask.after).filter(|hole| *hole <= through)
+            && held.first().is_none_or(|first| first.number > hole)
+        {
+            gone = Some(held.first().map_or(through, |first| first.number.previous()));
+            is_hole = true;
+        }
+        if let Some(hole) = holes(gone.unwrap_or(ask.after)).filter(|hole| *hole <= through) {
+            held.retain(|held| held.number < hole);
+            through = hole.previous();
+        }
         let entries = held.into_iter().map(|Held { number, time, topic, payload }| {
             let now = at(time);
             let message = topicgate::internals::broker::Message {
@@ -398,7 +445,7 @@ impl Gateway {
                 self.encoder.encode(&message, &sequence, number, now, &fields),
             )
         });
-        let extent = RangeExtent { through, gone, is_hole: false, torn: false };
+        let extent = RangeExtent { through, gone, is_hole, torn: false };
         self.registry.answer_backfill(&ask, extent, entries.collect::<Vec<_>>());
         true
     }
@@ -447,6 +494,10 @@ struct World {
     published: BTreeMap<Topic, usize>,
     /// The messages that ended their topics.
     ends: BTreeSet<(Topic, usize)>,
+    /// The messages that were removed out of the middle.
+    removed: BTreeSet<(Topic, usize)>,
+    /// Whether the client asked for what is there.
+    asks_for_what_is_there: bool,
     /// When each message came, by the clock of its broker.
     times: BTreeMap<Topic, Vec<u64>>,
     filters: Vec<Filter>,
@@ -476,6 +527,8 @@ impl World {
             histories,
             published: TOPICS.iter().map(|text| (topic(text), 0)).collect(),
             ends: BTreeSet::new(),
+            removed: BTreeSet::new(),
+            asks_for_what_is_there: false,
             times: TOPICS.iter().map(|text| (topic(text), Vec::new())).collect(),
             filters: STREAMS[stream].iter().map(|text| filter(text)).collect(),
             reader: None,
@@ -504,6 +557,10 @@ impl World {
 
     fn join(&mut self, gateway: usize, start: &Start) {
         self.life.open(&self.filters);
+        self.asks_for_what_is_there = matches!(start, Start::All | Start::Last(_));
+        if self.asks_for_what_is_there {
+            self.life.remove(self.removed.iter().cloned());
+        }
         let stream = self.gateways[gateway].open(&self.filters, start, &self.histories);
         self.is_over = stream.is_none();
         if self.is_over {
@@ -605,6 +662,14 @@ impl World {
                     history.floor = last.number;
                     let gone = history.held.drain(..index).map(|held| held.time).max();
                     history.floor_time = history.floor_time.max(gone);
+                }
+            }
+            Step::Remove { history, part } => {
+                let Some(Held { topic, payload, .. }) = self.histories[history].remove(part) else { return };
+                let number = payload.split_once('#').unwrap().1.trim_end_matches('!').parse().unwrap();
+                self.removed.insert((topic.clone(), number));
+                if self.asks_for_what_is_there && self.reader.is_some() {
+                    self.life.remove([(topic, number)]);
                 }
             }
             Step::Recreate(index) => {
@@ -710,6 +775,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (replica.clone(), history.clone(), 1..9_usize)
             .prop_map(|(replica, history, count)| Step::Hear { replica, history, count }),
         1 => (history.clone(), 0..=100_usize).prop_map(|(history, part)| Step::Trim { history, part }),
+        2 => (history.clone(), 0..=100_usize).prop_map(|(history, part)| Step::Remove { history, part }),
         1 => history.prop_map(Step::Recreate),
         5 => (replica.clone(), 1..4_usize, proptest::bool::weighted(0.2), 1..6_usize)
             .prop_map(|(replica, count, fails, longest)| Step::Fetch { replica, count, fails, longest }),
@@ -757,7 +823,7 @@ proptest! {
     ) {
         let mut world = World::new(&bounds, stream, &Start::All, true);
         let harmless = |step: &&Step| match step {
-            Step::Trim { .. } | Step::Recreate(_) => false,
+            Step::Trim { .. } | Step::Remove { .. } | Step::Recreate(_) => false,
             Step::Change { stream, .. } => *stream < STORED_STREAMS,
             _ => true,
         };
