@@ -219,6 +219,36 @@ async fn messages_purged_before_they_are_read_are_a_gap_in_their_place() {
     }
 }
 
+/// Whether or not another message comes, whose number would show it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_waited_for_the_next_request_and_were_purged_are_a_gap_without_another_message() {
+    const ASKED_FOR: u64 = 500;
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    for has_another in [true, false] {
+        admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
+        let mut kept = Kept::with_room_for(&server.url(), 4);
+        kept.follow("orders/**", &stream("ORDERS")).await;
+        for number in 0..ASKED_FOR {
+            admin.put("orders.eu", number.to_string()).await;
+        }
+        eventually("all that was asked for is delivered", async || {
+            let consumers = admin.tell("CONSUMER.LIST.ORDERS", json!({})).await;
+            consumers["consumers"][0]["delivered"]["consumer_seq"] == ASKED_FOR
+        })
+        .await;
+        let last = admin.put_many("orders.eu", ASKED_FOR..2 * ASKED_FOR, "").await;
+        admin.purge("ORDERS").await;
+        let end = if has_another { admin.put("orders.eu", "end").await } else { last };
+        let told = kept.read_until(0, end).await;
+        assert_eq!(told.gone, [(ASKED_FOR, last)]);
+        // What follows is not suspected any more.
+        let next = admin.put("orders.eu", "next").await;
+        assert_eq!(kept.message().await.stored.unwrap().number.get(), next);
+        admin.tell("STREAM.DELETE.ORDERS", json!({})).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_of_unread_messages_is_noticed_without_another_message() {
     let server = NatsServer::jetstream();

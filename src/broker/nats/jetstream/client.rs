@@ -90,6 +90,11 @@ impl Inbox {
     pub(super) fn try_next(&mut self) -> Option<Delivered> {
         self.messages.try_recv().ok()
     }
+
+    /// How many messages have arrived and were not taken yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.messages.len()
+    }
 }
 
 impl Drop for Inbox {

@@ -287,7 +287,7 @@ impl Follower {
     async fn check(
         &self,
         reading: &mut ReadPosition,
-        feed: &Pull,
+        feed: &mut Pull,
         delivered: u64,
     ) -> Option<Result<(), String>> {
         match self.checked(reading, feed, delivered).await {
@@ -295,6 +295,7 @@ impl Follower {
                 let why = "the stream was emptied before they were read".to_owned();
                 self.gone(reading, gone, why).await?;
                 reading.behind = false;
+                feed.caught_up();
                 Some(Ok(()))
             }
             Ok(None) => Some(Ok(())),
@@ -306,9 +307,12 @@ impl Follower {
     async fn checked(
         &self,
         reading: &mut ReadPosition,
-        feed: &Pull,
+        feed: &mut Pull,
         delivered: u64,
     ) -> Result<Option<Seq>, String> {
+        if feed.may_have_missed() {
+            reading.fall_behind();
+        }
         // First the size of the stream, then the progress, so that the progress is not ahead.
         let api = &feed.consumer.api;
         let info = match stream::info(api, &reading.stream).await {
@@ -342,6 +346,7 @@ impl Follower {
         }
         reading.verified_through = reading.verified_through.max(head);
         reading.behind = false;
+        feed.caught_up();
         Ok(None)
     }
 

@@ -36,6 +36,9 @@ pub(super) struct Pull {
     /// The last deliveries of requests that were followed by another one. After these the server may have had nothing to
     /// deliver for, until the next request arrived.
     ends: VecDeque<u64>,
+    /// The last request was sent late: everything that was requested before it had arrived. It may take long until another
+    /// message comes and shows that some have waited.
+    was_late: bool,
     /// A request has ended early since the last message.
     ended_early: bool,
     heard: Instant,
@@ -109,23 +112,25 @@ impl Pull {
             due_bytes,
             requested: 0,
             ends: VecDeque::new(),
+            was_late: false,
             ended_early: false,
             heard,
             ended: None,
         };
-        pull.ask().await?;
+        pull.ask(true).await?;
         Ok(pull)
     }
 
     /// The next messages, at least one, as many as have arrived. An error is the reason why no more will arrive.
     pub(super) async fn next(&mut self, most: usize) -> Result<Vec<Delivered>, String> {
-        let mut taken = Vec::new();
+        let (mut taken, mut is_idle) = (Vec::new(), false);
         loop {
             if let Some(why) = &self.ended {
                 return Err(why.clone());
             }
             let lost = |_| "the connection was lost".to_owned();
-            self.ask().await.map_err(lost)?;
+            self.ask(is_idle).await.map_err(lost)?;
+            is_idle = self.inbox.waiting() == 0;
             // Nothing has been taken yet, so that cancelling loses nothing.
             let arrived = timeout_at(self.heard + 2 * HEARTBEAT + HEARTBEAT / 2, self.inbox.next()).await;
             let Ok(arrived) = arrived else { return Err("the consumer is silent".into()) };
@@ -146,11 +151,23 @@ impl Pull {
         }
     }
 
-    /// Requests more, if half of the requested messages have arrived.
-    async fn ask(&mut self) -> Result<(), Failure> {
+    /// Whether messages may have waited on the server without a sign of it, and may be gone.
+    pub(super) fn may_have_missed(&self) -> bool {
+        self.was_late || self.due_messages == 0
+    }
+
+    /// Called when everything was delivered, and it is known what has waited and is gone.
+    pub(super) fn caught_up(&mut self) {
+        self.was_late = false;
+    }
+
+    /// Requests more, if half of the requested messages have arrived. `is_idle`: nothing was to be read until now, so the
+    /// request is not late.
+    async fn ask(&mut self, is_idle: bool) -> Result<(), Failure> {
         if self.due_messages > self.messages / 2 && self.due_bytes > self.bytes / 2 {
             return Ok(());
         }
+        self.was_late |= !is_idle && self.inbox.waiting() >= self.due_messages;
         let messages = self.messages.saturating_sub(self.due_messages).max(1);
         let bytes = self.bytes.saturating_sub(self.due_bytes).max(self.bytes / 2);
         let (Consumer { api, stream, name, .. }, nanos) =
@@ -209,6 +226,7 @@ impl Pull {
             self.ends.pop_front();
             waited = true;
         }
+        self.was_late &= !self.ends.is_empty();
         waited
     }
 }
