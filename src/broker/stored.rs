@@ -115,7 +115,8 @@ pub enum StoredCommand {
         source: Source,
         /// Read messages with a higher number than this,
         after: Seq,
-        /// and no higher number than this. For a KV bucket, each key's value as of this number, without deleted keys.
+        /// and no higher number than this. For a KV bucket, each key's value as of this number, without deleted keys;
+        /// but of a single key, and not from the start, also its deletion.
         until: Seq,
         /// Receives the answer.
         done: oneshot::Sender<Result<Fetched, BrokerError>>,

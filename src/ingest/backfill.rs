@@ -18,7 +18,7 @@ use crate::broker::{Broker, BrokerError, Fetched, Message, Stored};
 use crate::log::message::FieldMapping;
 use crate::log::{BACKFILL_CAPACITY, BackfillRequest, RangeExtent, Registry, StoredPosition};
 use crate::metrics::throttle::Throttle;
-use crate::protocol::event_id::Sequence;
+use crate::protocol::event_id::{Position, Sequence};
 use crate::protocol::seek::{Seek, SeekResult};
 use crate::protocol::source::Source;
 use crate::protocol::topic::Filter;
@@ -181,8 +181,12 @@ impl Backfill {
     ) {
         let entries = fetched.messages.iter().filter_map(|message| {
             let Stored { number, time, .. } = message.stored?;
+            let place = match fields.source {
+                Source::Kv { .. } => Position::among_values(number, request.until),
+                _ => number.into(),
+            };
             let position = StoredPosition { number, time };
-            Some((position, self.encoder.encode_any(message, sequence, number, time, fields)))
+            Some((position, self.encoder.encode_any(message, sequence, place, time, fields)))
         });
         let Fetched { through, gone, is_hole, torn, .. } = fetched;
         self.registry.answer_backfill(request, RangeExtent { through, gone, is_hole, torn }, entries);

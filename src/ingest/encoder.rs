@@ -10,8 +10,7 @@ use crate::log::{EntryKind, Gap};
 use crate::metrics::throttle::Throttle;
 use crate::metrics::{Limit, Metrics, Rejected};
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::Sequence;
-use crate::protocol::seq::Seq;
+use crate::protocol::event_id::{Position, Sequence};
 
 /// Encodes messages, and counts and logs what cannot be carried.
 #[derive(Debug, Clone)]
@@ -57,16 +56,16 @@ impl Encoder {
         &self,
         message: &broker::Message,
         sequence: &Sequence,
-        number: Seq,
+        position: impl Into<Position>,
         time: SystemTime,
         fields: &FieldMapping,
     ) -> EntryKind {
-        let topic = &message.topic;
+        let (topic, position) = (&message.topic, position.into());
         if message.headers.is_damaged() {
             self.count_damaged(message);
         }
         if let Some(operation) = deletion(message) {
-            return EntryKind::Message(Message::deletion(topic.clone(), time, sequence, number, operation));
+            return EntryKind::Message(Message::deletion(topic.clone(), time, sequence, position, operation));
         }
         let mut found = fields.find(&message.headers, &message.payload);
         let bad = [
@@ -85,7 +84,7 @@ impl Encoder {
         }
         let payload = found.data.take();
         let payload = payload.as_deref().map_or(&*message.payload, str::as_bytes);
-        EntryKind::Message(Message::new(topic.clone(), time, sequence, number, found, payload))
+        EntryKind::Message(Message::new(topic.clone(), time, sequence, position, found, payload))
     }
 
     /// As [`Encoder::encode`], but a message that is too large becomes a gap.
@@ -93,14 +92,15 @@ impl Encoder {
         &self,
         message: &broker::Message,
         sequence: &Sequence,
-        number: Seq,
+        position: impl Into<Position>,
         time: SystemTime,
         fields: &FieldMapping,
     ) -> EntryKind {
+        let position = position.into();
         if !self.is_too_large(message) {
-            return self.encode(message, sequence, number, time, fields);
+            return self.encode(message, sequence, position, time, fields);
         }
-        let id = sequence.event_id(number, None);
+        let id = sequence.event_id(position, None);
         EntryKind::Gap(Gap::new(&id, &message.filter, GapReason::TooLarge, Some(message.topic.clone())))
     }
 }

@@ -28,11 +28,12 @@ pub(super) struct Cursor {
     pub(super) reader: ReaderKey,
     /// Whether the reader has received that the topic is stale.
     pub(super) told_stale: bool,
-    /// Its replay begins with the values of a bucket: there is no position in the log from which it could read on.
-    pub(super) begins_with_values: bool,
+    /// Whether it reads the values of a bucket first, as they were at the number `end`, and from there on the log.
+    pub(super) reads_values: bool,
     /// Everything up to this number was read or sent as a gap.
     pub(super) position: Seq,
-    /// The end of the current [`super::cursors::Phase`]. For new messages, where they begin.
+    /// The end of the current [`super::cursors::Phase`], or the number as of which it reads values. For new messages, where
+    /// they begin.
     pub(super) end: Seq,
     /// The messages that it asked for, up to the end of the replay.
     pub(super) asked: Asked,
@@ -77,9 +78,19 @@ impl Cursor {
         self.lease.sequence()
     }
 
+    /// The number as of which it reads the values of a bucket; the start if it reads the log alone.
+    pub(super) fn values_until(&self) -> Seq {
+        if self.reads_values { self.end } else { Seq::START }
+    }
+
+    /// From its position on, it reads values as they were at the number `as_of`, if any are left.
+    pub(super) fn read_values(&mut self, as_of: Seq) {
+        (self.reads_values, self.end) = (self.position < as_of, as_of);
+    }
+
     /// As [`super::cursors::Cursors::read`], for a stream of this log alone.
-    pub(super) fn read(&mut self, options: ReadOptions, replays: bool, window: &mut Window) -> Read {
-        while let Some(until) = self.history_until(self.position, replays) {
+    pub(super) fn read(&mut self, options: ReadOptions, window: &mut Window) -> Read {
+        while let Some(until) = self.history_until(self.position) {
             let Some(range) = self.range(self.position, until, options) else { return Read::Fetching };
             *window = Window::NONE;
             if let Some(gone) = self.missing(&range, self.position) {
@@ -104,9 +115,7 @@ impl Cursor {
                 self.taken(shared)
             }
             // Evicted since the check above.
-            Err(_) if self.history_until(self.position, replays).is_some() => {
-                self.read(options, replays, window)
-            }
+            Err(_) if self.history_until(self.position).is_some() => self.read(options, window),
             Err(through) => {
                 *window = Window::NONE;
                 self.read_gap(through, options)
@@ -154,32 +163,26 @@ impl Cursor {
     }
 
     /// If the entries after `from` must be backfilled because the log begins later: up to which number.
-    pub(super) fn history_until(&self, from: Seq, replays: bool) -> Option<Seq> {
-        self.history_before(|log| log.evicted().number, from, replays)
+    pub(super) fn history_until(&self, from: Seq) -> Option<Seq> {
+        self.history_before(|log| log.evicted().number, from)
     }
 
     /// The same, if the log has everything that the reader wants after `begin`.
-    pub(super) fn history_before(
-        &self,
-        begin: impl FnOnce(&TopicLog) -> Seq,
-        from: Seq,
-        replays: bool,
-    ) -> Option<Seq> {
+    pub(super) fn history_before(&self, begin: impl FnOnce(&TopicLog) -> Seq, from: Seq) -> Option<Seq> {
         let log = self.lease.log();
         let history = log.history.as_ref()?;
         if history.of_values {
-            // Values alone do not show which keys were deleted. So a reader with a position in the log reads the log,
-            // and receives a gap if it falls behind later.
-            return (self.begins_with_values && replays && from < self.end).then_some(self.end);
+            // Values alone do not show which keys were deleted. So a reader that has the values reads the log, and
+            // receives a gap if it falls behind later.
+            return Some(self.values_until()).filter(|until| from < *until);
         }
         let begin = begin(log);
         (from < begin).then_some(begin)
     }
 
     /// Whether there may be entries after its position; checks the log without its lock.
-    pub(super) fn has_news(&self, replays: bool) -> bool {
-        let values = self.begins_with_values && replays;
-        !self.lease.log().has_nothing_after(self.position) || values && self.position < self.end
+    pub(super) fn has_news(&self) -> bool {
+        !self.lease.log().has_nothing_after(self.position) || self.position < self.values_until()
     }
 
     /// As [`super::TopicLog::collect`], after `from`, but from backfill ranges where the log has no entries any more.
@@ -189,11 +192,10 @@ impl Cursor {
         mut from: Seq,
         head: Seq,
         options: ReadOptions,
-        replays: bool,
         count: usize,
         items: &mut VecDeque<Item>,
     ) -> Option<Seq> {
-        while let Some(until) = self.history_until(from, replays) {
+        while let Some(until) = self.history_until(from) {
             let through = self.collect_history(from, until, options, count, items)?;
             if !items.is_empty() {
                 return Some(through);

@@ -20,7 +20,7 @@ use super::sharing::Sharing;
 use super::variant::Variant;
 use super::window::Window;
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::{EventId, join_components};
+use crate::protocol::event_id::{EventId, Position, join_components};
 use crate::protocol::frame::Coding;
 use crate::protocol::gzip::Content;
 use crate::protocol::seq::Seq;
@@ -83,7 +83,7 @@ impl Cursors {
                 reader: lease.log().join(handle),
                 lease,
                 told_stale: false,
-                begins_with_values: false,
+                reads_values: false,
                 position: Seq::START,
                 end: Seq::START,
                 asked: Asked::All,
@@ -139,12 +139,12 @@ impl Cursors {
         let reason = if self.caught_up { GapReason::Slow } else { GapReason::Evicted };
         let shared = Variant { format, coding, content: self.content(), view: handle.reader.view.as_deref() };
         let options = ReadOptions { variant: shared.own(), shared, handle, reason };
-        let replays = self.is_replaying();
+        let was_among_values = self.is_among_values();
         let mut window = self.window();
         let read = match &mut *self.cursors {
             _ if self.paced.is_some() => self.read_newest(options, None),
             [cursor] => {
-                let read = cursor.read(options, replays, &mut window);
+                let read = cursor.read(options, &mut window);
                 self.set_window(window);
                 read
             }
@@ -154,6 +154,8 @@ impl Cursors {
         if let Read::Batch(batch) = &read {
             self.beyond_id = batch.ends_left_out;
         }
+        // The id of the last value says less than that all of them were sent.
+        self.beyond_id |= was_among_values && !self.is_among_values();
         read
     }
 
@@ -171,11 +173,13 @@ impl Cursors {
         let (format, coding, content) = (rows.format, Coding::Plain, Content::Identity);
         let variant = Variant { format, coding, content, view: handle.reader.view.as_deref() };
         let options = ReadOptions { variant, shared: variant, handle, reason };
+        let was_among_values = self.is_among_values();
         let read = match self.paced {
             Some(_) => self.read_newest(options, Some(rows)),
             None => self.merge(options, Some(rows)),
         };
         self.note(&read);
+        self.beyond_id |= was_among_values && !self.is_among_values();
         read
     }
 
@@ -197,7 +201,7 @@ impl Cursors {
     /// Whether there may be more to read now.
     pub fn has_more(&mut self) -> bool {
         self.part();
-        self.has_backlog() || self.cursors.iter().any(|cursor| cursor.has_news(self.is_replaying()))
+        self.has_backlog() || self.cursors.iter().any(|cursor| cursor.has_news())
     }
 
     /// Whether they have several sequences, of which one may continue while another waits.
@@ -215,10 +219,15 @@ impl Cursors {
         self.set_phase(Phase::Replay, end);
     }
 
-    /// Begins to close: nothing is read beyond the current heads.
+    /// Begins to close: nothing is read beyond the current heads, or beyond the values.
     pub fn close(&mut self) {
         let replays = self.is_replaying();
-        self.set_phase(Phase::Closing { replays }, |cursor| cursor.sequence().head());
+        self.part();
+        self.cursors.iter_mut().for_each(|cursor| cursor.read_values(cursor.values_until()));
+        self.set_phase(Phase::Closing { replays }, |cursor| match cursor.reads_values {
+            true => cursor.end,
+            false => cursor.sequence().head(),
+        });
     }
 
     pub(super) fn set_phase(&mut self, phase: Phase, end: impl Fn(&Cursor) -> Seq) {
@@ -243,7 +252,14 @@ impl Cursors {
     /// Ends the replay if each cursor has come to its end. Returns whether it goes on.
     pub fn goes_on_replaying(&mut self) -> bool {
         if self.is_replaying() && self.are_at_end() {
-            self.end_replay();
+            if self.phase == Phase::Replay && self.cursors.iter().any(|cursor| cursor.reads_values) {
+                // Then come the messages since the number as of which the values are.
+                self.cursors.iter_mut().for_each(|cursor| cursor.reads_values = false);
+                self.replay(|cursor| cursor.lease.log().newest());
+            }
+            if self.are_at_end() {
+                self.end_replay();
+            }
         }
         self.is_replaying()
     }
@@ -255,11 +271,16 @@ impl Cursors {
 
     /// Ends the replay: messages from before the opening were read, or count as read.
     pub fn end_replay(&mut self) {
-        self.cursors.iter_mut().for_each(|cursor| cursor.asked = Asked::All);
+        if !self.is_replaying() {
+            return;
+        }
+        for cursor in &mut self.cursors {
+            // Another gateway may have given values as of a number that this one has not reached. The log brings them.
+            (cursor.asked, cursor.reads_values) = (Asked::All, false);
+        }
         match self.phase {
             // A topic that ended before the opening has ended for this reader too: it asked for what was there.
-            Phase::Replay => self.set_phase(Phase::Live, |_| Seq::START),
-            Phase::Live => {}
+            Phase::Replay | Phase::Live => self.set_phase(Phase::Live, |_| Seq::START),
             Phase::Closing { .. } => self.phase = Phase::Closing { replays: false },
         }
     }
@@ -319,7 +340,8 @@ impl Cursors {
             return Some(EventId::of_components([&*self.components(&positions)]));
         };
         // With the publisher id of the message that was left out: another replica may find the place by it.
-        let known = self.cursors.iter().find_map(|cursor| cursor.lease.log().event_id(position));
+        let known = self.cursors.iter().find_map(|cursor| cursor.lease.log().event_id(position.number));
+        let known = known.filter(|_| !position.is_among_values());
         Some(known.unwrap_or_else(|| self.cursors[cursor].sequence().event_id(position, None)))
     }
 
@@ -327,9 +349,21 @@ impl Cursors {
     pub(super) fn positions(&self, ranges: &[Range<usize>]) -> Vec<SequencePosition> {
         let position = |range: &Range<usize>| {
             let positions = self.cursors[range.clone()].iter().map(|cursor| self.place(cursor));
-            SequencePosition { cursor: range.start, position: positions.min().unwrap_or_default() }
+            let number = positions.min().unwrap_or_default();
+            let position = Position::among_values(number, self.values_until(range));
+            SequencePosition { cursor: range.start, position }
         };
         ranges.iter().map(position).collect()
+    }
+
+    /// The number as of which the cursors of one sequence read the values of a bucket, if any of them does. If they do
+    /// so as of several, it is the lowest, because an id must be true of all of them; the start if one reads no values.
+    pub(super) fn values_until(&self, range: &Range<usize>) -> Seq {
+        self.cursors[range.clone()].iter().map(Cursor::values_until).min().unwrap_or_default()
+    }
+
+    fn is_among_values(&self) -> bool {
+        self.is_replaying() && self.cursors.iter().any(|cursor| self.place(cursor) < cursor.values_until())
     }
 }
 
@@ -338,7 +372,7 @@ impl Cursors {
 pub(super) struct SequencePosition {
     /// The index of a cursor with that sequence.
     pub(super) cursor: usize,
-    pub(super) position: Seq,
+    pub(super) position: Position,
 }
 
 /// The same cursors, with those of one sequence together, in the order in which the first of each comes.

@@ -12,7 +12,7 @@ use crate::protocol::seq::Seq;
 /// confirm the ends. All leases must be ready.
 pub fn may_begin_at_ends(leases: &[Lease], start: &Start) -> bool {
     let at_end = |(lease, id): (&Lease, Option<ParsedEventId<'_>>)| match (lease.end(), id) {
-        (Some(end), Some(ParsedEventId::Own { number, .. })) => number >= end,
+        (Some(end), Some(ParsedEventId::Own { position, .. })) => position.number >= end,
         (end, _) => end.is_some(), // only its cursor will show it
     };
     matches!(start, Start::After(_)) && leases.iter().zip(ids_of_leases(leases, start)).all(at_end)
@@ -29,6 +29,11 @@ impl Cursors {
 
     /// The ends at which they begin count no more: the broker may have newer messages.
     pub fn ignore_reached_ends(&mut self) {
+        for cursor in &mut self.cursors {
+            // No value follows the end, as far as the log knows.
+            cursor.position = cursor.position.max(cursor.values_until());
+            cursor.reads_values = false;
+        }
         self.set_phase(Phase::Live, |cursor| cursor.position);
     }
 

@@ -18,7 +18,7 @@ use super::topic_log::Place;
 use super::variant::Variant;
 use super::window::Window;
 use super::{BATCH_BYTES, Item};
-use crate::protocol::event_id::{EventId, Sequence};
+use crate::protocol::event_id::{EventId, Position, Sequence};
 use crate::protocol::frame;
 use crate::protocol::seq::Seq;
 
@@ -72,7 +72,7 @@ impl Cursors {
             if matches!(&target, Target::Rows(rows) if rows.is_full()) {
                 break;
             }
-            let mut merge = Merge::new(&self.cursors[range.clone()], self.is_replaying());
+            let mut merge = Merge::new(&self.cursors[range.clone()]);
             if !mixed
                 && matches!(target, Target::Bytes(_))
                 && let Some(shared) = merge.only_piece(&self.cursors, options, self.window())
@@ -87,7 +87,8 @@ impl Cursors {
                 batch.take(log, shared);
             } else if !merge.ahead.is_empty() {
                 let around = mixed.then(|| self.around(&self.positions(&ranges), index));
-                let output = Output { options, around, target: &mut target, batch: &mut batch };
+                let values_until = self.values_until(range);
+                let output = Output { options, around, values_until, target: &mut target, batch: &mut batch };
                 merge.write(&self.cursors[range.clone()], BATCH_BYTES / ranges.len(), output);
             }
             fetching |= merge.fetching;
@@ -140,6 +141,8 @@ pub(super) struct Output<'a, 'b> {
     pub(super) options: ReadOptions<'a>,
     /// The other parts of its ids, if the stream reads several sequences.
     pub(super) around: Option<OtherParts>,
+    /// [`Cursors::values_until`] of its sequence.
+    pub(super) values_until: Seq,
     pub(super) target: &'a mut Target<'b>,
     pub(super) batch: &'a mut Batch,
 }
@@ -156,8 +159,6 @@ struct Ahead {
 /// The next items of the logs of one sequence.
 #[derive(Debug)]
 struct Merge {
-    /// Whether messages from before the opening may still be read.
-    replays: bool,
     /// The head of the sequence, read before any log.
     head: Seq,
     /// No log is read beyond this number, because one of them waits for the broker there, or has ended, or the batch is
@@ -173,13 +174,13 @@ struct Merge {
 
 impl Merge {
     /// Finds the cursors with new entries.
-    fn new(cursors: &[Cursor], replays: bool) -> Self {
+    fn new(cursors: &[Cursor]) -> Self {
         let head = cursors.first().map_or(Seq::START, |cursor| cursor.sequence().head());
         let (ahead, next) = (SmallVec::new(), BinaryHeap::new());
-        let mut merge = Merge { replays, head, limit: head, fetching: false, count: 0, ahead, next };
+        let mut merge = Merge { head, limit: head, fetching: false, count: 0, ahead, next };
         for (index, cursor) in cursors.iter().enumerate() {
             merge.limit = merge.limit.min(cursor.lease.log().numbering.end(head));
-            if cursor.has_news(replays) {
+            if cursor.has_news() {
                 merge.ahead.push(Ahead { cursor: index, items: VecDeque::new(), through: cursor.position });
             }
         }
@@ -192,7 +193,7 @@ impl Merge {
         let [Ahead { cursor, through, .. }] = &*self.ahead else { return None };
         let since = window.since(*cursor, *through);
         let cursor = &cursors[*cursor];
-        if cursor.must_tell_end() || cursor.history_until(*through, self.replays).is_some() {
+        if cursor.must_tell_end() || cursor.history_until(*through).is_some() {
             return None;
         }
         let place = Place { position: *through, since, until: Some(self.limit) };
@@ -203,7 +204,7 @@ impl Merge {
     fn take(&mut self, index: usize, cursors: &[Cursor], options: ReadOptions) {
         let ahead = &mut self.ahead[index];
         let (from, cursor) = (ahead.through, &cursors[ahead.cursor]);
-        match cursor.collect(from, self.head, options, self.replays, self.count, &mut ahead.items) {
+        match cursor.collect(from, self.head, options, self.count, &mut ahead.items) {
             Some(through) => ahead.through = through,
             // Beyond this position, its entries would come too late.
             None => (self.limit, self.fetching) = (self.limit.min(from), true),
@@ -276,13 +277,15 @@ impl Output<'_, '_> {
     pub(super) fn write(&mut self, item: Item, cursor: &Cursor, id_position: Seq, another: bool) {
         let (log, sequence): (_, &Sequence) = (cursor.lease.log(), cursor.sequence());
         let ReadOptions { variant, reason, .. } = self.options;
+        let position = Position::among_values(id_position, self.values_until);
         let event_id = || match &self.around {
             Some(OtherParts { before, after }) => {
-                EventId::of_components([before.as_str(), &sequence.component(id_position), after.as_str()])
+                EventId::of_components([before.as_str(), &sequence.component(position), after.as_str()])
             }
-            None => sequence.event_id(id_position, None),
+            None => sequence.event_id(position, None),
         };
-        let keeps_id = !another && self.around.is_none();
+        // Another cursor may be among older values.
+        let keeps_id = !another && self.around.is_none() && cursor.values_until() == self.values_until;
         self.batch.ends_left_out = matches!(&item, Item::Entry(entry) if !variant.admits(entry));
         match (&item, &mut *self.target) {
             (Item::Entry(_), Target::Bytes(_)) if self.batch.ends_left_out => {}

@@ -12,10 +12,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 pub use super::fields::{Extracted, FieldMapping};
-use crate::protocol::event_id::{EventId, Sequence};
+use crate::protocol::event_id::{EventId, Position, Sequence};
 use crate::protocol::frame::{self, Frame};
 use crate::protocol::publisher::{EventType, PublisherId};
-use crate::protocol::seq::Seq;
 use crate::protocol::topic::{Filter, Topic};
 use crate::protocol::view::is_control;
 
@@ -50,19 +49,19 @@ pub struct Message {
 }
 
 impl Message {
-    /// Encodes the message that has this number in `sequence`.
+    /// Encodes the message that has this number in `sequence`, or that is one of the values at this position.
     pub fn new(
         topic: Topic,
         time: SystemTime,
         sequence: &Sequence,
-        number: Seq,
+        position: impl Into<Position>,
         mut found: Extracted,
         payload: &[u8],
     ) -> Self {
         // If the broker numbers messages, any replica finds a message by its number, and the publisher id is only for
         // envelopes.
         let separate_id = if sequence.is_stored() { found.publisher_id.take() } else { None };
-        let event_id = sequence.event_id(number, found.publisher_id.as_deref());
+        let event_id = sequence.event_id(position, found.publisher_id.as_deref());
         Message { separate_id, ..Message::encode(topic, time, event_id, found, payload) }
     }
 
@@ -88,7 +87,7 @@ impl Message {
         topic: Topic,
         time: SystemTime,
         sequence: &Sequence,
-        number: Seq,
+        position: impl Into<Position>,
         operation: &'static str,
     ) -> Self {
         #[derive(Serialize)]
@@ -100,7 +99,7 @@ impl Message {
         // Two strings always serialize.
         let data = serde_json::to_vec(&deletion).unwrap_or_default();
         let found = Extracted { kind: Some(EventType::stream_delete()), ..Extracted::default() };
-        Message::new(topic, time, sequence, number, found, &data)
+        Message::new(topic, time, sequence, position, found, &data)
     }
 
     /// The event id, which ends with the publisher id.
@@ -264,7 +263,7 @@ impl Message {
         };
         let envelope = Envelope {
             specversion: "1.0",
-            id: self.separate_id.as_deref().or(self.publisher_id()).unwrap_or(&self.event_id),
+            id: self.separate_id.as_deref().or(self.publisher_id()).unwrap_or(self.event_id.of_message()),
             source: format!(
                 "/topics/{}",
                 percent_encoding::utf8_percent_encode(self.topic.as_str(), URI_UNSAFE)

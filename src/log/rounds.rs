@@ -20,6 +20,7 @@ use super::newest_batch::Round;
 use super::paced::{Paced, PacedCursor};
 use super::rows::Rows;
 use super::{BATCH_BYTES, Entry, Item, TopicLog};
+use crate::protocol::event_id::Position;
 use crate::protocol::seq::Seq;
 use crate::protocol::view::{Interval, View};
 use crate::reader::clock::{Clock, Millis};
@@ -92,7 +93,7 @@ impl Paced {
         view: &View,
         rows: Option<&mut Rows>,
     ) -> Read {
-        let (replays, mixed) = (cursors.is_replaying(), cursors.is_mixed());
+        let mixed = cursors.is_mixed();
         let ranges = if mixed { cursors.sequences() } else { smallvec![0..cursors.cursors.len()] };
         let mut target = rows.map_or_else(|| Target::Bytes(BytesMut::new()), Target::Rows);
         let (mut batch, mut fetching) = (Batch::default(), false);
@@ -100,7 +101,7 @@ impl Paced {
             if matches!(&target, Target::Rows(rows) if rows.is_full()) {
                 break;
             }
-            let end = match self.take_stored(&mut cursors.cursors, range.clone(), replays, options, view) {
+            let end = match self.take_stored(&mut cursors.cursors, range.clone(), options, view) {
                 Stored::Read => None,
                 Stored::Full(end) => Some(end),
                 Stored::Fetching => {
@@ -113,7 +114,8 @@ impl Paced {
                 continue;
             }
             let around = mixed.then(|| cursors.around(&self.sent(cursors, &ranges), index));
-            let output = Output { options, around, target: &mut target, batch: &mut batch };
+            let values_until = cursors.values_until(range);
+            let output = Output { options, around, values_until, target: &mut target, batch: &mut batch };
             self.write(&mut cursors.cursors, range.clone(), end, BATCH_BYTES / ranges.len(), output, view);
         }
         if let Target::Bytes(joined) = target
@@ -134,8 +136,9 @@ impl Paced {
         let mut positions = cursors.positions(ranges);
         for (position, range) in positions.iter_mut().zip(ranges) {
             let first = self.cursors[range.clone()].iter().filter_map(PacedCursor::first).min();
-            position.position =
-                first.map_or(position.position, |first| position.position.min(first.previous()));
+            let number = position.position.number;
+            let number = first.map_or(number, |first| number.min(first.previous()));
+            position.position = Position::among_values(number, cursors.values_until(range));
         }
         positions
     }
@@ -145,7 +148,6 @@ impl Paced {
         &mut self,
         cursors: &mut [Cursor],
         range: Range<usize>,
-        replays: bool,
         options: ReadOptions,
         view: &View,
     ) -> Stored {
@@ -153,7 +155,7 @@ impl Paced {
             // The lowest first: ids can be sent only up to there.
             let needy = range.clone().filter_map(|index| {
                 let cursor = &cursors[index];
-                let until = cursor.history_before(TopicLog::whole_from, cursor.position, replays)?;
+                let until = cursor.history_before(TopicLog::whole_from, cursor.position)?;
                 Some((cursor.position, index, until))
             });
             let Some((position, index, until)) = needy.min() else { return Stored::Read };
@@ -192,7 +194,7 @@ impl Paced {
             cursors.cursors.iter().map(|cursor| cursor.lease.log().numbering.end(first.sequence().head()));
         let head = head.min().unwrap_or_default();
         let until = self.cursors.iter().find_map(|cursor| cursor.until);
-        let mut news = cursors.cursors.iter().enumerate().filter(|(_, cursor)| cursor.has_news(false));
+        let mut news = cursors.cursors.iter().enumerate().filter(|(_, cursor)| cursor.has_news());
         let (index, cursor) = match (news.next(), news.next()) {
             (None, _) => {
                 self.cursors.iter_mut().for_each(|cursor| cursor.until = None);

@@ -13,7 +13,7 @@ use super::cursors::{Cursors, SequencePosition};
 use super::registry::Lease;
 use super::start_ids::{groups, ids_of_leases, start_ids};
 use crate::protocol::codes::GapReason;
-use crate::protocol::event_id::{EventId, ParsedEventId, Sequence};
+use crate::protocol::event_id::{EventId, ParsedEventId, Position, Sequence};
 use crate::protocol::seek::{Seek, SeekResult, Start};
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
@@ -51,9 +51,15 @@ fn seek_needed(lease: &Lease, start: &Start, id: Option<ParsedEventId>) -> Optio
     let begin = log.evicted();
     let head = lease.sequence().head();
     match (start, id) {
-        (Start::After(_), Some(ParsedEventId::Own { number, .. })) => {
+        (Start::After(_), Some(ParsedEventId::Own { position, .. })) if history.of_values => {
+            let Position { number, as_of } = position;
+            // If the log begins later, the last message of a single key says all that has changed.
+            let is_key_before = !number.is_start() && as_of < begin.number && !log.filter().is_pattern();
+            (as_of > head || is_key_before).then_some(Seek::After(as_of))
+        }
+        (Start::After(_), Some(ParsedEventId::Own { position: Position { number, .. }, .. })) => {
             let is_known = !lease.sequence().is_shuffled() || log.has(number);
-            let within = (number >= begin.number && is_known) || history.of_values;
+            let within = number >= begin.number && is_known;
             (!within || number > head).then_some(Seek::After(number))
         }
         _ if history.of_values => None,
@@ -103,22 +109,22 @@ impl Cursors {
                 gaps: &mut gaps,
             };
             placing.place(start, id);
+            placing.begin_with_values();
             placing.stop_at_the_end();
             resumed &= placing.resumed;
-            places.push(SequencePosition { cursor: range.start, position: placing.position });
-            publisher_id = placing.publisher_id;
+            let (number, id) = (placing.position, placing.publisher_id);
+            let position = Position::among_values(number, cursors.values_until(range));
+            places.push(SequencePosition { cursor: range.start, position });
+            publisher_id = id;
         }
         let replays = match start {
             Start::End => false,
             Start::Now => cursors.cursors.iter().any(Cursor::is_of_values),
             _ => true,
         };
-        for cursor in &mut cursors.cursors {
-            cursor.begins_with_values = cursor.is_of_values() && cursor.position.is_start();
-        }
         if replays {
-            cursors.replay(|cursor| match cursor.begins_with_values {
-                true => cursor.sequence().head(),
+            cursors.replay(|cursor| match cursor.reads_values {
+                true => cursor.end,
                 false => cursor.lease.log().newest(),
             });
         } else {
@@ -154,9 +160,10 @@ struct StartResolver<'a> {
 impl StartResolver<'_> {
     fn place(&mut self, start: &Start, id: Option<ParsedEventId>) {
         match (start, id) {
-            (Start::After(_), Some(ParsedEventId::Own { number, publisher_id }))
-                if !self.sequence.is_stored() =>
-            {
+            (
+                Start::After(_),
+                Some(ParsedEventId::Own { position: Position { number, .. }, publisher_id }),
+            ) if !self.sequence.is_stored() => {
                 self.start_at(number);
                 self.resumed = true;
                 for cursor in &mut *self.cursors {
@@ -175,7 +182,14 @@ impl StartResolver<'_> {
                 };
                 self.publisher_id = publisher_id.filter(known).map(str::to_owned);
             }
-            (Start::After(_), Some(ParsedEventId::Own { number, .. })) => self.start_after_stored(number),
+            (Start::After(_), Some(ParsedEventId::Own { position, .. }))
+                if self.cursors.iter().any(Cursor::is_of_values) =>
+            {
+                self.start_in_bucket(position);
+            }
+            (Start::After(_), Some(ParsedEventId::Own { position, .. })) => {
+                self.start_after_stored(position.number);
+            }
             (Start::After(_), Some(ParsedEventId::Foreign { publisher_id: Some(id) }))
                 if !self.sequence.is_stored() =>
             {
@@ -208,7 +222,7 @@ impl StartResolver<'_> {
     fn stop_at_the_end(&mut self) {
         for cursor in &mut *self.cursors {
             if let Some(end) = cursor.lease.log().numbering.sealed() {
-                cursor.position = cursor.position.min(end);
+                (cursor.position, cursor.end) = (cursor.position.min(end), cursor.end.min(end));
                 if end < self.position {
                     (self.position, self.publisher_id) = (end, None);
                 }
@@ -236,21 +250,11 @@ impl StartResolver<'_> {
         self.resumed = true;
         for cursor in &mut *self.cursors {
             let filter = cursor.lease.filter();
-            let of_values = cursor.is_of_values();
-            let located = match Self::located(self.answers, filter) {
-                // It is unknown which keys have changed since then, so all values are sent. A reader before the first
-                // value has missed none.
-                _ if of_values && !number.is_start() && number < cursor.lease.log().evicted().number => {
-                    SeekResult::Evicted(Seq::START)
-                }
-                Some(SeekResult::Unknown(_)) if of_values => SeekResult::Unknown(Seq::START),
-                Some(located) => located,
-                None => SeekResult::At(number),
-            };
-            let (position, reason) = match located {
-                SeekResult::At(position) => (position, None),
-                SeekResult::Evicted(position) => (position, Some(GapReason::Evicted)),
-                SeekResult::Unknown(position) => (position, Some(GapReason::UnknownId)),
+            let (position, reason) = match Self::located(self.answers, filter) {
+                None => (number, None),
+                Some(SeekResult::At(position)) => (position, None),
+                Some(SeekResult::Evicted(position)) => (position, Some(GapReason::Evicted)),
+                Some(SeekResult::Unknown(position)) => (position, Some(GapReason::UnknownId)),
             };
             if let Some(reason) = reason {
                 self.resumed = false;
@@ -259,6 +263,58 @@ impl StartResolver<'_> {
             cursor.position = position;
         }
         self.meet();
+    }
+
+    /// Starts at a position in a bucket. If the logs have all changes since `as_of`, nothing is missing. Otherwise the broker
+    /// has the values of all keys, but perhaps no mark of those that were deleted.
+    fn start_in_bucket(&mut self, from: Position) {
+        self.resumed = true;
+        let (head, gaps) = (self.sequence.head(), self.gaps.len());
+        let mut lost = None;
+        for cursor in &mut *self.cursors {
+            let log = cursor.lease.log();
+            let place = match Self::located(self.answers, log.filter()) {
+                Some(SeekResult::Unknown(_)) => Err(GapReason::UnknownId),
+                _ if from.as_of >= log.evicted().number => Ok((from.number, from.as_of)),
+                // It has received nothing yet.
+                _ if from.number.is_start() => Ok((Seq::START, head)),
+                Some(SeekResult::At(_)) => Ok((from.number, head)),
+                Some(SeekResult::Evicted(_)) => {
+                    self.gaps.push((log.filter().clone(), GapReason::Evicted));
+                    Ok((head, head)) // the broker has nothing of this key
+                }
+                None => Err(GapReason::Evicted),
+            };
+            match place {
+                Ok((number, as_of)) => {
+                    cursor.position = number;
+                    cursor.read_values(as_of);
+                }
+                Err(reason) => lost = Some(reason),
+            }
+        }
+        if let Some(reason) = lost {
+            // An id must be true of all cursors, so all begin with the values, or go on with them: a reader that never
+            // has all of them before the log moves on would otherwise never come to the last ones.
+            let goes_on = from.is_among_values() && reason == GapReason::Evicted;
+            self.gaps.truncate(gaps);
+            for cursor in &mut *self.cursors {
+                cursor.position = if goes_on { from.number } else { Seq::START };
+                cursor.read_values(head);
+                self.gaps.push((cursor.lease.filter().clone(), reason));
+            }
+        }
+        self.resumed = self.gaps.len() == gaps;
+        self.meet();
+    }
+
+    /// A reader at the start of a bucket begins with the values.
+    fn begin_with_values(&mut self) {
+        let head = self.sequence.head();
+        let at_start = |cursor: &&mut Cursor| {
+            cursor.is_of_values() && cursor.position.is_start() && !cursor.reads_values
+        };
+        self.cursors.iter_mut().filter(at_start).for_each(|cursor| cursor.read_values(head));
     }
 
     fn start_since(&mut self, time: std::time::SystemTime) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::registry::Lease;
-use crate::protocol::event_id::{COMPONENTS, ParsedEventId, Sequence, is_before_first};
+use crate::protocol::event_id::{COMPONENTS, ParsedEventId, Position, Sequence, is_before_first};
 use crate::protocol::seek::{SeekResult, Start};
 use crate::protocol::seq::Seq;
 use crate::protocol::topic::Filter;
@@ -79,7 +79,7 @@ fn of_one<'a>(
     let of: Vec<bool> = groups
         .iter()
         .zip(&ids)
-        .map(|(group, id)| matches!(id, ParsedEventId::Own { number, .. } if is_of(group, *number)))
+        .map(|(group, id)| matches!(id, ParsedEventId::Own { position, .. } if is_of(group, position.number)))
         .collect();
     if of.contains(&true) {
         for ((id, _), group) in ids.iter_mut().zip(&of).zip(groups).filter(|((_, is_of), _)| !**is_of) {
@@ -88,7 +88,8 @@ fn of_one<'a>(
             // The position in an empty key names no entry: it may be of this key, which has been created since.
             let is_vague = matches!(
                 id,
-                ParsedEventId::Own { number, .. } if number.is_start() || is_before_first(*number)
+                ParsedEventId::Own { position, .. }
+                    if position.number.is_start() || is_before_first(position.number)
             );
             if !is_open && !is_vague && group.leases.iter().all(|lease| lease.has_one_source()) {
                 *id = ParsedEventId::Absent;
@@ -118,10 +119,10 @@ fn of_several<'a>(text: &'a str, groups: &[Group<'_>]) -> Vec<ParsedEventId<'a>>
         parts.remove(found.0);
         Some(found.1)
     };
-    let found: Vec<Option<Seq>> = groups.iter().map(&mut read).collect();
+    let found: Vec<Option<Position>> = groups.iter().map(&mut read).collect();
     let knows_some = found.iter().any(Option::is_some);
-    let id = |(group, found): (&Group<'_>, Option<Seq>)| match found {
-        Some(number) => ParsedEventId::Own { number, publisher_id: None },
+    let id = |(group, found): (&Group<'_>, Option<Position>)| match found {
+        Some(position) => ParsedEventId::Own { position, publisher_id: None },
         None if knows_some && is_absent(group, &parts) => ParsedEventId::Absent,
         // Most likely a position in the sequence that this one has replaced.
         None if same_number => ParsedEventId::Foreign { publisher_id: None },

@@ -11,6 +11,12 @@
 //! The broker numbers stored messages. Each JetStream stream or Redis Stream has its own [`Sequence`], with a tag
 //! instead of the epoch, and every replica writes the same id for the same message. A stream that reads several
 //! sequences has ids with a part for each, `<tag><number>.<tag><number>`. Clients treat ids as opaque.
+//!
+//! A reader of a bucket first receives the values of its keys, with their own old numbers. Among them, the number alone
+//! does not say which keys it knows to be deleted, so the ids there also have the number as of which the values are:
+//! `<tag>-<number>_<as of>` ([`Position`]).
+
+mod position;
 
 mod before_first;
 
@@ -20,6 +26,8 @@ use std::time::{Duration, SystemTime};
 
 use self::before_first::Emptiness;
 pub use self::before_first::is_before_first;
+use self::position::{AS_OF, base62, push_base62};
+pub use self::position::{COMPONENTS, Position, join_components};
 use super::seq::{AtomicSeq, Seq};
 
 /// The longest event id that is parsed; no gateway writes a longer one.
@@ -126,9 +134,11 @@ impl Sequence {
         Sequence { given_before, ..self }
     }
 
-    /// Whether `number` may be the number of a message that the broker has lost.
-    fn is_ambiguous(&self, number: Seq) -> bool {
-        !number.is_start() && self.given_before.is_some_and(|before| number <= before)
+    /// Whether one of its numbers may be the number of a message that the broker has lost.
+    fn is_ambiguous(&self, position: Position) -> bool {
+        let is_lost =
+            |number: Seq| !number.is_start() && self.given_before.is_some_and(|before| number <= before);
+        is_lost(position.number) || is_lost(position.as_of)
     }
 
     /// Whether an id may stand for an entry that the broker has lost although it has older ones: after a failover,
@@ -167,9 +177,14 @@ impl Sequence {
         self.head.load()
     }
 
-    /// The event id of the entry `number`. A stored message is found by its number alone.
-    pub fn event_id(&self, number: Seq, publisher_id: Option<&str>) -> EventId {
+    /// The event id of an entry or a position. A stored message is found by its number alone.
+    pub fn event_id(&self, position: impl Into<Position>, publisher_id: Option<&str>) -> EventId {
+        let position = position.into();
+        let Position { number, as_of } = position;
         match (self.form, publisher_id) {
+            (Form::Tagged, _) if position.is_among_values() => {
+                EventId::of(format!("{}-{number}{AS_OF}{as_of}", self.name))
+            }
             (Form::Process, Some(publisher_id)) => {
                 EventId::of(format!("{}-{number}-{publisher_id}", self.name))
             }
@@ -197,13 +212,15 @@ impl Sequence {
         match self.form {
             Form::Process => self.read_process_id(text),
             Form::Tagged => match text.split_once('-') {
-                Some((tag, number)) if tag.len() == TAG && is_name(tag) => match digits(number) {
-                    Some(number) if tag == &*self.name && !self.is_ambiguous(Seq::new(number)) => {
-                        ParsedEventId::Own { number: Seq::new(number), publisher_id: None }
+                Some((tag, numbers)) if tag.len() == TAG && is_name(tag) => {
+                    match Position::read(numbers, digits) {
+                        Some(position) if tag == &*self.name && !self.is_ambiguous(position) => {
+                            ParsedEventId::Own { position, publisher_id: None }
+                        }
+                        Some(_) => ParsedEventId::Foreign { publisher_id: None },
+                        None => ParsedEventId::Unknown,
                     }
-                    Some(_) => ParsedEventId::Foreign { publisher_id: None },
-                    None => ParsedEventId::Unknown,
-                },
+                }
                 _ => ParsedEventId::Unknown,
             },
             Form::EntryId => {
@@ -212,7 +229,7 @@ impl Sequence {
                     pack_entry_id(digits(ms)?, digits(seq)?)
                 };
                 read().map_or(ParsedEventId::Unknown, |number| ParsedEventId::Own {
-                    number: self.placed(number),
+                    position: self.placed(number).into(),
                     publisher_id: None,
                 })
             }
@@ -228,19 +245,20 @@ impl Sequence {
         if number > self.head() {
             ParsedEventId::Unknown
         } else {
-            ParsedEventId::Own { number, publisher_id }
+            ParsedEventId::Own { position: number.into(), publisher_id }
         }
     }
 
-    /// The position `number` as a part of an event id for several sequences.
-    pub fn component(&self, number: Seq) -> String {
-        let mut digits = Vec::new();
-        let mut rest = self.stated(number).get();
-        while rest > 0 || digits.is_empty() {
-            digits.push(BASE62[(rest % 62) as usize]);
-            rest /= 62;
+    /// A position as a part of an event id for several sequences.
+    pub fn component(&self, position: impl Into<Position>) -> String {
+        let position = position.into();
+        let mut text = String::from(&*self.name);
+        push_base62(&mut text, self.stated(position.number).get());
+        if position.is_among_values() {
+            text.push(AS_OF);
+            push_base62(&mut text, position.as_of.get());
         }
-        self.name.chars().chain(digits.iter().rev().map(|digit| char::from(*digit))).collect()
+        text
     }
 
     /// Whether such a part has the name of this sequence.
@@ -256,10 +274,14 @@ impl Sequence {
     }
 
     /// Parses such a part; `None` if it is not of this sequence.
-    pub fn read_component(&self, text: &str) -> Option<Seq> {
-        let digits = text.strip_prefix(&*self.name).filter(|digits| !digits.is_empty())?;
-        Some(self.placed(Seq::new(base62(digits)?)))
-            .filter(|number| (self.is_stored() || *number <= self.head()) && !self.is_ambiguous(*number))
+    pub fn read_component(&self, text: &str) -> Option<Position> {
+        let mut position = Position::read(text.strip_prefix(&*self.name)?, base62)?;
+        if !position.is_among_values() {
+            position = self.placed(position.number).into();
+        }
+        let is_given =
+            if self.is_stored() { !self.is_ambiguous(position) } else { position.as_of <= self.head() };
+        is_given.then_some(position)
     }
 }
 
@@ -274,24 +296,12 @@ pub fn tagged_event_id(tag: &Tag, number: Seq) -> EventId {
     EventId::of(format!("{}-{number}", tag.0))
 }
 
-/// The separator between the parts of an event id for several sequences. No part has a `-`, and every other id has one.
-pub const COMPONENTS: char = '.';
-
 /// The most sequences that one stream may read: this many positions fit into [`MAX_EVENT_ID`], however large their
 /// numbers. Each takes a tag of 6 (one of them an epoch of 8), 11 digits and a dot.
 pub const MAX_SEQUENCES: usize = 14;
 
 /// Numbers of Redis entry ids from 2004 on are higher, and those of messages in a JetStream stream never are.
 const FIRST_ENTRY_ID: u64 = 1 << 60;
-
-fn base62(digits: &str) -> Option<u64> {
-    digits.bytes().try_fold(0_u64, |number, digit| {
-        let value = BASE62.iter().position(|known| *known == digit)? as u64;
-        number.checked_mul(62)?.checked_add(value)
-    })
-}
-
-const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// The text of an event id that a gateway writes: short visible ASCII, so that a frame and a header can carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -305,7 +315,18 @@ impl EventId {
     /// The id of a position in several sequences. Each of `components` is from [`Sequence::component`], or several of
     /// them, joined like here; empty ones are left out.
     pub fn of_components<'a>(components: impl IntoIterator<Item = &'a str>) -> Self {
-        EventId::of(join_components(components))
+        let text = join_components(components);
+        if text.len() <= MAX_EVENT_ID {
+            return EventId::of(text);
+        }
+        // Without the second numbers it fits. A reader among values that is cut here receives them again, after a gap.
+        let parts = text.split(COMPONENTS).map(|part| part.split(AS_OF).next().unwrap_or_default());
+        EventId::of(join_components(parts))
+    }
+
+    /// The id of a message, whoever received it: without the number as of which its reader receives values.
+    pub fn of_message(&self) -> &str {
+        self.0.split(AS_OF).next().unwrap_or_default()
     }
 
     /// The publisher id with which it ends, if it has one.
@@ -341,25 +362,13 @@ impl From<&str> for EventId {
     }
 }
 
-/// Joins parts of an event id for several sequences. Empty ones are left out.
-pub fn join_components<'a>(components: impl IntoIterator<Item = &'a str>) -> String {
-    let mut text = String::new();
-    for component in components.into_iter().filter(|component| !component.is_empty()) {
-        if !text.is_empty() {
-            text.push(COMPONENTS);
-        }
-        text.push_str(component);
-    }
-    text
-}
-
 /// An event id that a client sent, as one sequence reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParsedEventId<'a> {
     /// This process wrote it.
     Own {
-        /// The number of that entry.
-        number: Seq,
+        /// The number of that entry, or the position among values.
+        position: Position,
         /// The publisher id of that message, if the client's id has one.
         publisher_id: Option<&'a str>,
     },

@@ -24,7 +24,7 @@ pub enum Start {
 /// A position to find among stored messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
-    /// Right after this number.
+    /// Right after this number. Of a single key of a bucket: whether all that has changed since then is known.
     After(Seq),
     /// Before the oldest message that is held.
     Oldest,

@@ -78,9 +78,10 @@ impl Stream {
         gaps.extend(read_gaps);
         self.shared.metrics.sent_bytes.inc_by(messages.len() as u64);
         self.ticket.handle().advance(messages.len(), self.cursors.position());
+        let cursor = self.cursors.take_unsent_id().or(last_id).unwrap_or(id);
         let stale = self.cursors.stale().cloned().collect();
         let ended = !more && self.cursors.have_ended();
-        Answer { messages, gaps, cursor: last_id.unwrap_or(id), more, stale, ended }
+        Answer { messages, gaps, cursor, more, stale, ended }
     }
 
     /// Reads until there is something to answer, or the time is over.

@@ -146,6 +146,32 @@ async fn values_that_are_overwritten_or_deleted_are_no_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_single_key_the_last_message_says_what_has_changed() {
+    let (_server, admin, kept) = start().await;
+    for (name, history) in [("ONE", 1), ("MANY", 5)] {
+        admin.bucket(name, json!({"max_msgs_per_subject": history})).await;
+        let source = bucket(name, 1);
+        let old = admin.put(&format!("$KV.{name}.eur"), "1").await;
+        let deleted = admin.put_with(&format!("$KV.{name}.eur"), DELETE, "").await;
+        let other = admin.put(&format!("$KV.{name}.usd"), "1").await;
+        let told = kept.fetch_all("prices/eur", &source, 0, other).await;
+        assert_eq!(told.numbers(), [0; 0], "a reader that has nothing needs no deletion");
+        let told = kept.fetch_all("prices/eur", &source, old, other).await;
+        assert_eq!(told.numbers(), [deleted]);
+        assert_eq!(
+            told.messages.values().map(|message| change(message).1).collect::<Vec<_>>(),
+            [Change::Delete]
+        );
+        let told = kept.fetch_all("prices/*", &source, old, other).await;
+        assert_eq!(told.numbers(), [other], "a pattern has the values alone");
+        let after = Seek::After(seq(old));
+        assert_eq!(kept.locate("prices/eur", &source, after).await, SeekResult::At(seq(old)));
+        assert_eq!(kept.locate("prices/gbp", &source, after).await, SeekResult::Evicted(seq(old)));
+        assert_eq!(kept.locate("prices/*", &source, after).await, SeekResult::At(seq(old)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_is_put_under_a_key_that_others_can_read() {
     let (_server, admin, mut kept) = start().await;
     let source = bucket("PRICES", 1);

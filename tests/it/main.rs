@@ -46,6 +46,7 @@ mod jwks;
 mod kills;
 mod kubernetes;
 mod kv;
+mod kv_readers;
 mod leaf_nodes;
 mod limits;
 mod lists;

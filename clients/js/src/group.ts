@@ -61,6 +61,12 @@ const locks = globalThis.navigator?.locks;
 export const tab = locks ? "" : Math.random();
 const queues: Record<string, Promise<void>> = {};
 
+/**
+ * The id of a message without what a reader adds to it: the id of a value of a bucket also says as of when that reader has
+ * the values.
+ */
+const same = (id?: string) => id?.replace(/_[^.]*/g, "");
+
 /** This is the SharedWorker of some pages: it is always the leader. */
 export const isWorker = "SharedWorkerGlobalScope" in globalThis;
 
@@ -125,15 +131,10 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     phase = Phase.Reading;
     const mine = term;
     const ids = new Set<string>();
-    const read = async (cursor?: string) => {
-      const all: Row[] = [];
-      for (;;) {
-        const page: Page = await (await ask(waiting.signal, Accept.Page, false, undefined, cursor)).json();
-        all.push(...rows(page));
-        cursor = page.cursor;
-        // Everything was read, which is at least as much as the leader had read.
-        if (!page.more) return all;
-      }
+    const read = async (cursor?: string): Promise<Row[]> => {
+      const page: Page = await (await ask(waiting.signal, Accept.Page, false, undefined, cursor)).json();
+      // If there is no more, everything was read, which is at least as much as the leader had read.
+      return page.more ? [...rows(page), ...(await read(page.cursor))] : rows(page);
     };
     try {
       const cursor = member.lastEventId;
@@ -142,13 +143,11 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
       const start = await read(cursor ? from : undefined);
       const rest: Row[] = cursor || start[1] ? await read(cursor || from) : [["", , from]];
       if (mine !== term) return;
-      for (const [type, , id] of cursor ? [...start, ...rest] : rest) if (type && id) ids.add(id);
-      let next = held.length;
-      while (next && !ids.has(held[next - 1]![2]!)) next--;
+      for (const [type, , id] of cursor ? [...start, ...rest] : rest) if (type && id) ids.add(id).add(same(id)!);
       phase = Phase.Following;
-      take([[OPEN], ...start.filter(([type, , id]) => !cursor && type && !ids.has(id!)), ...rest]);
+      take([[OPEN], ...start.filter(([type, , id]) => !cursor && type && !ids.has(same(id)!)), ...rest]);
       for (const id of ids) member._ids.add(id);
-      take(held.slice(next));
+      take(held.slice(held.findLastIndex((row) => ids.has(row[2]!)) + 1));
     } catch (error: any) {
       if (mine !== term) return;
       phase = Phase.Waiting;

@@ -40,7 +40,7 @@ export const parser = (retry: (milliseconds: number) => void) => {
         data = id = undefined;
       } else if (field === "data") data = data === undefined ? value : data + "\n" + value;
       else if (field === "event") type = value;
-      else if (field === "id" && !value.includes("\0")) id = value;
+      else if (field === "id" && !/\0/.test(value)) id = value;
       else if (field === "retry" && /^\d+$/.test(value)) retry(+value);
     }
     return rows;

@@ -323,7 +323,7 @@ export class TopicSource extends EventTarget implements EventSource {
   }
 
   private _dispatch(type: string, data: string | undefined, id: string | undefined, isNew: boolean) {
-    const isMessage = !type.startsWith("stream-") || type === "stream-delete";
+    const isMessage = !/^stream-(?!delete$)/.test(type);
     const ids = this._ids;
     // After a gap the gateway may send messages again that the page had, and the page wants them. But a new list of topics
     // overlaps with the old one, and its gaps are in topics that are new.
@@ -333,7 +333,7 @@ export class TopicSource extends EventTarget implements EventSource {
       this.lastEventId = id;
     }
     ids.add(this.lastEventId);
-    if (ids.size > Limit.Remembered) ids.delete(ids.values().next().value!);
+    for (const old of ids) { if (ids.size <= Limit.Remembered) break; ids.delete(old); }
     if (data === undefined) return;
     const event = new MessageEvent(type, { data, lastEventId: this.lastEventId, origin: this._url.origin });
     if (isMessage) {

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TopicSource } from "../dist/index.js";
-import { until } from "./gateway.mjs";
+import { gateway, until } from "./gateway.mjs";
+import { broker } from "./nats.mjs";
 import { next, OPEN, refuse, server, stream } from "./server.mjs";
 
 async function serving(t, answer) {
@@ -180,5 +181,69 @@ test("with sources that join, leave and break at random, every source gets every
       assert.deepEqual(got, got.map((_, at) => start + at), `round ${round}`);
       source.close();
     }
+  }
+});
+
+/** A gateway that begins to follow a bucket of 1,500 keys, which are more than one page; `read` opens a source of it. */
+async function ofBucket(t) {
+  const nats = await broker();
+  t.after(nats.stop);
+  await nats.bucket("prices");
+  await nats.fill("prices", 1500);
+  const it = await gateway(`broker.url = "${nats.url}"\n[[topics]]\nmatch = "prices/*"\nsource = "kv"\nbucket = "prices"\nread = "anyone"\n`);
+  t.after(() => it.stop());
+  const asked = t.mock.method(globalThis, "fetch");
+  const reads = () => asked.mock.calls.filter(({ arguments: [url] }) => `${url}`.includes("/topics/prices")).length;
+  const read = (more = "") => {
+    const source = new TopicSource(`${it.url}/topics/prices/*${more}`);
+    t.after(() => source.close());
+    const got = [];
+    source.addEventListener("any", ({ detail }) => got.push(detail.data));
+    source.addEventListener("gap", ({ detail }) => got.push(detail));
+    return Object.assign(got, { source });
+  };
+  return { nats, read, reads };
+}
+const numbers = Array.from({ length: 1500 }, (_, number) => `${number}`);
+
+test("a source that joins the readers of a large bucket has each value once, after a few reads", async (t) => {
+  const { nats, read, reads } = await ofBucket(t);
+  const all = [read()];
+  await until("it has all values", () => all[0].length === 1500);
+  for (const count of [1, 2]) {
+    const before = reads();
+    all.push(read());
+    await until("it has all values", () => all[count].length === 1500);
+    assert.ok(reads() - before <= 4, `${reads() - before} reads`);
+  }
+  await nats.put("prices", "k7", "new");
+  for (const got of all) {
+    await until("it has the change", () => got.length > 1500);
+    assert.deepEqual([...got], [...numbers, "new"]);
+  }
+});
+
+test("sources that open at once, while a key of their large bucket changes, have each value once", async (t) => {
+  const { nats, read } = await ofBucket(t);
+  let going = true;
+  let count = 0;
+  const writing = (async () => {
+    while (going) await nats.put("prices", "hot", `hot ${count++}`);
+  })();
+  const all = [];
+  for (let opened = 0; opened < 6; opened++) {
+    all.push(read());
+    await new Promise((resolve) => setTimeout(resolve, 15));
+  }
+  await until("all have all values", () => all.every((got) => got.length > 1520));
+  going = false;
+  await writing;
+  for (const got of all) {
+    await until("it has the last change", () => got.includes(`hot ${count - 1}`));
+    const hot = got.filter((data) => /^hot/.test(data)).map((data) => +data.slice(4));
+    assert.deepEqual(got.filter((data) => !/^hot/.test(data)), numbers);
+    // The bucket itself drops a value when the next one comes.
+    const wrong = hot.findIndex((number, index) => index && number <= hot[index - 1]);
+    assert.equal(wrong, -1, `in order, and each once: ${hot.slice(wrong - 3, wrong + 3)}`);
   }
 });

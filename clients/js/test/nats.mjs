@@ -53,6 +53,16 @@ export async function broker(more = []) {
       const answer = JSON.parse(await it.request(`$JS.API.STREAM.CREATE.KV_${name}`, config));
       if (answer.error) throw new Error(JSON.stringify(answer.error));
     },
+    /** Puts the keys `k0` to `k<count - 1>`, with their numbers as values. */
+    fill: async (bucket, count) => {
+      const puts = Array.from({ length: count - 1 }, (_, key) => `PUB $KV.${bucket}.k${key} ${`${key}`.length}\r\n${key}\r\n`);
+      const socket = connect(port, "127.0.0.1");
+      await once(socket, "connect");
+      socket.write(`CONNECT {"verbose":false}\r\n${puts.join("")}PING\r\n`);
+      await new Promise((resolve) => socket.on("data", (data) => /PONG/.test(data) && resolve()));
+      socket.destroy();
+      await it.put(bucket, `k${count - 1}`, `${count - 1}`);
+    },
     put: (bucket, key, value) => it.request(`$KV.${bucket}.${key}`, value),
   };
   await it.start();

@@ -245,8 +245,13 @@ impl History {
     }
 
     fn range_at<'a>(&self, state: &'a State, position: Seq, until: Seq) -> Option<&'a Arc<BackfillRange>> {
+        // A range of a single key from the start lacks its deletion, which a reader further on may need.
+        let is_whole = |range: &BackfillRange| {
+            range.until == until
+                && (self.filter.is_pattern() || range.after.is_start() == position.is_start())
+        };
         let fits =
-            |range: &&Arc<BackfillRange>| range.covers(position) && (!self.of_values || range.until == until);
+            |range: &&Arc<BackfillRange>| range.covers(position) && (!self.of_values || is_whole(range));
         state.ranges.iter().filter(fits).max_by_key(|range| range.through)
     }
 

@@ -64,7 +64,7 @@ impl HistoryQuery {
             }
         };
         if self.is_kv() {
-            self.values(stream, info, &mut part, until).await?;
+            self.values(stream, info, &mut part, after, until).await?;
         } else if !part.is_unbroken(after) {
             let holes = Holes::of(stream.api, stream.name).await?;
             let (holes, _) = holes.ok_or_else(|| BrokerError::Refused("the stream is no more".into()))?;
@@ -87,13 +87,15 @@ impl HistoryQuery {
         Ok(Fetched { through, gone, is_hole, torn, messages: messages.collect() })
     }
 
-    /// Keeps one value for each key that is not deleted. A value that was overwritten before it was read is not a loss:
+    /// Keeps one value for each key that is not deleted, and the deletion of a single key whose older value its reader may
+    /// have. A value that was overwritten before it was read is not a loss:
     /// the new value is in this range, in a later one, or among the followed messages.
     async fn values(
         &self,
         stream: &StreamReader<'_>,
         info: &Info,
         part: &mut PartialFetch,
+        after: Seq,
         until: Seq,
     ) -> Result<(), BrokerError> {
         let mut last = HashMap::new();
@@ -108,8 +110,10 @@ impl HistoryQuery {
                 last.insert(held.subject, held.number);
             }
         }
+        let with_deletion = !self.filter.is_pattern() && !after.is_start();
         part.messages.retain(|held| {
-            last.get(&held.subject) == Some(&held.number) && held.change(&self.source) == Change::Put
+            last.get(&held.subject) == Some(&held.number)
+                && (with_deletion || held.change(&self.source) == Change::Put)
         });
         Ok(())
     }
@@ -145,6 +149,11 @@ impl HistoryQuery {
         let oldest = state.first_seq.previous();
         Ok(match seek {
             Seek::After(number) if number > state.last_seq => SeekResult::Unknown(oldest),
+            // Its last message says what has changed. Without one, its deletion may have been removed.
+            Seek::After(number) if self.is_kv() && !self.filter.is_pattern() => match stream.last().await? {
+                Some(_) => SeekResult::At(number),
+                None => SeekResult::Evicted(number),
+            },
             // A bucket drops old values, which is not a loss.
             Seek::After(number) if number < oldest && !self.is_kv() => SeekResult::Evicted(oldest),
             Seek::After(number) => SeekResult::At(number),
