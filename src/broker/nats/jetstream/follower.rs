@@ -47,7 +47,7 @@ pub(super) enum Stage {
     /// Not yet confirmed.
     Beginning,
     /// It follows a stream; publishers need this information about it.
-    Following(Publishing),
+    Following(Box<Publishing>),
     /// It has ended: only the event that reports the end is still to be sent.
     Over,
 }
@@ -81,7 +81,7 @@ impl Follower {
             time: reading.time,
         };
         if self.events.send(begun).await.is_ok() {
-            self.stage.send_replace(Stage::Following(publishing));
+            self.stage.send_replace(Stage::Following(Box::new(publishing)));
             let _ = done.send(Ok(()));
             // `None`: the event channel has closed.
             let _ = self.follow(reading, feed).await;
@@ -181,7 +181,7 @@ impl Follower {
     fn take_in(&self, info: Info, reading: &mut ReadPosition) -> Result<(), BrokerError> {
         let found = Found { info, names: reading.names.clone(), subject: reading.subject.clone() };
         found.readable()?;
-        let publishing = Stage::Following(found.publishing(&self.source));
+        let publishing = Stage::Following(Box::new(found.publishing(&self.source)));
         self.stage.send_if_modified(|stage| {
             let is_new = *stage != publishing;
             *stage = publishing;

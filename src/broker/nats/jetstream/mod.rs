@@ -218,7 +218,7 @@ impl JetStream {
             }
             _ => None,
         });
-        following.max_by_key(|(length, _)| *length).map(|(_, known)| known)
+        following.max_by_key(|(length, _)| *length).map(|(_, known)| *known)
     }
 
     /// Creates a fetch or a seek.
