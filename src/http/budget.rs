@@ -6,7 +6,7 @@
 //! new messages, and has put the readers of these into its queue.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -38,9 +38,9 @@ impl Budget {
         Budget(Arc::new(State { left: Semaphore::new(size), used: AtomicUsize::new(0), size }))
     }
 
-    /// Runs `future` within the budget: each time it is polled counts.
-    pub(super) async fn run<F: Future>(&self, future: F) -> F::Output {
-        let mut future = pin!(future);
+    /// Runs `future` within the budget: each time it is polled counts. It is pinned by the caller, because an `async fn` would
+    /// have room for it twice, as its parameter and pinned.
+    pub(super) async fn run<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
         loop {
             self.take().await;
             let polled = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx)));
@@ -75,6 +75,7 @@ async fn woken() {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::Mutex;
 
     use super::*;
@@ -89,7 +90,7 @@ mod tests {
         let mut requests = tokio::task::JoinSet::new();
         for _ in 0..25 * RUNS {
             let (budget, request) = (budget.clone(), record("request"));
-            requests.spawn(async move { budget.run(async move { request() }).await });
+            requests.spawn(async move { budget.run(pin!(async move { request() })).await });
         }
         let reads = record("read");
         let reader = tokio::spawn(async move {
@@ -112,12 +113,13 @@ mod tests {
         let waiting: Vec<_> = (0..10 * RUNS)
             .map(|_| {
                 let budget = budget.clone();
-                tokio::spawn(async move { budget.run(std::future::pending::<()>()).await })
+                tokio::spawn(async move { budget.run(pin!(std::future::pending::<()>())).await })
             })
             .collect();
         yield_now().await;
         let (done, waits) = tokio::sync::oneshot::channel();
-        let other = budget.run(async move { waits.await.unwrap() });
+        let other = pin!(async move { waits.await.unwrap() });
+        let other = budget.run(other);
         done.send(7).unwrap();
         let answer = tokio::time::timeout(std::time::Duration::from_secs(5), other).await;
         assert_eq!(answer.ok(), Some(7));

@@ -143,8 +143,8 @@ pub(super) async fn serve<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     }
     let handoff = Handoff::default();
     let transport = Transport::new(socket, bytes, Some(handoff.clone()));
-    let served = settings.budget.run(serve_http1(transport, client, router, handoff, &settings)).await;
-    if let Some((socket, stream, coding)) = served {
+    let served = std::pin::pin!(serve_http1(transport, client, router, handoff, &settings));
+    if let Some((socket, stream, coding)) = settings.budget.run(served).await {
         // Spawned as a task of its own, because this task keeps the size of hyper's connection for its whole life.
         tokio::spawn(Delivery::new(socket, stream, coding, open));
     }

@@ -48,8 +48,8 @@ impl Handshake {
         mut open: Open,
     ) {
         let Some(client) = connection::client(&mut socket, peer, &settings, &mut open).await else { return };
-        let greet = settings.budget.run(self.greet(socket));
-        let greeting = tokio::time::timeout(settings.head_timeout, greet);
+        let greet = std::pin::pin!(self.greet(socket));
+        let greeting = tokio::time::timeout(settings.head_timeout, settings.budget.run(greet));
         let Some(greeting) = settings.closing.run_until_cancelled(greeting).await else { return };
         match greeting {
             Ok(Ok(Greeting::Tls(socket))) => {
