@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Resource, getrlimit, nice, setrlimit};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// The time in which a server must listen.
@@ -115,12 +115,6 @@ pub fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set).with_context(|| format!("no core {core} for us"))
-}
-
-/// Lets the broker on the same core have precedence over this thread. The load has work for several milliseconds at a time; a
-/// message that waits in the broker meanwhile would seem to be late because of the server under test.
-pub fn give_way() -> Result<()> {
-    nice(10).map(drop).context("our priority cannot be lowered")
 }
 
 /// Takes a core, then becomes `command`.

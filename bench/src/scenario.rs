@@ -13,7 +13,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::history::{self, History};
 use crate::load::{Load, Spec, Work};
-use crate::process;
 use crate::target::{Need, Running, Setup, Target};
 
 /// The values of one step, by the names of its measures.
@@ -191,34 +190,24 @@ impl Scenario {
     /// Runs it once.
     pub fn run(self, target: Target, setup: &Setup, scale: Scale) -> Result<Vec<Step>> {
         let running = target.start(setup, self.need())?;
-        let steps = || {
-            process::give_way()?;
-            self.steps(&running, scale)
-        };
-        // A thread of its own, because the next server would inherit its priority.
-        let done = std::thread::scope(|scope| scope.spawn(steps).join());
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-
-    fn steps(self, running: &Running, scale: Scale) -> Result<Vec<Step>> {
         let scaled = |readers: u32| (readers / scale.divisor).max(10);
         match self {
             Scenario::OneTopic(readers) => {
-                one_topic(running, scaled(readers), scale, &[200, 4096], &[1, 16, 200])
+                one_topic(&running, scaled(readers), scale, &[200, 4096], &[1, 16, 200])
             }
-            Scenario::OneTopicBriefly(readers) => one_topic(running, scaled(readers), scale, &[200], &[1]),
-            Scenario::TopicEach(readers) => topic_each(running, scaled(readers), scale),
-            Scenario::HundredTopics(readers) => hundred_topics(running, scaled(readers), scale),
-            Scenario::Storm(readers) => storm(running, scaled(readers), scale),
-            Scenario::Resume(history, messages) => resume(running, history, scaled(messages), scale),
-            Scenario::ResumeCrowd(readers) => resume_crowd(running, scaled(readers), scale),
-            Scenario::SlowTenth(readers) => slow_tenth(running, scaled(readers), scale),
-            Scenario::Idle(readers) => idle(running, scaled(readers), scale),
-            Scenario::Http2(readers) => http2(running, scaled(readers), scale),
-            Scenario::Every(readers) => every(running, scaled(readers), scale),
-            Scenario::Json(readers, compressed) => json(running, scaled(readers), scale, compressed),
-            Scenario::Ingest(1) => ingest::ingest(running, 1, scale),
-            Scenario::Ingest(topics) => ingest::ingest(running, scaled(topics), scale),
+            Scenario::OneTopicBriefly(readers) => one_topic(&running, scaled(readers), scale, &[200], &[1]),
+            Scenario::TopicEach(readers) => topic_each(&running, scaled(readers), scale),
+            Scenario::HundredTopics(readers) => hundred_topics(&running, scaled(readers), scale),
+            Scenario::Storm(readers) => storm(&running, scaled(readers), scale),
+            Scenario::Resume(history, messages) => resume(&running, history, scaled(messages), scale),
+            Scenario::ResumeCrowd(readers) => resume_crowd(&running, scaled(readers), scale),
+            Scenario::SlowTenth(readers) => slow_tenth(&running, scaled(readers), scale),
+            Scenario::Idle(readers) => idle(&running, scaled(readers), scale),
+            Scenario::Http2(readers) => http2(&running, scaled(readers), scale),
+            Scenario::Every(readers) => every(&running, scaled(readers), scale),
+            Scenario::Json(readers, compressed) => json(&running, scaled(readers), scale, compressed),
+            Scenario::Ingest(1) => ingest::ingest(&running, 1, scale),
+            Scenario::Ingest(topics) => ingest::ingest(&running, scaled(topics), scale),
         }
     }
 }
