@@ -409,3 +409,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_reader_that_is_cut_before_the_gap_of_a_topic_that_was_refused_gets_it_when_it_resumes() {
+    let steps = [
+        Step::Read { client: 0, polls: 1 },
+        Step::Refuse(3),
+        Step::Publish { topic: 3, count: 3, size: 0, publisher_id: false, ends: false },
+        Step::Publish { topic: 2, count: 1, size: 0, publisher_id: false, ends: false },
+        Step::Resume { client: 0, cursor: Cursor::Own, rotate: 0 },
+        Step::Read { client: 0, polls: 1 },
+        Step::Cut { client: 0, seen: 1 },
+    ];
+    run(&ample(), usize::MAX, 7, &steps);
+}

@@ -64,10 +64,15 @@ impl Lease {
         if self.filter().is_pattern() || !log.is_whole() {
             return false;
         }
-        let inner = self.registry.inner.lock();
-        let Inner { slots, departed, .. } = &*inner;
+        let mut inner = self.registry.inner.lock();
+        let Inner { slots, departed, .. } = &mut *inner;
+        if departed.may_have_read(self.filter(), position) {
+            // Its gap comes where the log begins. The reader may be cut before, with an id from when the topic was not held.
+            departed.leave(self.filter(), log.evicted().number);
+            return false;
+        }
         let is_own = slots.get(self.filter()).is_some_and(|slot| matches!(slot.feed, Feed::Own));
-        is_own && !slots.has_pattern_over(self.filter()) && !departed.may_have_read(self.filter(), position)
+        is_own && !slots.has_pattern_over(self.filter())
     }
 
     /// Whether its topics have had the same source for as long as the process runs.
