@@ -29,13 +29,10 @@ impl Default for Departed {
 }
 
 impl Departed {
-    /// Records that a topic or pattern was held up to now.
-    pub(super) fn leave(&mut self, filter: &Filter, head: Seq) {
-        if filter.is_pattern() {
-            self.patterns = head;
-        } else {
-            self.topics[place(filter)] = head;
-        }
+    /// Records that readers may have read a topic or pattern up to this position. Another topic may share its place.
+    pub(super) fn leave(&mut self, filter: &Filter, position: Seq) {
+        let last = if filter.is_pattern() { &mut self.patterns } else { &mut self.topics[place(filter)] };
+        *last = position.max(*last);
     }
 
     /// Whether a reader that has this position may have read the topic.
@@ -58,7 +55,8 @@ impl Registry {
 }
 
 impl Lease {
-    /// Whether no reader with this position can have read the log, because its topic was not held then.
+    /// Whether no reader with this position can have read the log, because its topic was not held then. If one may have, the
+    /// table notes that the topic may have been read up to the beginning of the log.
     pub(in crate::log) fn is_new_after(&self, position: Seq) -> bool {
         let log = self.log();
         if self.filter().is_pattern() || !log.is_whole() {
@@ -86,5 +84,22 @@ impl Lease {
         let shared = inner.warm.values().filter_map(|warm| inner.slots.get(warm));
         let mut sequences = shared.filter_map(|slot| slot.log.sequence());
         self.registry.sequence.has_written(part) || sequences.any(|sequence| sequence.has_written(part))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_was_read_further_is_not_forgotten_for_one_in_the_same_place() {
+        let mut departed = Departed::default();
+        let topic = |number: usize| Filter::parse(&format!("t/{number}"), 99).unwrap();
+        let one = topic(0);
+        let other = (1..).map(topic).find(|other| place(other) == place(&one)).unwrap();
+        departed.leave(&one, Seq::new(9));
+        departed.leave(&other, Seq::new(4));
+        assert!(departed.may_have_read(&one, Seq::new(9)));
+        assert!(!departed.may_have_read(&one, Seq::new(10)));
     }
 }
