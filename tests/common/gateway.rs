@@ -172,3 +172,18 @@ impl Drop for Gateway {
         self.running.abort();
     }
 }
+
+/// The header field of a read: one JSON answer instead of a stream.
+pub const JSON: (&str, &str) = ("accept", "application/json");
+
+/// The answer to a read.
+pub async fn ask(gateway: &Gateway, path: &str) -> Response {
+    gateway.request("GET", path, &[JSON]).await
+}
+
+/// The answer to a read, which must succeed.
+pub async fn read(gateway: &Gateway, path: &str) -> serde_json::Value {
+    let response = ask(gateway, path).await;
+    assert_eq!(response.status, 200, "{path}: {}", response.text());
+    response.json()
+}

@@ -227,3 +227,13 @@ fn answers(port: u16) -> bool {
         && BufReader::new(socket).read_line(&mut line).is_ok()
         && (line.starts_with('+') || line.starts_with('-'))
 }
+
+/// Runs a command whose words are separated by spaces.
+pub async fn run<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, words: &str) -> T {
+    let mut words = words.split(' ');
+    let mut command = redis::cmd(words.next().unwrap());
+    words.for_each(|word| {
+        command.arg(word);
+    });
+    command.query_async(redis).await.unwrap()
+}

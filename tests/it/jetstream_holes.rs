@@ -2,11 +2,11 @@
 //! readers that resume.
 
 use crate::common::client::Reader;
-use crate::common::gateway::Gateway;
+use crate::common::gateway::{Gateway, read};
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
 use crate::common::redis::RedisServer;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// With little memory, so that most is read from the stream.
 fn rule(url: &str, source: &str) -> String {
@@ -29,12 +29,6 @@ async fn received(reader: &mut Reader, last: &str) -> Vec<String> {
         all.push(if event.event == "stream-gap" { "gap".into() } else { event.data });
     }
     all
-}
-
-async fn read(gateway: &Gateway, path: &str) -> Value {
-    let answer = gateway.request("GET", path, &[("accept", "application/json")]).await;
-    assert_eq!(answer.status, 200, "{path}: {}", answer.text());
-    answer.json()
 }
 
 /// The data of the messages of a read, which has no gap.

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::common::client::{Reader, Response};
+use crate::common::client::Reader;
 use crate::common::eventually;
-use crate::common::gateway::Gateway;
+use crate::common::gateway::{Gateway, ask, read};
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
 use crate::common::slow::Slow;
 use eventsource_stream::Event;
 use serde_json::{Value, json};
 
-const JSON: (&str, &str) = ("accept", "application/json");
 const DELETE: &[(&str, &str)] = &[("KV-Operation", "DEL")];
 
 struct Bucket {
@@ -96,16 +95,6 @@ impl Bucket {
         eventually("it follows", async || ask(&gateway, "/topics/kv/**").await.status == 200).await;
         gateway
     }
-}
-
-async fn ask(gateway: &Gateway, path: &str) -> Response {
-    gateway.request("GET", path, &[JSON]).await
-}
-
-async fn read(gateway: &Gateway, path: &str) -> Value {
-    let response = ask(gateway, path).await;
-    assert_eq!(response.status, 200, "{path}: {}", response.text());
-    response.json()
 }
 
 /// What a client has of a bucket: it applies each message, and counts the gaps.

@@ -2,28 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::client::{self, Response};
+use crate::common::client;
 use crate::common::eventually;
-use crate::common::gateway::Gateway;
+use crate::common::gateway::{Gateway, JSON, ask, read};
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
 use crate::common::redis::RedisServer;
 use crate::common::token::{JWT, seconds, token};
 use crate::common::upstream::Upstream;
 use serde_json::{Value, json};
-
-const JSON: (&str, &str) = ("accept", "application/json");
-
-async fn ask(gateway: &Gateway, path: &str) -> Response {
-    gateway.request("GET", path, &[JSON]).await
-}
-
-/// The answer to a read, which must succeed.
-async fn read(gateway: &Gateway, path: &str) -> Value {
-    let response = ask(gateway, path).await;
-    assert_eq!(response.status, 200, "{path}: {}", response.text());
-    response.json()
-}
 
 fn cursor(answer: &Value) -> &str {
     answer["cursor"].as_str().unwrap()

@@ -4,7 +4,7 @@
 use crate::common::client::Reader;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
-use crate::common::redis::RedisServer;
+use crate::common::redis::{RedisServer, run};
 use redis::aio::MultiplexedConnection;
 
 /// A gateway that lets go of a topic as soon as nobody reads it.
@@ -14,15 +14,6 @@ fn toml(server: &RedisServer, linger: &str) -> String {
          read = \"anyone\"\nreplay = {{ messages = 10, linger = \"{linger}\" }}\n",
         server.url()
     )
-}
-
-async fn run<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, words: &str) -> T {
-    let mut words = words.split(' ');
-    let mut command = redis::cmd(words.next().unwrap());
-    words.for_each(|word| {
-        command.arg(word);
-    });
-    command.query_async(redis).await.unwrap()
 }
 
 async fn add(redis: &mut MultiplexedConnection, key: &str, number: usize) {

@@ -2,7 +2,7 @@
 
 use crate::common::client::Reader;
 use crate::common::gateway::Gateway;
-use crate::common::redis::RedisServer;
+use crate::common::redis::{RedisServer, run};
 use redis::aio::MultiplexedConnection;
 
 /// Configuration for a gateway that exposes every key of `server`, with little memory of its own.
@@ -12,15 +12,6 @@ fn toml(server: &RedisServer) -> String {
          type = {{ header = \"kind\" }}\nread = \"anyone\"\npublish = \"anyone\"\nreplay = {{ messages = 10 }}\n",
         server.url()
     )
-}
-
-async fn run<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, words: &str) -> T {
-    let mut words = words.split(' ');
-    let mut command = redis::cmd(words.next().unwrap());
-    words.for_each(|word| {
-        command.arg(word);
-    });
-    command.query_async(redis).await.unwrap()
 }
 
 async fn add(redis: &mut MultiplexedConnection, key: &str, numbers: std::ops::Range<usize>) {
