@@ -114,8 +114,8 @@ impl Sequence {
         Sequence::of(tag.0, Form::Tagged, head)
     }
 
-    /// The sequence of a Redis Stream, whose numbers are packed entry ids. `time` is that of its last entry; if it had
-    /// none yet, when that was so.
+    /// The sequence of a Redis Stream, whose numbers are packed entry ids. `time` is the time of its last entry. If it
+    /// has none yet, it is the time at which it was empty.
     pub fn of_entry_ids(tag: Tag, head: Seq, time: SystemTime) -> Self {
         let emptiness = if head.is_start() { Emptiness::at(time) } else { None };
         Sequence { emptiness, ..Sequence::of(tag.0, Form::EntryId, head) }

@@ -117,7 +117,7 @@ impl Life {
     /// The connection is cut: everything since the last id must be sent again.
     pub fn cut(&mut self) {
         self.topics.values_mut().for_each(|seen| seen.told = seen.told_at_id);
-        self.removed.clear(); // from its id on, it is told of everything
+        self.removed.clear(); // from its id on, every missing message is a gap
     }
 
     /// An event came, when `published` counted what was published. `foreign`: the stream's cursor was not of its process.
