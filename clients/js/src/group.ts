@@ -98,7 +98,6 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
     if (left || line) return;
     clearTimeout(timer);
     term = Math.max(Date.now() + Math.random(), term + 1);
-    held = [];
     say([], member._state);
     line = connect(
       ask,
@@ -164,25 +163,36 @@ export const join = (member: Member, url: URL, name: string, work?: (by: number)
       return;
     }
     if (theirs < term || line) return;
-    // A page in sight keeps the time of a leader in the background, whose timers the browser slows down.
-    const lost = rows.find((row) => row[0] === LOST);
-    listen(lost ? lost[1].wait : member._heartbeat * 3);
     if (theirs > term || (state && phase < Phase.Reading)) {
       term = theirs;
-      phase = state ? Phase.Holding : Phase.Waiting;
-      held = state ?? [];
+      phase = Phase.Waiting;
+      // The rows came before an answer.
+      if (!state) return listen(0);
+      phase = Phase.Holding;
+      held = state;
     }
-    if (lost || phase === Phase.Following) return take(rows);
+    // A page in sight keeps the time of a leader in the background, whose timers the browser slows down. Rows do not put off
+    // the hello of a member that waits, nor the end of a read that hangs.
+    const lost = rows.find((row) => row[0] === LOST);
+    if (lost) {
+      listen(lost[1].wait);
+      return take(rows);
+    }
     if (!phase) return;
-    if (held.push(...rows) > Limit.Held) return member._again();
-    if (phase === Phase.Reading) return;
+    if (phase === Phase.Reading) {
+      if (held.push(...rows) > Limit.Held) member._again();
+      return;
+    }
+    listen(member._heartbeat * 3);
+    if (phase === Phase.Following) return take(rows);
+    held.push(...rows);
     if (from && member._ids.has(from)) {
       phase = Phase.Following;
       take([...(isOpen ? [[OPEN] as Row] : []), ...held]);
     } else {
-      const position = from || held.find((row) => row[2])?.[2] || "";
+      from ||= held.find((row) => row[2])?.[2] || "";
       // An open stream without a position has passed nothing on: it has no events of the gateway (`control=none`).
-      if (position || isOpen) catchUp(position);
+      if (from || isOpen) catchUp(from);
     }
   };
 

@@ -92,6 +92,49 @@ test("a stream without events of the gateway is joined too, and nothing is lost"
   assert.equal(streams(requests).length, 1);
 });
 
+/** A server whose stream has a message every few milliseconds; `page` answers those who join. */
+async function busy(t, page) {
+  let count = 0;
+  const { url } = await serving(t, (request, response) => {
+    if (request.headers.accept === "application/json") return page(request, response, count);
+    stream(response, OPEN);
+    const timer = setInterval(() => response.write(`id: e-${++count}\ndata: ${count}\n\n`), 2);
+    response.on("close", () => clearInterval(timer));
+  });
+  const join = (options) => {
+    const source = new TopicSource(url, options);
+    t.after(() => source.close());
+    return source;
+  };
+  const first = join();
+  await next(first, "message");
+  return join;
+}
+
+// A page of what was missed: nothing, since the messages do not matter here.
+const nothing = (_, response, count) => {
+  response.writeHead(200, { "content-type": "application/json" });
+  response.end(`{"messages":[],"gaps":[],"cursor":"e-${count}"}`);
+};
+
+test("a source that joins while messages flow asks the leader, however early the messages come", async (t) => {
+  const join = await busy(t, nothing);
+  for (let count = 0; count < 100; count++) await next(join(), "open", 5000);
+});
+
+test("a source that cannot read the missing messages tries again while messages flow", async (t) => {
+  let refusals = 2;
+  const join = await busy(t, (...of) => (refusals-- > 0 ? refuse(of[1], 503, "overloaded", { "retry-after": "1" }) : nothing(...of)));
+  await next(join(), "open", 10_000);
+  assert.ok(refusals < 0);
+});
+
+test("a source whose read of the missing messages hangs tries again while messages flow", async (t) => {
+  let reads = 0;
+  const join = await busy(t, (...of) => reads++ && nothing(...of));
+  await next(join({ heartbeat: 300 }), "open", 15_000);
+});
+
 /** Numbers that look random and are the same in every run. */
 function random(seed) {
   return () => {

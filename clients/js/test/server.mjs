@@ -33,5 +33,9 @@ export const refuse = (response, status, code, more = {}) => {
 
 export const OPEN = 'event: stream-open\nid: e-0\nretry: 500\ndata: {"topics":["a"],"resumed":false}\n\n';
 
-/** Resolves with the next event of this type. */
-export const next = (source, type) => new Promise((resolve) => source.addEventListener(type, resolve, { once: true }));
+/** Resolves with the next event of this type, within some milliseconds. */
+export const next = (source, type, limit = 20_000) =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`no ${type} in ${limit} ms`)), limit);
+    source.addEventListener(type, (event) => (clearTimeout(timer), resolve(event)), { once: true });
+  });
