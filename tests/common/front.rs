@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use tokio::net::TcpSocket;
 
 use super::client::{self, Reader};
-use super::redis::free_port;
+use super::ports::free_port;
 use super::{eventually, tls};
 
 /// Which one.

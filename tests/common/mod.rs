@@ -16,6 +16,7 @@ pub mod gunzip;
 pub mod jetstream;
 pub mod nats;
 pub mod nats_cluster;
+pub mod ports;
 #[cfg(unix)]
 pub mod process;
 pub mod proxy;

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::ports::Port;
+
 /// A server on ports of its own. It ends with the value.
 pub struct NatsServer {
     child: Option<Child>,
     directory: tempfile::TempDir,
     /// Where clients connect.
-    pub port: u16,
+    port: Port,
     /// Where monitoring answers, over plain HTTP.
-    pub monitoring: u16,
+    monitoring: Port,
 }
 
 /// `NATS_SERVER`, what the tools script installed, or what is on the path.
@@ -53,7 +55,8 @@ impl NatsServer {
 
     /// In a directory that is there already.
     pub fn inside(directory: tempfile::TempDir, extra: &str) -> Self {
-        let mut server = NatsServer { child: None, directory, port: 0, monitoring: 0 };
+        let mut server =
+            NatsServer { child: None, directory, port: Port::reserve(), monitoring: Port::reserve() };
         server.configure(extra);
         server.restart();
         server
@@ -70,16 +73,16 @@ impl NatsServer {
         self.directory.path()
     }
 
-    /// Starts it, on the ports it had before if it ran before.
+    /// Starts it, on the same ports as before.
     pub fn restart(&mut self) {
         self.stop();
         let ports = self.directory.path().join("ports");
         let _ = std::fs::remove_dir_all(&ports);
         std::fs::create_dir(&ports).expect("a directory for the ports file");
-        let known = |port: u16| if port == 0 { "-1".to_owned() } else { port.to_string() };
+        let [port, monitoring] = [&self.port, &self.monitoring].map(|port| port.number.to_string());
         let log = std::fs::File::create(self.directory.path().join("log")).expect("a log file");
         let child = Command::new(binary())
-            .args(["-a", "127.0.0.1", "-p", &known(self.port), "-m", &known(self.monitoring)])
+            .args(["-a", "127.0.0.1", "-p", &port, "-m", &monitoring])
             .arg("--ports_file_dir")
             .arg(&ports)
             .arg("-c")
@@ -90,23 +93,14 @@ impl NatsServer {
             .expect("nats-server starts; set NATS_SERVER to its path");
         let child = self.child.insert(child);
         let start = Instant::now();
-        let found = loop {
-            let file = std::fs::read_dir(&ports).ok().and_then(|mut files| files.next()?.ok());
-            let text = file.and_then(|file| std::fs::read_to_string(file.path()).ok());
-            if let Some(found) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
-                break found;
-            }
+        // It writes the file when it listens.
+        while std::fs::read_dir(&ports).is_ok_and(|mut files| files.next().is_none()) {
             // A node of a cluster reads its streams first, which takes its time on a busy disk.
             let is_waiting =
                 start.elapsed() < Duration::from_secs(30) && child.try_wait().is_ok_and(|end| end.is_none());
             assert!(is_waiting, "nats-server came up: {}", log_in(&self.directory));
             std::thread::sleep(Duration::from_millis(5));
-        };
-        let port = |kind: &str| -> u16 {
-            let url = found[kind][0].as_str().expect("an address in the ports file");
-            url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
-        };
-        (self.port, self.monitoring) = (port("nats"), port("monitoring"));
+        }
     }
 
     /// Its log since the start.
@@ -164,14 +158,20 @@ impl NatsServer {
         assert!(sent.success());
     }
 
+    /// Where clients connect.
+    pub fn port(&self) -> u16 {
+        self.port.number
+    }
+
     /// The plain URL.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://127.0.0.1:{}", self.port.number)
     }
 
     /// The answer of a monitoring path such as `/connz?subs=1`.
     pub fn monitor(&self, path: &str) -> Value {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.monitoring)).expect("monitoring answers");
+        let mut socket =
+            TcpStream::connect(("127.0.0.1", self.monitoring.number)).expect("monitoring answers");
         socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit is set");
         write!(socket, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").expect("the request is sent");
         let mut answer = String::new();

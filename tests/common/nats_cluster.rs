@@ -1,35 +1,32 @@
 //! Three `nats-server`s that are one cluster, on loopback, with JetStream.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::jetstream::Admin;
 use super::nats::NatsServer;
+use super::ports::Port;
 use super::slow::Slow;
 use super::{LIMIT, found};
-
-/// Free ports, all different.
-fn ports(count: usize) -> Vec<u16> {
-    // Held until all are known, so that no two are the same.
-    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|held| held.local_addr().unwrap().port()).collect()
-}
 
 /// The nodes are named n0, n1 and n2.
 pub struct NatsCluster {
     pub nodes: Vec<NatsServer>,
+    /// Where they listen for each other.
+    _ports: Vec<Port>,
 }
 
 impl NatsCluster {
     /// Waits until the nodes have agreed on a leader.
     pub async fn start() -> Self {
-        let ports = ports(3);
-        let routes: Vec<_> = ports.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+        let ports: Vec<_> = (0..3).map(|_| Port::reserve()).collect();
+        let route = |port: &Port| format!("\"nats://127.0.0.1:{}\"", port.number);
+        let routes: Vec<_> = ports.iter().map(route).collect();
         let routes = routes.join(", ");
-        let start = |(index, port): (usize, &u16)| {
+        let start = |(index, port): (usize, &Port)| {
+            let port = port.number;
             let directory = tempfile::tempdir().expect("a temporary directory");
             let store = directory.path().join("jetstream");
             let config = format!(
@@ -38,7 +35,7 @@ impl NatsCluster {
             );
             NatsServer::inside(directory, &config)
         };
-        let cluster = NatsCluster { nodes: ports.iter().enumerate().map(start).collect() };
+        let cluster = NatsCluster { nodes: ports.iter().enumerate().map(start).collect(), _ports: ports };
         found("the cluster has a leader", LIMIT * 2, async || {
             let agrees = |node: &NatsServer| {
                 let meta = node.monitor("/jsz")["meta_cluster"].clone();
@@ -84,6 +81,8 @@ pub struct SlowCluster {
     pub nodes: Vec<NatsServer>,
     /// Through which the others reach each node.
     pub routes: Vec<Slow>,
+    /// Where they listen for each other.
+    _ports: Vec<Port>,
 }
 
 impl SlowCluster {
@@ -94,12 +93,13 @@ impl SlowCluster {
 
     /// With more lines of configuration for each node.
     pub async fn start_with(count: usize, delay: Duration, extra: &str) -> Self {
-        let ports = ports(count);
+        let ports: Vec<_> = (0..count).map(|_| Port::reserve()).collect();
         let mut routes = Vec::new();
         for port in &ports {
-            routes.push(Slow::start(([127, 0, 0, 1], *port).into(), delay).await);
+            routes.push(Slow::start(([127, 0, 0, 1], port.number).into(), delay).await);
         }
         let nodes = ports.iter().enumerate().map(|(index, port)| {
+            let port = port.number;
             let others = routes.iter().enumerate().filter(|(other, _)| *other != index);
             let others: Vec<_> = others.map(|(_, slow)| format!("\"nats://{}\"", slow.address)).collect();
             // Other servers also connect through the proxy.
@@ -110,7 +110,7 @@ impl SlowCluster {
                 others.join(", ")
             ))
         });
-        let cluster = SlowCluster { nodes: nodes.collect(), routes };
+        let cluster = SlowCluster { nodes: nodes.collect(), routes, _ports: ports };
         cluster.whole().await;
         cluster
     }

@@ -3,12 +3,13 @@
 #![allow(dead_code, reason = "each test file that includes this uses its own part of it")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
+
+use super::ports::Port;
 
 /// How long the server may take to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -16,35 +17,30 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// A `redis-server`, from `REDIS_SERVER` or the path. Killed when dropped.
 pub struct RedisServer {
     child: Option<Child>,
-    port: u16,
+    port: Port,
     lines: Vec<String>,
     is_sentinel: bool,
     directory: tempfile::TempDir,
 }
 
 impl RedisServer {
-    /// Starts a server on a free port.
+    /// Starts a server.
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// Starts a server with lines added to its configuration.
     pub fn start_with(lines: &[&str]) -> Self {
-        for _ in 0..5 {
-            let mut server = Self::absent(lines);
-            // Another process may have taken the port since; then ours has ended.
-            if server.launch() {
-                return server;
-            }
-        }
-        panic!("no redis-server could be started; is it installed?");
+        let mut server = Self::absent(lines);
+        server.restart();
+        server
     }
 
     /// A server that is not running yet; [`RedisServer::restart`] starts it.
     pub fn absent(lines: &[&str]) -> Self {
         RedisServer {
             child: None,
-            port: free_port(),
+            port: Port::reserve(),
             lines: lines.iter().map(ToString::to_string).collect(),
             is_sentinel: false,
             directory: tempfile::tempdir().unwrap(),
@@ -54,14 +50,12 @@ impl RedisServer {
     /// A node of a cluster that is not running yet. It knows its cluster by a file, which outlives its
     /// process.
     pub fn node(lines: &[&str]) -> Self {
-        let mut server = Self::absent(&[&["cluster-enabled yes"], lines].concat());
-        server.port = node_port();
-        server
+        Self::absent(&[&["cluster-enabled yes"], lines].concat())
     }
 
     /// A sentinel that watches `master` as `mymaster`, and calls it down after a second.
     pub fn sentinel(master: &RedisServer) -> Self {
-        let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", master.port);
+        let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", master.port.number);
         let settings = ["down-after-milliseconds mymaster 1000", "failover-timeout mymaster 3000"];
         let [down, limit] = settings.map(|setting| format!("sentinel {setting}"));
         let mut server = Self::absent(&[&monitor, &down, &limit]);
@@ -72,18 +66,18 @@ impl RedisServer {
 
     /// A replica of `master`.
     pub fn replica_of(master: &RedisServer, lines: &[&str]) -> Self {
-        let of = format!("replicaof 127.0.0.1 {}", master.port);
+        let of = format!("replicaof 127.0.0.1 {}", master.port.number);
         Self::start_with(&[&[of.as_str()], lines].concat())
     }
 
     /// Its URL.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.port.number)
     }
 
     /// Its port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number
     }
 
     /// Whether it was started and not stopped since.
@@ -102,7 +96,7 @@ impl RedisServer {
     /// Starts it again on the same port, empty.
     pub fn restart(&mut self) {
         self.stop();
-        assert!(self.launch(), "redis-server did not come back on port {}", self.port);
+        assert!(self.launch(), "redis-server did not come back on port {}", self.port.number);
     }
 
     /// Stops the process where it stands (SIGSTOP): its connections stay open and silent.
@@ -155,7 +149,7 @@ impl RedisServer {
 
     /// Starts the process and waits until it answers. `false` if it ended instead.
     fn launch(&mut self) -> bool {
-        let mut config = format!("bind 127.0.0.1\nport {}\nsave \"\"\nappendonly no\n", self.port);
+        let mut config = format!("bind 127.0.0.1\nport {}\nsave \"\"\nappendonly no\n", self.port.number);
         for line in &self.lines {
             config.push_str(line);
             config.push('\n');
@@ -178,7 +172,7 @@ impl RedisServer {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if answers(self.port) {
+            if answers(self.port.number) {
                 return child.try_wait().unwrap().is_none();
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -195,26 +189,6 @@ impl RedisServer {
 impl Drop for RedisServer {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// A port that nothing listens on now.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A port for a node of a cluster, whose second one is 10,000 above. Both are below those that the system
-/// hands out: nobody's outgoing connection takes them while the node is away.
-fn node_port() -> u16 {
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    loop {
-        // Far from those of another process of tests.
-        let place = std::process::id() * 100 + GIVEN.fetch_add(1, Ordering::Relaxed);
-        let port = 10_000 + u16::try_from(place % 10_000).unwrap();
-        if is_free(port) && is_free(port + 10_000) {
-            return port;
-        }
     }
 }
 

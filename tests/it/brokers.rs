@@ -698,7 +698,7 @@ mod nats_server {
         let server = NatsServer::with(&format!(
             "tls {{ cert_file: {server_cert:?}, key_file: {server_key:?}, ca_file: {ca:?}, verify: true }}"
         ));
-        let at = |scheme: &str| broker_config(&format!("{scheme}://localhost:{}", server.port));
+        let at = |scheme: &str| broker_config(&format!("{scheme}://localhost:{}", server.port()));
         let tls = config::BrokerTls { ca: Some(ca.clone()), cert: Some(cert), key: Some(key) };
         works(&config::Broker { tls: tls.clone(), ..at("tls") }).await;
         works(&config::Broker { tls, ..at("nats") }).await;

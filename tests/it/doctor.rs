@@ -9,7 +9,7 @@ use crate::common::command::{Ended, run};
 use crate::common::eventually;
 use crate::common::front::{Front, Kind};
 use crate::common::gateway::Gateway;
-use crate::common::redis::free_port;
+use crate::common::ports::free_port;
 use crate::common::site::Site;
 use crate::common::tls::Files;
 use tokio::net::TcpStream;

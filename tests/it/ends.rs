@@ -315,7 +315,7 @@ async fn a_stored_topic_has_not_ended_for_a_reader_if_a_newer_message_is_on_its_
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.bucket("JOBS", json!({})).await;
-    let slow = Slow::start(([127, 0, 0, 1], server.port).into(), delay).await;
+    let slow = Slow::start(([127, 0, 0, 1], server.port()).into(), delay).await;
     let toml = rule(&slow, "nats", "source = \"kv\"\nbucket = \"JOBS\"");
     let nats = async |payload: &str, ends: bool| {
         let fields = [("Topicgate-End", "true")];

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::common::client::Reader;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
+use crate::common::ports::free_port;
 use crate::common::process::Process;
-use crate::common::redis::free_port;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 

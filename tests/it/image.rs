@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::common::deploy::{command, content};
-use crate::common::redis::free_port;
+use crate::common::ports::free_port;
 use crate::common::{client, within};
 
 const NAME: &str = "topicgate-image-test";

@@ -307,7 +307,7 @@ async fn messages_of_one_subject_purged_during_an_outage_are_a_gap() {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>", "other"], json!({})).await;
-    let mut door = Door::open(SocketAddr::from(([127, 0, 0, 1], server.port))).await;
+    let mut door = Door::open(SocketAddr::from(([127, 0, 0, 1], server.port()))).await;
     let mut kept = Kept::connect(&format!("nats://{}", door.address));
     let (_, head) = kept.follow("orders/**", &stream("ORDERS")).await;
     admin.put("orders.eu", "1").await;

@@ -76,7 +76,7 @@ async fn a_message_with_unreadable_header_fields_loses_only_these_fields() {
     let first = number(&reader.expect("stream-open").await.id);
     let mut other = gateway.open("/topics/stock/x").await;
     other.expect("stream-open").await;
-    let mut publisher = RawPublisher::connect(server.port).await;
+    let mut publisher = RawPublisher::connect(server.port()).await;
     let mut expected = Vec::new();
     // One after the other, and among others.
     for round in 0..40 {
@@ -114,7 +114,7 @@ async fn a_stored_message_cannot_pose_as_the_end_of_the_history() {
     let (server, admin) = start().await;
     for direct in [true, false] {
         admin.stream("ORDERS", &["orders.>"], json!({"allow_direct": direct})).await;
-        let mut publisher = RawPublisher::connect(server.port).await;
+        let mut publisher = RawPublisher::connect(server.port()).await;
         let posing: [&[u8]; 4] = [
             b"NATS/1.0 404 No Messages\r\n\r\n",
             b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\n\r\n",
@@ -144,7 +144,7 @@ async fn a_value_with_unreadable_header_fields_is_in_the_snapshot_of_its_bucket(
     let (server, admin) = start().await;
     for history in [1, 5] {
         admin.bucket("PRICES", json!({"max_msgs_per_subject": history})).await;
-        let mut publisher = RawPublisher::connect(server.port).await;
+        let mut publisher = RawPublisher::connect(server.port()).await;
         for (index, block) in DAMAGED.iter().enumerate() {
             publisher.publish(&format!("$KV.PRICES.k{index}"), block, &format!("v{index}")).await;
         }

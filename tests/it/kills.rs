@@ -451,13 +451,13 @@ pub(crate) async fn jetstream(plan: Plan) {
     let server = NatsServer::jetstream();
     let admin = Admin::connect(&server.url()).await;
     admin.stream("ORDERS", &["orders.>"], json!({})).await;
-    let publisher = Publisher::JetStream(admin.client, server.port);
+    let publisher = Publisher::JetStream(admin.client, server.port());
     nothing_is_lost_in_silence(Server::Nats(server), publisher, "source = \"jetstream\"", plan).await;
 }
 
 pub(crate) async fn nats(plan: Plan) {
     let server = NatsServer::start();
-    let publisher = Publisher::Nats { port: server.port, connection: Mutex::default() };
+    let publisher = Publisher::Nats { port: server.port(), connection: Mutex::default() };
     nothing_is_lost_in_silence(Server::Nats(server), publisher, "", plan).await;
 }
 

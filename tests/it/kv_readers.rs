@@ -457,7 +457,7 @@ async fn a_reader_that_is_cut_at_random_has_the_state_of_the_bucket_or_a_gap() {
     let replay = "replay = { messages = 6 }\n";
     let mut gateways = [bucket.gateway_with(replay).await, bucket.gateway_with(replay).await];
     // This one hears of changes after the other has sent them.
-    let late = Slow::start(([127, 0, 0, 1], bucket.server.port).into(), Duration::from_millis(15)).await;
+    let late = Slow::start(([127, 0, 0, 1], bucket.server.port()).into(), Duration::from_millis(15)).await;
     let (mut now, mut exact) = (BTreeMap::new(), 0);
     for round in 0..40 {
         let lists =

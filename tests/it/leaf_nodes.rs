@@ -7,7 +7,7 @@ use crate::common::eventually;
 use crate::common::gateway::Gateway;
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
-use crate::common::redis::free_port;
+use crate::common::ports::free_port;
 use serde_json::{Value, json};
 
 const RULES: &str = "[[topics]]\nmatch = \"orders/**\"\nsource = \"jetstream\"\nstream = \"ORDERS\"\nread = \"anyone\"\n\

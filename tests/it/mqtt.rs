@@ -8,7 +8,7 @@ use crate::common::document::blocks;
 use crate::common::gateway::Gateway;
 use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
-use crate::common::redis::free_port;
+use crate::common::ports::free_port;
 use crate::common::within;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};

@@ -16,7 +16,7 @@ async fn fields_that_cannot_be_read_cost_neither_their_message_nor_another_topic
     for reader in [&mut odd, &mut all, &mut numbers] {
         reader.expect("stream-open").await;
     }
-    let mut publisher = RawPublisher::connect(server.port).unwrap();
+    let mut publisher = RawPublisher::connect(server.port()).unwrap();
     for (number, block) in UNREADABLE.iter().enumerate() {
         publisher.publish("odd", block, format!("odd {number}").as_bytes()).unwrap();
         publisher.publish("numbers", b"", number.to_string().as_bytes()).unwrap();

@@ -37,7 +37,7 @@ struct Numbers {
 impl Numbers {
     /// Through one server, with header fields that cannot be read.
     fn start(server: &NatsServer) -> Self {
-        let mut publisher = RawPublisher::connect(server.port).unwrap();
+        let mut publisher = RawPublisher::connect(server.port()).unwrap();
         let (next, going) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(true)));
         let task = tokio::task::spawn_blocking({
             let (next, going) = (next.clone(), going.clone());
@@ -230,7 +230,7 @@ async fn servers_that_the_cluster_names_by_ip_address_are_checked_against_the_ho
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let tls = format!("tls {{ cert_file: {cert:?}, key_file: {key:?} }}\n");
     let mut cluster = SlowCluster::start_with(2, Duration::ZERO, &tls).await;
-    let url = format!("tls://localhost:{}", cluster.nodes[0].port);
+    let url = format!("tls://localhost:{}", cluster.nodes[0].port());
     let gateway = Gateway::with(&format!(
         "broker = {{ url = {url:?}, settle = \"1s\", tls = {{ ca = {cert:?} }} }}\n{RULES}"
     ))

@@ -9,8 +9,9 @@ use crate::common::command::run;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
 use crate::common::nats::NatsServer;
+use crate::common::ports::free_port;
 use crate::common::process::Process;
-use crate::common::redis::{RedisServer, free_port};
+use crate::common::redis::RedisServer;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -142,7 +143,7 @@ async fn a_nats_server_that_cannot_be_used_is_explained_with_the_key_to_change()
         let why = not_ready(&broker(&url, "")).await;
         says(
             &why,
-            &[&format!("127.0.0.1:{}", server.port), "refuses the login", "broker.password", "credentials"],
+            &[&format!("127.0.0.1:{}", server.port()), "refuses the login", "broker.password", "credentials"],
         );
         assert_eq!(why.to_lowercase().matches("authorization violation").count(), 1, "{why}");
         assert!(!why.contains("wrong"), "{why}");
@@ -151,19 +152,19 @@ async fn a_nats_server_that_cannot_be_used_is_explained_with_the_key_to_change()
     for ([cert, key], trusted, told) in bad_certificates(&authority) {
         let server = NatsServer::with(&format!("tls {{ cert_file: {cert:?}, key_file: {key:?} }}"));
         let trust = if trusted { authority.toml() } else { String::new() };
-        let why = not_ready(&broker(&format!("tls://localhost:{}", server.port), &trust)).await;
+        let why = not_ready(&broker(&format!("tls://localhost:{}", server.port()), &trust)).await;
         says(&why, &told);
-        says(&why, &[&format!("localhost:{}: its", server.port).replace("its", "")]);
+        says(&why, &[&format!("localhost:{}: its", server.port()).replace("its", "")]);
     }
     let plain = NatsServer::start();
-    let why = not_ready(&broker(&format!("tls://localhost:{}", plain.port), &authority.toml())).await;
+    let why = not_ready(&broker(&format!("tls://localhost:{}", plain.port()), &authority.toml())).await;
     says(&why, &["without TLS", "nats://", "broker.url"]);
     let [cert, key] = authority.issue("localhost", 2090);
     let ca = &authority.ca;
     let verifies = NatsServer::with(&format!(
         "tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true }}"
     ));
-    let why = not_ready(&broker(&format!("tls://localhost:{}", verifies.port), &authority.toml())).await;
+    let why = not_ready(&broker(&format!("tls://localhost:{}", verifies.port()), &authority.toml())).await;
     says(&why, &["requires a client certificate", "broker.tls.cert"]);
     let web = Gateway::start().await;
     let why = not_ready(&broker(&format!("nats://{}", web.address), "")).await;

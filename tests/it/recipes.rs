@@ -5,7 +5,8 @@ use crate::common::client::{self, Reader};
 use crate::common::document::blocks;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
-use crate::common::redis::{RedisServer, free_port};
+use crate::common::ports::free_port;
+use crate::common::redis::RedisServer;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 

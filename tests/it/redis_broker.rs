@@ -344,7 +344,7 @@ async fn tls_takes_an_authority_and_a_client_certificate() {
     let directory = tempfile::tempdir().unwrap();
     write_certificates(directory.path());
     let file = |name: &str| directory.path().join(name);
-    let port = crate::common::redis::free_port();
+    let port = crate::common::ports::free_port();
     let line = |key: &str, name: &str| format!("{key} {}", file(name).display());
     let lines = [
         format!("tls-port {port}"),
