@@ -424,5 +424,5 @@ impl FollowedKeys {
 }
 
 fn wanted(name: &Arc<str>, key: &Key) -> Wanted {
-    Wanted { name: name.clone(), after: key.cursor, sampled: key.sampled }
+    Wanted { name: name.clone(), after: key.cursor, sampled: key.sampled, length: key.length }
 }

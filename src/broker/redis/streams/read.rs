@@ -16,7 +16,12 @@ use crate::broker::redis::answers::fault;
 /// sent in its place. It costs a round trip, and the first and the last entry once more.
 const SAMPLE_AFTER: Duration = Duration::from_millis(250);
 
-/// The most keys that are sampled with one request.
+/// A key with at most this many entries is sampled with every answer: a burst can trim all but a few of its own entries,
+/// which are then an answer like any other. Of a longer one, trimming leaves so many that the answer is full. It is what
+/// a node of a stream has by default, which `MAXLEN ~` does not trim further.
+const SHORT: u64 = 100;
+
+/// The most keys that are sampled with one request, and the most long ones that are sampled after a read.
 const SAMPLES: usize = 64;
 
 /// A key to read.
@@ -27,6 +32,8 @@ pub(super) struct Wanted {
     pub(super) after: EntryId,
     /// When it was sampled last. `None`: it is sampled now, even if it has no entries.
     pub(super) sampled: Option<Instant>,
+    /// The number of entries that it had then.
+    pub(super) length: u64,
 }
 
 /// The result of reading a key.
@@ -47,7 +54,8 @@ impl KeyRead {
 }
 
 /// Reads up to `count` entries of each key, as soon as one has any or `block` is over, and samples those that are due:
-/// after a while, and at once if the answer is full or `is_late`, because entries may well have been trimmed.
+/// after a while, and at once if the key is short, the answer full or `is_late`, because entries may well have been
+/// trimmed.
 pub(super) async fn read(
     mut connection: MultiplexedConnection,
     keys: Vec<Wanted>,
@@ -95,19 +103,25 @@ async fn sampled(
 ) -> Result<Vec<KeyRead>, RedisError> {
     let is_due = |wanted: &Wanted, entries: &[Entry]| match wanted.sampled {
         Some(at) => {
-            !entries.is_empty() && (is_late || entries.len() >= count || at.elapsed() >= SAMPLE_AFTER)
+            let is_full = entries.len() >= count;
+            !entries.is_empty()
+                && (is_late || is_full || wanted.length <= SHORT || at.elapsed() >= SAMPLE_AFTER)
         }
         None => true,
     };
     let due = found.iter().enumerate().filter(|(_, (wanted, entries))| is_due(wanted, entries));
-    let mut due: Vec<_> = due.map(|(index, (wanted, _))| (wanted.sampled, index)).collect();
-    due.sort();
-    due.truncate(SAMPLES);
-    let names = due.iter().map(|(_, index)| &*found[*index].0.name);
-    let samples = samples(&mut connection, names).await?;
+    let (mut due, mut long): (Vec<_>, Vec<_>) = due
+        .map(|(index, (wanted, _))| (wanted.sampled, index))
+        .partition(|(_, index)| found[*index].0.length <= SHORT);
+    long.sort();
+    long.truncate(SAMPLES);
+    due.extend(long);
     let mut sampled: Vec<Option<Result<Sample, BrokerError>>> = found.iter().map(|_| None).collect();
-    for ((_, index), sample) in due.into_iter().zip(samples) {
-        sampled[index] = Some(sample);
+    for part in due.chunks(SAMPLES) {
+        let names = part.iter().map(|(_, index)| &*found[*index].0.name);
+        for ((_, index), sample) in part.iter().zip(samples(&mut connection, names).await?) {
+            sampled[*index] = Some(sample);
+        }
     }
     let found = found.into_iter().zip(sampled);
     let found = found.filter(|((_, entries), sample)| !entries.is_empty() || sample.is_some());
