@@ -88,7 +88,8 @@ impl Cursors {
             } else if !merge.ahead.is_empty() {
                 let around = mixed.then(|| self.around(&self.positions(&ranges), index));
                 let values_until = self.values_until(range);
-                let output = Output { options, around, values_until, target: &mut target, batch: &mut batch };
+                let (several, target, batch) = (self.cursors.len() > 1, &mut target, &mut batch);
+                let output = Output { options, around, values_until, several, target, batch };
                 merge.write(&self.cursors[range.clone()], BATCH_BYTES / ranges.len(), output);
             }
             fetching |= merge.fetching;
@@ -143,6 +144,8 @@ pub(super) struct Output<'a, 'b> {
     pub(super) around: Option<OtherParts>,
     /// [`Cursors::values_until`] of its sequence.
     pub(super) values_until: Seq,
+    /// Whether the stream has several topics or patterns, and so tells of the end of each.
+    pub(super) several: bool,
     pub(super) target: &'a mut Target<'b>,
     pub(super) batch: &'a mut Batch,
 }
@@ -311,8 +314,9 @@ impl Output<'_, '_> {
         match item {
             Item::Entry(_) if self.batch.ends_left_out => self.batch.filtered += 1,
             Item::Entry(entry) => {
-                // The batch of a single log has no such event, because it may be for a stream of this topic only.
+                // A log of one topic has no such event in its entries, which a stream of this topic alone reads too.
                 if let Target::Bytes(joined) = &mut *self.target
+                    && self.several
                     && log.end.is_some()
                     && entry.kind.ends()
                 {

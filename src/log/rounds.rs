@@ -115,7 +115,8 @@ impl Paced {
             }
             let around = mixed.then(|| cursors.around(&self.sent(cursors, &ranges), index));
             let values_until = cursors.values_until(range);
-            let output = Output { options, around, values_until, target: &mut target, batch: &mut batch };
+            let (several, target, batch) = (cursors.cursors.len() > 1, &mut target, &mut batch);
+            let output = Output { options, around, values_until, several, target, batch };
             self.write(&mut cursors.cursors, range.clone(), end, BATCH_BYTES / ranges.len(), output, view);
         }
         if let Target::Bytes(joined) = target

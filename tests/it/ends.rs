@@ -74,6 +74,9 @@ async fn assert_ends_and_opens_again(
         let mut reader = open(gateway, "/topics/jobs/7?since=all").await;
         assert_eq!(reader.messages(2).await, ["begun", "done"]);
         assert_ends(&mut reader).await;
+        let mut reader = open(gateway, "/topics/jobs/7?last=1&every=1s").await;
+        assert_eq!(reader.message().await, "done");
+        assert_ends(&mut reader).await;
     }
     // A live start waits for new messages.
     let mut waiting = open(first, "/topics/jobs/7").await;
