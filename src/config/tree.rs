@@ -142,7 +142,9 @@ impl Tree<'_> {
             let leaf = key.rsplit_once('.').map_or(key.as_str(), |(_, leaf)| leaf);
             key.replace('.', "_") == path.join("_") || (leaf == *name && !slip)
         });
-        let is_variable = self.input.origin(&self.path.join(".")).starts_with("environment variable");
+        // The variable of a table or a list has keys in its value, which have no variables.
+        let variable = format!("environment variable {PREFIX}{}", path.join("__").to_uppercase());
+        let is_variable = self.input.origin(&self.path.join(".")) == variable;
         let problem = match elsewhere.or(sibling) {
             Some(key) if is_variable => {
                 format!("no such key; did you mean {PREFIX}{}?", key.to_uppercase().replace('.', "__"))

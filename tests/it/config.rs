@@ -491,6 +491,17 @@ fn a_misspelt_variable_gets_a_suggestion() {
 }
 
 #[test]
+fn a_misspelt_key_inside_of_a_variable_gets_a_key_as_its_suggestion() {
+    for (name, value, right) in [
+        ("TOPICGATE_TOPICS", "[{ match = \"a\", raed = \"anyone\" }]", "topics.read"),
+        ("TOPICGATE_LIMITS", "{ stream = 5 }", "limits.streams"),
+    ] {
+        let words = load(&[(name, value)], "").unwrap_err().to_string();
+        assert!(words.ends_with(&format!("did you mean {right}?")), "{words}");
+    }
+}
+
+#[test]
 fn variables_that_kubernetes_sets_for_a_service_called_topicgate_are_ignored() {
     let config = load(
         &[
