@@ -72,6 +72,11 @@ pub fn all(report: &Report) -> Vec<Bar> {
         ),
         ("the same, × the cheapest peer", 1.0, peers),
         (
+            "2,000 readers, 16 in flight: CPU per delivery, × bound",
+            1.2,
+            against(&small, "w16 200 B", Target::Bound, "cpu_us"),
+        ),
+        (
             "2,000 readers, 200 in flight: CPU per delivery, × bound",
             1.25,
             against(&small, "w200 200 B", Target::Bound, "cpu_us"),
