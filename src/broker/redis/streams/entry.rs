@@ -52,6 +52,14 @@ impl EntryId {
         self.seq == LAST_SEQ
     }
 
+    /// The lowest id above it.
+    pub(super) fn next(self) -> Self {
+        match self.seq.checked_add(1) {
+            Some(seq) => EntryId { seq, ..self },
+            None => EntryId { ms: self.ms.saturating_add(1), seq: 0 },
+        }
+    }
+
     /// When the entry was added, according to its id.
     pub(super) fn time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.ms.min(unpack_entry_id(Seq::MAX).0))

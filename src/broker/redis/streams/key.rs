@@ -30,6 +30,12 @@ struct Missing {
     before: EntryId,
 }
 
+/// The number of entries that were trimmed, all of them before this id.
+struct Trimmed {
+    count: u64,
+    before: EntryId,
+}
+
 /// The state of one followed key.
 #[derive(Debug)]
 pub(in crate::broker::redis) struct Key {
@@ -108,7 +114,11 @@ impl Key {
             (self.sampled, self.length) = (Some(Instant::now()), sample.length);
             self.compare_later(&entries, last, &sample, events)?;
         }
+        let trimmed = sample.and_then(|sample| self.trimmed(&entries, &sample));
         let mut missing = self.missing(&entries, last, sample.as_ref(), events)?;
+        if let (Some(Trimmed { count, before }), Some(first)) = (&trimmed, entries.first()) {
+            self.gap_if_there_is_room(first.id.min(*before), *count, events);
+        }
         for entry in entries {
             if let Some(Missing { count, .. }) = missing.take_if(|missing| missing.before <= entry.id) {
                 let through = entry.id.number_at_most().map(Seq::previous);
@@ -139,6 +149,10 @@ impl Key {
         }
         if let Some(Missing { count, before }) = missing {
             self.gap(before.number_at_most(), were_removed(count), events);
+        }
+        // What was trimmed may also have been newer than this answer.
+        if let Some(Trimmed { count, before }) = trimmed {
+            self.gap_if_there_is_room(before, count, events);
         }
         Ok(())
     }
@@ -211,6 +225,23 @@ impl Key {
         Ok(())
     }
 
+    /// The entries that were trimmed before they could be read. All of them are older than the first entry of the sample,
+    /// so that it need not be reached to know them. If entries were deleted one by one, it must be: see [`Key::missing`].
+    fn trimmed(&mut self, entries: &[Entry], sample: &Sample) -> Option<Trimmed> {
+        let counted = self.counted.as_mut()?;
+        let before = sample.first.unwrap_or(sample.last.next());
+        if before <= self.cursor || sample.deleted > self.cursor {
+            return None;
+        }
+        let within = |entry: &&Entry| entry.id > counted.at && entry.id < before;
+        let read = self.read + entries.iter().filter(within).count() as u64;
+        let added = sample.added.saturating_sub(sample.length);
+        let count = added.checked_sub(counted.added + read).filter(|count| *count > 0)?;
+        counted.added += count;
+        self.check = Some(Count { added: sample.added, at: sample.last });
+        Some(Trimmed { count, before })
+    }
+
     /// The entries that are missing up to the sample, once it is reached.
     ///
     /// # Errors
@@ -238,6 +269,14 @@ impl Key {
         let is_trimmed = sample.is_some_and(|sample| sample.deleted <= self.cursor);
         let first = entries.first().map(|entry| entry.id).filter(|_| is_trimmed);
         Ok(Some(Missing { count, before: first.map_or(check.at, |first| first.min(check.at)) }))
+    }
+
+    /// Adds a gap for entries before `before`, unless no id fits in between, so that none of them can be missing there.
+    fn gap_if_there_is_room(&mut self, before: EntryId, count: u64, events: &mut Vec<Event>) {
+        let through = before.number_at_most().map(Seq::previous);
+        if through.is_some_and(|through| through > self.last_emitted) {
+            self.gap(through, were_removed(count), events);
+        }
     }
 
     /// Adds a gap up to `through`, or as near as the numbers allow. An entry whose number it takes is inside of the
