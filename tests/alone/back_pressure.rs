@@ -267,7 +267,7 @@ async fn a_crowd_replays(messages: u64, places: &[u64], fetches: f64) {
         assert_eq!(count, sent.lock().len());
         assert!(late < PROMPT, "{late:?}");
     }
-    assert!(least * 4 >= median, "{least} {median}");
+    assert!(least * 5 >= median, "{least} {median}");
     assert!(fetched < fetches, "{fetched}");
     assert!(grown < BUFFER / 8 + places.len() * 128 * 1024 + 8 * 1024 * 1024, "{grown}");
 }
@@ -275,7 +275,7 @@ async fn a_crowd_replays(messages: u64, places: &[u64], fetches: f64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_reconnect_at_once_share_the_messages_that_are_fetched() {
     let _alone = ALONE.lock().await;
-    a_crowd_replays(5_000, &[0; 200], 60.0).await;
+    a_crowd_replays(20_000, &[0; 200], 240.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
