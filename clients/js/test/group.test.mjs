@@ -13,10 +13,13 @@ async function serving(t, answer) {
 }
 
 // What those who join read, before they follow: nothing.
+const nothing = (_, response, count = 0) => {
+  response.writeHead(200, { "content-type": "application/json" });
+  response.end(`{"messages":[],"gaps":[],"cursor":"e-${count}"}`);
+};
 const position = (request, response) => {
   if (request.headers.accept !== "application/json") return false;
-  response.writeHead(200, { "content-type": "application/json" });
-  response.end('{"messages":[],"gaps":[],"cursor":"e-0"}');
+  nothing(request, response);
   return true;
 };
 const streams = (requests) => requests.filter(({ headers }) => headers.accept === "text/event-stream");
@@ -110,12 +113,6 @@ async function busy(t, page) {
   await next(first, "message");
   return join;
 }
-
-// A page of what was missed: nothing, since the messages do not matter here.
-const nothing = (_, response, count) => {
-  response.writeHead(200, { "content-type": "application/json" });
-  response.end(`{"messages":[],"gaps":[],"cursor":"e-${count}"}`);
-};
 
 test("a source that joins while messages flow asks the leader, however early the messages come", async (t) => {
   const join = await busy(t, nothing);

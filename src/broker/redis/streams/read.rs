@@ -16,9 +16,9 @@ use crate::broker::redis::answers::fault;
 /// sent in its place. It costs a round trip, and the first and the last entry once more.
 const SAMPLE_AFTER: Duration = Duration::from_millis(250);
 
-/// A key with at most this many entries is sampled with every answer: a burst can trim all but a few of its own entries,
-/// which are then an answer like any other. Of a longer one, trimming leaves so many that the answer is full. It is what
-/// a node of a stream has by default, which `MAXLEN ~` does not trim further.
+/// A key with at most this many entries is sampled with every answer: a burst may trim most of its own entries, and the
+/// answer does not show it. A longer key that is trimmed still fills an answer, and a full answer is sampled anyway. A
+/// node of a stream has this many entries by default, and `MAXLEN ~` removes only whole nodes.
 const SHORT: u64 = 100;
 
 /// The most keys that are sampled with one request, and the most long ones that are sampled after a read.
@@ -34,6 +34,12 @@ pub(super) struct Wanted {
     pub(super) sampled: Option<Instant>,
     /// The number of entries that it had then.
     pub(super) length: u64,
+}
+
+impl Wanted {
+    fn is_short(&self) -> bool {
+        self.length <= SHORT
+    }
 }
 
 /// The result of reading a key.
@@ -104,22 +110,20 @@ async fn sampled(
     let is_due = |wanted: &Wanted, entries: &[Entry]| match wanted.sampled {
         Some(at) => {
             let is_full = entries.len() >= count;
-            !entries.is_empty()
-                && (is_late || is_full || wanted.length <= SHORT || at.elapsed() >= SAMPLE_AFTER)
+            !entries.is_empty() && (is_late || is_full || wanted.is_short() || at.elapsed() >= SAMPLE_AFTER)
         }
         None => true,
     };
     let due = found.iter().enumerate().filter(|(_, (wanted, entries))| is_due(wanted, entries));
-    let (mut due, mut long): (Vec<_>, Vec<_>) = due
-        .map(|(index, (wanted, _))| (wanted.sampled, index))
-        .partition(|(_, index)| found[*index].0.length <= SHORT);
-    long.sort();
+    let (mut due, mut long): (Vec<usize>, Vec<usize>) =
+        due.map(|(index, _)| index).partition(|index| found[*index].0.is_short());
+    long.sort_by_key(|index| found[*index].0.sampled);
     long.truncate(SAMPLES);
     due.extend(long);
     let mut sampled: Vec<Option<Result<Sample, BrokerError>>> = found.iter().map(|_| None).collect();
     for part in due.chunks(SAMPLES) {
-        let names = part.iter().map(|(_, index)| &*found[*index].0.name);
-        for ((_, index), sample) in part.iter().zip(samples(&mut connection, names).await?) {
+        let names = part.iter().map(|index| &*found[*index].0.name);
+        for (index, sample) in part.iter().zip(samples(&mut connection, names).await?) {
             sampled[*index] = Some(sample);
         }
     }
