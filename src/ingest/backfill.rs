@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
 
 use super::encoder::Encoder;
 use super::paced::{self, PacedRequest};
@@ -168,6 +169,9 @@ impl Backfill {
             .fetch(request.filter().clone(), fields.source.clone(), request.after, request.until)
             .await?;
         let bytes = fetched.messages.iter().map(|message| message.payload.len()).sum();
+        request.read_ahead(fetched.through);
+        // The request leaves before this range is encoded, which takes a millisecond.
+        yield_now().await;
         self.hand_over(request, &sequence, &fields, fetched);
         Ok(bytes)
     }

@@ -5,8 +5,9 @@
 //! log. Both have the broker's numbers, so nothing has to be joined. Requests are recorded here, not in the reader: a
 //! reader that waits is an entry in a list and holds no message. `ingest::backfill` sends the requests to the broker.
 //!
-//! A reader that begins a range requests the next one too, so that the broker reads while the gateway writes. If many
-//! readers wait for ranges, they do without: what is fetched early would be dropped before it is read.
+//! The next range is requested early, so that the broker reads while the gateway encodes and writes: when a range
+//! arrives for which a reader waits, and when a reader begins one. If many readers wait for ranges, they do without: what
+//! is fetched early would be dropped before it is read.
 
 mod ranges;
 
@@ -123,6 +124,8 @@ struct PendingRange {
     askers: SmallVec<[IpAddr; 1]>,
     /// Whether it is being fetched.
     begun: bool,
+    /// Whether a reader is at its beginning. Until then it was only requested early.
+    is_needed: bool,
     _counted: Counted,
 }
 
@@ -170,7 +173,7 @@ impl History {
                 let begins = position == range.after;
                 if begins { self.read_ahead(&mut state, range.through, until, handle) } else { None }
             }
-            None => self.ask(&mut state, position, until, handle),
+            None => self.ask(&mut state, position, until, handle, true),
         };
         drop(state);
         drop(refused); // dropping a request takes the lock
@@ -190,16 +193,18 @@ impl History {
             && self.requests.waiting.load(Ordering::Relaxed) < AHEAD
             && self.range_at(state, position, until).is_none()
             && !state.pending.iter().any(|pending| pending.after == position);
-        if is_needed { self.ask(state, position, until, handle) } else { None }
+        if is_needed { self.ask(state, position, until, handle, false) } else { None }
     }
 
-    /// Requests the range that begins at `position`; `handle` waits for it. Returns the request if the queue is full.
+    /// Requests the range that begins at `position`; `handle` waits for it, and `is_there` says whether it is there
+    /// already. Returns the request if the queue is full.
     fn ask(
         self: &Arc<Self>,
         state: &mut State,
         position: Seq,
         until: Seq,
         handle: &Arc<ReaderHandle>,
+        is_there: bool,
     ) -> Option<TrySendError<BackfillRequest>> {
         // Only up to the beginning of the next range, which it can share.
         let next = state
@@ -219,14 +224,23 @@ impl History {
             let (id, askers) = (state.next_id, smallvec![address]);
             state.next_id += 1;
             let counted = self.requests.count();
-            let pending =
-                PendingRange { id, after: position, until, waiting, askers, begun: false, _counted: counted };
+            let pending = PendingRange {
+                id,
+                after: position,
+                until,
+                waiting,
+                askers,
+                begun: false,
+                is_needed: is_there,
+                _counted: counted,
+            };
             let refused = self.requests.queue.try_send(self.request(&pending, address)).err();
             if refused.is_none() {
                 state.pending.push(pending);
             }
             return refused;
         };
+        pending.is_needed |= is_there;
         pending.waiting.entry(Arc::as_ptr(handle).addr()).or_insert_with(|| handle.clone());
         let may_ask = !pending.begun && pending.askers.len() < ASKERS && !pending.askers.contains(&address);
         if !may_ask {
@@ -297,6 +311,17 @@ impl BackfillRequest {
         self.begun.store(true, Ordering::Relaxed);
         // It was fetched for others meanwhile. Dropping this request makes its readers look there.
         !is_there
+    }
+
+    /// The broker has answered up to `through`. If a reader is at the beginning of the range, requests the range after it.
+    pub fn read_ahead(&self, through: Seq) {
+        let mut state = self.history.state.lock();
+        let pending = state.pending.iter().find(|pending| pending.id == self.id && pending.is_needed);
+        let handle = pending.and_then(|pending| pending.waiting.values().next().cloned());
+        let refused =
+            handle.and_then(|handle| self.history.read_ahead(&mut state, through, self.until, &handle));
+        drop(state);
+        drop(refused); // dropping a request takes the lock
     }
 
     /// Gives up the request. Its readers look again.
@@ -375,8 +400,17 @@ mod tests {
         assert!(history.read(Seq::START, until, &Arc::default()).is_some());
         assert!(history.read(Seq::new(5), until, &reader).is_some());
         assert!(next().is_none(), "it was requested already");
-        arrives(ahead, 40);
+        ahead.read_ahead(Seq::new(20));
+        assert!(next().is_none(), "no reader has come to its beginning");
+        assert!(history.read(Seq::new(10), until, &reader).is_none());
+        ahead.read_ahead(Seq::new(20));
+        let further = next().unwrap();
+        assert_eq!((further.after, further.until), (Seq::new(20), until));
+        arrives(ahead, 20);
         assert!(history.read(Seq::new(10), until, &reader).is_some());
+        assert!(next().is_none(), "it was requested already");
+        arrives(further, 40);
+        assert!(history.read(Seq::new(20), until, &reader).is_some());
         assert!(next().is_none(), "that was the last one");
 
         let others: Vec<_> = (0..AHEAD as u64).map(|n| (Seq::new(100 + n), Arc::default())).collect();

@@ -7,6 +7,7 @@
 //! Wherever the stream may have dropped messages of the filter between two numbers, it sends [`Event::Gone`];
 //! `reading.rs` decides where that is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -179,6 +180,7 @@ impl Follower {
 
     /// Updates what depends on the configuration of the stream.
     fn take_in(&self, info: Info, reading: &mut ReadPosition) -> Result<(), BrokerError> {
+        let info = Arc::new(info);
         let found = Found { info, names: reading.names.clone(), subject: reading.subject.clone() };
         found.readable()?;
         let publishing = Stage::Following(Box::new(found.publishing(&self.source)));

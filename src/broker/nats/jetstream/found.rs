@@ -1,6 +1,8 @@
 //! The JetStream stream of a rule: finds it, and checks whether the rule's topics can be read from it and published to
 //! it. A refusal names the stream and its subjects.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Duration, timeout};
@@ -8,6 +10,7 @@ use tokio::time::{Duration, timeout};
 use super::info::{Info, Transform};
 use super::link::Api;
 use super::names::{Names, check_key, covers, overlap};
+use super::recent::RecentStreams;
 use super::request::{request, said};
 use super::stream;
 use crate::broker::BrokerError;
@@ -26,7 +29,7 @@ const MIRRORS: usize = 8;
 
 /// The stream of a rule.
 pub(super) struct Found {
-    pub(super) info: Info,
+    pub(super) info: Arc<Info>,
     pub(super) names: Names,
     /// The subject of the filter or topic for which it was found.
     pub(super) subject: String,
@@ -49,6 +52,27 @@ impl Found {
         let Some(info) = stream::info(api, &name).await? else {
             return Err(missing(api, &name, &subject).await);
         };
+        Found::with(api, source, text, Arc::new(info)).await
+    }
+
+    /// As [`Found::of`], but the state of the stream may be a second old.
+    pub(super) async fn recently(
+        api: &Api,
+        source: &Source,
+        text: &str,
+        known: Option<String>,
+        recent: &RecentStreams,
+    ) -> Result<Self, BrokerError> {
+        if let Some(info) = known.as_deref().and_then(|name| recent.get(name)) {
+            return Found::with(api, source, text, info).await;
+        }
+        let found = Found::of(api, source, text, known).await?;
+        recent.put(found.info.clone());
+        Ok(found)
+    }
+
+    async fn with(api: &Api, source: &Source, text: &str, info: Arc<Info>) -> Result<Self, BrokerError> {
+        let names = Names::of(source, text);
         let names = match source {
             Source::Kv { bucket, .. } => names.stored_as(&stored_bucket(api, bucket, &info).await?),
             _ => names,
@@ -59,7 +83,7 @@ impl Found {
 
     /// Refuses a stream that cannot be read, or that never has the rule's topics.
     pub(super) fn readable(&self) -> Result<(), BrokerError> {
-        let Info { config, .. } = &self.info;
+        let config = &self.info.config;
         let (name, subject) = (&config.name, &self.subject);
         let refused = |why: String| Err(BrokerError::Refused(why));
         if config.retention != "limits" {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::info::Info;
+use super::info::{Config, Info};
 use super::names::Names;
 use super::page::{First, StreamReader};
 use super::raw_message::{Meaning, RawMessage};
@@ -28,11 +28,11 @@ impl HistoryQuery {
         matches!(self.source, Source::Kv { .. })
     }
 
-    /// The stored messages after `after`, up to `until` at most. `info` was read before.
+    /// The stored messages after `after`, up to `until` at most.
     pub(super) async fn fetch(
         &self,
         stream: &StreamReader<'_>,
-        info: &Info,
+        config: &Config,
         after: Seq,
         until: Seq,
     ) -> Result<Fetched, BrokerError> {
@@ -64,7 +64,7 @@ impl HistoryQuery {
             }
         };
         if self.is_kv() {
-            self.values(stream, info, &mut part, after, until).await?;
+            self.values(stream, config, &mut part, after, until).await?;
         } else if !part.is_unbroken(after) {
             let holes = Holes::of(stream.api, stream.name).await?;
             let (holes, _) = holes.ok_or_else(|| BrokerError::Refused("the stream is no more".into()))?;
@@ -93,7 +93,7 @@ impl HistoryQuery {
     async fn values(
         &self,
         stream: &StreamReader<'_>,
-        info: &Info,
+        config: &Config,
         part: &mut PartialFetch,
         after: Seq,
         until: Seq,
@@ -102,7 +102,7 @@ impl HistoryQuery {
         for held in &part.messages {
             last.insert(held.subject.clone(), held.number);
         }
-        if info.config.max_msgs_per_subject != 1 {
+        if config.max_msgs_per_subject != 1 {
             let subjects: Vec<&str> = last.keys().map(String::as_str).collect();
             let newest =
                 if subjects.is_empty() { None } else { Some(stream.last_of(&subjects, until).await?) };

@@ -21,6 +21,7 @@ mod publish;
 mod pull;
 mod raw_message;
 mod reading;
+mod recent;
 mod request;
 mod stream;
 
@@ -39,6 +40,7 @@ use self::info::Info;
 use self::link::{Api, State};
 use self::page::{StreamReader, consumers};
 use self::publish::Publication;
+use self::recent::RecentStreams;
 use super::Settings;
 use crate::broker::{BrokerError, Event, Fetched, Message, StoredCommand};
 use crate::protocol::seek::{Seek, SeekResult};
@@ -70,7 +72,8 @@ pub(in crate::broker) async fn run(
     tasks.spawn(link::keep(settings, events.clone(), opened));
     let _ = state.wait_for(|state| !matches!(state, State::Opening)).await;
     let client = format!("{:08x}", fastrand::u32(..));
-    let past = Arc::new(Past { client, queries: Semaphore::new(QUERIES), consumers: consumers() });
+    let (queries, recent) = (Semaphore::new(QUERIES), RecentStreams::new());
+    let past = Arc::new(Past { client, queries, consumers: consumers(), recent });
     let mut jetstream = JetStream { state, events, past, followed: HashMap::new() };
     while let Some(command) = next {
         jetstream.take(command, &mut tasks).await;
@@ -96,6 +99,7 @@ struct Past {
     client: String,
     queries: Semaphore,
     consumers: Semaphore,
+    recent: RecentStreams,
 }
 
 struct Followed {
@@ -240,26 +244,38 @@ struct Question {
 
 impl Question {
     async fn fetch(&self, after: Seq, until: Seq) -> Result<Fetched, BrokerError> {
-        self.query(async |query, stream, info| query.fetch(stream, info, after, until).await).await
+        let found = Found::recently(
+            &self.api,
+            &self.source,
+            self.filter.as_str(),
+            self.known.clone(),
+            &self.past.recent,
+        );
+        self.query(found, async |query, stream, info| query.fetch(stream, &info.config, after, until).await)
+            .await
     }
 
     async fn locate(&self, seek: Seek) -> Result<SeekResult, BrokerError> {
-        self.query(async |query, stream, info| query.locate(stream, info, seek).await).await
+        self.query(self.found(), async |query, stream, info| query.locate(stream, info, seek).await).await
     }
 
     async fn last(&self) -> Result<Option<Message>, BrokerError> {
-        self.query(async |query, stream, _| query.last_message(stream).await).await
+        self.query(self.found(), async |query, stream, _| query.last_message(stream).await).await
+    }
+
+    fn found(&self) -> impl Future<Output = Result<Found, BrokerError>> {
+        Found::of(&self.api, &self.source, self.filter.as_str(), self.known.clone())
     }
 
     async fn query<T>(
         &self,
+        found: impl Future<Output = Result<Found, BrokerError>>,
         ask: impl AsyncFnOnce(&HistoryQuery, &StreamReader<'_>, &Info) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
         let _turn =
             self.past.queries.acquire().await.map_err(|error| BrokerError::Away(error.to_string()))?;
         let querying = async {
-            let known = self.known.clone();
-            let found = Found::of(&self.api, &self.source, self.filter.as_str(), known).await?;
+            let found = found.await?;
             found.readable()?;
             let Found { info, names, subject } = found;
             let stream = StreamReader {

@@ -97,7 +97,7 @@ impl Sent {
             Err(Failure::NoResponders) => {
                 // The subject has no subscriber: the stream does not exist, or has no leader now.
                 let found = Found::of(&self.api, &self.source, self.topic.as_str(), None).await?;
-                let stream = found.info.config.name;
+                let stream = &found.info.config.name;
                 Err(BrokerError::Away(format!("the stream {stream:?} accepts no messages now")))
             }
         }

@@ -92,7 +92,7 @@ impl ReadPosition {
             pending: 0,
             caught_up: None,
             extent,
-            stream: info.config.name,
+            stream: info.config.name.clone(),
         }
     }
 
