@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::history::{self, History};
-use crate::load::{Load, Spec, Work};
+use crate::load::{Load, Outcome, Spec, Work};
 use crate::target::{Need, Running, Setup, Target};
 
 /// The values of one step, by the names of its measures.
@@ -32,6 +32,10 @@ const KEPT: u32 = 10_000;
 
 /// The time in which a crowd that reconnects must receive all messages.
 const RETURN: Duration = Duration::from_secs(60);
+
+/// Readers with `every=1s` are watched for this long, after this long: each number of seconds has as many deliveries.
+const EVERY_BEFORE: Duration = Duration::from_millis(1_500);
+const EVERY_MEASURED: Duration = Duration::from_secs(6);
 
 /// While latency is measured, one in this many readers of JSON parses its events.
 const LOOKED_AT: u32 = 20;
@@ -376,13 +380,14 @@ fn json(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Resu
     let streams = std::mem::take(&mut session.steps);
     let mut steps = session.finish()?;
     steps.splice(0..0, streams);
-    steps.extend(json_latency(running, readers, scale, compressed)?);
+    steps.extend(json_watched(running, readers, scale, compressed)?);
     Ok(steps)
 }
 
-/// The latency of a few readers of the crowd. In real life, the others are other machines, whose bytes this process need
-/// not inflate.
-fn json_latency(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Result<Vec<Step>> {
+/// The latency of a few readers of the crowd, and the CPU of the server. In real life, the others are other machines, whose
+/// bytes this process need not inflate: it would take messages more slowly than without compression, and the server would
+/// get fewer of them at once.
+fn json_watched(running: &Running, readers: u32, scale: Scale, compressed: bool) -> Result<Vec<Step>> {
     let watched = readers.div_ceil(LOOKED_AT);
     let work = |size| Work { topics: topics("one", 1), readers: watched, size, json: true };
     let mut load = running.load(work(200), true)?;
@@ -393,17 +398,29 @@ fn json_latency(running: &Running, readers: u32, scale: Scale, compressed: bool)
     let mut steps = Vec::new();
     for size in [200, 1024] {
         load.set_work(work(size));
+        let all = |outcome: &Outcome| outcome.deliveries as f64 * f64::from(readers) / f64::from(watched);
         let cpu = running.server.cpu()?;
         let outcome = load.paced(STEADY / f64::from(readers), scale.time * 4, |_| false)?;
         let cpu = running.server.cpu()? - cpu;
-        let deliveries = outcome.deliveries as f64 * f64::from(readers) / f64::from(watched);
         let values = [
             ("p50_ms", outcome.latency.quantile_ms(0.5)),
             ("p99_ms", outcome.latency.quantile_ms(0.99)),
-            ("cpu_us", micros(cpu) / deliveries),
+            ("cpu_us", micros(cpu) / all(&outcome)),
             ("load_core", 100.0 * outcome.load),
         ];
         steps.push(Step { name: format!("steady {}", bytes(size)), values: values.into() });
+        for window in [16, 200] {
+            let cpu = running.server.cpu()?;
+            let outcome = load.closed_loop(window, scale.time)?;
+            let cpu = running.server.cpu()? - cpu;
+            let values = [
+                ("cpu_us", micros(cpu) / all(&outcome)),
+                ("per_second", all(&outcome) / outcome.wall.as_secs_f64()),
+                ("load_core", 100.0 * outcome.load),
+            ];
+            let name = format!("w{window} {}, one in {LOOKED_AT} checked", bytes(size));
+            steps.push(Step { name, values: values.into() });
+        }
     }
     Ok(steps)
 }
@@ -503,8 +520,10 @@ fn every(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     let spec = Spec { counted: false, ..Spec::new(running.stages(&[path], None).into()) };
     let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
     for (name, rate) in [("1 per second", 1.0), ("1000 per second", 1_000.0)] {
+        // The first message goes out at once: the measurement begins when all readers wait for their next one.
+        session.load.paced(rate, EVERY_BEFORE, |_| false).with_context(|| name.to_owned())?;
         let (cpu, begin) = (running.server.cpu()?, Instant::now());
-        let outcome = session.load.paced(rate, scale.time * 2, |_| false).with_context(|| name.to_owned())?;
+        let outcome = session.load.paced(rate, EVERY_MEASURED, |_| false).with_context(|| name.to_owned())?;
         let (cpu, wall) = (running.server.cpu()? - cpu, begin.elapsed().as_secs_f64());
         let values = [
             ("server_core", 100.0 * cpu.as_secs_f64() / wall),

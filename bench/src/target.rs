@@ -257,11 +257,6 @@ impl Running {
         self.target == Target::Direct
     }
 
-    /// Whether it is the bare loop.
-    pub fn is_bound(&self) -> bool {
-        self.target == Target::Bound
-    }
-
     /// Reads the history without a load; see [`history::ask`].
     pub fn read_directly(&self, messages: u32) -> Result<u64> {
         history::ask(self.subscribe, messages)
