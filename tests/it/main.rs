@@ -41,6 +41,7 @@ mod image;
 mod jetstream;
 mod jetstream_corners;
 mod jetstream_holes;
+mod jetstream_mirrors;
 mod jetstream_streams;
 mod jwks;
 mod kills;

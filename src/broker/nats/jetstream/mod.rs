@@ -285,6 +285,7 @@ impl Question {
                 direct: info.config.allow_direct,
                 client: &self.past.client,
                 consumers: &self.past.consumers,
+                recent: &self.past.recent,
             };
             ask(
                 &HistoryQuery { filter: self.filter.clone(), source: self.source.clone(), names },

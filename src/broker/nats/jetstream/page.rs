@@ -1,5 +1,8 @@
 //! Reads a page of a stream: by Direct Get in batches (ADR-31), which any replica answers, or by a short-lived
 //! consumer, if the stream does not allow Direct Get or the server is older than 2.11.
+//!
+//! A mirror answers Direct Get in place of its origin, too, if its `mirror_direct` is set, as a server sets it by itself.
+//! It may have fewer messages, or those of a stream that was replaced. Its answers are recognized by its name and not used.
 
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -9,8 +12,10 @@ use super::consumer::{Consumer, From, bytes_at_once};
 use super::link::Api;
 use super::pull::Pull;
 use super::raw_message::RawMessage;
+use super::recent::RecentStreams;
 use super::request::{last_of, next_of};
 use crate::broker::nats::headers::{last_field, parse_headers};
+use crate::broker::nats::wire::Delivered;
 use crate::broker::{BrokerError, FETCH_BYTES, FETCH_MESSAGES};
 use crate::protocol::seq::Seq;
 
@@ -26,6 +31,7 @@ pub(super) struct StreamReader<'a> {
     pub(super) direct: bool,
     pub(super) client: &'a str,
     pub(super) consumers: &'a Semaphore,
+    pub(super) recent: &'a RecentStreams,
 }
 
 /// A page: messages in the order of their numbers.
@@ -51,7 +57,7 @@ pub(super) fn consumers() -> Semaphore {
 impl StreamReader<'_> {
     /// Whether Direct Get answers in batches here.
     pub(super) fn is_direct(&self) -> bool {
-        self.direct && self.api.client.is_at_least(2, 11)
+        self.direct && self.api.client.is_at_least(2, 11) && !self.recent.is_mirrored(self.name)
     }
 
     /// The messages of the subject from the number `first` on, as many as fit into a page.
@@ -61,7 +67,9 @@ impl StreamReader<'_> {
             let question = json!({
                 "seq": first, "next_by_subj": self.subject, "batch": FETCH_MESSAGES, "max_bytes": FETCH_BYTES,
             });
-            return self.direct(&question).await;
+            if let Some(page) = self.direct(&question).await? {
+                return Ok(page);
+            }
         }
         let _permit = self.permit().await?;
         let consumer = self.consumer(From::Number(first)).await?;
@@ -85,16 +93,21 @@ impl StreamReader<'_> {
 
     /// The first message of the subject from the number `first` on, if there is one.
     pub(super) async fn first(&self, first: Seq) -> Result<Option<First>, BrokerError> {
+        let first = first.max(Seq::new(1));
         if self.is_direct() {
-            let question = json!({ "seq": first.max(Seq::new(1)), "next_by_subj": self.subject, "batch": 1 });
-            let page = self.direct(&question).await?;
-            return Ok(page
-                .messages
-                .first()
-                .map(|message| First { number: message.number, more: page.more }));
+            let question = json!({ "seq": first, "next_by_subj": self.subject, "batch": 1 });
+            if let Some(page) = self.direct(&question).await? {
+                if let Some(message) = page.messages.first() {
+                    return Ok(Some(First { number: message.number, more: page.more }));
+                }
+                // A mirror may have said this, or a replica that lags.
+                if self.next(first).await?.is_none() {
+                    return Ok(None);
+                }
+            }
         }
         let _permit = self.permit().await?;
-        let consumer = self.consumer(From::Number(first.max(Seq::new(1)))).await?;
+        let consumer = self.consumer(From::Number(first)).await?;
         Ok(consumer.waiting().checked_sub(1).map(|more| First { number: first, more }))
     }
 
@@ -117,11 +130,12 @@ impl StreamReader<'_> {
 
     /// The last message of each of these subjects up to the number `until`, as many as fit; requires Direct Get.
     pub(super) async fn last_of(&self, subjects: &[&str], until: Seq) -> Result<Page, BrokerError> {
+        let none = Page { messages: Vec::new(), more: 0 };
         if !self.is_direct() {
-            return Ok(Page { messages: Vec::new(), more: 0 });
+            return Ok(none);
         }
         let question = json!({ "multi_last": subjects, "up_to_seq": until, "max_bytes": FETCH_BYTES });
-        self.direct(&question).await
+        Ok(self.direct(&question).await?.unwrap_or(none))
     }
 
     async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BrokerError> {
@@ -132,8 +146,9 @@ impl StreamReader<'_> {
         Consumer::create(self.api, self.name, self.client, Some(self.subject), from).await
     }
 
-    /// One Direct Get request. Its answers arrive one by one in their own inbox; a status ends them.
-    async fn direct(&self, question: &Value) -> Result<Page, BrokerError> {
+    /// One Direct Get request. Its answers arrive one by one in their own inbox; a status ends them. `None`: they are a
+    /// mirror's. An answer without a message does not say whose it is.
+    async fn direct(&self, question: &Value) -> Result<Option<Page>, BrokerError> {
         let away = |why: &str| BrokerError::Away(format!("Direct Get: {why}"));
         let lost = |error| match error {
             Failure::Denied(words) => BrokerError::Refused(words),
@@ -150,10 +165,15 @@ impl StreamReader<'_> {
         let mut page = Page { messages: Vec::new(), more: 0 };
         while let Some(answer) = inbox.next().await {
             if let Some((message, pending)) = RawMessage::looked_up(&answer) {
+                // One server answers with all messages.
+                if page.messages.is_empty() && !self.is_answer_of_stream(&answer) {
+                    self.recent.found_mirror(self.name);
+                    return Ok(None);
+                }
                 page.messages.push(message);
                 page.more = pending.unwrap_or(1);
                 if pending.is_none() {
-                    return Ok(page); // a replica older than 2.11, which always answers with one message
+                    return Ok(Some(page)); // a replica older than 2.11, which always answers with one message
                 }
                 continue;
             }
@@ -162,12 +182,17 @@ impl StreamReader<'_> {
             page.more = pending.unwrap_or(1);
             let said = parse_headers(&block);
             match said.status {
-                Some(204) => return Ok(page), // the end of the batch
-                Some(404) => return Ok(Page { messages: Vec::new(), more: 0 }),
+                Some(204) => return Ok(Some(page)), // the end of the batch
+                Some(404) => return Ok(Some(Page { messages: Vec::new(), more: 0 })),
                 Some(503) => return Err(away("no replica of the stream answers")),
                 status => return Err(away(&format!("{} {}", status.unwrap_or_default(), said.description))),
             }
         }
         Err(away("the connection was lost"))
+    }
+
+    fn is_answer_of_stream(&self, answer: &Delivered) -> bool {
+        let block = answer.headers.as_deref().unwrap_or_default();
+        last_field(block, "Nats-Stream").is_some_and(|name| name == self.name)
     }
 }
