@@ -99,6 +99,34 @@ async fn a_redis_that_hangs_is_noticed_within_15_seconds() {
     a_broker_that_hangs_is_noticed(Upstream::redis().await).await;
 }
 
+async fn a_stream_that_comes_before_the_first_connection_waits_for_it(upstream: Upstream) {
+    upstream.pause();
+    let gateway = Gateway::unready(&upstream.toml()).await;
+    let comes = async {
+        let mut reader = gateway.open("/topics/a").await;
+        reader.expect("stream-open").await;
+        reader
+    };
+    let resumes = async {
+        // One of them asks for the metric.
+        eventually("it has come", async || gateway.metric("topicgate_connections").await == 2.0).await;
+        upstream.resume();
+    };
+    let (mut reader, ()) = tokio::join!(comes, resumes);
+    upstream.publish("a", "first").await;
+    assert_eq!(reader.message().await, "first");
+}
+
+#[tokio::test]
+async fn a_stream_that_comes_before_the_first_connection_to_nats_waits_for_it() {
+    a_stream_that_comes_before_the_first_connection_waits_for_it(Upstream::nats().await).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_comes_before_the_first_connection_to_redis_waits_for_it() {
+    a_stream_that_comes_before_the_first_connection_waits_for_it(Upstream::redis().await).await;
+}
+
 async fn a_broker_that_is_absent_at_the_start_is_waited_for(mut upstream: Upstream) {
     upstream.stop();
     let warm = "replay = { warm = true }\n";

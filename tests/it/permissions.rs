@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use crate::common::document::blocks;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
+use crate::common::jetstream::Admin;
 use crate::common::nats::NatsServer;
 use crate::common::redis::RedisServer;
 use crate::common::redis_cluster::RedisCluster;
@@ -226,4 +227,44 @@ async fn the_documented_redis_cluster_permissions_are_enough() {
             "{source}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stored_topics_come_back_when_the_permission_for_answers_is_given_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("jetstream");
+    let config = |answers: &str| {
+        format!(
+            "jetstream {{ store_dir: {store:?} }}\nauthorization {{ users = [{{ user: app, password: app }}, {{ user: gw, \
+             password: gw, permissions: {{ publish: [\"$JS.API.>\"], subscribe: [\"orders.>\"{answers}] }} }}] }}\n"
+        )
+    };
+    let granted = config(", \"_INBOX.topicgate.>\"");
+    let server = NatsServer::inside(directory, &granted);
+    let login = async_nats::ConnectOptions::with_user_and_password("app".into(), "app".into());
+    let admin = Admin { client: login.connect(server.url()).await.unwrap() };
+    admin.stream("ORDERS", &["orders.>"], serde_json::json!({})).await;
+    let gateway = Gateway::with(&format!(
+        "broker.url = \"{}\"\nbroker.user = \"gw\"\nbroker.password = \"gw\"\n[[topics]]\nmatch = \"orders/**\"\nread = \
+         \"anyone\"\nsource = \"jetstream\"\n",
+        server.url()
+    ))
+    .await;
+    let mut reader = gateway.open("/topics/orders/eu").await;
+    reader.expect("stream-open").await;
+    admin.put("orders.eu", "1").await;
+    assert_eq!(reader.message().await, "1");
+
+    reader.feeds = true;
+    server.configure(&config(""));
+    server.reload();
+    reader.expect("stream-stale").await;
+    reader.feeds = false;
+    admin.put("orders.eu", "2").await;
+    assert_eq!(gateway.metric("topicgate_upstream_up").await, 0.0);
+    server.configure(&granted);
+    server.reload();
+    assert_eq!(reader.messages(1).await, ["2"]);
+    admin.put("orders.eu", "3").await;
+    assert_eq!(reader.message().await, "3");
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::settings::{Proof, Target};
-use super::wire::{Connect, Info, Operation, PING, PONG, Reader, write_connect};
+use super::wire::{Connect, Info, Operation, PING, PONG, Reader, write_connect, write_subscribe};
 use crate::net::reason::{CLOSED, LATE, Peer, UNRESOLVED, sentence};
 
 /// The timeout of the whole handshake with one address of a server.
@@ -82,6 +82,11 @@ impl Connection {
         write_connect(&mut out, &introduction(target, &self.info)?);
         out.extend_from_slice(PING);
         self.send(&out).await?;
+        self.confirmed().await
+    }
+
+    /// Waits for the answer to a PING, which follows the answers to everything that was sent before.
+    async fn confirmed(&mut self) -> Result<(), String> {
         loop {
             match operation(&mut self.socket, &mut self.reader).await? {
                 Operation::Pong => return Ok(()),
@@ -90,10 +95,19 @@ impl Connection {
                 Operation::Ping => self.send(PONG).await?,
                 Operation::Ok => {}
                 Operation::Message(_) | Operation::TooLarge { .. } => {
-                    return Err("the server sent a message without a subscription".into());
+                    return Err("the server sent a message that nobody has asked for".into());
                 }
             }
         }
+    }
+
+    /// Subscribes to `subject`, and waits until the server has confirmed or refused it.
+    pub(super) async fn subscribe(&mut self, subject: &str, sid: u64) -> Result<(), String> {
+        let mut out = BytesMut::new();
+        write_subscribe(&mut out, subject, sid);
+        out.extend_from_slice(PING);
+        self.send(&out).await?;
+        self.confirmed().await
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {

@@ -80,10 +80,11 @@ impl Connect for Nats {
     type Command = Command;
 
     async fn connect(&mut self, why: Option<&str>) -> Option<Result<Connection, String>> {
-        let why = why.unwrap_or("it is connecting");
+        let opening = open(&self.settings, self.server);
+        // The first commands wait for the first attempt: a gateway that has just started refuses nobody.
+        let Some(why) = why else { return Some(opening.await) };
         // A session that cannot be read would only make the server end it.
         self.until_flushed(why).await?;
-        let opening = open(&self.settings, self.server);
         self.while_down(opening, why).await
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::broker::nats::handshake::Connection;
 use crate::broker::nats::transport::Transport;
@@ -32,6 +32,12 @@ const ORDERS: usize = 1024;
 /// A PING is sent after this much silence of the server; if the silence continues, the connection is given up.
 const PING_AFTER: Duration = Duration::from_secs(4);
 const SILENCE_LIMIT: Duration = Duration::from_secs(9);
+
+/// How long a new connection waits for the confirmation of its subscription.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+const NO_ANSWERS: &str = "the server refuses the subscription to _INBOX.topicgate.>, where the answers of JetStream arrive \
+                          (Permissions Violation); allow the gateway's user to subscribe to it";
 
 /// A handle to a connection.
 #[derive(Clone)]
@@ -148,12 +154,32 @@ impl Client {
     }
 }
 
-/// Creates a handle to a connection, and the task to run for it.
-pub(super) fn client(connection: Connection) -> (Client, Task) {
-    let mut transport = Transport::new(connection);
-    let (orders, receiver) = mpsc::channel(ORDERS);
+/// A connection with the subscription for answers.
+pub(super) struct AnsweringConnection {
+    connection: Connection,
+    /// The prefix of its inboxes.
+    prefix: String,
+}
+
+/// Subscribes to the answers on a new connection, which is of no use without: no request would be answered.
+pub(super) async fn subscribe_to_answers(mut connection: Connection) -> Result<AnsweringConnection, String> {
     let prefix = format!("{INBOX}.{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-    wire::write_subscribe(&mut transport.out, &format!("{prefix}.r.*"), ANSWERS);
+    let subscribed = timeout(ANSWER_LIMIT, connection.subscribe(&format!("{prefix}.r.*"), ANSWERS)).await;
+    match subscribed.unwrap_or_else(|_| Err("the server does not answer".into())) {
+        Err(words) if is_subscription_refused(&words) => Err(NO_ANSWERS.into()),
+        Err(words) => Err(words),
+        Ok(()) => Ok(AnsweringConnection { connection, prefix }),
+    }
+}
+
+fn is_subscription_refused(words: &str) -> bool {
+    words.starts_with("Permissions Violation for Subscription")
+}
+
+/// Creates a handle to a connection, and the task to run for it.
+pub(super) fn client(AnsweringConnection { connection, prefix }: AnsweringConnection) -> (Client, Task) {
+    let transport = Transport::new(connection);
+    let (orders, receiver) = mpsc::channel(ORDERS);
     let shared = Shared {
         orders,
         prefix: prefix.clone(),
@@ -210,7 +236,7 @@ impl Task {
 
     async fn step(&mut self) -> Result<(), String> {
         while let Some(operation) = self.transport.next()? {
-            self.take(operation);
+            self.take(operation)?;
         }
         let is_pinged = self.pinged.is_some_and(|pinged| pinged >= self.transport.heard);
         let due = self.transport.heard + if is_pinged { SILENCE_LIMIT } else { PING_AFTER };
@@ -233,12 +259,12 @@ impl Task {
         Ok(())
     }
 
-    fn take(&mut self, operation: Operation) {
+    fn take(&mut self, operation: Operation) -> Result<(), String> {
         match operation {
             Operation::Message(message) if message.sid == ANSWERS => self.answer(message),
             Operation::Message(message) => {
                 let sid = message.sid;
-                let Some(inbox) = self.inboxes.get(&sid) else { return };
+                let Some(inbox) = self.inboxes.get(&sid) else { return Ok(()) };
                 if inbox.try_send(message).is_err() {
                     self.unsubscribe(sid); // nobody takes the messages, or too slowly: the reader sees the end of the inbox
                 }
@@ -247,9 +273,12 @@ impl Task {
             Operation::TooLarge { sid, .. } => self.unsubscribe(sid),
             Operation::Ping => self.transport.out.extend_from_slice(PONG),
             Operation::Info(info) => self.transport.info = *info,
+            // The server has ended the subscription, and does not begin it again when it gives the permission back.
+            Operation::Error(words) if is_subscription_refused(&words) => return Err(NO_ANSWERS.into()),
             Operation::Error(words) => self.refused(words),
             Operation::Pong | Operation::Ok => {}
         }
+        Ok(())
     }
 
     fn answer(&mut self, message: Delivered) {

@@ -73,9 +73,9 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
             Ok((client, session))
         };
         let established: Result<_, SessionEnd> = match why {
-            // The first session of a shard begins with its first command, which waits for it.
-            None if is_shard => establishing.await,
-            why => self.while_down(establishing, why.unwrap_or("connecting")).await?,
+            // The first commands wait for the first attempt: a gateway that has just started refuses nobody.
+            None => establishing.await,
+            Some(why) => self.while_down(establishing, why).await?,
         };
         Some(established.map_err(|end| end.to_string()))
     }
