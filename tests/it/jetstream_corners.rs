@@ -2,9 +2,11 @@
 //! early, streams that a rule cannot be read from.
 
 use crate::common::gateway::Gateway;
-use crate::common::jetstream::{Admin, DAMAGED, RawPublisher};
+use crate::common::jetstream::{Admin, DAMAGED, Kept, RawPublisher, stream, topic};
 use crate::common::nats::NatsServer;
 use serde_json::{Value, json};
+use topicgate::internals::broker::BrokerError;
+use topicgate::internals::protocol::headers::Headers;
 
 const ORDERS: &str = "match = \"orders/**\"\nsource = \"jetstream\"\nstream = \"ORDERS\"";
 
@@ -333,6 +335,42 @@ async fn a_post_that_no_stream_confirms_or_no_reader_gets_is_refused_and_stored_
     let mut reader = gateway.open("/topics/copied/eu?since=all").await;
     reader.expect("stream-open").await;
     assert_eq!(reader.message().await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_under_a_subject_that_no_stream_takes_is_refused_with_the_reason() {
+    let (server, admin) = start().await;
+    admin.stream("OTHER", &["other.>"], json!({})).await;
+    let renaming = json!({"subject_transform": {"src": "in.>", "dest": "stored.>"}});
+    admin.stream("RENAMES", &["in.>"], renaming).await;
+    admin.stream("COPIES", &[], json!({"sources": [{"name": "OTHER"}]})).await;
+    admin.stream("GONE", &["gone.>"], json!({})).await;
+    admin.stream("MIRROR", &[], json!({"mirror": {"name": "GONE"}})).await;
+    admin.delete("GONE").await;
+    let cases = [
+        ("orders", "OTHER", "has no subjects of orders.eu; it has other.>"),
+        ("stored", "RENAMES", "has no subjects of stored.eu; it has in.>"),
+        ("other2", "COPIES", "has no subjects of other2.eu; it only copies other streams"),
+        ("gone", "MIRROR", "is a mirror, and no stream has subjects of gone.eu"),
+    ];
+    let rule = |(topic, stream, _): &(&str, &str, &str)| {
+        format!("match = \"{topic}/**\"\nsource = \"jetstream\"\nstream = \"{stream}\"")
+    };
+    let all: Vec<String> = cases.iter().map(rule).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let (gateway, kept) = (Gateway::with(&rules(&server, &all)).await, Kept::connect(&server.url()));
+    for (name, stored_in, words) in cases {
+        let response = gateway.post(&format!("/topics/{name}/eu"), "1").await;
+        let code = response.json()["code"].clone();
+        assert_eq!((response.status, code.as_str()), (502, Some("broker_refused")), "{stored_in}");
+        let (name, source) = (topic(&format!("{name}/eu")), stream(stored_in));
+        // What the gateway logs.
+        let refused = kept.broker.publish(name, source, "1".into(), Headers::default()).await;
+        assert!(
+            matches!(&refused, Err(BrokerError::Refused(why)) if why.contains(words)),
+            "{words}: {refused:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

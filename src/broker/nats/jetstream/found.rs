@@ -113,11 +113,37 @@ impl Found {
                 transform.from(),
                 transform.dest
             )),
-            _ => refused(format!(
-                "the stream {name:?} has no subjects of {subject}; it has {}",
-                listed(config.subjects.iter().map(String::as_str), config.subjects.len())
-            )),
+            _ => refused(self.lacks_subject()),
         }
+    }
+
+    /// Why no stream receives what is published to the subject; `None` if one does, or if that cannot be found out.
+    /// Publishers use the names from before a subject transform.
+    pub(super) async fn no_stream_takes(&self, api: &Api) -> Option<String> {
+        let config = &self.info.config;
+        let (name, subject) = (&config.name, &self.subject);
+        if let Some(mirror) = &config.mirror {
+            if mirror.external.is_some() {
+                return None;
+            }
+            let taking = timeout(HINT_LIMIT, streams(api, Some(subject))).await.ok()?.ok()?;
+            return taking.is_empty().then(|| {
+                format!("the stream {name:?} is a mirror, and no stream has subjects of {subject}")
+            });
+        }
+        if config.subjects.iter().any(|own| covers(own, subject)) {
+            return None;
+        }
+        Some(self.lacks_subject())
+    }
+
+    fn lacks_subject(&self) -> String {
+        let config = &self.info.config;
+        let has = match config.subjects.len() {
+            0 => "it only copies other streams".into(),
+            count => format!("it has {}", listed(config.subjects.iter().map(String::as_str), count)),
+        };
+        format!("the stream {:?} has no subjects of {}; {has}", config.name, self.subject)
     }
 
     /// The information that publishing to it needs.

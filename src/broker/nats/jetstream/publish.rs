@@ -95,10 +95,13 @@ impl Sent {
             Err(Failure::Denied(words)) => Err(BrokerError::Refused(words)),
             Err(Failure::Lost) => Err(BrokerError::Away("the connection was lost".into())),
             Err(Failure::NoResponders) => {
-                // The subject has no subscriber: the stream does not exist, or has no leader now.
+                // The subject has no subscriber: the stream does not exist, takes other subjects, or has no leader now.
                 let found = Found::of(&self.api, &self.source, self.topic.as_str(), None).await?;
                 let stream = &found.info.config.name;
-                Err(BrokerError::Away(format!("the stream {stream:?} accepts no messages now")))
+                Err(match found.no_stream_takes(&self.api).await {
+                    Some(why) => BrokerError::Refused(why),
+                    None => BrokerError::Away(format!("the stream {stream:?} accepts no messages now")),
+                })
             }
         }
     }
