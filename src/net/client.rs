@@ -4,19 +4,28 @@
 //! the body, and a bound on the body. Redirects are not followed, and proxy variables of the environment are ignored:
 //! an answer may decide about access, so it must come from the configured server. `auth` and `traces` build the
 //! requests and interpret the answers.
+//!
+//! A server may close an idle connection just when a request is sent on it. Then the request is sent once more, on a new
+//! connection. So a server can receive any request twice: questions only ask, and collectors know spans by their ids.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{Request, Response};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper::body::Incoming;
+use hyper::http::Extensions;
+use hyper::{Request, Response, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use thiserror::Error;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tower::ServiceExt;
+use tower::util::MapResponse;
 
+use super::progress::{Progress, Watched};
 use super::reason::{self, Peer};
 use super::roots;
 
@@ -25,7 +34,7 @@ use super::roots;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an idle connection is kept: less than common servers keep it (gunicorn 2 s, node and uvicorn 5 s). A
-/// request that crosses the server's close would be lost.
+/// request that crosses the server's close would need a second attempt.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The most idle connections that are kept. If more requests come at once, they open new connections.
@@ -48,10 +57,16 @@ pub(crate) enum AskError {
     Failed(String),
 }
 
+type Socket = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Connection = TokioIo<Watched<TokioIo<Socket>>>;
+type Http = legacy::Client<MapResponse<HttpsConnector<HttpConnector>, fn(Socket) -> Connection>, Full<Bytes>>;
+
 /// The client of one server.
 #[derive(Debug)]
 pub(crate) struct Client {
-    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: Http,
+    /// Without a pool: each request has a new connection.
+    fresh: Http,
     peer: Peer,
 }
 
@@ -71,13 +86,17 @@ impl Client {
             .https_or_http()
             .enable_http1()
             .wrap_connector(sockets);
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .http1_max_buf_size(MAX_HEAD)
-            .build(connector);
-        Ok(Client { http, peer })
+        let watched: fn(Socket) -> Connection = |socket| TokioIo::new(Watched::new(TokioIo::new(socket)));
+        let connector = ServiceExt::<Uri>::map_response(connector, watched);
+        let with_idle = |most: usize| {
+            legacy::Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
+                .pool_max_idle_per_host(most)
+                .http1_max_buf_size(MAX_HEAD)
+                .build(connector.clone())
+        };
+        Ok(Client { http: with_idle(MAX_IDLE), fresh: with_idle(0), peer })
     }
 
     /// Sends a request, and waits for the head and the body of the answer, `within` for both. If the body does not
@@ -96,7 +115,7 @@ impl Client {
         let address = request.uri().authority().map(|authority| {
             authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, address)| address).to_owned()
         });
-        let answered = timeout_at(deadline, self.http.request(request)).await;
+        let answered = timeout_at(deadline, self.send(request)).await;
         let failed = |error: legacy::Error| {
             let why = reason::sentence(&reason::chain(&error), self.peer);
             AskError::Failed(address.map_or_else(|| why.clone(), |address| format!("{address}: {why}")))
@@ -110,4 +129,21 @@ impl Client {
         };
         Ok(Response::from_parts(head, body))
     }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, legacy::Error> {
+        match self.http.request(request.clone()).await {
+            // The server has closed an idle connection. Others in the pool may be closed as well.
+            Err(error) if is_of_used_connection(&error) => self.fresh.request(request).await,
+            answered => answered,
+        }
+    }
+}
+
+/// Whether a connection broke that was used before, and before an answer began.
+fn is_of_used_connection(error: &legacy::Error) -> bool {
+    let mut known = Extensions::new();
+    if let Some(connected) = error.connect_info() {
+        connected.get_extras(&mut known);
+    }
+    known.get::<Progress>().is_some_and(Progress::is_reused_and_silent)
 }

@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod client;
+mod progress;
 pub mod reason;
 pub mod roots;
 pub mod tls;

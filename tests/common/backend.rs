@@ -250,3 +250,33 @@ pub async fn raw(bytes: &'static [u8]) -> SocketAddr {
     });
     address
 }
+
+/// A server that answers the first request of each connection with 204. At the second it sends `second`, and closes.
+/// Returns the number of requests so far, too.
+pub async fn closing_with(second: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                for answer in [b"HTTP/1.1 204 No Content\r\n\r\n", second] {
+                    let mut head = vec![];
+                    while !head.ends_with(b"\r\n\r\n") {
+                        if !matches!(socket.read_buf(&mut head).await, Ok(1..)) {
+                            return;
+                        }
+                    }
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    // Requests that come at the same time use several connections.
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    let _ = socket.write_all(answer).await;
+                }
+            });
+        }
+    });
+    (address, count)
+}

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::backend::{Backend, Question, Reply, raw};
+use crate::common::backend::{Backend, Question, Reply, closing_with, raw};
 use crate::common::browser::Client;
 use crate::common::client::{self, Reader};
 use crate::common::eventually;
@@ -185,6 +185,31 @@ async fn a_backend_that_is_down_admits_nobody_until_it_is_back() {
     drop(backend);
     assert_eq!(outcome(gateway.address, "/topics/t/b", &[]).await, LATER);
     assert_eq!(gateway.metric("topicgate_forward_questions_total{outcome=\"failed\"}").await, 3.0);
+}
+
+#[tokio::test]
+async fn a_question_that_crosses_the_close_of_a_used_connection_is_asked_again_once() {
+    let (address, count) = closing_with(b"").await;
+    let one = gateway(&format!("http://{address}/"), "cache = \"0s\"").await;
+    for _ in 0..10 {
+        assert_eq!(outcome(one.address, "/topics/t/a", &[]).await, "open");
+    }
+    // The other connections in the pool may be closed as well.
+    for _ in 0..3 {
+        let outcomes = join_all((0..4).map(|_| outcome(one.address, "/topics/t/a", &[]))).await;
+        assert_eq!(outcomes, ["open"; 4]);
+    }
+    assert!(count.load(std::sync::atomic::Ordering::Relaxed) > 22, "no connection was used twice");
+
+    // An answer that breaks off is a fault.
+    let (address, count) = closing_with(b"HTTP/1.1 2").await;
+    let gateway = gateway(&format!("http://{address}/"), "cache = \"0s\"").await;
+    let mut outcomes = vec![];
+    for _ in 0..2 {
+        outcomes.push(outcome(gateway.address, "/topics/t/a", &[]).await);
+    }
+    assert_eq!(outcomes, ["open", LATER]);
+    assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
