@@ -15,7 +15,7 @@ use hyper::{Request, StatusCode, Uri};
 use jsonwebtoken::Algorithm;
 use jsonwebtoken::jwk::Jwk;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -259,7 +259,7 @@ impl Set {
     fn read(body: &[u8], algorithm: Option<Algorithm>) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Published {
-            keys: Vec<Map<String, Value>>,
+            keys: Vec<Value>,
         }
         let Published { keys } =
             serde_json::from_slice(body).map_err(|error| format!("it is not a JWKS: {error}"))?;
@@ -277,7 +277,8 @@ impl Set {
     }
 }
 
-fn read(jwk: Map<String, Value>, algorithm: Option<Algorithm>) -> Result<Key, String> {
+fn read(jwk: Value, algorithm: Option<Algorithm>) -> Result<Key, String> {
+    let Value::Object(jwk) = jwk else { return Err("is not a JSON object".into()) };
     if SECRET_MEMBERS.iter().any(|member| jwk.contains_key(*member)) {
         return Err("is a private or secret key that is published; anyone who reads it can sign".into());
     }
