@@ -8,7 +8,7 @@ use clap::Args;
 use humantime::parse_duration;
 use url::Url;
 
-use crate::config::Secret;
+use crate::config::{Origin, Secret};
 
 /// The URL, and the credentials to use.
 #[derive(Debug, Clone, Args)]
@@ -41,7 +41,7 @@ pub struct Doctor {
     #[arg(long)]
     pub publish: bool,
     /// Also check access for a page of this origin, such as https://app.example.com
-    #[arg(long)]
+    #[arg(long, value_parser = origin)]
     pub origin: Option<String>,
 }
 
@@ -101,6 +101,16 @@ fn http_url(text: &str) -> Result<Url, String> {
         return Err("a user and a password cannot be used here; use --token".into());
     }
     Ok(url)
+}
+
+/// An origin as browsers send it. Any other spelling would be refused by a gateway that admits the page.
+fn origin(text: &str) -> Result<String, String> {
+    match Origin::parse(text) {
+        _ if text == "null" => Ok("null".into()),
+        Ok(Origin::Exact(origin)) => Ok(origin),
+        Ok(_) => Err("is not the origin of one page; write it as in https://app.example.com".into()),
+        Err(problem) => Err(problem),
+    }
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "what clap asks for")]

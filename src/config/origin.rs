@@ -22,7 +22,7 @@ pub enum Origin {
 
 impl Origin {
     /// Reads an entry. The error completes a sentence that begins with the entry.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "*" {
             return Ok(Origin::Any);
         }

@@ -254,6 +254,72 @@ async fn a_topic_that_has_ended_is_no_problem() {
 }
 
 #[tokio::test]
+async fn the_cursor_at_the_end_of_a_topic_that_has_ended_is_no_problem() {
+    let gateway = Gateway::with(HEARTBEAT).await;
+    let mut reader = gateway.open("/topics/a").await;
+    reader.expect("stream-open").await;
+    gateway.post("/topics/a?end=true", "last").await;
+    reader.message().await;
+    let ended = examined(&format!("http://{}/topics/a", gateway.address), &["--idle", "2s"]).await;
+    assert!(ended.code == 0 && ended.out.contains("ok     resume: 204 No Content"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn parameters_that_change_what_a_stream_carries_are_no_problem() {
+    let gateway = Gateway::with(HEARTBEAT).await;
+    let queries = [
+        "control=none",
+        "type=x",
+        "every=20s",
+        "format=cloudevents",
+        "since=10m",
+        "last_event_id=other-7",
+        "lastEventId=other-7",
+        "since=all&type=x&event=none",
+    ];
+    let examinations = queries.iter().enumerate().map(async |(number, query)| {
+        let url = format!("http://{}/topics/a/{number}?{query}", gateway.address);
+        let ended = examined(&url, &["--idle", "3s", "--publish"]).await;
+        assert_eq!(ended.code, 0, "{query}: {ended:?}");
+        let name = query.split('=').next().unwrap();
+        assert!(
+            ended.out.contains(&format!("note   URL: the following checks leave out {name}")),
+            "{ended:?}"
+        );
+        for about in ["first event: ", "resume: Last-Event-ID is understood", "delay: 3 messages", "idle: "] {
+            assert!(
+                ended.out.contains(&format!("ok     {about}")),
+                "no {about:?} for {query} in\n{}",
+                ended.out
+            );
+        }
+    });
+    futures_util::future::join_all(examinations).await;
+    let wrong = format!("http://{}/topics/a?every=1ms", gateway.address);
+    finds(&examined(&wrong, &[]).await, "reach: 400 bad_query", "");
+}
+
+#[tokio::test]
+async fn a_page_of_the_urls_own_origin_needs_no_permission() {
+    let gateway = Gateway::with(HEARTBEAT).await;
+    let origin = format!("http://{}", gateway.address);
+    let ended = examined(&format!("{origin}/topics/a"), &["--idle", "2s", "--origin", &origin]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.out.contains(&format!("ok     CORS: pages of {origin} may read")), "{ended:?}");
+    let ended = examined(&format!("{origin}/topics/a"), &["--origin", "https://app.example.com/"]).await;
+    assert!(ended.code == 64 && ended.err.contains("write https://app.example.com"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_the_gateway_closes_while_messages_are_sent_is_no_problem() {
+    let gateway = Gateway::with("streams = { heartbeat = \"1s\", max_age = \"1s\" }").await;
+    let url = format!("http://{}/topics/a", gateway.address);
+    let ended = examined(&url, &["--idle", "3s", "--publish"]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.out.contains("the gateway closed the stream (max_age)"), "{ended:?}");
+}
+
+#[tokio::test]
 async fn http_2_is_used_if_tls_offers_it_and_reported_as_missing_if_not() {
     let files = Files::new();
     let gateway = Gateway::with(&format!("{HEARTBEAT}{}", files.toml())).await;

@@ -154,6 +154,21 @@ pub(crate) fn set_parameter(url: &mut Url, name: &str, value: &str) {
     url.query_pairs_mut().clear().extend_pairs(others).append_pair(name, value);
 }
 
+/// Removes parameters of the query. Returns the names of those that it had.
+pub(crate) fn remove_parameters(url: &mut Url, names: &[&str]) -> Vec<String> {
+    let (removed, others): (Vec<_>, Vec<_>) =
+        url.query_pairs().into_owned().partition(|(name, _)| names.contains(&name.as_str()));
+    if !removed.is_empty() {
+        url.query_pairs_mut().clear().extend_pairs(&others);
+        if others.is_empty() {
+            url.set_query(None);
+        }
+    }
+    let mut names: Vec<_> = removed.into_iter().map(|(name, _)| name).collect();
+    names.dedup();
+    names
+}
+
 /// Describes an answer that is not the expected one: the problem details (RFC 9457) of a gateway, otherwise the status.
 pub(crate) async fn refusal(response: Response<Incoming>) -> String {
     let status = response.status();

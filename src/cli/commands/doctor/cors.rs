@@ -7,6 +7,7 @@ use hyper::header::{
 };
 use hyper::{Method, StatusCode};
 use tokio::time::timeout;
+use url::Url;
 
 use super::report::Cause;
 use super::{Examination, PATIENCE};
@@ -18,6 +19,9 @@ const FIELDS: [&str; 3] = ["last-event-id", "cache-control", "authorization"];
 impl Examination {
     /// Does what the browser of a page of `origin` does: the preflight, then a stream.
     pub(crate) async fn cors(&mut self, origin: &str) {
+        if Url::parse(origin).is_ok_and(|origin| origin.origin() == self.url.origin()) {
+            return self.same_origin(origin).await;
+        }
         let preflight = self.client.request(Method::OPTIONS, &self.url).header(ORIGIN, origin);
         let preflight = preflight
             .header(ACCESS_CONTROL_REQUEST_METHOD, "GET")
@@ -47,6 +51,21 @@ impl Examination {
         if good {
             self.report.fine("CORS", &format!("pages of {origin} may read"));
         }
+    }
+
+    /// Does what the browser of a page of the URL's own origin does: a stream, without a preflight and without an `Origin`.
+    async fn same_origin(&mut self, origin: &str) {
+        let request = self.client.stream(&self.url, "").header("sec-fetch-site", "same-origin");
+        let wrong = match timeout(PATIENCE, self.client.send(request, Bytes::new())).await {
+            Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+            Ok(Err(why)) => why,
+            Ok(Ok(response)) if response.status() == StatusCode::OK => {
+                let words = format!("pages of {origin} may read: the URL has the same origin");
+                return self.report.fine("CORS", &words);
+            }
+            Ok(Ok(response)) => http::refusal(response).await,
+        };
+        self.report.found("CORS", &format!("stream of {origin}: {wrong}"), Cause::None);
     }
 }
 

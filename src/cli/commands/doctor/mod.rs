@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::{HeaderMap, Method, Response, StatusCode, Version};
+use thiserror::Error;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
@@ -37,17 +38,25 @@ const PROMPT: Duration = Duration::from_secs(1);
 /// The encodings that browsers accept.
 const ENCODINGS: &str = "gzip, deflate, br, zstd";
 
+/// Parameters that decide which messages a stream carries, from where on, and in which form. With them, the gateway itself
+/// leaves out, delays or renames what the checks wait for.
+const SELECTING: [&str; 9] =
+    ["control", "every", "format", "last", "lastEventID", "lastEventId", "last_event_id", "since", "type"];
+
 /// The state that all checks share.
 struct Examination {
     client: Client,
     url: Url,
+    /// The URL without the parameters that select, for the checks that read events.
+    plain: Url,
     report: Report,
 }
 
 /// Examines one URL and prints the findings. The exit code is 0 if nothing disturbs the stream, otherwise 1.
 pub(crate) async fn examine(options: Doctor) -> Result<ExitCode, Failure> {
     let client = Client::new(&options.target, Versions::Any)?;
-    let mut it = Examination { client, url: options.target.url, report: Report::default() };
+    let url = options.target.url;
+    let mut it = Examination { client, plain: url.clone(), url, report: Report::default() };
     if let Some(opened) = it.opening().await {
         it.resume(&opened.id).await;
         drop(opened);
@@ -93,17 +102,36 @@ impl Examination {
         }
         self.version(response.version());
         self.caching(response.headers());
-        if self.compression(&mut response).await {
+        let is_compressed = self.compression(&mut response).await;
+        if self.leaves_out_parameters() || is_compressed {
             // A compressed stream cannot be read here; the other checks use one that is not compressed.
             begin = Instant::now();
-            let request = self.client.stream(&self.url, "").header(ACCEPT_ENCODING, "identity");
+            let request = self.client.stream(&self.plain, "").header(ACCEPT_ENCODING, "identity");
             match timeout(PATIENCE, self.client.send(request, Bytes::new())).await {
+                Ok(Ok(plain)) if plain.status() != StatusCode::OK => {
+                    self.refused(plain).await;
+                    return None;
+                }
                 Ok(Ok(plain)) if !plain.headers().contains_key(CONTENT_ENCODING) => response = plain,
                 _ => return None,
             }
             head = begin.elapsed();
         }
         self.first_event(EventStream::new(response.into_body(), ""), head).await
+    }
+
+    /// Removes the parameters that select, and says so. Returns whether there are any.
+    fn leaves_out_parameters(&mut self) -> bool {
+        let names = http::remove_parameters(&mut self.plain, &SELECTING);
+        if names.is_empty() {
+            return false;
+        }
+        let words = format!(
+            "the following checks leave out {}: they look at how a stream arrives, not at what it carries",
+            names.join(", ")
+        );
+        self.report.note("URL", &words, Cause::None);
+        true
     }
 
     async fn first_event(&mut self, mut stream: EventStream, head: Duration) -> Option<Opened> {
@@ -258,10 +286,14 @@ impl Examination {
 
     /// Resumes as a browser does.
     async fn resume(&mut self, id: &str) {
-        let begun = self.begin(&self.url, id).await;
+        let begun = self.begin(&self.plain, id).await;
         let (mut stream, first) = match begun {
             Ok(begun) => begun,
-            Err(why) => {
+            Err(Unopened::Ended) => {
+                let words = "204 No Content: the topic has ended, and Last-Event-ID is at its end";
+                return self.report.fine("resume", words);
+            }
+            Err(Unopened::Failed(why)) => {
                 return self.report.found("resume", &format!("the second stream: {why}"), Cause::None);
             }
         };
@@ -277,7 +309,7 @@ impl Examination {
             let words = format!("the second stream does not resume: stream-gap {reason}");
             return self.report.found("resume", &words, cause);
         }
-        let mut url = self.url.clone();
+        let mut url = self.plain.clone();
         http::set_parameter(&mut url, "last_event_id", id);
         let by_query = self.begin(&url, "").await.is_ok_and(|(_, first)| data_of(&first)["resumed"] == true);
         let words = match by_query {
@@ -288,24 +320,43 @@ impl Examination {
     }
 
     /// Opens a stream, and reads its first event, which must be `stream-open`.
-    async fn begin(&self, url: &Url, id: &str) -> Result<(EventStream, Event), String> {
+    async fn begin(&self, url: &Url, id: &str) -> Result<(EventStream, Event), Unopened> {
         let late = || format!("nothing within {} s", PATIENCE.as_secs());
         let deadline = Instant::now() + PATIENCE;
         let request = self.client.stream(url, id).header(ACCEPT_ENCODING, "identity");
         let answer = timeout_at(deadline, self.client.send(request, Bytes::new())).await;
         let response = answer.map_err(|_| late())??;
-        if response.status() != StatusCode::OK {
-            return Err(http::refusal(response).await);
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NO_CONTENT => return Err(Unopened::Ended),
+            _ => return Err(http::refusal(response).await.into()),
         }
         let mut stream = EventStream::new(response.into_body(), id);
         let first = timeout_at(deadline, first_event(&mut stream)).await.map_err(|_| late())??;
         match first.kind.as_str() {
             "stream-open" => Ok((stream, first)),
             "stream-close" => {
-                Err(format!("the gateway refuses it for now ({})", word(&data_of(&first)["code"])))
+                Err(format!("the gateway refuses it for now ({})", word(&data_of(&first)["code"])).into())
             }
-            _ => Err("it begins without stream-open".into()),
+            _ => Err("it begins without stream-open".to_owned().into()),
         }
+    }
+}
+
+/// Why there is no stream.
+#[derive(Debug, Error)]
+enum Unopened {
+    /// The topic has ended, and the cursor is at its end.
+    #[error("204 No Content: the topic has ended")]
+    Ended,
+    /// Anything else, in one line.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<String> for Unopened {
+    fn from(why: String) -> Self {
+        Unopened::Failed(why)
     }
 }
 

@@ -27,26 +27,26 @@ const HEARTBEAT: Duration = Duration::from_secs(20);
 impl Examination {
     /// Opens another stream, publishes if asked to, and then watches the silent stream for `idle`.
     pub(crate) async fn watch(&mut self, idle: Duration, publish: bool) {
-        let mut stream = match self.begin(&self.url, "").await {
+        let mut stream = match self.begin(&self.plain, "").await {
             Ok((stream, _)) => stream,
             Err(why) => {
                 return self.report.found("idle", &format!("the stream to watch: {why}"), Cause::None);
             }
         };
-        if publish {
-            self.messages(&mut stream).await;
+        if !publish || self.messages(&mut stream).await {
+            self.silence(&mut stream, idle).await;
         }
-        self.silence(&mut stream, idle).await
     }
 
-    async fn messages(&mut self, stream: &mut EventStream) {
+    /// Publishes, and measures when the messages arrive. Returns whether the stream is still open.
+    async fn messages(&mut self, stream: &mut EventStream) -> bool {
         let mark = fastrand::u64(..);
         let mut longest = Duration::ZERO;
         for number in 1..=MESSAGES {
             sleep(APART).await;
             let message = format!("topicgate doctor {mark:016x} {number}");
             let sent = Instant::now();
-            let request = self.client.request(Method::POST, &self.url);
+            let request = self.client.request(Method::POST, &self.plain);
             let answer = timeout(PATIENCE, self.client.send(request, Bytes::from(message.clone()))).await;
             let refused = match answer {
                 Ok(Ok(response)) if response.status() == StatusCode::ACCEPTED => None,
@@ -56,39 +56,36 @@ impl Examination {
             };
             if let Some(why) = refused {
                 let words = format!("cannot be measured, because the message was not accepted: {why}");
-                return self.report.found("delay", &words, Cause::None);
+                self.report.found("delay", &words, Cause::None);
+                return true;
             }
-            let arrived = async {
-                loop {
-                    match stream.next().await {
-                        Ok(Some(Item::Event(event))) if event.data == message => return true,
-                        Ok(Some(_)) => {}
-                        Ok(None) | Err(_) => return false,
-                    }
+            match timeout(PATIENCE, arrival(stream, &message)).await {
+                Ok(Arrival::Arrived) => longest = longest.max(sent.elapsed()),
+                Ok(Arrival::Closed(code)) => {
+                    let words = format!("cannot be measured, because the gateway closed the stream ({code})");
+                    self.report.note("delay", &words, Cause::None);
+                    return false;
                 }
-            };
-            match timeout(PATIENCE, arrived).await {
-                Ok(true) => longest = longest.max(sent.elapsed()),
-                Ok(false) => {
-                    return self.report.found(
-                        "delay",
-                        "the stream ended while messages were sent",
-                        Cause::None,
-                    );
+                Ok(Arrival::Cut) => {
+                    let words = "the stream ended while messages were sent";
+                    self.report.found("delay", words, Cause::None);
+                    return false;
                 }
                 Err(_) => {
                     let words =
                         format!("a message did not arrive within {} s: it is held back", PATIENCE.as_secs());
-                    return self.report.found("delay", &words, Cause::Buffering);
+                    self.report.found("delay", &words, Cause::Buffering);
+                    return true;
                 }
             }
         }
         let words = format!("{MESSAGES} messages, each {} ms or less after it was sent", longest.as_millis());
         if longest > PROMPT {
-            self.report.found("delay", &words, Cause::Buffering)
+            self.report.found("delay", &words, Cause::Buffering);
         } else {
-            self.report.fine("delay", &words)
+            self.report.fine("delay", &words);
         }
+        true
     }
 
     async fn silence(&mut self, stream: &mut EventStream, idle: Duration) {
@@ -154,6 +151,27 @@ impl Examination {
                 );
                 self.report.found("idle", &words, Cause::Buffering)
             }
+        }
+    }
+}
+
+/// What became of a message that was published.
+enum Arrival {
+    Arrived,
+    /// The gateway closed the stream; its code.
+    Closed(String),
+    Cut,
+}
+
+async fn arrival(stream: &mut EventStream, message: &str) -> Arrival {
+    loop {
+        match stream.next().await {
+            Ok(Some(Item::Event(event))) if event.data == message => return Arrival::Arrived,
+            Ok(Some(Item::Event(event))) if event.kind == "stream-close" => {
+                return Arrival::Closed(word(&data_of(&event)["code"]));
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return Arrival::Cut,
         }
     }
 }
