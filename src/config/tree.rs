@@ -142,18 +142,30 @@ impl Tree<'_> {
             let leaf = key.rsplit_once('.').map_or(key.as_str(), |(_, leaf)| leaf);
             key.replace('.', "_") == path.join("_") || (leaf == *name && !slip)
         });
-        // The variable of a table or a list has keys in its value, which have no variables.
+        let origin = self.input.origin(&self.path.join("."));
         let variable = format!("environment variable {PREFIX}{}", path.join("__").to_uppercase());
-        let is_variable = self.input.origin(&self.path.join(".")) == variable;
-        let problem = match elsewhere.or(sibling) {
-            Some(key) if is_variable => {
+        let problem = match (elsewhere.or(sibling), origin.strip_prefix(&variable)) {
+            // The variable of a table or a list has keys in its value, which have no variables.
+            (Some(key), Some(rest)) => {
+                let key = key_within(&key, rest).unwrap_or(key);
                 format!("no such key; did you mean {PREFIX}{}?", key.to_uppercase().replace('.', "__"))
             }
-            Some(key) => format!("no such key; did you mean {key}?"),
-            None => format!("no such key; the keys here are {}", siblings.join(", ")),
+            (Some(key), None) => format!("no such key; did you mean {key}?"),
+            (None, _) => format!("no such key; the keys here are {}", siblings.join(", ")),
         };
         self.fail(problem);
     }
+}
+
+/// The key or table in `table` that was meant by `rest`, the end of the name of a variable.
+fn key_within(table: &str, rest: &str) -> Option<String> {
+    let rest = rest.strip_prefix("__")?.to_lowercase().replace("__", ".");
+    let key = format!("{table}.{rest}");
+    if keys::at(&key).is_some() || keys::is_table(&key) {
+        return Some(key);
+    }
+    let near = nearest(&rest, keys::names(table).into_iter())?;
+    Some(format!("{table}.{near}"))
 }
 
 /// The value without white space around its texts, which is never meant. A key in PEM ends with a line end.

@@ -483,6 +483,10 @@ fn a_misspelt_variable_gets_a_suggestion() {
         ("TOPICGATE_LOG_LEVEL", "TOPICGATE_LOG__LEVEL"),
         ("TOPICGATE_LIMITS__STREAM", "TOPICGATE_LIMITS__STREAMS"),
         ("TOPICGATE_LISTN", "TOPICGATE_LISTEN"),
+        ("TOPICGATE_LIMIT__STREAMS", "TOPICGATE_LIMITS__STREAMS"),
+        ("TOPICGATE_LIMIT__STREEMS", "TOPICGATE_LIMITS__STREAMS"),
+        ("TOPICGATE_AUHT__JWT__SECRET", "TOPICGATE_AUTH__JWT__SECRET"),
+        ("TOPICGATE_BROKER__TSL__CA", "TOPICGATE_BROKER__TLS__CA"),
     ] {
         let words = load(&[(wrong, "1")], "").unwrap_err().to_string();
         assert!(words.contains(wrong), "{words}");
