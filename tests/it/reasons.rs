@@ -5,13 +5,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::common::client::Reader;
 use crate::common::command::run;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
 use crate::common::nats::NatsServer;
 use crate::common::ports::free_port;
 use crate::common::process::Process;
-use crate::common::redis::RedisServer;
+use crate::common::redis::{RedisServer, run as redis_run};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -270,4 +271,24 @@ async fn the_log_says_in_words_why_the_backend_and_the_keys_cannot_be_asked() {
         ],
     );
     assert!(!log.contains("s3cret"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_connection_that_had_worked_is_not_explained_like_one_that_cannot_be_made() {
+    let server = RedisServer::start();
+    let mut redis = server.connect().await;
+    let rules = "[{ match = \"live\", read = \"anyone\", publish = \"anyone\" }, { match = \"stored\", source = \
+                 \"redis-stream\", payload = { field = \"data\" }, read = \"anyone\", publish = \"anyone\" }]";
+    let process =
+        Process::start(&[("TOPICGATE_BROKER__URL", &server.url()), ("TOPICGATE_TOPICS", rules)]).await;
+    let mut reader = Reader::open(process.address, "/topics?topic=live&topic=stored", &[]).await;
+    reader.expect("stream-open").await;
+    process.publish("stored", "x").await;
+    process.publish("live", "x").await;
+    for kind in ["normal", "pubsub"] {
+        redis_run::<i64>(&mut redis, &format!("CLIENT KILL TYPE {kind} SKIPME yes")).await;
+    }
+    let lost = || process.log().matches("the connection was closed").count();
+    eventually("both lost connections are in the log", async || lost() >= 2).await;
+    assert!(!process.log().contains("broker.url"), "{}", process.log());
 }

@@ -2,6 +2,7 @@
 
 use redis::{ErrorKind, RedisError};
 
+use super::SessionEnd;
 use crate::broker::BrokerError;
 use crate::net::reason::{Peer, chain, sentence};
 
@@ -19,7 +20,18 @@ pub(super) fn fault(error: &RedisError) -> BrokerError {
             | "ASK",
         ) => BrokerError::Away(words(error)),
         _ if is_answer(error) => BrokerError::Refused(words(error)),
-        _ => BrokerError::Away(words(error)),
+        _ => BrokerError::Away(lost(error)),
+    }
+}
+
+/// Why a connection that had worked is lost. The advice of [`words`] is for a connection that cannot be made.
+pub(super) fn lost(error: &RedisError) -> String {
+    if error.is_timeout() {
+        SessionEnd::Silent.to_string()
+    } else if error.is_connection_dropped() {
+        SessionEnd::Closed.to_string()
+    } else {
+        words(error)
     }
 }
 

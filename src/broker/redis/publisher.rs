@@ -9,7 +9,7 @@ use redis::{AsyncConnectionConfig, Client, RedisError, Value};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::answers::{fault, is_answer, words};
+use super::answers::{fault, is_answer, lost, words};
 use super::session::Done;
 use super::shards::Shard;
 use super::{BATCH, CONNECT_LIMIT};
@@ -65,14 +65,14 @@ pub(super) async fn publish_all(
                         let _ = publish.done.send(answer);
                     }
                 }
-                Err(error) => {
+                Err(why) => {
                     // The waiting messages would run into the same timeout, one after the other.
                     connection = None;
                     while let Ok(publish) = publishes.try_recv() {
                         batch.push(publish);
                     }
                     for publish in part.into_iter().chain(batch.drain(..)) {
-                        let _ = publish.done.send(Err(BrokerError::Away(words(&error))));
+                        let _ = publish.done.send(Err(BrokerError::Away(why.clone())));
                     }
                 }
             }
@@ -80,12 +80,14 @@ pub(super) async fn publish_all(
     }
 }
 
+/// # Errors
+/// Why the connection cannot be made, or is lost.
 async fn publish_pipeline(
     client: &Client,
     command: &str,
     connection: &mut Option<(MultiplexedConnection, Instant)>,
     publishes: &[Publish],
-) -> Result<Vec<Result<i64, RedisError>>, RedisError> {
+) -> Result<Vec<Result<i64, RedisError>>, String> {
     if let Some((idle, used)) = connection
         && used.elapsed() > PUBLISH_IDLE
         && redis::cmd("PING").query_async::<Value>(idle).await.is_err_and(|why| !is_answer(&why))
@@ -98,7 +100,8 @@ async fn publish_pipeline(
             let settings = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(CONNECT_LIMIT))
                 .set_response_timeout(Some(PUBLISH_LIMIT));
-            let new = client.get_multiplexed_async_connection_with_config(&settings).await?;
+            let new = client.get_multiplexed_async_connection_with_config(&settings).await;
+            let new = new.map_err(|why| words(&why))?;
             connection.insert((new, Instant::now()))
         }
     };
@@ -106,7 +109,7 @@ async fn publish_pipeline(
     for publish in publishes {
         pipeline.cmd(command).arg(&publish.channel).arg(&publish.payload[..]);
     }
-    let answers = pipeline.ignore_errors().query_async(ready).await?;
+    let answers = pipeline.ignore_errors().query_async(ready).await.map_err(|why| lost(&why))?;
     *used = Instant::now();
     Ok(answers)
 }

@@ -9,7 +9,7 @@ use super::lookup::{KeyOf, Lookup, What};
 use super::read::samples_and_time;
 use super::server::Session;
 use super::{ShardCommand, Task};
-use crate::broker::redis::answers::words;
+use crate::broker::redis::answers::lost;
 use crate::broker::redis::cluster::Slots;
 use crate::broker::redis::shards::{Adopted, Released, Routed};
 use crate::broker::redis::table::Name;
@@ -119,7 +119,7 @@ impl<C: Into<ShardCommand>> Task<C> {
         let (samples, time) = match samples_and_time(&mut connection, &names).await {
             Ok(sampled) => sampled,
             Err(error) => {
-                let why = words(&error);
+                let why = lost(&error);
                 for (.., done) in begins {
                     let _ = done.send(Err(BrokerError::Away(why.clone())));
                 }

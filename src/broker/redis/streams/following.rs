@@ -13,7 +13,7 @@ use super::key::Key;
 use super::read::{KeyRead, Wanted, read, read_each, sift, sweep};
 use super::server::{Session, Waking};
 use super::size::EntrySize;
-use crate::broker::redis::answers::{fault, is_answer, words};
+use crate::broker::redis::answers::{fault, is_answer, lost, words};
 use crate::broker::{BrokerError, Event};
 use crate::protocol::topic::Filter;
 
@@ -277,7 +277,7 @@ impl FollowedKeys {
             Err(why) if is_answer(&why) && !matches!(round, Round::Sift) => {
                 return self.suspect(round, &why).map(|()| Vec::new());
             }
-            answer => answer.map_err(|why| words(&why))?,
+            answer => answer.map_err(|why| lost(&why))?,
         };
         if let Round::Waiting = round {
             self.answered_at = Instant::now();

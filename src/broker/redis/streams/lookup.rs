@@ -12,7 +12,7 @@ use super::entry::{self, Entry, EntryId};
 use super::sample::Sample;
 use super::server::ANSWER_LIMIT;
 use super::size::EntrySize;
-use crate::broker::redis::answers::{fault, is_answer, words};
+use crate::broker::redis::answers::{fault, is_answer, lost};
 use crate::broker::{Acknowledgement, BrokerError, FETCH_BYTES, FETCH_MESSAGES, Fetched, Message};
 use crate::protocol::event_id::{entry_event_id, is_before_first, pack_entry_id};
 use crate::protocol::headers::Headers;
@@ -54,7 +54,7 @@ enum Fault {
 
 impl From<RedisError> for Fault {
     fn from(why: RedisError) -> Self {
-        if is_answer(&why) { Fault::Here(fault(&why)) } else { Fault::Connection(words(&why)) }
+        if is_answer(&why) { Fault::Here(fault(&why)) } else { Fault::Connection(lost(&why)) }
     }
 }
 
