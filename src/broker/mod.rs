@@ -19,9 +19,9 @@
 //! - **Self-healing.** A lost connection is [`Event::Down`], then reconnected with back-off (capped at one second, so
 //!   that delivery is back within two of the server's return), every filter subscribed again, then [`Event::Lost`] for
 //!   all of them and [`Event::Up`]. A silently dead connection is detected within 15 s. While down, `Subscribe` and
-//!   `Publish` are answered [`BrokerError::Away`] at once, but wait for the first attempt to connect; `Unsubscribe`
-//!   works. For sharded publish/subscribe, each node has its own connection with its own filters, and only those are
-//!   lost with it.
+//!   `Publish` are answered [`BrokerError::Away`] at once, but wait for the first attempt to connect, and with Redis
+//!   Streams for the first attempt to reconnect, for up to a second; `Unsubscribe` works. For sharded
+//!   publish/subscribe, each node has its own connection with its own filters, and only those are lost with it.
 //! - **Bounded.** Back-pressure on the event channel becomes [`Event::Lost`], never growing memory.
 //! - It ends when the command channel closes.
 

@@ -5,7 +5,7 @@ use std::future::{Future, pending};
 use std::pin::pin;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::backoff::Backoff;
 use super::sink::EventSink;
@@ -26,6 +26,14 @@ pub(super) trait Connect {
     /// Called when there is no connection, with the reason.
     fn down(&mut self, why: &str);
 
+    /// Until when commands wait for the next connection. Without it, they are answered at once.
+    fn patient_until(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Answers the commands that the last session has not finished.
+    fn fail_unfinished(&mut self, _why: &str) {}
+
     /// Answers a command without a connection.
     fn answer_away(&mut self, command: Self::Command, why: &str);
 
@@ -34,10 +42,15 @@ pub(super) trait Connect {
 
     /// Does one piece of work that needs no connection: answers a command, or sends waiting events.
     async fn step_down(&mut self, why: &str) -> Option<()> {
+        let patience = self.patient_until().filter(|until| *until > Instant::now());
+        if patience.is_none() {
+            self.fail_unfinished(why);
+        }
         let (commands, sink) = self.channels();
         tokio::select! {
-            command = next(commands) => self.answer_away(command?, why),
+            command = next(commands), if patience.is_none() => self.answer_away(command?, why),
             is_open = sink.flush() => is_open.then_some(())?,
+            () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {}
         }
         Some(())
     }

@@ -70,6 +70,7 @@ mod recipes;
 mod redis_broker;
 mod redis_cluster;
 mod redis_empty_keys;
+mod redis_idle;
 mod redis_sentinel;
 mod redis_socket;
 mod redis_stream_readers;

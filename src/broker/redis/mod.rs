@@ -51,8 +51,9 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(4);
 /// How long an answer may take while messages keep arriving.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 
-/// A PING is sent this long after the last answer. With [`SILENCE_LIMIT`], a dead connection is detected within 8 s.
-const PING_AFTER: Duration = Duration::from_secs(4);
+/// A PING is sent this long after the last answer: the server may close a connection that is idle for longer (`timeout`,
+/// in whole seconds). With [`SILENCE_LIMIT`], a dead connection is detected within 5 s.
+const PING_AFTER: Duration = Duration::from_secs(1);
 
 /// The most commands, channels of one command, and messages that are handled at once.
 const BATCH: usize = 256;

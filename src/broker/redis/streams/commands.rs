@@ -54,11 +54,12 @@ impl<C: Into<ShardCommand>> Task<C> {
         }
     }
 
-    /// Runs the commands of the queue. Returns whether a new key is followed.
+    /// Runs the commands of the queue, up to one that asks the server if it must not be asked now. Returns whether a new
+    /// key is followed.
     ///
     /// # Errors
     /// Why the connection is no longer usable.
-    pub(super) async fn carry_out(&mut self, session: &Session) -> Result<bool, String> {
+    pub(super) async fn carry_out(&mut self, session: &Session, may_ask: bool) -> Result<bool, String> {
         let mut is_new = false;
         while let Some(order) = self.queue.pop_front() {
             let command = match order {
@@ -75,6 +76,9 @@ impl<C: Into<ShardCommand>> Task<C> {
             match command {
                 StoredCommand::Subscribe { .. } => {
                     self.queue.push_front(command.into());
+                    if !may_ask {
+                        break;
+                    }
                     is_new |= self.follow(session).await?;
                 }
                 StoredCommand::Unsubscribe { filter } => self.unfollow(&filter),
@@ -97,7 +101,7 @@ impl<C: Into<ShardCommand>> Task<C> {
 
     /// Follows the keys of the subscriptions at the head of the queue, with one round trip to the server.
     async fn follow(&mut self, session: &Session) -> Result<bool, String> {
-        let mut begins: Vec<(KeyOf, Filter, Done)> = Vec::new();
+        let mut begins: Vec<(KeyOf, Filter, Source, Done)> = Vec::new();
         while let Some(order) = self.queue.pop_front() {
             let ShardCommand::Command(StoredCommand::Subscribe { filter, source, done }) = order else {
                 self.queue.push_front(order);
@@ -111,7 +115,7 @@ impl<C: Into<ShardCommand>> Task<C> {
                     self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
                     break;
                 }
-                Ok(key) => begins.push((key, filter, done)),
+                Ok(key) => begins.push((key, filter, source, done)),
             }
         }
         let mut connection = session.commands.clone();
@@ -119,15 +123,16 @@ impl<C: Into<ShardCommand>> Task<C> {
         let (samples, time) = match samples_and_time(&mut connection, &names).await {
             Ok(sampled) => sampled,
             Err(error) => {
-                let why = lost(&error);
-                for (.., done) in begins {
-                    let _ = done.send(Err(BrokerError::Away(why.clone())));
+                // A subscription only reads, so it is made again in the next session, unless nobody waits any more.
+                let waiting = begins.into_iter().filter(|(.., done)| !done.is_closed());
+                for (_, filter, source, done) in waiting.rev() {
+                    self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
                 }
-                return Err(why);
+                return Err(lost(&error));
             }
         };
         let mut is_new = false;
-        for ((KeyOf { name, topic, payload }, filter, done), sample) in begins.into_iter().zip(samples) {
+        for ((KeyOf { name, topic, payload }, filter, _, done), sample) in begins.into_iter().zip(samples) {
             match sample.and_then(|sample| Key::begin(filter, topic, payload, &sample)) {
                 Ok((key, head)) => {
                     self.context.sink.push(key.begun(&name, head, time));
@@ -153,7 +158,7 @@ impl<C: Into<ShardCommand>> Task<C> {
 
     fn look_up(&mut self, filter: &Filter, source: Source, what: What) {
         match self.key_of(filter, &source) {
-            Ok(key) => self.lookups.push_back(Lookup { key, what }),
+            Ok(key) => self.lookups.push_back(Lookup { key, what, is_repeated: false }),
             Err(why) => what.fail(why),
         }
     }

@@ -34,6 +34,15 @@ pub(super) struct KeyOf {
 pub(super) struct Lookup {
     pub(super) key: KeyOf,
     pub(super) what: What,
+    /// Whether the connection has failed during it once.
+    pub(super) is_repeated: bool,
+}
+
+/// The connection failed.
+pub(super) struct Broken {
+    pub(super) why: String,
+    /// The command, if it can be run once more: it only reads, and was not repeated yet.
+    pub(super) again: Option<Lookup>,
 }
 
 /// The kind of the command.
@@ -68,28 +77,45 @@ impl Lookup {
     /// Runs the command and answers it. Returns the server's error, if there was one.
     ///
     /// # Errors
-    /// Why the connection is no longer usable.
+    /// The connection is no longer usable. A command that can be run once more is not answered yet.
     pub(super) async fn run(
         self,
         connection: MultiplexedConnection,
         size: &EntrySize,
-    ) -> Result<Option<BrokerError>, String> {
-        let Lookup { key: KeyOf { name, topic, payload }, what } = self;
-        let lookup = KeyLookup { connection, name, size };
-        match what {
+    ) -> Result<Option<BrokerError>, Broken> {
+        let Lookup { key, what, is_repeated } = self;
+        let (topic, field) = (&key.topic, key.payload.as_deref());
+        let lookup = KeyLookup { connection, name: &key.name, size };
+        let result = match what {
             What::Fetch { after, until, done } => {
-                answer(done, lookup.fetch(&topic, payload.as_deref(), after, until)).await
+                let answered = answer(done, lookup.fetch(topic, field, after, until)).await;
+                answered.map_err(|(why, done)| (why, What::Fetch { after, until, done }))
             }
-            What::Locate { seek, done } => answer(done, lookup.locate(seek)).await,
-            What::Last { done } => answer(done, lookup.last_message(&topic, payload.as_deref())).await,
-            What::Publish { payload: body, headers, done } => {
+            What::Locate { seek, done } => {
+                let answered = answer(done, lookup.locate(seek)).await;
+                answered.map_err(|(why, done)| (why, What::Locate { seek, done }))
+            }
+            What::Last { done } => {
+                let answered = answer(done, lookup.last_message(topic, field)).await;
+                answered.map_err(|(why, done)| (why, What::Last { done }))
+            }
+            What::Publish { payload, headers, done } => {
                 let stored = async {
-                    let number = lookup.publish(&body, &headers, payload.as_deref()).await?;
+                    let number = lookup.publish(&payload, &headers, field).await?;
                     Ok(Acknowledgement { number, event_id: entry_event_id(number) })
                 };
-                answer(done, stored).await
+                let answered = answer(done, stored).await;
+                answered.map_err(|(why, done)| (why, What::Publish { payload, headers, done }))
             }
-        }
+        };
+        result.map_err(|(why, what)| {
+            // The message may have been stored.
+            if is_repeated || matches!(what, What::Publish { .. }) {
+                what.fail(BrokerError::Away(why.clone()));
+                return Broken { why, again: None };
+            }
+            Broken { why, again: Some(Lookup { key, what, is_repeated: true }) }
+        })
     }
 }
 
@@ -105,24 +131,28 @@ impl What {
     }
 }
 
+/// Answers a command. Returns the server's error, if there was one.
+///
+/// # Errors
+/// Why the connection is no longer usable, and the command's receiver, which has no answer yet.
 async fn answer<T>(
     done: Done<T>,
     asking: impl Future<Output = Result<T, Fault>>,
-) -> Result<Option<BrokerError>, String> {
+) -> Result<Option<BrokerError>, (String, Done<T>)> {
     let silent = || Fault::Connection(format!("no answer within {ANSWER_LIMIT:?}"));
     let result = timeout(ANSWER_LIMIT, asking).await.unwrap_or_else(|_| Err(silent()));
-    let (answer, end) = match result {
-        Ok(found) => (Ok(found), Ok(None)),
-        Err(Fault::Here(why)) => (Err(why.clone()), Ok(Some(why))),
-        Err(Fault::Connection(why)) => (Err(BrokerError::Away(why.clone())), Err(why)),
+    let (answer, error) = match result {
+        Ok(found) => (Ok(found), None),
+        Err(Fault::Here(why)) => (Err(why.clone()), Some(why)),
+        Err(Fault::Connection(why)) => return Err((why, done)),
     };
     let _ = done.send(answer);
-    end
+    Ok(error)
 }
 
 struct KeyLookup<'a> {
     connection: MultiplexedConnection,
-    name: String,
+    name: &'a str,
     size: &'a EntrySize,
 }
 
@@ -142,7 +172,7 @@ impl KeyLookup<'_> {
         // In this order: if an entry up to `after` still exists once the range has been read, nothing in the range was
         // trimmed before.
         let mut pipeline = redis::pipe();
-        pipeline.add_command(Sample::command(&self.name));
+        pipeline.add_command(Sample::command(self.name));
         pipeline.add_command(self.range("XRANGE", &exclusive(after), &EntryId::of(until).to_string(), count));
         pipeline.add_command(self.range("XREVRANGE", &EntryId::of(after).to_string(), "-", 1));
         let [sample, range, held] = self.ask(pipeline).await?;
@@ -198,7 +228,7 @@ impl KeyLookup<'_> {
     }
 
     async fn locate(mut self, seek: Seek) -> Result<SeekResult, Fault> {
-        let sample = Sample::read(Sample::command(&self.name).query_async(&mut self.connection).await)?;
+        let sample = Sample::read(Sample::command(self.name).query_async(&mut self.connection).await)?;
         if let Seek::After(number) = seek
             && !is_before_first(number)
             && self.is_of_another_history(number, &sample).await?
@@ -288,7 +318,7 @@ impl KeyLookup<'_> {
         field: Option<&str>,
     ) -> Result<Seq, Fault> {
         let mut command = redis::cmd("XADD");
-        command.arg(&self.name).arg("*");
+        command.arg(self.name).arg("*");
         for (name, value) in entry::fields(payload, headers, field)? {
             command.arg(name).arg(value);
         }
@@ -302,7 +332,7 @@ impl KeyLookup<'_> {
 
     fn range(&self, command: &str, from: &str, to: &str, count: usize) -> redis::Cmd {
         let mut range = redis::cmd(command);
-        range.arg(&self.name).arg(from).arg(to).arg("COUNT").arg(count);
+        range.arg(self.name).arg(from).arg(to).arg("COUNT").arg(count);
         range
     }
 

@@ -25,22 +25,23 @@ mod size;
 use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use self::following::{FollowedKeys, PendingRead, Round};
 use self::key::Key;
-use self::lookup::Lookup;
+use self::lookup::{Broken, Lookup};
 use self::server::{Server, Session};
 use self::size::EntrySize;
-use super::BATCH;
 use super::context::Context;
 use super::servers::Servers;
 use super::shards::{Routed, Shard};
 use super::table::Table;
+use super::{BATCH, PING_AFTER};
 use crate::broker::reconnect::{Connect, stay_connected};
 use crate::broker::sink::{EventSink, WhenFull};
 use crate::broker::{BrokerError, Event, Link, StoredCommand};
@@ -49,6 +50,10 @@ use crate::protocol::topic::Filter;
 /// The most concurrent lookups, and the most that wait. Beyond it, the command channel waits.
 const LOOKUPS: usize = 16;
 const LOOKUPS_WAITING: usize = 1024;
+
+/// How long commands wait for the first attempt to connect after a connection has failed: the server may have closed it
+/// although it works, for example because it was idle.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The most events that wait for room. Beyond it, the command channel waits.
 const EVENTS_WAITING: usize = 4096;
@@ -109,6 +114,7 @@ pub(super) async fn run<C: Into<ShardCommand>>(
         server: None,
         queue: VecDeque::from([first.into()]),
         lookups: VecDeque::new(),
+        patient_until: None,
         context: Context {
             servers,
             table: Table::new(separator),
@@ -131,13 +137,19 @@ struct Task<C> {
     queue: VecDeque<ShardCommand>,
     /// Lookups that wait for their turn.
     lookups: VecDeque<Lookup>,
+    /// Until when commands wait for the next session.
+    patient_until: Option<Instant>,
 }
 
 /// The events that a session waits for, in addition to commands.
-#[derive(Default)]
 struct Service {
     /// The lookups in progress.
-    asking: FuturesUnordered<BoxFuture<'static, Result<Option<BrokerError>, String>>>,
+    asking: FuturesUnordered<BoxFuture<'static, Result<Option<BrokerError>, Broken>>>,
+    /// When the connection for commands last answered.
+    answered: Instant,
+    /// Whether that connection still works. No command is sent meanwhile: an XADD that fails on a dead connection could
+    /// not be repeated, because it may have arrived.
+    checking: Option<BoxFuture<'static, Result<(), String>>>,
     reading: Option<(Round, PendingRead)>,
     /// Ends the blocking read.
     interrupting: Option<BoxFuture<'static, ()>>,
@@ -150,22 +162,74 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
     async fn connect(&mut self, why: Option<&str>) -> Option<Result<Session, String>> {
         let servers = self.context.servers.clone();
         let connecting = Session::connect(&servers);
-        match why {
+        let connected = match why {
             // Commands wait until the first attempt to connect has ended.
-            None => Some(connecting.await),
-            Some(why) => self.while_down(connecting, why).await,
-        }
+            None => connecting.await,
+            Some(why) => self.while_down(connecting, why).await?,
+        };
+        self.patient_until = None;
+        Some(connected)
     }
 
     async fn serve(&mut self, session: Session) -> Option<String> {
         self.begin(&session);
-        let mut service = Service::default();
+        let mut service = Service {
+            asking: FuturesUnordered::new(),
+            answered: Instant::now(),
+            checking: None,
+            reading: None,
+            interrupting: None,
+        };
+        let why = self.work(&session, &mut service).await?;
+        self.patient_until = Some(Instant::now() + PATIENCE);
+        // If the connection was closed, all lookups on it have failed by now.
+        while let Some(Some(answered)) = service.asking.next().now_or_never() {
+            self.lookups.extend(answered.err().and_then(|broken| broken.again));
+        }
+        Some(why)
+    }
+
+    fn down(&mut self, why: &str) {
+        if !self.context.is_down {
+            self.context.sink.interrupted(self.following.filters());
+        }
+        self.context.down(why);
+    }
+
+    fn patient_until(&self) -> Option<Instant> {
+        self.patient_until
+    }
+
+    fn fail_unfinished(&mut self, why: &str) {
+        for lookup in self.lookups.drain(..) {
+            lookup.what.fail(BrokerError::Away(why.into()));
+        }
+        for order in std::mem::take(&mut self.queue) {
+            self.answer_order_away(order, why);
+        }
+    }
+
+    fn answer_away(&mut self, command: C, why: &str) {
+        self.answer_order_away(command.into(), why);
+    }
+
+    fn channels(&mut self) -> (Option<&mut mpsc::Receiver<C>>, &mut EventSink) {
+        (Some(&mut self.context.commands), &mut self.context.sink)
+    }
+}
+
+impl<C: Into<ShardCommand>> Task<C> {
+    /// Serves a session to its end. Returns the reason of the end; `None` once one of the channels has closed.
+    async fn work(&mut self, session: &Session, service: &mut Service) -> Option<String> {
         let mut batch = Vec::new();
         loop {
-            if let Err(why) = self.advance(&session, &mut service).await {
+            if let Err(why) = self.advance(session, service).await {
                 return Some(why);
             }
-            let is_room = self.lookups.len() < LOOKUPS_WAITING && self.context.sink.len() < EVENTS_WAITING;
+            let is_room = self.queue.is_empty()
+                && self.lookups.len() < LOOKUPS_WAITING
+                && self.context.sink.len() < EVENTS_WAITING;
+            let is_idle = service.asking.is_empty() && service.checking.is_none();
             let is_paused = service.reading.is_none() && self.context.sink.is_empty();
             tokio::select! {
                 answer = answer_of(&mut service.reading) => {
@@ -186,10 +250,23 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
                     self.queue.extend(batch.drain(..).map(Into::into));
                 }
                 Some(answered) = service.asking.next(), if !service.asking.is_empty() => match answered {
-                    Ok(None) => {}
-                    Ok(Some(why)) => self.look_elsewhere(&why),
-                    Err(why) => return Some(why),
+                    Ok(error) => {
+                        service.answered = Instant::now();
+                        error.iter().for_each(|why| self.look_elsewhere(why));
+                    }
+                    Err(Broken { why, again }) => {
+                        self.lookups.extend(again);
+                        return Some(why);
+                    }
                 },
+                checked = end_of(&mut service.checking) => {
+                    service.checking = None;
+                    if let Err(why) = checked {
+                        return Some(why);
+                    }
+                    service.answered = Instant::now();
+                }
+                () = sleep_until(service.answered + PING_AFTER), if is_idle => {}
                 is_open = self.context.sink.flush() => is_open.then_some(())?,
                 () = sleep_until(self.following.next_at()), if is_paused => {}
                 () = session.changed(), if is_paused => {}
@@ -198,30 +275,6 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
         }
     }
 
-    /// Answers the commands that the session has not finished.
-    fn down(&mut self, why: &str) {
-        if !self.context.is_down {
-            self.context.sink.interrupted(self.following.filters());
-        }
-        self.context.down(why);
-        for lookup in self.lookups.drain(..) {
-            lookup.what.fail(BrokerError::Away(why.into()));
-        }
-        for order in std::mem::take(&mut self.queue) {
-            self.answer_order_away(order, why);
-        }
-    }
-
-    fn answer_away(&mut self, command: C, why: &str) {
-        self.answer_order_away(command.into(), why);
-    }
-
-    fn channels(&mut self) -> (Option<&mut mpsc::Receiver<C>>, &mut EventSink) {
-        (Some(&mut self.context.commands), &mut self.context.sink)
-    }
-}
-
-impl<C: Into<ShardCommand>> Task<C> {
     /// Reports possible losses, and that the connection is up.
     fn begin(&mut self, session: &Session) {
         let before = self.server.replace(session.server.clone());
@@ -238,11 +291,17 @@ impl<C: Into<ShardCommand>> Task<C> {
     /// # Errors
     /// Why the connection is no longer usable.
     async fn advance(&mut self, session: &Session, service: &mut Service) -> Result<(), String> {
-        let is_new = self.carry_out(session).await?;
+        if service.asking.is_empty() && service.checking.is_none() && service.answered.elapsed() >= PING_AFTER
+        {
+            service.checking = Some(session.check());
+        }
+        let may_ask = service.checking.is_none();
+        let is_new = self.carry_out(session, may_ask).await?;
         if is_new && matches!(service.reading, Some((Round::Waiting, _))) {
             service.interrupting = session.interrupt();
         }
-        while service.asking.len() < LOOKUPS
+        while may_ask
+            && service.asking.len() < LOOKUPS
             && let Some(lookup) = self.lookups.pop_front()
         {
             let (connection, size) = (session.commands.clone(), self.size.clone());
@@ -277,7 +336,7 @@ async fn answer_of(
 }
 
 /// Waits for `future`; for ever if there is none.
-async fn end_of(future: &mut Option<BoxFuture<'static, ()>>) {
+async fn end_of<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,
         None => pending().await,

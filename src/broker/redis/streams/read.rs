@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::entry::{Entry, EntryId};
 use super::sample::Sample;
 use crate::broker::BrokerError;
-use crate::broker::redis::answers::fault;
+use crate::broker::redis::answers::{fault, is_answer};
 
 /// If the last sample of a key is older than this, the key is sampled before its entries are sent, so that a gap is
 /// sent in its place. It costs a round trip, and the first and the last entry once more.
@@ -137,13 +137,23 @@ async fn sampled(
         .collect())
 }
 
-/// Samples keys without reading entries.
+/// Samples keys without reading entries. If there are none, a PING keeps the server from closing the connection because
+/// it is idle.
 pub(super) async fn sweep(
     mut connection: MultiplexedConnection,
     names: Vec<Arc<str>>,
 ) -> Result<Vec<KeyRead>, RedisError> {
+    if names.is_empty() {
+        ping(&mut connection).await?;
+    }
     let samples = samples(&mut connection, names.iter().map(|name| &**name)).await?;
     Ok(names.into_iter().zip(samples).map(|(name, sample)| KeyRead::only(name, sample)).collect())
+}
+
+/// Sees that the server answers. A restricted ACL may not allow PING: that counts as an answer, too.
+pub(super) async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    let answer = redis::cmd("PING").query_async::<Value>(connection).await;
+    answer.map(drop).or_else(|why| if is_answer(&why) { Ok(()) } else { Err(why) })
 }
 
 /// Reads each key alone, because one key that the server does not allow fails the whole read. Returns those keys.

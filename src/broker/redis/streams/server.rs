@@ -10,9 +10,10 @@ use redis::{AsyncConnectionConfig, Client, RedisError, Value};
 use tokio::time::sleep;
 
 use super::changes::Changes;
+use super::read::ping;
 use crate::broker::BrokerError;
 use crate::broker::redis::CONNECT_LIMIT;
-use crate::broker::redis::answers::{fault, is_answer, words};
+use crate::broker::redis::answers::{fault, is_answer, lost, words};
 use crate::broker::redis::client::in_resp3;
 use crate::broker::redis::servers::Servers;
 
@@ -116,6 +117,12 @@ impl Session {
         };
         let (reads, waking) = reading.map_err(unreachable)?;
         Ok(Session { reads, commands, waking, server })
+    }
+
+    /// Sees that the connection for commands works, and keeps the server from closing it because it is idle.
+    pub(super) fn check(&self) -> BoxFuture<'static, Result<(), String>> {
+        let mut commands = self.commands.clone();
+        Box::pin(async move { ping(&mut commands).await.map_err(|why| lost(&why)) })
     }
 
     /// Unblocks the blocking read repeatedly, until this is dropped; `None` if it cannot be unblocked.
