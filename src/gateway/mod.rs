@@ -77,6 +77,8 @@ pub struct Gateway {
     draining: AtomicBool,
     /// Topics that the broker does not allow the gateway to read.
     denied: Arc<Refusals>,
+    /// Limits the log lines about messages that the broker did not confirm.
+    unconfirmed: Throttle,
     /// Limits the log lines about addresses that have reached a limit.
     crowded: Throttle,
     /// Likewise about connections of such an address that were closed.
@@ -116,6 +118,7 @@ impl Gateway {
             traces,
             draining: AtomicBool::new(false),
             denied: Arc::default(),
+            unconfirmed: Throttle::default(),
             crowded: Throttle::default(),
             disconnected: Throttle::default(),
             reported_largest: AtomicUsize::new(usize::MAX),

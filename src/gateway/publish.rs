@@ -81,17 +81,30 @@ impl Gateway {
             .await
             .unwrap_or_else(|_| away())
             .inspect(|_| self.metrics().publish_seconds.observe(begin.elapsed().as_secs_f64()))
-            .inspect_err(|error| {
-                if let BrokerError::Refused(why) = error
-                    && self.denied.may_log()
-                {
-                    tracing::warn!(topic = topic.as_str(), why, "the broker refused a published message");
-                }
-            })
+            .inspect_err(|error| self.log_failure(topic, error))
             .map_err(|error| match error {
                 BrokerError::Unfit(why) => PublishError::Unfit(why),
                 error => PublishError::Broker(error),
             })
+    }
+
+    /// Logs why the broker did not take a message (throttled).
+    fn log_failure(&self, topic: &Topic, error: &BrokerError) {
+        let topic = topic.as_str();
+        match error {
+            BrokerError::Refused(why) => {
+                if self.denied.may_log() {
+                    tracing::warn!(topic, why, "the broker refused a published message");
+                }
+            }
+            // If the connection works, no other line has the reason.
+            BrokerError::Away(why) => {
+                if let Some(others) = self.unconfirmed.turn() {
+                    tracing::warn!(topic, why, others, "the broker did not confirm a published message");
+                }
+            }
+            BrokerError::Unfit(_) | BrokerError::TooLarge(_) => {}
+        }
     }
 }
 

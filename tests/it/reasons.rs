@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::common::client::Reader;
+use crate::common::client::{self, Reader};
 use crate::common::command::run;
 use crate::common::eventually;
 use crate::common::gateway::Gateway;
@@ -291,4 +291,27 @@ async fn a_redis_connection_that_had_worked_is_not_explained_like_one_that_canno
     let lost = || process.log().matches("the connection was closed").count();
     eventually("both lost connections are in the log", async || lost() >= 2).await;
     assert!(!process.log().contains("broker.url"), "{}", process.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_replica_is_named_in_the_log_when_a_message_cannot_be_stored() {
+    let master = RedisServer::start_with(&["repl-diskless-sync-delay 0"]);
+    let replica = RedisServer::replica_of(&master, &[]);
+    let mut redis = replica.connect().await;
+    eventually("the replica is in step", async || {
+        redis_run::<String>(&mut redis, "INFO replication").await.contains("master_link_status:up")
+    })
+    .await;
+    let rules = "[{ match = \"a\", source = \"redis-stream\", payload = { field = \"data\" }, read = \"anyone\", \
+                 publish = \"anyone\" }]";
+    let process =
+        Process::start(&[("TOPICGATE_BROKER__URL", &replica.url()), ("TOPICGATE_TOPICS", rules)]).await;
+    for _ in 0..3 {
+        let answer = client::request(process.address, "POST", "/topics/a", &[], b"x").await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(!answer.text().contains("READONLY"), "{}", answer.text());
+    }
+    eventually("it is in the log", async || process.log().contains("READONLY")).await;
+    says(&process.log(), &["replica", "name its master in broker.url", "broker.sentinel"]);
+    assert_eq!(process.log().matches("READONLY").count(), 1, "once for many publishes:\n{}", process.log());
 }

@@ -47,6 +47,10 @@ pub(super) fn words(error: &RedisError) -> String {
     let right = match code {
         "NOAUTH" => "it requires a login; set broker.password, and broker.user if it has users",
         "NOPERM" => "the ACL of our user has to allow it, as docs/security.md lists",
+        "READONLY" => {
+            "this server is a replica; if no failover is in progress, name its master in broker.url, or have \
+             sentinels name it (broker.sentinel)"
+        }
         "DENIED" => "it is in protected mode; set a password there, or bind it to an address",
         _ => return text,
     };
