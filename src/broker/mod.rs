@@ -19,8 +19,8 @@
 //! - **Self-healing.** A lost connection is [`Event::Down`], then reconnected with back-off (capped at one second, so
 //!   that delivery is back within two of the server's return), every filter subscribed again, then [`Event::Lost`] for
 //!   all of them and [`Event::Up`]. A silently dead connection is detected within 15 s. While down, `Subscribe` and
-//!   `Publish` are answered [`BrokerError::Away`] at once, but wait for the first attempt to connect, and with Redis
-//!   Streams for the first attempt to reconnect, for up to a second; `Unsubscribe` works. For sharded
+//!   `Publish` are answered [`BrokerError::Away`] at once; `Unsubscribe` works. Before the first connection, commands
+//!   wait until it has been tried. With Redis Streams they also wait up to a second for a reconnection. For sharded
 //!   publish/subscribe, each node has its own connection with its own filters, and only those are lost with it.
 //! - **Bounded.** Back-pressure on the event channel becomes [`Event::Lost`], never growing memory.
 //! - It ends when the command channel closes.
@@ -418,7 +418,8 @@ async fn call<C, T>(
     command: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> C,
 ) -> Result<T, BrokerError> {
     let stopped = || BrokerError::Away("its task has stopped".into());
+    let unanswered = || BrokerError::Away("the connection ended before the answer".into());
     let (done, answer) = oneshot::channel();
     commands.send(command(done)).await.map_err(|_| stopped())?;
-    answer.await.map_err(|_| stopped())?
+    answer.await.map_err(|_| unanswered())?
 }

@@ -80,7 +80,7 @@ async fn a_cluster_that_closes_idle_clients_fails_no_request() {
     use_stored(&gateway, "a", "third").await;
 }
 
-/// Its connections are closed before it can keep them open, as when a laptop sleeps or a firewall drops them.
+/// Its connections are closed before it can keep them open, as when the machine stops the process for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_request_after_a_gateway_was_suspended_is_made_on_a_new_connection() {
     let server = RedisServer::start_with(&[TIMEOUT]);

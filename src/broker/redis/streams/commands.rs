@@ -123,14 +123,20 @@ impl<C: Into<ShardCommand>> Task<C> {
         let (samples, time) = match samples_and_time(&mut connection, &names).await {
             Ok(sampled) => sampled,
             Err(error) => {
-                // A subscription only reads, so it is made again in the next session, unless nobody waits any more.
-                let waiting = begins.into_iter().filter(|(.., done)| !done.is_closed());
-                for (_, filter, source, done) in waiting.rev() {
-                    self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
+                let why = lost(&error);
+                // A subscription only reads, so it is made again in the next session, once.
+                let is_repeated = std::mem::replace(&mut self.has_failed_to_follow, true);
+                for (_, filter, source, done) in begins.into_iter().rev() {
+                    if is_repeated {
+                        let _ = done.send(Err(BrokerError::Away(why.clone())));
+                    } else {
+                        self.queue.push_front(StoredCommand::Subscribe { filter, source, done }.into());
+                    }
                 }
-                return Err(lost(&error));
+                return Err(why);
             }
         };
+        self.has_failed_to_follow = false;
         let mut is_new = false;
         for ((KeyOf { name, topic, payload }, filter, _, done), sample) in begins.into_iter().zip(samples) {
             match sample.and_then(|sample| Key::begin(filter, topic, payload, &sample)) {

@@ -120,6 +120,16 @@ impl Lookup {
 }
 
 impl What {
+    /// Whether somebody still waits for the answer.
+    pub(super) fn is_wanted(&self) -> bool {
+        !match self {
+            What::Fetch { done, .. } => done.is_closed(),
+            What::Locate { done, .. } => done.is_closed(),
+            What::Last { done } => done.is_closed(),
+            What::Publish { done, .. } => done.is_closed(),
+        }
+    }
+
     /// Fails the command without running it.
     pub(super) fn fail(self, why: BrokerError) {
         match self {

@@ -27,10 +27,10 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::following::{FollowedKeys, PendingRead, Round};
 use self::key::Key;
@@ -54,6 +54,9 @@ const LOOKUPS_WAITING: usize = 1024;
 /// How long commands wait for the first attempt to connect after a connection has failed: the server may have closed it
 /// although it works, for example because it was idle.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a session whose one connection has ended waits for the end of its other one.
+const LAST_ANSWERS: Duration = Duration::from_millis(100);
 
 /// The most events that wait for room. Beyond it, the command channel waits.
 const EVENTS_WAITING: usize = 4096;
@@ -115,6 +118,7 @@ pub(super) async fn run<C: Into<ShardCommand>>(
         queue: VecDeque::from([first.into()]),
         lookups: VecDeque::new(),
         patient_until: None,
+        has_failed_to_follow: false,
         context: Context {
             servers,
             table: Table::new(separator),
@@ -139,6 +143,8 @@ struct Task<C> {
     lookups: VecDeque<Lookup>,
     /// Until when commands wait for the next session.
     patient_until: Option<Instant>,
+    /// Whether the last session ended while subscriptions were made.
+    has_failed_to_follow: bool,
 }
 
 /// The events that a session waits for, in addition to commands.
@@ -182,8 +188,9 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
         };
         let why = self.work(&session, &mut service).await?;
         self.patient_until = Some(Instant::now() + PATIENCE);
-        // If the connection was closed, all lookups on it have failed by now.
-        while let Some(Some(answered)) = service.asking.next().now_or_never() {
+        // If the connection for commands was closed too, the lookups on it are about to fail.
+        let end = Instant::now() + LAST_ANSWERS;
+        while let Ok(Some(answered)) = timeout_at(end, service.asking.next()).await {
             self.lookups.extend(answered.err().and_then(|broken| broken.again));
         }
         Some(why)
@@ -304,6 +311,11 @@ impl<C: Into<ShardCommand>> Task<C> {
             && service.asking.len() < LOOKUPS
             && let Some(lookup) = self.lookups.pop_front()
         {
+            // It may have waited for longer than its caller: a message would be stored although the publisher has been told
+            // that it was not.
+            if !lookup.what.is_wanted() {
+                continue;
+            }
             let (connection, size) = (session.commands.clone(), self.size.clone());
             service.asking.push(Box::pin(async move { lookup.run(connection, &size).await }));
         }

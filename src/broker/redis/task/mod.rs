@@ -73,7 +73,7 @@ impl<C: Into<ShardCommand>> Connect for Task<C> {
             Ok((client, session))
         };
         let established: Result<_, SessionEnd> = match why {
-            // The first commands wait for the first attempt: a gateway that has just started refuses nobody.
+            // The first commands wait until the first attempt to connect has ended.
             None => establishing.await,
             Some(why) => self.while_down(establishing, why).await?,
         };
