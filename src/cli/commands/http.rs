@@ -165,6 +165,7 @@ pub(crate) fn remove_parameters(url: &mut Url, names: &[&str]) -> Vec<String> {
         }
     }
     let mut names: Vec<_> = removed.into_iter().map(|(name, _)| name).collect();
+    names.sort();
     names.dedup();
     names
 }

@@ -132,8 +132,12 @@ struct PendingRange {
 impl PendingRange {
     /// Whether an open stream still waits for it.
     fn is_awaited(&self) -> bool {
-        // An open stream holds its handle too.
-        self.waiting.values().any(|handle| Arc::strong_count(handle) > 1)
+        self.open_reader().is_some()
+    }
+
+    /// An open stream that waits for it, which holds its handle too.
+    fn open_reader(&self) -> Option<&Arc<ReaderHandle>> {
+        self.waiting.values().find(|handle| Arc::strong_count(handle) > 1)
     }
 }
 
@@ -189,22 +193,22 @@ impl History {
         until: Seq,
         handle: &Arc<ReaderHandle>,
     ) -> Option<TrySendError<BackfillRequest>> {
-        let is_needed = position < until
+        let is_missing = position < until
             && self.requests.waiting.load(Ordering::Relaxed) < AHEAD
             && self.range_at(state, position, until).is_none()
             && !state.pending.iter().any(|pending| pending.after == position);
-        if is_needed { self.ask(state, position, until, handle, false) } else { None }
+        if is_missing { self.ask(state, position, until, handle, false) } else { None }
     }
 
-    /// Requests the range that begins at `position`; `handle` waits for it, and `is_there` says whether it is there
-    /// already. Returns the request if the queue is full.
+    /// Requests the range that begins at `position`; `handle` waits for it. `is_needed`: as [`PendingRange::is_needed`].
+    /// Returns the request if the queue is full.
     fn ask(
         self: &Arc<Self>,
         state: &mut State,
         position: Seq,
         until: Seq,
         handle: &Arc<ReaderHandle>,
-        is_there: bool,
+        is_needed: bool,
     ) -> Option<TrySendError<BackfillRequest>> {
         // Only up to the beginning of the next range, which it can share.
         let next = state
@@ -231,7 +235,7 @@ impl History {
                 waiting,
                 askers,
                 begun: false,
-                is_needed: is_there,
+                is_needed,
                 _counted: counted,
             };
             let refused = self.requests.queue.try_send(self.request(&pending, address)).err();
@@ -240,7 +244,7 @@ impl History {
             }
             return refused;
         };
-        pending.is_needed |= is_there;
+        pending.is_needed |= is_needed;
         pending.waiting.entry(Arc::as_ptr(handle).addr()).or_insert_with(|| handle.clone());
         let may_ask = !pending.begun && pending.askers.len() < ASKERS && !pending.askers.contains(&address);
         if !may_ask {
@@ -317,7 +321,7 @@ impl BackfillRequest {
     pub fn read_ahead(&self, through: Seq) {
         let mut state = self.history.state.lock();
         let pending = state.pending.iter().find(|pending| pending.id == self.id && pending.is_needed);
-        let handle = pending.and_then(|pending| pending.waiting.values().next().cloned());
+        let handle = pending.and_then(|pending| pending.open_reader().cloned());
         let refused =
             handle.and_then(|handle| self.history.read_ahead(&mut state, through, self.until, &handle));
         drop(state);

@@ -113,7 +113,22 @@ impl Examination {
                     return None;
                 }
                 Ok(Ok(plain)) if !plain.headers().contains_key(CONTENT_ENCODING) => response = plain,
-                _ => return None,
+                // The check of the compression has reported it.
+                Ok(Ok(_)) if is_compressed => return None,
+                Ok(Ok(_)) => {
+                    let words = "the answer is encoded although the request accepts only identity";
+                    self.report.found("compression", words, Cause::None);
+                    return None;
+                }
+                Ok(Err(why)) => {
+                    self.report.found("reach", &format!("the second stream: {why}"), Cause::None);
+                    return None;
+                }
+                Err(_) => {
+                    let words = format!("the second stream: no answer within {} s", PATIENCE.as_secs());
+                    self.report.found("reach", &words, Cause::Buffering);
+                    return None;
+                }
             }
             head = begin.elapsed();
         }
