@@ -33,9 +33,8 @@ const KEPT: u32 = 10_000;
 /// The time in which a crowd that reconnects must receive all messages.
 const RETURN: Duration = Duration::from_secs(60);
 
-/// Readers with `every=1s` are watched for this long, after this long: each number of seconds has as many deliveries.
+/// How long readers with `every=1s` receive messages before they are measured: the first message goes out at once.
 const EVERY_BEFORE: Duration = Duration::from_millis(1_500);
-const EVERY_MEASURED: Duration = Duration::from_secs(6);
 
 /// While latency is measured, one in this many readers of JSON parses its events.
 const LOOKED_AT: u32 = 20;
@@ -52,7 +51,7 @@ pub struct Scale {
     pub time: Duration,
     /// The pause before the memory of a server is read. The gateway frees memory once per second.
     pub settle: Duration,
-    /// How long the idle crowd is measured.
+    /// How long the idle crowd is measured, and three times as long as readers with an interval.
     pub idle: Duration,
 }
 
@@ -520,10 +519,9 @@ fn every(running: &Running, readers: u32, scale: Scale) -> Result<Vec<Step>> {
     let spec = Spec { counted: false, ..Spec::new(running.stages(&[path], None).into()) };
     let mut session = Session::open(running, load, scale, readers, vec![spec; readers as usize])?;
     for (name, rate) in [("1 per second", 1.0), ("1000 per second", 1_000.0)] {
-        // The first message goes out at once: the measurement begins when all readers wait for their next one.
-        session.load.paced(rate, EVERY_BEFORE, |_| false).with_context(|| name.to_owned())?;
+        session.load.paced(rate, EVERY_BEFORE.min(scale.idle), |_| false).with_context(|| name.to_owned())?;
         let (cpu, begin) = (running.server.cpu()?, Instant::now());
-        let outcome = session.load.paced(rate, EVERY_MEASURED, |_| false).with_context(|| name.to_owned())?;
+        let outcome = session.load.paced(rate, scale.idle / 3, |_| false).with_context(|| name.to_owned())?;
         let (cpu, wall) = (running.server.cpu()? - cpu, begin.elapsed().as_secs_f64());
         let values = [
             ("server_core", 100.0 * cpu.as_secs_f64() / wall),
