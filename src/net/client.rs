@@ -6,7 +6,8 @@
 //! requests and interpret the answers.
 //!
 //! A server may close an idle connection just when a request is sent on it. Then the request is sent once more, on a new
-//! connection. So a server can receive any request twice: questions only ask, and collectors know spans by their ids.
+//! connection. The server may have received it before: a question changes nothing there, and a collector may store the
+//! same spans twice.
 
 use std::time::Duration;
 

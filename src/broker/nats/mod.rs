@@ -75,14 +75,26 @@ struct Nats {
     largest: Arc<AtomicUsize>,
 }
 
+impl Nats {
+    /// The first connection. Commands wait until every server has been tried.
+    async fn first(&mut self) -> Result<Connection, String> {
+        for _ in 1..self.settings.len() {
+            if let Ok(connection) = open(&self.settings, self.server).await {
+                return Ok(connection);
+            }
+            self.server += 1;
+        }
+        open(&self.settings, self.server).await
+    }
+}
+
 impl Connect for Nats {
     type Session = Connection;
     type Command = Command;
 
     async fn connect(&mut self, why: Option<&str>) -> Option<Result<Connection, String>> {
+        let Some(why) = why else { return Some(self.first().await) };
         let opening = open(&self.settings, self.server);
-        // The first commands wait for the first attempt: a gateway that has just started refuses nobody.
-        let Some(why) = why else { return Some(opening.await) };
         // A session that cannot be read would only make the server end it.
         self.until_flushed(why).await?;
         self.while_down(opening, why).await

@@ -201,7 +201,9 @@ impl Publishing {
             |selected: &Transform| selected.from() == selected.dest && covers(selected.from(), &subject);
         if !self.mirrored.is_empty() && !self.mirrored.iter().any(is_mirrored) {
             return Err(BrokerError::Refused(format!(
-                "the stream {stream:?} is a mirror that renames its origin's subjects (a subject transform), so no reader                  of this topic would receive a message that is published to {subject}; publish under the origin's subject"
+                "the stream {stream:?} is a mirror that renames its origin's subjects (a subject transform), so no reader \
+                 of this topic would receive a message that is published to {subject}; publish under the origin's \
+                 subject"
             )));
         }
         match &self.transform {

@@ -1,8 +1,8 @@
 //! Reads a page of a stream: by Direct Get in batches (ADR-31), which any replica answers, or by a short-lived
 //! consumer, if the stream does not allow Direct Get or the server is older than 2.11.
 //!
-//! A mirror answers Direct Get in place of its origin, too, if its `mirror_direct` is set, as a server sets it by itself.
-//! It may have fewer messages, or those of a stream that was replaced. Its answers are recognized by its name and not used.
+//! A mirror with `mirror_direct`, which the server may set itself, also answers Direct Get requests for its origin. It may
+//! have fewer messages, or those of a stream that was replaced. Its answers are recognized by its name and not used.
 
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
