@@ -417,9 +417,8 @@ async fn call<C, T>(
     commands: &mpsc::Sender<C>,
     command: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> C,
 ) -> Result<T, BrokerError> {
-    let stopped = || BrokerError::Away("its task has stopped".into());
-    let unanswered = || BrokerError::Away("the connection ended before the answer".into());
+    let away = |why: &str| BrokerError::Away(why.into());
     let (done, answer) = oneshot::channel();
-    commands.send(command(done)).await.map_err(|_| stopped())?;
-    answer.await.map_err(|_| unanswered())?
+    commands.send(command(done)).await.map_err(|_| away("its task has stopped"))?;
+    answer.await.map_err(|_| away("the connection ended before the answer"))?
 }

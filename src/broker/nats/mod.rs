@@ -75,25 +75,15 @@ struct Nats {
     largest: Arc<AtomicUsize>,
 }
 
-impl Nats {
-    /// The first connection. Commands wait until every server has been tried.
-    async fn first(&mut self) -> Result<Connection, String> {
-        for _ in 1..self.settings.len() {
-            if let Ok(connection) = open(&self.settings, self.server).await {
-                return Ok(connection);
-            }
-            self.server += 1;
-        }
-        open(&self.settings, self.server).await
-    }
-}
-
 impl Connect for Nats {
     type Session = Connection;
     type Command = Command;
 
     async fn connect(&mut self, why: Option<&str>) -> Option<Result<Connection, String>> {
-        let Some(why) = why else { return Some(self.first().await) };
+        let Some(why) = why else {
+            let open = |server| open(&self.settings, server);
+            return Some(first(&mut self.server, self.settings.len(), open).await);
+        };
         let opening = open(&self.settings, self.server);
         // A session that cannot be read would only make the server end it.
         self.until_flushed(why).await?;
@@ -128,6 +118,21 @@ impl Connect for Nats {
     fn channels(&mut self) -> (Option<&mut mpsc::Receiver<Command>>, &mut EventSink) {
         (Some(&mut self.commands), &mut self.sink)
     }
+}
+
+/// The first connection, to one of `servers`: commands wait until every server has been tried.
+async fn first<C, F: Future<Output = Result<C, String>>>(
+    server: &mut usize,
+    servers: usize,
+    open: impl Fn(usize) -> F,
+) -> Result<C, String> {
+    for _ in 1..servers {
+        if let Ok(connection) = open(*server).await {
+            return Ok(connection);
+        }
+        *server += 1;
+    }
+    open(*server).await
 }
 
 /// Connects to server `index`, within the limit.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use super::client::{AnsweringConnection, Client, client, subscribe_to_answers};
-use crate::broker::nats::{Settings, open};
+use crate::broker::nats::{Settings, first, open};
 use crate::broker::reconnect::{Connect, stay_connected};
 use crate::broker::sink::{EventSink, WhenFull};
 use crate::broker::{BrokerError, Event, Link};
@@ -78,28 +78,20 @@ struct Keeper {
     state: watch::Sender<State>,
 }
 
-impl Keeper {
-    fn open(&self) -> impl Future<Output = Result<AnsweringConnection, String>> + use<> {
-        let opening = open(&self.settings, self.server);
-        async { subscribe_to_answers(opening.await?).await }
-    }
-}
-
 impl Connect for Keeper {
     type Session = AnsweringConnection;
     type Command = Infallible;
 
     async fn connect(&mut self, why: Option<&str>) -> Option<Result<AnsweringConnection, String>> {
         self.until_flushed(why.unwrap_or_default()).await?;
-        // Commands wait for the first connection until every server has been tried.
-        let others = if why.is_none() { self.settings.len() - 1 } else { 0 };
-        for _ in 0..others {
-            if let Ok(connection) = self.open().await {
-                return Some(Ok(connection));
-            }
-            self.server += 1;
-        }
-        Some(self.open().await)
+        let open = |server| {
+            let opening = open(&self.settings, server);
+            async { subscribe_to_answers(opening.await?).await }
+        };
+        Some(match why {
+            None => first(&mut self.server, self.settings.len(), open).await,
+            Some(_) => open(self.server).await,
+        })
     }
 
     async fn serve(&mut self, connection: AnsweringConnection) -> Option<String> {

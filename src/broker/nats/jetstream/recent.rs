@@ -18,7 +18,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How long a stream is read without Direct Get after a mirror has answered for it.
 const MIRRORED: Duration = Duration::from_secs(60);
 
-/// The most streams; those that were used least recently are asked for again.
+/// The most streams; those that were used least recently are asked for again. The unwrap is
+/// evaluated at compile time.
 const STREAMS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// What servers have said about streams, by their names.
