@@ -11,12 +11,20 @@ use topicgate::internals::protocol::seq::Seq;
 use topicgate::internals::protocol::source::Source;
 use topicgate::internals::protocol::topic::{Filter, Topic};
 
+use super::nats::NatsServer;
 use super::{LIMIT, broker_config, within};
 
 /// A client that is not topicgate.
 #[derive(Clone)]
 pub struct Admin {
     pub client: async_nats::Client,
+}
+
+/// A server with JetStream, and a client of it.
+pub async fn start() -> (NatsServer, Admin) {
+    let server = NatsServer::jetstream();
+    let admin = Admin::connect(&server.url()).await;
+    (server, admin)
 }
 
 impl Admin {

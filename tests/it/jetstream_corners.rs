@@ -2,7 +2,7 @@
 //! early, streams that a rule cannot be read from.
 
 use crate::common::gateway::Gateway;
-use crate::common::jetstream::{Admin, DAMAGED, Kept, RawPublisher, stream, topic};
+use crate::common::jetstream::{DAMAGED, Kept, RawPublisher, start, stream, topic};
 use crate::common::nats::NatsServer;
 use serde_json::{Value, json};
 use topicgate::internals::broker::BrokerError;
@@ -13,12 +13,6 @@ const ORDERS: &str = "match = \"orders/**\"\nsource = \"jetstream\"\nstream = \"
 fn rules(server: &NatsServer, rules: &[&str]) -> String {
     let rule = |keys: &&str| format!("[[topics]]\nread = \"anyone\"\npublish = \"anyone\"\n{keys}\n");
     format!("broker.url = \"{}\"\n{}", server.url(), rules.iter().map(rule).collect::<String>())
-}
-
-async fn start() -> (NatsServer, Admin) {
-    let server = NatsServer::jetstream();
-    let admin = Admin::connect(&server.url()).await;
-    (server, admin)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

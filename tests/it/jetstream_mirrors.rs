@@ -1,5 +1,5 @@
-//! A mirror answers Direct Get in place of its origin, from what it has itself. Servers choose one of them for each request,
-//! so that every test reads often enough to be answered by both.
+//! Readers of a JetStream stream or a bucket that has a mirror. The mirror also answers Direct Get requests for its origin, with
+//! its own messages. For each request the server chooses one of the two, so each test reads often enough for both.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use crate::common::LIMIT;
 use crate::common::client::Reader;
 use crate::common::found;
 use crate::common::gateway::Gateway;
-use crate::common::jetstream::Admin;
+use crate::common::jetstream::{Admin, start};
 use crate::common::nats::NatsServer;
 use serde_json::{Value, json};
 
@@ -15,12 +15,6 @@ const ROUNDS: usize = 8;
 
 fn rule(server: &NatsServer, keys: &str) -> String {
     format!("broker.url = \"{}\"\n[[topics]]\nread = \"anyone\"\n{keys}\n", server.url())
-}
-
-async fn start() -> (NatsServer, Admin) {
-    let server = NatsServer::jetstream();
-    let admin = Admin::connect(&server.url()).await;
-    (server, admin)
 }
 
 /// A mirror with these settings, once it has `messages` messages.
